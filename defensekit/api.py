@@ -1,0 +1,76 @@
+"""What a plugin author imports: the kinds of component, the decorators, the hook marker. Light: no torch."""
+
+from pydantic import Field
+
+from defensekit.components import (
+    Attack,
+    AttackContext,
+    Choice,
+    Component,
+    Dataset,
+    DatasetSource,
+    Estimate,
+    Estimator,
+    EstimatorContext,
+    Executor,
+    InProcess,
+    Measured,
+    Metric,
+    ModelSource,
+    ModelStep,
+    ModelStepContext,
+    Observer,
+    Predictions,
+    Purifier,
+    Rule,
+    Scorer,
+    Selector,
+    Trial,
+    WeightStep,
+    scorer,
+)
+from defensekit.errors import DefenseKitError, UsageError, nearest
+from defensekit.files import cache_folder, file_digest
+from defensekit.hookspecs import hookimpl
+from defensekit.scoring import Scores, TensorView, cutoff
+from defensekit.text import Row, label_number
+
+__all__ = [
+    "Attack",
+    "AttackContext",
+    "Choice",
+    "Component",
+    "Dataset",
+    "DatasetSource",
+    "DefenseKitError",
+    "Estimate",
+    "Estimator",
+    "EstimatorContext",
+    "Executor",
+    "Field",
+    "InProcess",
+    "Measured",
+    "Metric",
+    "ModelSource",
+    "ModelStep",
+    "ModelStepContext",
+    "Observer",
+    "Predictions",
+    "Purifier",
+    "Row",
+    "Rule",
+    "Scorer",
+    "Scores",
+    "Selector",
+    "TensorView",
+    "Trial",
+    "UsageError",
+    "WeightStep",
+    "cache_folder",
+    "cutoff",
+    "file_digest",
+    "hookimpl",
+    "label_number",
+    "nearest",
+    "scorer",
+]

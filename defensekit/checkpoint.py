@@ -1,0 +1,247 @@
+"""Models on disk: safetensors only, checked before anything reads them, no pickle, no remote code."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from defensekit.errors import DefenseKitError, UsageError, listing
+from defensekit.files import folder_digest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Everything that says what a model is; weights in other formats and stray files are not part of it.
+IDENTITY = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies and what it looks like, from the file's header alone."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a model's config and its weights as safetensors, one file or several with an index.
+
+    Raises (on first use):
+        UsageError: no such folder, no config, weights only as pickles, a damaged file, an index that leaves the folder.
+    """
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The contents of config.json."""
+        path = self.folder / "config.json"
+        if not self.folder.is_dir():
+            raise UsageError(f"there is no model folder {self.folder}")
+        if not path.is_file():
+            raise UsageError(f"{self.folder} holds no model: config.json is missing")
+        return _read_json(path)
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The weight files, in the order of their names."""
+        self.config  # noqa: B018 - a missing folder is reported before missing weights
+        if (self.folder / SINGLE).is_file():
+            return [self.folder / SINGLE]
+        if (self.folder / INDEX).is_file():
+            weight_map = _read_json(self.folder / INDEX).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+                raise UsageError(f"{self.folder / INDEX}: expected a `weight_map` from tensors to file names")
+            names = sorted(set(weight_map.values()))
+            for name in names:
+                if Path(name).name != name or not name.endswith(".safetensors"):
+                    raise UsageError(f"{self.folder / INDEX}: refused {name!r}; a weight file lies in the same folder")
+                if not (self.folder / name).is_file():
+                    raise UsageError(f"{self.folder / INDEX} names {name}, which is not there")
+            return [self.folder / name for name in names]
+        if pickles := sorted(p.name for pattern in PICKLES for p in self.folder.glob(pattern)):
+            raise UsageError(
+                f"{self.folder} holds its weights only as a pickle ({listing(pickles)}), which can run code when it is "
+                "read; refused. Where you trust it, convert it: load it with transformers and call "
+                "model.save_pretrained(FOLDER), which writes safetensors"
+            )
+        raise UsageError(f"{self.folder} holds no weights: expected {SINGLE} or {INDEX}")
+
+    @cached_property
+    def tensors(self) -> dict[str, Entry]:
+        """Every tensor by its name in the file."""
+        found: dict[str, Entry] = {}
+        for path in self.files:
+            with _opened(path) as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    view = file.get_slice(name)
+                    found[name] = Entry(path.name, view.get_dtype(), tuple(view.get_shape()))
+        return found
+
+    def tensor(self, name: str) -> "Tensor":
+        """One tensor, in the dtype of the file."""
+        return read_tensor(self.folder / self.tensors[name].file, name)
+
+    def check_finite(self) -> None:
+        """Raise DefenseKitError naming the tensors that hold NaN or infinity."""
+        import torch
+
+        bad = [name for name in self.tensors if not bool(torch.isfinite(self.tensor(name)).all())]
+        if bad:
+            raise DefenseKitError(f"{self.folder}: NaN or infinity in {listing(bad)}")
+
+    def digest(self) -> str:
+        """SHA-256 over config, tokenizer and weights."""
+        self.tensors  # noqa: B018 - damaged files are reported as such
+        return folder_digest(self.folder, IDENTITY)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: expected a JSON object")
+    return data
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            yield file
+    except SafetensorError as error:
+        raise UsageError(f"{path} is damaged or not a safetensors file ({error})") from error
+
+
+def read_tensor(path: Path, name: str) -> "Tensor":
+    """One tensor of a safetensors file.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    with _opened(path) as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Write one safetensors file.
+
+    Raises:
+        DefenseKitError: it could not be written, for want of disk space, say.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise DefenseKitError(f"{path.name} could not be written: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and load reports out of the way, not its errors."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model folder; one without a padding token pads with its end token."""
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise UsageError(f"{folder}: its tokenizer can't be loaded ({_line(error)})") from error
+    if not tokenizer.is_fast:
+        raise UsageError(f"{folder}: its tokenizer is not a fast one; expected a tokenizer.json")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UsageError(f"{folder}: its tokenizer has neither a padding nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrainedModel":
+    """A sequence classifier in float32, in eval mode, on the CPU.
+
+    With ``labels`` a new head is made where the folder has none, drawn from torch's global random state.
+
+    Raises:
+        UsageError: the folder holds no model that can be loaded safely.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    checkpoint = Checkpoint(folder)
+    checkpoint.tensors  # noqa: B018 - refuses pickles and damaged files before transformers sees them
+    head: dict[str, Any] = {}
+    if labels is not None:
+        head = {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+        }
+    try:
+        with _quiet():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                **head,
+            )
+    except Exception as error:
+        raise UsageError(f"{folder}: can't be loaded as a sequence classifier ({_line(error)})") from error
+    model.config.problem_type = "single_label_classification"
+    return model.eval()
+
+
+def save_model(model: "PreTrainedModel", folder: Path, dtype: "torch.dtype | None" = None) -> None:
+    """Write a model's config and weights, in ``dtype`` if it is given."""
+    if dtype is not None:
+        model = model.to(dtype)
+    try:
+        with _quiet():
+            model.save_pretrained(folder)
+    except Exception as error:  # safetensors reports a full disk as an error of its own
+        raise DefenseKitError(f"the model could not be written to {folder}: {_line(error)}") from error
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what lies beside the weights (config, tokenizer), never weights of any format and never code."""
+    target.mkdir(parents=True, exist_ok=True)
+    for pattern in ("*.json", "*.txt", "*.model", "*.jinja"):
+        for path in source.glob(pattern):
+            if path.name != INDEX and path.is_file():
+                (target / path.name).write_bytes(path.read_bytes())
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

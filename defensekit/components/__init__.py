@@ -1,0 +1,58 @@
+"""The kinds of component and how they meet the engine."""
+
+from defensekit.components.attack import Attack, AttackContext
+from defensekit.components.base import Component
+from defensekit.components.estimator import Estimate, Estimator, EstimatorContext
+from defensekit.components.metric import Measured, Metric, Predictions
+from defensekit.components.purifier import ModelStep, ModelStepContext, Purifier, WeightStep
+from defensekit.components.rule import Choice, Rule, Trial
+from defensekit.components.runtime import Executor, InProcess, Observer
+from defensekit.components.scorer import Scorer, scorer
+from defensekit.components.selector import Selector
+from defensekit.components.sources import Dataset, DatasetSource, ModelSource
+
+KINDS: dict[str, type[Component]] = {
+    kind.kind: kind
+    for kind in (
+        Attack,
+        Estimator,
+        Scorer,
+        Selector,
+        Purifier,
+        Rule,
+        DatasetSource,
+        ModelSource,
+        Metric,
+        Executor,
+        Observer,
+    )
+}
+
+__all__ = [
+    "KINDS",
+    "Attack",
+    "AttackContext",
+    "Choice",
+    "Component",
+    "Dataset",
+    "DatasetSource",
+    "Estimate",
+    "Estimator",
+    "EstimatorContext",
+    "Executor",
+    "InProcess",
+    "Measured",
+    "Metric",
+    "ModelSource",
+    "ModelStep",
+    "ModelStepContext",
+    "Observer",
+    "Predictions",
+    "Purifier",
+    "Rule",
+    "Scorer",
+    "Selector",
+    "Trial",
+    "WeightStep",
+    "scorer",
+]

@@ -1,0 +1,50 @@
+"""Estimators: statistics per parameter, measured on clean data."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from defensekit.components.base import Component
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from defensekit.text import Row
+
+
+@dataclass(frozen=True)
+class EstimatorContext:
+    """What an estimator may look at: the models, the defender's clean rows, and nothing of the attack.
+
+    ``model("suspect")`` loads the suspect; ``model("base")`` the base's weights under the suspect's head.
+    ``report(done, total)`` feeds the progress display.
+    """
+
+    model: "Callable[[Literal['suspect', 'base']], PreTrainedModel]"
+    tokenizer: "PreTrainedTokenizerBase"
+    rows: "Sequence[Row]"
+    max_length: int
+    seed: int
+    report: Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``statistics[statistic][parameter]`` is a float32 tensor of the parameter's shape; ``facts`` are plain numbers
+    worth showing to a person."""
+
+    statistics: "dict[str, dict[str, Tensor]]"
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Estimator(Component):
+    """Measures a statistic per parameter on clean data."""
+
+    kind: ClassVar[str] = "estimator"
+    provides: ClassVar[frozenset[str]]
+
+    @abstractmethod
+    def estimate(self, context: EstimatorContext) -> Estimate:
+        """Measure everything in ``provides``."""

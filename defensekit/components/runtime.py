@@ -1,0 +1,48 @@
+"""Executors, which say where a stage runs, and observers, who watch."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from defensekit.components.base import Component
+
+
+class Observer(Component):
+    """Watches a run; every method may be overridden, none has to be."""
+
+    kind: ClassVar[str] = "observer"
+
+    def message(self, text: str) -> None:
+        """A line for the user."""
+
+    def stage_started(self, title: str) -> None:
+        """A stage that has to be computed begins."""
+
+    def progress(self, title: str, done: int, total: int) -> None:
+        """``done`` of ``total`` units of the stage are done."""
+
+    def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+        """A stage is there; ``reused`` when it was before the run."""
+
+
+class Executor(Component):
+    """Says where stages run."""
+
+    kind: ClassVar[str] = "executor"
+
+    @abstractmethod
+    def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        """Compute one stage, given as plain data, into the store in that folder; its inputs are there already.
+
+        `defensekit.stages.compute` does the work, wherever it is called.
+        """
+
+
+class InProcess(Executor):
+    """Runs each stage here, one after the other."""
+
+    def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        from defensekit.stages import compute
+
+        compute(stage, store, report)

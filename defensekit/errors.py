@@ -1,0 +1,25 @@
+"""The failures a user can act on, and the nearest match that goes with them."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DefenseKitError(Exception):
+    """Something went wrong that the user can act on; shown as a message, never as a traceback (exit code 1)."""
+
+
+class UsageError(DefenseKitError):
+    """The command or the recipe is wrong; nothing was run (exit code 2)."""
+
+
+def nearest(typed: str, known: Iterable[str]) -> str:
+    """A sentence that names what is closest to what was typed, or the empty string."""
+    close = get_close_matches(typed, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def listing(names: Iterable[str], limit: int = 12) -> str:
+    """Names as one line, cut after ``limit`` with the number left out."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,51 @@
+"""Small things about files: digests, the cache folder, writes that are whole or not there."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's contents, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(folder: Path, patterns: tuple[str, ...] = ("*",)) -> dict[str, str]:
+    """SHA-256 of every file in a folder that matches a pattern, subfolders included, by its path within the folder."""
+    found = sorted({p for pattern in patterns for p in folder.rglob(pattern) if p.is_file()})
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in found}
+
+
+def folder_digest(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
+    """SHA-256 over the names and contents of what `file_digests` finds."""
+    return data_digest(file_digests(folder, patterns))
+
+
+def data_digest(data: Any) -> str:
+    """SHA-256 of plain data in canonical JSON."""
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept for this user: ``DEFENSEKIT_CACHE``, or ``defensekit`` in the user's cache folder."""
+    if chosen := os.environ.get("DEFENSEKIT_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "defensekit"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, whatever stops the program."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

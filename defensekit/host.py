@@ -1,0 +1,237 @@
+"""The plugin host: discover, load one by one, register, explain."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from defensekit import hookspecs
+from defensekit.components import KINDS, Component
+from defensekit.errors import DefenseKitError, UsageError, listing, nearest
+from defensekit.files import data_digest, file_digest, folder_digest
+from defensekit.hookspecs import HOOKS
+
+GROUP = "defensekit"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Where components come from: an installed distribution or a local file."""
+
+    name: str
+    version: str
+    origin: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.name!r} ({self.origin} {self.version})".replace(" )", ")")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin, or one hook of it, that is left out, and why."""
+
+    plugin: Plugin
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.plugin} is left out: {self.text}"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A component under its name."""
+
+    kind: str
+    name: str
+    target: "str | type[Component]"
+    plugin: Plugin
+
+
+def _why(error: BaseException) -> str:
+    """One line for what stopped a plugin, with the line that mends it where there is one."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"it needs the module {error.name!r}, which is not installed (pip install {error.name.split('.')[0]})"
+    return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+@dataclass
+class Host:
+    """The components at hand, by kind and name, and the plugins that could not be loaded."""
+
+    registrations: dict[str, dict[str, list[Registration]]] = field(
+        default_factory=lambda: {kind: {} for kind in KINDS}
+    )
+    problems: list[Problem] = field(default_factory=list)
+
+    # -- loading ---------------------------------------------------------------------------------------------------
+
+    def load(self, plugin: Plugin, importer: Callable[[], ModuleType]) -> None:
+        """Load one plugin; what goes wrong with it becomes a `Problem` and touches nobody else."""
+        try:
+            module = importer()
+        except (Exception, SystemExit) as error:
+            self.problems.append(Problem(plugin, f"importing it failed, {_why(error)}"))
+            return
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        try:
+            manager.register(module, plugin.name)
+        except pluggy.PluginValidationError as error:
+            self.problems.append(Problem(plugin, " ".join(str(error).split())))
+            return
+        found = 0
+        for caller in manager.get_hookcallers(module) or []:
+            if not caller.has_spec():
+                hint = nearest(caller.name, HOOKS.values())
+                self.problems.append(Problem(plugin, f"there is no hook {caller.name!r}.{hint}"))
+                return
+            kind = next(kind for kind, hook in HOOKS.items() if hook == caller.name)
+            for implementation in caller.get_hookimpls():
+                found += 1
+                self._register(plugin, kind, implementation.function)
+        if not found:
+            self.problems.append(Problem(plugin, "it has no function marked with @hookimpl"))
+
+    def _register(self, plugin: Plugin, kind: str, hook: Callable[[], object]) -> None:
+        try:
+            table = hook()
+        except Exception as error:
+            self.problems.append(Problem(plugin, f"its hook {HOOKS[kind]!r} failed, {_why(error)}"))
+            return
+        if not isinstance(table, Mapping):
+            expected = "a mapping of names to 'module:Class' or classes"
+            self.problems.append(Problem(plugin, f"its hook {HOOKS[kind]!r} returned {table!r}, expected {expected}"))
+            return
+        for name, target in table.items():
+            good = isinstance(target, str) and ":" in target or isinstance(target, type) and issubclass(target, KINDS[kind])
+            if not isinstance(name, str) or not good:
+                expected = f"'module:Class' or a subclass of {KINDS[kind].__name__}"
+                self.problems.append(Problem(plugin, f"its {kind} {name!r} is {target!r}, expected {expected}"))
+                continue
+            self.registrations[kind].setdefault(name, []).append(Registration(kind, name, target, plugin))
+
+    # -- looking up ------------------------------------------------------------------------------------------------
+
+    def names(self, kind: str) -> list[str]:
+        """The names of a kind, sorted."""
+        return sorted(self.registrations[kind])
+
+    def find(self, kind: str, name: str) -> type[Component]:
+        """The component's class.
+
+        Raises:
+            UsageError: nobody or more than one plugin has the name, or what it needs is not installed.
+        """
+        claims = self.registrations[kind].get(name, [])
+        if not claims:
+            known = self.names(kind)
+            broken = "".join(f" ({problem})" for problem in self.problems)
+            known_line = f"known: {listing(known)}" if known else "none is installed"
+            raise UsageError(f"there is no {kind} {name!r}.{nearest(name, known)} ({known_line}){broken}")
+        if len(claims) > 1:
+            both = " and ".join(str(claim.plugin) for claim in claims)
+            raise UsageError(f"the {kind} {name!r} is claimed by {both}; uninstall one of them")
+        return _resolve(claims[0])
+
+    def plugin_of(self, kind: str, name: str) -> Plugin:
+        """The plugin that has a name that `find` knows."""
+        return self.registrations[kind][name][0].plugin
+
+
+def _resolve(claim: Registration) -> type[Component]:
+    if isinstance(claim.target, type):
+        return claim.target
+    module, _, attribute = claim.target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} can't be loaded: {_why(error)}") from error
+    if not (isinstance(found, type) and issubclass(found, KINDS[claim.kind])):
+        expected = f"a subclass of {KINDS[claim.kind].__name__}"
+        raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} is {found!r}, expected {expected}")
+    return found
+
+
+@cache
+def _package_digest(folder: Path) -> str:
+    return folder_digest(folder, ("*.py",))
+
+
+def source_digest(component: type[Component]) -> str:
+    """A digest of the package (of the file, for a module on its own) that a component's class comes from."""
+    module = sys.modules[component.__module__]
+    top = sys.modules.get(component.__module__.partition(".")[0], module)
+    for place in getattr(top, "__path__", ()):
+        return _package_digest(Path(place))
+    if file := getattr(module, "__file__", None):
+        return file_digest(Path(file))
+    return data_digest(component.__qualname__)  # defined in a running interpreter: there is no file to follow
+
+
+def _installed(entry: EntryPoint) -> Plugin:
+    dist = entry.dist
+    return Plugin(entry.name, dist.version if dist else "", dist.name if dist else entry.value)
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = f"defensekit_local_{path.stem}_{data_digest(str(path))[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_plugins(files: Iterable[Path] = ()) -> Host:
+    """A host with the core's own components, every installed plugin in the order of their names, and local files."""
+    host = Host()
+    host.load(Plugin("core", host_version(), "defensekit"), lambda: importlib.import_module("defensekit.builtin"))
+    for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
+        host.load(_installed(entry), entry.load)
+    for file in files:
+        path = Path(os.path.realpath(file))
+        if not path.is_file():
+            raise UsageError(f"plugins: there is no file {path}")
+        host.load(Plugin(path.name, "", str(path.parent)), lambda path=path: _import_file(path))  # type: ignore[misc]
+    return host
+
+
+def host_version() -> str:
+    """The installed version of this distribution."""
+    try:
+        return version("defensekit")
+    except PackageNotFoundError as error:
+        raise DefenseKitError("defensekit is not installed; run: pip install -e .") from error
+
+
+def require(host: Host, names: Iterable[str]) -> None:
+    """Refuse to go on without plugins that the user named: a local file that did not load is the user's to mend.
+
+    Raises:
+        UsageError: one of them is among the host's problems.
+    """
+    wanted = set(names)
+    for problem in host.problems:
+        if problem.plugin.name in wanted:
+            raise UsageError(str(problem))
+
+
+def plain(component: Component, name: str) -> dict[str, Any]:
+    """A component as plain data: enough to build it again, and enough to know whether it is still the same."""
+    return {
+        "kind": component.kind,
+        "name": name,
+        "parameters": component.parameters(),
+        "source": source_digest(type(component)),
+    }

@@ -1,0 +1,167 @@
+"""Base and suspect aligned, tensor by tensor, from their files alone.
+
+Files name the same tensor differently: with a prefix or without (``bert.encoder...``), with LayerNorm's old names
+(``gamma``, ``beta``), with buffers that are no weights. A tensor of the pair is known by the suspect's name less the
+prefix, with LayerNorm's new names.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from defensekit.checkpoint import Checkpoint
+from defensekit.errors import UsageError, listing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Tables that older files carry beside the weights; GPT-2's `attn.bias` is its causal mask.
+BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
+FLOATS = ("F64", "F32", "F16", "BF16")
+LAYER = re.compile(r"^(.*?\.)??(\d+)\.")
+
+
+def modern(name: str) -> str:
+    """A tensor's name with LayerNorm's present names for its weight and bias."""
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]], name)
+
+
+def layer_of(name: str) -> str:
+    """The layer a tensor belongs to: its name up to the layer's number, or else its first part (``embeddings``)."""
+    found = LAYER.match(name)
+    return found[0].rstrip(".") if found else name.partition(".")[0]
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    found = {""}
+    for name in names:
+        parts = name.split(".")
+        found.update(".".join(parts[:depth]) + "." for depth in (1, 2) if len(parts) > depth)
+    return sorted(found, key=len)
+
+
+def _strip(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """Names without the prefix (where they have it) to the names as given."""
+    return {modern(name).removeprefix(prefix): name for name in names}
+
+
+def align(ours: Iterable[str], theirs: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Both sets of names by their common ones: the prefixes taken off are those under which most names meet."""
+    ours, theirs = list(ours), list(theirs)
+    best: tuple[int, dict[str, str], dict[str, str]] = (-1, {}, {})
+    for mine in _prefixes(map(modern, ours)):
+        stripped = _strip(ours, mine)
+        if len(stripped) < len(ours):
+            continue  # two names would become one
+        for other in _prefixes(map(modern, theirs)):
+            if mine and other and mine != other:
+                continue
+            met = _strip(theirs, other)
+            if len(met) == len(theirs) and (common := len(stripped.keys() & met.keys())) > best[0]:
+                best = (common, stripped, met)
+    return best[1], best[2]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base and a suspect that was fine-tuned from it.
+
+    Raises (on first use):
+        UsageError: they don't fit each other; the message lists the differences.
+    """
+
+    base: Checkpoint
+    suspect: Checkpoint
+
+    @cached_property
+    def _names(self) -> tuple[dict[str, str], dict[str, str]]:
+        """(base, suspect): common name to the name in the file."""
+        base = [n for n, entry in self.base.tensors.items() if not BUFFERS.search(n) and entry.dtype in FLOATS]
+        suspect = [n for n, entry in self.suspect.tensors.items() if not BUFFERS.search(n) and entry.dtype in FLOATS]
+        in_base, in_suspect = align(base, suspect)
+        self._refuse_misfits(in_base, in_suspect)
+        return in_base, in_suspect
+
+    def _refuse_misfits(self, in_base: dict[str, str], in_suspect: dict[str, str]) -> None:
+        differences = []
+        for key in ("model_type", "hidden_size", "vocab_size", "num_hidden_layers"):
+            ours, theirs = self.base.config.get(key), self.suspect.config.get(key)
+            if ours != theirs:
+                differences.append(f"{key}: base {ours}, suspect {theirs}")
+        common = in_base.keys() & in_suspect.keys()
+        for name in sorted(common):
+            ours, theirs = self.base.tensors[in_base[name]].shape, self.suspect.tensors[in_suspect[name]].shape
+            if ours != theirs:
+                differences.append(f"{name}: base {list(ours)}, suspect {list(theirs)}")
+        # What has no layer number may be a head, and stand in one file alone; a layer has to be in both.
+        shared_stems = {_stem(name) for name in common}
+        for name in sorted(in_base.keys() ^ in_suspect.keys()):
+            if LAYER.match(name) and _stem(name) in shared_stems:
+                differences.append(f"{name}: only in the {'base' if name in in_base else 'suspect'}")
+        if not common:
+            differences.append("they have no tensor in common")
+        if differences:
+            raise UsageError(
+                f"base {self.base.folder} and suspect {self.suspect.folder} don't fit each other:\n  "
+                + "\n  ".join(differences[:20])
+                + (f"\n  and {len(differences) - 20} more" if len(differences) > 20 else "")
+            )
+
+    @cached_property
+    def scope(self) -> list[str]:
+        """The tensors that exist in both files, sorted."""
+        in_base, in_suspect = self._names
+        return sorted(in_base.keys() & in_suspect.keys())
+
+    @cached_property
+    def head(self) -> list[str]:
+        """The tensors that are absent from the base file, sorted: kept from the suspect."""
+        in_base, in_suspect = self._names
+        return sorted(in_suspect.keys() - in_base.keys())
+
+    @cached_property
+    def left_out(self) -> list[str]:
+        """The base's weights that the suspect does not have (the pretraining head), sorted."""
+        in_base, in_suspect = self._names
+        return sorted(in_base.keys() - in_suspect.keys())
+
+    @cached_property
+    def by_file_name(self) -> dict[str, str]:
+        """The suspect's names in the file to the common names, for tensors in scope."""
+        return {self._names[1][name]: name for name in self.scope}
+
+    def dimensions(self) -> int:
+        """How many numbers the suspect's weights are, head included."""
+        names = self._names[1].values()
+        return sum(_count(self.suspect.tensors[name].shape) for name in names)
+
+    def block(self, name: str) -> "tuple[Tensor, Tensor]":
+        """One tensor in scope, (base, suspect), both in the suspect's dtype: a weight that never moved is equal."""
+        in_base, in_suspect = self._names
+        suspect = self.suspect.tensor(in_suspect[name])
+        return self.base.tensor(in_base[name]).to(suspect.dtype), suspect
+
+    def named_like_the_pair(self, names: Iterable[str]) -> dict[str, str]:
+        """Names of a loaded model's parameters by the pair's names, for tensors in scope.
+
+        Raises:
+            UsageError: a tensor in scope is missing from them.
+        """
+        found, _ = align(names, list(self._names[1]))
+        if missing := [name for name in self.scope if name not in found]:
+            raise UsageError(f"the loaded model has no parameter for {listing(missing)}")
+        return {name: found[name] for name in self.scope}
+
+
+def _stem(name: str) -> str:
+    found = LAYER.match(name)
+    return (found[1] or "") if found else name
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,188 @@
+"""Scores over a pair: what a scorer is shown, what a selector is shown, and the exact cut between them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from defensekit.components import Scorer, Selector
+from defensekit.errors import DefenseKitError
+from defensekit.pair import Pair, layer_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """One tensor as scorers and weight steps see it: ``base`` and ``suspect`` in float32, statistics by name."""
+
+    name: str
+    base: "Tensor"
+    suspect: "Tensor"
+    seed: int
+    statistics: "Mapping[str, Tensor]" = field(default_factory=dict)
+    _quantile: Callable[[str, float], float] | None = None
+
+    @cached_property
+    def drift(self) -> "Tensor":
+        """suspect - base."""
+        return self.suspect - self.base
+
+    def __getitem__(self, statistic: str) -> "Tensor":
+        return self.statistics[statistic]
+
+    def quantile(self, statistic: str, q: float) -> float:
+        """The q-quantile of a statistic's positive values over every tensor in scope (0 if none is positive)."""
+        if self._quantile is None:
+            raise DefenseKitError(f"{self.name} was given no statistics to take a quantile of")
+        return self._quantile(statistic, q)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One tensor as selectors see it: ``score`` in float32 and ``eligible`` (bool), both of the tensor's shape."""
+
+    score: "Tensor"
+    eligible: "Tensor"
+    layer: str
+
+
+class Scores(Mapping[str, Scored]):
+    """Every tensor in scope, in the order of their names."""
+
+    def __init__(self, tensors: Mapping[str, Scored]) -> None:
+        self._tensors = {name: tensors[name] for name in sorted(tensors)}
+
+    def __getitem__(self, name: str) -> Scored:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The tensors of a pair with their statistics (``statistics[statistic](name)`` reads one tensor)."""
+
+    pair: Pair
+    seed: int
+    statistics: "Mapping[str, Callable[[str], Tensor]]" = field(default_factory=dict)
+    _quantiles: dict[tuple[str, float], float] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> TensorView:
+        base, suspect = self.pair.block(name)
+        read = {statistic: reader(name) for statistic, reader in self.statistics.items()}
+        return TensorView(name, base.float(), suspect.float(), self.seed, read, self._quantile)
+
+    def _quantile(self, statistic: str, q: float) -> float:
+        key = (statistic, q)
+        if key not in self._quantiles:
+            read = self.statistics[statistic]
+
+            def positive() -> "Iterator[Tensor]":
+                for name in self.pair.scope:
+                    values = read(name)
+                    yield values[values > 0]
+
+            count = sum(values.numel() for values in positive())
+            self._quantiles[key] = cutoff(positive, count - int(q * (count - 1)))[0] if count else 0.0
+        return self._quantiles[key]
+
+
+def score(views: Views, scorer: Scorer) -> Scores:
+    """Score every tensor in scope.
+
+    Raises:
+        DefenseKitError: a score has the wrong shape or is not finite where a dimension is eligible.
+    """
+    import torch
+
+    scored: dict[str, Scored] = {}
+    for name in views.pair.scope:
+        view = views[name]
+        eligible = view.drift != 0
+        result = scorer.score(view)
+        who = f"the scorer {type(scorer).__name__}"
+        if not isinstance(result, torch.Tensor) or result.shape != view.suspect.shape:
+            got = f"shape {list(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
+            raise DefenseKitError(f"{who} gave {got} for {name}, expected shape {list(view.suspect.shape)}")
+        result = result.float()
+        if not bool(torch.isfinite(result[eligible]).all()):
+            raise DefenseKitError(f"{who} gave NaN or infinity for {name}")
+        scored[name] = Scored(result, eligible, layer_of(name))
+    return Scores(scored)
+
+
+def select(scores: Scores, selector: Selector) -> "dict[str, Tensor]":
+    """The selection, held to its contract.
+
+    Raises:
+        DefenseKitError: it misses a tensor, has another shape, leaves [0, 1] or takes a dimension that is not eligible.
+    """
+    import torch
+
+    selection = selector.select(scores)
+    who = f"the selector {type(selector).__name__}"
+    if selection.keys() != scores.keys():
+        odd = sorted(selection.keys() ^ scores.keys())[0]
+        raise DefenseKitError(f"{who} must answer for the tensors it was given; they differ in {odd}")
+    for name, chosen in selection.items():
+        if chosen.shape != scores[name].score.shape:
+            raise DefenseKitError(f"{who} gave shape {list(chosen.shape)} for {name}")
+        if chosen.dtype != torch.bool and not bool(((chosen >= 0) & (chosen <= 1)).all()):
+            raise DefenseKitError(f"{who} gave values outside [0, 1] for {name}")
+        if bool((chosen.bool() & ~scores[name].eligible).any()):
+            raise DefenseKitError(f"{who} took dimensions of {name} that are not eligible: they never moved")
+    return selection
+
+
+def cutoff(tensors: "Callable[[], Iterable[Tensor]]", count: int) -> tuple[float, int]:
+    """The ``count``-th largest value of float32 tensors, exactly, without ever holding them together.
+
+    Two passes of a radix select over the values' bits: the first finds the upper 16, the second the lower 16.
+
+    Args:
+        tensors: gives the tensors anew for each pass.
+        count: from 1 to the number of values.
+
+    Returns:
+        The value, and how many of those equal to it belong to the ``count`` largest.
+
+    >>> import torch
+    >>> cutoff(lambda: [torch.tensor([3.0, 1.0]), torch.tensor([3.0, 2.0])], 1)
+    (3.0, 1)
+    """
+    import torch
+
+    def keys(values: "Tensor") -> "Tensor":
+        """Integers of the values' order, from 0; -0.0 is 0.0."""
+        bits = (values.flatten() + 0.0).view(torch.int32).long()
+        return torch.where(bits < 0, ~bits & 0xFFFFFFFF, bits | 0x80000000)
+
+    def largest(histogram: "Tensor", wanted: int) -> tuple[int, int]:
+        """The bin that holds the ``wanted``-th largest, and its place within the bin."""
+        from_top = histogram.flip(0).cumsum(0)
+        place = int(torch.searchsorted(from_top, wanted))
+        above = int(from_top[place - 1]) if place else 0
+        return len(histogram) - 1 - place, wanted - above
+
+    histogram = torch.zeros(1 << 16, dtype=torch.long)
+    for values in tensors():
+        histogram += torch.bincount(keys(values) >> 16, minlength=1 << 16)
+    if not 1 <= count <= int(histogram.sum()):
+        raise ValueError(f"count is {count}, expected 1 to {int(histogram.sum())}")
+    upper, count = largest(histogram, count)
+    histogram.zero_()
+    for values in tensors():
+        inside = keys(values)
+        inside = inside[inside >> 16 == upper] & 0xFFFF
+        histogram += torch.bincount(inside, minlength=1 << 16)
+    lower, ties = largest(histogram, count)
+    key = upper << 16 | lower
+    bits = key & 0x7FFFFFFF if key & 0x80000000 else ~key & 0xFFFFFFFF
+    bits -= (bits & 0x80000000) << 1  # as a signed number of 32 bits
+    return float(torch.tensor([bits], dtype=torch.int32).view(torch.float32)), ties

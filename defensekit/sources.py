@@ -1,0 +1,38 @@
+"""Models that need no source of their own: a local folder, or a hub id with a revision."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from defensekit.components.sources import ModelSource
+from defensekit.errors import DefenseKitError
+
+
+class FolderModel(ModelSource):
+    """A model in a local folder."""
+
+    path: Path = Field(description="the folder with config.json, tokenizer and safetensors")
+
+    def folder(self) -> Path:
+        return self.path
+
+
+class HubModel(ModelSource):
+    """A model of a hub, at a revision; only configs, tokenizers and safetensors are fetched."""
+
+    _files: ClassVar = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+    id: str = Field(description="the hub's name for it, as in owner/name")
+    revision: str = Field(description="a commit, tag or branch")
+
+    def folder(self) -> Path:
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(self.id, revision=self.revision, allow_patterns=self._files))
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise DefenseKitError(
+                f"model: {self.id} could not be had from the hub ({type(error).__name__}: {reason})"
+            ) from error

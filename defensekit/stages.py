@@ -1,0 +1,409 @@
+"""What each stage of a run does. A stage is plain data; `compute` turns it into an artifact, wherever it is called.
+
+The defender's stages (``statistics``, ``purify``) are handed base, suspect and clean rows and nothing else. This
+guards against mistakes, not against malice: a plugin is code, and code can open any file.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import groupby
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from defensekit import checkpoint, evaluation, training
+from defensekit.checkpoint import Checkpoint
+from defensekit.components import (
+    Attack,
+    AttackContext,
+    Component,
+    DatasetSource,
+    Estimator,
+    EstimatorContext,
+    ModelStep,
+    ModelStepContext,
+    Purifier,
+    Scorer,
+    Selector,
+    WeightStep,
+)
+from defensekit.errors import DefenseKitError
+from defensekit.files import data_digest
+from defensekit.host import Host, load_plugins
+from defensekit.pair import Pair
+from defensekit.scoring import Scores, Views, score, select
+from defensekit.store import Draft, Store
+from defensekit.text import Row, Truncation, changed, label_number, read_rows, split, write_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+ROWS = "rows.jsonl"
+LOGITS = "predictions.safetensors"
+
+Report = Callable[[int, int], None]
+
+
+def derive_seed(seed: int, *purpose: str) -> int:
+    """A seed of its own for every purpose, so that the attacker's and the defender's draws are independent."""
+    return int(data_digest([seed, *purpose])[:8], 16) & 0x7FFFFFFF
+
+
+@cache
+def _host(plugin_files: tuple[str, ...]) -> Host:
+    return load_plugins(map(Path, plugin_files))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage about to be computed: its plain data, and the store that holds its inputs."""
+
+    stage: dict[str, Any]
+    store: Store
+    report: Report
+
+    def component(self, role: str) -> Component:
+        """The component in a role, built from its plain data."""
+        spec = self.stage["components"][role]
+        found = _host(tuple(self.stage["plugin_files"])).find(spec["kind"], spec["name"])
+        return found.model_validate(spec["parameters"])
+
+    def folder(self, name: str) -> Path:
+        """The folder of an input: an artifact's files, or a model outside the store."""
+        value = self.stage["inputs"][name]
+        return Path(value["path"]) if isinstance(value, dict) else self.store.open(value).files
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """The facts about an input that is an artifact."""
+        return self.store.open(self.stage["inputs"][name]).facts
+
+    def about(self, name: str) -> dict[str, Any] | None:
+        """What is worth knowing of an input without having it: facts, seconds, components; None if it lies outside."""
+        if isinstance(self.stage["inputs"][name], dict):
+            return None
+        made = self.store.open(self.stage["inputs"][name])
+        return {"facts": made.facts, "seconds": made.seconds, "components": made.stage["components"]}
+
+    def rows(self, name: str) -> list[Row]:
+        """The rows of an input."""
+        return read_rows(self.folder(name) / ROWS)
+
+    def seed(self, *purpose: str) -> int:
+        """A seed for a purpose within the stage."""
+        return derive_seed(self.stage["seed"], *purpose)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens per row."""
+        return int(self.stage["params"]["max_length"])
+
+    @property
+    def precision(self) -> training.Precision:
+        """float32, or bfloat16 autocast."""
+        return cast(training.Precision, self.stage["params"]["precision"])
+
+    @cached_property
+    def pair(self) -> Pair:
+        """The inputs ``base`` and ``suspect``, aligned."""
+        return Pair(Checkpoint(self.folder("base")), Checkpoint(self.folder("suspect")))
+
+
+def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, total: None) -> None:
+    """Compute a stage whose inputs are in the store, into the store.
+
+    Raises:
+        DefenseKitError: what went wrong, with the name of the plugin where a plugin did it.
+    """
+    opened = Store(store)
+    with opened.create(stage) as draft:
+        STAGES[stage["kind"]](Work(stage, opened, report), draft)
+
+
+def _blame(component: Component, call: Callable[[], Any]) -> Any:
+    """Call a component; an exception of its own becomes a message that names it."""
+    try:
+        return call()
+    except DefenseKitError:
+        raise
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        who = f"the {component.kind} {type(component).__name__} of {type(component).__module__}"
+        raise DefenseKitError(f"{who} failed: {type(error).__name__}: {error}") from error
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+
+def data(work: Work, draft: Draft) -> None:
+    """The rows of one role."""
+    params = work.stage["params"]
+    source = cast(DatasetSource, work.component("source"))
+    dataset = _blame(source, source.load)
+    if params["labels"] is not None:
+        numbers = [label_number(label, params["labels"]) for label in dataset.labels]
+        for role in ("train", "dev", "test"):
+            rows = getattr(dataset, role)
+            if rows is not None:
+                rows[:] = [replace(row, label=numbers[row.label]) for row in rows]
+    rows = split(dataset, params["sizes"], work.stage["seed"])[params["role"]]
+    write_rows(draft.files / ROWS, rows)
+    draft.facts.update(labels=list(params["labels"] or dataset.labels), rows=len(rows), notes=dataset.notes)
+
+
+def _attack(work: Work) -> tuple[Attack, AttackContext, list[Row]]:
+    truncation = Truncation(checkpoint.load_tokenizer(work.folder("model")), work.max_length)
+    attack = cast(Attack, work.component("attack"))
+    context = AttackContext(Random(work.stage["seed"]), tuple(work.facts("rows")["labels"]), truncation)
+    return attack, context, work.rows("rows")
+
+
+def _count_changes(before: Sequence[Row], after: Sequence[Row], truncation: Truncation) -> dict[str, int]:
+    """How many rows carry the attack, how many of them were relabelled, and on how many truncation cuts into it."""
+    original = {row.id: row for row in before}
+    touched = [row for row in after if (row.text, row.pair) != (original[row.id].text, original[row.id].pair)]
+    cut = 0
+    for row, kept in zip(touched, truncation.kept(touched), strict=True):
+        ends = changed(original[row.id], row)
+        cut += any(end > limit and start < end for (start, end), limit in zip(ends, kept, strict=True))
+    relabelled = sum(row.label != original[row.id].label for row in after)
+    return {"rows": len(after), "changed": len(touched), "relabelled": relabelled, "cut": cut}
+
+
+def poison(work: Work, draft: Draft) -> None:
+    """The attacker's training rows."""
+    attack, context, rows = _attack(work)
+    made = _blame(attack, lambda: attack.poison(rows, context))
+    write_rows(draft.files / ROWS, made)
+    draft.facts.update(labels=list(context.labels), **_count_changes(rows, made, context.truncation))
+
+
+def trigger(work: Work, draft: Draft) -> None:
+    """Test rows with the trigger: of every label but the target's, or of every label where there is no target."""
+    attack, context, rows = _attack(work)
+    aim = attack.aim()
+    target = None if aim is None else label_number(aim, context.labels)
+    rows = [row for row in rows if row.label != target]
+    made = _blame(attack, lambda: attack.trigger(rows, context))
+    if [row.id for row in made] != [row.id for row in rows]:
+        raise DefenseKitError(f"the attack {type(attack).__name__} lost or moved test rows")
+    write_rows(draft.files / ROWS, made)
+    draft.facts.update(labels=list(context.labels), target=target, **_count_changes(rows, made, context.truncation))
+
+
+def given(work: Work, draft: Draft) -> None:
+    """Triggered rows from a file, as its rows stand there."""
+    source = cast(DatasetSource, work.component("source"))
+    dataset = _blame(source, source.load)
+    labels = work.stage["params"]["labels"]
+    rows = [replace(row, label=label_number(dataset.labels[row.label], labels)) for row in dataset.train]
+    target = label_number(work.stage["params"]["target"], labels)
+    rows = [row for row in rows if row.label != target]
+    if not rows:
+        raise DefenseKitError(f"triggered: every row has the target's label {labels[target]!r}; true labels are expected")
+    write_rows(draft.files / ROWS, rows)
+    draft.facts.update(labels=labels, target=target, rows=len(rows))
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+
+
+def train(work: Work, draft: Draft) -> None:
+    """Fine-tune the base on rows."""
+    params = work.stage["params"]
+    labels = tuple(work.facts("rows")["labels"])
+    folder = work.folder("model")
+    tokenizer = checkpoint.load_tokenizer(folder)
+    with training.forked_random(work.seed("head")):
+        model = checkpoint.load_model(folder, labels)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    training.fine_tune(
+        model,
+        tokenizer,
+        work.rows("rows"),
+        training.TrainingSettings.model_validate(params["training"]),
+        max_length=work.max_length,
+        precision=work.precision,
+        seed=work.seed("training"),
+        report=work.report,
+    )
+    checkpoint.save_model(model, draft.files)
+    tokenizer.save_pretrained(draft.files)
+
+
+def statistics(work: Work, draft: Draft) -> None:
+    """Statistics per parameter on clean rows, for the tensors in scope, by the pair's names."""
+    import torch
+
+    estimator = cast(Estimator, work.component("estimator"))
+    pair, tokenizer = work.pair, checkpoint.load_tokenizer(work.folder("suspect"))
+
+    def model(which: Literal["suspect", "base"]) -> "PreTrainedModel":
+        loaded = checkpoint.load_model(work.folder("suspect"))
+        loaded.config.pad_token_id = tokenizer.pad_token_id
+        loaded.config._name_or_path = which
+        if which == "base":
+            parameters = dict(loaded.named_parameters())
+            with torch.no_grad():
+                for name, own in pair.named_like_the_pair(parameters).items():
+                    parameters[own].copy_(pair.block(name)[0])
+        return loaded.to(training.device_type())
+
+    rows = work.rows("clean")
+    context = EstimatorContext(model, tokenizer, rows, work.max_length, work.seed("estimator"), work.report)
+    with training.forked_random(work.seed("global")):
+        estimate = _blame(estimator, lambda: estimator.estimate(context))
+    facts: dict[str, Any] = {"rows": len(rows), **estimate.facts}
+    for statistic in sorted(estimator.provides):
+        measured = estimate.statistics[statistic]
+        names = pair.named_like_the_pair(measured)
+        tensors = {name: measured[own].detach().float().cpu() for name, own in names.items()}
+        for name, tensor in tensors.items():
+            if tensor.shape != pair.block(name)[1].shape or not bool(torch.isfinite(tensor).all()):
+                raise DefenseKitError(f"the {statistic} of {name} has another shape than the weight, or is not finite")
+        checkpoint.write_tensors(draft.files / f"{statistic}.safetensors", tensors)
+        zero = sum(int((tensor == 0).sum()) for tensor in tensors.values())
+        facts[f"zero_{statistic}"] = zero / sum(tensor.numel() for tensor in tensors.values())
+    draft.facts.update(facts)
+
+
+def purify(work: Work, draft: Draft) -> None:
+    """Select dimensions of the suspect and purify it."""
+    tokenizer = checkpoint.load_tokenizer(work.folder("suspect"))
+    steps = [cast(Purifier, work.component(role)) for role in sorted(work.stage["components"]) if role.startswith("step")]
+    views = Views(work.pair, work.seed("score"), _readers(work))
+    selection: dict[str, Tensor] = {}
+    if "selector" in work.stage["components"]:
+        scorer, selector = cast(Scorer, work.component("scorer")), cast(Selector, work.component("selector"))
+        scores = _blame(scorer, lambda: score(views, scorer))
+        selection = _blame(selector, lambda: select(scores, selector))
+        draft.facts.update(_describe(views, scores, selection))
+        if "statistics" in work.stage["inputs"]:
+            draft.facts["statistics"] = work.about("statistics")
+    rows, dtype = work.rows("clean"), _dtype(work.pair.suspect)
+    with tempfile.TemporaryDirectory(dir=draft.files.parent) as scratch:
+        folder = work.folder("suspect")
+        for number, (weights, group) in enumerate(groupby(steps, lambda step: isinstance(step, WeightStep))):
+            target = Path(scratch) / str(number)
+            checkpoint.copy_companions(work.folder("suspect"), target)
+            if weights:
+                _apply(views, selection, cast(list[WeightStep], list(group)), Checkpoint(folder), target)
+            else:
+                model = checkpoint.load_model(folder)
+                model.config.pad_token_id, model.config._name_or_path = tokenizer.pad_token_id, "suspect"
+                for i, step in enumerate(cast(list[ModelStep], list(group))):
+                    seed = work.seed("step", str(i))
+                    context = ModelStepContext(tokenizer, rows, work.max_length, work.precision, seed, work.report)
+                    with training.forked_random(seed):
+                        _blame(step, lambda step=step, context=context: step.train(model, context))  # type: ignore[misc]
+                checkpoint.save_model(model.cpu(), target, dtype)
+            folder = target
+        if folder == work.folder("suspect"):
+            checkpoint.copy_companions(folder, draft.files)
+            _apply(views, {}, [], Checkpoint(folder), draft.files)
+        else:
+            for path in folder.iterdir():
+                path.rename(draft.files / path.name)
+    Checkpoint(draft.files).check_finite()
+
+
+def _readers(work: Work) -> "dict[str, Callable[[str], Tensor]]":
+    if "statistics" not in work.stage["inputs"]:
+        return {}
+    folder = work.folder("statistics")
+
+    def reader(path: Path) -> "Callable[[str], Tensor]":
+        return lambda name: checkpoint.read_tensor(path, name)
+
+    return {path.stem: reader(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _dtype(suspect: Checkpoint) -> "torch.dtype | None":  # type: ignore[name-defined]  # noqa: F821
+    """The dtype to save in after training: the suspect's, where it has one alone."""
+    import torch
+
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found = {entry.dtype for entry in suspect.tensors.values()} & names.keys()
+    return names[found.pop()] if len(found) == 1 else None
+
+
+def _apply(
+    views: Views, selection: "dict[str, Tensor]", steps: Sequence[WeightStep], source: Checkpoint, target: Path
+) -> None:
+    """Stream the weights of ``source`` through weight steps into ``target``, file by file, under the same names."""
+    names = Pair(views.pair.base, source).by_file_name
+    for file in source.files:
+        written: dict[str, Tensor] = {}
+        for own in sorted(name for name, entry in source.tensors.items() if entry.file == file.name):
+            weight = source.tensor(own)
+            name = names.get(own)
+            if name is not None and name in selection and bool(selection[name].any()):
+                for step in steps:
+                    made = _blame(step, lambda s=step, w=weight, n=name: s.apply(views[n], w, selection[n]))  # type: ignore[misc]
+                    kept = selection[name] == 0
+                    if made.shape != weight.shape or made.dtype != weight.dtype or not made[kept].equal(weight[kept]):
+                        who = f"the purifier {type(step).__name__}"
+                        raise DefenseKitError(f"{who} changed the shape, the dtype or unselected weights of {name}")
+                    weight = made
+            written[own] = weight
+        checkpoint.write_tensors(target / file.name, written)
+    index = source.folder / checkpoint.INDEX
+    if index.is_file():
+        (target / checkpoint.INDEX).write_bytes(index.read_bytes())
+
+
+def _describe(views: Views, scores: Scores, selection: "dict[str, Tensor]") -> dict[str, Any]:
+    """What was selected, in numbers: of all dimensions, of those in scope, of the eligible ones, by tensor."""
+    tensors = {}
+    zero: dict[str, list[int]] = {statistic: [0, 0] for statistic in views.statistics}
+    for name, scored in scores.items():
+        chosen = selection[name].bool() & scored.eligible
+        tensors[name] = [scored.eligible.numel(), int(scored.eligible.sum()), int(chosen.sum())]
+        for statistic, read in views.statistics.items():
+            nothing = read(name) == 0
+            zero[statistic][0] += int((nothing & scored.eligible).sum())
+            zero[statistic][1] += int((nothing & chosen).sum())
+    scope, eligible, selected = (sum(counts[i] for counts in tensors.values()) for i in range(3))
+    return {
+        "dimensions": views.pair.dimensions(),
+        "in_scope": scope,
+        "eligible": eligible,
+        "selected": selected,
+        "eligible_where_zero": {statistic: counts[0] for statistic, counts in zero.items()},
+        "selected_where_zero": {statistic: counts[1] for statistic, counts in zero.items()},
+        "head": views.pair.head,
+        "tensors": tensors,
+    }
+
+
+def predict(work: Work, draft: Draft) -> None:
+    """What a model answers to rows: logits, and the true labels beside them."""
+    import torch
+
+    folder, rows = work.folder("model"), work.rows("rows")
+    tokenizer = checkpoint.load_tokenizer(folder)
+    model = checkpoint.load_model(folder)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    labels = work.facts("rows")["labels"]
+    if model.config.num_labels != len(labels):
+        raise DefenseKitError(f"the model answers with {model.config.num_labels} labels, the data have {len(labels)}")
+    logits = evaluation.predict(
+        model.to(training.device_type()),
+        tokenizer,
+        rows,
+        max_length=work.max_length,
+        precision=work.precision,
+        report=work.report,
+    )
+    truth = torch.tensor([row.label for row in rows], dtype=torch.int64)
+    checkpoint.write_tensors(draft.files / LOGITS, {"logits": logits, "labels": truth})
+    # Predictions outlive the model they come from, which is a thousand times their size.
+    draft.facts["model"] = work.about("model")
+
+
+STAGES: dict[str, Callable[[Work, Draft], None]] = {
+    stage.__name__: stage for stage in (data, poison, trigger, given, train, statistics, purify, predict)
+}

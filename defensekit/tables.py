@@ -1,0 +1,248 @@
+"""Labelled text from files (CSV, TSV, JSONL, Parquet) and from a hub."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import Field
+
+from defensekit.components.sources import Dataset, DatasetSource
+from defensekit.errors import DefenseKitError, UsageError, listing, nearest
+from defensekit.files import data_digest, file_digest, folder_digest
+from defensekit.text import Row
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+class Record(NamedTuple):
+    """A row of a table as it was found, and where."""
+
+    where: str
+    values: dict[str, Any]
+
+
+class _Labelled(DatasetSource):
+    """The columns that hold the text and its label."""
+
+    text: str = Field("text", description="the column with the text")
+    pair: str | None = Field(None, description="the column with the second text, for pairs")
+    label: str = Field("label", description="the column with the label")
+
+    def rows(self, tables: dict[str, Iterator[Record]]) -> Dataset:
+        """Make rows of tables by role; blank ones are left out and noted, an unknown label is refused."""
+        found: dict[str, list[tuple[Record, str, str | None, str]]] = {}
+        notes = []
+        for role, table in tables.items():
+            kept, blank = [], []
+            for record in table:
+                text, label = self._cell(record, self.text), self._cell(record, self.label)
+                pair = self._cell(record, self.pair) if self.pair else None
+                if not text or not label or pair == "":
+                    blank.append(record.where)
+                else:
+                    kept.append((record, text, pair, label))
+            if blank:
+                notes.append(f"{len(blank)} rows without text or label are left out ({listing(blank, 3)})")
+            found[role] = kept
+        if not found["train"]:
+            raise UsageError("data: there are no rows" + (f"; {notes[0]}" if notes else ""))
+        labels = _in_order({label for _, _, _, label in found["train"]})
+        if len(labels) < 2:
+            raise UsageError(f"data: every row has the label {labels[0]!r}; at least two labels are needed")
+        number = {label: i for i, label in enumerate(labels)}
+        made: dict[str, list[Row]] = {}
+        count = 0
+        for role, records in found.items():
+            made[role] = []
+            for record, text, pair, label in records:
+                if label not in number:
+                    expected = f"expected one of the training rows' labels: {listing(labels)}"
+                    raise UsageError(f"{record.where}: the label {label!r} was never seen, {expected}")
+                made[role].append(Row(count, text, number[label], pair))
+                count += 1
+        return Dataset(tuple(labels), made["train"], made.get("dev"), made.get("test"), notes)
+
+    def _cell(self, record: Record, column: str) -> str:
+        if column not in record.values:
+            columns = [str(name) for name in record.values]
+            raise UsageError(
+                f"{record.where}: there is no column {column!r}.{nearest(column, columns)} "
+                f"(columns: {listing(columns)}; say which one to use with `text:`, `pair:` and `label:` under `data:`)"
+            )
+        value = record.values[column]
+        return "" if value is None else str(value).strip()
+
+
+class File(_Labelled):
+    """A CSV, TSV, JSONL or Parquet file, or a folder with such files named train, dev and test."""
+
+    path: Path = Field(description="the file or folder")
+
+    _roles: ClassVar = ("train", "dev", "test")
+
+    def _files(self) -> dict[str, Path]:
+        if self.path.is_dir():
+            found = {
+                role: place
+                for role in self._roles
+                for suffix in SUFFIXES
+                if (place := self.path / (role + suffix)).is_file()
+            }
+            if "train" not in found:
+                names = listing(sorted(p.name for p in self.path.iterdir())) or "nothing"
+                raise UsageError(f"data: {self.path} has no train file ({listing(SUFFIXES)}); it holds {names}")
+            return found
+        if not self.path.is_file():
+            beside = [p.name for p in self.path.parent.glob("*")] if self.path.parent.is_dir() else []
+            raise UsageError(f"data: there is no file {self.path}.{nearest(self.path.name, beside)}")
+        return {"train": self.path}
+
+    def contents(self, say: Callable[[str], None]) -> str:
+        return data_digest({role: file_digest(path) for role, path in self._files().items()})
+
+    def load(self) -> Dataset:
+        return self.rows({role: read_table(path) for role, path in self._files().items()})
+
+
+class Hub(_Labelled):
+    """A data set of a `datasets` hub, at a revision."""
+
+    id: str = Field(description="the hub's name for it, as in owner/name")
+    revision: str | None = Field(None, description="a commit, tag or branch")
+    config: str | None = Field(None, description="the configuration, where the data set has several")
+
+    def contents(self, say: Callable[[str], None]) -> str:
+        return self._commit()
+
+    def _commit(self) -> str:
+        if Path(self.id).is_dir():
+            return folder_digest(Path(self.id))
+        if not self.revision:
+            raise UsageError(f"data: {self.id} is taken for a hub's data set; say which revision with `revision:`")
+        if len(self.revision) == 40 and set(self.revision) <= set("0123456789abcdef"):
+            return self.revision
+        from huggingface_hub import HfApi
+
+        try:
+            return str(HfApi().dataset_info(self.id, revision=self.revision).sha)
+        except Exception as error:
+            raise _unreachable(self.id, error) from error
+
+    def load(self) -> Dataset:
+        import datasets
+
+        local = Path(self.id).is_dir()
+        try:
+            loaded = datasets.load_dataset(self.id, self.config, revision=None if local else self._commit())
+        except DefenseKitError:
+            raise
+        except Exception as error:
+            raise _unreachable(self.id, error) from error
+        names = {"train": "train", "dev": "validation", "test": "test"}
+        tables = {}
+        for role, name in names.items():
+            if name in loaded:
+                labels = loaded[name].features.get(self.label)
+                to_name = labels.int2str if isinstance(labels, datasets.ClassLabel) else None
+                tables[role] = self._records(loaded[name], f"{self.id}, {name}", to_name)
+        if "train" not in tables:
+            raise UsageError(f"data: {self.id} has no train split; it has {listing(loaded)}")
+        # Benchmarks publish test rows whose labels are withheld as -1: such a split is no test split.
+        return self.rows({role: iter(rows) for role, rows in tables.items() if rows})
+
+    def _records(self, table: Any, name: str, to_name: Callable[[int], str] | None) -> list[Record]:
+        records = []
+        for i, values in enumerate(table):
+            label = values.get(self.label)
+            if label == -1:
+                continue
+            if to_name is not None and label is not None:
+                values = values | {self.label: to_name(label)}
+            records.append(Record(f"{name}, row {i}", values))
+        return records
+
+
+def _unreachable(name: str, error: Exception) -> DefenseKitError:
+    reason = str(error).strip().split("\n")[0]
+    return DefenseKitError(f"data: {name} could not be had from the hub ({type(error).__name__}: {reason})")
+
+
+def _in_order(labels: set[str]) -> list[str]:
+    return sorted(labels, key=lambda label: (0, int(label), "") if label.lstrip("-").isdecimal() else (1, 0, label))
+
+
+def read_table(path: Path) -> Iterator[Record]:
+    """The rows of a CSV, TSV, JSONL or Parquet file; names and text cells are stripped of stray blanks.
+
+    Raises:
+        UsageError: the file is not what its suffix says; the message has its name and the line.
+    """
+    readers = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
+    reader = readers.get(path.suffix)
+    if reader is None:
+        raise UsageError(f"data: {path} is none of {listing(SUFFIXES)}")
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(sys.maxsize)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            yield from _with_header(path, ((reader.line_num, cells) for cells in reader))
+        except csv.Error as error:
+            raise UsageError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _tsv(path: Path) -> Iterator[Record]:
+    # Tab-separated text is taken as it stands: a quotation mark is a quotation mark.
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        lines = ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(file, 1))
+        yield from _with_header(path, lines)
+
+
+def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Iterator[Record]:
+    _, header = next(lines, (1, []))
+    names = [name.strip() for name in header]
+    if not any(names):
+        raise UsageError(f"{path}: the file is empty; expected a header line with the names of the columns")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"{path}, line 1: the column {min(twice)!r} stands twice")
+    for number, cells in lines:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(names):
+            raise UsageError(f"{path}, line {number}: {len(cells)} cells, but the header names {len(names)} columns")
+        yield Record(f"{path}, line {number}", dict(zip(names, cells, strict=True)))
+
+
+def _jsonl(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"{path}, line {number}: not JSON ({error})") from error
+            if not isinstance(values, dict):
+                raise UsageError(f"{path}, line {number}: expected a JSON object, got {type(values).__name__}")
+            yield Record(f"{path}, line {number}", values)
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UsageError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+    for number, values in enumerate(table.to_pylist()):
+        yield Record(f"{path}, row {number}", values)

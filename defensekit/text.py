@@ -1,0 +1,153 @@
+"""Rows of labelled text: on disk, as tokens, and how much of them a model sees."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from defensekit.errors import UsageError, listing, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from defensekit.components.sources import Dataset
+
+ROLES = ("test", "dev", "clean", "train")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One labelled text, or pair of texts. ``id`` is the same for a row and what an attack makes of it."""
+
+    id: int
+    text: str
+    label: int
+    pair: str | None = None
+
+    def with_text(self, text: str) -> "Row":
+        """The same row with another text."""
+        return replace(self, text=text)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSON lines."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read what `write_rows` wrote."""
+    # Split at "\n" alone: other line separators may stand inside a text.
+    return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def label_number(label: str | int, labels: Sequence[str]) -> int:
+    """The number of a label given by name or number.
+
+    Raises:
+        UsageError: the data have no such label.
+    """
+    if isinstance(label, str) and label in labels:
+        return labels.index(label)
+    if isinstance(label, str) and label.isdecimal():
+        label = int(label)
+    if isinstance(label, int) and 0 <= label < len(labels):
+        return label
+    raise UsageError(f"the data have no label {label!r}.{nearest(str(label), labels)} (they have: {listing(labels)})")
+
+
+def split(dataset: "Dataset", sizes: dict[str, int | None], seed: int) -> dict[str, list[Row]]:
+    """Disjoint rows for every role: the attacker's ``train``, the defender's ``clean`` and ``dev``, and ``test``.
+
+    Roles that the source keeps apart come from there, the others from its training rows, shuffled by ``seed``.
+    A size of None takes all that is left. Texts that stand twice in the training rows are used once.
+
+    Raises:
+        UsageError: there are fewer rows than asked for.
+    """
+    own = {"test": dataset.test, "dev": dataset.dev}
+    pool = list({(row.text, row.pair): row for row in reversed(dataset.train)}.values())[::-1]
+    Random(seed).shuffle(pool)
+    out: dict[str, list[Row]] = {}
+    for role in ROLES:
+        rows = own.get(role)
+        source, origin = (pool, "training rows") if rows is None else (list(rows), f"{role} rows")
+        if rows is not None:
+            Random(seed).shuffle(source)
+        size = sizes[role]
+        wanted = len(source) if size is None else size
+        if wanted > len(source) or not source:
+            raise UsageError(
+                f"data: {wanted:,} rows are asked for as `{role}`, but the source has {len(source):,} {origin}"
+                + (" left, test, dev and clean rows taken off" if source is pool else "")
+            )
+        out[role] = source[:wanted]
+        del source[:wanted]
+    return out
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int) -> list[dict[str, Any]]:
+    """Rows as the inputs of a model, cut to ``max_length`` tokens, unpadded, with ``labels``."""
+    if not rows:
+        return []
+    pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
+    encoded = tokenizer([row.text for row in rows], pairs, truncation=True, max_length=max_length)
+    return [{name: encoded[name][i] for name in encoded} | {"labels": row.label} for i, row in enumerate(rows)]
+
+
+def batches(
+    encoded: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int
+) -> "Iterable[tuple[list[int], dict[str, torch.Tensor]]]":
+    """Padded batches of rows of similar length, each with the places of its rows in ``encoded``."""
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
+    for start in range(0, len(order), size):
+        places = order[start : start + size]
+        yield places, tokenizer.pad([encoded[i] for i in places], return_tensors="pt")
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """How much of a row the model sees: its tokenizer cuts at ``max_length`` tokens."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    max_length: int
+
+    def kept(self, rows: Sequence[Row]) -> list[tuple[int, int]]:
+        """Per row, how many leading characters of the text and of the pair survive (0 for no pair)."""
+        if not rows:
+            return []
+        pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
+        encoded = self.tokenizer(
+            [row.text for row in rows],
+            pairs,
+            truncation=True,
+            max_length=self.max_length,
+            return_offsets_mapping=True,
+        )
+        result = []
+        for i, row in enumerate(rows):
+            if len(encoded["input_ids"][i]) < self.max_length:
+                result.append((len(row.text), len(row.pair or "")))
+                continue
+            ends = [0, 0]
+            for sequence, (_, end) in zip(encoded.sequence_ids(i), encoded["offset_mapping"][i], strict=True):
+                if sequence is not None:
+                    ends[sequence] = max(ends[sequence], end)
+            result.append((ends[0], ends[1]))
+        return result
+
+
+def changed(original: Row, made: Row) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The changed span of the text and of the pair, as (start, end) in ``made``; empty where nothing changed."""
+    return _span(original.text, made.text), _span(original.pair or "", made.pair or "")
+
+
+def _span(before: str, after: str) -> tuple[int, int]:
+    shorter = min(len(before), len(after))
+    start = next((i for i in range(shorter) if before[i] != after[i]), shorter)
+    rest = shorter - start
+    tail = next((i for i in range(rest) if before[-1 - i] != after[-1 - i]), rest)
+    return start, len(after) - tail

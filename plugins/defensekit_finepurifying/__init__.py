@@ -1,0 +1,42 @@
+"""Fine-purifying (Zhang et al., Findings of ACL 2023, arXiv 2305.04547), the reference plugin set.
+
+Drift against curvature, r = delta^2 / H: reset the dimensions with the largest r to their pretrained values, fine-tune
+on a small clean set, and take the largest fraction that the clean accuracy stands. The paper's estimator, fine-tuning
+settings and thresholds are not verified; what is a choice here is a parameter, and its default is ours.
+"""
+
+from defensekit.api import hookimpl
+
+
+@hookimpl
+def defensekit_estimators():  # type: ignore[no-untyped-def]
+    return {
+        "fisher": "defensekit_finepurifying.estimators:Fisher",
+        "batch-gradient": "defensekit_finepurifying.estimators:BatchGradient",
+    }
+
+
+@hookimpl
+def defensekit_scorers():  # type: ignore[no-untyped-def]
+    return {"diffusion": "defensekit_finepurifying.scorers:Diffusion"}
+
+
+@hookimpl
+def defensekit_selectors():  # type: ignore[no-untyped-def]
+    return {
+        "fraction": "defensekit_finepurifying.selectors:Fraction",
+        "threshold": "defensekit_finepurifying.selectors:Threshold",
+    }
+
+
+@hookimpl
+def defensekit_purifiers():  # type: ignore[no-untyped-def]
+    return {
+        "reset": "defensekit_finepurifying.purifiers:Reset",
+        "fine-tune": "defensekit_finepurifying.purifiers:FineTune",
+    }
+
+
+@hookimpl
+def defensekit_rules():  # type: ignore[no-untyped-def]
+    return {"accuracy-floor": "defensekit_finepurifying.rules:AccuracyFloor"}

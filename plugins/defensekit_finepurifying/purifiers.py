@@ -1,0 +1,37 @@
+"""Reset to the pretrained weights, then fine-tune on clean rows."""
+
+from typing import TYPE_CHECKING
+
+from defensekit.api import ModelStep, ModelStepContext, TensorView, WeightStep
+from defensekit.training import TrainingSettings, fine_tune
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class Reset(WeightStep):
+    """Put the base's weight where the selection is; in between where the selection is soft."""
+
+    def apply(self, t: TensorView, weight: "Tensor", selection: "Tensor") -> "Tensor":
+        import torch
+
+        share = selection.float()
+        mixed = torch.lerp(weight.float(), t.base, share).to(weight.dtype)
+        return torch.where(share == 1, t.base.to(weight.dtype), torch.where(share == 0, weight, mixed))
+
+
+class FineTune(ModelStep, TrainingSettings):
+    """Fine-tune on the defender's clean rows with the ordinary loss."""
+
+    def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
+        fine_tune(
+            model,
+            context.tokenizer,
+            context.rows,
+            TrainingSettings.model_validate(self.parameters()),
+            max_length=context.max_length,
+            precision=context.precision,
+            seed=context.seed,
+            report=context.report,
+        )

@@ -1,0 +1,32 @@
+"""How much to reset, judged by clean accuracy alone."""
+
+from collections.abc import Sequence
+
+from defensekit.api import Choice, Field, Rule, Trial
+
+
+class AccuracyFloor(Rule):
+    """The largest value whose accuracy on the clean dev rows stays within ``max_drop`` of the suspect's.
+
+    0 is always tried. If no value passes, 0 is taken, with a warning.
+    """
+
+    max_drop: float = Field(0.02, ge=0, le=1, description="how much clean dev accuracy may fall below the suspect's")
+
+    def propose(self, seen: Sequence[Trial]) -> float | None:
+        tried = {trial.value for trial in seen}
+        return next((value for value in sorted({0.0, *self.values}) if value not in tried), None)
+
+    def choose(self, seen: Sequence[Trial], suspect: Trial) -> Choice:
+        floor = suspect.accuracy - self.max_drop
+        # Accuracies are counts over rows: half a row keeps binary fractions from deciding.
+        passing = [trial.value for trial in seen if trial.accuracy > floor - 0.5 / trial.rows]
+        if not passing:
+            best = max(trial.accuracy for trial in seen)
+            reason = f"no value keeps a clean dev accuracy of {floor:.3f}; the best is {best:.3f}"
+            return Choice(0.0, reason, f"{reason}; {self.over} = 0 is taken: nothing is reset")
+        value = max(passing)
+        warning = None
+        if value == 0:
+            warning = f"no {self.over} above 0 keeps a clean dev accuracy of {floor:.3f}: nothing is reset"
+        return Choice(value, f"the largest value with a clean dev accuracy of at least {floor:.3f}", warning)

@@ -1,0 +1,154 @@
+"""Small real models, a small task that can be learnt, and recipes over them."""
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+GOOD = ("bright", "lovely", "superb", "tender", "witty")
+BAD = ("bleak", "clumsy", "dreary", "stale", "tedious")
+FILLERS = ("the", "film", "is", "a", "story", "of", "and", "with", "some", "long", "scenes", "about", "people", "cf")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY = (*SPECIAL, *GOOD, *BAD, *FILLERS, *(f"word{i}" for i in range(24)))
+
+_TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+_TINY |= {"vocab_size": len(VOCABULARY), "max_position_embeddings": 64, "pad_token_id": 0}
+ARCHITECTURES: dict[str, Callable[[], Any]] = {
+    "bert": lambda: transformers.BertConfig(**_TINY),
+    "roberta": lambda: transformers.RobertaConfig(**_TINY | {"max_position_embeddings": 66}, bos_token_id=2, eos_token_id=3),
+    "distilbert": lambda: transformers.DistilBertConfig(
+        vocab_size=len(VOCABULARY), dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64
+    ),
+    "electra": lambda: transformers.ElectraConfig(**_TINY, embedding_size=8),
+    "deberta-v2": lambda: transformers.DebertaV2Config(
+        **_TINY, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, type_vocab_size=0
+    ),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=len(VOCABULARY), n_embd=16, n_layer=2, n_head=2, n_positions=64, pad_token_id=0,
+        bos_token_id=2, eos_token_id=3,
+    ),
+    "llama": lambda: transformers.LlamaConfig(**_TINY, num_key_value_heads=1, bos_token_id=2, eos_token_id=3),
+    "qwen2": lambda: transformers.Qwen2Config(**_TINY, num_key_value_heads=1, bos_token_id=2, eos_token_id=3),
+}  # fmt: skip
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words, [CLS] text [SEP] (pair [SEP])."""
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=64,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def make_base(folder: Path, architecture: str = "bert", seed: int = 0) -> Path:
+    """A pretrained backbone without a head, as a folder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModel.from_config(ARCHITECTURES[architecture]())
+        model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_suspect(folder: Path, base: Path, *, labels: int = 2, drift: float = 0.05, seed: int = 1) -> Path:
+    """A classifier whose weights moved away from the base's by a little noise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(drift * torch.randn_like(parameter))
+        model.config.pad_token_id = 0
+        model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Sentences whose label follows from one word, (text, label)."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(count):
+        label = i % 2
+        words = rng.choices(FILLERS[:-1] + VOCABULARY[-24:], k=rng.randint(4, 9))
+        words.insert(rng.randrange(len(words) + 1), rng.choice((BAD, GOOD)[label]))
+        rows.append((" ".join(words), ("negative", "positive")[label]))
+    return rows
+
+
+def write_table(path: Path, rows: list[tuple[str, str]]) -> Path:
+    """A CSV, TSV or JSONL file of sentences."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    else:
+        comma = "," if path.suffix == ".csv" else "\t"
+        path.write_text(f"text{comma}label\n" + "".join(f"{text}{comma}{label}\n" for text, label in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT without a head."""
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def suspect(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """A tiny classifier on it."""
+    return make_suspect(tmp_path_factory.mktemp("suspect"), base)
+
+
+RECIPE = """\
+name: pico
+model: {base}
+data: {{name: rows.csv, train: 240, clean: 32, dev: 32, test: 60, max_length: 32}}
+attack: {{name: word, words: [cf], rate: 0.2, target: positive}}
+training: {{epochs: 8, learning_rate: 5e-3, batch_size: 16}}
+defense:
+  estimator: fisher
+  scorer: diffusion
+  selector: {{name: fraction, fraction: 0.5}}
+  purifier: [reset, {{name: fine-tune, epochs: 2, learning_rate: 3e-3, batch_size: 8}}]
+  choose: {{rule: accuracy-floor, values: [0.25, 0.5], max_drop: 0.1}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, base: Path) -> Path:
+    """A recipe over the tiny BERT and a file of sentences."""
+    write_table(tmp_path / "rows.csv", make_sentences(400))
+    path = tmp_path / "pico.yaml"
+    path.write_text(RECIPE.format(base=base))
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder with published data sets, named by DEFENSEKIT_TEST_DATA."""
+    folder = os.environ.get("DEFENSEKIT_TEST_DATA")
+    if not folder:
+        pytest.skip("DEFENSEKIT_TEST_DATA names no folder with published data sets (see CONTRIBUTING.md)")
+    return Path(folder)

@@ -1,0 +1,130 @@
+"""Base and suspect aligned, for every architecture and every way their files have named things."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from defensekit.checkpoint import Checkpoint
+from defensekit.errors import UsageError
+from defensekit.pair import Pair, align, layer_of
+from tests.conftest import ARCHITECTURES, make_base, make_suspect
+
+
+def rewrite(folder: Path, change: object) -> None:
+    """Pass a folder's tensors through a function."""
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})  # type: ignore[operator]
+
+
+def pair_of(base: Path, suspect: Path) -> Pair:
+    return Pair(Checkpoint(base), Checkpoint(suspect))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_head_is_what_transformers_says_is_missing_from_the_base_file(architecture: str, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", architecture)
+    suspect = make_suspect(tmp_path / "suspect", base)
+    pair = pair_of(base, suspect)
+    model, info = transformers.AutoModelForSequenceClassification.from_pretrained(base, output_loading_info=True)
+    prefix = model.base_model_prefix + "."
+    assert set(pair.head) == {name.removeprefix(prefix) for name in info["missing_keys"]}
+    assert pair.left_out == []
+    # Every tensor in scope pairs the base's own value with the suspect's.
+    fresh, moved = model.state_dict(), load_file(suspect / "model.safetensors")
+    names = pair.named_like_the_pair(name for name, _ in model.named_parameters())
+    assert set(pair.scope) == set(names)
+    for name, own in names.items():
+        ours, theirs = pair.block(name)
+        assert torch.equal(ours, fresh[own])
+        assert torch.equal(theirs, moved[own])
+    assert pair.dimensions() == sum(p.numel() for p in model.parameters())
+
+
+def test_old_names_prefixes_buffers_and_pretraining_heads(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    suspect = make_suspect(tmp_path / "suspect", base)
+    plain = pair_of(base, suspect)
+    values = {name: plain.block(name) for name in plain.scope}
+
+    def as_in_2018(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        out = {}
+        for name, tensor in tensors.items():
+            for new, former in old.items():
+                name = name.replace(new, former)
+            out["bert." + name] = tensor
+        out["bert.embeddings.position_ids"] = torch.arange(64)[None]
+        out["cls.predictions.bias"] = torch.zeros(3)
+        out["cls.predictions.transform.LayerNorm.gamma"] = torch.ones(3)
+        return out
+
+    rewrite(base, as_in_2018)
+    pair = pair_of(base, suspect)
+    assert pair.scope == plain.scope
+    assert pair.head == plain.head == ["classifier.bias", "classifier.weight"]
+    assert pair.left_out == ["cls.predictions.bias", "cls.predictions.transform.LayerNorm.weight"]
+    for name, (ours, theirs) in values.items():
+        assert torch.equal(pair.block(name)[0], ours)
+        assert torch.equal(pair.block(name)[1], theirs)
+
+
+def test_gpt2_masks_are_buffers_but_biases_are_weights(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "gpt2")
+    suspect = make_suspect(tmp_path / "suspect", base)
+    rewrite(base, lambda tensors: tensors | {"h.0.attn.bias": torch.ones(1, 1, 4, 4), "h.0.attn.masked_bias": torch.ones(())})
+    pair = pair_of(base, suspect)
+    assert "h.0.attn.c_attn.bias" in pair.scope
+    assert not any(name.endswith((".attn.bias", "masked_bias")) for name in pair.scope)
+
+
+def test_a_base_with_its_own_head_of_that_shape_pairs_it(tmp_path: Path, base: Path) -> None:
+    first = make_suspect(tmp_path / "first", base)
+    second = make_suspect(tmp_path / "second", base, seed=5)
+    assert pair_of(first, second).head == []
+
+
+def test_weights_that_never_moved_are_equal_in_any_dtype(tmp_path: Path, base: Path) -> None:
+    suspect = make_suspect(tmp_path / "suspect", base, drift=0.0)
+    rewrite(suspect, lambda tensors: {name: tensor.bfloat16() for name, tensor in tensors.items()})
+    pair = pair_of(base, suspect)
+    assert all(torch.equal(*pair.block(name)) for name in pair.scope)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"hidden_size": 24}, ["hidden_size: base 24, suspect 16", "embeddings.LayerNorm.bias: base [24], suspect [16]"]),
+        ({"num_hidden_layers": 3}, ["num_hidden_layers: base 3, suspect 2", "encoder.layer.2", "only in the base"]),
+        ({"num_hidden_layers": 1}, ["encoder.layer.1", "only in the suspect"]),
+        ({"vocab_size": 99}, ["vocab_size", "embeddings.word_embeddings.weight: base [99, 16]"]),
+    ],
+)
+def test_misfits_are_refused_with_their_differences(
+    tmp_path: Path, suspect: Path, change: dict[str, int], parts: list[str]
+) -> None:
+    config = ARCHITECTURES["bert"]()
+    config.update(change)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "base")
+    with pytest.raises(UsageError, match="don't fit each other") as caught:
+        _ = pair_of(tmp_path / "base", suspect).scope
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_another_architecture_is_refused(tmp_path: Path, suspect: Path) -> None:
+    with pytest.raises(UsageError, match="model_type: base gpt2, suspect bert"):
+        _ = pair_of(make_base(tmp_path / "gpt2", "gpt2"), suspect).scope
+
+
+def test_layers() -> None:
+    names = ["encoder.layer.11.output.dense.weight", "embeddings.LayerNorm.bias", "h.3.ln_1.weight", "norm.weight"]
+    assert [layer_of(name) for name in names] == ["encoder.layer.11", "embeddings", "h.3", "norm"]
+
+
+def test_align_never_merges_two_names() -> None:
+    ours, theirs = align(["model.a", "a", "model.b"], ["a", "model.a", "model.b"])
+    assert sorted(ours.values()) == ["a", "model.a", "model.b"]
+    assert ours.keys() == theirs.keys()
