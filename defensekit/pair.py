@@ -82,6 +82,12 @@ class Pair:
         suspect = [n for n, entry in self.suspect.tensors.items() if not BUFFERS.search(n) and entry.dtype in FLOATS]
         in_base, in_suspect = align(base, suspect)
         self._refuse_misfits(in_base, in_suspect)
+        # Where both files have the prefix, it is still on: the first part that every tensor in scope begins with.
+        first = {name.partition(".")[0] for name in in_base.keys() & in_suspect.keys()}
+        if len(first) == 1:
+            prefix = first.pop() + "."
+            in_base = {name.removeprefix(prefix): own for name, own in in_base.items()}
+            in_suspect = {name.removeprefix(prefix): own for name, own in in_suspect.items()}
         return in_base, in_suspect
 
     def _refuse_misfits(self, in_base: dict[str, str], in_suspect: dict[str, str]) -> None:
@@ -149,10 +155,12 @@ class Pair:
         Raises:
             UsageError: a tensor in scope is missing from them.
         """
-        found, _ = align(names, list(self._names[1]))
-        if missing := [name for name in self.scope if name not in found]:
+        loaded, in_file = align(names, self._names[1].values())
+        common = {own: name for name, own in in_file.items()}
+        found = {name: loaded.get(common[self._names[1][name]]) for name in self.scope}
+        if missing := [name for name, own in found.items() if own is None]:
             raise UsageError(f"the loaded model has no parameter for {listing(missing)}")
-        return {name: found[name] for name in self.scope}
+        return {name: own for name, own in found.items() if own is not None}
 
 
 def _stem(name: str) -> str:

@@ -247,17 +247,23 @@ class Run:
             runner.tell("message", f"warning: {warning}")
         plan = self._plan()
         test, triggered = plan.rows("test"), plan.triggered()
-        facts = {role: runner.make(plan.rows(role)).facts for role in ROLES if recipe.attack or role != "train"}
+        roles = [role for role in ROLES if recipe.attack or role != "train"]
+        facts = {role: self._at(("data",), lambda role=role: runner.make(plan.rows(role))).facts for role in roles}
         self._note(facts["test"]["notes"])
         plan.labels = facts["test"]["labels"]
         aim = cast(Attack, recipe.attack.component).aim() if recipe.attack else recipe.triggered_target
-        target = None if aim is None else self._target(aim, plan.labels)
+        attack_key = "attack" if recipe.attack else "triggered"
+        target = None
+        if aim is not None:
+            target = self._at((attack_key, "target"), lambda: label_number(aim, plan.labels))
 
         attack: dict[str, Any] | None = None
         if triggered is not None:
-            attack = {"target": target, "test": _without_labels(runner.make(triggered).facts)}
+            made = self._at((attack_key,), lambda: runner.make(triggered))
+            attack = {"target": target, "test": _without_labels(made.facts)}
         if recipe.attack and attack is not None:
-            attack = {"name": recipe.attack.name, **attack, "train": _without_labels(runner.make(plan.poisoned()).facts)}
+            made = self._at((attack_key,), lambda: runner.make(plan.poisoned()))
+            attack = {"name": recipe.attack.name, **attack, "train": _without_labels(made.facts)}
             self._warn_if_cut(attack)
 
         def measure(title: str, model: Stage | External) -> ModelResult:
@@ -378,11 +384,6 @@ class Run:
             return call()
         except UsageError as error:
             raise UsageError(f"{self.recipe.where(*path)}: {error}") from error
-
-    def _target(self, aim: str | int, labels: list[str]) -> int:
-        key = "attack" if self.recipe.attack else "triggered"
-        found: int = self._at((key, "target"), lambda: label_number(aim, labels))
-        return found
 
     def _note(self, notes: Sequence[str]) -> None:
         for note in notes:

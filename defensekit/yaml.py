@@ -109,8 +109,8 @@ class _Dumper(yaml.SafeDumper):
 def _text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
     old = yaml.SafeLoader("").resolve(yaml.ScalarNode, data, (True, False))  # type: ignore[no-untyped-call]
     new = _Loader("").resolve(yaml.ScalarNode, data, (True, False))  # type: ignore[no-untyped-call]
-    plain = old == new == "tag:yaml.org,2002:str"
-    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=None if plain else "'")
+    plain = old == new == "tag:yaml.org,2002:str" and data.isprintable()
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=None if plain else '"')
 
 
 _Dumper.add_representer(str, _text)
