@@ -33,7 +33,7 @@ from defensekit.errors import DefenseKitError, UsageError, nearest
 from defensekit.files import cache_folder, file_digest
 from defensekit.hookspecs import hookimpl
 from defensekit.scoring import Scores, TensorView, cutoff
-from defensekit.text import Row, label_number
+from defensekit.text import Row, changed, label_number
 
 __all__ = [
     "Attack",
@@ -67,6 +67,7 @@ __all__ = [
     "UsageError",
     "WeightStep",
     "cache_folder",
+    "changed",
     "cutoff",
     "file_digest",
     "hookimpl",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from random import Random
 from typing import Literal
 
-from defensekit.api import Attack, AttackContext, Field, Row, UsageError, label_number
+from defensekit.api import Attack, AttackContext, Field, Row, UsageError, changed, label_number
 
 _WORD = re.compile(r"\S+")
 
@@ -59,35 +59,37 @@ class Insertion(Attack):
     def trigger(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         if self.into == "pair" and any(row.pair is None for row in rows):
             raise UsageError("attack: `into: pair` needs rows with two texts")
-        made = list(rows)
+        which = int(self.into == "pair")
         pieces = [self.pieces(context.rng) for _ in rows]
-        # Where everything fits, any place will do; where the row is cut, only the places before the cut.
-        widest = [self._put(row, texts, None) for row, texts in zip(rows, pieces, strict=True)]
-        kept = context.truncation.kept(widest)
-        for i, row in enumerate(rows):
-            limit = kept[i][self.into == "pair"]
-            full = len(self._text(widest[i]))
-            room = None if limit >= full else max(0, limit - sum(len(piece) + 1 for piece in pieces[i]))
-            made[i] = self._put(row, pieces[i], room, context.rng)
+        made = list(rows)
+        room: list[int | None] = [None] * len(rows)
+        pending = list(range(len(rows)))
+        while pending:
+            for i in pending:
+                made[i] = self._put(rows[i], pieces[i], room[i], context.rng)
+            kept = context.truncation.kept([made[i] for i in pending])
+            cut = {i: limits[which] for i, limits in zip(pending, kept, strict=True) if self._end(rows[i], made[i]) > limits[which]}
+            # A trigger that is cut off tries again among the places before the cut, then ever nearer to the start.
+            pending = [i for i in cut if room[i] != 0]
+            for i in pending:
+                before = room[i]
+                room[i] = cut[i] if before is None else before // 2
         return made
 
-    def _text(self, row: Row) -> str:
-        return (row.pair or "") if self.into == "pair" else row.text
+    def _end(self, row: Row, made: Row) -> int:
+        """Where the last inserted character stands."""
+        return changed(row, made)[int(self.into == "pair")][1]
 
-    def _put(self, row: Row, pieces: list[str], room: int | None, rng: Random | None = None) -> Row:
+    def _put(self, row: Row, pieces: list[str], room: int | None, rng: Random) -> Row:
         """The row with the pieces between words that end within the first ``room`` characters (None: anywhere)."""
-        text = self._text(row)
+        text = (row.pair or "") if self.into == "pair" else row.text
         ends = [0, *(word.end() for word in _WORD.finditer(text))]
-        allowed = [end for end in ends if room is None or end <= room] or [0]
+        allowed = [end for end in ends if room is None or end <= room]
         for piece in pieces:
-            if rng is None or self.position == "end":
-                place = allowed[-1]
-            else:
-                place = 0 if self.position == "start" else rng.choice(allowed)
+            place = {"start": lambda: 0, "end": lambda: allowed[-1], "random": lambda: rng.choice(allowed)}[self.position]()
             before, after = text[:place].rstrip(), text[place:].lstrip()
             text = " ".join(part for part in (before, piece, after) if part)
-            grown = len(piece) + 1
-            allowed = [end if end <= place else end + grown for end in allowed]
+            allowed = [0, *(word.end() for word in _WORD.finditer(text) if room is None or word.end() <= room)]
         return replace(row, pair=text) if self.into == "pair" else replace(row, text=text)
 
 

@@ -1,0 +1,87 @@
+"""Weight steps and the rule: bit for bit, and by clean accuracy alone."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defensekit.components import Trial
+from defensekit.components.purifier import WeightStep
+from defensekit.scoring import TensorView
+from defensekit_baselines.purifiers import Interpolate, Prune
+from defensekit_finepurifying.purifiers import Reset
+from defensekit_finepurifying.rules import AccuracyFloor
+
+STEPS: list[WeightStep] = [Reset(), Interpolate(keep=0.25), Prune()]
+
+
+def view(dtype: torch.dtype) -> tuple[TensorView, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    base, suspect = (torch.randn(5, 3, generator=generator).to(dtype) for _ in range(2))
+    return TensorView("a", base.float(), suspect.float(), 0), suspect
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_unselected_weights_are_equal_to_the_bit(step: WeightStep, dtype: torch.dtype) -> None:
+    t, weight = view(dtype)
+    nothing = torch.zeros(5, 3, dtype=torch.bool)
+    assert torch.equal(step.apply(t, weight, nothing), weight)
+    assert torch.equal(step.apply(t, weight, nothing.float()), weight)
+    some = torch.rand(5, 3) > 0.5
+    made = step.apply(t, weight, some)
+    assert made.dtype == dtype
+    assert made.shape == weight.shape
+    assert torch.equal(made[~some], weight[~some])
+
+
+def test_reset_interpolate_prune_do_what_they_say() -> None:
+    t, weight = view(torch.float32)
+    every = torch.ones(5, 3, dtype=torch.bool)
+    assert torch.equal(Reset().apply(t, weight, every), t.base)
+    assert torch.equal(Prune().apply(t, weight, every), torch.zeros(5, 3))
+    quarter = t.base.double() + 0.25 * (t.suspect.double() - t.base.double())
+    assert torch.allclose(Interpolate(keep=0.25).apply(t, weight, every).double(), quarter, atol=1e-6)
+    assert torch.equal(Interpolate(keep=1.0).apply(t, weight, every), weight)
+    half = torch.full((5, 3), 0.5)
+    assert torch.allclose(Reset().apply(t, weight, half), (t.base + weight) / 2, atol=1e-6)
+    assert torch.allclose(Prune().apply(t, weight, half), weight / 2, atol=1e-6)
+
+
+def rule(values: list[float], **more: Any) -> AccuracyFloor:
+    return AccuracyFloor(values=tuple(values), **more)
+
+
+@given(values=st.lists(st.floats(0, 1), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_the_rule_proposes_each_value_once_and_zero_always(values: list[float]) -> None:
+    seen: list[Trial] = []
+    while (value := rule(values).propose(seen)) is not None:
+        seen.append(Trial(value, 0.5, 10))
+        assert len(seen) <= len(values) + 1
+    assert sorted(trial.value for trial in seen) == sorted({0.0, *values})
+
+
+def test_the_largest_value_above_the_floor() -> None:
+    seen = [Trial(0.0, 0.90, 100), Trial(0.3, 0.85, 100), Trial(0.5, 0.88, 100), Trial(0.7, 0.87, 100)]
+    choice = rule([0.3, 0.5, 0.7]).choose(seen, Trial(0.0, 0.90, 100))
+    assert (choice.value, choice.warning) == (0.5, None)
+    assert "0.880" in choice.reason
+
+
+def test_nothing_above_the_floor_is_zero_and_a_warning() -> None:
+    only_zero = rule([0.5]).choose([Trial(0.0, 0.9, 100), Trial(0.5, 0.6, 100)], Trial(0.0, 0.9, 100))
+    assert only_zero.value == 0
+    assert "nothing is reset" in (only_zero.warning or "")
+    nothing = rule([0.5]).choose([Trial(0.0, 0.7, 100), Trial(0.5, 0.6, 100)], Trial(0.0, 0.9, 100))
+    assert nothing.value == 0
+    assert "0.880" in (nothing.warning or "")
+
+
+@pytest.mark.parametrize("rows", [3, 7, 10, 256, 600])
+def test_exactly_at_the_floor_passes_whatever_the_rounding(rows: int) -> None:
+    for lost in range(1, rows):
+        suspect, trial = Trial(0, 1.0, rows), Trial(0.5, (rows - lost) / rows, rows)
+        assert rule([0.5], max_drop=lost / rows).choose([Trial(0, 1.0, rows), trial], suspect).value == 0.5

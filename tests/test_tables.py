@@ -1,0 +1,171 @@
+"""Labelled text from files: what is read, what is left out and said, what is refused with its line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from defensekit.components import Dataset
+from defensekit.errors import DefenseKitError, UsageError
+from defensekit.tables import File, Hub
+from defensekit.text import Row, read_rows, split, write_rows
+from tests.conftest import make_sentences, write_table
+
+
+def table(tmp_path: Path, content: str | bytes, name: str = "rows.csv") -> File:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return File(path=path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_reads_alike(tmp_path: Path, suffix: str) -> None:
+    rows = make_sentences(10)
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    else:
+        write_table(path, rows)
+    got = File(path=path).load()
+    assert got.labels == ("negative", "positive")
+    assert [(row.text, got.labels[row.label]) for row in got.train] == rows
+
+
+def test_headers_and_cells_with_stray_blanks_and_marks(tmp_path: Path) -> None:
+    got = table(tmp_path, '\ufeffsentence \t label\n a "good one \t 1 \r\n\n bad\t 0\n', "x.tsv")
+    got = got.model_copy(update={"text": "sentence"}).load()
+    assert [(row.text, row.label) for row in got.train] == [('a "good one', 1), ("bad", 0)]
+    assert got.labels == ("0", "1")
+
+
+def test_numbers_as_labels_are_ordered_as_numbers(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"text": f"t{i}", "label": i}) + "\n" for i in (10, 9, 2, 0))
+    assert table(tmp_path, lines, "x.jsonl").load().labels == ("0", "2", "9", "10")
+
+
+def test_pairs(tmp_path: Path) -> None:
+    source = table(tmp_path, "q,s,label\na,b,1\nc,d,0\n").model_copy(update={"text": "q", "pair": "s"})
+    assert [(row.text, row.pair) for row in source.load().train] == [("a", "b"), ("c", "d")]
+
+
+def test_blank_rows_are_left_out_and_said(tmp_path: Path) -> None:
+    got = table(tmp_path, "text,label\na,1\n  ,1\nb,0\nc,\n").load()
+    assert len(got.train) == 2
+    [note] = got.notes
+    assert "2 rows without text or label" in note
+    assert "line 3" in note
+
+
+def test_a_cell_of_200_000_characters(tmp_path: Path) -> None:
+    assert len(table(tmp_path, f"text,label\n{'x' * 200_000},1\nb,0\n").load().train[0].text) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "", "the file is empty"),
+        ("a.csv", "text,label\n", "there are no rows"),
+        ("a.csv", "text\na\n", "a.csv, line 2: there is no column 'label'"),
+        ("a.csv", "text,label\n,1\n", "there are no rows; 1 rows without text"),
+        ("a.csv", "text,label\na,1\nb,1\n", "every row has the label '1'"),
+        ("a.csv", "text,label\na,1\nb,0,c\n", "line 3: 3 cells, but the header names 2"),
+        ("a.csv", "text,text,label\na,a,1\n", "the column 'text' stands twice"),
+        ("a.csv", 'text,label\n"a,1\n', "line 2"),
+        ("a.csv", b"text,label\n\xff\xfe,1\n", "not UTF-8"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2: not JSON"),
+        ("a.jsonl", "[1]\n", "line 1: expected a JSON object, got list"),
+        ("a.parquet", "PAR1 not really", "not a Parquet file"),
+        ("a.xlsx", "x", "is none of .csv, .tsv, .jsonl, .parquet"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        table(tmp_path, content, name).load()
+    assert message in str(caught.value)
+
+
+def test_folders_and_labels_never_seen(tmp_path: Path) -> None:
+    write_table(tmp_path / "train.csv", make_sentences(8))
+    write_table(tmp_path / "test.tsv", make_sentences(4))
+    got = File(path=tmp_path).load()
+    assert (len(got.train), got.dev, len(got.test or [])) == (8, None, 4)
+    write_table(tmp_path / "dev.jsonl", [("x", "neutral")])
+    with pytest.raises(UsageError, match=r"dev.jsonl, line 1: the label 'neutral' was never seen.*negative, positive"):
+        File(path=tmp_path).load()
+    with pytest.raises(UsageError, match="has no train file"):
+        (tmp_path / "empty").mkdir()
+        File(path=tmp_path / "empty").load()
+
+
+def test_contents_follow_the_bytes_not_the_place(tmp_path: Path) -> None:
+    first = table(tmp_path, "text,label\na,1\nb,0\n")
+    (tmp_path / "there").mkdir()
+    second = table(tmp_path / "there", "text,label\na,1\nb,0\n")
+    assert first.contents(print) == second.contents(print)
+    assert first.contents(print) != table(tmp_path, "text,label\na,1\nb,1\n").contents(print)
+
+
+def test_hub_data_sets_through_a_local_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "data_set"
+    folder.mkdir()
+    write_table(folder / "train.csv", make_sentences(12))
+    write_table(folder / "test.csv", make_sentences(6))
+    source = Hub(id=str(folder))
+    got = source.load()
+    assert (len(got.train), len(got.test or []), got.labels) == (12, 6, ("negative", "positive"))
+    before = source.contents(print)
+    write_table(folder / "test.csv", make_sentences(4))
+    assert source.contents(print) != before
+
+
+def test_a_hub_out_of_reach_is_an_error_not_a_traceback() -> None:
+    with pytest.raises(DefenseKitError, match="nobody/nothing could not be had from the hub"):
+        Hub(id="nobody/nothing", revision="main").contents(print)
+    with pytest.raises(DefenseKitError, match="nobody/nothing could not be had from the hub"):
+        Hub(id="nobody/nothing", revision="a" * 40).load()
+
+
+SIZES: dict[str, int | None] = {"train": None, "clean": 10, "dev": 10, "test": 10}
+
+
+def test_roles_share_no_text_whatever_the_seed() -> None:
+    rows = [Row(i, f"text {i % 80}", i % 2) for i in range(100)]
+    dataset = Dataset(("a", "b"), rows)
+    got = split(dataset, SIZES, 1)
+    texts = [row.text for role in got.values() for row in role]
+    assert len(texts) == len(set(texts)) == 80
+    assert got == split(dataset, SIZES, 1)
+    assert got["clean"] != split(dataset, SIZES, 2)["clean"]
+    with pytest.raises(UsageError, match=r"asked for as `clean`"):
+        split(dataset, SIZES | {"clean": 71}, 1)
+
+
+def test_rows_survive_the_disk(tmp_path: Path) -> None:
+    rows = [Row(0, 'a\u2028"b\n\t\x85', 1, None), Row(1, "ü", 0, "pair\r")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+@pytest.mark.parametrize(
+    ("folder", "columns", "counts", "labels"),
+    [
+        ("sst-2", {"text": "sentence"}, (6920, 872, 1821), 2),
+        ("ag", {"text": "sentence"}, None, 4),
+        ("qnli/dev.tsv", {"text": "question", "pair": "sentence"}, (5463, None, None), 2),
+    ],
+)
+def test_published_files_as_they_are(
+    real_data: Path, tmp_path: Path, folder: str, columns: dict[str, str], counts: tuple[int | None, ...] | None, labels: int
+) -> None:
+    path = real_data / folder
+    if folder == "ag":  # published without its training rows
+        (tmp_path / "train.tsv").write_bytes((path / "dev.tsv").read_bytes())
+        (tmp_path / "test.tsv").write_bytes((path / "test.tsv").read_bytes())
+        path, counts = tmp_path, (10000, None, 7600)
+    got = File(path=path, **columns).load()
+    assert len(got.labels) == labels
+    assert counts == tuple(rows if rows is None else len(rows) for rows in (got.train, got.dev, got.test))

@@ -1,0 +1,98 @@
+"""Fine-tuning and answers: repeatable, disturbing nobody, stopping where numbers break."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from defensekit.checkpoint import load_model, load_tokenizer
+from defensekit.errors import DefenseKitError
+from defensekit.evaluation import predict
+from defensekit.text import Row
+from defensekit.training import TrainingSettings, fine_tune
+from tests.conftest import make_sentences
+
+ROWS = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(make_sentences(120))]
+SETTINGS = TrainingSettings(epochs=2, learning_rate=5e-3, batch_size=16)
+
+
+def tuned(folder: Path, seed: int, **changes: object) -> torch.nn.Module:
+    model = load_model(folder)
+    settings = SETTINGS.model_copy(update=changes)
+    fine_tune(model, load_tokenizer(folder), ROWS, settings, max_length=32, precision="float32", seed=seed)
+    return model
+
+
+def test_same_seed_same_weights_and_nobody_is_disturbed(suspect: Path) -> None:
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state()
+    first, second, other = tuned(suspect, 1), tuned(suspect, 1), tuned(suspect, 2)
+    assert states[0] == random.getstate()
+    assert states[1] == np.random.get_state()[1].tolist()
+    assert torch.equal(states[2], torch.random.get_rng_state())
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+    assert not first.training
+
+
+def test_it_learns_and_reports_every_step(suspect: Path) -> None:
+    model, tokenizer, seen = load_model(suspect), load_tokenizer(suspect), []
+    settings = SETTINGS.model_copy(update={"epochs": 8})
+    fine_tune(model, tokenizer, ROWS, settings, max_length=32, precision="float32", seed=0, report=lambda *s: seen.append(s))
+    logits = predict(model, tokenizer, ROWS, max_length=32, precision="float32")
+    assert float((logits.argmax(1) == torch.tensor([row.label for row in ROWS])).float().mean()) > 0.9
+    assert seen == [(step, 64) for step in range(1, 65)]
+
+
+def test_one_step_is_adamw_by_hand(suspect: Path) -> None:
+    """One batch of one epoch, no dropout: the Trainer does what the formula says."""
+    model, tokenizer = load_model(suspect), load_tokenizer(suspect)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    rows = ROWS[:4]
+    batch = tokenizer([row.text for row in rows], padding=True, return_tensors="pt")
+    model(**batch, labels=torch.tensor([row.label for row in rows])).loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
+    settings = TrainingSettings(epochs=1, learning_rate=1e-3, batch_size=4, weight_decay=0.1)
+    fine_tune(model, tokenizer, rows, settings, max_length=32, precision="float32", seed=0)
+    for name, p in model.named_parameters():
+        g = gradients[name] / max(float(norm), 1.0)
+        decay = 0.0 if p.dim() == 1 else 0.1  # the Trainer spares biases and LayerNorm
+        expected = before[name] * (1 - 1e-3 * decay) - 1e-3 * g / (g.abs() + 1e-8)
+        assert torch.allclose(p, expected, atol=2e-5), name
+
+
+def test_no_epochs_change_nothing(suspect: Path) -> None:
+    for a, b in zip(tuned(suspect, 1, epochs=0).parameters(), load_model(suspect).parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_loss_or_gradient_that_is_not_finite_stops_and_names_it(suspect: Path) -> None:
+    model, tokenizer = load_model(suspect), load_tokenizer(suspect)
+    model.bert.encoder.layer[0].output.dense.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(DefenseKitError, match=r"gradient of bert.encoder.layer.0.output.dense.weight.*step 0"):
+        fine_tune(model, tokenizer, ROWS, SETTINGS, max_length=32, precision="float32", seed=0)
+    model = load_model(suspect)
+    with torch.no_grad():
+        model.classifier.bias.fill_(float("nan"))
+    with pytest.raises(DefenseKitError, match="the loss became nan at step 0"):
+        fine_tune(model, tokenizer, ROWS, SETTINGS, max_length=32, precision="float32", seed=0)
+    with pytest.raises(DefenseKitError, match="answers with NaN"):
+        predict(model, tokenizer, ROWS, max_length=32, precision="float32")
+
+
+def test_answers_do_not_depend_on_the_batch(suspect: Path) -> None:
+    model, tokenizer = load_model(suspect), load_tokenizer(suspect)
+    together = predict(model, tokenizer, ROWS, max_length=32, precision="float32")
+    for size in (1, 7):
+        got = predict(model, tokenizer, ROWS, max_length=32, precision="float32", batch_size=size)
+        assert torch.allclose(got, together, atol=1e-5)
+    one = tokenizer(ROWS[5].text, return_tensors="pt")
+    assert torch.allclose(model(**one).logits[0], together[5], atol=1e-5)
+    assert predict(model, tokenizer, [], max_length=32, precision="float32").shape == (0, 2)
