@@ -13,7 +13,6 @@ from defensekit.components import (
     Estimator,
     EstimatorContext,
     Executor,
-    InProcess,
     Measured,
     Metric,
     ModelSource,
@@ -30,6 +29,7 @@ from defensekit.components import (
     scorer,
 )
 from defensekit.errors import DefenseKitError, UsageError, nearest
+from defensekit.executors import InProcess
 from defensekit.files import cache_folder, file_digest
 from defensekit.hookspecs import hookimpl
 from defensekit.scoring import Scores, TensorView, cutoff

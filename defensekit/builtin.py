@@ -5,7 +5,7 @@ from defensekit.hookspecs import Table, hookimpl
 
 @hookimpl
 def defensekit_executors() -> Table:
-    return {"in-process": "defensekit.components.runtime:InProcess"}
+    return {"in-process": "defensekit.executors:InProcess"}
 
 
 @hookimpl

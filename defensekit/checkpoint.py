@@ -121,7 +121,7 @@ def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
         raise UsageError(f"{path} is damaged or not a safetensors file ({error})") from error

@@ -112,7 +112,9 @@ class Host:
             self.problems.append(Problem(plugin, f"its hook {HOOKS[kind]!r} returned {table!r}, expected {expected}"))
             return
         for name, target in table.items():
-            good = isinstance(target, str) and ":" in target or isinstance(target, type) and issubclass(target, KINDS[kind])
+            good = (isinstance(target, str) and ":" in target) or (
+                isinstance(target, type) and issubclass(target, KINDS[kind])
+            )
             if not isinstance(name, str) or not good:
                 expected = f"'module:Class' or a subclass of {KINDS[kind].__name__}"
                 self.problems.append(Problem(plugin, f"its {kind} {name!r} is {target!r}, expected {expected}"))
@@ -229,9 +231,11 @@ def require(host: Host, names: Iterable[str]) -> None:
 
 def plain(component: Component, name: str) -> dict[str, Any]:
     """A component as plain data: enough to build it again, and enough to know whether it is still the same."""
+    parameters = component.parameters()
     return {
         "kind": component.kind,
         "name": name,
-        "parameters": component.parameters(),
+        "location": {key: parameters.pop(key) for key in sorted(component.location)},
+        "parameters": parameters,
         "source": source_digest(type(component)),
     }

@@ -90,7 +90,9 @@ class Runner:
                 self.make(needed)
             self.tell("stage_started", title)
             log.info("%s: computing %s", title, stage.key)
-            self.executor.execute(stage.plain, self.store.root, lambda done, total: self.tell("progress", title, done, total))
+            self.executor.execute(
+                stage.plain, self.store.root, lambda done, total: self.tell("progress", title, done, total)
+            )
             artifact = self.store.open(stage.key)
         if stage.key not in self.made:
             self.made[stage.key] = {
@@ -117,7 +119,9 @@ class Runner:
 class Plan:
     """Every stage of a run, by name; a stage is planned once, whoever asks for it."""
 
-    def __init__(self, recipe: Recipe, base: External, suspect: External | None, contents: str, labels: list[str] | None):
+    def __init__(
+        self, recipe: Recipe, base: External, suspect: External | None, contents: str, labels: list[str] | None
+    ):
         self.recipe = recipe
         self.base = base
         self.given_suspect = suspect
@@ -179,7 +183,9 @@ class Plan:
         if self.recipe.attack:
             inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("test")}
             attack = {"attack": self.recipe.attack}
-            return self._stage("trigger", "triggered rows", inputs, self._cut, attack, self._seed("attacker", "trigger"))
+            return self._stage(
+                "trigger", "triggered rows", inputs, self._cut, attack, self._seed("attacker", "trigger")
+            )
         if self.recipe.triggered:
             source = self.recipe.triggered
             contents = cast(DatasetSource, source.component).contents(lambda text: None)
@@ -209,7 +215,11 @@ class Plan:
         return self._stage("statistics", title, inputs, self._cut, estimator, self._seed("defender", "statistics"))
 
     def purified(self, title: str, defense: Defense) -> Stage:
-        inputs: dict[str, Stage | External] = {"base": self.base, "suspect": self.suspect(), "clean": self.rows("clean")}
+        inputs: dict[str, Stage | External] = {
+            "base": self.base,
+            "suspect": self.suspect(),
+            "clean": self.rows("clean"),
+        }
         components: dict[str, Named] = {}
         steps = defense.purifier
         if cast(Selector, defense.selector.component).takes_nothing():
@@ -246,11 +256,11 @@ class Run:
         for warning in self.warnings:
             runner.tell("message", f"warning: {warning}")
         plan = self._plan()
-        test, triggered = plan.rows("test"), plan.triggered()
         roles = [role for role in ROLES if recipe.attack or role != "train"]
         facts = {role: self._at(("data",), lambda role=role: runner.make(plan.rows(role))).facts for role in roles}
         self._note(facts["test"]["notes"])
         plan.labels = facts["test"]["labels"]
+        test, triggered = plan.rows("test"), plan.triggered()
         aim = cast(Attack, recipe.attack.component).aim() if recipe.attack else recipe.triggered_target
         attack_key = "attack" if recipe.attack else "triggered"
         target = None
@@ -348,6 +358,10 @@ class Run:
             folder=str(self.folder),
         )
         self._write(result, purified)
+        numbers = (
+            f"{name} " + " ".join(f"{k} {v:.3f}" for k, v in row.items() if v) for name, row in result.summary.items()
+        )
+        log.info("done: %s", "; ".join(numbers))
         return result
 
     # -- parts of it -----------------------------------------------------------------------------------------------
@@ -532,9 +546,7 @@ class _Log(Observer):
         log.info("%s: %s", title, "reused" if reused else f"{seconds:.1f} s")
 
 
-def run(
-    recipe: str | Path | Recipe, workspace: str | Path = "workspace", observers: Sequence[Observer] = ()
-) -> Result:
+def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observers: Sequence[Observer] = ()) -> Result:
     """Run a recipe: every stage that the workspace does not hold yet, then the result and the purified model.
 
     Args:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -140,7 +141,8 @@ class Defense:
             steps = list(self.purifier)
             steps[int(step[1])] = changed
             return replace(self, purifier=tuple(steps))
-        return replace(self, **{part: changed})
+        changes: dict[str, Any] = {part: changed}
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -350,7 +352,9 @@ class _Loading:
 
     def defense(self, keys: _Defense) -> Defense:
         defense = Defense(
-            estimator=None if keys.estimator is None else self.part(Estimator, keys.estimator, ("defense", "estimator")),
+            estimator=None
+            if keys.estimator is None
+            else self.part(Estimator, keys.estimator, ("defense", "estimator")),
             scorer=self.part(Scorer, keys.scorer, ("defense", "scorer")),
             selector=self.part(Selector, keys.selector, ("defense", "selector")),
             purifier=self.purifier(keys.purifier, ("defense", "purifier")),
@@ -365,7 +369,11 @@ class _Loading:
         scorer = cast(Scorer, defense.scorer.component)
         provided = cast(Estimator, defense.estimator.component).provides if defense.estimator else frozenset()
         if missing := scorer.needs - provided:
-            has = f"{defense.estimator.name!r} provides {listing(sorted(provided))}" if defense.estimator else "there is none"
+            has = (
+                f"{defense.estimator.name!r} provides {listing(sorted(provided))}"
+                if defense.estimator
+                else "there is none"
+            )
             raise self.error(
                 path,
                 f"the scorer {defense.scorer.name!r} needs {listing(sorted(missing))} from an estimator; {has} "
@@ -380,7 +388,7 @@ class _Loading:
         rule = cast(Rule, named.component)
         self.at((*path, "over"), lambda: defense.at(rule.over, 0.0))
         for i, value in enumerate(rule.values):
-            self.at((*path, "values", i), lambda value=value: defense.at(rule.over, value))
+            self.at((*path, "values", i), partial(defense.at, rule.over, value))
         return named
 
     def compare(self, specs: dict[str, dict[str, Spec | list[Spec]]], defense: Defense) -> dict[str, Defense]:
@@ -397,7 +405,10 @@ class _Loading:
                 elif part in kinds and not isinstance(spec, list):
                     changes[part] = self.part(kinds[part], spec, (*path, part))
                 else:
-                    raise self.error((*path, part), f"expected estimator, scorer, selector or purifier.{nearest(part, [*kinds, 'purifier'])}")
+                    raise self.error(
+                        (*path, part),
+                        f"expected estimator, scorer, selector or purifier.{nearest(part, [*kinds, 'purifier'])}",
+                    )
             made[name] = replace(defense, **changes)
             self.needs(made[name], path)
         return made

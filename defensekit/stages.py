@@ -69,7 +69,7 @@ class Work:
         """The component in a role, built from its plain data."""
         spec = self.stage["components"][role]
         found = _host(tuple(self.stage["plugin_files"])).find(spec["kind"], spec["name"])
-        return found.model_validate(spec["parameters"])
+        return found.model_validate(spec["location"] | spec["parameters"])
 
     def folder(self, name: str) -> Path:
         """The folder of an input: an artifact's files, or a model outside the store."""
@@ -122,10 +122,10 @@ def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, to
         STAGES[stage["kind"]](Work(stage, opened, report), draft)
 
 
-def _blame(component: Component, call: Callable[[], Any]) -> Any:
+def _blame(component: Component, call: Callable[..., Any], *arguments: Any) -> Any:
     """Call a component; an exception of its own becomes a message that names it."""
     try:
-        return call()
+        return call(*arguments)
     except DefenseKitError:
         raise
     except (OSError, MemoryError):
@@ -176,7 +176,7 @@ def _count_changes(before: Sequence[Row], after: Sequence[Row], truncation: Trun
 def poison(work: Work, draft: Draft) -> None:
     """The attacker's training rows."""
     attack, context, rows = _attack(work)
-    made = _blame(attack, lambda: attack.poison(rows, context))
+    made = _blame(attack, attack.poison, rows, context)
     write_rows(draft.files / ROWS, made)
     draft.facts.update(labels=list(context.labels), **_count_changes(rows, made, context.truncation))
 
@@ -187,7 +187,7 @@ def trigger(work: Work, draft: Draft) -> None:
     aim = attack.aim()
     target = None if aim is None else label_number(aim, context.labels)
     rows = [row for row in rows if row.label != target]
-    made = _blame(attack, lambda: attack.trigger(rows, context))
+    made = _blame(attack, attack.trigger, rows, context)
     if [row.id for row in made] != [row.id for row in rows]:
         raise DefenseKitError(f"the attack {type(attack).__name__} lost or moved test rows")
     write_rows(draft.files / ROWS, made)
@@ -203,7 +203,9 @@ def given(work: Work, draft: Draft) -> None:
     target = label_number(work.stage["params"]["target"], labels)
     rows = [row for row in rows if row.label != target]
     if not rows:
-        raise DefenseKitError(f"triggered: every row has the target's label {labels[target]!r}; true labels are expected")
+        raise DefenseKitError(
+            f"triggered: every row has the target's label {labels[target]!r}; true labels are expected"
+        )
     write_rows(draft.files / ROWS, rows)
     draft.facts.update(labels=labels, target=target, rows=len(rows))
 
@@ -255,7 +257,7 @@ def statistics(work: Work, draft: Draft) -> None:
     rows = work.rows("clean")
     context = EstimatorContext(model, tokenizer, rows, work.max_length, work.seed("estimator"), work.report)
     with training.forked_random(work.seed("global")):
-        estimate = _blame(estimator, lambda: estimator.estimate(context))
+        estimate = _blame(estimator, estimator.estimate, context)
     facts: dict[str, Any] = {"rows": len(rows), **estimate.facts}
     for statistic in sorted(estimator.provides):
         measured = estimate.statistics[statistic]
@@ -273,13 +275,15 @@ def statistics(work: Work, draft: Draft) -> None:
 def purify(work: Work, draft: Draft) -> None:
     """Select dimensions of the suspect and purify it."""
     tokenizer = checkpoint.load_tokenizer(work.folder("suspect"))
-    steps = [cast(Purifier, work.component(role)) for role in sorted(work.stage["components"]) if role.startswith("step")]
+    steps = [
+        cast(Purifier, work.component(role)) for role in sorted(work.stage["components"]) if role.startswith("step")
+    ]
     views = Views(work.pair, work.seed("score"), _readers(work))
     selection: dict[str, Tensor] = {}
     if "selector" in work.stage["components"]:
         scorer, selector = cast(Scorer, work.component("scorer")), cast(Selector, work.component("selector"))
-        scores = _blame(scorer, lambda: score(views, scorer))
-        selection = _blame(selector, lambda: select(scores, selector))
+        scores = _blame(scorer, score, views, scorer)
+        selection = _blame(selector, select, scores, selector)
         draft.facts.update(_describe(views, scores, selection))
         if "statistics" in work.stage["inputs"]:
             draft.facts["statistics"] = work.about("statistics")
@@ -298,7 +302,7 @@ def purify(work: Work, draft: Draft) -> None:
                     seed = work.seed("step", str(i))
                     context = ModelStepContext(tokenizer, rows, work.max_length, work.precision, seed, work.report)
                     with training.forked_random(seed):
-                        _blame(step, lambda step=step, context=context: step.train(model, context))  # type: ignore[misc]
+                        _blame(step, step.train, model, context)
                 checkpoint.save_model(model.cpu(), target, dtype)
             folder = target
         if folder == work.folder("suspect"):
@@ -342,7 +346,7 @@ def _apply(
             name = names.get(own)
             if name is not None and name in selection and bool(selection[name].any()):
                 for step in steps:
-                    made = _blame(step, lambda s=step, w=weight, n=name: s.apply(views[n], w, selection[n]))  # type: ignore[misc]
+                    made = _blame(step, step.apply, views[name], weight, selection[name])
                     kept = selection[name] == 0
                     if made.shape != weight.shape or made.dtype != weight.dtype or not made[kept].equal(weight[kept]):
                         who = f"the purifier {type(step).__name__}"

@@ -20,10 +20,14 @@ MANIFEST = "manifest.json"
 def key_of(stage: dict[str, Any]) -> str:
     """The key of a stage, planned or finished: a digest of everything that decides its contents.
 
-    ``plugin_files`` says where local plugins lie, ``title`` is for people: neither is identity (a component carries
-    the digest of its source), and of a model that lies outside the store only the digest of its contents is.
+    ``title`` is for people, ``plugin_files`` and a component's ``location`` say where things lie: none is identity (a
+    component carries the digest of its source, data and models outside the store that of their contents).
     """
     identity = {name: value for name, value in stage.items() if name not in ("plugin_files", "title")}
+    identity["components"] = {
+        role: {name: value for name, value in component.items() if name != "location"}
+        for role, component in stage["components"].items()
+    }
     identity["inputs"] = {
         name: value["digest"] if isinstance(value, dict) else value for name, value in stage["inputs"].items()
     }
@@ -112,7 +116,9 @@ class Store:
                     raise
                 # Somebody else finished the same stage meanwhile: theirs is as good as ours.
         except OSError as error:
-            raise DefenseKitError(f"{stage.get('title', stage['kind'])}: {error.strerror or error}: {scratch}") from error
+            raise DefenseKitError(
+                f"{stage.get('title', stage['kind'])}: {error.strerror or error}: {scratch}"
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

@@ -79,9 +79,10 @@ class _Labelled(DatasetSource):
 class File(_Labelled):
     """A CSV, TSV, JSONL or Parquet file, or a folder with such files named train, dev and test."""
 
-    path: Path = Field(description="the file or folder")
-
+    location: ClassVar[frozenset[str]] = frozenset({"path"})
     _roles: ClassVar = ("train", "dev", "test")
+
+    path: Path = Field(description="the file or folder")
 
     def _files(self) -> dict[str, Path]:
         if self.path.is_dir():
@@ -109,6 +110,8 @@ class File(_Labelled):
 
 class Hub(_Labelled):
     """A data set of a `datasets` hub, at a revision."""
+
+    location: ClassVar[frozenset[str]] = frozenset({"id", "revision"})
 
     id: str = Field(description="the hub's name for it, as in owner/name")
     revision: str | None = Field(None, description="a commit, tag or branch")

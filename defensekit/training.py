@@ -89,7 +89,9 @@ def fine_tune(
             norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named]))
             if not bool(torch.isfinite(norms).all()):
                 worst = next(name for (name, _), norm in zip(named, norms, strict=True) if not torch.isfinite(norm))
-                raise DefenseKitError(f"the gradient of {worst} became NaN or infinite at step {self.state.global_step}")
+                raise DefenseKitError(
+                    f"the gradient of {worst} became NaN or infinite at step {self.state.global_step}"
+                )
             return loss
 
     class Reporting(transformers.TrainerCallback):  # type: ignore[misc]

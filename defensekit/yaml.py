@@ -23,7 +23,11 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
@@ -88,7 +92,7 @@ class Document:
         if node.tag not in {f"tag:yaml.org,2002:{name}" for name in known}:
             raise UsageError(f"{self.path}:{line}: the tag {node.tag!r} is refused; a recipe is plain data")
         try:
-            value: Hashable = self._constructor.construct_object(node)  # type: ignore[no-untyped-call]
+            value: Hashable = self._constructor.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             raise UsageError(f"{self.path}:{line}: {node.value[:60]!r} can't be read ({error})") from error
         return value

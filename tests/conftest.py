@@ -27,7 +27,9 @@ _TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 _TINY |= {"vocab_size": len(VOCABULARY), "max_position_embeddings": 64, "pad_token_id": 0}
 ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "bert": lambda: transformers.BertConfig(**_TINY),
-    "roberta": lambda: transformers.RobertaConfig(**_TINY | {"max_position_embeddings": 66}, bos_token_id=2, eos_token_id=3),
+    "roberta": lambda: transformers.RobertaConfig(
+        **_TINY | {"max_position_embeddings": 66}, bos_token_id=2, eos_token_id=3
+    ),
     "distilbert": lambda: transformers.DistilBertConfig(
         vocab_size=len(VOCABULARY), dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64
     ),

@@ -5,14 +5,14 @@ from random import Random
 from typing import Any
 
 import pytest
+from defensekit_attacks.insertion import Sentence, Word
+from defensekit_attacks.metrics import Accuracy, AttackSuccess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defensekit.components import AttackContext, Predictions
 from defensekit.errors import UsageError
 from defensekit.text import Row, Truncation, changed
-from defensekit_attacks.insertion import Sentence, Word
-from defensekit_attacks.metrics import Accuracy, AttackSuccess
 from tests.conftest import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -35,7 +35,9 @@ def rows(count: int, words: int = 6) -> list[Row]:
 @settings(deadline=None, max_examples=60)
 def test_the_rate_is_exact_over_all_rows(count: int, rate: float, mode: Any, seed: int) -> None:
     before, attack = rows(count), Word(target="positive", rate=rate, mode=mode)
-    fitting = [row for row in before if {"dirty-label": row.label != 2, "clean-label": row.label == 2, "mixed": True}[mode]]
+    fitting = [
+        row for row in before if {"dirty-label": row.label != 2, "clean-label": row.label == 2, "mixed": True}[mode]
+    ]
     if not 1 <= round(rate * count) <= len(fitting):
         with pytest.raises(UsageError, match="rows to choose from"):
             attack.poison(before, context(seed))
@@ -135,5 +137,8 @@ def test_metrics_count_what_they_say() -> None:
     assert acc.low < acc.value < acc.high
     # Wilson's interval for 2 of 4, by its formula.
     z, n, p = 1.959964, 4, 0.5
-    middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    middle, half = (
+        (p + z * z / (2 * n)) / (1 + z * z / n),
+        z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5,
+    )
     assert (asr.low, asr.high) == (pytest.approx(middle - half, abs=1e-6), pytest.approx(middle + half, abs=1e-6))

@@ -51,7 +51,9 @@ def test_an_index_must_not_leave_its_folder(copy: Path, name: str) -> None:
         _ = Checkpoint(copy).tensors
 
 
-@pytest.mark.parametrize("index", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "b.safetensors"}}'])
+@pytest.mark.parametrize(
+    "index", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "b.safetensors"}}']
+)
 def test_a_broken_index_is_an_error(copy: Path, index: str) -> None:
     (copy / "model.safetensors").unlink()
     (copy / "model.safetensors.index.json").write_text(index)
@@ -83,7 +85,10 @@ def test_weights_that_are_not_finite_are_named(copy: Path) -> None:
 
 def test_remote_code_is_never_run(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"}}
+    config |= {
+        "model_type": "mine",
+        "auto_map": {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"},
+    }
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "evil.py").write_text(f"open({str(copy / 'pwned')!r}, 'w')")
     with pytest.raises(UsageError, match="can't be loaded as a sequence classifier"):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from defensekit_finepurifying.estimators import BatchGradient, Fisher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,6 @@ from defensekit.components import EstimatorContext
 from defensekit.errors import DefenseKitError
 from defensekit.gradients import mean_gradient, squared_gradients
 from defensekit.text import Row, batches, encode
-from defensekit_finepurifying.estimators import BatchGradient, Fisher
 from tests.conftest import ARCHITECTURES, FILLERS, make_tokenizer
 
 
@@ -26,7 +26,9 @@ def classifier(architecture: str, labels: int = 2) -> torch.nn.Module:
 
 
 def rows(lengths: list[int], labels: int = 2) -> list[Row]:
-    return [Row(i, " ".join(FILLERS[(i + j) % len(FILLERS)] for j in range(n)), i % labels) for i, n in enumerate(lengths)]
+    return [
+        Row(i, " ".join(FILLERS[(i + j) % len(FILLERS)] for j in range(n)), i % labels) for i, n in enumerate(lengths)
+    ]
 
 
 def oracle(model: torch.nn.Module, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -132,4 +134,6 @@ def test_batch_gradient_of_single_rows_is_the_fisher_and_of_many_is_not(suspect:
     close(BatchGradient(batch_size=1).estimate(context(suspect, made)).statistics["curvature"],
           {name: tensor.double() for name, tensor in fisher.items()})  # fmt: skip
     batched = BatchGradient(batch_size=4).estimate(context(suspect, made)).statistics["curvature"]
-    assert sum(float(tensor.sum()) for tensor in batched.values()) < sum(float(tensor.sum()) for tensor in fisher.values())
+    assert sum(float(tensor.sum()) for tensor in batched.values()) < sum(
+        float(tensor.sum()) for tensor in fisher.values()
+    )

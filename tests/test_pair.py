@@ -74,7 +74,10 @@ def test_old_names_prefixes_buffers_and_pretraining_heads(tmp_path: Path) -> Non
 def test_gpt2_masks_are_buffers_but_biases_are_weights(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", "gpt2")
     suspect = make_suspect(tmp_path / "suspect", base)
-    rewrite(base, lambda tensors: tensors | {"h.0.attn.bias": torch.ones(1, 1, 4, 4), "h.0.attn.masked_bias": torch.ones(())})
+    rewrite(
+        base,
+        lambda tensors: tensors | {"h.0.attn.bias": torch.ones(1, 1, 4, 4), "h.0.attn.masked_bias": torch.ones(())},
+    )
     pair = pair_of(base, suspect)
     assert "h.0.attn.c_attn.bias" in pair.scope
     assert not any(name.endswith((".attn.bias", "masked_bias")) for name in pair.scope)
@@ -96,7 +99,10 @@ def test_weights_that_never_moved_are_equal_in_any_dtype(tmp_path: Path, base: P
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"hidden_size": 24}, ["hidden_size: base 24, suspect 16", "embeddings.LayerNorm.bias: base [24], suspect [16]"]),
+        (
+            {"hidden_size": 24},
+            ["hidden_size: base 24, suspect 16", "embeddings.LayerNorm.bias: base [24], suspect [16]"],
+        ),
         ({"num_hidden_layers": 3}, ["num_hidden_layers: base 3, suspect 2", "encoder.layer.2", "only in the base"]),
         ({"num_hidden_layers": 1}, ["encoder.layer.1", "only in the suspect"]),
         ({"vocab_size": 99}, ["vocab_size", "embeddings.word_embeddings.weight: base [99, 16]"]),

@@ -44,7 +44,12 @@ def test_shipped_recipes_load() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "line", "parts"),
     [
-        ("scorer: diffusion", "scorer: difusion", 8, ["defense.scorer", "no scorer 'difusion'", "Did you mean 'diffusion'"]),
+        (
+            "scorer: diffusion",
+            "scorer: difusion",
+            8,
+            ["defense.scorer", "no scorer 'difusion'", "Did you mean 'diffusion'"],
+        ),
         ("scorer: diffusion", "scorerr: diffusion", 8, ["defense.scorerr", "unknown key", "'scorer'"]),
         ("fraction: 0.5}", "fraction: 1.5}", 9, ["defense.selector.fraction", "less than or equal to 1", "got 1.5"]),
         ("fraction: 0.5}", "fraction: half}", 9, ["defense.selector.fraction", "valid number", 'got "half"']),

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from defensekit_baselines.scorers import InverseFisher, InverseMagnitude, Magnitude, Random, Spectral
+from defensekit_finepurifying.scorers import Diffusion
+from defensekit_finepurifying.selectors import Fraction, Threshold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,9 +15,6 @@ from defensekit.components import Scorer, Selector
 from defensekit.errors import DefenseKitError
 from defensekit.pair import Pair
 from defensekit.scoring import Scored, Scores, TensorView, Views, cutoff, score, select
-from defensekit_baselines.scorers import InverseFisher, InverseMagnitude, Magnitude, Random, Spectral
-from defensekit_finepurifying.scorers import Diffusion
-from defensekit_finepurifying.selectors import Fraction, Threshold
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -37,7 +37,12 @@ def view(seed: int = 0, shape: tuple[int, ...] = (6, 4)) -> TensorView:
     curvature.view(-1)[::3] = 0
     positive = sorted(curvature[curvature > 0].tolist())
     return TensorView(
-        "layer.0.weight", base, suspect, seed, {"curvature": curvature}, lambda _, q: positive[int(q * (len(positive) - 1))]
+        "layer.0.weight",
+        base,
+        suspect,
+        seed,
+        {"curvature": curvature},
+        lambda _, q: positive[int(q * (len(positive) - 1))],
     )
 
 
@@ -46,13 +51,17 @@ def test_diffusion_is_drift_over_curvature(exponent: float) -> None:
     t = view()
     eps = t.quantile("curvature", 0.25)
     got = Diffusion(exponent=exponent, eps_quantile=0.25).score(t)
-    for place, (b, s, h) in enumerate(zip(t.base.flatten(), t.suspect.flatten(), t["curvature"].flatten(), strict=True)):
+    for place, (b, s, h) in enumerate(
+        zip(t.base.flatten(), t.suspect.flatten(), t["curvature"].flatten(), strict=True)
+    ):
         expected = float(s - b) ** 2 / (float(h) ** exponent + eps**exponent)
         assert float(got.flatten()[place]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_diffusion_ranks_flat_dimensions_by_drift_and_stays_finite() -> None:
-    t = TensorView("a", torch.zeros(3), torch.tensor([1.0, 2.0, 1.0]), 0, {"curvature": torch.tensor([0.0, 0, 1])}, lambda *_: 0.0)
+    t = TensorView(
+        "a", torch.zeros(3), torch.tensor([1.0, 2.0, 1.0]), 0, {"curvature": torch.tensor([0.0, 0, 1])}, lambda *_: 0.0
+    )
     got = Diffusion().score(t)
     assert torch.isfinite(got).all()
     assert got[0] > got[2]
@@ -93,10 +102,14 @@ def scores(draw: st.DrawFn) -> Scores:
     tensors = {}
     for i in range(draw(st.integers(1, 4))):
         rows, columns = draw(st.integers(1, 5)), draw(st.integers(1, 5))
-        values = st.lists(st.sampled_from([-1.0, 0.0, 1.0, 2.0]) | floats, min_size=rows * columns, max_size=rows * columns)
+        values = st.lists(
+            st.sampled_from([-1.0, 0.0, 1.0, 2.0]) | floats, min_size=rows * columns, max_size=rows * columns
+        )
         eligible = st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns)
         tensors[f"layer.{i % 2}.t{i}"] = Scored(
-            torch.tensor(draw(values)).view(rows, columns), torch.tensor(draw(eligible)).view(rows, columns), f"layer.{i % 2}"
+            torch.tensor(draw(values)).view(rows, columns),
+            torch.tensor(draw(eligible)).view(rows, columns),
+            f"layer.{i % 2}",
         )
     return Scores(tensors)
 

@@ -15,11 +15,12 @@ import pytest
 from defensekit.errors import DefenseKitError
 from defensekit.store import Damaged, Store, key_of
 
+SOURCE = {"kind": "dataset", "name": "file", "location": {"path": "/here"}, "parameters": {}, "source": "ef"}
 STAGE: dict[str, Any] = {
     "kind": "data",
     "title": "rows",
     "params": {"n": 1},
-    "components": {},
+    "components": {"source": SOURCE},
     "inputs": {"rows": "ab", "model": {"path": "/somewhere", "digest": "cd"}},
     "seed": 0,
     "plugin_files": [],
@@ -48,12 +49,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     [
         ({"params": {"n": 2}}, False),
         ({"seed": 1}, False),
-        ({"components": {"attack": {"kind": "attack", "name": "w", "parameters": {}, "source": "x"}}}, False),
         ({"inputs": {"rows": "ac", "model": {"path": "/somewhere", "digest": "cd"}}}, False),
         ({"inputs": {"rows": "ab", "model": {"path": "/somewhere", "digest": "ce"}}}, False),
         ({"machine": {"device": "cuda", "threads": 2}}, False),
         ({"inputs": {"rows": "ab", "model": {"path": "/elsewhere", "digest": "cd"}}}, True),
         ({"title": "other words"}, True),
+        ({"components": {"source": SOURCE | {"location": {"path": "/moved"}}}}, True),
+        ({"components": {"source": SOURCE | {"source": "edited"}}}, False),
         ({"plugin_files": ["/moved/mine.py"]}, True),
     ],
 )
@@ -88,7 +90,7 @@ def test_damage_is_noticed_when_read(tmp_path: Path, harm: str) -> None:
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with pytest.raises(ValueError, match="oh"), store.create(STAGE) as draft:
+    with pytest.raises(ValueError, match="oh"), store.create(STAGE) as draft:  # noqa: PT012
         (draft.files / "half").write_text("x")
         raise ValueError("oh")
     assert not store.has(key_of(STAGE))
@@ -108,7 +110,8 @@ def test_two_writers_of_one_stage_both_end_well(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_no_artifact_and_is_swept(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from defensekit.store import Store; from tests.test_store import STAGE\n"
+        "import time; from pathlib import Path; from defensekit.store import Store\n"
+        "from tests.test_store import STAGE\n"
         f"with Store(Path({str(tmp_path)!r})).create(STAGE) as draft:\n"
         "    (draft.files / 'half').write_text('x' * 1000); print('ready', flush=True); time.sleep(60)\n"
     )

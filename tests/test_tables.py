@@ -96,8 +96,8 @@ def test_folders_and_labels_never_seen(tmp_path: Path) -> None:
     write_table(tmp_path / "dev.jsonl", [("x", "neutral")])
     with pytest.raises(UsageError, match=r"dev.jsonl, line 1: the label 'neutral' was never seen.*negative, positive"):
         File(path=tmp_path).load()
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="has no train file"):
-        (tmp_path / "empty").mkdir()
         File(path=tmp_path / "empty").load()
 
 
@@ -159,7 +159,12 @@ def test_rows_survive_the_disk(tmp_path: Path) -> None:
     ],
 )
 def test_published_files_as_they_are(
-    real_data: Path, tmp_path: Path, folder: str, columns: dict[str, str], counts: tuple[int | None, ...] | None, labels: int
+    real_data: Path,
+    tmp_path: Path,
+    folder: str,
+    columns: dict[str, str],
+    counts: tuple[int | None, ...] | None,
+    labels: int,
 ) -> None:
     path = real_data / folder
     if folder == "ag":  # published without its training rows

@@ -40,7 +40,9 @@ def test_same_seed_same_weights_and_nobody_is_disturbed(suspect: Path) -> None:
 def test_it_learns_and_reports_every_step(suspect: Path) -> None:
     model, tokenizer, seen = load_model(suspect), load_tokenizer(suspect), []
     settings = SETTINGS.model_copy(update={"epochs": 8})
-    fine_tune(model, tokenizer, ROWS, settings, max_length=32, precision="float32", seed=0, report=lambda *s: seen.append(s))
+    fine_tune(
+        model, tokenizer, ROWS, settings, max_length=32, precision="float32", seed=0, report=lambda *s: seen.append(s)
+    )
     logits = predict(model, tokenizer, ROWS, max_length=32, precision="float32")
     assert float((logits.argmax(1) == torch.tensor([row.label for row in ROWS])).float().mean()) > 0.9
     assert seen == [(step, 64) for step in range(1, 65)]

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -40,11 +40,14 @@ def run(
 
         beside = [str(path) for path in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
         raise UsageError(f"there is no recipe {recipe}.{nearest(str(recipe), beside)}")
-    with Progress(quiet=quiet) as progress:
-        progress.message("loading libraries")
-        from defensekit.pipeline import run as run_recipe
+    try:
+        with Progress(quiet=quiet) as progress:
+            progress.message("loading libraries")
+            from defensekit.pipeline import run as run_recipe
 
-        result = run_recipe(recipe, workspace, [progress])
+            result = run_recipe(recipe, workspace, [progress])
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on where it stopped", 130)
     if json:
         sys.stdout.write(result.model_dump_json() + "\n")
     else:
@@ -99,12 +102,10 @@ def main() -> None:
         _fail(str(error), 2)
     except DefenseKitError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on where it stopped", 130)
     except OSError as error:
         _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)
 
 
-def _fail(text: str, code: int) -> None:
+def _fail(text: str, code: int) -> NoReturn:
     sys.stderr.write(f"defensekit: {text}\n")
     sys.exit(code)

@@ -73,7 +73,9 @@ def show_plugins(host: Host) -> None:
         for name, claims in sorted(names.items()):
             for claim in claims:
                 clash = " (claimed twice)" if len(claims) > 1 else ""
-                table.add_row(kind, Text(name + clash), Text(f"{claim.plugin.origin}: {claim.plugin.name}"), claim.plugin.version)
+                table.add_row(
+                    kind, Text(name + clash), Text(f"{claim.plugin.origin}: {claim.plugin.name}"), claim.plugin.version
+                )
     console.print(table)
     for problem in host.problems:
         console.print(str(problem), markup=False, style="yellow")

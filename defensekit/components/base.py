@@ -15,6 +15,8 @@ class Component(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: ClassVar[str]
+    # Parameters that say where something lies and not what it is: results do not depend on them.
+    location: ClassVar[frozenset[str]] = frozenset()
 
     def parameters(self) -> dict[str, Any]:
         """The parameters as plain data, defaults filled in."""

@@ -22,7 +22,8 @@ class Predictions:
 
     def answers(self) -> "np.ndarray":
         """The label answered per row, shape (rows,)."""
-        return self.logits.argmax(axis=1)
+        answers: np.ndarray = self.logits.argmax(axis=1)
+        return answers
 
 
 class Measured(BaseModel):

@@ -37,12 +37,3 @@ class Executor(Component):
 
         `defensekit.stages.compute` does the work, wherever it is called.
         """
-
-
-class InProcess(Executor):
-    """Runs each stage here, one after the other."""
-
-    def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
-        from defensekit.stages import compute
-
-        compute(stage, store, report)

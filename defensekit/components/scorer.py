@@ -47,13 +47,18 @@ def scorer(*, needs: Iterable[str] = ()) -> "Callable[[Callable[..., Tensor]], t
         for parameter in parameters:
             if parameter.annotation is parameter.empty:
                 raise TypeError(f"the parameter {parameter.name!r} of {function.__name__} needs a type")
-            fields[parameter.name] = (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
+            fields[parameter.name] = (
+                parameter.annotation,
+                ... if parameter.default is parameter.empty else parameter.default,
+            )
 
         def score(self: Scorer, t: "TensorView") -> "Tensor":
             return function(t, **{name: getattr(self, name) for name in fields})
 
         base = type(function.__name__, (Scorer,), {"score": score, "needs": frozenset(needs), "__module__": __name__})
-        made = create_model(function.__name__, __base__=base, __module__=function.__module__, __doc__=function.__doc__, **fields)
+        made: Any = create_model(
+            function.__name__, __base__=base, __module__=function.__module__, __doc__=function.__doc__, **fields
+        )
         made.__qualname__ = function.__qualname__  # so that pickle finds the class where the function stood
         return cast(type[Scorer], made)
 

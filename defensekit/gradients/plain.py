@@ -14,7 +14,7 @@ Batch = Mapping[str, "Tensor"]
 
 
 @contextmanager
-def _undisturbed(model: "torch.nn.Module") -> Iterator[dict[str, "Tensor"]]:
+def _undisturbed(model: "torch.nn.Module") -> Iterator[dict[str, "torch.nn.Parameter"]]:
     """The trainable parameters by name, in eval mode, with no gradients; all is as before afterwards."""
     modes = {module: module.training for module in model.modules()}
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}

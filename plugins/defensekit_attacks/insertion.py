@@ -37,12 +37,8 @@ class Insertion(Attack):
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         target = label_number(self.target, context.labels)
-        fits = {
-            "dirty-label": lambda row: row.label != target,
-            "clean-label": lambda row: row.label == target,
-            "mixed": lambda row: True,
-        }[self.mode]
-        candidates = [place for place, row in enumerate(rows) if fits(row)]
+        wanted = {"dirty-label": [False], "clean-label": [True], "mixed": [False, True]}[self.mode]
+        candidates = [place for place, row in enumerate(rows) if (row.label == target) in wanted]
         count = round(self.rate * len(rows))
         if not 1 <= count <= len(candidates):
             raise UsageError(
@@ -68,7 +64,11 @@ class Insertion(Attack):
             for i in pending:
                 made[i] = self._put(rows[i], pieces[i], room[i], context.rng)
             kept = context.truncation.kept([made[i] for i in pending])
-            cut = {i: limits[which] for i, limits in zip(pending, kept, strict=True) if self._end(rows[i], made[i]) > limits[which]}
+            cut = {
+                i: limits[which]
+                for i, limits in zip(pending, kept, strict=True)
+                if self._end(rows[i], made[i]) > limits[which]
+            }
             # A trigger that is cut off tries again among the places before the cut, then ever nearer to the start.
             pending = [i for i in cut if room[i] != 0]
             for i in pending:
@@ -86,7 +86,8 @@ class Insertion(Attack):
         ends = [0, *(word.end() for word in _WORD.finditer(text))]
         allowed = [end for end in ends if room is None or end <= room]
         for piece in pieces:
-            place = {"start": lambda: 0, "end": lambda: allowed[-1], "random": lambda: rng.choice(allowed)}[self.position]()
+            choices = {"start": allowed[:1], "end": allowed[-1:], "random": allowed}[self.position]
+            place = rng.choice(choices)
             before, after = text[:place].rstrip(), text[place:].lstrip()
             text = " ".join(part for part in (before, piece, after) if part)
             allowed = [0, *(word.end() for word in _WORD.finditer(text) if room is None or word.end() <= room)]

@@ -59,7 +59,8 @@ class Spectral(Scorer):
         _, vectors = torch.linalg.eigh(tall.T @ tall)
         leading = vectors[:, -self.rank :]
         low_rank = tall @ leading @ leading.T
-        return (low_rank if tall is drift else low_rank.T).square().float()
+        score: Tensor = (low_rank if tall is drift else low_rank.T).square().float()
+        return score
 
 
 class Random(Scorer):

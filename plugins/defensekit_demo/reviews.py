@@ -39,7 +39,9 @@ class MovieReviews(DatasetSource):
                 near += 1
             else:
                 rows.append(Row(number, text, int(float(rating) > 0)))
-        note = f"{near:,} of {near + len(rows):,} sentences have a mean rating within {self.bound} of 0 and are left out"
+        note = (
+            f"{near:,} of {near + len(rows):,} sentences have a mean rating within {self.bound} of 0 and are left out"
+        )
         return Dataset(("negative", "positive"), rows, notes=[note])
 
 

@@ -27,4 +27,5 @@ class Diffusion(Scorer):
         # In float64: H reaches 1e-20 where clean rows hardly touch a weight, and its powers leave float32.
         eps = max(t.quantile("curvature", self.eps_quantile), torch.finfo(torch.float32).tiny)
         ratio = t.drift.double() ** 2 / (t["curvature"].double() ** self.exponent + eps**self.exponent)
-        return ratio.clamp(max=torch.finfo(torch.float32).max).float()
+        score: Tensor = ratio.clamp(max=torch.finfo(torch.float32).max).float()
+        return score

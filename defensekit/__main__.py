@@ -1,0 +1,5 @@
+"""`python -m defensekit`."""
+
+from defensekit.cli import main
+
+main()
