@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.errors import DefenseKitError, UsageError, listing
-from defensekit.files import folder_digest
+from defensekit.files import data_digest, file_digest
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,8 @@ class Checkpoint:
     def digest(self) -> str:
         """SHA-256 over config, tokenizer and weights."""
         self.tensors  # noqa: B018 - damaged files are reported as such
-        return folder_digest(self.folder, IDENTITY)
+        files = sorted({path for pattern in IDENTITY for path in self.folder.glob(pattern)})
+        return data_digest({path.name: file_digest(path) for path in files})
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -209,16 +210,20 @@ def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrain
         }
     try:
         with _quiet():
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model, info = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 trust_remote_code=False,
                 local_files_only=True,
                 use_safetensors=True,
                 dtype=torch.float32,
+                output_loading_info=True,
                 **head,
             )
     except Exception as error:
         raise UsageError(f"{folder}: can't be loaded as a sequence classifier ({_line(error)})") from error
+    missing = sorted(info["missing_keys"])
+    if labels is None and missing:
+        raise UsageError(f"{folder} is no fine-tuned classifier: it lacks {listing(missing)}")
     model.config.problem_type = "single_label_classification"
     return model.eval()
 

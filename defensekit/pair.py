@@ -16,6 +16,7 @@ from defensekit.errors import UsageError, listing
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 # Tables that older files carry beside the weights; GPT-2's `attn.bias` is its causal mask.
 BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
@@ -161,6 +162,22 @@ class Pair:
         if missing := [name for name, own in found.items() if own is None]:
             raise UsageError(f"the loaded model has no parameter for {listing(missing)}")
         return {name: own for name, own in found.items() if own is not None}
+
+
+def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
+    """Hold a loaded model against its file: a name that the library did not know leaves a weight at random values.
+
+    Raises:
+        UsageError: a tensor of the file, head aside, did not arrive in the model.
+    """
+    parameters = dict(model.named_parameters())
+    loaded, in_file = align(parameters, checkpoint.tensors)
+    for name in sorted(loaded.keys() & in_file.keys()):
+        tensor = checkpoint.tensor(in_file[name])
+        if not parameters[loaded[name]].detach().cpu().equal(tensor.to(parameters[loaded[name]].dtype)):
+            raise UsageError(
+                f"{checkpoint.folder}: {in_file[name]} was not loaded; the file names its tensors unusually"
+            )
 
 
 def _stem(name: str) -> str:

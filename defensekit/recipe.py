@@ -23,6 +23,7 @@ from defensekit.components import (
     Rule,
     Scorer,
     Selector,
+    WeightStep,
 )
 from defensekit.errors import UsageError, listing, nearest
 from defensekit.host import Host, load_plugins, plain, require
@@ -114,6 +115,11 @@ class Defense:
     scorer: Named
     selector: Named
     purifier: tuple[Named, ...]
+
+    @property
+    def model_steps(self) -> tuple[Named, ...]:
+        """The purifier without its weight steps."""
+        return tuple(step for step in self.purifier if not isinstance(step.component, WeightStep))
 
     def at(self, over: str, value: float) -> "Defense":
         """The defense with one parameter set.

@@ -29,10 +29,10 @@ from defensekit.components import (
     Selector,
     WeightStep,
 )
-from defensekit.errors import DefenseKitError
+from defensekit.errors import DefenseKitError, listing
 from defensekit.files import data_digest
 from defensekit.host import Host, load_plugins
-from defensekit.pair import Pair
+from defensekit.pair import Pair, check_loaded
 from defensekit.scoring import Scores, Views, score, select
 from defensekit.store import Draft, Store
 from defensekit.text import Row, Truncation, changed, label_number, read_rows, split, write_rows
@@ -164,6 +164,8 @@ def _attack(work: Work) -> tuple[Attack, AttackContext, list[Row]]:
 def _count_changes(before: Sequence[Row], after: Sequence[Row], truncation: Truncation) -> dict[str, int]:
     """How many rows carry the attack, how many of them were relabelled, and on how many truncation cuts into it."""
     original = {row.id: row for row in before}
+    if unknown := [row.id for row in after if row.id not in original]:
+        raise DefenseKitError(f"the attack gave rows with ids that it was not given: {listing(map(str, unknown), 3)}")
     touched = [row for row in after if (row.text, row.pair) != (original[row.id].text, original[row.id].pair)]
     cut = 0
     for row, kept in zip(touched, truncation.kept(touched), strict=True):
@@ -222,6 +224,7 @@ def train(work: Work, draft: Draft) -> None:
     with training.forked_random(work.seed("head")):
         model = checkpoint.load_model(folder, labels)
     model.config.pad_token_id = tokenizer.pad_token_id
+    check_loaded(model, Checkpoint(folder))
     training.fine_tune(
         model,
         tokenizer,

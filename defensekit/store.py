@@ -99,6 +99,9 @@ class Store:
             (scratch / "files").mkdir(parents=True)
             draft = Draft(scratch / "files", {})
             yield draft
+            for path in draft.files.rglob("*"):
+                # Some writers make private files; what stands in a folder of results is as readable as the rest.
+                path.chmod(path.stat().st_mode | 0o444)
             manifest = {
                 "format": FORMAT,
                 "stage": stage,

@@ -63,7 +63,8 @@ def split(dataset: "Dataset", sizes: dict[str, int | None], seed: int) -> dict[s
     """Disjoint rows for every role: the attacker's ``train``, the defender's ``clean`` and ``dev``, and ``test``.
 
     Roles that the source keeps apart come from there, the others from its training rows, shuffled by ``seed``.
-    A size of None takes all that is left. Texts that stand twice in the training rows are used once.
+    A size of None takes all that is left, which must be something. Texts that stand twice in the training rows are
+    used once.
 
     Raises:
         UsageError: there are fewer rows than asked for.
@@ -79,7 +80,7 @@ def split(dataset: "Dataset", sizes: dict[str, int | None], seed: int) -> dict[s
             Random(seed).shuffle(source)
         size = sizes[role]
         wanted = len(source) if size is None else size
-        if wanted > len(source) or not source:
+        if wanted > len(source) or (size is None and not source):
             raise UsageError(
                 f"data: {wanted:,} rows are asked for as `{role}`, but the source has {len(source):,} {origin}"
                 + (" left, test, dev and clean rows taken off" if source is pool else "")

@@ -42,6 +42,9 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         bos_token_id=2, eos_token_id=3,
     ),
     "llama": lambda: transformers.LlamaConfig(**_TINY, num_key_value_heads=1, bos_token_id=2, eos_token_id=3),
+    "qwen3": lambda: transformers.Qwen3Config(
+        **_TINY, num_key_value_heads=1, head_dim=8, bos_token_id=2, eos_token_id=3
+    ),
     "qwen2": lambda: transformers.Qwen2Config(**_TINY, num_key_value_heads=1, bos_token_id=2, eos_token_id=3),
 }  # fmt: skip
 

@@ -5,14 +5,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from defensekit_attacks.insertion import Sentence, Word
-from defensekit_attacks.metrics import Accuracy, AttackSuccess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defensekit.components import AttackContext, Predictions
 from defensekit.errors import UsageError
 from defensekit.text import Row, Truncation, changed
+from defensekit_attacks.insertion import Sentence, Word
+from defensekit_attacks.metrics import Accuracy, AttackSuccess
 from tests.conftest import make_tokenizer
 
 TOKENIZER = make_tokenizer()

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from defensekit_finepurifying.estimators import BatchGradient, Fisher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from defensekit.components import EstimatorContext
 from defensekit.errors import DefenseKitError
 from defensekit.gradients import mean_gradient, squared_gradients
 from defensekit.text import Row, batches, encode
+from defensekit_finepurifying.estimators import BatchGradient, Fisher
 from tests.conftest import ARCHITECTURES, FILLERS, make_tokenizer
 
 
@@ -109,7 +109,7 @@ def test_mean_gradient_is_the_batchs() -> None:
         (torch.nn.functional.cross_entropy(logits, sample["labels"]) / 4).backward()
     expected = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
     floored = {name: gradient for name, gradient in expected.items() if not name.endswith("key.bias")}
-    close({name: got[name] for name in floored}, floored)
+    close({name: got[name] for name in floored}, floored, rel=1e-3)  # rows of two labels cancel
 
 
 def context(suspect: Path, made: list[Row]) -> EstimatorContext:

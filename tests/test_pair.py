@@ -7,9 +7,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from defensekit.checkpoint import Checkpoint
+from defensekit.checkpoint import Checkpoint, load_model
 from defensekit.errors import UsageError
-from defensekit.pair import Pair, align, layer_of
+from defensekit.pair import Pair, align, check_loaded, layer_of
 from tests.conftest import ARCHITECTURES, make_base, make_suspect
 
 
@@ -69,6 +69,23 @@ def test_old_names_prefixes_buffers_and_pretraining_heads(tmp_path: Path) -> Non
     for name, (ours, theirs) in values.items():
         assert torch.equal(pair.block(name)[0], ours)
         assert torch.equal(pair.block(name)[1], theirs)
+    check_loaded(load_model(base, ("a", "b")), Checkpoint(base))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_weight_of_the_file_arrives_in_the_model(architecture: str, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", architecture)
+    model = load_model(base, ("a", "b"))
+    check_loaded(model, Checkpoint(base))
+    with torch.no_grad():
+        next(iter(model.base_model.parameters())).add_(1)
+    with pytest.raises(UsageError, match="was not loaded"):
+        check_loaded(model, Checkpoint(base))
+
+
+def test_a_base_is_no_suspect(base: Path) -> None:
+    with pytest.raises(UsageError, match=r"no fine-tuned classifier: it lacks classifier.bias, classifier.weight"):
+        load_model(base)
 
 
 def test_gpt2_masks_are_buffers_but_biases_are_weights(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_the_runs_folder(finished: tuple[Path, Path, Result]) -> None:
     assert load_recipe(folder / "recipe.yaml").resolved() == result.recipe
     answers = transformers.pipeline("text-classification", str(folder / "purified"))(["the film is superb"])
     assert answers[0]["label"] in ("negative", "positive")
-    assert "done: clean acc " in (folder / "run.log").read_text()
+    assert "done: {'clean': {'acc': " in (folder / "run.log").read_text()
 
 
 class Watching(Observer):

@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from defensekit_baselines.purifiers import Interpolate, Prune
-from defensekit_finepurifying.purifiers import Reset
-from defensekit_finepurifying.rules import AccuracyFloor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defensekit.components import Trial
 from defensekit.components.purifier import WeightStep
 from defensekit.scoring import TensorView
+from defensekit_baselines.purifiers import Interpolate, Prune
+from defensekit_finepurifying.purifiers import Reset
+from defensekit_finepurifying.rules import AccuracyFloor
 
 STEPS: list[WeightStep] = [Reset(), Interpolate(keep=0.25), Prune()]
 

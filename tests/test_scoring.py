@@ -4,9 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from defensekit_baselines.scorers import InverseFisher, InverseMagnitude, Magnitude, Random, Spectral
-from defensekit_finepurifying.scorers import Diffusion
-from defensekit_finepurifying.selectors import Fraction, Threshold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +12,9 @@ from defensekit.components import Scorer, Selector
 from defensekit.errors import DefenseKitError
 from defensekit.pair import Pair
 from defensekit.scoring import Scored, Scores, TensorView, Views, cutoff, score, select
+from defensekit_baselines.scorers import InverseFisher, InverseMagnitude, Magnitude, Random, Spectral
+from defensekit_finepurifying.scorers import Diffusion
+from defensekit_finepurifying.selectors import Fraction, Threshold
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

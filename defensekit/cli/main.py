@@ -46,7 +46,9 @@ def run(
             from defensekit.pipeline import run as run_recipe
 
             result = run_recipe(recipe, workspace, [progress])
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not _interrupted(error):
+            raise
         _fail("stopped; the same command goes on where it stopped", 130)
     if json:
         sys.stdout.write(result.model_dump_json() + "\n")
@@ -104,6 +106,13 @@ def main() -> None:
         _fail(str(error), 1)
     except OSError as error:
         _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an exception: libraries turn it into one of their own when it meets them importing."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _fail(text: str, code: int) -> NoReturn:

@@ -24,14 +24,16 @@ def show(result: Result) -> None:
     names = sorted({name for model in result.models.values() for name in model.metrics})
     table = Table(title=Text(result.name), title_justify="left")
     table.add_column("model")
-    for name in [name.upper() for name in names] + ["reset, of eligible", "of all", "seconds"]:
-        table.add_column(name, justify="right")
+    floor = "" if result.asr_floor is None else f" (floor {result.asr_floor:.3f})"
+    titles = [name.upper() + (floor if name == "asr" else "") for name in names]
+    for title in [*titles, "reset, of eligible", "of all", "seconds"]:
+        table.add_column(title, justify="right")
     for name, model in result.models.items():
         cells = [f"{model.metrics[key].value:.3f}" if key in model.metrics else "-" for key in names]
         table.add_row(Text(TITLES.get(name, name)), *cells, *_reset(model), _seconds(model))
     console.print(table)
-    if result.asr_floor is not None:
-        console.print(f"ASR floor {result.asr_floor:.3f}: what the clean reference answers to the same triggered rows")
+    if floor:
+        console.print("the ASR floor is what the clean reference, never poisoned, answers to the same triggered rows")
     if result.chosen:
         chosen = result.chosen
         console.print(f"{chosen.over} = {chosen.value:g} by {chosen.rule}: {chosen.reason}", markup=False)
@@ -40,6 +42,8 @@ def show(result: Result) -> None:
     console.print(f"the defender used {result.clean_budget} clean rows: {used}")
     if purified := result.models["purified"].reset:
         console.print(_inert(purified.eligible, purified.dimensions, purified.eligible_where_zero))
+        head = ", ".join(purified.head) or "nothing"
+        console.print(f"the head, absent from the base's file and kept from the suspect: {head}", markup=False)
     if result.statistics and "effective_rows" in result.statistics:
         effective, rows = result.statistics["effective_rows"], result.statistics["rows"]
         console.print(f"the curvature rests on {effective:.1f} effective rows of {rows}")

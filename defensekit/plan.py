@@ -1,0 +1,169 @@
+"""The graph of a run's stages: plain data, planned without computing anything."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from defensekit.components import DatasetSource, Scorer, Selector
+from defensekit.recipe import Defense, Named, Recipe
+from defensekit.stages import derive_seed
+from defensekit.store import key_of
+from defensekit.text import ROLES
+from defensekit.training import device_type
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A planned stage: plain data, and the stages that its inputs come from."""
+
+    plain: dict[str, Any]
+    inputs: tuple["Stage", ...]
+
+    @cached_property
+    def key(self) -> str:
+        """What the artifact will be known by."""
+        return key_of(self.plain)
+
+
+@dataclass(frozen=True)
+class External:
+    """A model outside the store: where it lies, and the digest of its contents."""
+
+    path: Path
+    digest: str
+
+
+class Plan:
+    """Every stage of a run, by name; a stage is planned once, whoever asks for it."""
+
+    def __init__(
+        self, recipe: Recipe, base: External, suspect: External | None, contents: str, labels: list[str] | None
+    ):
+        self.recipe = recipe
+        self.base = base
+        self.given_suspect = suspect
+        self.contents = contents
+        self.given_labels = labels
+        self.labels: list[str] = labels or []
+
+    def _stage(
+        self,
+        kind: str,
+        title: str,
+        inputs: dict[str, "Stage | External"],
+        params: dict[str, Any],
+        components: dict[str, Named] | None = None,
+        seed: int = 0,
+    ) -> Stage:
+        import torch
+
+        plain: dict[str, Any] = {
+            "kind": kind,
+            "title": title,
+            "params": params,
+            "components": {role: named.plain() for role, named in (components or {}).items()},
+            "inputs": {
+                name: given.key if isinstance(given, Stage) else {"path": str(given.path), "digest": given.digest}
+                for name, given in inputs.items()
+            },
+            "seed": seed,
+            "plugin_files": [str(path) for path in self.recipe.plugins],
+        }
+        if kind in ("train", "statistics", "purify", "predict"):
+            plain["machine"] = {"device": device_type(), "threads": torch.get_num_threads()}
+        return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
+
+    def _seed(self, *purpose: str) -> int:
+        return derive_seed(self.recipe.seed, *purpose)
+
+    @property
+    def _cut(self) -> dict[str, Any]:
+        return {"max_length": self.recipe.sizes.max_length}
+
+    @property
+    def _numeric(self) -> dict[str, Any]:
+        return {**self._cut, "precision": self.recipe.precision}
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    def rows(self, role: str) -> Stage:
+        sizes = {name: getattr(self.recipe.sizes, name) for name in ROLES}
+        if self.recipe.suspect:
+            sizes["train"] = 0  # nobody trains: every row is the defender's
+        params = {"role": role, "sizes": sizes, "contents": self.contents, "labels": self.given_labels}
+        return self._stage("data", f"{role} rows", {}, params, {"source": self.recipe.data}, self._seed("data"))
+
+    def poisoned(self) -> Stage:
+        inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("train")}
+        attack = {"attack": cast(Named, self.recipe.attack)}
+        return self._stage("poison", "poisoned rows", inputs, self._cut, attack, self._seed("attacker", "poison"))
+
+    def triggered(self) -> Stage | None:
+        if self.recipe.attack:
+            inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("test")}
+            attack = {"attack": self.recipe.attack}
+            return self._stage(
+                "trigger", "triggered rows", inputs, self._cut, attack, self._seed("attacker", "trigger")
+            )
+        if self.recipe.triggered:
+            source = self.recipe.triggered
+            contents = cast(DatasetSource, source.component).contents(lambda text: None)
+            params = {"contents": contents, "labels": self.labels, "target": self.recipe.triggered_target}
+            return self._stage("given", "triggered rows", {}, params, {"source": source})
+        return None
+
+    # -- models ----------------------------------------------------------------------------------------------------
+
+    def _trained(self, title: str, rows: Stage) -> Stage:
+        params = {**self._numeric, "training": self.recipe.training.model_dump()}
+        inputs: dict[str, Stage | External] = {"model": self.base, "rows": rows}
+        return self._stage("train", title, inputs, params, seed=self._seed("attacker", "training"))
+
+    def clean(self) -> Stage:
+        return self._trained("clean reference", self.rows("train"))
+
+    def suspect(self) -> "Stage | External":
+        return self.given_suspect or self._trained("suspect", self.poisoned())
+
+    def statistics(self, estimator: Named) -> Stage:
+        inputs = {"base": self.base, "suspect": self.suspect(), "clean": self.rows("clean")}
+        title = f"statistics ({estimator.name})"
+        seed = self._seed("defender", "statistics")
+        return self._stage("statistics", title, inputs, self._cut, {"estimator": estimator}, seed)
+
+    def purified(self, title: str, defense: Defense) -> Stage:
+        inputs: dict[str, Stage | External] = {
+            "base": self.base,
+            "suspect": self.suspect(),
+            "clean": self.rows("clean"),
+        }
+        components: dict[str, Named] = {}
+        steps = defense.purifier
+        if cast(Selector, defense.selector.component).takes_nothing():
+            # Nothing selected is the same model whatever the scorer: fine-tuning alone.
+            steps = defense.model_steps
+        else:
+            components = {"scorer": defense.scorer, "selector": defense.selector}
+            if defense.estimator and cast(Scorer, defense.scorer.component).needs:
+                inputs["statistics"] = self.statistics(defense.estimator)
+        components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
+        return self._stage("purify", title, inputs, self._numeric, components, self._seed("defender", "purify"))
+
+    def fine_tuned(self, defense: Defense) -> Stage:
+        """What the model steps do alone."""
+        nothing = replace(defense, selector=Named("nothing", _Nothing()))
+        return self.purified("fine-tuned only", nothing)
+
+    def predictions(self, title: str, model: "Stage | External", rows: Stage) -> Stage:
+        return self._stage("predict", title, {"model": model, "rows": rows}, self._numeric)
+
+
+class _Nothing(Selector):
+    """Selects nothing; stands for the absence of a selector and never reaches a stage."""
+
+    def takes_nothing(self) -> bool:
+        return True
+
+    def select(self, scores: Any) -> Any:
+        raise AssertionError("nothing is selected without scores")

@@ -1,0 +1,81 @@
+"""The folder of a run: resolved recipe, log, purified model, and last the result."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from defensekit import yaml
+from defensekit.components import Observer
+from defensekit.files import data_digest, file_digests, write_whole
+from defensekit.recipe import Recipe
+from defensekit.results import Result
+from defensekit.store import MANIFEST
+
+log = logging.getLogger("defensekit")
+
+
+class Log(Observer):
+    """Writes what happens into the log."""
+
+    def message(self, text: str) -> None:
+        log.info("%s", text)
+
+    def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+        log.info("%s: %s", title, "reused" if reused else f"{seconds:.1f} s")
+
+
+def folder_of(recipe: Recipe, workspace: Path) -> Path:
+    """Where a recipe's run goes: the same recipe to the same folder, another one to another."""
+    return workspace / "runs" / f"{recipe.name}-{data_digest(recipe.resolved())[:8]}"
+
+
+@contextmanager
+def logged(folder: Path) -> Iterator[None]:
+    """Everything that is logged during a run goes into its ``run.log``, what stops it included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException:
+        log.exception("the run stopped")
+        raise
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()
+
+
+def write(result: Result, key: str, files: Callable[[], Path]) -> None:
+    """Write everything but the log. ``files`` makes the purified model of stage ``key`` where it is not there yet."""
+    folder = Path(result.folder)
+    write_whole(folder / "recipe.yaml", yaml.dump(result.recipe).encode())
+    purified = folder / "purified"
+    if not _is_whole(purified, key):
+        part = folder / f".purified.{os.getpid()}.part"
+        try:
+            shutil.copytree(files(), part)
+            write_whole(part / MANIFEST, json.dumps({"stage": key, "files": file_digests(part)}, indent=1).encode())
+            shutil.rmtree(purified, ignore_errors=True)
+            part.rename(purified)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    write_whole(folder / "result.json", result.model_dump_json(indent=1).encode())
+
+
+def _is_whole(purified: Path, key: str) -> bool:
+    """Whether a purified model is there, of that stage, and as it was written."""
+    try:
+        manifest = json.loads((purified / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    found = file_digests(purified)
+    found.pop(MANIFEST)
+    return bool(manifest == {"stage": key, "files": found})

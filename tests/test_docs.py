@@ -1,0 +1,60 @@
+"""What the documentation says is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import defensekit
+from defensekit.hookspecs import HOOKS
+from defensekit.host import load_plugins
+from defensekit.recipe import Sizes, _Defense, _Top, load_recipe
+from defensekit.training import TrainingSettings
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_the_first_plugin_runs(recipe: Path, tmp_path: Path) -> None:
+    [code] = blocks(DOCS / "plugins.md", "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    (recipe.parent / "mine.py").write_text(code)
+    text = recipe.read_text().replace("scorer: diffusion", "scorer: {name: sharpness, exponent: 0.5}")
+    text = text.replace("epochs: 8", "epochs: 1").replace("train: 240", "train: 48")
+    recipe.write_text("plugins: [mine.py]\n" + text)
+    result = defensekit.run(recipe, tmp_path / "w")
+    assert result.recipe["defense"]["scorer"] == {"name": "sharpness", "exponent": 0.5}
+
+
+def test_every_hook_and_component_and_key_is_documented() -> None:
+    plugins, recipes = (DOCS / "plugins.md").read_text(), (DOCS / "recipes.md").read_text()
+    for hook in HOOKS.values():
+        assert f"`{hook}`" in plugins
+    host = load_plugins()
+    for kind in ("attack", "estimator", "scorer", "selector", "purifier", "rule"):
+        for name in host.names(kind):
+            assert f"`{name}`" in recipes, name
+    for model in (_Top, Sizes, _Defense, TrainingSettings):
+        for key in model.model_fields:
+            assert f"`{key}`" in recipes, key
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", DOCS / "recipes.md"], ids=lambda path: path.name)
+def test_recipes_in_the_documentation_load(path: Path, tmp_path: Path) -> None:
+    found = blocks(path, "yaml")
+    assert found
+    (tmp_path / "my-reviews.csv").write_text("review,stars\ngood,5\nbad,1\n")
+    for number, text in enumerate(found):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        load_recipe(tmp_path / f"{number}.yaml")
+
+
+def test_the_readme_explains_the_recipe_that_ships() -> None:
+    shipped = load_recipe(ROOT / "recipes/quickstart.yaml")
+    [text] = blocks(ROOT / "README.md", "yaml")
+    assert text == (ROOT / "recipes/quickstart.yaml").read_text()
+    assert shipped.name == "quickstart"
