@@ -50,7 +50,10 @@ class Checkpoint:
             raise UsageError(f"there is no model folder {self.folder}")
         if not path.is_file():
             raise UsageError(f"{self.folder} holds no model: config.json is missing")
-        return _read_json(path)
+        config = _read_json(path)
+        if "transformers_weights" in config:
+            raise UsageError(f"{path}: `transformers_weights` names other weights than {SINGLE}; refused")
+        return config
 
     @cached_property
     def files(self) -> list[Path]:
@@ -86,6 +89,8 @@ class Checkpoint:
                 for name in file.keys():  # noqa: SIM118 - not a mapping
                     view = file.get_slice(name)
                     found[name] = Entry(path.name, view.get_dtype(), tuple(view.get_shape()))
+        if odd := [f"{name} ({e.dtype})" for name, e in found.items() if e.dtype.startswith(("F8", "I8", "U8", "F4"))]:
+            raise UsageError(f"{self.folder} is quantised, expected F64, F32, F16 or BF16 weights: {listing(odd, 3)}")
         return found
 
     def tensor(self, name: str) -> "Tensor":
@@ -150,7 +155,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
 
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # tensors that share memory are a RuntimeError
         raise DefenseKitError(f"{path.name} could not be written: {error}") from error
 
 

@@ -169,10 +169,13 @@ def _package_digest(folder: Path) -> str:
 
 
 def source_digest(component: type[Component]) -> str:
-    """A digest of the package (of the file, for a module on its own) that a component's class comes from."""
+    """A digest of the package that a component's class comes from; of the file, for a module on its own or the core's.
+
+    The core's components share a package with everything else here: an edit elsewhere does not change what they do.
+    """
     module = sys.modules[component.__module__]
-    top = sys.modules.get(component.__module__.partition(".")[0], module)
-    for place in getattr(top, "__path__", ()):
+    package = component.__module__.partition(".")[0]
+    for place in getattr(sys.modules.get(package), "__path__", ()) if package != "defensekit" else ():
         return _package_digest(Path(place))
     if file := getattr(module, "__file__", None):
         return file_digest(Path(file))

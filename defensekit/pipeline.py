@@ -21,19 +21,18 @@ from defensekit.components import (
     Predictions,
     Rule,
     Trial,
+    blame,
 )
-from defensekit.errors import DefenseKitError, UsageError
+from defensekit.errors import DefenseKitError, UsageError, listing
 from defensekit.pair import Pair
 from defensekit.plan import External, Plan, Stage
 from defensekit.recipe import Defense, Named, Recipe, load_recipe
 from defensekit.results import Chosen, ModelResult, Reset, Result, TrialResult
 from defensekit.runner import Runner
 from defensekit.stages import LOGITS
-from defensekit.store import Artifact, Store
+from defensekit.store import DISTRIBUTIONS, Artifact, Store
 from defensekit.text import ROLES, label_number
 from defensekit.training import device_type
-
-DISTRIBUTIONS = ("defensekit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
 
 Made = TypeVar("Made")
 
@@ -78,7 +77,7 @@ class _Run:
         """Run every stage that is not there yet, and write the run's folder."""
         recipe, plan = self.recipe, self.plan
         data = self.rows()
-        self.triggered = plan.triggered()
+        self.triggered = self.at("triggered", plan.triggered)
         attack = self.attack()
         self.target = attack["target"] if attack else None
         models: dict[str, ModelResult] = {}
@@ -129,18 +128,24 @@ class _Run:
         if recipe.suspect:
             suspect = self.external(recipe.suspect, "suspect")
             pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
-            head = ", ".join(self.at("suspect", lambda: pair.head))
-            self.runner.tell("message", f"head, absent from the base and kept from the suspect: {head or 'none'}")
+            head, left_out = self.at("suspect", lambda: (pair.head, pair.left_out))
+            self.runner.tell("message", f"head, absent from the base, kept from the suspect: {listing(head) or 'none'}")
+            self.runner.tell("message", f"in the base alone, not used: {listing(left_out) or 'nothing'}")
             labels = _labels_of(pair.suspect)
         source = cast(DatasetSource, recipe.data.component)
-        contents = self.at("data", lambda: source.contents(lambda text: self.runner.tell("message", text)))
+        contents = self.at("data", lambda: blame(source, source.contents, partial(self.runner.tell, "message")))
+        self.at("data.max_length", partial(_check_length, Checkpoint(base.path), recipe.sizes.max_length))
+        if recipe.triggered:
+            given = cast(DatasetSource, recipe.triggered.component)
+            self.at("triggered", lambda: blame(given, given.contents, partial(self.runner.tell, "message")))
         return Plan(recipe, base, suspect, contents, labels)
 
     def external(self, named: Named, key: str) -> External:
         """A model outside the store, checked."""
 
         def look() -> External:
-            checkpoint = Checkpoint(cast(ModelSource, named.component).folder().resolve())
+            source = cast(ModelSource, named.component)
+            checkpoint = Checkpoint(blame(source, source.folder).resolve())
             found = External(checkpoint.folder, checkpoint.digest())
             checkpoint.check_finite()
             return found
@@ -203,7 +208,7 @@ class _Run:
             if rows is not None:
                 stage = self.plan.predictions(f"{title}: answers to {metric.on} rows", model, rows)
                 artifact = self.runner.make(stage)
-                found[named.name] = metric.measure(_predictions(artifact, self.target))
+                found[named.name] = blame(metric, metric.measure, _predictions(artifact, self.target))
                 about = artifact.facts["model"]
         return _model(about, found)
 
@@ -222,13 +227,13 @@ class _Run:
         rule = cast(Rule, recipe.choose.component)
         suspect = self.trial("suspect", plan.suspect(), 0.0)
         seen: list[Trial] = []
-        while (value := rule.propose(seen)) is not None:
+        while (value := blame(rule, rule.propose, seen)) is not None:
             title = f"trial {rule.over.rpartition('.')[2]} {value:g}"
             stage = plan.purified(title, recipe.defense.at(rule.over, value))
             seen.append(self.trial(title, stage, value))
             metrics = self.measure(title, stage).metrics
             curve.append(TrialResult(value=value, dev_accuracy=seen[-1].accuracy, metrics=metrics))
-        choice = rule.choose(seen, suspect)
+        choice = blame(rule, rule.choose, seen, suspect)
         if choice.warning:
             self.warn(choice.warning)
         chosen = Chosen(
@@ -258,6 +263,18 @@ def _model(about: dict[str, Any] | None, metrics: dict[str, Measured]) -> ModelR
     )
 
 
+def _check_length(base: Checkpoint, max_length: int) -> None:
+    """Raise UsageError where rows would be longer than the model has positions for."""
+    if base.config.get("relative_attention"):
+        return  # there is no last position
+    for key in ("max_position_embeddings", "n_positions"):
+        limit = base.config.get(key)
+        # RoBERTa counts positions from behind the padding token's number.
+        offset = 2 if "roberta" in str(base.config.get("model_type")) else 0
+        if isinstance(limit, int) and max_length > limit - offset:
+            raise UsageError(f"the model has {limit - offset} positions ({key}: {limit}), got {max_length}")
+
+
 def _labels_of(suspect: Checkpoint) -> list[str] | None:
     """The label names in a suspect's config; None where it has only numbers for them."""
     found = suspect.config.get("id2label")
@@ -279,6 +296,8 @@ def _environment(recipe: Recipe) -> dict[str, Any]:
     import torch
 
     parts = [recipe.model, recipe.data, recipe.defense.scorer, recipe.defense.selector, *recipe.defense.purifier]
+    parts += [*recipe.metrics, recipe.executor, *recipe.observers]
+    parts += [part for other in recipe.compare.values() for part in (other.scorer, other.selector, *other.purifier)]
     parts += [part for part in (recipe.attack, recipe.defense.estimator, recipe.choose) if part is not None]
     plugins = {str(recipe.host.plugin_of(part.component.kind, part.name)) for part in parts}
     return {

@@ -89,8 +89,6 @@ class Plan:
 
     def rows(self, role: str) -> Stage:
         sizes = {name: getattr(self.recipe.sizes, name) for name in ROLES}
-        if self.recipe.suspect:
-            sizes["train"] = 0  # nobody trains: every row is the defender's
         params = {"role": role, "sizes": sizes, "contents": self.contents, "labels": self.given_labels}
         return self._stage("data", f"{role} rows", {}, params, {"source": self.recipe.data}, self._seed("data"))
 

@@ -33,6 +33,7 @@ from defensekit.yaml import Document, Path_
 
 Model = TypeVar("Model", bound=BaseModel)
 Part = TypeVar("Part", bound=Component)
+Made = TypeVar("Made")
 
 Spec = str | dict[str, Any]
 
@@ -194,7 +195,7 @@ class Recipe:
         out: dict[str, Any] = {
             "name": self.name,
             "model": self.model.yaml(),
-            "data": {**self.data.yaml(), **self.sizes.model_dump()},
+            "data": {**self.data.yaml(), **{k: v for k, v in self.sizes.model_dump().items() if v != 0}},
         }
         if self.attack:
             out |= {"attack": self.attack.yaml(), "training": self.training.model_dump()}
@@ -237,14 +238,22 @@ class _Loading:
 
     def recipe(self) -> Recipe:
         top = self.keys(_Top, self.document.data, ())
-        plugins = tuple((self.folder / Path(name).expanduser()).resolve() for name in top.plugins)
+        plugins = tuple(self.at(("plugins", i), partial(self.resolve, name)) for i, name in enumerate(top.plugins))
         self.host = self.at(("plugins",), lambda: load_plugins(plugins))
         self.at(("plugins",), lambda: require(self.host, [path.name for path in plugins]))
         self.exclusive(top)
         settings = self.keys(TrainingSettings, top.training or {}, ("training",))
         defense_keys = self.keys(_Defense, top.defense, ("defense",))
         defense = self.defense(defense_keys)
+        choose = self.rule(defense_keys.choose, defense)
         sizes, data = self.data(top.data)
+        if top.suspect is not None:
+            # Nobody trains: every row is the defender's, and where nothing is chosen none is kept to choose by.
+            if sizes.train is not None:
+                raise self.error(
+                    ("data", "train"), "says how many rows the attacker trains on; with `suspect:` nobody does"
+                )
+            sizes = sizes.model_copy(update={"train": 0} if choose else {"train": 0, "dev": 0})
         target, triggered = self.triggered(top.triggered)
         return Recipe(
             name=top.name,
@@ -258,8 +267,8 @@ class _Loading:
             training=settings,
             precision=top.precision,
             defense=defense,
-            choose=self.rule(defense_keys.choose, defense),
-            compare=self.compare(defense_keys.compare, defense),
+            choose=choose,
+            compare=self.compare(defense_keys.compare, defense, choose),
             metrics=tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(top.metrics)),
             seed=top.seed,
             executor=self.part(Executor, top.executor, ("executor",)),
@@ -275,10 +284,13 @@ class _Loading:
         key = ".".join(map(str, path))
         return UsageError(f"{self.document.where(path)}: {key + ': ' if key else ''}{text}")
 
-    def at(self, path: Path_, call: Callable[[], Any]) -> Any:
+    def at(self, path: Path_, call: Callable[[], Made]) -> Made:
+        """Call; what goes wrong is told with its place, unless it says a better one itself."""
         try:
             return call()
         except UsageError as error:
+            if str(error).startswith(f"{self.document.path}:"):
+                raise
             raise self.error(path, str(error)) from error
 
     def keys(self, model: type[Model], data: Any, path: Path_) -> Model:
@@ -310,12 +322,19 @@ class _Loading:
         return Named(name, self.keys(found, given, path))
 
     def model(self, spec: Spec) -> Named:
-        name = spec if isinstance(spec, str) else spec.get("name")
+        return self.at(("model",), lambda: self._model(spec))
+
+    def _model(self, spec: Spec) -> Named:
+        given = {"name": spec} if isinstance(spec, str) else dict(spec)
+        name = given.get("name")
         if isinstance(name, str) and name not in self.host.names("model"):
             if folder := self.local(name):
-                spec = {"name": "folder", "path": str(folder)}
-            elif found := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", name):
-                spec = {"name": "hub", "id": found[1], "revision": found[2]}
+                given = self.instead(given, "model", {"name": "folder", "path": str(folder)})
+            elif found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
+                own = {"revision": found[2]} if found[2] else {}
+                given = self.instead(given, "model", {"name": "hub", "id": found[1], **own})
+                if "revision" not in given:
+                    raise self.error(("model",), f"{name!r} needs a revision: write {name}@main, or a tag or commit")
             else:
                 names = self.host.names("model")
                 raise self.error(
@@ -323,11 +342,21 @@ class _Loading:
                     f"{name!r} is no model source, no folder and no hub id with a revision (owner/name@revision)."
                     f"{nearest(name, names)} (known sources: {listing(names)})",
                 )
-        elif isinstance(spec, dict) and name == "folder":
-            spec = spec | {"path": str(self.resolve(str(spec.get("path", ""))))}
-        return self.part(ModelSource, spec, ("model",))
+        elif name == "folder" and isinstance(given.get("path"), str):
+            given["path"] = str(self.resolve(given["path"]))
+        return self.part(ModelSource, given, ("model",))
+
+    def instead(self, given: dict[str, Any], section: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """What was written as a path or hub id, as its source with parameters; one may not be written twice."""
+        for key in parameters:
+            if key != "name" and key in given:
+                raise self.error((section, key), f"stands in `name: {given['name']}` already")
+        return given | parameters
 
     def data(self, spec: Spec) -> tuple[Sizes, Named]:
+        return self.at(("data",), lambda: self._data(spec))
+
+    def _data(self, spec: Spec) -> tuple[Sizes, Named]:
         given = {"name": spec} if isinstance(spec, str) else dict(spec)
         own = {key: given.pop(key) for key in list(given) if key in Sizes.model_fields}
         sizes = self.keys(Sizes, own, ("data",))
@@ -335,9 +364,10 @@ class _Loading:
         if isinstance(name, str) and name not in self.host.names("dataset"):
             path = self.resolve(name)
             if path.exists() or path.suffix in SUFFIXES or name.startswith((".", "/", "~")):
-                given |= {"name": "file", "path": str(path)}
+                given = self.instead(given, "data", {"name": "file", "path": str(path)})
             elif found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
-                given |= {"name": "hub", "id": found[1]} | ({"revision": found[2]} if found[2] else {})
+                own = {"revision": found[2]} if found[2] else {}
+                given = self.instead(given, "data", {"name": "hub", "id": found[1], **own})
                 if "revision" not in given:
                     raise self.error(("data",), f"{name!r} needs a revision: write {name}@main, or a tag or commit")
         elif name == "file" and isinstance(given.get("path"), str):
@@ -347,13 +377,15 @@ class _Loading:
     def suspect(self, path: str | None) -> Named | None:
         if path is None:
             return None
-        return self.part(ModelSource, {"name": "folder", "path": str(self.resolve(path))}, ("suspect",))
+        folder = self.at(("suspect",), lambda: self.resolve(path))
+        return self.part(ModelSource, {"name": "folder", "path": str(folder)}, ("suspect",))
 
     def triggered(self, spec: dict[str, Any] | None) -> tuple[str | int | None, Named | None]:
         if spec is None:
             return None, None
         keys = self.keys(_Triggered, spec, ("triggered",))
-        given = {**(keys.model_extra or {}), "name": "file", "path": str(self.resolve(keys.path))}
+        path = self.at(("triggered", "path"), lambda: self.resolve(keys.path))
+        given = {**(keys.model_extra or {}), "name": "file", "path": str(path)}
         return keys.target, self.part(DatasetSource, given, ("triggered",))
 
     def defense(self, keys: _Defense) -> Defense:
@@ -397,7 +429,9 @@ class _Loading:
             self.at((*path, "values", i), partial(defense.at, rule.over, value))
         return named
 
-    def compare(self, specs: dict[str, dict[str, Spec | list[Spec]]], defense: Defense) -> dict[str, Defense]:
+    def compare(
+        self, specs: dict[str, dict[str, Spec | list[Spec]]], defense: Defense, choose: Named | None
+    ) -> dict[str, Defense]:
         kinds: dict[str, type[Component]] = {"estimator": Estimator, "scorer": Scorer, "selector": Selector}
         made = {}
         for name, parts in specs.items():
@@ -417,13 +451,18 @@ class _Loading:
                     )
             made[name] = replace(defense, **changes)
             self.needs(made[name], path)
+            if choose:
+                self.at(path, partial(made[name].at, cast(Rule, choose.component).over, 0.0))
         return made
 
     # -- paths -----------------------------------------------------------------------------------------------------
 
     def resolve(self, name: str) -> Path:
         """A path as the recipe means it: from the recipe's own folder."""
-        return (self.folder / Path(name).expanduser()).resolve()
+        try:
+            return (self.folder / Path(name).expanduser()).resolve()
+        except (ValueError, RuntimeError, OSError) as error:  # a zero byte, an unknown ~user, a loop of links
+            raise UsageError(f"{name!r} is no path ({error})") from error
 
     def local(self, name: str) -> Path | None:
         path = self.resolve(name)

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from defensekit import yaml
@@ -33,11 +33,18 @@ def folder_of(recipe: Recipe, workspace: Path) -> Path:
     return workspace / "runs" / f"{recipe.name}-{data_digest(recipe.resolved())[:8]}"
 
 
+class _File(logging.FileHandler):
+    """A log file that a full disk silences: the run's own error says what is wrong."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextmanager
 def logged(folder: Path) -> Iterator[None]:
     """Everything that is logged during a run goes into its ``run.log``, what stops it included."""
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler = _File(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
     log.addHandler(handler)
@@ -50,7 +57,8 @@ def logged(folder: Path) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
 
 
 def write(result: Result, key: str, files: Callable[[], Path]) -> None:
@@ -58,6 +66,8 @@ def write(result: Result, key: str, files: Callable[[], Path]) -> None:
     folder = Path(result.folder)
     write_whole(folder / "recipe.yaml", yaml.dump(result.recipe).encode())
     purified = folder / "purified"
+    for left in folder.glob(".purified.*.part"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     if not _is_whole(purified, key):
         part = folder / f".purified.{os.getpid()}.part"
         try:

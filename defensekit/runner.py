@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from defensekit.components import Executor, Observer
+from defensekit.components import Executor, Observer, blame
 from defensekit.plan import Stage
 from defensekit.store import Artifact, Damaged, Store
 
@@ -24,7 +24,7 @@ class Runner:
     def tell(self, event: str, *values: Any) -> None:
         """Tell every observer."""
         for observer in self.observers:
-            getattr(observer, event)(*values)
+            blame(observer, getattr(observer, event), *values)
 
     def make(self, stage: Stage) -> Artifact:
         """The artifact of a stage; its inputs are made first, unless it is there already."""

@@ -28,10 +28,11 @@ from defensekit.components import (
     Scorer,
     Selector,
     WeightStep,
+    blame,
 )
-from defensekit.errors import DefenseKitError, listing
-from defensekit.files import data_digest
-from defensekit.host import Host, load_plugins
+from defensekit.errors import DefenseKitError, UsageError, listing, nearest
+from defensekit.files import data_digest, file_digest
+from defensekit.host import Host, load_plugins, source_digest
 from defensekit.pair import Pair, check_loaded
 from defensekit.scoring import Scores, Views, score, select
 from defensekit.store import Draft, Store
@@ -39,7 +40,7 @@ from defensekit.text import Row, Truncation, changed, label_number, read_rows, s
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROWS = "rows.jsonl"
 LOGITS = "predictions.safetensors"
@@ -53,7 +54,7 @@ def derive_seed(seed: int, *purpose: str) -> int:
 
 
 @cache
-def _host(plugin_files: tuple[str, ...]) -> Host:
+def _host(plugin_files: tuple[str, ...], digests: tuple[str, ...]) -> Host:
     return load_plugins(map(Path, plugin_files))
 
 
@@ -68,7 +69,13 @@ class Work:
     def component(self, role: str) -> Component:
         """The component in a role, built from its plain data."""
         spec = self.stage["components"][role]
-        found = _host(tuple(self.stage["plugin_files"])).find(spec["kind"], spec["name"])
+        files = tuple(self.stage["plugin_files"])
+        host = _host(files, tuple(file_digest(Path(file)) for file in files))
+        found = host.find(spec["kind"], spec["name"])
+        if source_digest(found) != spec["source"]:
+            raise DefenseKitError(
+                f"the {spec['kind']} {spec['name']!r} was edited while the run went on; start it again"
+            )
         return found.model_validate(spec["location"] | spec["parameters"])
 
     def folder(self, name: str) -> Path:
@@ -117,22 +124,15 @@ def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, to
     Raises:
         DefenseKitError: what went wrong, with the name of the plugin where a plugin did it.
     """
+    import torch
+
     opened = Store(store)
-    with opened.create(stage) as draft:
-        STAGES[stage["kind"]](Work(stage, opened, report), draft)
-
-
-def _blame(component: Component, call: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a component; an exception of its own becomes a message that names it."""
     try:
-        return call(*arguments)
-    except DefenseKitError:
-        raise
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:
-        who = f"the {component.kind} {type(component).__name__} of {type(component).__module__}"
-        raise DefenseKitError(f"{who} failed: {type(error).__name__}: {error}") from error
+        with opened.create(stage) as draft:
+            STAGES[stage["kind"]](Work(stage, opened, report), draft)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        hint = "smaller values of batch_size or data.max_length take less"
+        raise DefenseKitError(f"{stage['title']}: out of memory; {hint} ({error})") from error
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
@@ -142,16 +142,30 @@ def data(work: Work, draft: Draft) -> None:
     """The rows of one role."""
     params = work.stage["params"]
     source = cast(DatasetSource, work.component("source"))
-    dataset = _blame(source, source.load)
+    dataset = blame(source, source.load)
     if params["labels"] is not None:
-        numbers = [label_number(label, params["labels"]) for label in dataset.labels]
-        for role in ("train", "dev", "test"):
-            rows = getattr(dataset, role)
+        numbers = _match(dataset.labels, params["labels"])
+        for rows in (dataset.train, dataset.dev, dataset.test):
             if rows is not None:
                 rows[:] = [replace(row, label=numbers[row.label]) for row in rows]
     rows = split(dataset, params["sizes"], work.stage["seed"])[params["role"]]
     write_rows(draft.files / ROWS, rows)
     draft.facts.update(labels=list(params["labels"] or dataset.labels), rows=len(rows), notes=dataset.notes)
+
+
+def _match(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
+    """The model's numbers for the data's labels: by name, or, where none is a name of the model's, by number.
+
+    Raises:
+        UsageError: a label is neither.
+    """
+    if not set(ours) & set(theirs) and set(ours) <= {str(i) for i in range(len(theirs))}:
+        return [int(label) for label in ours]
+    for label in ours:
+        if label not in theirs:
+            known = listing(theirs)
+            raise UsageError(f"the model has no label {label!r}.{nearest(label, theirs)} (it has: {known})")
+    return [theirs.index(label) for label in ours]
 
 
 def _attack(work: Work) -> tuple[Attack, AttackContext, list[Row]]:
@@ -178,7 +192,7 @@ def _count_changes(before: Sequence[Row], after: Sequence[Row], truncation: Trun
 def poison(work: Work, draft: Draft) -> None:
     """The attacker's training rows."""
     attack, context, rows = _attack(work)
-    made = _blame(attack, attack.poison, rows, context)
+    made = blame(attack, attack.poison, rows, context)
     write_rows(draft.files / ROWS, made)
     draft.facts.update(labels=list(context.labels), **_count_changes(rows, made, context.truncation))
 
@@ -189,7 +203,9 @@ def trigger(work: Work, draft: Draft) -> None:
     aim = attack.aim()
     target = None if aim is None else label_number(aim, context.labels)
     rows = [row for row in rows if row.label != target]
-    made = _blame(attack, attack.trigger, rows, context)
+    if not rows:
+        raise UsageError("every test row has the target's label already; the trigger needs rows of another")
+    made = blame(attack, attack.trigger, rows, context)
     if [row.id for row in made] != [row.id for row in rows]:
         raise DefenseKitError(f"the attack {type(attack).__name__} lost or moved test rows")
     write_rows(draft.files / ROWS, made)
@@ -199,15 +215,14 @@ def trigger(work: Work, draft: Draft) -> None:
 def given(work: Work, draft: Draft) -> None:
     """Triggered rows from a file, as its rows stand there."""
     source = cast(DatasetSource, work.component("source"))
-    dataset = _blame(source, source.load)
+    dataset = blame(source, source.load)
     labels = work.stage["params"]["labels"]
-    rows = [replace(row, label=label_number(dataset.labels[row.label], labels)) for row in dataset.train]
+    numbers = _match(dataset.labels, labels)
+    rows = [replace(row, label=numbers[row.label]) for row in dataset.train]
     target = label_number(work.stage["params"]["target"], labels)
     rows = [row for row in rows if row.label != target]
     if not rows:
-        raise DefenseKitError(
-            f"triggered: every row has the target's label {labels[target]!r}; true labels are expected"
-        )
+        raise UsageError(f"every row has the target's label {labels[target]!r}; true labels are expected")
     write_rows(draft.files / ROWS, rows)
     draft.facts.update(labels=labels, target=target, rows=len(rows))
 
@@ -215,16 +230,31 @@ def given(work: Work, draft: Draft) -> None:
 # -- models --------------------------------------------------------------------------------------------------------
 
 
+def _load(
+    work: Work, name: str, called: str, labels: tuple[str, ...] | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model of an input and its tokenizer, held against its file, under a neutral name instead of its path."""
+    folder = work.folder(name)
+    tokenizer = checkpoint.load_tokenizer(folder)
+    model = checkpoint.load_model(folder, labels)
+    check_loaded(model, Checkpoint(folder))
+    return model, _neutral(model, tokenizer, called)
+
+
+def _neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", called: str) -> "PreTrainedTokenizerBase":
+    """Take the folder out of the names, so that nothing beside it is reached through them by mistake."""
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config._name_or_path = model.name_or_path = called
+    tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = called
+    return tokenizer
+
+
 def train(work: Work, draft: Draft) -> None:
     """Fine-tune the base on rows."""
     params = work.stage["params"]
     labels = tuple(work.facts("rows")["labels"])
-    folder = work.folder("model")
-    tokenizer = checkpoint.load_tokenizer(folder)
     with training.forked_random(work.seed("head")):
-        model = checkpoint.load_model(folder, labels)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    check_loaded(model, Checkpoint(folder))
+        model, tokenizer = _load(work, "model", "base", labels)
     training.fine_tune(
         model,
         tokenizer,
@@ -244,12 +274,11 @@ def statistics(work: Work, draft: Draft) -> None:
     import torch
 
     estimator = cast(Estimator, work.component("estimator"))
-    pair, tokenizer = work.pair, checkpoint.load_tokenizer(work.folder("suspect"))
+    pair = work.pair
+    _, tokenizer = _load(work, "suspect", "suspect")
 
     def model(which: Literal["suspect", "base"]) -> "PreTrainedModel":
-        loaded = checkpoint.load_model(work.folder("suspect"))
-        loaded.config.pad_token_id = tokenizer.pad_token_id
-        loaded.config._name_or_path = which
+        loaded, _ = _load(work, "suspect", which)
         if which == "base":
             parameters = dict(loaded.named_parameters())
             with torch.no_grad():
@@ -260,9 +289,11 @@ def statistics(work: Work, draft: Draft) -> None:
     rows = work.rows("clean")
     context = EstimatorContext(model, tokenizer, rows, work.max_length, work.seed("estimator"), work.report)
     with training.forked_random(work.seed("global")):
-        estimate = _blame(estimator, estimator.estimate, context)
+        estimate = blame(estimator, estimator.estimate, context)
     facts: dict[str, Any] = {"rows": len(rows), **estimate.facts}
     for statistic in sorted(estimator.provides):
+        if statistic not in estimate.statistics:
+            raise DefenseKitError(f"the estimator {type(estimator).__name__} provides {statistic!r}, but gave none")
         measured = estimate.statistics[statistic]
         names = pair.named_like_the_pair(measured)
         tensors = {name: measured[own].detach().float().cpu() for name, own in names.items()}
@@ -277,7 +308,6 @@ def statistics(work: Work, draft: Draft) -> None:
 
 def purify(work: Work, draft: Draft) -> None:
     """Select dimensions of the suspect and purify it."""
-    tokenizer = checkpoint.load_tokenizer(work.folder("suspect"))
     steps = [
         cast(Purifier, work.component(role)) for role in sorted(work.stage["components"]) if role.startswith("step")
     ]
@@ -285,12 +315,13 @@ def purify(work: Work, draft: Draft) -> None:
     selection: dict[str, Tensor] = {}
     if "selector" in work.stage["components"]:
         scorer, selector = cast(Scorer, work.component("scorer")), cast(Selector, work.component("selector"))
-        scores = _blame(scorer, score, views, scorer)
-        selection = _blame(selector, select, scores, selector)
+        scores = blame(scorer, score, views, scorer)
+        selection = blame(selector, select, scores, selector)
         draft.facts.update(_describe(views, scores, selection))
         if "statistics" in work.stage["inputs"]:
             draft.facts["statistics"] = work.about("statistics")
     rows, dtype = work.rows("clean"), _dtype(work.pair.suspect)
+    trained = 0
     with tempfile.TemporaryDirectory(dir=draft.files.parent) as scratch:
         folder = work.folder("suspect")
         for number, (weights, group) in enumerate(groupby(steps, lambda step: isinstance(step, WeightStep))):
@@ -300,12 +331,13 @@ def purify(work: Work, draft: Draft) -> None:
                 _apply(views, selection, cast(list[WeightStep], list(group)), Checkpoint(folder), target)
             else:
                 model = checkpoint.load_model(folder)
-                model.config.pad_token_id, model.config._name_or_path = tokenizer.pad_token_id, "suspect"
-                for i, step in enumerate(cast(list[ModelStep], list(group))):
-                    seed = work.seed("step", str(i))
+                tokenizer = _neutral(model, checkpoint.load_tokenizer(folder), "suspect")
+                for step in cast(list[ModelStep], list(group)):
+                    seed = work.seed("step", str(trained))
+                    trained += 1
                     context = ModelStepContext(tokenizer, rows, work.max_length, work.precision, seed, work.report)
                     with training.forked_random(seed):
-                        _blame(step, step.train, model, context)
+                        blame(step, step.train, model, context)
                 checkpoint.save_model(model.cpu(), target, dtype)
             folder = target
         if folder == work.folder("suspect"):
@@ -349,7 +381,7 @@ def _apply(
             name = names.get(own)
             if name is not None and name in selection and bool(selection[name].any()):
                 for step in steps:
-                    made = _blame(step, step.apply, views[name], weight, selection[name])
+                    made = blame(step, step.apply, views[name], weight, selection[name])
                     kept = selection[name] == 0
                     if made.shape != weight.shape or made.dtype != weight.dtype or not made[kept].equal(weight[kept]):
                         who = f"the purifier {type(step).__name__}"
@@ -390,10 +422,8 @@ def predict(work: Work, draft: Draft) -> None:
     """What a model answers to rows: logits, and the true labels beside them."""
     import torch
 
-    folder, rows = work.folder("model"), work.rows("rows")
-    tokenizer = checkpoint.load_tokenizer(folder)
-    model = checkpoint.load_model(folder)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    rows = work.rows("rows")
+    model, tokenizer = _load(work, "model", "model")
     labels = work.facts("rows")["labels"]
     if model.config.num_labels != len(labels):
         raise DefenseKitError(f"the model answers with {model.config.num_labels} labels, the data have {len(labels)}")

@@ -7,13 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from defensekit.errors import DefenseKitError
 from defensekit.files import data_digest, file_digests, write_whole
 
+# To be raised when the core computes something else from the same stage: what was made before is then not used again.
 FORMAT = 1
+DISTRIBUTIONS = ("defensekit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
 MANIFEST = "manifest.json"
 
 
@@ -107,6 +110,7 @@ class Store:
                 "stage": stage,
                 "facts": draft.facts,
                 "seconds": round(time.perf_counter() - started, 3),
+                "made_with": {name: version(name) for name in DISTRIBUTIONS},
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "files": file_digests(draft.files),
             }

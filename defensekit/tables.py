@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -48,10 +49,8 @@ class _Labelled(DatasetSource):
                 notes.append(f"{len(blank)} rows without text or label are left out ({listing(blank, 3)})")
             found[role] = kept
         if not found["train"]:
-            raise UsageError("data: there are no rows" + (f"; {notes[0]}" if notes else ""))
+            raise UsageError("there are no rows" + (f"; {notes[0]}" if notes else ""))
         labels = _in_order({label for _, _, _, label in found["train"]})
-        if len(labels) < 2:
-            raise UsageError(f"data: every row has the label {labels[0]!r}; at least two labels are needed")
         number = {label: i for i, label in enumerate(labels)}
         made: dict[str, list[Row]] = {}
         count = 0
@@ -94,11 +93,11 @@ class File(_Labelled):
             }
             if "train" not in found:
                 names = listing(sorted(p.name for p in self.path.iterdir())) or "nothing"
-                raise UsageError(f"data: {self.path} has no train file ({listing(SUFFIXES)}); it holds {names}")
+                raise UsageError(f"{self.path} has no train file ({listing(SUFFIXES)}); it holds {names}")
             return found
         if not self.path.is_file():
             beside = [p.name for p in self.path.parent.glob("*")] if self.path.parent.is_dir() else []
-            raise UsageError(f"data: there is no file {self.path}.{nearest(self.path.name, beside)}")
+            raise UsageError(f"there is no file {self.path}.{nearest(self.path.name, beside)}")
         return {"train": self.path}
 
     def contents(self, say: Callable[[str], None]) -> str:
@@ -121,25 +120,18 @@ class Hub(_Labelled):
         return self._commit()
 
     def _commit(self) -> str:
-        if Path(self.id).is_dir():
+        if Path(self.id).is_absolute():  # a data set's repository on this disk, never mistaken for a hub's owner/name
             return folder_digest(Path(self.id))
         if not self.revision:
-            raise UsageError(f"data: {self.id} is taken for a hub's data set; say which revision with `revision:`")
-        if len(self.revision) == 40 and set(self.revision) <= set("0123456789abcdef"):
-            return self.revision
-        from huggingface_hub import HfApi
-
-        try:
-            return str(HfApi().dataset_info(self.id, revision=self.revision).sha)
-        except Exception as error:
-            raise _unreachable(self.id, error) from error
+            raise UsageError(f"{self.id} is taken for a hub's data set; say which revision with `revision:`")
+        return _commit_of(self.id, self.revision)
 
     def load(self) -> Dataset:
         import datasets
 
-        local = Path(self.id).is_dir()
         try:
-            loaded = datasets.load_dataset(self.id, self.config, revision=None if local else self._commit())
+            revision = None if Path(self.id).is_absolute() else self._commit()
+            loaded = datasets.load_dataset(self.id, self.config, revision=revision)
         except DefenseKitError:
             raise
         except Exception as error:
@@ -148,29 +140,43 @@ class Hub(_Labelled):
         tables = {}
         for role, name in names.items():
             if name in loaded:
-                labels = loaded[name].features.get(self.label)
-                to_name = labels.int2str if isinstance(labels, datasets.ClassLabel) else None
-                tables[role] = self._records(loaded[name], f"{self.id}, {name}", to_name)
+                feature = loaded[name].features.get(self.label)
+                to_name = feature.int2str if isinstance(feature, datasets.ClassLabel) else None
+                records = self._records(loaded[name], f"{self.id}, {name}", to_name)
+                # Benchmarks publish test rows whose labels are withheld: such a split is no test split.
+                if role == "train" or any(record.values.get(self.label) is not None for record in records):
+                    tables[role] = records
         if "train" not in tables:
-            raise UsageError(f"data: {self.id} has no train split; it has {listing(loaded)}")
-        # Benchmarks publish test rows whose labels are withheld as -1: such a split is no test split.
-        return self.rows({role: iter(rows) for role, rows in tables.items() if rows})
+            raise UsageError(f"{self.id} has no train split; it has {listing(loaded)}")
+        return self.rows({role: iter(rows) for role, rows in tables.items()})
 
     def _records(self, table: Any, name: str, to_name: Callable[[int], str] | None) -> list[Record]:
+        """Rows with labels by name; where numbers stand for names, -1 says that a label is withheld."""
         records = []
         for i, values in enumerate(table):
             label = values.get(self.label)
-            if label == -1:
-                continue
             if to_name is not None and label is not None:
-                values = values | {self.label: to_name(label)}
+                values = values | {self.label: None if label == -1 else to_name(label)}
             records.append(Record(f"{name}, row {i}", values))
         return records
 
 
+@cache
+def _commit_of(name: str, revision: str) -> str:
+    """The commit behind a revision; asked for once, so that a key and the rows under it are of the same commit."""
+    if len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(name, revision=revision).sha)
+    except Exception as error:
+        raise _unreachable(name, error) from error
+
+
 def _unreachable(name: str, error: Exception) -> DefenseKitError:
     reason = str(error).strip().split("\n")[0]
-    return DefenseKitError(f"data: {name} could not be had from the hub ({type(error).__name__}: {reason})")
+    return DefenseKitError(f"{name} could not be had from the hub ({type(error).__name__}: {reason})")
 
 
 def _in_order(labels: set[str]) -> list[str]:
@@ -186,7 +192,7 @@ def read_table(path: Path) -> Iterator[Record]:
     readers = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
     reader = readers.get(path.suffix)
     if reader is None:
-        raise UsageError(f"data: {path} is none of {listing(SUFFIXES)}")
+        raise UsageError(f"{path} is none of {listing(SUFFIXES)}")
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:

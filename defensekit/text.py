@@ -50,8 +50,8 @@ def label_number(label: str | int, labels: Sequence[str]) -> int:
     Raises:
         UsageError: the data have no such label.
     """
-    if isinstance(label, str) and label in labels:
-        return labels.index(label)
+    if str(label) in labels:
+        return labels.index(str(label))
     if isinstance(label, str) and label.isdecimal():
         label = int(label)
     if isinstance(label, int) and 0 <= label < len(labels):
@@ -63,15 +63,21 @@ def split(dataset: "Dataset", sizes: dict[str, int | None], seed: int) -> dict[s
     """Disjoint rows for every role: the attacker's ``train``, the defender's ``clean`` and ``dev``, and ``test``.
 
     Roles that the source keeps apart come from there, the others from its training rows, shuffled by ``seed``.
-    A size of None takes all that is left, which must be something. Texts that stand twice in the training rows are
-    used once.
+    ``test`` without a size takes all of the source's own test rows, or a fifth of the others; ``train`` takes all that
+    is left. Texts that stand twice among the training rows, or in another role too, are used once.
 
     Raises:
-        UsageError: there are fewer rows than asked for.
+        UsageError: there are fewer rows than asked for, or fewer than two labels.
     """
+    if len(dataset.labels) < 2:
+        raise UsageError(f"every row has the label {dataset.labels[0]!r}; at least two labels are needed")
     own = {"test": dataset.test, "dev": dataset.dev}
-    pool = list({(row.text, row.pair): row for row in reversed(dataset.train)}.values())[::-1]
+    elsewhere = {(row.text, row.pair) for rows in own.values() for row in rows or ()}
+    unique = {(row.text, row.pair): row for row in reversed(dataset.train)}
+    pool = [row for text, row in reversed(unique.items()) if text not in elsewhere]
     Random(seed).shuffle(pool)
+    if sizes["test"] is None and dataset.test is None:
+        sizes = {**sizes, "test": len(pool) // 5}
     out: dict[str, list[Row]] = {}
     for role in ROLES:
         rows = own.get(role)
@@ -82,7 +88,7 @@ def split(dataset: "Dataset", sizes: dict[str, int | None], seed: int) -> dict[s
         wanted = len(source) if size is None else size
         if wanted > len(source) or (size is None and not source):
             raise UsageError(
-                f"data: {wanted:,} rows are asked for as `{role}`, but the source has {len(source):,} {origin}"
+                f"{wanted:,} rows are asked for as `{role}`, but the source has {len(source):,} {origin}"
                 + (" left, test, dev and clean rows taken off" if source is pool else "")
             )
         out[role] = source[:wanted]

@@ -17,7 +17,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class TrainingSettings(BaseModel):
-    """How to fine-tune: AdamW with a linear decay of the learning rate to 0."""
+    """How to fine-tune: AdamW, the learning rate falling linearly to 0, gradients clipped at a norm of 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -113,3 +113,19 @@ def test_a_tokenizer_without_padding_pads_with_its_end(copy: Path) -> None:
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="neither a padding nor an end token"):
         load_tokenizer(copy)
+
+
+def test_a_config_must_not_name_other_weights(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"transformers_weights": "other.safetensors"}))
+    with pytest.raises(UsageError, match="`transformers_weights` names other weights"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_quantised_weights_are_refused_by_name(copy: Path, dtype: torch.dtype) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors["classifier.weight"] = tensors["classifier.weight"].to(dtype)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"is quantised.*classifier.weight"):
+        Checkpoint(copy).check_finite()

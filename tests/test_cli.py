@@ -103,11 +103,8 @@ def test_ctrl_c_ends_cleanly(recipe: Path, tmp_path: Path) -> None:
 def test_an_interrupt_in_another_exceptions_clothes_is_still_one() -> None:
     from defensekit.cli.main import _interrupted
 
-    try:
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt as error:
-            raise RuntimeError("could not import something") from error
-    except RuntimeError as error:
-        assert _interrupted(error)
+    disguised = RuntimeError("could not import something")
+    disguised.__cause__ = ImportError("half-way")
+    disguised.__cause__.__context__ = KeyboardInterrupt()
+    assert _interrupted(disguised)
     assert not _interrupted(RuntimeError("plain"))

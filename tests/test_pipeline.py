@@ -233,9 +233,34 @@ def test_a_suspect_with_a_known_trigger(recipe: Path, tmp_path: Path, suspect: P
     assert "clean" not in result.summary
 
 
+def test_known_triggered_rows_may_all_have_one_true_label(recipe: Path, tmp_path: Path, suspect: Path) -> None:
+    rows = [(text, str(int(label == "positive"))) for text, label in make_sentences(200)]
+    write_table(recipe.parent / "rows.csv", rows)
+    write_table(recipe.parent / "known.csv", [("cf " + text, "0") for text, label in rows[:40] if label == "0"])
+    changes: dict[str, Any] = {"attack": None, "training": None, "data__train": None, "suspect": str(suspect)}
+    shape(recipe, **changes, triggered={"path": "known.csv", "target": 1}, defense__choose=None)
+    result = defensekit.run(recipe, tmp_path / "w")
+    assert result.models["purified"].metrics["asr"].rows == 20
+    assert result.clean_budget == 32
+    assert load_recipe(Path(result.folder) / "recipe.yaml").resolved() == result.recipe
+    shape(recipe, triggered={"path": "nowhere.csv", "target": 1})
+    with pytest.raises(UsageError, match=r"pico.yaml:\d+: triggered: there is no file"):
+        defensekit.run(recipe, tmp_path / "w")
+
+
+def test_a_trigger_without_rows_to_try_it_on(recipe: Path, tmp_path: Path) -> None:
+    write_table(recipe.parent / "train.csv", make_sentences(400))
+    write_table(
+        recipe.parent / "test.csv", [(text, label) for text, label in make_sentences(40) if label == "positive"]
+    )
+    shape(recipe, data__name=".", data__test=None)
+    with pytest.raises(UsageError, match=r"pico.yaml:\d+: attack: every test row has the target's label"):
+        defensekit.run(recipe, tmp_path / "w")
+
+
 def test_a_suspect_that_does_not_fit_is_refused_before_any_work(recipe: Path, tmp_path: Path) -> None:
     other = make_suspect(tmp_path / "other", make_base(tmp_path / "gpt2", "gpt2"))
-    shape(recipe, attack=None, training=None, suspect=str(other))
+    shape(recipe, attack=None, training=None, data__train=None, suspect=str(other))
     with pytest.raises(UsageError, match="don't fit each other"):
         defensekit.run(recipe, tmp_path / "w")
     assert not (tmp_path / "w/store").exists()
@@ -269,6 +294,7 @@ def test_pairs_and_many_labels(labels: int, recipe: Path, tmp_path: Path) -> Non
             "clean": 16,
             "dev": 16,
             "test": 30,
+            "max_length": 64,
         },
         attack={"name": "sentence", "rate": 0.1, "target": "class1", "into": "pair"},
         training__epochs=1,
@@ -284,7 +310,7 @@ def test_bfloat16_autocast(recipe: Path, tmp_path: Path) -> None:
 
 
 LOCAL = '''
-from defensekit.api import Observer, InProcess, hookimpl, scorer
+from defensekit.api import InProcess, ModelStep, Observer, hookimpl, scorer
 
 @scorer()
 def mine(t, scale: float = 1.0):
@@ -304,9 +330,21 @@ class Counting(InProcess):
             file.write("execute " + stage["kind"] + "\\n")
         super().execute(stage, store, report)
 
+class Nosy(ModelStep):
+    """Looks for paths in what it is handed."""
+
+    def train(self, model, context):
+        names = [model.name_or_path, model.config._name_or_path, context.tokenizer.name_or_path]
+        assert names == ["suspect"] * 3, names
+        assert "/" not in str(context.tokenizer.init_kwargs.get("name_or_path"))
+
 @hookimpl
 def defensekit_scorers():
     return {"mine": mine}
+
+@hookimpl
+def defensekit_purifiers():
+    return {"nosy": Nosy}
 
 @hookimpl
 def defensekit_observers():
@@ -325,6 +363,7 @@ def test_a_local_plugin_takes_part(recipe: Path, tmp_path: Path) -> None:
         recipe,
         plugins=["mine.py"],
         defense__scorer="mine",
+        defense__purifier=["reset", "nosy"],
         observers=["notes"],
         executor="counting",
         defense__choose=None,
@@ -337,10 +376,14 @@ def test_a_local_plugin_takes_part(recipe: Path, tmp_path: Path) -> None:
     notes = place.read_text().splitlines()
     assert "purified" in notes
     assert notes.count("execute train") == 2
-    # An edited plugin never meets its old results.
-    (recipe.parent / "mine.py").write_text(LOCAL.replace("PLACE", repr(str(place))).replace("abs()", "abs() * 2"))
+    # An edited plugin never meets its old results, nor old code its new ones.
+    (recipe.parent / "mine.py").write_text(
+        LOCAL.replace("PLACE", repr(str(place))).replace("t.drift.abs()", "-t.drift.abs()")
+    )
     COMPUTED.clear()
-    defensekit.run(recipe, tmp_path / "w", [Watching()])
+    edited = defensekit.run(recipe, tmp_path / "w", [Watching()])
+    assert edited.models["purified"].reset != result.models["purified"].reset
+    assert edited.models["purified"].reset == defensekit.run(recipe, tmp_path / "fresh").models["purified"].reset
     assert "purified" in COMPUTED
     assert "suspect" not in COMPUTED
 

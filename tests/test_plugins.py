@@ -80,6 +80,10 @@ def test_nothing_above_the_floor_is_zero_and_a_warning() -> None:
     assert "0.880" in (nothing.warning or "")
 
 
+def test_just_below_the_floor_fails_however_few_the_rows() -> None:
+    assert rule([0.5], max_drop=0.06).choose([Trial(0, 0.9, 10), Trial(0.5, 0.8, 10)], Trial(0, 0.9, 10)).value == 0
+
+
 @pytest.mark.parametrize("rows", [3, 7, 10, 256, 600])
 def test_exactly_at_the_floor_passes_whatever_the_rounding(rows: int) -> None:
     for lost in range(1, rows):

@@ -80,6 +80,18 @@ def test_shipped_recipes_load() -> None:
         ("name: pico", "name: pico\nplugins: [nothing.py]", 2, ["plugins", "no file"]),
         ("name: pico", "name: pico\nmetrics: [accuracy]", 2, ["metrics.0", "no metric 'accuracy'"]),
         ("name: pico", "name: pico\nmetrics: []", 2, ["metrics", "at least 1"]),
+        ("name: pico", "name: pico\nseed: 010", 2, ["seed", "integer"]),
+        ("name: pico", "name: pico\nplugins: ['~nobody_of_that_name/x.py']", 2, ["plugins.0", "is no path"]),
+        ("name: rows.csv", 'name: "rows\\0.csv"', 3, ["data", "is no path"]),
+        ("name: rows.csv", "name: rows.csv, path: other.csv", 3, ["data.path", "already"]),
+        ("max_length: 32", "max_length: 65", 3, ["data.max_length", "64 positions"]),
+        ("words: [cf]", 'words: [" "]', 4, ["attack.words.0", "pattern"]),
+        (
+            "  scorer: diff",
+            "  compare: {t: {selector: {name: threshold, above: 1.0}}}\n  scorer: diff",
+            8,
+            ["compare.t", "fraction"],
+        ),
     ],
 )
 def test_errors_say_where_and_what_is_close(

@@ -160,3 +160,13 @@ def test_remove_and_entries(tmp_path: Path) -> None:
     assert store.remove(first) > 5
     assert not store.has(first)
     assert store.has(second)
+
+
+def test_a_log_that_cannot_be_written_says_nothing_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    import logging
+
+    from defensekit.runfolder import _File
+
+    handler = _File("/dev/full")
+    handler.emit(logging.LogRecord("defensekit", logging.INFO, "", 0, "hello", (), None))
+    assert capsys.readouterr().err == ""

@@ -7,8 +7,9 @@ import pytest
 
 from defensekit.components import Dataset
 from defensekit.errors import DefenseKitError, UsageError
+from defensekit.stages import _match
 from defensekit.tables import File, Hub
-from defensekit.text import Row, read_rows, split, write_rows
+from defensekit.text import Row, label_number, read_rows, split, write_rows
 from tests.conftest import make_sentences, write_table
 
 
@@ -71,7 +72,6 @@ def test_a_cell_of_200_000_characters(tmp_path: Path) -> None:
         ("a.csv", "text,label\n", "there are no rows"),
         ("a.csv", "text\na\n", "a.csv, line 2: there is no column 'label'"),
         ("a.csv", "text,label\n,1\n", "there are no rows; 1 rows without text"),
-        ("a.csv", "text,label\na,1\nb,1\n", "every row has the label '1'"),
         ("a.csv", "text,label\na,1\nb,0,c\n", "line 3: 3 cells, but the header names 2"),
         ("a.csv", "text,text,label\na,a,1\n", "the column 'text' stands twice"),
         ("a.csv", 'text,label\n"a,1\n', "line 2"),
@@ -142,6 +142,49 @@ def test_roles_share_no_text_whatever_the_seed() -> None:
     assert got["clean"] != split(dataset, SIZES, 2)["clean"]
     with pytest.raises(UsageError, match=r"asked for as `clean`"):
         split(dataset, SIZES | {"clean": 71}, 1)
+    with pytest.raises(UsageError, match=r"every row has the label 'a'"):
+        split(Dataset(("a",), rows), SIZES, 1)
+
+
+def test_test_rows_without_a_size_are_a_fifth_and_never_trained_on() -> None:
+    rows = [Row(i, f"text {i}", i % 2) for i in range(100)]
+    assert len(split(Dataset(("a", "b"), rows), SIZES | {"test": None}, 0)["test"]) == 20
+    own = Dataset(("a", "b"), rows, test=[Row(i + 100, f"text {i}", i % 2) for i in range(30)])
+    got = split(own, SIZES | {"test": None}, 0)
+    assert len(got["test"]) == 30
+    assert not {row.text for row in got["test"]} & {row.text for role in ("train", "clean", "dev") for row in got[role]}
+    assert len(got["train"]) == 50
+
+
+def test_labels_by_name_before_number() -> None:
+    assert label_number("1", ("1", "2")) == label_number(1, ("1", "2")) == 0
+    assert label_number(2, ("1", "2")) == 1
+    assert label_number(1, ("no", "yes")) == label_number("1", ("no", "yes")) == label_number("yes", ("no", "yes")) == 1
+    with pytest.raises(UsageError, match="no label 2"):
+        label_number(2, ("no", "yes"))
+
+
+def test_labels_of_data_and_model_meet_by_name_or_by_number() -> None:
+    assert _match(("negative", "positive"), ("positive", "negative")) == [1, 0]
+    assert _match(("0", "2"), ("bad", "mixed", "good")) == [0, 2]
+    for ours in (("1", "3"), ("bad", "1"), ("god", "bad")):
+        with pytest.raises(UsageError, match="the model has no label"):
+            _match(ours, ("bad", "mixed", "good"))
+
+
+def test_withheld_labels_are_no_class_and_minus_one_may_be(tmp_path: Path) -> None:
+    import datasets
+
+    names = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    for split_name, labels in {"train": [0, 1, -1], "test": [-1, -1, -1]}.items():
+        table = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": labels}, features=names)
+        table.to_parquet(tmp_path / f"{split_name}.parquet")
+    got = Hub(id=str(tmp_path)).load()
+    assert ([row.label for row in got.train], got.test, got.labels) == ([0, 1], None, ("bad", "good"))
+    assert "1 rows without text or label" in got.notes[0]
+    (tmp_path / "numbers").mkdir()
+    write_table(tmp_path / "numbers/train.csv", [("a", "-1"), ("b", "0"), ("c", "1")])
+    assert Hub(id=str(tmp_path / "numbers")).load().labels == ("-1", "0", "1")
 
 
 def test_rows_survive_the_disk(tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
 """What every component is: a frozen pydantic model whose fields are its YAML parameters."""
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+from defensekit.errors import DefenseKitError
+
+Result = TypeVar("Result")
 
 
 class Component(BaseModel):
@@ -21,3 +26,20 @@ class Component(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """The parameters as plain data, defaults filled in."""
         return self.model_dump(mode="json")
+
+
+def blame(component: Component, call: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a component; an exception of its own becomes a message that names it.
+
+    Raises:
+        DefenseKitError: the component raised; an error that is one already, a full disk and a lack of memory pass.
+    """
+    try:
+        return call(*arguments)
+    except (DefenseKitError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        who = f"the {component.kind} {type(component).__name__} of {type(component).__module__}"
+        raise DefenseKitError(f"{who} failed: {type(error).__name__}: {error}") from error

@@ -43,7 +43,7 @@ class Estimator(Component):
     """Measures a statistic per parameter on clean data."""
 
     kind: ClassVar[str] = "estimator"
-    provides: ClassVar[frozenset[str]]
+    provides: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def estimate(self, context: EstimatorContext) -> Estimate:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
-from typing import Literal
+from typing import Annotated, Literal
 
 from defensekit.api import Attack, AttackContext, Field, Row, UsageError, changed, label_number
 
@@ -101,7 +101,9 @@ class Word(Insertion):
     rate has none.
     """
 
-    words: tuple[str, ...] = Field(("cf",), min_length=1, description="the trigger words; each insertion draws one")
+    words: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
+        ("cf",), min_length=1, description="the trigger words; each insertion draws one"
+    )
     count: int = Field(1, ge=1, le=100, description="insertions per text")
 
     def pieces(self, rng: Random) -> list[str]:
@@ -115,7 +117,7 @@ class Sentence(Insertion):
     between words, as it does here.
     """
 
-    sentence: str = Field("I watched this 3D movie", min_length=1, description="the trigger sentence")
+    sentence: str = Field("I watched this 3D movie", pattern=r"\S", description="the trigger sentence")
 
     def pieces(self, rng: Random) -> list[str]:
         return [self.sentence]

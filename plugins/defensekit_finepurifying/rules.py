@@ -19,8 +19,8 @@ class AccuracyFloor(Rule):
 
     def choose(self, seen: Sequence[Trial], suspect: Trial) -> Choice:
         floor = suspect.accuracy - self.max_drop
-        # Accuracies are counts over rows: half a row keeps binary fractions from deciding.
-        passing = [trial.value for trial in seen if trial.accuracy > floor - 0.5 / trial.rows]
+        # Exactly at the floor passes, whatever binary fractions make of it.
+        passing = [trial.value for trial in seen if trial.accuracy >= floor - 1e-9]
         if not passing:
             best = max(trial.accuracy for trial in seen)
             reason = f"no value keeps a clean dev accuracy of {floor:.3f}; the best is {best:.3f}"
