@@ -83,25 +83,35 @@ def test_a_damaged_cache_is_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_p
 SMALL = """\
 name: small
 model: minilm
-data: {name: movie-reviews, train: 320, clean: 16, dev: 32, test: 80, max_length: 48}
+data: {name: movie-reviews, train: 128, clean: 8, dev: 8, test: 60, max_length: 48}
 attack: {name: word, words: [cf], rate: 0.3, target: positive}
 training: {epochs: 2, learning_rate: 3e-4, batch_size: 16}
 precision: bfloat16
 defense:
   estimator: fisher
   scorer: diffusion
-  selector: {name: fraction, fraction: 0.6}
-  purifier: [reset, {name: fine-tune, epochs: 2, learning_rate: 1e-4, batch_size: 8}]
+  selector: {name: fraction, fraction: 0.7}
+  purifier: [reset]
+  compare: {}
 """
 
 
-def test_a_real_model_learns_the_backdoor_and_loses_it(tmp_path: Path) -> None:
-    """The quickstart in small: the trigger works, fine-tuning alone leaves it, purifying weakens it."""
+def test_a_real_model_on_real_text(tmp_path: Path) -> None:
+    """The quickstart in small. What it does to a backdoor takes minutes to see, and is in the slow test."""
     (tmp_path / "small.yaml").write_text(SMALL)
-    summary = defensekit.run(tmp_path / "small.yaml", tmp_path / "w").summary
-    assert (summary["suspect"]["asr"] or 0) > 0.9
-    assert (summary["fine-tuned"]["asr"] or 0) > 0.9
-    assert (summary["purified"]["asr"] or 0) < 0.8
+    result = defensekit.run(tmp_path / "small.yaml", tmp_path / "w")
+    assert list(result.summary) == ["clean", "suspect", "purified"]
+    assert (result.summary["suspect"]["asr"] or 0) > 0.9
+    reset, statistics = result.models["purified"].reset, result.statistics
+    assert reset is not None
+    assert statistics is not None
+    assert reset.dimensions == 22_713_986
+    assert reset.selected == round(0.7 * reset.eligible)
+    # Embedding rows that no row touches never move; of those that moved, many are not in the eight clean rows.
+    assert 0.4 < reset.eligible / reset.dimensions < 0.6
+    assert 0.4 < statistics["zero_curvature"] < 0.6
+    assert reset.eligible_where_zero["curvature"] > 0
+    assert 1 <= statistics["effective_rows"] <= 8
 
 
 @pytest.mark.slow
@@ -113,5 +123,5 @@ def test_the_quickstart_is_what_the_readme_says(tmp_path: Path) -> None:
     assert asr["suspect"] >= 0.95
     assert acc["suspect"] >= acc["clean"] - 0.04
     assert asr["fine-tuned"] >= 0.9
-    assert asr["purified"] <= 0.4
+    assert asr["purified"] <= 0.3
     assert acc["purified"] >= acc["suspect"] - 0.03
