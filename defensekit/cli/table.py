@@ -23,17 +23,23 @@ def show(result: Result) -> None:
     console = Console(highlight=False, soft_wrap=True)
     names = sorted({name for model in result.models.values() for name in model.metrics})
     table = Table(title=Text(result.name), title_justify="left")
-    table.add_column("model")
-    floor = "" if result.asr_floor is None else f" (floor {result.asr_floor:.3f})"
-    titles = [name.upper() + (floor if name == "asr" else "") for name in names]
-    for title in [*titles, "reset, of eligible", "of all", "seconds"]:
-        table.add_column(title, justify="right")
+    table.add_column("model", no_wrap=True)
+    floors = {"asr": result.asr_floor} if result.asr_floor is not None else {}
+    for name in names:
+        table.add_column(name.upper(), justify="right")
+        if name in floors:
+            table.add_column(f"{name.upper()} floor", justify="right")
+    for title in ("reset, of eligible", "reset, of all", "seconds"):
+        table.add_column(title, justify="right", max_width=10)
     for name, model in result.models.items():
-        cells = [f"{model.metrics[key].value:.3f}" if key in model.metrics else "-" for key in names]
+        cells = []
+        for key in names:
+            cells.append(f"{model.metrics[key].value:.3f}" if key in model.metrics else "-")
+            cells += [f"{floors[key]:.3f}"] if key in floors else []
         table.add_row(Text(TITLES.get(name, name)), *cells, *_reset(model), _seconds(model))
     console.print(table)
-    if floor:
-        console.print("the ASR floor is what the clean reference, never poisoned, answers to the same triggered rows")
+    if floors:
+        console.print("ASR floor: what the clean reference, never poisoned, answers to the same triggered rows")
     if result.chosen:
         chosen = result.chosen
         console.print(f"{chosen.over} = {chosen.value:g} by {chosen.rule}: {chosen.reason}", markup=False)
