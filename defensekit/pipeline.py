@@ -32,7 +32,7 @@ from defensekit.runner import Runner
 from defensekit.stages import LOGITS
 from defensekit.store import DISTRIBUTIONS, Artifact, Store
 from defensekit.text import ROLES, label_number
-from defensekit.training import device_type
+from defensekit.training import device_type, native_precision
 
 Made = TypeVar("Made")
 
@@ -71,6 +71,8 @@ class _Run:
         self.runner.store.sweep()
         for problem in recipe.host.problems:
             self.warn(str(problem))
+        if recipe.precision == "bfloat16" != native_precision():
+            self.warn("this machine emulates bfloat16, many times slower than float32; `precision: auto` avoids that")
         self.plan = self.look_around()
 
     def result(self) -> Result:

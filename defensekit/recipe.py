@@ -28,7 +28,7 @@ from defensekit.components import (
 from defensekit.errors import UsageError, listing, nearest
 from defensekit.host import Host, load_plugins, plain, require
 from defensekit.tables import SUFFIXES
-from defensekit.training import Precision, TrainingSettings
+from defensekit.training import Precision, TrainingSettings, native_precision
 from defensekit.yaml import Document, Path_
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -52,7 +52,9 @@ class _Top(_Keys):
     suspect: str | None = Field(None, description="a folder with a suspect, in place of `attack`")
     triggered: dict[str, Any] | None = Field(None, description="a file of rows with a known trigger, for `suspect`")
     training: dict[str, Any] | None = Field(None, description="how the attacker fine-tunes")
-    precision: Precision = Field("float32", description="of training and answers: float32, or bfloat16 autocast")
+    precision: Precision | Literal["auto"] = Field(
+        "float32", description="of training and answers: float32, bfloat16 autocast, or auto: bfloat16 where it is fast"
+    )
     defense: dict[str, Any] = Field(description="estimator, scorer, selector, purifier, and how much is chosen")
     metrics: list[Spec] = Field(["acc", "asr"], min_length=1, description="what is measured")
     seed: int = Field(0, ge=0, description="decides every random draw")
@@ -265,7 +267,7 @@ class _Loading:
             triggered=triggered,
             triggered_target=target,
             training=settings,
-            precision=top.precision,
+            precision=native_precision() if top.precision == "auto" else top.precision,
             defense=defense,
             choose=choose,
             compare=self.compare(defense_keys.compare, defense, choose),

@@ -106,13 +106,23 @@ def encode(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length
 
 
 def batches(
-    encoded: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int
+    encoded: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int, tokens: int | None = None
 ) -> "Iterable[tuple[list[int], dict[str, torch.Tensor]]]":
-    """Padded batches of rows of similar length, each with the places of its rows in ``encoded``."""
+    """Padded batches of rows of similar length, each with the places of its rows in ``encoded``.
+
+    A batch has at most ``size`` rows and, padded, ``tokens`` tokens; one row at least.
+    """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
-    for start in range(0, len(order), size):
-        places = order[start : start + size]
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < min(start + size, len(order)) and (
+            tokens is None or (end + 1 - start) * len(encoded[order[end]]["input_ids"]) <= tokens
+        ):
+            end += 1
+        places = order[start:end]
         yield places, tokenizer.pad([encoded[i] for i in places], return_tensors="pt")
+        start = end
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,20 @@ class TrainingSettings(BaseModel):
     batch_size: int = Field(32, ge=1, description="rows per step")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     warmup: float = Field(0.0, ge=0, lt=1, description="the share of steps over which the rate rises from 0")
+    dropout: bool = Field(True, description="whether the model's dropout is on; on a CPU it takes a third of the time")
+
+
+def native_precision() -> Precision:
+    """bfloat16 where this machine multiplies it faster than float32, which is where it has instructions for it."""
+    import torch
+
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # An older torch can't tell: then float32, which is never far off. Emulated bfloat16 takes 25 times as long.
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = any(has for name, has in capabilities.items() if name.endswith("bf16"))
+    return "bfloat16" if fast else "float32"
 
 
 def device_type() -> str:
@@ -93,6 +107,10 @@ def fine_tune(
                     f"the gradient of {worst} became NaN or infinite at step {self.state.global_step}"
                 )
             return loss
+
+        def compute_loss(self, model: Any, *inputs: Any, **options: Any) -> Any:
+            model.train(settings.dropout)  # Trainer has just switched it on
+            return super().compute_loss(model, *inputs, **options)
 
     class Reporting(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -86,7 +86,7 @@ model: minilm
 data: {name: movie-reviews, train: 128, clean: 8, dev: 8, test: 60, max_length: 48}
 attack: {name: word, words: [cf], rate: 0.3, target: positive}
 training: {epochs: 2, learning_rate: 3e-4, batch_size: 16}
-precision: bfloat16
+precision: auto
 defense:
   estimator: fisher
   scorer: diffusion

@@ -1,28 +1,43 @@
 """Gradients and estimators against the dumbest loop in float64."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from defensekit.checkpoint import load_model
 from defensekit.components import EstimatorContext
 from defensekit.errors import DefenseKitError
-from defensekit.gradients import mean_gradient, squared_gradients
+from defensekit.gradients import kernel, mean_gradient, squared_gradients, tokens_within
+from defensekit.gradients.products import _batched, add_squared_products
+from defensekit.testing import check_squared_gradients
+from defensekit.testing.gradients import squared_gradients_by_loop
 from defensekit.text import Row, batches, encode
 from defensekit_finepurifying.estimators import BatchGradient, Fisher
 from tests.conftest import ARCHITECTURES, FILLERS, make_tokenizer
 
+Batch = dict[str, torch.Tensor]
+
 
 def classifier(architecture: str, labels: int = 2) -> torch.nn.Module:
+    """A model of which no part is idle: weights large enough for attention to look somewhere."""
     config = ARCHITECTURES[architecture]()
     config.num_labels, config.pad_token_id = labels, 0
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return transformers.AutoModelForSequenceClassification.from_config(config).eval()
+        model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.2 * torch.randn_like(p))
+    return model
 
 
 def rows(lengths: list[int], labels: int = 2) -> list[Row]:
@@ -31,24 +46,12 @@ def rows(lengths: list[int], labels: int = 2) -> list[Row]:
     ]
 
 
-def oracle(model: torch.nn.Module, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """One sample, one backward pass, one square, all in float64."""
-    model = model.double()
-    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for sample in samples:
-        logits = model(**{name: values for name, values in sample.items() if name != "labels"}).logits
-        loss = -torch.log_softmax(logits, -1)[0, int(sample["labels"])]
-        for name, p in model.named_parameters():
-            (gradient,) = torch.autograd.grad(loss, p, retain_graph=True, allow_unused=True)
-            if gradient is not None:
-                sums[name] += gradient**2
-    model.float()
-    return sums
-
-
-def singles(made: list[Row]) -> list[dict[str, torch.Tensor]]:
+def padded(made: list[Row], size: int = 64, extra: int = 0) -> list[Batch]:
+    """Batches of rows; ``extra`` tokens of padding more than they need."""
     tokenizer = make_tokenizer()
-    return [dict(batch) for _, batch in batches(encode(tokenizer, made, 64), tokenizer, 1)]
+    found = [dict(batch) for _, batch in batches(encode(tokenizer, made, 64), tokenizer, size)]
+    pad = nn.functional.pad
+    return [{k: v if k == "labels" else pad(v, (0, extra)) for k, v in batch.items()} for batch in found]
 
 
 def close(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rel: float = 1e-4) -> None:
@@ -60,21 +63,259 @@ def close(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rel: 
         assert float((got[name].double() - tensor).norm()) <= rel * float(tensor.norm()) + floor, name
 
 
+# -- every architecture --------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_squared_gradients_are_the_loops(architecture: str) -> None:
-    model, samples = classifier(architecture), singles(rows([3, 7, 5]))
-    got, norms = squared_gradients(model, samples)
-    expected = oracle(model, samples)
+    model, [batch] = classifier(architecture), padded(rows([3, 7, 5, 5]))
+    got, norms = squared_gradients(model, [batch])
+    expected, expected_norms = squared_gradients_by_loop(model, batch)
     close(got, expected)
-    assert float(norms.sum()) == pytest.approx(float(sum(tensor.sum() for tensor in expected.values())), rel=1e-4)
-    assert len(norms) == 3
+    assert norms.tolist() == pytest.approx(expected_norms.tolist(), rel=1e-4)
+    errors = check_squared_gradients(model, batch)
+    assert errors.keys() == expected.keys()
 
 
-@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5), labels=st.integers(2, 4))
-@settings(deadline=None, max_examples=15)
-def test_squared_gradients_for_any_rows(lengths: list[int], labels: int) -> None:
-    model, samples = classifier("bert", labels), singles(rows(lengths, labels))
-    close(squared_gradients(model, samples)[0], oracle(model, samples))
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    labels=st.integers(2, 4),
+    size=st.integers(1, 6),
+    extra=st.integers(0, 5),
+    architecture=st.sampled_from(["bert", "deberta-v2", "gpt2", "qwen3"]),
+)
+@settings(deadline=None, max_examples=25)
+def test_squared_gradients_whatever_the_batches(
+    lengths: list[int], labels: int, size: int, extra: int, architecture: str
+) -> None:
+    """In float64, so that what remains is the arithmetic of batches, padding and order, not rounding."""
+    model, made = classifier(architecture, labels).double(), rows(lengths, labels)
+    expected, norms = squared_gradients_by_loop(model, padded(made)[0])
+    got, got_norms = squared_gradients(model, padded(made, size, extra)[::-1])
+    for name, tensor in expected.items():
+        assert float((got[name] - tensor).norm()) <= 1e-6 * float(tensor.norm()) + 1e-24 * float(norms.sum()), name
+    assert sorted(got_norms.tolist()) == pytest.approx(sorted(norms.tolist()), rel=1e-6)
+
+
+def test_float32_agrees_whatever_the_batches() -> None:
+    model, made = classifier("bert"), rows([3, 7, 5, 9, 1, 12, 4, 4])
+    whole, _ = squared_gradients(model, padded(made))
+    split, _ = squared_gradients(model, padded(made, 3, 4)[::-1])
+    for name, tensor in whole.items():
+        if not name.endswith("key.bias"):  # 0 but for rounding
+            assert float((split[name] - tensor).norm()) <= 5e-6 * float(tensor.norm()), name
+
+
+# -- what a model may be made of -----------------------------------------------------------------------------------
+
+
+class Output:
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = logits
+
+
+class Small(nn.Module):
+    """Tokens, a layer of the test's own, the mean over tokens, a head."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.middle, self.head = nn.Embedding(20, 6, padding_idx=0), middle, nn.Linear(6, 3)
+
+    def forward(self, input_ids: torch.Tensor) -> Output:
+        return Output(self.head(torch.tanh(self.middle(self.embed(input_ids))).mean(1)))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(torch.tanh(self.inner(x)))
+
+
+class UsedElsewhere(nn.Module):
+    """A layer that is called once, and whose weight is used again without it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.inner(x)) @ self.inner.weight
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.other.weight = self.one.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.other(torch.relu(self.one(x)))
+
+
+class Owner(nn.Module):
+    """Parameters of a module that nobody has heard of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensor = nn.Parameter(torch.randn(6, 2, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("nti,iko->nto", x, self.tensor)
+
+
+class Shifted(nn.Module):
+    """Gemma's norm: the weight counts from 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (1 + self.weight)
+
+
+class Expert(nn.Module):
+    """A layer that only long samples reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.common, self.rare = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.common(x) + (self.rare(x) if x.shape[1] > 4 else 0)
+
+
+class Flat(nn.Module):
+    """A layer that is given tokens without samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x += 1
+        y = self.inner(x)
+        y += x
+        return y.relu_()
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.reentrant = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6)), reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = checkpoint(self.inner, x, use_reentrant=self.reentrant)
+        return made
+
+
+MIDDLES = {
+    "conv1d": lambda: transformers.pytorch_utils.Conv1D(6, 6),
+    "layer norm": lambda: nn.LayerNorm(6),
+    "no bias": lambda: nn.Linear(6, 6, bias=False),
+    "rms norm": lambda: nn.RMSNorm(6),
+    "shifted norm": Shifted,
+    "twice": Twice,
+    "used elsewhere": UsedElsewhere,
+    "tied": Tied,
+    "owner": Owner,
+    "expert": Expert,
+    "flat": Flat,
+    "in place": InPlace,
+    "reentrant": lambda: Checkpointed(True),
+    "not reentrant": lambda: Checkpointed(False),
+}
+
+
+def small(middle: str) -> Small:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return Small(MIDDLES[middle]())
+
+
+def some(samples: int, tokens: int, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 20, (samples, tokens), generator=generator)
+    return {"input_ids": ids, "labels": torch.randint(0, 3, (samples,), generator=generator)}
+
+
+@pytest.mark.parametrize("middle", MIDDLES)
+def test_whatever_the_model_is_made_of(middle: str) -> None:
+    model, found = small(middle), [some(1, 4), some(3, 4, 1), some(5, 7, 2)]
+    got, norms = squared_gradients(model, found)
+    loops = [squared_gradients_by_loop(model, batch) for batch in found]
+    close(got, {name: sum(sums[name] for sums, _ in loops) for name in got})  # type: ignore[misc]
+    assert norms.tolist() == pytest.approx(torch.cat([n for _, n in loops]).tolist(), rel=1e-4)
+    assert all(float(tensor.sum()) > 0 for tensor in got.values())
+
+
+def test_frozen_parameters_and_adapters() -> None:
+    model = classifier("bert")
+    for name, p in model.named_parameters():
+        p.requires_grad_("LayerNorm" in name or name.endswith("layer.1.output.dense.bias"))
+    [batch] = padded(rows([3, 7, 5]))
+    assert check_squared_gradients(model, batch).keys() == {n for n, p in model.named_parameters() if p.requires_grad}
+
+    adapted = peft.get_peft_model(classifier("bert"), peft.LoraConfig(r=2, target_modules=["query", "value"]))
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_B" in name:  # which begins at 0
+                p.normal_()
+    errors = check_squared_gradients(adapted, batch)
+    assert errors.keys() == {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert 0 < len(errors) < 12
+
+
+def test_weights_in_bfloat16_are_summed_in_float32() -> None:
+    model, [batch] = classifier("bert").bfloat16(), padded(rows([3, 7, 5]))
+    got, _ = squared_gradients(model, [batch])
+    assert {tensor.dtype for tensor in got.values()} == {torch.float32}
+    check_squared_gradients(model, batch, tolerance=0.1)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm1d(6, track_running_stats=False), nn.Dropout(0.5)], ids=["batch statistics", "random"]
+)
+def test_samples_that_depend_on_each_other_name_the_layer(layer: nn.Module) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine, self.mixing = nn.Linear(6, 6), layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.fine(x)
+            self.mixing.train()
+            return self.mixing(y.transpose(1, 2)).transpose(1, 2)
+
+    model = Small(Mixed())
+    with pytest.raises(DefenseKitError, match=r"^middle\.mixing answers to a sample differently"):
+        squared_gradients(model, [some(3, 4)])
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_self_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("layer norm")
+    halved = squared_gradients(model, [some(3, 4)])
+    halved[0]["head.weight"] /= 2
+    monkeypatch.setattr("defensekit.testing.gradients.squared_gradients", lambda *_, **__: halved)
+    with pytest.raises(AssertionError, match=r"head\.weight: 0\.5$"):
+        check_squared_gradients(model, some(3, 4))
+
+
+# -- as it was before ----------------------------------------------------------------------------------------------
 
 
 def test_the_model_is_as_before() -> None:
@@ -82,29 +323,136 @@ def test_the_model_is_as_before() -> None:
     model.classifier.weight.requires_grad_(False)
     model.bert.embeddings.word_embeddings.weight.grad = torch.ones_like(model.bert.embeddings.word_embeddings.weight)
     state = torch.random.get_rng_state()
-    sums, _ = squared_gradients(model, singles(rows([4])))
+    sums, _ = squared_gradients(model, padded(rows([4, 2])))
     assert "classifier.weight" not in sums
     assert all(module.training for module in model.modules())
     assert bool((model.bert.embeddings.word_embeddings.weight.grad == 1).all())
     assert model.bert.encoder.layer[0].output.dense.weight.grad is None
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["classifier.weight"]
+    assert not any(module._forward_hooks for module in model.modules())
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_gradient_that_is_not_finite_names_its_tensor() -> None:
+class Broken(nn.Module):
+    """The identity, with a gradient of 0 times infinity."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 0 * torch.sqrt(x * 0)
+
+
+@pytest.mark.parametrize("tap", [True, False], ids=["by tap", "the plain way"])
+def test_a_gradient_that_is_not_finite_names_its_tensor(tap: bool) -> None:
+    model = Small(nn.Sequential(nn.Linear(6, 6) if tap else Owner(), Broken(), nn.LayerNorm(6)))
+    name = r"middle\.0\.(weight|bias)" if tap else r"middle\.0\.tensor"
+    with pytest.raises(DefenseKitError, match=f"gradient of {name} is NaN or infinite"):
+        squared_gradients(model, [some(3, 4)])
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
     model = classifier("bert")
-    model.bert.encoder.layer[1].output.dense.weight.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(DefenseKitError, match=r"gradient of bert.encoder.layer.1.output.dense.weight is NaN"):
-        squared_gradients(model, singles(rows([4])))
-    assert all(p.grad is None for p in model.parameters())
+    with torch.no_grad():
+        model.classifier.bias[0] = float("inf")
+    with pytest.raises(DefenseKitError, match="loss is nan"):
+        squared_gradients(model, padded(rows([4])))
+
+
+def test_a_loss_for_the_whole_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a loss per sample, shape \[2\], got \[\]"):
+        squared_gradients(small("conv1d"), [some(3, 4)], loss=lambda m, b: m(b["input_ids"]).logits.mean())
+
+
+# -- products and their kernel -------------------------------------------------------------------------------------
+
+
+@given(
+    samples=st.integers(1, 9),
+    tokens=st.integers(1, 20),
+    a=st.integers(1, 70),
+    b=st.integers(1, 70),
+    kept=st.floats(0, 1),
+    seed=st.integers(0, 99),
+    way=st.sampled_from(["kernel", "no kernel", "batched"]),
+)
+@settings(deadline=None, max_examples=60)
+def test_products_of_any_size(samples: int, tokens: int, a: int, b: int, kept: float, seed: int, way: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randn(samples, tokens, a, generator=generator)
+    right = torch.randn(samples, tokens, b, generator=generator)
+    used = torch.rand(samples, tokens, generator=generator) < kept
+    left *= used[..., None]
+    sums, norms = torch.ones(a, b), torch.ones(samples, dtype=torch.float64)
+    if way == "batched":
+        _batched(left, right, sums, norms)
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            if way == "no kernel":
+                patch.setattr(kernel, "load", lambda: None)
+            add_squared_products(left, right, used, sums, norms)
+    products = torch.einsum("nta,ntb->nab", left.double(), right.double()).square()
+    torch.testing.assert_close(sums.double(), 1 + products.sum(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norms, 1 + products.sum((1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_kernel_does_not_depend_on_the_number_of_threads() -> None:
+    if kernel.load() is None:
+        pytest.skip("there is no C compiler")
+    left, right = torch.randn(40, 30, 100), torch.randn(40, 30, 90)  # more rows than are packed at a time
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            sums, norms = torch.zeros(100, 90), torch.zeros(40, dtype=torch.float64)
+            add_squared_products(left, right, torch.ones(40, 30, dtype=torch.bool), sums, norms)
+            found.append((sums, norms))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(sums, found[0][0]) and torch.equal(norms, found[0][1]) for sums, norms in found)
+
+
+@pytest.fixture
+def no_kernel_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """As on the first day: nothing compiled, nothing loaded."""
+    monkeypatch.setenv("DEFENSEKIT_CACHE", str(tmp_path))
+    kernel.load.cache_clear()
+    yield tmp_path
+    kernel.load.cache_clear()
+
+
+def test_without_a_compiler_everything_works(
+    no_kernel_yet: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with caplog.at_level("INFO", "defensekit"):
+        check_squared_gradients(classifier("bert"), padded(rows([3, 7]))[0])
+    assert "do without their compiled kernel: [Errno 2] No such file or directory: 'no-such-compiler'" in caplog.text
+    assert kernel.load() is None
+
+
+def test_a_compiler_that_fails_is_no_compiler(no_kernel_yet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "false")
+    assert kernel.load() is None
+    assert list(no_kernel_yet.rglob("*.so")) == []
+
+
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2", "DEFAULT"])
+def test_the_kernel_compiles_for_every_processor(no_kernel_yet: Path, capability: str) -> None:
+    if kernel.load() is None:
+        pytest.skip("there is no C compiler")
+    if capability != "DEFAULT" and os.uname().machine != "x86_64":
+        pytest.skip("an x86 capability")
+    assert kernel.build("cc", capability).is_file()
+
+
+# -- gradients of batches, estimators ------------------------------------------------------------------------------
 
 
 def test_mean_gradient_is_the_batchs() -> None:
-    model, tokenizer = classifier("bert"), make_tokenizer()
-    made = rows([3, 7, 5, 6])
-    [(_, batch)] = batches(encode(tokenizer, made, 64), tokenizer, 4)
-    [got] = mean_gradient(model, [batch])
+    model, made = classifier("bert"), rows([3, 7, 5, 6])
+    [got] = mean_gradient(model, padded(made))
     model.double()
-    for sample in singles(made):
+    for [sample] in (padded([row]) for row in made):
         logits = model(**{name: values for name, values in sample.items() if name != "labels"}).logits
         (torch.nn.functional.cross_entropy(logits, sample["labels"]) / 4).backward()
     expected = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
@@ -116,16 +464,30 @@ def context(suspect: Path, made: list[Row]) -> EstimatorContext:
     return EstimatorContext(lambda which: load_model(suspect), make_tokenizer(), made, 64, 0, lambda done, total: None)
 
 
-def test_fisher_is_a_mean_whatever_the_order(suspect: Path) -> None:
+def test_fisher_is_a_mean_whatever_the_order_and_the_budget(suspect: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = rows([3, 7, 5, 6, 2])
     first, second = Fisher().estimate(context(suspect, made)), Fisher().estimate(context(suspect, made[::-1]))
-    expected = {name: tensor / 5 for name, tensor in oracle(load_model(suspect), singles(made)).items()}
+    sums, _ = squared_gradients_by_loop(load_model(suspect), padded(made)[0])
+    expected = {name: tensor / 5 for name, tensor in sums.items()}
     close(first.statistics["curvature"], expected)
     close(second.statistics["curvature"], expected)
     twice = Fisher().estimate(context(suspect, made * 2))
     close(twice.statistics["curvature"], expected)
     assert 1 <= first.facts["effective_rows"] <= 5
     assert twice.facts["effective_rows"] == pytest.approx(2 * first.facts["effective_rows"], rel=1e-6)
+    monkeypatch.setattr("defensekit.gradients.tokens_within", lambda model, budget: budget // 2**20)
+    close(Fisher(budget_mib=10).estimate(context(suspect, made)).statistics["curvature"], expected)
+
+
+def test_the_batch_size_follows_from_the_budget() -> None:
+    model, tokenizer = classifier("bert"), make_tokenizer()
+    assert tokens_within(model, 100 * 2 * 4 * (16 + 32)) == 100  # a feed-forward layer of 16 and 32
+    assert tokens_within(model, 1) == 1
+    encoded = encode(tokenizer, rows([3, 9, 5, 5, 1, 2]), 64)
+    found = [batch["input_ids"].shape for _, batch in batches(encoded, tokenizer, 4, tokens=14)]
+    assert sum(shape[0] for shape in found) == 6
+    assert all(shape[0] * shape[1] <= 14 or shape[0] == 1 for shape in found)
+    assert len(found) < 6
 
 
 def test_batch_gradient_of_single_rows_is_the_fisher_and_of_many_is_not(suspect: Path) -> None:

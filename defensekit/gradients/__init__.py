@@ -1,5 +1,6 @@
 """Per-sample squared gradients and gradients of batches, by parameter name."""
 
-from defensekit.gradients.plain import Batch, mean_gradient, squared_gradients
+from defensekit.gradients.batched import squared_gradients, tokens_within
+from defensekit.gradients.plain import Batch, Loss, cross_entropy, mean_gradient
 
-__all__ = ["Batch", "mean_gradient", "squared_gradients"]
+__all__ = ["Batch", "Loss", "cross_entropy", "mean_gradient", "squared_gradients", "tokens_within"]

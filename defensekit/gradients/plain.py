@@ -9,12 +9,14 @@ from defensekit.errors import DefenseKitError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.nn import Parameter
 
 Batch = Mapping[str, "Tensor"]
+Loss = Callable[["torch.nn.Module", Batch], "Tensor"]
 
 
 @contextmanager
-def _undisturbed(model: "torch.nn.Module") -> Iterator[dict[str, "torch.nn.Parameter"]]:
+def undisturbed(model: "torch.nn.Module") -> Iterator[dict[str, "Parameter"]]:
     """The trainable parameters by name, in eval mode, with no gradients; all is as before afterwards."""
     modes = {module: module.training for module in model.modules()}
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -31,70 +33,52 @@ def _undisturbed(model: "torch.nn.Module") -> Iterator[dict[str, "torch.nn.Param
             p.grad = gradients[name]
 
 
-def _loss(model: "torch.nn.Module", batch: Batch) -> "Tensor":
-    """The mean cross-entropy of the batch's ``labels``, in float32."""
+def cross_entropy(model: "torch.nn.Module", batch: Batch) -> "Tensor":
+    """The cross-entropy of every sample's ``labels``, (N,), in float32 or better, of a model with ``logits``."""
     import torch
 
-    inputs = {name: values for name, values in batch.items() if name != "labels"}
-    loss = torch.nn.functional.cross_entropy(model(**inputs).logits.float(), batch["labels"])
-    if not bool(torch.isfinite(loss)):
-        raise DefenseKitError(f"the loss is {float(loss)}")
-    return loss
+    logits = model(**{name: values for name, values in batch.items() if name != "labels"}).logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
 
 
-def _check(name: str, gradient: "Tensor") -> None:
-    import torch
-
-    if not bool(torch.isfinite(gradient).all()):
-        raise DefenseKitError(f"the gradient of {name} is NaN or infinite")
+def rows_of(batch: Batch, place: int) -> dict[str, "Tensor"]:
+    """One sample of a batch, as a batch of one."""
+    return {name: values[place : place + 1] for name, values in batch.items()}
 
 
-def squared_gradients(
+def add_one_by_one(
     model: "torch.nn.Module",
-    samples: Iterable[Batch],
-    *,
-    report: Callable[[int], None] = lambda done: None,
-) -> tuple[dict[str, "Tensor"], "Tensor"]:
-    """The sum over samples of squared per-sample gradients of the loss, for every trainable parameter.
-
-        S_i = sum_n (d loss(x_n, y_n) / d w_i)^2
-
-    Args:
-        model: a classifier whose output has ``logits``; runs in eval mode, and is as before afterwards.
-        samples: the inputs of the model with ``labels``, each a batch of one.
-
-    Returns:
-        The sums by parameter name, float32, of the parameters' shapes; and each sample's squared gradient norm, (N,).
+    parameters: dict[str, "Parameter"],
+    batch: Batch,
+    loss: Loss,
+    sums: Mapping[str, "Tensor"],
+    norms: "Tensor",
+) -> None:
+    """Add each sample's squared gradients to ``sums``, and their sums to ``norms`` (N,): a backward pass per sample.
 
     Raises:
         DefenseKitError: a loss or gradient is NaN or infinite.
     """
-    import torch
-
-    norms = []
-    with _undisturbed(model) as parameters:
-        sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-        for done, sample in enumerate(samples, 1):
-            if len(sample["labels"]) != 1:
-                raise ValueError(f"expected batches of one sample, got {len(sample['labels'])}")
-            _loss(model, sample).backward()  # type: ignore[no-untyped-call]
-            norm = 0.0
-            for name, p in parameters.items():
-                if p.grad is not None:
-                    gradient = p.grad.float()
-                    square = float(gradient.norm()) ** 2
-                    if not square < float("inf"):
-                        _check(name, gradient)
-                    norm += square
-                    sums[name].addcmul_(gradient, gradient)
-                    p.grad = None
-            norms.append(norm)
-            report(done)
-    return sums, torch.tensor(norms, dtype=torch.float64)
+    for n in range(len(norms)):
+        finite(loss(model, rows_of(batch, n))).sum().backward()  # type: ignore[no-untyped-call]
+        for name, p in reversed(parameters.items()):  # the last is nearest to the cause of a NaN
+            if p.grad is not None:
+                gradient = p.grad.to(sums[name].dtype)
+                square = float(gradient.norm()) ** 2
+                if not square < float("inf"):
+                    _check(name, gradient)
+                norms[n] += square
+                sums[name].addcmul_(gradient, gradient)
+                p.grad = None
 
 
 def mean_gradient(
-    model: "torch.nn.Module", batches: Iterable[Batch], *, report: Callable[[int], None] = lambda done: None
+    model: "torch.nn.Module",
+    batches: Iterable[Batch],
+    *,
+    loss: Loss = cross_entropy,
+    report: Callable[[int], None] = lambda done: None,
 ) -> Iterator[dict[str, "Tensor"]]:
     """The gradient of each batch's mean loss, for every trainable parameter, one batch after the other.
 
@@ -103,9 +87,9 @@ def mean_gradient(
     """
     import torch
 
-    with _undisturbed(model) as parameters:
+    with undisturbed(model) as parameters:
         for done, batch in enumerate(batches, 1):
-            _loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            finite(loss(model, batch)).mean().backward()  # type: ignore[no-untyped-call]
             gradients = {}
             for name, p in parameters.items():
                 gradients[name] = torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
@@ -113,3 +97,19 @@ def mean_gradient(
                 p.grad = None
             yield gradients
             report(done)
+
+
+def finite(losses: "Tensor") -> "Tensor":
+    """The losses, or a DefenseKitError where one is NaN or infinite."""
+    import torch
+
+    if not bool(torch.isfinite(losses).all()):
+        raise DefenseKitError(f"the loss is {float(losses[~torch.isfinite(losses)][0].detach())}")
+    return losses
+
+
+def _check(name: str, gradient: "Tensor") -> None:
+    import torch
+
+    if not bool(torch.isfinite(gradient).all()):
+        raise DefenseKitError(f"the gradient of {name} is NaN or infinite")

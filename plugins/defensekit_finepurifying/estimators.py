@@ -26,17 +26,20 @@ class Fisher(_Gradients):
     ``effective_rows`` = (sum of squared norms)^2 / sum of fourth powers of the per-sample gradients' norms.
     """
 
+    budget_mib: int = Field(16, ge=1, description="MiB held besides activations and the result; sets the batch size")
+
     def estimate(self, context: EstimatorContext) -> Estimate:
-        from defensekit.gradients import squared_gradients
+        from defensekit.gradients import squared_gradients, tokens_within
         from defensekit.text import batches, encode
 
         model = context.model(self.anchor)
         encoded = encode(context.tokenizer, context.rows, context.max_length)
-        samples = (
+        size = tokens_within(model, self.budget_mib * 2**20)
+        inputs = (
             {name: values.to(model.device) for name, values in batch.items()}
-            for _, batch in batches(encoded, context.tokenizer, 1)
+            for _, batch in batches(encoded, context.tokenizer, len(encoded), size)
         )
-        sums, norms = squared_gradients(model, samples, report=lambda done: context.report(done, len(encoded)))
+        sums, norms = squared_gradients(model, inputs, report=lambda done: context.report(done, len(encoded)))
         for total in sums.values():
             total /= len(encoded)
         effective = float(norms.sum() ** 2 / (norms**2).sum()) if norms.any() else 0.0

@@ -1,0 +1,96 @@
+"""The compiled kernel: built once by the machine's C compiler, kept in the cache folder, done without if need be."""
+
+import ctypes
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from defensekit.errors import DefenseKitError
+from defensekit.files import cache_folder, data_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SOURCE = Path(__file__).with_name("kernel.c")
+# What torch itself found the processor to have; anything else is compiled for the plain architecture.
+FLAGS = {"AVX512": ["-mavx512f", "-mavx512vl", "-mfma"], "AVX2": ["-mavx2", "-mfma"]}
+
+log = logging.getLogger("defensekit")
+
+
+def build(compiler: str, capability: str) -> Path:
+    """Compile the kernel, or find what was compiled before.
+
+    Raises:
+        OSError, subprocess.SubprocessError: there is no compiler, or it refused.
+    """
+    flags = ["-O3", "-fPIC", "-shared", "-fopenmp", *FLAGS.get(capability, [])]
+    source = SOURCE.read_text(encoding="utf-8")
+    folder = cache_folder() / "kernels"
+    place = folder / f"{data_digest([source, compiler, flags, platform.machine()])[:16]}.so"
+    if not place.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / place.name
+            command = [*shlex.split(compiler), *flags, str(SOURCE), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            made.replace(place)
+    return place
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The kernel, or None where it can't be built; the log says why. ``DEFENSEKIT_KERNEL=off`` does without.
+
+    It shares torch's threads: its OpenMP runtime is the one that torch has loaded.
+    """
+    import torch
+
+    if os.environ.get("DEFENSEKIT_KERNEL") == "off":
+        return None
+    try:
+        library = ctypes.CDLL(str(build(os.environ.get("CC", "cc"), torch.backends.cpu.get_cpu_capability())))
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        library.squared_products.argtypes = [pointer] * 4 + [size] * 3 + [pointer] * 2
+        library.squared_products.restype = ctypes.c_int
+        library.used_rows.argtypes = [pointer, size, size, pointer]
+        library.used_rows.restype = None
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        why = getattr(error, "stderr", None) or str(error)
+        log.info("squared gradients do without their compiled kernel: %s", why.strip().split("\n")[0])
+        return None
+    return library
+
+
+def squared_products(
+    library: ctypes.CDLL,
+    left: "Tensor",
+    right: "Tensor",
+    index: "Tensor",
+    offsets: "Tensor",
+    sums: "Tensor",
+    norms: "Tensor",
+) -> None:
+    """Add the squared products of the rows ``index[offsets[n]:offsets[n + 1]]`` of every sample n; see kernel.c.
+
+    Shapes (rows, A), (rows, B), (used rows,), (samples + 1,), (A, B), (samples,); all contiguous.
+    """
+    sizes = len(offsets) - 1, left.shape[1], right.shape[1]
+    pointers = [tensor.data_ptr() for tensor in (left, right, index, offsets)]
+    if library.squared_products(*pointers, *sizes, sums.data_ptr(), norms.data_ptr()):
+        raise DefenseKitError("out of memory: a smaller budget or data.max_length takes less")
+
+
+def used_rows(library: ctypes.CDLL, g: "Tensor") -> "Tensor":
+    """Which rows of a contiguous (samples, tokens, features) are not exactly 0: (samples, tokens), bool."""
+    import torch
+
+    used = torch.empty(g.shape[:2], dtype=torch.bool)
+    library.used_rows(g.data_ptr(), used.numel(), g.shape[2], used.data_ptr())
+    return used

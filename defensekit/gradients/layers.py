@@ -1,0 +1,112 @@
+"""Squared per-sample gradients of single layers, from what went in and the gradient of what came out.
+
+Every function adds, for each of the layer's trainable parameters, sum_n G_n^2 to ``squares`` and the sum of G_n^2 to
+``norms[n]``, where G_n is the gradient of sample n's loss. Inputs and output gradients are (samples, ..., features).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from defensekit.gradients.products import add_squared_products, used_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What is added up: by the parameter's full name its squares; ``norms`` (samples,) in float64."""
+
+    squares: "Mapping[str, Tensor]"
+    norms: "Tensor"
+
+    def add(self, name: str, gradients: "Tensor") -> None:
+        """Per-sample gradients of a parameter, (samples, *shape)."""
+        squared = gradients.square()
+        self.squares[name].add_(squared.sum(0))
+        self.norms.add_(squared.flatten(1).double().sum(1))
+
+
+# module, its trainable parameters' full names by their own, input, output gradient
+Layer = Callable[["Module", Mapping[str, str], "Tensor", "Tensor", Sums], None]
+
+
+def layer_for(module: "Module") -> Layer | None:
+    """The way that may fit a module; whether it does is tried out before it is trusted."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    shapes = {name: p.shape for name, p in module.named_parameters(recurse=False)}
+    if isinstance(module, torch.nn.Linear):
+        return linear
+    if isinstance(module, Conv1D):
+        return conv1d
+    if isinstance(module, torch.nn.Embedding):
+        plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
+        return embedding if plain else None
+    if shapes.keys() <= {"weight", "bias"} and all(len(shape) == 1 for shape in shapes.values()):
+        return scale
+    return None
+
+
+def linear(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums) -> None:
+    """y = x W^T + b: G_n = sum_t g_nt^T x_nt."""
+    _affine(names, _rows(x), _rows(g), sums, transposed=False)
+
+
+def conv1d(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums) -> None:
+    """GPT-2's y = x W + b, a Linear whose weight is stored the other way round."""
+    _affine(names, _rows(x), _rows(g), sums, transposed=True)
+
+
+def _affine(names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums, transposed: bool) -> None:
+    if "weight" in names:
+        left, right = (x, g) if transposed else (g, x)
+        add_squared_products(left, right, used_rows(g), sums.squares[names["weight"]], sums.norms)
+    if "bias" in names:
+        sums.add(names["bias"], g.sum(1))
+
+
+def embedding(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums) -> None:
+    """Rows of a table: summed by (sample, row) first, then squared; never samples x rows x features."""
+    import torch
+
+    table = cast(torch.nn.Embedding, module)
+    rows = table.num_embeddings
+    g = _rows(g)
+    ids = x.flatten(1).expand(g.shape[:2])
+    keys = (torch.arange(len(g), device=g.device)[:, None] * rows + ids).flatten()
+    g = g.flatten(0, 1)
+    if table.padding_idx is not None:
+        moved = ids.flatten() != table.padding_idx % rows
+        keys, g = keys[moved], g[moved]
+    unique, place = torch.unique(keys, return_inverse=True)
+    squared = g.new_zeros(len(unique), g.shape[1]).index_add_(0, place, g).square_()
+    sums.squares[names["weight"]].index_add_(0, unique % rows, squared)
+    sums.norms.index_add_(0, unique // rows, squared.double().sum(1))
+
+
+def scale(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums) -> None:
+    """y = w * f(x) + b, elementwise: LayerNorm, the kinds of RMSNorm, and what else is linear in its own vector."""
+    import torch
+
+    if "weight" in names:
+        if isinstance(module, torch.nn.LayerNorm):
+            f = torch.layer_norm(x, module.normalized_shape, eps=module.eps)
+        else:
+            own = {name: p.detach().to(x.dtype) for name, p in module.named_parameters(recurse=False)}
+            at = [
+                torch.func.functional_call(module, own | {"weight": torch.full_like(own["weight"], value)}, (x,))
+                for value in (1.0, 0.0)
+            ]
+            f = at[0] - at[1]
+        sums.add(names["weight"], _rows(g * f).sum(1))
+    if "bias" in names:
+        sums.add(names["bias"], _rows(g).sum(1))
+
+
+def _rows(values: "Tensor") -> "Tensor":
+    """(samples, tokens, features), whatever stands between samples and features."""
+    return values[:, None] if values.dim() == 2 else values.flatten(1, -2)

@@ -1,0 +1,95 @@
+"""Sums of squared per-sample products, the inner loop of everything here."""
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from defensekit.gradients import kernel
+
+if TYPE_CHECKING:
+    import ctypes
+
+    from torch import Tensor
+
+# Elements of a per-sample product that stay in a processor's cache until they are squared,
+CPU_TILE = 1 << 17
+# and of the products of a whole batch on a GPU, which wants them many at a time.
+GPU_TILE = 1 << 24
+
+
+def add_squared_products(left: "Tensor", right: "Tensor", used: "Tensor", sums: "Tensor", norms: "Tensor") -> None:
+    """Add every sample's squared product to ``sums`` and the sum of its entries to ``norms``.
+
+        P_n = sum_t left[n, t]^T right[n, t],   sums += sum_n P_n^2,   norms[n] += sum P_n^2
+
+    2 N T A B floating-point operations, as many as the ordinary weight gradient takes. Rows that are not ``used`` cost
+    nothing (padding, and all but the pooled token in the last layer), and samples with one row left are a single matrix
+    product over samples, (left^2)^T right^2.
+
+    Args:
+        left: (samples, tokens, A), contiguous or not.
+        right: (samples, tokens, B), of the same dtype.
+        used: (samples, tokens), bool; where it is False, one of both rows is exactly 0.
+        sums: (A, B), contiguous, of the same dtype.
+        norms: (samples,), float64.
+    """
+    import torch
+
+    counts = used.sum(1)
+    single = counts == 1
+    if bool(single.any()):
+        alone = used & single[:, None]
+        left2, right2 = left[alone].square_(), right[alone].square_()
+        sums.addmm_(left2.T, right2)
+        norms[single] += (left2.double().sum(1)) * (right2.double().sum(1))
+        used = used & ~single[:, None]
+    if not bool(used.any()):
+        return
+    if left.device.type != "cpu":
+        _batched(left * used[..., None], right, sums, norms)
+        return
+    rows_left, rows_right = left.flatten(0, 1).contiguous(), right.flatten(0, 1).contiguous()
+    index = used.flatten().nonzero().flatten()
+    offsets = torch.nn.functional.pad(used.sum(1).cumsum(0), (1, 0))
+    library = _kernel(left)
+    if library is None:
+        _one_by_one(rows_left[index], rows_right[index], offsets.tolist(), sums, norms)
+    else:
+        kernel.squared_products(library, rows_left, rows_right, index, offsets, sums, norms)
+
+
+def used_rows(g: "Tensor") -> "Tensor":
+    """Which rows of (samples, tokens, features) are not exactly 0: (samples, tokens), bool."""
+    library = _kernel(g)
+    return g.any(-1) if library is None else kernel.used_rows(library, g.contiguous())
+
+
+def _kernel(values: "Tensor") -> "ctypes.CDLL | None":
+    import torch
+
+    return kernel.load() if values.device.type == "cpu" and values.dtype == torch.float32 else None
+
+
+def _one_by_one(left: "Tensor", right: "Tensor", offsets: list[int], sums: "Tensor", norms: "Tensor") -> None:
+    """A matrix product per sample and block of rows; the rows of sample n are offsets[n] to offsets[n + 1]."""
+    import torch
+
+    high = max(1, CPU_TILE // right.shape[1])
+    for top in range(0, left.shape[1], high):
+        block = sums[top : top + high]
+        product = torch.empty_like(block)
+        flat = product.view(-1)
+        for n, (first, last) in enumerate(pairwise(offsets)):
+            torch.mm(left[first:last, top : top + high].T, right[first:last], out=product)
+            block.addcmul_(product, product)
+            norms[n] += torch.dot(flat, flat)
+
+
+def _batched(left: "Tensor", right: "Tensor", sums: "Tensor", norms: "Tensor") -> None:
+    """One product for all samples and a block of rows."""
+    import torch
+
+    high = max(1, GPU_TILE // (len(left) * right.shape[2]))
+    for top in range(0, left.shape[2], high):
+        squared = torch.bmm(left[..., top : top + high].transpose(1, 2), right).square_()
+        sums[top : top + high] += squared.sum(0)
+        norms += squared.flatten(1).sum(1)
