@@ -133,6 +133,16 @@ def _opened(path: Path) -> Iterator[Any]:
         raise UsageError(f"{path} is damaged or not a safetensors file ({error})") from error
 
 
+def tensor_names(path: Path) -> frozenset[str]:
+    """The names of a safetensors file's tensors.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    with _opened(path) as file:
+        return frozenset(file.keys())
+
+
 def read_tensor(path: Path, name: str) -> "Tensor":
     """One tensor of a safetensors file.
 

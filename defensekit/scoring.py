@@ -30,6 +30,8 @@ class TensorView:
         return self.suspect - self.base
 
     def __getitem__(self, statistic: str) -> "Tensor":
+        if statistic not in self.statistics:
+            raise DefenseKitError(f"the estimator says nothing of {statistic!r} for {self.name}")
         return self.statistics[statistic]
 
     def quantile(self, statistic: str, q: float) -> float:
@@ -66,17 +68,19 @@ class Scores(Mapping[str, Scored]):
 
 @dataclass(frozen=True)
 class Views:
-    """The tensors of a pair with their statistics (``statistics[statistic](name)`` reads one tensor)."""
+    """The tensors of a pair with their statistics: ``statistics[statistic](name)`` reads one tensor, None where the
+    statistic says nothing of it."""
 
     pair: Pair
     seed: int
-    statistics: "Mapping[str, Callable[[str], Tensor]]" = field(default_factory=dict)
+    statistics: "Mapping[str, Callable[[str], Tensor | None]]" = field(default_factory=dict)
     _quantiles: dict[tuple[str, float], float] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> TensorView:
         base, suspect = self.pair.block(name)
         read = {statistic: reader(name) for statistic, reader in self.statistics.items()}
-        return TensorView(name, base.float(), suspect.float(), self.seed, read, self._quantile)
+        found = {statistic: values for statistic, values in read.items() if values is not None}
+        return TensorView(name, base.float(), suspect.float(), self.seed, found, self._quantile)
 
     def _quantile(self, statistic: str, q: float) -> float:
         key = (statistic, q)
@@ -85,8 +89,8 @@ class Views:
 
             def positive() -> "Iterator[Tensor]":
                 for name in self.pair.scope:
-                    values = read(name)
-                    yield values[values > 0]
+                    if (values := read(name)) is not None:
+                        yield values[values > 0]
 
             count = sum(values.numel() for values in positive())
             self._quantiles[key] = cutoff(positive, count - int(q * (count - 1)))[0] if count else 0.0

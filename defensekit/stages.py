@@ -349,15 +349,15 @@ def purify(work: Work, draft: Draft) -> None:
     Checkpoint(draft.files).check_finite()
 
 
-def _readers(work: Work) -> "dict[str, Callable[[str], Tensor]]":
+def _readers(work: Work) -> "dict[str, Callable[[str], Tensor | None]]":
     if "statistics" not in work.stage["inputs"]:
         return {}
-    folder = work.folder("statistics")
 
-    def reader(path: Path) -> "Callable[[str], Tensor]":
-        return lambda name: checkpoint.read_tensor(path, name)
+    def reader(path: Path) -> "Callable[[str], Tensor | None]":
+        measured = checkpoint.tensor_names(path)
+        return lambda name: checkpoint.read_tensor(path, name) if name in measured else None
 
-    return {path.stem: reader(path) for path in sorted(folder.glob("*.safetensors"))}
+    return {path.stem: reader(path) for path in sorted(work.folder("statistics").glob("*.safetensors"))}
 
 
 def _dtype(suspect: Checkpoint) -> "torch.dtype | None":  # type: ignore[name-defined]  # noqa: F821
@@ -402,7 +402,10 @@ def _describe(views: Views, scores: Scores, selection: "dict[str, Tensor]") -> d
         chosen = selection[name].bool() & scored.eligible
         tensors[name] = [scored.eligible.numel(), int(scored.eligible.sum()), int(chosen.sum())]
         for statistic, read in views.statistics.items():
-            nothing = read(name) == 0
+            values = read(name)
+            if values is None:
+                continue
+            nothing = values == 0
             zero[statistic][0] += int((nothing & scored.eligible).sum())
             zero[statistic][1] += int((nothing & chosen).sum())
     scope, eligible, selected = (sum(counts[i] for counts in tensors.values()) for i in range(3))

@@ -13,15 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from defensekit.checkpoint import load_model
-from defensekit.components import EstimatorContext
 from defensekit.errors import DefenseKitError
 from defensekit.gradients import kernel, mean_gradient, squared_gradients, tokens_within
 from defensekit.gradients.products import _batched, add_squared_products
 from defensekit.testing import check_squared_gradients
 from defensekit.testing.gradients import squared_gradients_by_loop
 from defensekit.text import Row, batches, encode
-from defensekit_finepurifying.estimators import BatchGradient, Fisher
 from tests.conftest import ARCHITECTURES, FILLERS, make_tokenizer
 
 Batch = dict[str, torch.Tensor]
@@ -445,7 +442,7 @@ def test_the_kernel_compiles_for_every_processor(no_kernel_yet: Path, capability
     assert kernel.build("cc", capability).is_file()
 
 
-# -- gradients of batches, estimators ------------------------------------------------------------------------------
+# -- gradients of batches ------------------------------------------------------------------------------------------
 
 
 def test_mean_gradient_is_the_batchs() -> None:
@@ -460,25 +457,6 @@ def test_mean_gradient_is_the_batchs() -> None:
     close({name: got[name] for name in floored}, floored, rel=1e-3)  # rows of two labels cancel
 
 
-def context(suspect: Path, made: list[Row]) -> EstimatorContext:
-    return EstimatorContext(lambda which: load_model(suspect), make_tokenizer(), made, 64, 0, lambda done, total: None)
-
-
-def test_fisher_is_a_mean_whatever_the_order_and_the_budget(suspect: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = rows([3, 7, 5, 6, 2])
-    first, second = Fisher().estimate(context(suspect, made)), Fisher().estimate(context(suspect, made[::-1]))
-    sums, _ = squared_gradients_by_loop(load_model(suspect), padded(made)[0])
-    expected = {name: tensor / 5 for name, tensor in sums.items()}
-    close(first.statistics["curvature"], expected)
-    close(second.statistics["curvature"], expected)
-    twice = Fisher().estimate(context(suspect, made * 2))
-    close(twice.statistics["curvature"], expected)
-    assert 1 <= first.facts["effective_rows"] <= 5
-    assert twice.facts["effective_rows"] == pytest.approx(2 * first.facts["effective_rows"], rel=1e-6)
-    monkeypatch.setattr("defensekit.gradients.tokens_within", lambda model, budget: budget // 2**20)
-    close(Fisher(budget_mib=10).estimate(context(suspect, made)).statistics["curvature"], expected)
-
-
 def test_the_batch_size_follows_from_the_budget() -> None:
     model, tokenizer = classifier("bert"), make_tokenizer()
     assert tokens_within(model, 100 * 2 * 4 * (16 + 32)) == 100  # a feed-forward layer of 16 and 32
@@ -488,14 +466,3 @@ def test_the_batch_size_follows_from_the_budget() -> None:
     assert sum(shape[0] for shape in found) == 6
     assert all(shape[0] * shape[1] <= 14 or shape[0] == 1 for shape in found)
     assert len(found) < 6
-
-
-def test_batch_gradient_of_single_rows_is_the_fisher_and_of_many_is_not(suspect: Path) -> None:
-    made = rows([3, 7, 5, 6])
-    fisher = Fisher().estimate(context(suspect, made)).statistics["curvature"]
-    close(BatchGradient(batch_size=1).estimate(context(suspect, made)).statistics["curvature"],
-          {name: tensor.double() for name, tensor in fisher.items()})  # fmt: skip
-    batched = BatchGradient(batch_size=4).estimate(context(suspect, made)).statistics["curvature"]
-    assert sum(float(tensor.sum()) for tensor in batched.values()) < sum(
-        float(tensor.sum()) for tensor in fisher.values()
-    )

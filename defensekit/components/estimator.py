@@ -1,7 +1,7 @@
 """Estimators: statistics per parameter, measured on clean data."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -29,11 +29,22 @@ class EstimatorContext:
     seed: int
     report: Callable[[int, int], None]
 
+    def batches(
+        self, model: "PreTrainedModel", size: int | None = None, tokens: int | None = None
+    ) -> "Iterator[tuple[list[int], dict[str, Tensor]]]":
+        """The rows as padded batches of similar length on the model's device, with ``labels``, each with the places of
+        its rows; at most ``size`` rows and ``tokens`` padded tokens a batch."""
+        from defensekit.text import batches, encode
+
+        encoded = encode(self.tokenizer, self.rows, self.max_length)
+        for places, batch in batches(encoded, self.tokenizer, size or len(encoded), tokens):
+            yield places, {name: values.to(model.device) for name, values in batch.items()}
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """``statistics[statistic][parameter]`` is a float32 tensor of the parameter's shape; ``facts`` are plain numbers
-    worth showing to a person."""
+    """``statistics[statistic][parameter]`` is a float32 tensor of the parameter's shape, for the parameters that the
+    statistic says something about; ``facts`` are plain numbers worth showing to a person."""
 
     statistics: "dict[str, dict[str, Tensor]]"
     facts: dict[str, Any] = field(default_factory=dict)

@@ -4,6 +4,15 @@ from defensekit.api import hookimpl
 
 
 @hookimpl
+def defensekit_estimators():  # type: ignore[no-untyped-def]
+    return {
+        "input-norm": "defensekit_baselines.estimators.input_norm:InputNorm",
+        "activation": "defensekit_baselines.estimators.activation:Activation",
+        "token-counts": "defensekit_baselines.estimators.token_counts:TokenCounts",
+    }
+
+
+@hookimpl
 def defensekit_scorers():  # type: ignore[no-untyped-def]
     return {
         "magnitude": "defensekit_baselines.scorers:Magnitude",

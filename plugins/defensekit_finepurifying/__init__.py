@@ -11,8 +11,10 @@ from defensekit.api import hookimpl
 @hookimpl
 def defensekit_estimators():  # type: ignore[no-untyped-def]
     return {
-        "fisher": "defensekit_finepurifying.estimators:Fisher",
-        "batch-gradient": "defensekit_finepurifying.estimators:BatchGradient",
+        "fisher": "defensekit_finepurifying.estimators.fisher:Fisher",
+        "fisher-mc": "defensekit_finepurifying.estimators.fisher_mc:FisherMC",
+        "hutchinson": "defensekit_finepurifying.estimators.hutchinson:Hutchinson",
+        "batch-gradient": "defensekit_finepurifying.estimators.batch_gradient:BatchGradient",
     }
 
 

@@ -1,0 +1,1 @@
+"""Statistics that other defenses rest on, one estimator a file."""

@@ -1,0 +1,65 @@
+"""What the estimators here share: the inputs and outputs of linear layers on clean rows, padding left out."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from defensekit.api import Estimator, EstimatorContext, Field
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+# name of the layer, the layer, its inputs (tokens, features), its outputs (tokens, units)
+Seen = Callable[[str, "Module", "Tensor", "Tensor"], None]
+
+
+class ByLayer(Estimator):
+    """An estimator that looks at what goes through linear layers."""
+
+    batch_size: int = Field(64, ge=1, description="rows per batch; the result does not depend on it")
+
+
+def linear_layers(model: "Module") -> "Iterator[tuple[str, Module]]":
+    """Every layer with a matrix that multiplies its input, by name."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)):
+            yield name, module
+
+
+def is_transposed(layer: "Module") -> bool:
+    """Whether the weight is (inputs, outputs), as GPT-2 stores it."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(layer, Conv1D)
+
+
+def look(model: "Module", context: EstimatorContext, batch_size: int, seen: Seen) -> None:
+    """Run the clean rows through the model and show every linear layer's inputs and outputs, without padding."""
+    import torch
+
+    mask = torch.zeros(0)
+
+    def hook(name: str) -> "Callable[[Module, tuple[Any, ...], Any], None]":
+        def forward(layer: "Module", inputs: tuple[Any, ...], output: Any) -> None:
+            # A pooled row per sample, or positions shared by all, have no padding.
+            tokens = inputs[0].shape[:-1] == mask.shape
+            x, y = (v[mask] if tokens else v.flatten(0, -2) for v in (inputs[0], output))
+            seen(name, layer, x.float(), y.float())
+
+        return forward
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in linear_layers(model)]
+    done = 0
+    try:
+        with torch.inference_mode():
+            for places, batch in context.batches(model, size=batch_size):
+                mask = batch["attention_mask"].bool()
+                model(**{name: values for name, values in batch.items() if name != "labels"})
+                done += len(places)
+                context.report(done, len(context.rows))
+    finally:
+        for handle in handles:
+            handle.remove()

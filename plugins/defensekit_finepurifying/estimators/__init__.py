@@ -1,0 +1,1 @@
+"""Curvature of the clean loss, one estimator a file."""

@@ -1,0 +1,21 @@
+"""What the estimators of curvature share."""
+
+from typing import ClassVar, Literal
+
+from defensekit.api import Estimator, Field
+
+
+class Curvature(Estimator):
+    """Provides ``curvature``, measured at the weights of the suspect or of the base."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"curvature"})
+
+    anchor: Literal["suspect", "base"] = Field(
+        "suspect", description="whose weights the gradients are taken at (base: with the suspect's head)"
+    )
+
+
+class PerSample(Curvature):
+    """An estimator that rests on squared per-sample gradients."""
+
+    budget_mib: int = Field(16, ge=1, description="MiB held besides activations and the result; sets the batch size")

@@ -1,0 +1,39 @@
+"""The empirical Fisher."""
+
+from typing import TYPE_CHECKING
+
+from defensekit.api import Estimate, EstimatorContext
+from defensekit_finepurifying.estimators.base import PerSample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Fisher(PerSample):
+    """The diagonal of the empirical Fisher: the mean over rows of squared per-sample gradients, labels as given.
+
+        H_i = 1/N sum_n (d loss(x_n, y_n) / d w_i)^2
+
+    in eval mode and float32 (Martens, "New insights and perspectives on the natural gradient method", 2020, section
+    11, on what it is and what it is not). Where a model fits its rows well, this rests on the few it fits badly:
+    ``effective_rows`` = (sum of squared norms)^2 / sum of fourth powers of the per-sample gradients' norms.
+
+        estimator: {name: fisher, anchor: base}
+    """
+
+    def estimate(self, context: EstimatorContext) -> Estimate:
+        from defensekit.gradients import squared_gradients, tokens_within
+
+        model, rows = context.model(self.anchor), len(context.rows)
+        batches = context.batches(model, tokens=tokens_within(model, self.budget_mib * 2**20))
+        sums, norms = squared_gradients(
+            model, (batch for _, batch in batches), report=lambda done: context.report(done, rows)
+        )
+        for total in sums.values():
+            total /= rows
+        return Estimate({"curvature": sums}, {"effective_rows": effective_rows(norms)})
+
+
+def effective_rows(norms: "Tensor") -> float:
+    """How many rows of equal weight would be as uneven a sum, by the rows' squared gradient norms, (N,)."""
+    return float(norms.sum() ** 2 / (norms**2).sum()) if norms.any() else 0.0
