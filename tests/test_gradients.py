@@ -196,6 +196,18 @@ class Flat(nn.Module):
         return self.inner(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
+class ByKeyword(nn.Module):
+    """A layer that is called without a positional argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.inner(input=x)
+        return y
+
+
 class InPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -230,6 +242,7 @@ MIDDLES = {
     "owner": Owner,
     "expert": Expert,
     "flat": Flat,
+    "by keyword": ByKeyword,
     "in place": InPlace,
     "reentrant": lambda: Checkpointed(True),
     "not reentrant": lambda: Checkpointed(False),

@@ -304,9 +304,13 @@ def test_pairs_and_many_labels(labels: int, recipe: Path, tmp_path: Path) -> Non
     assert list(result.summary) == MODELS
 
 
-def test_bfloat16_autocast(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("native", ["float32", "bfloat16"])
+def test_bfloat16_autocast(recipe: Path, tmp_path: Path, native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensekit.pipeline.native_precision", lambda: native)
     shape(recipe, precision="bfloat16", data__train=48, training__epochs=1, defense__choose=None)
-    assert list(defensekit.run(recipe, tmp_path / "w").summary) == MODELS
+    result = defensekit.run(recipe, tmp_path / "w")
+    assert list(result.summary) == MODELS
+    assert any("emulates bfloat16" in warning for warning in result.warnings) == (native == "float32")
 
 
 LOCAL = '''

@@ -34,6 +34,14 @@ def test_resolved_recipe_is_itself_a_recipe(recipe: Path, tmp_path: Path) -> Non
     assert load_recipe(other / "resolved.yaml").resolved() == resolved
 
 
+@pytest.mark.parametrize("native", ["float32", "bfloat16"])
+def test_auto_is_the_precision_of_the_machine(recipe: Path, native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensekit.recipe.native_precision", lambda: native)
+    loaded = load_recipe(edit(recipe, "name: pico", "name: pico\nprecision: auto"))
+    assert loaded.precision == native
+    assert loaded.resolved()["precision"] == native  # what repeats the run elsewhere is what it ran with
+
+
 def test_shipped_recipes_load() -> None:
     found = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
     assert found

@@ -11,7 +11,7 @@ from defensekit.checkpoint import load_model, load_tokenizer
 from defensekit.errors import DefenseKitError
 from defensekit.evaluation import predict
 from defensekit.text import Row
-from defensekit.training import TrainingSettings, fine_tune
+from defensekit.training import TrainingSettings, fine_tune, native_precision
 from tests.conftest import make_sentences
 
 ROWS = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(make_sentences(120))]
@@ -51,9 +51,6 @@ def test_it_learns_and_reports_every_step(suspect: Path) -> None:
 def test_one_step_is_adamw_by_hand(suspect: Path) -> None:
     """One batch of one epoch, no dropout: the Trainer does what the formula says."""
     model, tokenizer = load_model(suspect), load_tokenizer(suspect)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     rows = ROWS[:4]
     batch = tokenizer([row.text for row in rows], padding=True, return_tensors="pt")
@@ -61,13 +58,30 @@ def test_one_step_is_adamw_by_hand(suspect: Path) -> None:
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
-    settings = TrainingSettings(epochs=1, learning_rate=1e-3, batch_size=4, weight_decay=0.1)
+    settings = TrainingSettings(epochs=1, learning_rate=1e-3, batch_size=4, weight_decay=0.1, dropout=False)
     fine_tune(model, tokenizer, rows, settings, max_length=32, precision="float32", seed=0)
     for name, p in model.named_parameters():
         g = gradients[name] / max(float(norm), 1.0)
         decay = 0.0 if p.dim() == 1 else 0.1  # the Trainer spares biases and LayerNorm
         expected = before[name] * (1 - 1e-3 * decay) - 1e-3 * g / (g.abs() + 1e-8)
         assert torch.allclose(p, expected, atol=2e-5), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides, not the processor")
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"neon": True, "bf16": True}, "bfloat16"),
+        ({}, "float32"),
+    ],
+)
+def test_bfloat16_only_where_there_are_instructions_for_it(
+    capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert native_precision() == expected
 
 
 def test_no_epochs_change_nothing(suspect: Path) -> None:

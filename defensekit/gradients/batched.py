@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
-MIB = 2**20
-
 
 def squared_gradients(
     model: "torch.nn.Module",
@@ -143,7 +141,7 @@ class _Engine:
             # Far below the model's largest gradient there is nothing but rounding, which two ways do differently.
             bound = _tolerance(p.dtype) * norms[name] + 8 * torch.finfo(p.dtype).eps * largest
             rows, gradient = _dense(p.grad)
-            difference = scratch[name][rows].sqrt().sub_(gradient.abs())
+            difference = scratch[name][rows].sqrt_().sub_(gradient.abs_())  # in place: neither is needed again
             return float(difference.norm()) <= bound
 
         engine.tapped = [
@@ -285,6 +283,9 @@ def _taps(tapped: list[_Tapped], samples: int, sums: Sums, refused: set[str] | N
         def forward(module: "Module", inputs: tuple[Any, ...], output: Any) -> Any:
             if not torch.is_grad_enabled():
                 return None  # the first of the two passes of a checkpointed layer
+            if not inputs or not isinstance(inputs[0], torch.Tensor) or not isinstance(output, torch.Tensor):
+                refuse(what, "is not called with a tensor for a tensor")
+                return None
             x = inputs[0]
             if isinstance(module, Embedding) and len(output) == 1 < samples:
                 output = output.expand(samples, *output.shape[1:]).clone()  # positions, the same for every sample

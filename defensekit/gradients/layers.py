@@ -53,15 +53,16 @@ def layer_for(module: "Module") -> Layer | None:
 
 def linear(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums) -> None:
     """y = x W^T + b: G_n = sum_t g_nt^T x_nt."""
-    _affine(names, _rows(x), _rows(g), sums, transposed=False)
+    _affine(names, x, g, sums, transposed=False)
 
 
 def conv1d(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums) -> None:
     """GPT-2's y = x W + b, a Linear whose weight is stored the other way round."""
-    _affine(names, _rows(x), _rows(g), sums, transposed=True)
+    _affine(names, x, g, sums, transposed=True)
 
 
 def _affine(names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums, transposed: bool) -> None:
+    x, g = _rows(x).contiguous(), _rows(g).contiguous()
     if "weight" in names:
         left, right = (x, g) if transposed else (g, x)
         add_squared_products(left, right, used_rows(g), sums.squares[names["weight"]], sums.norms)
