@@ -275,15 +275,17 @@ def statistics(work: Work, draft: Draft) -> None:
 
     estimator = cast(Estimator, work.component("estimator"))
     pair = work.pair
-    _, tokenizer = _load(work, "suspect", "suspect")
+    suspect, tokenizer = _load(work, "suspect", "suspect")
+    parameters = [name for name, _ in suspect.named_parameters()]
+    del suspect
 
     def model(which: Literal["suspect", "base"]) -> "PreTrainedModel":
         loaded, _ = _load(work, "suspect", which)
         if which == "base":
-            parameters = dict(loaded.named_parameters())
+            weights = dict(loaded.named_parameters())
             with torch.no_grad():
-                for name, own in pair.named_like_the_pair(parameters).items():
-                    parameters[own].copy_(pair.block(name)[0])
+                for name, own in pair.named_like_the_pair(weights).items():
+                    weights[own].copy_(pair.block(name)[0])
         return loaded.to(training.device_type())
 
     rows = work.rows("clean")
@@ -291,12 +293,14 @@ def statistics(work: Work, draft: Draft) -> None:
     with training.forked_random(work.seed("global")):
         estimate = blame(estimator, estimator.estimate, context)
     facts: dict[str, Any] = {"rows": len(rows), **estimate.facts}
+    names, who = pair.named_like_the_pair(parameters), f"the estimator {type(estimator).__name__}"
     for statistic in sorted(estimator.provides):
-        if statistic not in estimate.statistics:
-            raise DefenseKitError(f"the estimator {type(estimator).__name__} provides {statistic!r}, but gave none")
-        measured = estimate.statistics[statistic]
-        names = pair.named_like_the_pair(measured)
-        tensors = {name: measured[own].detach().float().cpu() for name, own in names.items()}
+        measured = estimate.statistics.get(statistic, {})
+        if odd := sorted(measured.keys() - set(parameters)):
+            raise DefenseKitError(f"{who} gave {statistic!r} for {listing(odd, 3)}, which the model does not have")
+        tensors = {name: measured[own].detach().float().cpu() for name, own in names.items() if own in measured}
+        if not tensors:
+            raise DefenseKitError(f"{who} provides {statistic!r}, but gave none for any tensor in scope")
         for name, tensor in tensors.items():
             if tensor.shape != pair.block(name)[1].shape or not bool(torch.isfinite(tensor).all()):
                 raise DefenseKitError(f"the {statistic} of {name} has another shape than the weight, or is not finite")

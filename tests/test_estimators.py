@@ -8,6 +8,7 @@ import torch
 import yaml
 from torch import nn
 
+import defensekit
 from defensekit.checkpoint import Checkpoint, load_model
 from defensekit.components import Estimate, Estimator, EstimatorContext
 from defensekit.errors import DefenseKitError
@@ -85,7 +86,7 @@ def test_fisher_mc_is_right_on_average_and_depends_on_the_seed_alone(lively: Pat
             squares, _ = squared_gradients_by_loop(model, {**sample, "labels": torch.tensor([label])})
             for name, square in squares.items():
                 expected[name] = expected.get(name, 0) + chance * square / len(lengths)
-    found = estimate(FisherMC(samples=400), lively, lengths).statistics["curvature"]
+    found = estimate(FisherMC(samples=200), lively, lengths).statistics["curvature"]
     total, wanted = (sum(float(t.sum()) for t in tensors.values()) for tensors in (found, expected))
     assert total == pytest.approx(wanted, rel=0.15)
     close(found, expected, rel=0.3)
@@ -110,7 +111,7 @@ def test_batch_gradient_of_single_rows_is_the_fisher_and_of_many_is_not(lively: 
 
 def test_hutchinson_is_the_hessians_diagonal_within_its_error(lively: Path) -> None:
     lengths = [3, 7, 5, 4]
-    found = estimate(Hutchinson(samples=300, batch_size=2), lively, lengths)
+    found = estimate(Hutchinson(samples=100, batch_size=2), lively, lengths)
     model = load_model(lively).double()
     [batch] = padded(rows(lengths))
     values, errors = found.statistics["curvature"], found.statistics["curvature-error"]
@@ -219,6 +220,51 @@ def test_a_statistic_that_says_nothing_of_a_tensor(base: Path, suspect: Path) ->
     other = views["embeddings.LayerNorm.weight"]
     with pytest.raises(DefenseKitError, match=r"says nothing of 'token-counts' for embeddings\.LayerNorm\.weight"):
         other["token-counts"]
+
+
+PLUGIN = """
+from defensekit.api import hookimpl, scorer
+
+@scorer(needs={{"{statistic}"}})
+def mine(t):
+    "What the statistic says something about comes first."
+    return t.drift.abs() * ("{statistic}" in t.statistics)
+
+@hookimpl
+def defensekit_scorers():
+    return {{"mine": mine}}
+"""
+
+
+@pytest.mark.parametrize(("name", "tensors"), [("input-norm", 13), ("activation", 26), ("token-counts", 1)])
+def test_a_recipe_over_a_statistic_that_says_nothing_of_some_tensors(
+    name: str, tensors: int, recipe: Path, tmp_path: Path
+) -> None:
+    (recipe.parent / "mine.py").write_text(PLUGIN.format(statistic=name))
+    text = recipe.read_text().replace("estimator: fisher", f"estimator: {name}").replace("diffusion", "mine")
+    recipe.write_text("plugins: [mine.py]\n" + text.replace("epochs: 8", "epochs: 1").replace("0.25, 0.5", "0.02"))
+    result = defensekit.run(recipe, tmp_path / "w")
+    reset = result.models["purified"].reset
+    assert result.statistics is not None
+    assert result.statistics["estimator"] == name
+    assert reset is not None
+    assert 0 < reset.selected == sum(taken for _, _, taken in reset.tensors.values())
+    assert sum(taken > 0 for _, _, taken in reset.tensors.values()) <= tensors
+
+
+def test_a_statistic_of_something_else_is_refused(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "mine.py").write_text(
+        "import torch\nfrom defensekit.api import Estimate, Estimator, hookimpl\n"
+        "class Odd(Estimator):\n"
+        "    provides = frozenset({'curvature'})\n"
+        "    def estimate(self, context):\n"
+        "        return Estimate({'curvature': {'bert.nothing': torch.ones(2)}})\n"
+        "@hookimpl\ndef defensekit_estimators():\n    return {'odd': Odd}\n"
+    )
+    text = recipe.read_text().replace("estimator: fisher", "estimator: odd").replace("epochs: 8", "epochs: 1")
+    recipe.write_text("plugins: [mine.py]\n" + text)
+    with pytest.raises(DefenseKitError, match=r"Odd gave 'curvature' for bert\.nothing, which the model does not have"):
+        defensekit.run(recipe, tmp_path / "w")
 
 
 @pytest.mark.parametrize("name", load_plugins().names("estimator"))

@@ -1,7 +1,7 @@
 """Gradients and estimators against the dumbest loop in float64."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import peft
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from defensekit.errors import DefenseKitError
 from defensekit.gradients import kernel, mean_gradient, squared_gradients, tokens_within
+from defensekit.gradients.plain import add_one_by_one
 from defensekit.gradients.products import _batched, add_squared_products
 from defensekit.testing import check_squared_gradients
 from defensekit.testing.gradients import squared_gradients_by_loop
@@ -64,12 +65,17 @@ def close(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rel: 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_squared_gradients_are_the_loops(architecture: str) -> None:
+def test_squared_gradients_are_the_loops(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, [batch] = classifier(architecture), padded(rows([3, 7, 5, 5]))
+    plain = plain_way(monkeypatch)
     got, norms = squared_gradients(model, [batch])
     expected, expected_norms = squared_gradients_by_loop(model, batch)
     close(got, expected)
     assert norms.tolist() == pytest.approx(expected_norms.tolist(), rel=1e-4)
+    if architecture == "deberta-v2":  # its positions are projected once for all samples
+        assert {name.split(".")[-2] for name in plain} == {"pos_key_proj", "pos_query_proj", "rel_embeddings"}
+    else:
+        assert not plain
     errors = check_squared_gradients(model, batch)
     assert errors.keys() == expected.keys()
 
@@ -208,6 +214,81 @@ class ByKeyword(nn.Module):
         return y
 
 
+class Scalar(nn.Module):
+    """A temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+class IgnoresBias(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+class Widened(nn.Linear):
+    """More comes out than the weight has rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.linear(x, self.weight[:3], self.bias[:3])
+        return torch.cat([y, -y], -1)
+
+
+class Rectified(nn.Linear):
+    """Autograd keeps what comes out."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight, self.bias).relu()
+
+
+class RectifiedScale(nn.Module):
+    """Linear in its vector only where it is positive, and its result is kept by autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.weight).relu()
+
+
+class Masked(nn.Embedding):
+    """Looks up something else than it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + 1)
+
+
+class LooksUp(nn.Module):
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.table(x.detach().argmax(-1))
+        return x + found
+
+
+class Shared(nn.Module):
+    """Positions, looked up once for all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.table(torch.arange(x.shape[1])[None])
+
+
+class SharedFlat(Shared):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.table(torch.arange(x.shape[1]))
+
+
 class InPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -230,29 +311,40 @@ class Checkpointed(nn.Module):
         return made
 
 
-MIDDLES = {
-    "conv1d": lambda: transformers.pytorch_utils.Conv1D(6, 6),
-    "layer norm": lambda: nn.LayerNorm(6),
-    "no bias": lambda: nn.Linear(6, 6, bias=False),
-    "rms norm": lambda: nn.RMSNorm(6),
-    "shifted norm": Shifted,
-    "twice": Twice,
-    "used elsewhere": UsedElsewhere,
-    "tied": Tied,
-    "owner": Owner,
-    "expert": Expert,
-    "flat": Flat,
-    "by keyword": ByKeyword,
-    "in place": InPlace,
-    "reentrant": lambda: Checkpointed(True),
-    "not reentrant": lambda: Checkpointed(False),
+# What a model may be made of, and the parameters of it that go the plain way.
+MIDDLES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
+    "conv1d": (lambda: transformers.pytorch_utils.Conv1D(6, 6), set()),
+    "layer norm": (lambda: nn.LayerNorm(6), set()),
+    "no bias": (lambda: nn.Linear(6, 6, bias=False), set()),
+    "rms norm": (lambda: nn.RMSNorm(6), set()),
+    "shifted norm": (Shifted, set()),
+    "shared positions": (Shared, set()),
+    "in place": (InPlace, set()),
+    "reentrant": (lambda: Checkpointed(True), set()),
+    "not reentrant": (lambda: Checkpointed(False), set()),
+    "positions without samples": (SharedFlat, {"table.weight"}),
+    "twice": (Twice, {"inner.weight", "inner.bias"}),
+    "used elsewhere": (UsedElsewhere, {"inner.weight", "inner.bias"}),
+    "tied": (Tied, {"one.weight", "one.bias", "other.bias"}),
+    "owner": (Owner, {"tensor"}),
+    "scalar": (Scalar, {"scale"}),
+    "expert": (Expert, {"rare.weight", "rare.bias"}),
+    "flat": (Flat, {"inner.weight", "inner.bias"}),
+    "by keyword": (ByKeyword, {"inner.weight", "inner.bias"}),
+    "ignored bias": (lambda: IgnoresBias(6, 6), {"weight"}),
+    "widened": (lambda: Widened(6, 6), {"weight", "bias"}),
+    "rectified": (lambda: Rectified(6, 6), {"weight", "bias"}),
+    "rectified scale": (RectifiedScale, {"weight"}),
+    "prelu": (lambda: nn.PReLU(6), {"weight"}),
+    "another look-up": (lambda: LooksUp(Masked(8, 6)), {"table.weight"}),
+    "sparse": (lambda: LooksUp(nn.Embedding(8, 6, sparse=True)), {"table.weight"}),
 }
 
 
 def small(middle: str) -> Small:
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        return Small(MIDDLES[middle]())
+        return Small(MIDDLES[middle][0]())
 
 
 def some(samples: int, tokens: int, seed: int = 0) -> Batch:
@@ -261,14 +353,57 @@ def some(samples: int, tokens: int, seed: int = 0) -> Batch:
     return {"input_ids": ids, "labels": torch.randint(0, 3, (samples,), generator=generator)}
 
 
+class Tokens(nn.Module):
+    """The channels of a module that wants them second."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.inner(x.transpose(1, 2)).transpose(1, 2)
+        return y
+
+
+def plain_way(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Fills with the names of the parameters that go the plain way."""
+    seen: set[str] = set()
+
+    def spy(model: nn.Module, parameters: dict[str, nn.Parameter], *rest: object) -> None:
+        seen.update(parameters)
+        add_one_by_one(model, parameters, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("defensekit.gradients.batched.add_one_by_one", spy)
+    return seen
+
+
 @pytest.mark.parametrize("middle", MIDDLES)
-def test_whatever_the_model_is_made_of(middle: str) -> None:
-    model, found = small(middle), [some(1, 4), some(3, 4, 1), some(5, 7, 2)]
+@pytest.mark.parametrize("first", [1, 4], ids=["one sample first", "several first"])
+def test_whatever_the_model_is_made_of(middle: str, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = small(middle), [some(first, 4), some(3, 4, 1), some(5, 7, 2), some(4, 3, 3)]
+    model.middle = Tokens(model.middle) if middle == "prelu" else model.middle
+    plain = plain_way(monkeypatch)
     got, norms = squared_gradients(model, found)
+    prefix = "middle.inner." if middle == "prelu" else "middle."
+    assert plain == {prefix + name for name in MIDDLES[middle][1]}
     loops = [squared_gradients_by_loop(model, batch) for batch in found]
     close(got, {name: sum(sums[name] for sums, _ in loops) for name in got})  # type: ignore[misc]
     assert norms.tolist() == pytest.approx(torch.cat([n for _, n in loops]).tolist(), rel=1e-4)
-    assert all(float(tensor.sum()) > 0 for tensor in got.values())
+    assert all(float(tensor.sum()) > 0 for name, tensor in got.items() if "bias" not in name)
+
+
+def test_a_model_of_which_nothing_can_be_tapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.unused = nn.Parameter(torch.randn(20, 3)), nn.Parameter(torch.ones(2))
+
+        def forward(self, input_ids: torch.Tensor) -> Output:
+            return Output(self.table[input_ids].mean(1))
+
+    got, _ = squared_gradients(Odd(), [some(3, 4)])
+    assert float(got["table"].sum()) > 0
+    assert not got["unused"].any()
 
 
 def test_frozen_parameters_and_adapters() -> None:
@@ -312,6 +447,9 @@ def test_samples_that_depend_on_each_other_name_the_layer(layer: nn.Module) -> N
     model = Small(Mixed())
     with pytest.raises(DefenseKitError, match=r"^middle\.mixing answers to a sample differently"):
         squared_gradients(model, [some(3, 4)])
+    if not isinstance(layer, nn.Dropout):
+        with pytest.raises(DefenseKitError, match=r"^middle\.mixing answers to a sample differently"):
+            squared_gradients(model, [some(1, 4), some(3, 4)])  # one sample alone gives nothing away
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -405,20 +543,60 @@ def test_products_of_any_size(samples: int, tokens: int, a: int, b: int, kept: f
     torch.testing.assert_close(norms, 1 + products.sum((1, 2)), rtol=1e-4, atol=1e-5)
 
 
-def test_the_kernel_does_not_depend_on_the_number_of_threads() -> None:
+@pytest.fixture(scope="module")
+def large() -> tuple[torch.Tensor, ...]:
+    """More outputs than make one piece of work, more rows than are packed at a time, one sample longer than that, one
+    without a row; and the answer."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(3, 2300, n, generator=generator) for n in (300, 90))
+    used = torch.rand(3, 2300, generator=generator) < torch.tensor([0.95, 0.0, 0.3])[:, None]
+    left *= used[..., None]
+    products = torch.einsum("nta,ntb->nab", left.double(), right.double()).square()
+    return left, right, used, products.sum(0), products.sum((1, 2))
+
+
+def check_large(large: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    left, right, used, expected, expected_norms = large
+    sums, norms = torch.zeros(300, 90), torch.zeros(3, dtype=torch.float64)
+    add_squared_products(left, right, used, sums, norms)
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-3, atol=1e-1)
+    torch.testing.assert_close(norms, expected_norms, rtol=1e-5, atol=0)
+    return sums, norms
+
+
+def test_the_kernel_does_not_depend_on_the_number_of_threads(large: tuple[torch.Tensor, ...]) -> None:
     if kernel.load() is None:
         pytest.skip("there is no C compiler")
-    left, right = torch.randn(40, 30, 100), torch.randn(40, 30, 90)  # more rows than are packed at a time
     found, threads = [], torch.get_num_threads()
     try:
         for count in (1, 2, 4):
             torch.set_num_threads(count)
-            sums, norms = torch.zeros(100, 90), torch.zeros(40, dtype=torch.float64)
-            add_squared_products(left, right, torch.ones(40, 30, dtype=torch.bool), sums, norms)
-            found.append((sums, norms))
+            found.append(check_large(large))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(sums, found[0][0]) and torch.equal(norms, found[0][1]) for sums, norms in found)
+
+
+def test_products_in_blocks(large: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensekit.gradients.products.CPU_TILE", 700)
+    monkeypatch.setattr("defensekit.gradients.products.GPU_TILE", 4000)
+    left, right, _, expected, expected_norms = large
+    sums, norms = torch.zeros(300, 90), torch.zeros(3, dtype=torch.float64)
+    _batched(left, right, sums, norms)
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-3, atol=1e-1)
+    torch.testing.assert_close(norms, expected_norms, rtol=1e-5, atol=0)
+    monkeypatch.setattr(kernel, "load", lambda: None)
+    check_large(large)
+
+
+def test_products_that_do_not_fit_are_refused_before_anything_is_written() -> None:
+    left, right, used = torch.ones(2, 3, 4), torch.ones(2, 3, 6), torch.ones(2, 3, dtype=torch.bool)
+    norms = torch.zeros(2, dtype=torch.float64)
+    for sums in (torch.zeros(2, 6), torch.zeros(6, 4).T, torch.zeros(4, 6, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"expected \(N, T, A\)"):
+            add_squared_products(left, right, used, sums, norms)
+    with pytest.raises(ValueError, match=r"got \[\[2, 3, 4\], \[2, 2, 6\]"):
+        add_squared_products(left, right[:, :2], used, torch.zeros(4, 6), norms)
 
 
 @pytest.fixture
@@ -447,12 +625,22 @@ def test_a_compiler_that_fails_is_no_compiler(no_kernel_yet: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("capability", ["AVX512", "AVX2", "DEFAULT"])
-def test_the_kernel_compiles_for_every_processor(no_kernel_yet: Path, capability: str) -> None:
+def test_the_kernel_is_right_for_every_processor(
+    no_kernel_yet: Path, capability: str, large: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled for each; run for those that this one understands."""
     if kernel.load() is None:
         pytest.skip("there is no C compiler")
     if capability != "DEFAULT" and os.uname().machine != "x86_64":
         pytest.skip("an x86 capability")
     assert kernel.build("cc", capability).is_file()
+    order = ["DEFAULT", "AVX2", "AVX512"]
+    here = torch.backends.cpu.get_cpu_capability()
+    if here not in order or order.index(capability) > order.index(here):
+        return
+    kernel.load.cache_clear()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    check_large(large)
 
 
 # -- gradients of batches ------------------------------------------------------------------------------------------

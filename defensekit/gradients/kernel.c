@@ -25,7 +25,7 @@ enum { BLOCK = 8 };
 /* Tiles of outputs that make one piece of work for a thread. */
 enum { GROUP = 16 };
 
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* Panel p holds the columns p * width to (p + 1) * width of the indexed rows, one row after the other; zeros beyond. */
 static inline void pack(const float *from, const int64_t *index, float *to, int64_t rows, int64_t columns,
@@ -76,6 +76,7 @@ static void tile(const float *g, const float *x, const int64_t *offsets, int64_t
 static int chunk(const float *g, const float *x, const int64_t *index, const int64_t *offsets, int64_t samples,
                  int64_t outputs, int64_t inputs, float *sums, double *norms) {
     int64_t rows = offsets[samples] - offsets[0];
+    if (rows == 0) return 0;
     int64_t tiles = (outputs + OUTPUTS - 1) / OUTPUTS, panels = (inputs + INPUTS - 1) / INPUTS;
     int64_t groups = (tiles + GROUP - 1) / GROUP;
     float *gs = malloc(rows * tiles * OUTPUTS * sizeof(float)), *xs = malloc(rows * panels * INPUTS * sizeof(float));

@@ -39,7 +39,7 @@ def build(compiler: str, capability: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / place.name
             command = [*shlex.split(compiler), *flags, str(SOURCE), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=120)
             made.replace(place)
     return place
 
@@ -61,9 +61,10 @@ def load() -> ctypes.CDLL | None:
         library.squared_products.restype = ctypes.c_int
         library.used_rows.argtypes = [pointer, size, size, pointer]
         library.used_rows.restype = None
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        why = getattr(error, "stderr", None) or str(error)
-        log.info("squared gradients do without their compiled kernel: %s", why.strip().split("\n")[0])
+    except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError, ValueError) as error:
+        said = getattr(error, "stderr", None)
+        why = said.strip().split("\n")[0] if isinstance(said, str) and said.strip() else str(error)
+        log.info("squared gradients do without their compiled kernel: %s", why)
         return None
     return library
 

@@ -39,13 +39,17 @@ def layer_for(module: "Module") -> Layer | None:
     from transformers.pytorch_utils import Conv1D
 
     shapes = {name: p.shape for name, p in module.named_parameters(recurse=False)}
-    if isinstance(module, torch.nn.Linear):
-        return linear
-    if isinstance(module, Conv1D):
-        return conv1d
-    if isinstance(module, torch.nn.Embedding):
-        plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
-        return embedding if plain else None
+    forward = type(module).forward
+    if isinstance(module, torch.nn.Linear | Conv1D | torch.nn.Embedding):
+        # A class of its own that computes something else on the way is no such layer.
+        if forward is torch.nn.Linear.forward:
+            return linear
+        if forward is Conv1D.forward:
+            return conv1d
+        table = cast(torch.nn.Embedding, module)
+        if forward is not torch.nn.Embedding.forward or table.max_norm is not None:
+            return None
+        return None if table.scale_grad_by_freq or table.sparse else embedding
     if shapes.keys() <= {"weight", "bias"} and all(len(shape) == 1 for shape in shapes.values()):
         return scale
     return None
@@ -94,8 +98,9 @@ def scale(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", 
     import torch
 
     if "weight" in names:
-        if isinstance(module, torch.nn.LayerNorm):
-            f = torch.layer_norm(x, module.normalized_shape, eps=module.eps)
+        if type(module).forward is torch.nn.LayerNorm.forward:
+            norm = cast(torch.nn.LayerNorm, module)
+            f = torch.layer_norm(x, norm.normalized_shape, eps=norm.eps)
         else:
             own = {name: p.detach().to(x.dtype) for name, p in module.named_parameters(recurse=False)}
             at = [

@@ -61,10 +61,13 @@ def add_one_by_one(
         DefenseKitError: a loss or gradient is NaN or infinite.
     """
     for n in range(len(norms)):
-        finite(loss(model, rows_of(batch, n))).sum().backward()  # type: ignore[no-untyped-call]
+        losses = finite(loss(model, rows_of(batch, n)))
+        if not losses.requires_grad:
+            continue  # this sample uses none of them
+        losses.sum().backward()  # type: ignore[no-untyped-call]
         for name, p in reversed(parameters.items()):  # the last is nearest to the cause of a NaN
             if p.grad is not None:
-                gradient = p.grad.to(sums[name].dtype)
+                gradient = _dense(p.grad).to(sums[name].dtype)
                 square = float(gradient.norm()) ** 2
                 if not square < float("inf"):
                     _check(name, gradient)
@@ -92,7 +95,7 @@ def mean_gradient(
             finite(loss(model, batch)).mean().backward()  # type: ignore[no-untyped-call]
             gradients = {}
             for name, p in parameters.items():
-                gradients[name] = torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
+                gradients[name] = torch.zeros_like(p).float() if p.grad is None else _dense(p.grad).float()
                 _check(name, gradients[name])
                 p.grad = None
             yield gradients
@@ -106,6 +109,10 @@ def finite(losses: "Tensor") -> "Tensor":
     if not bool(torch.isfinite(losses).all()):
         raise DefenseKitError(f"the loss is {float(losses[~torch.isfinite(losses)][0].detach())}")
     return losses
+
+
+def _dense(gradient: "Tensor") -> "Tensor":
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _check(name: str, gradient: "Tensor") -> None:

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-# Elements of a per-sample product that stay in a processor's cache until they are squared,
-CPU_TILE = 1 << 17
-# and of the products of a whole batch on a GPU, which wants them many at a time.
+# Elements of a sample's product at a time on a processor (4 MiB: smaller ones would stay in a nearer cache, but calling
+# torch more often costs more than that saves), and of a whole batch's products on a GPU.
+CPU_TILE = 1 << 20
 GPU_TILE = 1 << 24
 
 
@@ -31,9 +31,16 @@ def add_squared_products(left: "Tensor", right: "Tensor", used: "Tensor", sums: 
         used: (samples, tokens), bool; where it is False, one of both rows is exactly 0.
         sums: (A, B), contiguous, of the same dtype.
         norms: (samples,), float64.
+
+    Raises:
+        ValueError: the shapes or types don't fit each other; nothing was added.
     """
     import torch
 
+    expected = (left.shape[2], right.shape[2]), left.shape[:2], left.shape[:2], left.dtype, left.dtype
+    if expected != (sums.shape, right.shape[:2], used.shape, right.dtype, sums.dtype) or not sums.is_contiguous():
+        shapes = [list(tensor.shape) for tensor in (left, right, used, sums)]
+        raise ValueError(f"expected (N, T, A), (N, T, B), (N, T) and (A, B) of one dtype, got {shapes}")
     counts = used.sum(1)
     single = counts == 1
     if bool(single.any()):
@@ -73,15 +80,18 @@ def _one_by_one(left: "Tensor", right: "Tensor", offsets: list[int], sums: "Tens
     """A matrix product per sample and block of rows; the rows of sample n are offsets[n] to offsets[n + 1]."""
     import torch
 
-    high = max(1, CPU_TILE // right.shape[1])
+    high = min(left.shape[1], max(1, CPU_TILE // right.shape[1]))
+    products = right.new_empty(high, right.shape[1])
+    found = right.new_empty(len(norms))
     for top in range(0, left.shape[1], high):
         block = sums[top : top + high]
-        product = torch.empty_like(block)
+        product = products[: len(block)]
         flat = product.view(-1)
         for n, (first, last) in enumerate(pairwise(offsets)):
             torch.mm(left[first:last, top : top + high].T, right[first:last], out=product)
             block.addcmul_(product, product)
-            norms[n] += torch.dot(flat, flat)
+            torch.dot(flat, flat, out=found[n])
+        norms += found
 
 
 def _batched(left: "Tensor", right: "Tensor", sums: "Tensor", norms: "Tensor") -> None:

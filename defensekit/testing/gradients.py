@@ -31,8 +31,9 @@ def squared_gradients_by_loop(
         loss(model, sample).sum().backward()  # type: ignore[no-untyped-call]
         for name, p in parameters.items():
             if p.grad is not None:
-                sums[name] += p.grad**2
-                norms[n] += (p.grad**2).sum()
+                gradient = p.grad.to_dense() if p.grad.is_sparse else p.grad
+                sums[name] += gradient**2
+                norms[n] += float((gradient**2).sum())
     return sums, norms
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from defensekit.api import Estimator, EstimatorContext, Field
+from defensekit.api import DefenseKitError, Estimator, EstimatorContext, Field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +44,12 @@ def look(model: "Module", context: EstimatorContext, batch_size: int, seen: Seen
 
     def hook(name: str) -> "Callable[[Module, tuple[Any, ...], Any], None]":
         def forward(layer: "Module", inputs: tuple[Any, ...], output: Any) -> None:
-            # A pooled row per sample, or positions shared by all, have no padding.
-            tokens = inputs[0].shape[:-1] == mask.shape
-            x, y = (v[mask] if tokens else v.flatten(0, -2) for v in (inputs[0], output))
+            if not inputs:
+                raise DefenseKitError(f"{name} is called by keyword, which is not supported here")
+            x, y = (values.flatten(0, -2) for values in (inputs[0], output))
+            # A pooled row per sample, or positions shared by all, have no padding; tokens may come flattened.
+            if len(x) == mask.numel():
+                x, y = x[mask.flatten()], y[mask.flatten()]
             seen(name, layer, x.float(), y.float())
 
         return forward

@@ -20,7 +20,8 @@ class FisherMC(PerSample):
 
     Unbiased for the Fisher, which is the Gauss-Newton matrix of the cross-entropy (Martens 2020, sections 5 and 9;
     Kunstner, Hennig and Balles, "Limitations of the empirical Fisher approximation", 2019). The draw of a row
-    depends on the seed and its place among the rows alone.
+    depends on the seed and its place among the rows alone. ``effective_draws`` is to draws what ``effective_rows`` of
+    `fisher` is to rows.
 
         estimator: {name: fisher-mc, samples: 4}
     """
@@ -46,7 +47,7 @@ class FisherMC(PerSample):
         )
         for squares in sums.values():
             squares /= total
-        return Estimate({"curvature": sums}, {"effective_rows": effective_rows(norms)})
+        return Estimate({"curvature": sums}, {"effective_draws": effective_rows(norms)})
 
 
 def drawn_cross_entropy(model: "torch.nn.Module", batch: "Batch") -> "Tensor":

@@ -1,12 +1,9 @@
 """The Hessian's own diagonal."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from defensekit.api import Estimate, EstimatorContext, Field
 from defensekit_finepurifying.estimators.base import Curvature
-
-if TYPE_CHECKING:
-    pass
 
 
 class Hutchinson(Curvature):
@@ -31,7 +28,7 @@ class Hutchinson(Curvature):
         import torch
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        from defensekit.gradients import cross_entropy
+        from defensekit.gradients import cross_entropy, finite
 
         model, rows = context.model(self.anchor).eval(), len(context.rows)
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -43,7 +40,7 @@ class Hutchinson(Curvature):
             first = {name: torch.zeros_like(p) for name, p in parameters.items()}
             second = {name: torch.zeros_like(p) for name, p in parameters.items()}
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-                loss = cross_entropy(model, batch).sum() / rows
+                loss = finite(cross_entropy(model, batch)).sum() / rows
                 gradients = torch.autograd.grad(
                     loss, list(parameters.values()), create_graph=True, materialize_grads=True
                 )
