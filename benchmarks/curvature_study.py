@@ -146,8 +146,9 @@ def settling(subject: Subject) -> list[dict[str, Any]]:
                 sums[name] = sums[name] + more if name in sums else more
         done = size
         scores = [subject.r({name: total / size for name, total in sums.items()}) for sums in halves]
-        zero = float((subject.take(halves[0]) == 0).mean())
-        rows.append({"rows": size, **agreement(*scores), "zero": zero})
+        seen = (subject.take(halves[0]) > 0) & (subject.take(halves[1]) > 0)
+        inside = agreement(*(score[seen] for score in scores))
+        rows.append({"rows": size, **agreement(*scores), "H > 0 in both": {"share": float(seen.mean()), **inside}})
         say(rows[-1])
     return rows
 
@@ -230,23 +231,24 @@ def plot(result: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows = result["settling"]
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
-    styles = zip(("spearman", *(f"top {share:.0%}" for share in TOP)), ("o-", "s--", "^:"), strict=True)
-    for name, style in styles:
-        axes.plot([row["rows"] for row in rows], [row[name] for row in rows], style, color="black", label=name)
-    axes.set(xscale="log", xticks=SIZES, xticklabels=SIZES, ylim=(0, 1.02), xlabel="clean rows in each half")
+    for name, style in zip(("spearman", *(f"top {share:.0%}" for share in TOP)), ("o", "s", "^"), strict=True):
+        sizes, inside = [row["rows"] for row in rows], [row["H > 0 in both"][name] for row in rows]
+        axes.plot(sizes, inside, f"{style}-", color="black", label=f"{name}, H > 0 in both")
+        axes.plot(sizes, [row[name] for row in rows], f"{style}:", color="grey", label=f"{name}, all")
+    axes.set(xscale="log", xticks=SIZES, xticklabels=SIZES, ylim=(0.6, 1.0), xlabel="clean rows in each half")
     axes.set(ylabel="agreement of r between two halves")
     axes.minorticks_off()
-    axes.legend(loc="lower right", title="Spearman, or overlap of the top")
+    axes.legend(loc="lower left", title="Spearman, or overlap of the top", fontsize="small", ncols=2)
     axes.grid(alpha=0.3)
     figure.savefig(out / "settling.png", dpi=120)
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    # The lowest and the highest twentieth of H reach far out and are left out; what is left is drawn from its middle.
     for name, style in (("AdamW", "o-"), ("SGD", "s--")):
         found = result["slope"][name]
-        shifted = np.array(found["log delta^2"]) - found["log delta^2"][0]
-        axes.plot(found["log H"], shifted, style, color="black", label=f"{name}: slope {found['slope']:.2f}")
-    line = np.array(result["slope"]["SGD"]["log H"])
-    axes.plot(line, line - line[0], ":", color="grey", label="theory of SGD noise: slope 1")
-    axes.set(xlabel="log10 H", ylabel="log10 of the mean delta², from the lowest bin")
+        h, drift = (np.array(found[key])[1:-1] for key in ("log H", "log delta^2"))
+        axes.plot(h, drift - drift[len(h) // 2], style, color="black", label=f"{name}: slope {found['slope']:.2f}")
+    axes.plot(h, h - h[len(h) // 2], ":", color="grey", label="theory of SGD noise: slope 1")
+    axes.set(xlabel="log10 H", ylabel="log10 of the mean delta²")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(out / "slope.png", dpi=120)

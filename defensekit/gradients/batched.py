@@ -78,7 +78,7 @@ def tokens_within(model: "torch.nn.Module", budget: int) -> int:
     """How many padded tokens a batch may have so that `squared_gradients` holds no more than ``budget`` bytes besides
     activations and its result: two float32 copies of what goes in and out of the widest layer. At least 1.
 
-    A few MiB for tiles of products come on top whatever the budget: 16 on a CPU, 64 on a GPU.
+    Tiles of products come on top, whatever the budget: up to 4 MiB on a CPU, 64 MiB on a GPU.
     """
     import torch
 
