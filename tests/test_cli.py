@@ -1,5 +1,6 @@
 """The command line: light where it can be, exit codes, messages instead of tracebacks."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -98,6 +99,22 @@ def test_ctrl_c_ends_cleanly(recipe: Path, tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert out == ""
     assert not list((tmp_path / "w/store/unfinished").iterdir())
+
+
+def test_an_interrupt_that_was_swallowed_is_raised_again() -> None:
+    import signal
+
+    from defensekit.cli.interrupt import remembered
+
+    before = signal.getsignal(signal.SIGINT)
+    with remembered() as interrupt:
+        interrupt.progress("training", 1, 3)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            interrupt.progress("training", 2, 3)
+    assert signal.getsignal(signal.SIGINT) is before
+    interrupt.progress("training", 3, 3)
 
 
 def test_an_interrupt_in_another_exceptions_clothes_is_still_one() -> None:

@@ -31,6 +31,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Poison a model (or take a suspect), purify it, and show accuracy and attack success before and after."""
+    from defensekit.cli.interrupt import remembered
     from defensekit.cli.progress import Progress
     from defensekit.cli.table import show
 
@@ -41,11 +42,11 @@ def run(
         beside = [str(path) for path in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
         raise UsageError(f"there is no recipe {recipe}.{nearest(str(recipe), beside)}")
     try:
-        with Progress(quiet=quiet) as progress:
+        with remembered() as interrupt, Progress(quiet=quiet) as progress:
             progress.message("loading libraries")
             from defensekit.pipeline import run as run_recipe
 
-            result = run_recipe(recipe, workspace, [progress])
+            result = run_recipe(recipe, workspace, [interrupt, progress])
     except BaseException as error:
         if not _interrupted(error):
             raise

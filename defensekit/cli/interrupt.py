@@ -1,0 +1,42 @@
+"""Ctrl-C that is not lost: some library code swallows the exception that it raises."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from defensekit.components import Observer
+
+
+class Interrupt(Observer):
+    """Raises a Ctrl-C again at the next sign of progress, should the run go on regardless."""
+
+    def progress(self, title: str, done: int, total: int) -> None:
+        _again()
+
+    def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+        _again()
+
+
+_pressed: list[int] = []
+
+
+@contextmanager
+def remembered() -> Iterator[Interrupt]:
+    """Remember every Ctrl-C within the block."""
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        _pressed.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield Interrupt()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _pressed.clear()
+
+
+def _again() -> None:
+    if _pressed:
+        raise KeyboardInterrupt
