@@ -1,4 +1,4 @@
-"""Ctrl-C that is not lost: some library code swallows the exception that it raises."""
+"""Ctrl-C that is not lost, should the exception that it raises be swallowed on the way."""
 
 import signal
 from collections.abc import Iterator
