@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from defensekit.loading import load_recipe
     from defensekit.pipeline import run
-    from defensekit.recipe import load_recipe
     from defensekit.results import Result
 
 # The user's door is lazy: `import defensekit` costs nothing until a name is used.
-_DOOR = {"run": "defensekit.pipeline", "load_recipe": "defensekit.recipe", "Result": "defensekit.results"}
+_DOOR = {"run": "defensekit.pipeline", "load_recipe": "defensekit.loading", "Result": "defensekit.results"}
 
 __all__ = ["Result", "load_recipe", "run"]
 

@@ -24,9 +24,10 @@ from defensekit.components import (
     blame,
 )
 from defensekit.errors import DefenseKitError, UsageError, listing
+from defensekit.loading import load_recipe
 from defensekit.pair import Pair
 from defensekit.plan import External, Plan, Stage
-from defensekit.recipe import Defense, Named, Recipe, load_recipe
+from defensekit.recipe import Defense, Named, Recipe
 from defensekit.results import Chosen, ModelResult, Reset, Result, TrialResult
 from defensekit.runner import Runner
 from defensekit.stages import LOGITS

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import defensekit
 from defensekit.components import Observer
 from defensekit.errors import DefenseKitError, UsageError
-from defensekit.recipe import load_recipe
+from defensekit.loading import load_recipe
 from defensekit.results import Result
 from tests.conftest import ARCHITECTURES, make_base, make_sentences, make_suspect, write_table
 
