@@ -11,11 +11,26 @@ class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Histogram(_Schema):
+    """The scores of the eligible dimensions, and of the selected ones, in bins of equal width between two bounds.
+
+    Where ``log``, bounds and bins are of log10 of the scores, and ``zero`` dimensions with a score of 0 are in no bin.
+    """
+
+    log: bool
+    low: float
+    high: float
+    zero: int
+    counts: list[int]
+    selected: list[int]
+
+
 class Reset(_Schema):
     """How much of a model was selected: counts of dimensions, and what they are shares of.
 
-    ``of_eligible`` is the fraction, ``of_all`` counts the head and what never moved as well. The ``where_zero`` counts
-    say, per statistic, how many of the eligible and of the selected dimensions have it exactly 0.
+    ``of_eligible`` is the fraction, ``of_all`` counts the head and what never moved as well. ``tensors`` has the
+    dimensions in scope, eligible and selected of every tensor. The ``where_zero`` counts say, per statistic, how many
+    of the eligible and of the selected dimensions have it exactly 0.
     """
 
     dimensions: int
@@ -26,6 +41,7 @@ class Reset(_Schema):
     selected_where_zero: dict[str, int] = {}
     head: list[str] = []
     tensors: dict[str, tuple[int, int, int]] = {}
+    scores: Histogram
 
     @property
     def of_eligible(self) -> float:
@@ -56,6 +72,17 @@ class TrialResult(_Schema):
     metrics: dict[str, Measured]
 
 
+class Example(_Schema):
+    """A triggered test row, the row it came from where that is known, and what the models answer."""
+
+    text: str
+    pair: str | None
+    plain: str | None
+    plain_pair: str | None
+    label: str
+    answers: dict[str, str]
+
+
 class Chosen(_Schema):
     """What the rule took, and why."""
 
@@ -77,6 +104,7 @@ class Result(_Schema):
     clean_budget: int
     chosen: Chosen | None
     curve: list[TrialResult]
+    examples: list[Example]
     attack: dict[str, Any] | None
     data: dict[str, Any]
     statistics: dict[str, Any] | None
