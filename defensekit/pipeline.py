@@ -22,6 +22,7 @@ from defensekit.components import (
 from defensekit.errors import DefenseKitError
 from defensekit.evaluation import clean_trial, read_predictions
 from defensekit.loading import load_recipe
+from defensekit.logs import log, logged
 from defensekit.plan import External, Stage
 from defensekit.preview import stages_ahead
 from defensekit.recipe import Defense, Recipe
@@ -53,7 +54,7 @@ def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observ
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     place = Path(workspace)
     try:
-        with runfolder.logged(runfolder.folder_of(loaded, place)):
+        with logged(runfolder.folder_of(loaded, place) / "run.log"):
             return _Run(loaded, place, [runfolder.Log(), *observers]).result()
     except OSError as error:
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
@@ -121,7 +122,7 @@ class _Run:
             folder=str(self.folder),
         )
         runfolder.write(result, purified.key, lambda: self.runner.make(purified).files)
-        runfolder.log.info("done: %s", result.summary)
+        log.info("done: %s", result.summary)
         return result
 
     def warn(self, text: str) -> None:

@@ -129,6 +129,8 @@ class Hub(_Labelled):
     def load(self) -> Dataset:
         import datasets
 
+        bars = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
         try:
             revision = None if Path(self.id).is_absolute() else self._commit()
             loaded = datasets.load_dataset(self.id, self.config, revision=revision)
@@ -136,6 +138,9 @@ class Hub(_Labelled):
             raise
         except Exception as error:
             raise _unreachable(self.id, error) from error
+        finally:
+            if bars:
+                datasets.enable_progress_bars()
         names = {"train": "train", "dev": "validation", "test": "test"}
         tables = {}
         for role, name in names.items():
