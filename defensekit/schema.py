@@ -1,5 +1,7 @@
 """The JSON schema of a recipe, plugins' parameters included: what an editor's YAML server completes and checks by."""
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,6 +13,67 @@ from defensekit.keys import DefenseKeys, Sizes, Top, TriggeredKeys
 from defensekit.training import TrainingSettings
 
 Schema = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A component's parameter in words; ``default`` is None where it has to be given."""
+
+    name: str
+    type: str
+    bounds: str
+    default: str | None
+    meaning: str
+
+
+def parameters(component: type[Component]) -> list[Parameter]:
+    """The parameters of a component, in the order of its fields."""
+    schema = _object(component)
+    return [
+        Parameter(
+            name,
+            _type_of(found),
+            ", ".join(_bounds_of(found)),
+            None if name in schema.get("required", []) else _word(found.get("default")),
+            found.get("description", ""),
+        )
+        for name, found in schema["properties"].items()
+    ]
+
+
+_BOUNDS = {
+    "minimum": ">= {}",
+    "exclusiveMinimum": "> {}",
+    "maximum": "<= {}",
+    "exclusiveMaximum": "< {}",
+    "minItems": "at least {}",
+    "maxItems": "at most {}",
+    "pattern": "matches {}",
+}
+_TYPES = {"string": "text", "null": "nothing"}
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _type_of(schema: Schema) -> str:
+    if "enum" in schema or "const" in schema:
+        return " | ".join(map(_word, schema.get("enum", [schema.get("const")])))
+    if "anyOf" in schema:
+        return " | ".join(_type_of(part) for part in schema["anyOf"])
+    if schema.get("type") == "array":
+        return f"list of {_type_of(schema.get('items', {}))}"
+    if schema.get("format") == "path":
+        return "path"
+    named = str(schema.get("type", "anything"))
+    return _TYPES.get(named, named)
+
+
+def _bounds_of(schema: Schema) -> list[str]:
+    inner = [*schema.get("anyOf", []), schema.get("items") or {}]
+    own = [text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema]
+    return own + [bound for part in inner for bound in _bounds_of(part)] if schema else []
 
 
 def recipe_schema(host: Host) -> Schema:
