@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from defensekit import yaml
+from defensekit.card import CARD, card
 from defensekit.components import Observer
 from defensekit.files import data_digest, file_digests, write_whole
 from defensekit.logs import log
@@ -46,6 +47,7 @@ def write(result: Result, key: str, files: Callable[[], Path]) -> None:
             part.rename(purified)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+    write_whole(purified / CARD, card(result).encode())
     write_whole(folder / "result.json", result.model_dump_json(indent=1).encode())
 
 
@@ -57,4 +59,5 @@ def _is_whole(purified: Path, key: str) -> bool:
         return False
     found = file_digests(purified)
     found.pop(MANIFEST)
+    found.pop(CARD, None)  # written anew with every result
     return bool(manifest == {"stage": key, "files": found})

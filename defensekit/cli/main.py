@@ -59,8 +59,11 @@ def run(
                 _dry_run(loaded, workspace, progress, json)
                 return
             from defensekit.pipeline import run as run_recipe
+            from defensekit.report import write
 
             result = run_recipe(loaded, workspace, [interrupt, progress])
+            progress.message("writing the report")
+            report = write(result)
     except BaseException as error:
         if not interrupted(error):
             raise
@@ -70,7 +73,7 @@ def run(
     else:
         from defensekit.cli.table import show
 
-        show(result)
+        show(result, report)
 
 
 def _dry_run(recipe: "Recipe", workspace: Path, progress: "Progress", json: bool) -> None:

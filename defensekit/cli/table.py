@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.text import Text
 
@@ -11,17 +12,10 @@ from defensekit.cli.shared import console, table
 from defensekit.components import Planned
 from defensekit.recipe import Recipe
 from defensekit.results import ModelResult, Result
-
-TITLES = {
-    "clean": "clean reference",
-    "suspect": "suspect",
-    "fine-tuned": "fine-tuned only",
-    "random": "random",
-    "purified": "purified",
-}
+from defensekit.words import MODELS
 
 
-def show(result: Result) -> None:
+def show(result: Result, report: Path) -> None:
     """The table of models, and in a few lines how it was made and where it lies."""
     out = console()
     names = sorted({name for model in result.models.values() for name in model.metrics})
@@ -40,7 +34,7 @@ def show(result: Result) -> None:
         for key in names:
             cells.append(f"{model.metrics[key].value:.3f}" if key in model.metrics else "-")
             cells += [f"{floors[key]:.3f}"] if key in floors else []
-        found.add_row(Text(TITLES.get(name, name)), *cells, *_reset(model), _seconds(model))
+        found.add_row(Text(MODELS[name][0] if name in MODELS else name), *cells, *_reset(model), _seconds(model))
     out.print(found)
     if floors:
         out.print("ASR floor: what the clean reference, never poisoned, answers to the same triggered rows")
@@ -60,6 +54,7 @@ def show(result: Result) -> None:
     for warning in result.warnings:
         out.print(f"warning: {warning}", markup=False, style="yellow")
     out.print(f"{result.seconds:.0f} s; everything is in {result.folder}", markup=False)
+    out.print(f"report: {report}", markup=False)
 
 
 def _reset(model: ModelResult) -> tuple[str, str]:
