@@ -122,7 +122,7 @@ class _Loading:
         except ValidationError as error:
             first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
             place = tuple(part for i, part in enumerate(first["loc"]) if i == 0 or not _is_union_tag(part))
-            raise self.error((*path, *place), _explain(first, model)) from error
+            raise self.error((*path, *place), explain(first, model)) from error
 
     def exclusive(self, top: Top) -> None:
         if (top.attack is None) == (top.suspect is None):
@@ -294,7 +294,8 @@ def _is_union_tag(part: str | int) -> bool:
     return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part)
 
 
-def _explain(error: Any, model: type[BaseModel]) -> str:
+def explain(error: Any, model: type[BaseModel]) -> str:
+    """One of pydantic's errors in words: what was expected, what was got, what is close."""
     if error["type"] == "extra_forbidden":
         typed, known = str(error["loc"][-1]), model.model_fields
         return f"unknown key.{nearest(typed, known)} (known: {listing(known, 20)})"

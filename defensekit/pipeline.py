@@ -28,10 +28,9 @@ from defensekit.preview import stages_ahead
 from defensekit.recipe import Defense, Recipe
 from defensekit.results import Chosen, Example, ModelResult, Reset, Result, TrialResult
 from defensekit.runner import Runner
-from defensekit.stages import ROWS
 from defensekit.store import DISTRIBUTIONS, Store
 from defensekit.survey import at, survey
-from defensekit.text import ROLES, Row, label_number, read_rows
+from defensekit.text import ROLES, ROWS, Row, label_number, read_rows
 from defensekit.training import device_type, native_precision
 
 Made = TypeVar("Made")

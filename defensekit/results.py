@@ -1,10 +1,14 @@
 """What a run found: the schema of ``result.json``."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from defensekit.components.metric import Measured
+from defensekit.errors import UsageError, listing, nearest
+from defensekit.html import html_table
+from defensekit.text import ROWS, Row, read_rows
 
 
 class _Schema(BaseModel):
@@ -114,3 +118,38 @@ class Result(_Schema):
     environment: dict[str, Any]
     seconds: float
     folder: str
+
+    def files(self, title: str) -> Path:
+        """The folder of a stage's files in the workspace's store, by its title: "suspect", "triggered rows", ...
+
+        Raises:
+            UsageError: the run had no such stage, or it was pruned.
+        """
+        titles: dict[str, str] = {stage["title"]: stage["key"] for stage in self.stages}
+        if title not in titles:
+            raise UsageError(f"there is no stage {title!r}.{nearest(title, titles)} (stages: {listing(titles, 60)})")
+        place = Path(self.folder).parents[1] / "store" / "artifacts" / titles[title] / "files"
+        if not place.is_dir():
+            raise UsageError(f"the stage {title!r} is not in the store any more; run the recipe again")
+        return place
+
+    def rows(self, title: str) -> list[Row]:
+        """The rows of a stage, by its title: "test rows", "triggered rows", "poisoned rows", ..."""
+        return read_rows(self.files(title) / ROWS)
+
+    def __repr__(self) -> str:
+        models = {name: {k: round(m.value, 3) for k, m in model.metrics.items()} for name, model in self.models.items()}
+        return f"Result({self.name!r}, {models}, folder={self.folder!r})"
+
+    def _repr_html_(self) -> str:
+        names = list(dict.fromkeys(name for model in self.models.values() for name in model.metrics))
+        rows = [
+            [
+                title,
+                *(f"{model.metrics[n].value:.3f}" if n in model.metrics else "–" for n in names),
+                f"{model.reset.of_eligible:.1%}" if model.reset else "–",
+            ]
+            for title, model in self.models.items()
+        ]
+        header = ["model", *(name.upper() for name in names), "reset, of eligible"]
+        return html_table(self.name, header, rows, f"everything is in {self.folder}")

@@ -31,12 +31,10 @@ from defensekit.host import Host, load_plugins, source_digest
 from defensekit.pair import Pair
 from defensekit.scoring import Views, score, select
 from defensekit.store import Draft, Store
-from defensekit.text import Row, Truncation, changed, label_number, read_rows, split, write_rows
+from defensekit.text import ROWS, Row, Truncation, changed, label_number, read_rows, split, write_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ROWS = "rows.jsonl"
 
 
 @cache
@@ -130,7 +128,7 @@ def data(work: Work, draft: Draft) -> None:
     source = cast(DatasetSource, work.component("source"))
     dataset = blame(source, source.load)
     if params["labels"] is not None:
-        numbers = _match(dataset.labels, params["labels"])
+        numbers = match_labels(dataset.labels, params["labels"])
         for rows in (dataset.train, dataset.dev, dataset.test):
             if rows is not None:
                 rows[:] = [replace(row, label=numbers[row.label]) for row in rows]
@@ -139,7 +137,7 @@ def data(work: Work, draft: Draft) -> None:
     draft.facts.update(labels=list(params["labels"] or dataset.labels), rows=len(rows), notes=dataset.notes)
 
 
-def _match(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
+def match_labels(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
     """The model's numbers for the data's labels: by name, or, where none is a name of the model's, by number.
 
     Raises:
@@ -203,7 +201,7 @@ def given(work: Work, draft: Draft) -> None:
     source = cast(DatasetSource, work.component("source"))
     dataset = blame(source, source.load)
     labels = work.stage["params"]["labels"]
-    numbers = _match(dataset.labels, labels)
+    numbers = match_labels(dataset.labels, labels)
     rows = [replace(row, label=numbers[row.label]) for row in dataset.train]
     target = label_number(work.stage["params"]["target"], labels)
     rows = [row for row in rows if row.label != target]

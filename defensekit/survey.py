@@ -30,7 +30,7 @@ def survey(recipe: Recipe, say: Say) -> Plan:
         head, left_out = at(recipe, "suspect", lambda: (pair.head, pair.left_out))
         say(f"head, absent from the base, kept from the suspect: {listing(head) or 'none'}")
         say(f"in the base alone, not used: {listing(left_out) or 'nothing'}")
-        labels = _labels_of(pair.suspect)
+        labels = labels_of(pair.suspect)
     source = cast(DatasetSource, recipe.data.component)
     contents = at(recipe, "data", lambda: blame(source, source.contents, say))
     at(recipe, "data.max_length", partial(_check_length, Checkpoint(base.path), recipe.sizes.max_length))
@@ -75,7 +75,7 @@ def _check_length(base: Checkpoint, max_length: int) -> None:
             raise UsageError(f"the model has {limit - offset} positions ({key}: {limit}), got {max_length}")
 
 
-def _labels_of(suspect: Checkpoint) -> list[str] | None:
+def labels_of(suspect: Checkpoint) -> list[str] | None:
     """The label names in a suspect's config; None where it has only numbers for them."""
     found = suspect.config.get("id2label")
     if not isinstance(found, dict) or not all(str(key).isdecimal() for key in found):

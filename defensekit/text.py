@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from defensekit.components.sources import Dataset
 
+ROWS = "rows.jsonl"  # the file of a stage that makes rows
 ROLES = ("test", "dev", "clean", "train")
 
 
