@@ -177,6 +177,7 @@ def test_everything_is_visible_at_any_width(
         assert element.size["height"] > 10, name
     for image in browser.find_elements(By.TAG_NAME, "img"):
         assert browser.execute_script("return arguments[0].naturalWidth", image) > 100
+        assert image.size["width"] > 500  # its letters would be too small to read
     # Wide tables scroll within their boxes; the page itself never does, and no text is small beyond reading.
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     sizes = browser.execute_script(
