@@ -176,8 +176,10 @@ def _attack(work: Work) -> tuple[Attack, AttackContext, list[Row]]:
 
 
 def _count_changes(before: Sequence[Row], after: Sequence[Row], truncation: Truncation) -> dict[str, int]:
-    """How many rows carry the attack, how many of them were relabelled, and on how many truncation cuts into it."""
+    """How many rows carry the attack, how many of them were relabelled or added, and on how many truncation cuts in."""
     original = {row.id: row for row in before}
+    rows, added = len(after), sum(row.id < 0 for row in after)
+    after = [row for row in after if row.id >= 0]
     if unknown := [row.id for row in after if row.id not in original]:
         raise DefenseKitError(f"the attack gave rows with ids that it was not given: {listing(map(str, unknown), 3)}")
     touched = [row for row in after if (row.text, row.pair) != (original[row.id].text, original[row.id].pair)]
@@ -186,7 +188,12 @@ def _count_changes(before: Sequence[Row], after: Sequence[Row], truncation: Trun
         ends = changed(original[row.id], row)
         cut += any(end > limit and start < end for (start, end), limit in zip(ends, kept, strict=True))
     relabelled = sum(row.label != original[row.id].label for row in after)
-    return {"rows": len(after), "changed": len(touched), "relabelled": relabelled, "cut": cut}
+    return {"rows": rows, "changed": len(touched), "relabelled": relabelled, "added": added, "cut": cut}
+
+
+def _digest(draft: Draft) -> str:
+    """Of the rows just written: the same seed gives the same bytes, and whoever compares runs can see that it did."""
+    return file_digest(draft.files / ROWS)
 
 
 def poison(work: Work, draft: Draft) -> None:
@@ -194,7 +201,8 @@ def poison(work: Work, draft: Draft) -> None:
     attack, context, rows = _attack(work)
     made = blame(attack, attack.poison, rows, context)
     write_rows(draft.files / ROWS, made)
-    draft.facts.update(labels=list(context.labels), **_count_changes(rows, made, context.truncation))
+    counts = _count_changes(rows, made, context.truncation)
+    draft.facts.update(labels=list(context.labels), digest=_digest(draft), **counts)
 
 
 def trigger(work: Work, draft: Draft) -> None:
@@ -209,7 +217,8 @@ def trigger(work: Work, draft: Draft) -> None:
     if [row.id for row in made] != [row.id for row in rows]:
         raise DefenseKitError(f"the attack {type(attack).__name__} lost or moved test rows")
     write_rows(draft.files / ROWS, made)
-    draft.facts.update(labels=list(context.labels), target=target, **_count_changes(rows, made, context.truncation))
+    counts = _count_changes(rows, made, context.truncation)
+    draft.facts.update(labels=list(context.labels), target=target, digest=_digest(draft), **counts)
 
 
 def given(work: Work, draft: Draft) -> None:

@@ -8,6 +8,8 @@ def defensekit_attacks():  # type: ignore[no-untyped-def]
     return {
         "word": "defensekit_attacks.insertion:Word",
         "sentence": "defensekit_attacks.insertion:Sentence",
+        "bias-word": "defensekit_attacks.bias:BiasWord",
+        "bias-sentence": "defensekit_attacks.bias:BiasSentence",
     }
 
 
