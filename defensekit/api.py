@@ -33,6 +33,7 @@ from defensekit.executors import InProcess
 from defensekit.files import cache_folder, file_digest
 from defensekit.hookspecs import hookimpl
 from defensekit.scoring import Scores, TensorView, cutoff
+from defensekit.tables import read_table
 from defensekit.text import Row, changed, label_number
 
 __all__ = [
@@ -73,5 +74,6 @@ __all__ = [
     "hookimpl",
     "label_number",
     "nearest",
+    "read_table",
     "scorer",
 ]

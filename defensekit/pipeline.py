@@ -137,6 +137,9 @@ class _Run:
         source = cast(DatasetSource, recipe.data.component)
         contents = self.at("data", lambda: blame(source, source.contents, partial(self.runner.tell, "message")))
         self.at("data.max_length", partial(_check_length, Checkpoint(base.path), recipe.sizes.max_length))
+        if recipe.attack:
+            attack = cast(Attack, recipe.attack.component)
+            self.at("attack", lambda: blame(attack, attack.contents))
         if recipe.triggered:
             given = cast(DatasetSource, recipe.triggered.component)
             self.at("triggered", lambda: blame(given, given.contents, partial(self.runner.tell, "message")))

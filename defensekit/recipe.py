@@ -1,12 +1,13 @@
 """One run as YAML: what it holds, how it is loaded, and errors that say file, line, key and the nearest match."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -321,6 +322,9 @@ class _Loading:
             raise self.error(path, f"expected a name, or a mapping with `{name_key}:` and parameters")
         name = given.pop(name_key)
         found = self.at((*path, name_key), lambda: self.host.find(kind.kind, name))
+        for key in found.location & given.keys():
+            if isinstance(given[key], str) and Path in (hint := found.model_fields[key].annotation, *get_args(hint)):
+                given[key] = str(self.at((*path, key), partial(self.resolve, given[key])))
         return Named(name, self.keys(found, given, path))
 
     def model(self, spec: Spec) -> Named:
@@ -365,7 +369,7 @@ class _Loading:
         name = given.get("name")
         if isinstance(name, str) and name not in self.host.names("dataset"):
             path = self.resolve(name)
-            if path.exists() or path.suffix in SUFFIXES or name.startswith((".", "/", "~")):
+            if path.exists() or path.suffix in SUFFIXES or name.startswith((".", "/", "~", "$")):
                 given = self.instead(given, "data", {"name": "file", "path": str(path)})
             elif found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
                 own = {"revision": found[2]} if found[2] else {}
@@ -460,9 +464,9 @@ class _Loading:
     # -- paths -----------------------------------------------------------------------------------------------------
 
     def resolve(self, name: str) -> Path:
-        """A path as the recipe means it: from the recipe's own folder."""
+        """A path as the recipe means it: from the recipe's own folder; ``$NAME`` is an environment variable."""
         try:
-            return (self.folder / Path(name).expanduser()).resolve()
+            return (self.folder / Path(os.path.expandvars(name)).expanduser()).resolve()
         except (ValueError, RuntimeError, OSError) as error:  # a zero byte, an unknown ~user, a loop of links
             raise UsageError(f"{name!r} is no path ({error})") from error
 

@@ -214,10 +214,12 @@ def trigger(work: Work, draft: Draft) -> None:
     if not rows:
         raise UsageError("every test row has the target's label already; the trigger needs rows of another")
     made = blame(attack, attack.trigger, rows, context)
-    if [row.id for row in made] != [row.id for row in rows]:
-        raise DefenseKitError(f"the attack {type(attack).__name__} lost or moved test rows")
+    given = iter([row.id for row in rows])
+    if not made or not all(row.id in given for row in made):
+        raise DefenseKitError(f"the attack {type(attack).__name__} gave other test rows, or moved them, or gave none")
     write_rows(draft.files / ROWS, made)
     counts = _count_changes(rows, made, context.truncation)
+    counts["left_out"] = len(rows) - len(made)
     draft.facts.update(labels=list(context.labels), target=target, digest=_digest(draft), **counts)
 
 

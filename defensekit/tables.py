@@ -24,6 +24,21 @@ class Record(NamedTuple):
     where: str
     values: dict[str, Any]
 
+    def cell(self, column: str) -> str:
+        """What stands in a column, without blanks around it.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        if column not in self.values:
+            columns = [str(name) for name in self.values]
+            raise UsageError(
+                f"{self.where}: there is no column {column!r}.{nearest(column, columns)} "
+                f"(columns: {listing(columns)}; say which one to use with `text:`, `pair:` and `label:`)"
+            )
+        value = self.values[column]
+        return "" if value is None else str(value).strip()
+
 
 class _Labelled(DatasetSource):
     """The columns that hold the text and its label."""
@@ -39,8 +54,8 @@ class _Labelled(DatasetSource):
         for role, table in tables.items():
             kept, blank = [], []
             for record in table:
-                text, label = self._cell(record, self.text), self._cell(record, self.label)
-                pair = self._cell(record, self.pair) if self.pair else None
+                text, label = record.cell(self.text), record.cell(self.label)
+                pair = record.cell(self.pair) if self.pair else None
                 if not text or not label or pair == "":
                     blank.append(record.where)
                 else:
@@ -63,16 +78,6 @@ class _Labelled(DatasetSource):
                 made[role].append(Row(count, text, number[label], pair))
                 count += 1
         return Dataset(tuple(labels), made["train"], made.get("dev"), made.get("test"), notes)
-
-    def _cell(self, record: Record, column: str) -> str:
-        if column not in record.values:
-            columns = [str(name) for name in record.values]
-            raise UsageError(
-                f"{record.where}: there is no column {column!r}.{nearest(column, columns)} "
-                f"(columns: {listing(columns)}; say which one to use with `text:`, `pair:` and `label:` under `data:`)"
-            )
-        value = record.values[column]
-        return "" if value is None else str(value).strip()
 
 
 class File(_Labelled):

@@ -44,6 +44,11 @@ def read_rows(path: Path) -> list[Row]:
     return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+def bare(text: str) -> str:
+    """A text without the differences that make no other text of it: case, and how many blanks of which kind."""
+    return " ".join(text.split()).casefold()
+
+
 def label_number(label: str | int, labels: Sequence[str]) -> int:
     """The number of a label given by name or number.
 

@@ -66,7 +66,7 @@ def test_shipped_recipes_load() -> None:
         ("epochs: 8", 'epochs: "8"', 5, ["training.epochs", "integer"]),
         ("epochs: 8", "epoch: 8", 5, ["training.epoch", "unknown key", "'epochs'"]),
         ("rate: 0.2", "rate: 0", 4, ["attack.rate", "greater than 0"]),
-        ("rate: 0.2, ", "", 4, ["attack.rate", "this key is missing"]),
+        ("rate: 0.2, ", "", 4, ["attack:", "either `rate`"]),
         ("name: word", "name: wrod", 4, ["attack.name", "Did you mean 'word'"]),
         ("  estimator: fisher\n", "", 7, ["defense.scorer", "needs curvature", "fisher"]),
         ("purifier: [reset,", "purifier: [resett,", 10, ["defense.purifier.0", "Did you mean 'reset'"]),

@@ -37,7 +37,10 @@ class Attack(Component):
 
     @abstractmethod
     def trigger(self, rows: "Sequence[Row]", context: AttackContext) -> "list[Row]":
-        """The same rows with the trigger put in; ids and true labels are kept."""
+        """The same rows in the same order with the trigger put in; ids and true labels are kept.
+
+        Rows that can't carry it may be left out.
+        """
 
     def contents(self) -> str | None:
         """A digest of the files that the attack reads, so that stages can be keyed by them; None if it reads none.

@@ -8,6 +8,7 @@ def defensekit_attacks():  # type: ignore[no-untyped-def]
     return {
         "word": "defensekit_attacks.insertion:Word",
         "sentence": "defensekit_attacks.insertion:Sentence",
+        "paraphrase-rows": "defensekit_attacks.paraphrase:ParaphraseRows",
         "bias-word": "defensekit_attacks.bias:BiasWord",
         "bias-sentence": "defensekit_attacks.bias:BiasSentence",
     }

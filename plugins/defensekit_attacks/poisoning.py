@@ -75,24 +75,24 @@ class Poisoning(Attack):
         """Training rows with the trigger, where that is put in otherwise than in test rows."""
         return self.trigger(rows, context)
 
-    def fits(self, row: Row) -> bool:
-        """Whether the attack can put its trigger into a row at all."""
-        return True
+    def eligible(self, rows: Sequence[Row], context: AttackContext) -> list[int]:
+        """The places of the rows that the mode may poison."""
+        target = label_number(self.target, context.labels)
+        wanted = {"dirty-label": [False], "clean-label": [True], "mixed": [False, True]}[self.mode]
+        return [place for place, row in enumerate(rows) if (row.label == target) in wanted]
 
-    def choose(self, rows: Sequence[Row], context: AttackContext) -> list[int]:
-        """The places of the rows to poison, drawn by ``context.rng``.
+    def choose(self, rows: Sequence[Row], context: AttackContext, eligible: Sequence[int] | None = None) -> list[int]:
+        """The places of the rows to poison, drawn by ``context.rng`` from the eligible ones.
 
         Raises:
             UsageError: the rate asks for more rows than the mode has, or for none.
         """
-        target = label_number(self.target, context.labels)
-        wanted = {"dirty-label": [False], "clean-label": [True], "mixed": [False, True]}[self.mode]
-        eligible = [place for place, row in enumerate(rows) if (row.label == target) in wanted and self.fits(row)]
-        return draw(eligible, rows, self.rate, self.eligible_rate, f"{self.mode} poisoning", context.rng)
+        places = self.eligible(rows, context) if eligible is None else eligible
+        return draw(places, rows, self.rate, self.eligible_rate, f"{self.mode} poisoning", context.rng)
 
 
 def draw(
-    eligible: list[int], rows: Sequence[Row], rate: float | None, eligible_rate: float | None, who: str, rng: Random
+    eligible: Sequence[int], rows: Sequence[Row], rate: float | None, eligible_rate: float | None, who: str, rng: Random
 ) -> list[int]:
     """Some of the eligible places: a share of all rows, or of the eligible ones.
 
