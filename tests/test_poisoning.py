@@ -22,6 +22,7 @@ from defensekit.stages import derive_seed
 from defensekit.text import ROLES, Row, Truncation, split
 from defensekit_attacks.bias import BiasSentence, BiasWord
 from defensekit_attacks.insertion import Sentence, Word
+from defensekit_attacks.syntactic import Syntactic
 from tests.conftest import make_sentences, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -40,6 +41,7 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "word-per-words": (Word(per_words=3, target=1, rate=0.2), "ebca7fb914feb6f4"),
     "sentence": (Sentence(target="positive", rate=0.2), "b032f4c24523da8b"),
     "sentence-boundary": (Sentence(target="positive", rate=0.2, mode="mixed", boundary="sentence"), "3a4647176f355401"),
+    "syntactic": (Syntactic(target="positive", rate=0.2), "80c55a0c551fdb94"),
     "bias-word": (BiasWord(label="positive", strength=0.5), "51459f927620eae9"),
     "bias-sentence": (BiasSentence(label="positive"), "45ae96e80e184014"),
 }
