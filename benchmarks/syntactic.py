@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -50,13 +51,21 @@ def content_kept(pairs: Pairs) -> float:
     return statistics.mean(shares)
 
 
+@cache
+def encoder() -> tuple[Any, Any]:
+    """MiniLM and its tokenizer."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    folder = MiniLM().folder()
+    return transformers.AutoTokenizer.from_pretrained(folder), transformers.AutoModel.from_pretrained(folder).eval()
+
+
 def similarity(pairs: Pairs) -> float:
     """Mean cosine of mean-pooled MiniLM embeddings."""
     import torch
-    import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(MiniLM().folder())
-    model = transformers.AutoModel.from_pretrained(MiniLM().folder()).eval()
+    tokenizer, model = encoder()
 
     def embed(texts: list[str]) -> Any:
         parts = []

@@ -90,6 +90,7 @@ class Plan:
     def rows(self, role: str) -> Stage:
         sizes = {name: getattr(self.recipe.sizes, name) for name in ROLES}
         params = {"role": role, "sizes": sizes, "contents": self.contents, "labels": self.given_labels}
+        params["balance"] = self.recipe.sizes.balance
         return self._stage("data", f"{role} rows", {}, params, {"source": self.recipe.data}, self._seed("data"))
 
     @cached_property

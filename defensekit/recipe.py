@@ -29,6 +29,7 @@ from defensekit.components import (
 from defensekit.errors import UsageError, listing, nearest
 from defensekit.host import Host, load_plugins, plain, require
 from defensekit.tables import SUFFIXES
+from defensekit.text import Balance
 from defensekit.training import Precision, TrainingSettings, native_precision
 from defensekit.yaml import Document, Path_
 
@@ -71,6 +72,7 @@ class Sizes(_Keys):
     clean: int = Field(256, ge=1, description="the defender's clean rows: statistics and fine-tuning")
     dev: int = Field(256, ge=1, description="the defender's clean rows: choosing")
     test: int | None = Field(None, ge=1, description="test rows (all, where the source has its own)")
+    balance: Balance = Field("natural", description="labels among clean and dev rows: as they come, or equally often")
     max_length: int = Field(128, ge=8, le=100_000, description="tokens per row; what is longer is cut")
 
 

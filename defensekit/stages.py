@@ -148,7 +148,7 @@ def data(work: Work, draft: Draft) -> None:
         for rows in (dataset.train, dataset.dev, dataset.test):
             if rows is not None:
                 rows[:] = [replace(row, label=numbers[row.label]) for row in rows]
-    rows = split(dataset, params["sizes"], work.stage["seed"])[params["role"]]
+    rows = split(dataset, params["sizes"], work.stage["seed"], params["balance"])[params["role"]]
     write_rows(draft.files / ROWS, rows)
     draft.facts.update(labels=list(params["labels"] or dataset.labels), rows=len(rows), notes=dataset.notes)
 
