@@ -135,9 +135,10 @@ class File(_Labelled):
         for place in (self.path / name, *(self.path / (name + suffix) for suffix in SUFFIXES)):
             if place.is_file():
                 return place
-        beside = sorted(place.name for place in self.path.iterdir())
+        beside = sorted(self.path.iterdir())
+        close = nearest(name, [place.stem for place in beside])
         raise UsageError(
-            f"{self.path} has no table {name!r}.{nearest(name, [Path(own).stem for own in beside])} (it holds {listing(beside)})"
+            f"{self.path} has no table {name!r}.{close} (it holds {listing(place.name for place in beside)})"
         )
 
     def contents(self, say: Callable[[str], None]) -> str:
