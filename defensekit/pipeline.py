@@ -29,7 +29,7 @@ from defensekit.plan import External, Plan, Stage
 from defensekit.recipe import Defense, Named, Recipe, load_recipe
 from defensekit.results import Chosen, ModelResult, Reset, Result, TrialResult
 from defensekit.runner import Runner
-from defensekit.stages import LOGITS
+from defensekit.stages import LOGITS, derive_seed
 from defensekit.store import DISTRIBUTIONS, Artifact, Store
 from defensekit.text import ROLES, label_number
 from defensekit.training import device_type, native_precision
@@ -210,16 +210,24 @@ class _Run:
             if rows is not None:
                 stage = self.plan.predictions(f"{title}: answers to {metric.on} rows", model, rows)
                 artifact = self.runner.make(stage)
-                found[named.name] = blame(metric, metric.measure, _predictions(artifact, self.target))
+                found[named.name] = blame(metric, metric.measure, self.predictions(artifact))
                 about = artifact.facts["model"]
         return _model(about, found)
 
     def trial(self, title: str, model: Stage | External, value: float) -> Trial:
         """Accuracy on the clean dev rows: all that a rule ever sees."""
         stage = self.plan.predictions(f"{title}: answers to dev rows", model, self.plan.rows("dev"))
-        predictions = _predictions(self.runner.make(stage), None)
+        predictions = self.predictions(self.runner.make(stage))
         correct = float((predictions.answers() == predictions.labels).mean())
         return Trial(value, correct, len(predictions.labels))
+
+    def predictions(self, artifact: Artifact) -> Predictions:
+        """Stored answers, as metrics get them."""
+        from safetensors.numpy import load_file
+
+        found = load_file(artifact.files / LOGITS)
+        seed = derive_seed(self.recipe.seed, "metrics")
+        return Predictions(found["logits"], found["labels"], self.target, tuple(self.plan.labels), seed)
 
     def choose(self) -> tuple[Defense, Chosen | None, list[TrialResult]]:
         """Let the rule try values and take one; the metrics of every trial are for the reader alone."""
@@ -284,13 +292,6 @@ def _labels_of(suspect: Checkpoint) -> list[str] | None:
         return None
     names = [str(found[key]) for key in sorted(found, key=int)]
     return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
-
-
-def _predictions(artifact: Artifact, target: int | None) -> Predictions:
-    from safetensors.numpy import load_file
-
-    tensors = load_file(artifact.files / LOGITS)
-    return Predictions(tensors["logits"], tensors["labels"], target)
 
 
 def _environment(recipe: Recipe) -> dict[str, Any]:

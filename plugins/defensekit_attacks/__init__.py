@@ -13,4 +13,10 @@ def defensekit_attacks():  # type: ignore[no-untyped-def]
 
 @hookimpl
 def defensekit_metrics():  # type: ignore[no-untyped-def]
-    return {"acc": "defensekit_attacks.metrics:Accuracy", "asr": "defensekit_attacks.metrics:AttackSuccess"}
+    return {
+        "acc": "defensekit_attacks.metrics:Accuracy",
+        "asr": "defensekit_attacks.metrics:AttackSuccess",
+        "bacc": "defensekit_attacks.metrics:BiasedAccuracy",
+        "ece": "defensekit_attacks.metrics:CalibrationError",
+        "false-triggers": "defensekit_attacks.metrics:FalseTriggers",
+    }
