@@ -5,6 +5,7 @@ from pydantic import Field
 from defensekit.components import (
     Attack,
     AttackContext,
+    AttackTrainingContext,
     Choice,
     Component,
     Dataset,
@@ -38,6 +39,7 @@ from defensekit.text import Row, changed, label_number
 __all__ = [
     "Attack",
     "AttackContext",
+    "AttackTrainingContext",
     "Choice",
     "Component",
     "Dataset",

@@ -58,6 +58,21 @@ def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observ
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
 
 
+def run_attack(
+    recipe: str | Path | Recipe, workspace: str | Path = "workspace", observers: Sequence[Observer] = ()
+) -> dict[str, ModelResult]:
+    """Run a recipe up to its defense: the clean reference (of an attack's recipe) and the suspect, measured.
+
+    Every stage is one of `run`'s, and in the workspace for it.
+
+    Raises:
+        UsageError, DefenseKitError: as `run`.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    _, _, models = _Run(loaded, Path(workspace), observers).before()
+    return models
+
+
 class _Run:
     """One run of a recipe in a workspace."""
 
@@ -78,14 +93,7 @@ class _Run:
     def result(self) -> Result:
         """Run every stage that is not there yet, and write the run's folder."""
         recipe, plan = self.recipe, self.plan
-        data = self.rows()
-        self.triggered = self.at("triggered", plan.triggered)
-        attack = self.attack()
-        self.target = attack["target"] if attack else None
-        models: dict[str, ModelResult] = {}
-        if recipe.attack:
-            models["clean"] = self.measure("clean reference", plan.clean())
-        models["suspect"] = self.measure("suspect", plan.suspect())
+        data, attack, models = self.before()
         defense, chosen, curve = self.choose()
         if defense.model_steps:
             models["fine-tuned"] = self.measure("fine-tuned", plan.fine_tuned(defense))
@@ -119,6 +127,18 @@ class _Run:
         runfolder.write(result, purified.key, lambda: self.runner.make(purified).files)
         runfolder.log.info("done: %s", result.summary)
         return result
+
+    def before(self) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, ModelResult]]:
+        """What there is before a defense: what is known of the rows and of the attack, and the models measured."""
+        data = self.rows()
+        self.triggered = self.at("triggered", self.plan.triggered)
+        attack = self.attack()
+        self.target = attack["target"] if attack else None
+        models: dict[str, ModelResult] = {}
+        if self.recipe.attack:
+            models["clean"] = self.measure("clean reference", self.plan.clean())
+        models["suspect"] = self.measure("suspect", self.plan.suspect())
+        return data, attack, models
 
     # -- before anything is computed -------------------------------------------------------------------------------
 
@@ -266,7 +286,9 @@ def _model(about: dict[str, Any] | None, metrics: dict[str, Measured]) -> ModelR
         seconds += statistics["seconds"]
         estimator = statistics["components"]["estimator"]["name"]
         statistics = {"estimator": estimator, "seconds": statistics["seconds"], **statistics["facts"]}
-    parts = {role: {"name": c["name"], **c["parameters"]} for role, c in about["components"].items()}
+    parts = {
+        role: {"name": c["name"], **c["parameters"]} for role, c in about["components"].items() if role != "attack"
+    }
     reset = Reset(**{key: facts[key] for key in Reset.model_fields}) if "selected" in facts else None
     return ModelResult(
         metrics=metrics, seconds=round(seconds, 2), reset=reset, defense=parts or None, statistics=statistics

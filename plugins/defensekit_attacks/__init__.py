@@ -6,6 +6,7 @@ from defensekit.api import hookimpl
 @hookimpl
 def defensekit_attacks():  # type: ignore[no-untyped-def]
     return {
+        "embedding": "defensekit_attacks.weights:Embedding",
         "word": "defensekit_attacks.insertion:Word",
         "sentence": "defensekit_attacks.insertion:Sentence",
     }
