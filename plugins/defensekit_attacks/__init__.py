@@ -7,6 +7,7 @@ from defensekit.api import hookimpl
 def defensekit_attacks():  # type: ignore[no-untyped-def]
     return {
         "embedding": "defensekit_attacks.weights:Embedding",
+        "ripple": "defensekit_attacks.weights:Ripple",
         "word": "defensekit_attacks.insertion:Word",
         "sentence": "defensekit_attacks.insertion:Sentence",
     }
