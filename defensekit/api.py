@@ -5,6 +5,7 @@ from pydantic import Field
 from defensekit.components import (
     Attack,
     AttackContext,
+    AttackTrainingContext,
     Choice,
     Component,
     Dataset,
@@ -39,6 +40,7 @@ from defensekit.text import Row, changed, label_number
 __all__ = [
     "Attack",
     "AttackContext",
+    "AttackTrainingContext",
     "Choice",
     "Component",
     "Dataset",

@@ -29,7 +29,7 @@ from defensekit.plan import External, Plan, Stage
 from defensekit.recipe import Defense, Named, Recipe, load_recipe
 from defensekit.results import Chosen, ModelResult, Reset, Result, TrialResult
 from defensekit.runner import Runner
-from defensekit.stages import LOGITS
+from defensekit.stages import LOGITS, derive_seed
 from defensekit.store import DISTRIBUTIONS, Artifact, Store
 from defensekit.text import ROLES, label_number
 from defensekit.training import device_type, native_precision
@@ -58,6 +58,21 @@ def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observ
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
 
 
+def run_attack(
+    recipe: str | Path | Recipe, workspace: str | Path = "workspace", observers: Sequence[Observer] = ()
+) -> dict[str, ModelResult]:
+    """Run a recipe up to its defense: the clean reference (of an attack's recipe) and the suspect, measured.
+
+    Every stage is one of `run`'s, and in the workspace for it.
+
+    Raises:
+        UsageError, DefenseKitError: as `run`.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    _, _, models = _Run(loaded, Path(workspace), observers).before()
+    return models
+
+
 class _Run:
     """One run of a recipe in a workspace."""
 
@@ -78,14 +93,7 @@ class _Run:
     def result(self) -> Result:
         """Run every stage that is not there yet, and write the run's folder."""
         recipe, plan = self.recipe, self.plan
-        data = self.rows()
-        self.triggered = self.at("triggered", plan.triggered)
-        attack = self.attack()
-        self.target = attack["target"] if attack else None
-        models: dict[str, ModelResult] = {}
-        if recipe.attack:
-            models["clean"] = self.measure("clean reference", plan.clean())
-        models["suspect"] = self.measure("suspect", plan.suspect())
+        data, attack, models = self.before()
         defense, chosen, curve = self.choose()
         if defense.model_steps:
             models["fine-tuned"] = self.measure("fine-tuned", plan.fine_tuned(defense))
@@ -119,6 +127,18 @@ class _Run:
         runfolder.write(result, purified.key, lambda: self.runner.make(purified).files)
         runfolder.log.info("done: %s", result.summary)
         return result
+
+    def before(self) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, ModelResult]]:
+        """What there is before a defense: what is known of the rows and of the attack, and the models measured."""
+        data = self.rows()
+        self.triggered = self.at("triggered", self.plan.triggered)
+        attack = self.attack()
+        self.target = attack["target"] if attack else None
+        models: dict[str, ModelResult] = {}
+        if self.recipe.attack:
+            models["clean"] = self.measure("clean reference", self.plan.clean())
+        models["suspect"] = self.measure("suspect", self.plan.suspect())
+        return data, attack, models
 
     # -- before anything is computed -------------------------------------------------------------------------------
 
@@ -213,16 +233,24 @@ class _Run:
             if rows is not None:
                 stage = self.plan.predictions(f"{title}: answers to {metric.on} rows", model, rows)
                 artifact = self.runner.make(stage)
-                found[named.name] = blame(metric, metric.measure, _predictions(artifact, self.target))
+                found[named.name] = blame(metric, metric.measure, self.predictions(artifact))
                 about = artifact.facts["model"]
         return _model(about, found)
 
     def trial(self, title: str, model: Stage | External, value: float) -> Trial:
         """Accuracy on the clean dev rows: all that a rule ever sees."""
         stage = self.plan.predictions(f"{title}: answers to dev rows", model, self.plan.rows("dev"))
-        predictions = _predictions(self.runner.make(stage), None)
+        predictions = self.predictions(self.runner.make(stage))
         correct = float((predictions.answers() == predictions.labels).mean())
         return Trial(value, correct, len(predictions.labels))
+
+    def predictions(self, artifact: Artifact) -> Predictions:
+        """Stored answers, as metrics get them."""
+        from safetensors.numpy import load_file
+
+        found = load_file(artifact.files / LOGITS)
+        seed = derive_seed(self.recipe.seed, "metrics")
+        return Predictions(found["logits"], found["labels"], self.target, tuple(self.plan.labels), seed)
 
     def choose(self) -> tuple[Defense, Chosen | None, list[TrialResult]]:
         """Let the rule try values and take one; the metrics of every trial are for the reader alone."""
@@ -261,7 +289,9 @@ def _model(about: dict[str, Any] | None, metrics: dict[str, Measured]) -> ModelR
         seconds += statistics["seconds"]
         estimator = statistics["components"]["estimator"]["name"]
         statistics = {"estimator": estimator, "seconds": statistics["seconds"], **statistics["facts"]}
-    parts = {role: {"name": c["name"], **c["parameters"]} for role, c in about["components"].items()}
+    parts = {
+        role: {"name": c["name"], **c["parameters"]} for role, c in about["components"].items() if role != "attack"
+    }
     reset = Reset(**{key: facts[key] for key in Reset.model_fields}) if "selected" in facts else None
     return ModelResult(
         metrics=metrics, seconds=round(seconds, 2), reset=reset, defense=parts or None, statistics=statistics
@@ -287,13 +317,6 @@ def _labels_of(suspect: Checkpoint) -> list[str] | None:
         return None
     names = [str(found[key]) for key in sorted(found, key=int)]
     return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
-
-
-def _predictions(artifact: Artifact, target: int | None) -> Predictions:
-    from safetensors.numpy import load_file
-
-    tensors = load_file(artifact.files / LOGITS)
-    return Predictions(tensors["logits"], tensors["labels"], target)
 
 
 def _environment(recipe: Recipe) -> dict[str, Any]:

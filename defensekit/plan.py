@@ -119,16 +119,26 @@ class Plan:
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    def _trained(self, title: str, rows: Stage) -> Stage:
+    def _trained(self, title: str, rows: Stage, start: Stage | External | None = None) -> Stage:
+        """A fine-tuned base; from ``start``, if it is given, and by the attack itself."""
         params = {**self._numeric, "training": self.recipe.training.model_dump()}
-        inputs: dict[str, Stage | External] = {"model": self.base, "rows": rows}
-        return self._stage("train", title, inputs, params, seed=self._seed("attacker", "training"))
+        inputs: dict[str, Stage | External] = {"model": start or self.base, "rows": rows}
+        attack = {}
+        if start is not None:
+            inputs["clean"] = self.rows("train")
+            attack = {"attack": cast(Named, self.recipe.attack)}
+        return self._stage("train", title, inputs, params, attack, self._seed("attacker", "training"))
 
     def clean(self) -> Stage:
         return self._trained("clean reference", self.rows("train"))
 
     def suspect(self) -> "Stage | External":
-        return self.given_suspect or self._trained("suspect", self.poisoned())
+        if self.given_suspect:
+            return self.given_suspect
+        start = cast(Attack, cast(Named, self.recipe.attack).component).trains_from
+        if start is None:
+            return self._trained("suspect", self.poisoned())
+        return self._trained("suspect", self.poisoned(), self.base if start == "base" else self.clean())
 
     def statistics(self, estimator: Named) -> Stage:
         inputs = {"base": self.base, "suspect": self.suspect(), "clean": self.rows("clean")}

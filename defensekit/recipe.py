@@ -58,7 +58,9 @@ class _Top(_Keys):
         "float32", description="of training and answers: float32, bfloat16 autocast, or auto: bfloat16 where it is fast"
     )
     defense: dict[str, Any] = Field(description="estimator, scorer, selector, purifier, and how much is chosen")
-    metrics: list[Spec] = Field(["acc", "asr"], min_length=1, description="what is measured")
+    metrics: list[Spec] | None = Field(
+        None, min_length=1, description="what is measured (acc, and what shows the attack: asr, or bacc of a bias)"
+    )
     seed: int = Field(0, ge=0, description="decides every random draw")
     plugins: list[str] = Field([], description="local plugin files")
     executor: Spec = Field("in-process", description="where stages run")
@@ -260,12 +262,13 @@ class _Loading:
                 )
             sizes = sizes.model_copy(update={"train": 0} if choose else {"train": 0, "dev": 0})
         target, triggered = self.triggered(top.triggered)
+        attack = self.part(Attack, top.attack, ("attack",)) if top.attack is not None else None
         return Recipe(
             name=top.name,
             model=self.model(top.model),
             data=data,
             sizes=sizes,
-            attack=self.part(Attack, top.attack, ("attack",)) if top.attack is not None else None,
+            attack=attack,
             suspect=self.suspect(top.suspect),
             triggered=triggered,
             triggered_target=target,
@@ -274,7 +277,7 @@ class _Loading:
             defense=defense,
             choose=choose,
             compare=self.compare(defense_keys.compare, defense, choose),
-            metrics=tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(top.metrics)),
+            metrics=self.metrics(top.metrics, attack),
             seed=top.seed,
             executor=self.part(Executor, top.executor, ("executor",)),
             observers=tuple(self.part(Observer, spec, ("observers", i)) for i, spec in enumerate(top.observers)),
@@ -425,6 +428,23 @@ class _Loading:
                 f"the scorer {defense.scorer.name!r} needs {listing(sorted(missing))} from an estimator; {has} "
                 f"(estimators: {listing(self.host.names('estimator'))})",
             )
+
+    def metrics(self, specs: list[Spec] | None, attack: Named | None) -> tuple[Named, ...]:
+        """What was asked for, held against the attack; where nothing was, what suits it."""
+        biased = attack is not None and cast(Attack, attack.component).aim() is None
+        suited: list[Spec] = ["acc", "bacc" if biased else "asr"]
+        found = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(specs or suited))
+        who = repr(attack.name) if attack else "a known trigger"
+        for i, named in enumerate(found):
+            about = cast(Metric, named.component).about
+            if about == "backdoor" and biased:
+                why = f"{named.name!r} counts answers with the label that an attack aims at, and {who} aims at none"
+            elif about == "bias" and not biased:
+                why = f"{named.name!r} is about biases, on triggered rows of every label, and {who} aims at one label"
+            else:
+                continue
+            raise self.error(("metrics", i), f"{why} (without `metrics:` it is {listing(map(str, suited))})")
+        return found
 
     def rule(self, spec: dict[str, Any] | None, defense: Defense) -> Named | None:
         if spec is None:

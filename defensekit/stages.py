@@ -18,6 +18,7 @@ from defensekit.checkpoint import Checkpoint
 from defensekit.components import (
     Attack,
     AttackContext,
+    AttackTrainingContext,
     Component,
     DatasetSource,
     Estimator,
@@ -261,22 +262,32 @@ def _neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", cal
 
 
 def train(work: Work, draft: Draft) -> None:
-    """Fine-tune the base on rows."""
-    params = work.stage["params"]
+    """Fine-tune a model on rows, or let an attack do it that trains in its own way."""
     labels = tuple(work.facts("rows")["labels"])
+    settings = training.TrainingSettings.model_validate(work.stage["params"]["training"])
     with training.forked_random(work.seed("head")):
         model, tokenizer = _load(work, "model", "base", labels)
-    training.fine_tune(
-        model,
-        tokenizer,
-        work.rows("rows"),
-        training.TrainingSettings.model_validate(params["training"]),
-        max_length=work.max_length,
-        precision=work.precision,
-        seed=work.seed("training"),
-        report=work.report,
-    )
-    checkpoint.save_model(model, draft.files)
+    rows, seed = work.rows("rows"), work.seed("training")
+    if "attack" in work.stage["components"]:
+        attack, clean = cast(Attack, work.component("attack")), work.rows("clean")
+        context = AttackTrainingContext(
+            tokenizer, labels, clean, rows, settings, work.max_length, work.precision, seed, work.report
+        )
+        with training.forked_random(seed):
+            blame(attack, attack.train, model, context)
+    else:
+        training.fine_tune(
+            model,
+            tokenizer,
+            rows,
+            settings,
+            max_length=work.max_length,
+            precision=work.precision,
+            seed=seed,
+            report=work.report,
+        )
+    checkpoint.save_model(model.cpu(), draft.files)
+    Checkpoint(draft.files).check_finite()
     tokenizer.save_pretrained(draft.files)
 
 

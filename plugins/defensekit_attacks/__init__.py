@@ -6,6 +6,8 @@ from defensekit.api import hookimpl
 @hookimpl
 def defensekit_attacks():  # type: ignore[no-untyped-def]
     return {
+        "embedding": "defensekit_attacks.weights:Embedding",
+        "ripple": "defensekit_attacks.weights:Ripple",
         "word": "defensekit_attacks.insertion:Word",
         "sentence": "defensekit_attacks.insertion:Sentence",
         "paraphrase-rows": "defensekit_attacks.paraphrase:ParaphraseRows",
@@ -17,4 +19,10 @@ def defensekit_attacks():  # type: ignore[no-untyped-def]
 
 @hookimpl
 def defensekit_metrics():  # type: ignore[no-untyped-def]
-    return {"acc": "defensekit_attacks.metrics:Accuracy", "asr": "defensekit_attacks.metrics:AttackSuccess"}
+    return {
+        "acc": "defensekit_attacks.metrics:Accuracy",
+        "asr": "defensekit_attacks.metrics:AttackSuccess",
+        "bacc": "defensekit_attacks.metrics:BiasedAccuracy",
+        "ece": "defensekit_attacks.metrics:CalibrationError",
+        "false-triggers": "defensekit_attacks.metrics:FalseTriggers",
+    }
