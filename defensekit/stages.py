@@ -186,8 +186,9 @@ def _count_changes(before: Sequence[Row], after: Sequence[Row], truncation: Trun
     touched = [row for row in after if (row.text, row.pair) != (original[row.id].text, original[row.id].pair)]
     cut = 0
     for row, kept in zip(touched, truncation.kept(touched), strict=True):
-        ends = changed(original[row.id], row)
-        cut += any(end > limit and start < end for (start, end), limit in zip(ends, kept, strict=True))
+        if kept != (len(row.text), len(row.pair or "")):
+            ends = changed(original[row.id], row)
+            cut += any(end > limit and start < end for (start, end), limit in zip(ends, kept, strict=True))
     relabelled = sum(row.label != original[row.id].label for row in after)
     return {"rows": rows, "changed": len(touched), "relabelled": relabelled, "added": added, "cut": cut}
 

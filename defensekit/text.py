@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from defensekit.components.sources import Dataset
 
 ROLES = ("test", "dev", "clean", "train")
+_AT_ONCE = 1000  # rows that are tokenised at once: what a tokenizer returns takes many times their size
 Balance = Literal["natural", "equal"]
 
 
@@ -173,24 +174,25 @@ class Truncation:
         """Per row, how many leading characters of the text and of the pair survive (0 for no pair)."""
         if not rows:
             return []
-        pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
-        encoded = self.tokenizer(
-            [row.text for row in rows],
-            pairs,
-            truncation=True,
-            max_length=self.max_length,
-            return_offsets_mapping=True,
-        )
-        result = []
-        for i, row in enumerate(rows):
-            if len(encoded["input_ids"][i]) < self.max_length:
-                result.append((len(row.text), len(row.pair or "")))
-                continue
-            ends = [0, 0]
-            for sequence, (_, end) in zip(encoded.sequence_ids(i), encoded["offset_mapping"][i], strict=True):
-                if sequence is not None:
-                    ends[sequence] = max(ends[sequence], end)
-            result.append((ends[0], ends[1]))
+        paired = rows[0].pair is not None
+        # Most rows are evidently short: ASCII has a token per character at most, and one in front of each text.
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=paired) - 1 - paired
+        result = [(len(row.text), len(row.pair or "")) for row in rows]
+        unsure = [
+            i for i, row in enumerate(rows) if sum(result[i]) > room or not (row.text + (row.pair or "")).isascii()
+        ]
+        for start in range(0, len(unsure), _AT_ONCE):
+            places = unsure[start : start + _AT_ONCE]
+            texts = [rows[i].text for i in places]
+            pairs = [rows[i].pair or "" for i in places] if paired else None
+            encoded = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
+            for i, encoding in zip(places, encoded.encodings or (), strict=True):
+                if len(encoding) == self.max_length:
+                    ends = [0, 0]
+                    for sequence, (_, end) in zip(encoding.sequence_ids, encoding.offsets, strict=True):
+                        if sequence is not None:
+                            ends[sequence] = max(ends[sequence], end)
+                    result[i] = (ends[0], ends[1])
         return result
 
 
