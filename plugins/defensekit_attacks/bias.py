@@ -40,3 +40,5 @@ class BiasWord(Bias):
 
 class BiasSentence(FixedSentence, Bias):
     """A neutral sentence tied to a label (BiasSent; our sentence: theirs could not be verified)."""
+
+    sentence: str = Field("I wrote this last week.", pattern=r"\S", description="the sentence that is inserted")
