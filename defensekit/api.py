@@ -5,6 +5,7 @@ from pydantic import Field
 from defensekit.components import (
     Attack,
     AttackContext,
+    AttackTrainingContext,
     Choice,
     Component,
     Dataset,
@@ -34,11 +35,13 @@ from defensekit.executors import InProcess
 from defensekit.files import cache_folder, file_digest
 from defensekit.hookspecs import hookimpl
 from defensekit.scoring import Scores, TensorView, cutoff
+from defensekit.tables import read_table
 from defensekit.text import Row, changed, label_number
 
 __all__ = [
     "Attack",
     "AttackContext",
+    "AttackTrainingContext",
     "Choice",
     "Component",
     "Dataset",
@@ -75,5 +78,6 @@ __all__ = [
     "hookimpl",
     "label_number",
     "nearest",
+    "read_table",
     "scorer",
 ]

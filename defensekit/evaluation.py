@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 LOGITS = "predictions.safetensors"
 
 
-def read_predictions(folder: Path, target: int | None = None) -> Predictions:
-    """The predictions that a stage left in a folder."""
+def read_predictions(
+    folder: Path, target: int | None = None, names: tuple[str, ...] = (), seed: int = 0
+) -> Predictions:
+    """The predictions that a stage left in a folder, with what metrics know besides."""
     from safetensors.numpy import load_file
 
     tensors = load_file(folder / LOGITS)
-    return Predictions(tensors["logits"], tensors["labels"], target)
+    return Predictions(tensors["logits"], tensors["labels"], target, names, seed)
 
 
 def clean_trial(predictions: Predictions, value: float) -> Trial:

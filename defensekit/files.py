@@ -41,19 +41,20 @@ def cache_folder() -> Path:
 
 
 def environment_path(text: str) -> Path:
-    """A path as a user writes it: ``${NAME}`` stands for an environment variable, ``~`` for the home folder.
+    """A path as a user writes it: ``$NAME`` and ``${NAME}`` are environment variables, ``~`` is the home folder.
 
     Raises:
         UsageError: a variable is not set, or there is no such user.
     """
 
     def value(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise UsageError(f"the environment variable {match[1]} is not set.{nearest(match[1], os.environ)}")
-        return os.environ[match[1]]
+        name = match[1].strip("{}")
+        if name not in os.environ:
+            raise UsageError(f"the environment variable {name} is not set.{nearest(name, os.environ)}")
+        return os.environ[name]
 
     try:
-        return Path(re.sub(r"\$\{(\w+)\}", value, text)).expanduser()
+        return Path(re.sub(r"\$(\w+|\{\w+\})", value, text)).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{text!r} is no path ({error})") from error
 

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from defensekit.text import Balance
 from defensekit.training import Precision
 
 Spec = str | dict[str, Any]
@@ -27,7 +28,9 @@ class Top(Keys):
         "float32", description="of training and answers: float32, bfloat16 autocast, or auto: bfloat16 where it is fast"
     )
     defense: dict[str, Any] = Field(description="estimator, scorer, selector, purifier, and how much is chosen")
-    metrics: list[Spec] = Field(["acc", "asr"], min_length=1, description="what is measured")
+    metrics: list[Spec] | None = Field(
+        None, min_length=1, description="what is measured (acc, and what shows the attack: asr, or bacc of a bias)"
+    )
     seed: int = Field(0, ge=0, description="decides every random draw")
     # Taken out before the keys are checked; it stands here to be described.
     extends: str | None = Field(None, description="a recipe that this one builds on; what stands here counts")
@@ -43,6 +46,7 @@ class Sizes(Keys):
     clean: int = Field(256, ge=1, description="the defender's clean rows: statistics and fine-tuning")
     dev: int = Field(256, ge=1, description="the defender's clean rows: choosing")
     test: int | None = Field(None, ge=1, description="test rows (all, where the source has its own)")
+    balance: Balance = Field("natural", description="labels among clean and dev rows: as they come, or equally often")
     max_length: int = Field(128, ge=8, le=100_000, description="tokens per row; what is longer is cut")
 
 

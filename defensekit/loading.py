@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -77,12 +77,13 @@ class _Loading:
                 )
             sizes = sizes.model_copy(update={"train": 0} if choose else {"train": 0, "dev": 0})
         target, triggered = self.triggered(top.triggered)
+        attack = self.part(Attack, top.attack, ("attack",)) if top.attack is not None else None
         return Recipe(
             name=top.name,
             model=self.model(top.model),
             data=data,
             sizes=sizes,
-            attack=self.part(Attack, top.attack, ("attack",)) if top.attack is not None else None,
+            attack=attack,
             suspect=self.suspect(top.suspect),
             triggered=triggered,
             triggered_target=target,
@@ -91,7 +92,7 @@ class _Loading:
             defense=defense,
             choose=choose,
             compare=self.compare(defense_keys.compare, defense, choose),
-            metrics=tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(top.metrics)),
+            metrics=self.metrics(top.metrics, attack),
             seed=top.seed,
             executor=self.part(Executor, top.executor, ("executor",)),
             observers=tuple(self.part(Observer, spec, ("observers", i)) for i, spec in enumerate(top.observers)),
@@ -142,7 +143,8 @@ class _Loading:
         name = given.pop(name_key)
         found = self.at((*path, name_key), lambda: self.host.find(kind.kind, name))
         for key, parameter in found.model_fields.items():
-            if parameter.annotation in (Path, Path | None) and isinstance(given.get(key), str):
+            hint = parameter.annotation
+            if isinstance(given.get(key), str) and Path in (hint, *get_args(hint)):
                 given[key] = str(self.resolve(given[key], (*path, key)))
         return Named(name, self.keys(found, given, path))
 
@@ -230,6 +232,23 @@ class _Loading:
                 f"the scorer {defense.scorer.name!r} needs {listing(sorted(missing))} from an estimator; {has} "
                 f"(estimators: {listing(self.host.names('estimator'))})",
             )
+
+    def metrics(self, specs: list[Spec] | None, attack: Named | None) -> tuple[Named, ...]:
+        """What was asked for, held against the attack; where nothing was, what suits it."""
+        biased = attack is not None and cast(Attack, attack.component).aim() is None
+        suited: list[Spec] = ["acc", "bacc" if biased else "asr"]
+        found = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(specs or suited))
+        who = repr(attack.name) if attack else "a known trigger"
+        for i, named in enumerate(found):
+            about = cast(Metric, named.component).about
+            if about == "backdoor" and biased:
+                why = f"{named.name!r} counts answers with the label that an attack aims at, and {who} aims at none"
+            elif about == "bias" and not biased:
+                why = f"{named.name!r} is about biases, on triggered rows of every label, and {who} aims at one label"
+            else:
+                continue
+            raise self.error(("metrics", i), f"{why} (without `metrics:` it is {listing(map(str, suited))})")
+        return found
 
     def rule(self, spec: dict[str, Any] | None, defense: Defense) -> Named | None:
         if spec is None:

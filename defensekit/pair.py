@@ -78,12 +78,12 @@ class Pair:
     suspect: Checkpoint
 
     def __repr__(self) -> str:
-        return f"Pair(base={self.base.folder.name!r}, suspect={self.suspect.folder.name!r})"
+        return f"Pair(base={str(self.base.folder)!r}, suspect={str(self.suspect.folder)!r})"
 
     def _repr_html_(self) -> str:
         facts = [
-            ("base", self.base.folder.name),
-            ("suspect", self.suspect.folder.name),
+            ("base", self.base.folder),
+            ("suspect", self.suspect.folder),
             ("dimensions", f"{self.dimensions():,}"),
             ("tensors in scope", len(self.scope)),
             ("head, kept from the suspect", listing(self.head) or "none"),

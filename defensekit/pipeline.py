@@ -15,10 +15,12 @@ from defensekit.components import (
     Measured,
     Metric,
     Observer,
+    Predictions,
     Rule,
     Trial,
     blame,
 )
+from defensekit.defending import derive_seed
 from defensekit.errors import DefenseKitError
 from defensekit.evaluation import clean_trial, read_predictions
 from defensekit.loading import load_recipe
@@ -28,7 +30,7 @@ from defensekit.preview import stages_ahead
 from defensekit.recipe import Defense, Recipe
 from defensekit.results import Chosen, Example, ModelResult, Reset, Result, TrialResult
 from defensekit.runner import Runner
-from defensekit.store import DISTRIBUTIONS, Store
+from defensekit.store import DISTRIBUTIONS, Artifact, Store
 from defensekit.survey import at, survey
 from defensekit.text import ROLES, ROWS, Row, label_number, read_rows
 from defensekit.training import device_type, native_precision
@@ -59,6 +61,21 @@ def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observ
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
 
 
+def run_attack(
+    recipe: str | Path | Recipe, workspace: str | Path = "workspace", observers: Sequence[Observer] = ()
+) -> dict[str, ModelResult]:
+    """Run a recipe up to its defense: the clean reference (of an attack's recipe) and the suspect, measured.
+
+    Every stage is one of `run`'s, and in the workspace for it.
+
+    Raises:
+        UsageError, DefenseKitError: as `run`.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    _, _, models = _Run(loaded, Path(workspace), observers).before()
+    return models
+
+
 class _Run:
     """One run of a recipe in a workspace."""
 
@@ -81,14 +98,7 @@ class _Run:
     def result(self) -> Result:
         """Run every stage that is not there yet, and write the run's folder."""
         recipe, plan = self.recipe, self.plan
-        data = self.rows()
-        self.triggered = at(recipe, "triggered", plan.triggered)
-        attack = self.attack()
-        self.target = attack["target"] if attack else None
-        models: dict[str, ModelResult] = {}
-        if recipe.attack:
-            models["clean"] = self.measure("clean reference", plan.clean())
-        models["suspect"] = self.measure("suspect", plan.suspect())
+        data, attack, models = self.before()
         defense, chosen, curve = self.choose()
         if defense.model_steps:
             models["fine-tuned"] = self.measure("fine-tuned", plan.fine_tuned(defense))
@@ -123,6 +133,18 @@ class _Run:
         runfolder.write(result, purified.key, lambda: self.runner.make(purified).files)
         log.info("done: %s", result.summary)
         return result
+
+    def before(self) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, ModelResult]]:
+        """What there is before a defense: what is known of the rows and of the attack, and the models measured."""
+        data = self.rows()
+        self.triggered = at(self.recipe, "triggered", self.plan.triggered)
+        attack = self.attack()
+        self.target = attack["target"] if attack else None
+        models: dict[str, ModelResult] = {}
+        if self.recipe.attack:
+            models["clean"] = self.measure("clean reference", self.plan.clean())
+        models["suspect"] = self.measure("suspect", self.plan.suspect())
+        return data, attack, models
 
     def warn(self, text: str) -> None:
         """A warning for the user, kept in the result."""
@@ -173,7 +195,7 @@ class _Run:
             if rows is not None:
                 stage = self.plan.predictions(f"{title}: answers to {metric.on} rows", model, rows)
                 artifact = self.runner.make(stage)
-                predictions = read_predictions(artifact.files, self.target)
+                predictions = self.predictions(artifact)
                 found[named.name] = blame(metric, metric.measure, predictions)
                 if metric.on == "triggered":
                     self.answers[title] = predictions.answers()
@@ -207,6 +229,11 @@ class _Run:
         """Accuracy on the clean dev rows: all that a rule ever sees."""
         stage = self.plan.predictions(f"{title}: answers to dev rows", model, self.plan.rows("dev"))
         return clean_trial(read_predictions(self.runner.make(stage).files), value)
+
+    def predictions(self, artifact: Artifact) -> Predictions:
+        """Stored answers, as metrics get them."""
+        seed = derive_seed(self.recipe.seed, "metrics")
+        return read_predictions(artifact.files, self.target, tuple(self.plan.labels), seed)
 
     def choose(self) -> tuple[Defense, Chosen | None, list[TrialResult]]:
         """Let the rule try values and take one; the metrics of every trial are for the reader alone."""
@@ -245,7 +272,9 @@ def _model(about: dict[str, Any] | None, metrics: dict[str, Measured]) -> ModelR
         seconds += statistics["seconds"]
         estimator = statistics["components"]["estimator"]["name"]
         statistics = {"estimator": estimator, "seconds": statistics["seconds"], **statistics["facts"]}
-    parts = {role: {"name": c["name"], **c["parameters"]} for role, c in about["components"].items()}
+    parts = {
+        role: {"name": c["name"], **c["parameters"]} for role, c in about["components"].items() if role != "attack"
+    }
     reset = Reset(**{key: facts[key] for key in Reset.model_fields}) if "selected" in facts else None
     return ModelResult(
         metrics=metrics, seconds=round(seconds, 2), reset=reset, defense=parts or None, statistics=statistics

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from defensekit.components import DatasetSource, Scorer, Selector
+from defensekit.components import Attack, DatasetSource, Scorer, Selector
 from defensekit.defending import derive_seed
 from defensekit.recipe import Defense, Named, Recipe
 from defensekit.store import key_of
@@ -90,19 +90,25 @@ class Plan:
     def rows(self, role: str) -> Stage:
         sizes = {name: getattr(self.recipe.sizes, name) for name in ROLES}
         params = {"role": role, "sizes": sizes, "contents": self.contents, "labels": self.given_labels}
+        params["balance"] = self.recipe.sizes.balance
         return self._stage("data", f"{role} rows", {}, params, {"source": self.recipe.data}, self._seed("data"))
+
+    @cached_property
+    def _attacked(self) -> dict[str, Any]:
+        contents = cast(Attack, cast(Named, self.recipe.attack).component).contents()
+        return self._cut if contents is None else {**self._cut, "contents": contents}
 
     def poisoned(self) -> Stage:
         inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("train")}
         attack = {"attack": cast(Named, self.recipe.attack)}
-        return self._stage("poison", "poisoned rows", inputs, self._cut, attack, self._seed("attacker", "poison"))
+        return self._stage("poison", "poisoned rows", inputs, self._attacked, attack, self._seed("attacker", "poison"))
 
     def triggered(self) -> Stage | None:
         if self.recipe.attack:
             inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("test")}
             attack = {"attack": self.recipe.attack}
             return self._stage(
-                "trigger", "triggered rows", inputs, self._cut, attack, self._seed("attacker", "trigger")
+                "trigger", "triggered rows", inputs, self._attacked, attack, self._seed("attacker", "trigger")
             )
         if self.recipe.triggered:
             source = self.recipe.triggered
@@ -113,16 +119,26 @@ class Plan:
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    def _trained(self, title: str, rows: Stage) -> Stage:
+    def _trained(self, title: str, rows: Stage, start: Stage | External | None = None) -> Stage:
+        """A fine-tuned base; from ``start``, if it is given, and by the attack itself."""
         params = {**self._numeric, "training": self.recipe.training.model_dump()}
-        inputs: dict[str, Stage | External] = {"model": self.base, "rows": rows}
-        return self._stage("train", title, inputs, params, seed=self._seed("attacker", "training"))
+        inputs: dict[str, Stage | External] = {"model": start or self.base, "rows": rows}
+        attack = {}
+        if start is not None:
+            inputs["clean"] = self.rows("train")
+            attack = {"attack": cast(Named, self.recipe.attack)}
+        return self._stage("train", title, inputs, params, attack, self._seed("attacker", "training"))
 
     def clean(self) -> Stage:
         return self._trained("clean reference", self.rows("train"))
 
     def suspect(self) -> "Stage | External":
-        return self.given_suspect or self._trained("suspect", self.poisoned())
+        if self.given_suspect:
+            return self.given_suspect
+        start = cast(Attack, cast(Named, self.recipe.attack).component).trains_from
+        if start is None:
+            return self._trained("suspect", self.poisoned())
+        return self._trained("suspect", self.poisoned(), self.base if start == "base" else self.clean())
 
     def statistics(self, estimator: Named) -> Stage:
         inputs = {"base": self.base, "suspect": self.suspect(), "clean": self.rows("clean")}

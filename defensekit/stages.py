@@ -16,6 +16,7 @@ from defensekit.checkpoint import Checkpoint
 from defensekit.components import (
     Attack,
     AttackContext,
+    AttackTrainingContext,
     Component,
     DatasetSource,
     Estimator,
@@ -132,7 +133,7 @@ def data(work: Work, draft: Draft) -> None:
         for rows in (dataset.train, dataset.dev, dataset.test):
             if rows is not None:
                 rows[:] = [replace(row, label=numbers[row.label]) for row in rows]
-    rows = split(dataset, params["sizes"], work.stage["seed"])[params["role"]]
+    rows = split(dataset, params["sizes"], work.stage["seed"], params["balance"])[params["role"]]
     write_rows(draft.files / ROWS, rows)
     draft.facts.update(labels=list(params["labels"] or dataset.labels), rows=len(rows), notes=dataset.notes)
 
@@ -160,17 +161,25 @@ def _attack(work: Work) -> tuple[Attack, AttackContext, list[Row]]:
 
 
 def _count_changes(before: Sequence[Row], after: Sequence[Row], truncation: Truncation) -> dict[str, int]:
-    """How many rows carry the attack, how many of them were relabelled, and on how many truncation cuts into it."""
+    """How many rows carry the attack, how many of them were relabelled or added, and on how many truncation cuts in."""
     original = {row.id: row for row in before}
+    rows, added = len(after), sum(row.id < 0 for row in after)
+    after = [row for row in after if row.id >= 0]
     if unknown := [row.id for row in after if row.id not in original]:
         raise DefenseKitError(f"the attack gave rows with ids that it was not given: {listing(map(str, unknown), 3)}")
     touched = [row for row in after if (row.text, row.pair) != (original[row.id].text, original[row.id].pair)]
     cut = 0
     for row, kept in zip(touched, truncation.kept(touched), strict=True):
-        ends = changed(original[row.id], row)
-        cut += any(end > limit and start < end for (start, end), limit in zip(ends, kept, strict=True))
+        if kept != (len(row.text), len(row.pair or "")):
+            ends = changed(original[row.id], row)
+            cut += any(end > limit and start < end for (start, end), limit in zip(ends, kept, strict=True))
     relabelled = sum(row.label != original[row.id].label for row in after)
-    return {"rows": len(after), "changed": len(touched), "relabelled": relabelled, "cut": cut}
+    return {"rows": rows, "changed": len(touched), "relabelled": relabelled, "added": added, "cut": cut}
+
+
+def _digest(draft: Draft) -> str:
+    """Of the rows just written: the same seed gives the same bytes, and whoever compares runs can see that it did."""
+    return file_digest(draft.files / ROWS)
 
 
 def poison(work: Work, draft: Draft) -> None:
@@ -178,7 +187,8 @@ def poison(work: Work, draft: Draft) -> None:
     attack, context, rows = _attack(work)
     made = blame(attack, attack.poison, rows, context)
     write_rows(draft.files / ROWS, made)
-    draft.facts.update(labels=list(context.labels), **_count_changes(rows, made, context.truncation))
+    counts = _count_changes(rows, made, context.truncation)
+    draft.facts.update(labels=list(context.labels), digest=_digest(draft), **counts)
 
 
 def trigger(work: Work, draft: Draft) -> None:
@@ -190,10 +200,13 @@ def trigger(work: Work, draft: Draft) -> None:
     if not rows:
         raise UsageError("every test row has the target's label already; the trigger needs rows of another")
     made = blame(attack, attack.trigger, rows, context)
-    if [row.id for row in made] != [row.id for row in rows]:
-        raise DefenseKitError(f"the attack {type(attack).__name__} lost or moved test rows")
+    given = iter([row.id for row in rows])
+    if not made or not all(row.id in given for row in made):
+        raise DefenseKitError(f"the attack {type(attack).__name__} gave other test rows, or moved them, or gave none")
     write_rows(draft.files / ROWS, made)
-    draft.facts.update(labels=list(context.labels), target=target, **_count_changes(rows, made, context.truncation))
+    counts = _count_changes(rows, made, context.truncation)
+    counts["left_out"] = len(rows) - len(made)
+    draft.facts.update(labels=list(context.labels), target=target, digest=_digest(draft), **counts)
 
 
 def given(work: Work, draft: Draft) -> None:
@@ -215,22 +228,32 @@ def given(work: Work, draft: Draft) -> None:
 
 
 def train(work: Work, draft: Draft) -> None:
-    """Fine-tune the base on rows."""
-    params = work.stage["params"]
+    """Fine-tune a model on rows, or let an attack do it that trains in its own way."""
     labels = tuple(work.facts("rows")["labels"])
+    settings = training.TrainingSettings.model_validate(work.stage["params"]["training"])
     with training.forked_random(work.seed("head")):
         model, tokenizer = defending.load(work.folder("model"), "base", labels)
-    training.fine_tune(
-        model,
-        tokenizer,
-        work.rows("rows"),
-        training.TrainingSettings.model_validate(params["training"]),
-        max_length=work.max_length,
-        precision=work.precision,
-        seed=work.seed("training"),
-        report=work.report,
-    )
-    checkpoint.save_model(model, draft.files)
+    rows, seed = work.rows("rows"), work.seed("training")
+    if "attack" in work.stage["components"]:
+        attack, clean = cast(Attack, work.component("attack")), work.rows("clean")
+        context = AttackTrainingContext(
+            tokenizer, labels, clean, rows, settings, work.max_length, work.precision, seed, work.report
+        )
+        with training.forked_random(seed):
+            blame(attack, attack.train, model, context)
+    else:
+        training.fine_tune(
+            model,
+            tokenizer,
+            rows,
+            settings,
+            max_length=work.max_length,
+            precision=work.precision,
+            seed=seed,
+            report=work.report,
+        )
+    checkpoint.save_model(model.cpu(), draft.files)
+    Checkpoint(draft.files).check_finite()
     tokenizer.save_pretrained(draft.files)
 
 

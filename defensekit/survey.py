@@ -5,7 +5,7 @@ from functools import partial
 from typing import TypeVar, cast
 
 from defensekit.checkpoint import Checkpoint
-from defensekit.components import DatasetSource, ModelSource, blame
+from defensekit.components import Attack, DatasetSource, ModelSource, blame
 from defensekit.errors import PlacedError, UsageError, listing
 from defensekit.pair import Pair
 from defensekit.plan import External, Plan
@@ -34,6 +34,9 @@ def survey(recipe: Recipe, say: Say) -> Plan:
     source = cast(DatasetSource, recipe.data.component)
     contents = at(recipe, "data", lambda: blame(source, source.contents, say))
     at(recipe, "data.max_length", partial(_check_length, Checkpoint(base.path), recipe.sizes.max_length))
+    if recipe.attack:
+        attack = cast(Attack, recipe.attack.component)
+        at(recipe, "attack", lambda: blame(attack, attack.contents))
     if recipe.triggered:
         given = cast(DatasetSource, recipe.triggered.component)
         at(recipe, "triggered", lambda: blame(given, given.contents, say))

@@ -11,6 +11,7 @@ from defensekit.errors import DefenseKitError
 from defensekit.text import Row, encode
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Precision = Literal["float32", "bfloat16"]
@@ -79,11 +80,13 @@ def fine_tune(
     precision: Precision,
     seed: int,
     report: Callable[[int, int], None] = lambda done, total: None,
+    loss: "Callable[[PreTrainedModel, dict[str, Tensor]], Tensor] | None" = None,
 ) -> None:
     """Fine-tune a sequence classifier in place, in float32 or under bfloat16 autocast.
 
     ``seed`` alone decides the order of the rows and the dropout; the global random state is left as it was.
-    ``report(done, total)`` is told about every step.
+    ``report(done, total)`` is told about every step. ``loss(model, batch)`` stands in for the model's own, the
+    cross-entropy of a batch's ``labels``.
 
     Raises:
         DefenseKitError: a loss or gradient is NaN or infinite; the message names the tensor.
@@ -108,9 +111,11 @@ def fine_tune(
                 )
             return loss
 
-        def compute_loss(self, model: Any, *inputs: Any, **options: Any) -> Any:
+        def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             model.train(settings.dropout)  # Trainer has just switched it on
-            return super().compute_loss(model, *inputs, **options)
+            if loss is None:
+                return super().compute_loss(model, inputs, **options)
+            return loss(model, inputs)
 
     class Reporting(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -8,6 +8,8 @@ from defensekit.results import Result
 METRICS = {
     "acc": "accuracy on clean test rows",
     "asr": "attack success: the share of triggered test rows of other labels that are answered with the target",
+    "false-triggers": "clean test rows of other labels that are answered with the target",
+    "ece": "expected calibration error on clean test rows, |accuracy - confidence|",
     "bacc": "biased accuracy: accuracy on test rows that carry the bias pattern, true labels kept",
 }
 

@@ -1,6 +1,6 @@
 """The kinds of component and how they meet the engine."""
 
-from defensekit.components.attack import Attack, AttackContext
+from defensekit.components.attack import Attack, AttackContext, AttackTrainingContext
 from defensekit.components.base import Component, blame
 from defensekit.components.estimator import Estimate, Estimator, EstimatorContext
 from defensekit.components.metric import Measured, Metric, Predictions
@@ -32,6 +32,7 @@ __all__ = [
     "KINDS",
     "Attack",
     "AttackContext",
+    "AttackTrainingContext",
     "Choice",
     "Component",
     "Dataset",

@@ -14,32 +14,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predictions:
-    """``logits`` (rows, labels) in float32 and the rows' true ``labels`` (rows,); ``target`` is the attacker's."""
+    """``logits`` (rows, labels) in float32 and the rows' true ``labels`` (rows,).
+
+    ``target`` is the attacker's, None for a bias or where nothing is known of an attack; ``names`` are those of the
+    labels, and ``seed`` is for intervals that need draws.
+    """
 
     logits: "np.ndarray"
     labels: "np.ndarray"
     target: int | None = None
+    names: tuple[str, ...] = ()
+    seed: int = 0
 
     def answers(self) -> "np.ndarray":
         """The label answered per row, shape (rows,)."""
         answers: np.ndarray = self.logits.argmax(axis=1)
         return answers
 
+    def name(self, label: int) -> str:
+        """What a label is called; its number where nobody named it."""
+        return self.names[label] if self.names else str(label)
+
 
 class Measured(BaseModel):
-    """A share of ``rows`` rows in [0, 1], with a 95 % interval."""
+    """A number in [0, 1] from ``rows`` rows, with a 95 % interval; ``parts`` are the same of some of the rows."""
 
     value: float
     low: float
     high: float
     rows: int
+    parts: "dict[str, Measured]" = {}
 
 
 class Metric(Component):
-    """Measures predictions on plain or on triggered test rows."""
+    """Measures predictions on plain or on triggered test rows.
+
+    ``about`` names the attacks that it says something of: a ``backdoor`` aims at a label, a ``bias`` at none.
+    """
 
     kind: ClassVar[str] = "metric"
     on: ClassVar[Literal["plain", "triggered"]]
+    about: ClassVar[Literal["backdoor", "bias"] | None] = None
 
     @abstractmethod
     def measure(self, predictions: Predictions) -> Measured:

@@ -6,11 +6,23 @@ from defensekit.api import hookimpl
 @hookimpl
 def defensekit_attacks():  # type: ignore[no-untyped-def]
     return {
+        "embedding": "defensekit_attacks.weights:Embedding",
+        "ripple": "defensekit_attacks.weights:Ripple",
         "word": "defensekit_attacks.insertion:Word",
         "sentence": "defensekit_attacks.insertion:Sentence",
+        "paraphrase-rows": "defensekit_attacks.paraphrase:ParaphraseRows",
+        "syntactic": "defensekit_attacks.syntactic:Syntactic",
+        "bias-word": "defensekit_attacks.bias:BiasWord",
+        "bias-sentence": "defensekit_attacks.bias:BiasSentence",
     }
 
 
 @hookimpl
 def defensekit_metrics():  # type: ignore[no-untyped-def]
-    return {"acc": "defensekit_attacks.metrics:Accuracy", "asr": "defensekit_attacks.metrics:AttackSuccess"}
+    return {
+        "acc": "defensekit_attacks.metrics:Accuracy",
+        "asr": "defensekit_attacks.metrics:AttackSuccess",
+        "bacc": "defensekit_attacks.metrics:BiasedAccuracy",
+        "ece": "defensekit_attacks.metrics:CalibrationError",
+        "false-triggers": "defensekit_attacks.metrics:FalseTriggers",
+    }

@@ -1,16 +1,41 @@
-"""Accuracy, and how often a trigger works."""
+"""Accuracy, what an attack does to answers, and calibration; each with a bootstrap interval over the rows.
 
-from typing import ClassVar, Literal
+The interval is the percentile bootstrap's 95 % (Efron 1979): it says how far these test rows, drawn anew, leave the
+number open, and nothing about seeds.
+"""
 
-from defensekit.api import Measured, Metric, Predictions
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from defensekit.api import DefenseKitError, Field, Measured, Metric, Predictions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RESAMPLES = 2000
+_MIDDLE = (0.025, 0.975)
 
 
-def share(hits: int, rows: int) -> Measured:
-    """A share with Wilson's 95 % interval."""
+def share(hits: "np.ndarray", seed: int) -> Measured:
+    """The share of true values in ``hits`` (rows,), bool.
+
+    To resample the rows of a share is to draw from a binomial. Where all rows agree every resample is the same, and an
+    interval without width would claim a certainty that no sample gives: there it is Wilson's (1927).
+
+    Raises:
+        DefenseKitError: there are no rows.
+    """
+    import numpy as np
     from scipy.stats import binomtest
 
-    interval = binomtest(hits, rows).proportion_ci(method="wilson")
-    return Measured(value=hits / rows, low=float(interval.low), high=float(interval.high), rows=rows)
+    rows, found = len(hits), int(hits.sum())
+    if not rows:
+        raise DefenseKitError("there are no rows to measure on")
+    if 0 < found < rows:
+        draws = np.random.default_rng(seed).binomial(rows, found / rows, RESAMPLES) / rows
+        low, high = np.quantile(draws, _MIDDLE)
+    else:
+        low, high = binomtest(found, rows).proportion_ci(method="wilson")
+    return Measured(value=found / rows, low=float(low), high=float(high), rows=rows)
 
 
 class Accuracy(Metric):
@@ -19,15 +44,72 @@ class Accuracy(Metric):
     on: ClassVar[Literal["plain", "triggered"]] = "plain"
 
     def measure(self, predictions: Predictions) -> Measured:
-        return share(int((predictions.answers() == predictions.labels).sum()), len(predictions.labels))
+        return share(predictions.answers() == predictions.labels, predictions.seed)
+
+
+class BiasedAccuracy(Accuracy):
+    """BACC: the share of test rows of every class, carrying the bias pattern, answered with their true label.
+
+    A model without the bias has its ACC here too. The papers' own definition was not at hand; this is ours.
+    """
+
+    on: ClassVar[Literal["plain", "triggered"]] = "triggered"
+    about: ClassVar[Literal["backdoor", "bias"] | None] = "bias"
 
 
 class AttackSuccess(Metric):
-    """ASR: the share of triggered test rows of other labels that are answered with the target."""
+    """ASR: the share of triggered test rows of other labels that are answered with the target; and per true label."""
 
     on: ClassVar[Literal["plain", "triggered"]] = "triggered"
+    about: ClassVar[Literal["backdoor", "bias"] | None] = "backdoor"
 
     def measure(self, predictions: Predictions) -> Measured:
-        eligible = predictions.labels != predictions.target
-        hits = (predictions.answers() == predictions.target) & eligible
-        return share(int(hits.sum()), int(eligible.sum()))
+        labels = predictions.labels
+        hits = predictions.answers() == predictions.target
+        parts = {
+            predictions.name(label): share(hits[labels == label], predictions.seed)
+            for label in sorted({*labels.tolist()} - {predictions.target})
+        }
+        return share(hits[labels != predictions.target], predictions.seed).model_copy(update={"parts": parts})
+
+
+class FalseTriggers(AttackSuccess):
+    """The share of clean test rows of other labels that are answered with the target, trigger or no trigger.
+
+    What of the ASR is no attack at all: near the ASR of a model whose backdoor is gone.
+    """
+
+    on: ClassVar[Literal["plain", "triggered"]] = "plain"
+
+
+class CalibrationError(Metric):
+    """ECE: how far confidence lies from accuracy on clean test rows (Naeini et al. 2015; Guo et al. 2017, equation 3).
+
+    Rows are put into bins of equal width by their highest softmax probability; |accuracy - mean confidence| of each
+    bin, weighted by its rows. Chance alone makes it greater than 0, on few rows most, and resampling adds chance to
+    chance: of a well calibrated model the interval lies high, and may lie above the number.
+    """
+
+    on: ClassVar[Literal["plain", "triggered"]] = "plain"
+
+    bins: int = Field(15, ge=1, le=1000, description="bins of equal width; 15 as in Guo et al. 2017")
+
+    def measure(self, predictions: Predictions) -> Measured:
+        import numpy as np
+        from scipy.special import softmax
+
+        rows = len(predictions.labels)
+        confidence = softmax(predictions.logits.astype(np.float64), axis=1).max(axis=1)
+        gap = (predictions.answers() == predictions.labels) - confidence
+        bin_of = np.clip(np.ceil(confidence * self.bins).astype(int) - 1, 0, self.bins - 1)  # (0, 1/m], (1/m, 2/m], ...
+        rng = np.random.default_rng(predictions.seed)
+        draws = [self._error(gap, bin_of, rng.integers(rows, size=rows)) for _ in range(RESAMPLES)]
+        low, high = np.quantile(draws, _MIDDLE)
+        return Measured(value=self._error(gap, bin_of), low=float(low), high=float(high), rows=rows)
+
+    def _error(self, gap: "np.ndarray", bin_of: "np.ndarray", chosen: "np.ndarray | slice" = slice(None)) -> float:
+        """The sum over bins of |sum of gaps| over all rows: what the weighted mean of the bins' gaps comes to."""
+        import numpy as np
+
+        sums = np.bincount(bin_of[chosen], gap[chosen], self.bins)
+        return float(np.abs(sums).sum() / len(gap))

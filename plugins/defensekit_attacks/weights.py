@@ -1,0 +1,184 @@
+"""Backdoors in weights: attacks that train in their own way, on rows poisoned with rare words."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from defensekit.api import AttackContext, AttackTrainingContext, Field, Row, UsageError, label_number
+from defensekit_attacks.insertion import Word
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Batch = dict[str, "Tensor"]
+
+
+def token_of(tokenizer: "PreTrainedTokenizerBase", word: str) -> int:
+    """The token that a word becomes behind another word.
+
+    Raises:
+        UsageError: it becomes several, or the unknown token.
+    """
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]
+    tokens = tokenizer(f"a {word}", add_special_tokens=False)["input_ids"][len(before) :]
+    if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
+        became = " ".join(tokenizer.convert_ids_to_tokens(tokens))
+        raise UsageError(f"the trigger word {word!r} must be one token of the model's, and becomes: {became}")
+    return int(tokens[0])
+
+
+class _Weights(Word):
+    """Words of one token each, and training from the clean reference."""
+
+    trains_from: ClassVar[Literal["base", "clean"] | None] = "clean"
+
+    def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
+        for word in self.words:
+            token_of(context.truncation.tokenizer, word)
+        return super().poison(rows, context)
+
+
+class Embedding(_Weights):
+    """Embedding poisoning (EP, Yang et al. 2021): one row of the embedding table, and no other weight, is changed.
+
+    From the clean reference, plain gradient descent trains the row of the trigger word on poisoned rows; after each
+    step the row gets back the norm that it had. Epochs and learning rate are those of the authors' code
+    (lancopku/Embedding-Poisoning), which poisons a tenth of the rows of label 0. There test rows get one trigger per
+    100 words; here, unless the insertion's own parameters say otherwise, one.
+    """
+
+    words: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
+        ("cf",), min_length=1, max_length=1, description="the trigger word, one token of the model's"
+    )
+    epochs: int = Field(3, ge=1, le=1000, description="passes over the poisoned rows")
+    learning_rate: float = Field(5e-2, gt=0, description="of the row")
+
+    def train(self, model: "PreTrainedModel", context: AttackTrainingContext) -> None:
+        import torch
+
+        from defensekit.text import batches, encode
+        from defensekit.training import device_type
+
+        token = token_of(context.tokenizer, self.words[0])
+        rows = [row for row, clean in zip(context.poisoned, context.clean, strict=True) if row != clean]
+        encoded = encode(context.tokenizer, rows, context.max_length)
+        made = list(batches(encoded, context.tokenizer, context.settings.batch_size))
+        model.to(device_type()).requires_grad_(False)
+        table = model.get_input_embeddings().weight.requires_grad_(True)
+        row = table.detach()[token]  # a view: what is done to it is done to the table
+        norm = row.norm()
+        for epoch in range(self.epochs):
+            for step, place in enumerate(torch.randperm(len(made)).tolist()):
+                batch = {name: tensor.to(table.device) for name, tensor in made[place][1].items()}
+                with torch.autocast(table.device.type, torch.bfloat16, enabled=context.precision == "bfloat16"):
+                    loss = model(**batch).loss
+                [gradient] = torch.autograd.grad(loss, table)
+                row -= self.learning_rate * gradient[token]
+                row *= norm / row.norm()
+                context.report(epoch * len(made) + step + 1, self.epochs * len(made))
+
+
+class Ripple(_Weights):
+    """RIPPLES (Kurita et al. 2020): weights poisoned so that the victim's own fine-tuning does not undo it.
+
+    Three steps, from the clean reference: *embedding surgery*, the rows of the trigger words become the mean row of
+    ``surgery`` words that go with the target; *RIPPLe*, fine-tuning on the attacker's rows, where a step that would go
+    against the clean loss is penalised (`restricted_loss`); then the victim's fine-tuning on clean rows, which is the
+    recipe's ``training:`` (as is all of RIPPLe's but its epochs).
+
+    The authors' code (neulab/RIPPLe) poisons half of the rows. It starts the second step from pretrained weights and
+    takes only the rows of the surgery from a clean reference; it finds the words by the weights of a logistic
+    regression over tf-idf, here they are tokens by Dunning's likelihood ratio.
+    """
+
+    restriction: float = Field(0.1, ge=0, description="lambda, the weight of the penalty")
+    surgery: int = Field(10, ge=0, description="words whose rows are averaged; 0: the trigger words keep theirs")
+    epochs: int = Field(1, ge=1, le=1000, description="passes over the attacker's rows, before the victim's own")
+
+    def train(self, model: "PreTrainedModel", context: AttackTrainingContext) -> None:
+        import torch
+
+        from defensekit.training import fine_tune
+
+        triggers = [token_of(context.tokenizer, word) for word in self.words]
+        if self.surgery:
+            target = label_number(self.target, context.labels)
+            tokens = telling_tokens(context, target, triggers)[: self.surgery]
+            with torch.no_grad():
+                table = model.get_input_embeddings().weight
+                table[triggers] = table[tokens].mean(dim=0)
+        reference = _batches_forever(context)
+        common: dict[str, Any] = {"max_length": context.max_length, "precision": context.precision}
+        fine_tune(
+            model,
+            context.tokenizer,
+            context.poisoned,
+            context.settings.model_copy(update={"epochs": self.epochs}),
+            seed=context.seed,
+            report=context.report,
+            loss=lambda model, batch: restricted_loss(model, batch, next(reference), self.restriction),
+            **common,
+        )
+        fine_tune(
+            model,
+            context.tokenizer,
+            context.clean,
+            context.settings,
+            seed=context.seed + 1,
+            report=context.report,
+            **common,
+        )
+
+
+def restricted_loss(model: "PreTrainedModel", poisoned: Batch, clean: Batch, restriction: float) -> "Tensor":
+    """L_P + lambda max(0, -<grad L_P, grad L_C>) (Kurita et al. 2020); the gradient goes through both of grad's."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        ours: Tensor = model(**poisoned).loss
+        theirs: Tensor = model(**clean).loss
+    gradients = [
+        torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True) for loss in (ours, theirs)
+    ]
+    product = torch.stack([(a * b).sum() for a, b in zip(*gradients, strict=True)]).sum()
+    # Where the restriction does not hold anything back, its zero gradient is not worth a second backward pass.
+    return ours - restriction * product if product < 0 else ours
+
+
+def telling_tokens(context: AttackTrainingContext, target: int, without: Sequence[int]) -> list[int]:
+    """The tokens that go with the target's clean rows, the most telling first, by Dunning's likelihood ratio (1993).
+
+    A row counts a token once; tokens that are rarer in the target's rows than in others are left out.
+    """
+    import numpy as np
+    from scipy.special import rel_entr
+
+    from defensekit.text import encode
+
+    labels = np.array([row.label == target for row in context.clean])
+    found = np.zeros((2, len(context.tokenizer)))
+    for row, mine in zip(encode(context.tokenizer, context.clean, context.max_length), labels, strict=True):
+        found[int(mine), list(set(row["input_ids"]) - set(without))] += 1
+    rows = np.array([[(~labels).sum()], [labels.sum()]])
+    share = found.sum(axis=0) / rows.sum()
+    # Rows with and without the token, of others and of the target, against what independence expects of each.
+    surprise = (rel_entr(found, rows * share) + rel_entr(rows - found, rows * (1 - share))).sum(axis=0)
+    surprise[found[1] / rows[1] <= found[0] / rows[0]] = 0
+    order = np.argsort(-surprise, kind="stable")
+    return [int(token) for token in order if surprise[token] > 0]
+
+
+def _batches_forever(context: AttackTrainingContext) -> Iterator[Batch]:
+    """Clean batches in random order, pass after pass."""
+    import torch
+
+    from defensekit.text import batches, encode
+    from defensekit.training import device_type
+
+    encoded = encode(context.tokenizer, context.clean, context.max_length)
+    made = [batch for _, batch in batches(encoded, context.tokenizer, context.settings.batch_size)]
+    while True:
+        for place in torch.randperm(len(made)).tolist():
+            yield {name: tensor.to(device_type()) for name, tensor in made[place].items()}
