@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [--json] [--repeats 15]
 
-Each command is run once to warm the disk, then in turn with `python -c pass` and `import pydantic, typer, rich`, the
-floor that this interpreter and these libraries set. Seconds: median, and the fastest and slowest.
+Each command is run once to warm the disk, then in turn with `python -c pass` and the import of pydantic, typer, rich
+and pluggy, the floor that this interpreter and these libraries set. Seconds: median, and the fastest and slowest.
 """
 
 import argparse

@@ -4,18 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from defensekit.cli.progress import Progress
+    from defensekit.dryrun import preview
     from defensekit.loading import load_recipe
     from defensekit.pipeline import run
-    from defensekit.preview import preview
     from defensekit.report import write as write_report
     from defensekit.results import Result
     from defensekit.workbench import estimate, evaluate, load_data, load_pair, plot, purify, score, select
 
 # The user's door is lazy: `import defensekit` costs nothing until a name is used.
 _DOOR = {
+    "Progress": "cli.progress",
     "Result": "results",
     "load_recipe": "loading",
-    "preview": "preview",
+    "preview": "dryrun",
     "run": "pipeline",
     "write_report": "report:write",
     **dict.fromkeys(
@@ -24,6 +26,7 @@ _DOOR = {
 }
 
 __all__ = [
+    "Progress",
     "Result",
     "estimate",
     "evaluate",

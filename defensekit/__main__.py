@@ -1,5 +1,5 @@
 """`python -m defensekit`."""
 
-from defensekit.cli import main
+from defensekit.cli import command
 
-main()
+command()

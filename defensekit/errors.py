@@ -22,6 +22,11 @@ def nearest(typed: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: what would move its cursor or change its colours is written out."""
+    return "".join(ch if ch.isprintable() or ch in "\n\t" else ch.encode("unicode_escape").decode() for ch in text)
+
+
 def listing(names: Iterable[str], limit: int = 12) -> str:
     """Names as one line, cut after ``limit`` with the number left out."""
     names = list(names)

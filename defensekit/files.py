@@ -41,22 +41,29 @@ def cache_folder() -> Path:
 
 
 def environment_path(text: str) -> Path:
-    """A path as a user writes it: ``$NAME`` and ``${NAME}`` are environment variables, ``~`` is the home folder.
+    """A path as a user writes it: ``$NAME``, ``${NAME}`` are environment variables, ``$$`` is a dollar, ``~`` is home.
 
     Raises:
         UsageError: a variable is not set, or there is no such user.
     """
 
     def value(match: re.Match[str]) -> str:
+        if match[1] == "$":
+            return "$"
         name = match[1].strip("{}")
         if name not in os.environ:
             raise UsageError(f"the environment variable {name} is not set.{nearest(name, os.environ)}")
         return os.environ[name]
 
     try:
-        return Path(re.sub(r"\$(\w+|\{\w+\})", value, text)).expanduser()
+        return Path(re.sub(r"\$(\$|\w+|\{\w+\})", value, text)).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{text!r} is no path ({error})") from error
+
+
+def literal_path(path: Path | str) -> str:
+    """A path written so that `environment_path` takes it as it is."""
+    return str(path).replace("$", "$$")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from defensekit.files import data_digest, file_digest, folder_digest
 from defensekit.hookspecs import HOOKS
 
 GROUP = "defensekit"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ class Host:
         """Load one plugin; what goes wrong with it becomes a `Problem` and touches nobody else."""
         try:
             module = importer()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             self.problems.append(Problem(plugin, f"importing it failed, {_why(error)}"))
             return
         manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -115,7 +120,11 @@ class Host:
             good = (isinstance(target, str) and ":" in target) or (
                 isinstance(target, type) and issubclass(target, KINDS[kind])
             )
-            if not isinstance(name, str) or not good:
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                expected = "letters, digits and . _ -, a letter or digit first"
+                self.problems.append(Problem(plugin, f"its {kind} {name!r} has no good name, expected {expected}"))
+                continue
+            if not good:
                 expected = f"'module:Class' or a subclass of {KINDS[kind].__name__}"
                 self.problems.append(Problem(plugin, f"its {kind} {name!r} is {target!r}, expected {expected}"))
                 continue

@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,7 +26,7 @@ from defensekit.components import (
     Selector,
 )
 from defensekit.errors import PlacedError, UsageError, listing, nearest
-from defensekit.files import environment_path
+from defensekit.files import environment_path, literal_path
 from defensekit.host import Host, load_plugins, require
 from defensekit.keys import DefenseKeys, Sizes, Spec, Top, TriggeredKeys
 from defensekit.recipe import Defense, Named, Recipe
@@ -39,16 +39,21 @@ Part = TypeVar("Part", bound=Component)
 Made = TypeVar("Made")
 
 
-def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, settings: str | Sequence[str] = ()) -> Recipe:
     """Read and check a recipe, with settings such as ``training.epochs=3`` laid over it.
 
     Raises:
         UsageError: with file, line and key, what was expected and what is close to what was typed.
     """
-    document = yaml.load(Path(path), settings)
+    document = yaml.load(Path(path), [settings] if isinstance(settings, str) else settings, KEPT)
     if not isinstance(document.data, dict):
-        raise UsageError(f"{path}: expected a mapping with the keys {listing(Top.model_fields, 20)}")
+        known = listing(Top.model_fields, 20)
+        raise PlacedError(f"{document.where(())}: expected a mapping with the keys {known}")
     return _Loading(document).recipe()
+
+
+# What stands under `data` and is no parameter of the source named there.
+KEPT: dict[Path_, Collection[str]] = {("data",): Sizes.model_fields.keys()}
 
 
 class _Loading:
@@ -61,6 +66,8 @@ class _Loading:
     def recipe(self) -> Recipe:
         top = self.keys(Top, self.document.data, ())
         plugins = tuple(self.resolve(name, ("plugins", i)) for i, name in enumerate(top.plugins))
+        for i, file in enumerate(plugins):
+            self.at(("plugins", i), partial(self.is_file, file))
         self.host = self.at(("plugins",), lambda: load_plugins(plugins))
         self.at(("plugins",), lambda: require(self.host, [path.name for path in plugins]))
         self.exclusive(top)
@@ -68,7 +75,7 @@ class _Loading:
         defense_keys = self.keys(DefenseKeys, top.defense, ("defense",))
         defense = self.defense(defense_keys)
         choose = self.rule(defense_keys.choose, defense)
-        sizes, data = self.data(top.data)
+        sizes, data = self.at(("data",), lambda: self.data(top.data))
         if top.suspect is not None:
             # Nobody trains: every row is the defender's, and where nothing is chosen none is kept to choose by.
             if sizes.train is not None:
@@ -80,7 +87,7 @@ class _Loading:
         attack = self.part(Attack, top.attack, ("attack",)) if top.attack is not None else None
         return Recipe(
             name=top.name,
-            model=self.model(top.model),
+            model=self.at(("model",), lambda: self.model(top.model)),
             data=data,
             sizes=sizes,
             attack=attack,
@@ -115,6 +122,8 @@ class _Loading:
             raise
         except UsageError as error:
             raise self.error(path, str(error)) from error
+        except OSError as error:  # a name too long, a folder that may not be read
+            raise self.error(path, f"{error.strerror or error}: {error.filename}") from error
 
     def keys(self, model: type[Model], data: Any, path: Path_) -> Model:
         """Check plain data against a model, strictly, as JSON: 1 is a float, but "1" and true are not."""
@@ -142,9 +151,8 @@ class _Loading:
             raise self.error(path, f"expected a name, or a mapping with `{name_key}:` and parameters")
         name = given.pop(name_key)
         found = self.at((*path, name_key), lambda: self.host.find(kind.kind, name))
-        for key, parameter in found.model_fields.items():
-            hint = parameter.annotation
-            if isinstance(given.get(key), str) and Path in (hint, *get_args(hint)):
+        for key in found.paths():
+            if isinstance(given.get(key), str):
                 given[key] = str(self.resolve(given[key], (*path, key)))
         return Named(name, self.keys(found, given, path))
 
@@ -153,7 +161,7 @@ class _Loading:
         name = given.get("name")
         if isinstance(name, str) and name not in self.host.names("model"):
             if folder := self.local(name, ("model", "name")):
-                given = self.instead(given, "model", {"name": "folder", "path": str(folder)})
+                given = self.instead(given, "model", {"name": "folder", "path": literal_path(folder)})
             elif found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
                 own = {"revision": found[2]} if found[2] else {}
                 given = self.instead(given, "model", {"name": "hub", "id": found[1], **own})
@@ -183,7 +191,7 @@ class _Loading:
         if isinstance(name, str) and name not in self.host.names("dataset"):
             path = self.resolve(name, ("data", "name"))
             if path.exists() or path.suffix in SUFFIXES or name.startswith((".", "/", "~", "$")):
-                given = self.instead(given, "data", {"name": "file", "path": str(path)})
+                given = self.instead(given, "data", {"name": "file", "path": literal_path(path)})
             elif found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
                 own = {"revision": found[2]} if found[2] else {}
                 given = self.instead(given, "data", {"name": "hub", "id": found[1], **own})
@@ -268,7 +276,9 @@ class _Loading:
         made = {}
         for name, parts in specs.items():
             path: Path_ = ("defense", "compare", name)
-            if name in MODELS and name != "random":
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}", name):
+                raise self.error(path, f"expected a name of letters, digits, blanks and . _ + -, got {name[:80]!r}")
+            if (name in TAKEN or name.startswith("trial ")) and name != "random":
                 raise self.error(path, f"{name!r} is the name of a model that every run reports")
             changes: dict[str, Any] = {}
             for part, spec in parts.items():
@@ -294,18 +304,25 @@ class _Loading:
 
         def found() -> Path:
             try:
-                return (self.document.place(path).folder / environment_path(name)).resolve()
+                found = (self.document.place(path).folder / environment_path(name)).resolve()
+                str(found).encode()  # what is no text can't be written down again
+                return found
             except (ValueError, RuntimeError, OSError) as error:  # a zero byte, a loop of links
                 raise UsageError(f"{name!r} is no path ({error})") from error
 
         return self.at(path, found)
+
+    def is_file(self, path: Path) -> None:
+        if not path.is_file():
+            beside = [p.name for p in path.parent.glob("*.py")]
+            raise UsageError(f"there is no file {path}.{nearest(path.name, beside)}")
 
     def local(self, name: str, path: Path_) -> Path | None:
         found = self.resolve(name, path)
         return found if found.exists() or name.startswith((".", "/", "~", "$")) else None
 
 
-MODELS = ("clean", "suspect", "fine-tuned", "random", "purified")
+TAKEN = ("clean", "clean reference", "suspect", "fine-tuned", "fine-tuned only", "random", "purified")
 
 
 def _is_union_tag(part: str | int) -> bool:

@@ -25,7 +25,9 @@ def logged(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _File(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [log, *map(logging.getLogger, LIBRARIES)]
+    # The root hears everybody, but for those that keep to themselves.
+    others = [log, *map(logging.getLogger, LIBRARIES)]
+    loggers = [logging.getLogger(), *(logger for logger in others if not logger.propagate)]
     level = log.level
     for logger in loggers:
         logger.addHandler(handler)

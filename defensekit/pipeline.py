@@ -21,12 +21,12 @@ from defensekit.components import (
     blame,
 )
 from defensekit.defending import derive_seed
+from defensekit.dryrun import stages_ahead
 from defensekit.errors import DefenseKitError
 from defensekit.evaluation import clean_trial, read_predictions
 from defensekit.loading import load_recipe
 from defensekit.logs import log, logged
 from defensekit.plan import External, Stage
-from defensekit.preview import stages_ahead
 from defensekit.recipe import Defense, Recipe
 from defensekit.results import Chosen, Example, ModelResult, Reset, Result, TrialResult
 from defensekit.runner import Runner
@@ -83,7 +83,7 @@ class _Run:
         watching = [*observers, *(cast(Observer, named.component) for named in recipe.observers)]
         self.started = time.perf_counter()
         self.recipe = recipe
-        self.folder = runfolder.folder_of(recipe, workspace)
+        self.folder = runfolder.folder_of(recipe, workspace).absolute()
         self.runner = Runner(Store(workspace / "store"), cast(Executor, recipe.executor.component), watching)
         self.warnings: list[str] = []
         self.answers: dict[str, Any] = {}  # what models answer to triggered rows, by the models' titles

@@ -3,12 +3,13 @@
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import ValidationError
 
 from defensekit.components import Component, WeightStep
 from defensekit.errors import UsageError, nearest
+from defensekit.files import literal_path
 from defensekit.host import Host, plain
 from defensekit.keys import Sizes
 from defensekit.training import Precision, TrainingSettings
@@ -28,7 +29,12 @@ class Named:
 
     def yaml(self) -> dict[str, Any]:
         """As part of a resolved recipe."""
-        return {"name": self.name, **self.component.parameters()}
+        return {"name": self.name, **self.parameters()}
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters as a recipe has them: nothing in a path stands for anything else."""
+        found, paths = self.component.parameters(), self.component.paths()
+        return {key: literal_path(value) if key in paths and value else value for key, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -123,9 +129,9 @@ class Recipe:
         if self.attack:
             out |= {"attack": self.attack.yaml(), "training": self.training.model_dump()}
         if self.suspect:
-            out["suspect"] = str(cast(Any, self.suspect.component).path)
+            out["suspect"] = self.suspect.parameters()["path"]
         if self.triggered:
-            out["triggered"] = {"target": self.triggered_target, **self.triggered.component.parameters()}
+            out["triggered"] = {"target": self.triggered_target, **self.triggered.parameters()}
         out |= {"precision": self.precision, "defense": {"stage": "weights", **defense(self.defense)}}
         if self.choose:
             out["defense"]["choose"] = {"rule": self.choose.name, **self.choose.component.parameters()}
@@ -134,6 +140,6 @@ class Recipe:
             for name, other in self.compare.items()
         }
         out |= {"metrics": [metric.yaml() for metric in self.metrics], "seed": self.seed}
-        out |= {"plugins": [str(path) for path in self.plugins]} if self.plugins else {}
+        out |= {"plugins": [literal_path(path) for path in self.plugins]} if self.plugins else {}
         out |= {"executor": self.executor.yaml(), "observers": [observer.yaml() for observer in self.observers]}
         return out

@@ -38,16 +38,19 @@ class Runner:
                 stage.plain, self.store.root, lambda done, total: self.tell("progress", title, done, total)
             )
             artifact = self.store.open(stage.key)
-        if stage.key not in self.made:
-            self.made[stage.key] = {
-                "title": title,
-                "kind": stage.plain["kind"],
-                "key": stage.key,
-                "seconds": artifact.seconds,
-                "reused": reused,
-            }
+        if self._record(stage, artifact.seconds, reused):
             self.tell("stage_finished", title, artifact.seconds, reused)
         return artifact
+
+    def _record(self, stage: Stage, seconds: float | None, reused: bool) -> bool:
+        """Take note of a stage, and before it of those that it was made from; False where that was done before."""
+        if stage.key in self.made:
+            return False
+        for needed in stage.inputs:
+            self._record(needed, self.store.seconds(needed.key), True)
+        kind, title = stage.plain["kind"], stage.plain["title"]
+        self.made[stage.key] = {"title": title, "kind": kind, "key": stage.key, "seconds": seconds, "reused": reused}
+        return True
 
     def _there(self, stage: Stage) -> Artifact | None:
         if not self.store.has(stage.key):

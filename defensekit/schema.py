@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.errors import PydanticUserError
 
 from defensekit.components import Component
 from defensekit.errors import UsageError
@@ -141,7 +142,7 @@ class _Writer:
     def component(self, kind: str, name: str, key: str, extra: Schema) -> Schema:
         try:
             made = _object(self.host.find(kind, name))
-        except UsageError:  # what it needs is not installed; the recipe that takes it will say so
+        except UsageError:  # it can't be loaded, or not be written as YAML; the recipe that takes it will say so
             return {"type": "object", "properties": {key: {"const": name}}, "required": [key]}
         made["properties"] = {key: {"const": name}} | made["properties"] | extra
         made["required"] = [key, *made.get("required", [])]
@@ -176,7 +177,10 @@ def _filled(model: type[BaseModel], given: Schema, extra: Schema | None = None) 
 
 def _object(model: type[BaseModel] | type[Component]) -> Schema:
     """A model's schema with nothing to look up elsewhere, and without the titles that only repeat names."""
-    made = model.model_json_schema()
+    try:
+        made = model.model_json_schema()
+    except PydanticUserError as error:
+        raise UsageError(f"{model.__name__} has a parameter that no recipe can hold ({error.message})") from error
     shared = made.pop("$defs", {})
 
     def plain(node: Any, within: tuple[str, ...] = ()) -> Any:

@@ -87,6 +87,19 @@ class Store:
             self._checked.add(key)
         return artifact
 
+    def seconds(self, key: str) -> float | None:
+        """What an artifact took to make; None where it is not there."""
+        found = self._manifest(self._place(key)).get("seconds")
+        return float(found) if isinstance(found, int | float) else None
+
+    def _manifest(self, place: Path) -> dict[str, Any]:
+        """A manifest as it is, unchecked; an empty one where it can't be read or is none."""
+        try:
+            found = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) and isinstance(found.get("stage"), dict) else {}
+
     @contextmanager
     def create(self, stage: dict[str, Any]) -> "Iterator[Draft]":
         """A folder to write an artifact into; it takes its place in the store when the block ends without an error.
@@ -143,12 +156,8 @@ class Store:
         """Key, manifest and size in bytes of every artifact, oldest first; a damaged manifest is an empty one."""
         found = []
         for place in (self.root / "artifacts").glob("*"):
-            try:
-                manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                manifest = {}
-            found.append((place.name, manifest, _size(place)))
-        return sorted(found, key=lambda entry: (entry[1].get("created", ""), entry[0]))
+            found.append((place.name, self._manifest(place), _size(place)))
+        return sorted(found, key=lambda entry: (str(entry[1].get("created", "")), entry[0]))
 
     def sweep(self) -> int:
         """Remove what killed runs left unfinished; returns the bytes freed."""

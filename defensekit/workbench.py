@@ -111,7 +111,8 @@ def load_data(
         UsageError: the rows are not what was expected.
     """
     given = {"name": str(source)} if isinstance(source, str | Path) else dict(source)
-    name = str(given.get("name"))
+    if not isinstance(name := given.get("name"), str):
+        raise UsageError(f"data: expected a name or path, or a mapping with `name`, got {source!r}")
     if name not in load_plugins().names("dataset"):
         path = environment_path(name)
         found = re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", name) if not path.exists() else None
@@ -125,6 +126,9 @@ def load_data(
         for rows in (dataset.train, dataset.dev, dataset.test):
             if rows is not None:
                 rows[:] = [replace(row, label=numbers[row.label]) for row in rows]
+    for role, size in (("clean", clean), ("dev", dev), ("test", test or 0)):
+        if size < 0:
+            raise UsageError(f"{role}={size}: expected a number of rows")
     sizes = {"train": 0, "clean": clean, "dev": dev, "test": test}
     made = split(dataset, sizes, derive_seed(seed, "data"))
     return Data(tuple(labels or dataset.labels), made["clean"], made["dev"], made["test"], tuple(dataset.notes))
@@ -155,6 +159,7 @@ def estimate(
         DefenseKitError: the estimator failed, or gave what does not fit the model.
     """
     made = _component(Estimator, estimator)
+    _some(rows)
     own = derive_seed(seed, "defender", "statistics")
     found = defending.estimate(pair, made, rows, max_length=max_length, seed=own, report=_no_report)
     return Statistics(_called(estimator), found.statistics, found.facts)
@@ -235,7 +240,7 @@ def select(scores: Scores, selector: Spec | Selector) -> Selection:
 def purify(
     pair: Pair,
     selection: Selection | None,
-    steps: Sequence[Spec | Purifier],
+    steps: Spec | Purifier | Sequence[Spec | Purifier],
     rows: Sequence[Row],
     target: str | Path,
     *,
@@ -246,16 +251,18 @@ def purify(
     """Write the suspect, purified step by step, into a new folder that loads wherever the suspect did.
 
     Raises:
-        UsageError: the folder is there already and not empty.
+        UsageError: the folder is there already and not empty, or the selection is of another pair.
         DefenseKitError: a step failed or broke its contract.
     """
     folder = Path(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already; name a folder that is not")
+    if selection and selection.scores.pair != pair:
+        raise UsageError(f"the selection is of {selection.scores.pair!r}, not of {pair!r}")
     defending.purify(
         selection.scores.views if selection else Views(pair, seed),
         selection.tensors if selection else {},
-        [_component(Purifier, step) for step in steps],
+        [_component(Purifier, step) for step in _several(steps)],
         rows,
         folder,
         max_length=max_length,
@@ -287,19 +294,29 @@ class Evaluation:
 def evaluate(
     model: str | Path | Checkpoint,
     rows: Sequence[Row],
-    metrics: Sequence[Spec | Metric] = ("acc",),
+    metrics: Spec | Metric | Sequence[Spec | Metric] = ("acc",),
     *,
     target: str | int | None = None,
     max_length: int = 128,
     precision: Precision = "float32",
+    seed: int = 0,
 ) -> Evaluation:
     """What a model answers to rows, and metrics of it.
 
     Args:
         model: a folder, or one side of a pair.
         rows: with the model's own label numbers, as `load_data` gives them for a pair.
-        metrics: by name; those on triggered rows need ``target``, the attacker's label by name or number.
+        metrics: by name; those of a backdoor need ``target``, the attacker's label by name or number.
+        seed: of the metrics' intervals.
+
+    Raises:
+        UsageError: there are no rows, or a metric needs a target.
     """
+    measured = {_called(spec): _component(Metric, spec) for spec in _several(metrics)}
+    for name, metric in measured.items():
+        if metric.about == "backdoor" and target is None:
+            raise UsageError(f"the metric {name!r} needs `target=`, the attacker's label")
+    _some(rows)
     folder = model.folder if isinstance(model, Checkpoint) else _folder(model)
     loaded, tokenizer = defending.load(folder, "model")
     labels = [str(loaded.config.id2label[i]) for i in range(loaded.config.num_labels)]
@@ -309,8 +326,8 @@ def evaluate(
     import numpy as np
 
     truth = np.array([row.label for row in rows])
-    predictions = Predictions(logits, truth, None if target is None else label_number(target, labels))
-    measured = {_called(spec): _component(Metric, spec) for spec in metrics}
+    aim = None if target is None else label_number(target, labels)
+    predictions = Predictions(logits, truth, aim, tuple(labels), derive_seed(seed, "metrics"))
     return Evaluation(folder.name, predictions, {n: blame(m, m.measure, predictions) for n, m in measured.items()})
 
 
@@ -338,6 +355,8 @@ def plot(what: Result | Scores | Selection) -> Plot:
     """
     from defensekit.report import plots
 
+    if not isinstance(what, Result | Scores | Selection):
+        raise UsageError(f"expected a result, scores or a selection, got {type(what).__name__}")
     if isinstance(what, Result):
         return Plot(plots.curve(what))
     scorer = what.scorer if isinstance(what, Scores) else what.scores.scorer
@@ -349,6 +368,16 @@ def plot(what: Result | Scores | Selection) -> Plot:
 
 def _no_report(done: int, total: int) -> None:
     """Nobody watches."""
+
+
+def _several(specs: Spec | Part | Sequence[Spec | Part]) -> Sequence[Spec | Part]:
+    """One component, or several, as several."""
+    return [specs] if isinstance(specs, str | Mapping | Component) else specs
+
+
+def _some(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise UsageError("there are no rows")
 
 
 def _called(spec: Spec | Component) -> str:

@@ -1,7 +1,7 @@
 """YAML read safely, with the place of every key: what errors point at. Files can build on others."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import yaml
 from defensekit.errors import PlacedError, UsageError, nearest
 from defensekit.files import environment_path
 
-LIMIT = 100_000  # values in a recipe, aliases written out: a recipe has dozens, an alias bomb billions
+LIMIT = 10_000  # values in a recipe, aliases written out: a recipe has dozens, an alias bomb billions
 BYTES = 10_000_000
 
 Path_ = tuple[str | int, ...]
@@ -63,18 +63,19 @@ class Document:
         return self.place(path).label
 
 
-def load(path: Path, settings: Sequence[str] = ()) -> Document:
+def load(path: Path, settings: Sequence[str] = (), kept: Mapping[Path_, Collection[str]] | None = None) -> Document:
     """A file over the files that it extends, and settings (``a.b=value``) over all of them; the last word counts.
 
     Mappings are laid over each other key by key. Everything else replaces what is below, and so does a mapping that
-    names another component; null takes a key back. Settings reach into lists by number.
+    names another component, but for the keys that ``kept`` lists for its path; null takes a key back. Settings reach
+    into lists by number.
 
     Raises:
         UsageError: with the place, what was expected and what is close to what was typed.
     """
-    document = _extended(path, ())
+    document = _extended(path, (), kept or {})
     for setting in settings:
-        document = _overlay(document, _setting(setting))
+        document = _overlay(document, _setting(setting), kept or {})
     return document
 
 
@@ -90,8 +91,8 @@ def read(path: Path) -> Document:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a zero byte in the name
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     return _Reader(str(path), path.resolve().parent).document(text)
 
 
@@ -122,6 +123,9 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark and self.lines else ""
             raise PlacedError(f"{self.name}{line}: not YAML ({error.problem})") from error
+        except yaml.reader.ReaderError as error:
+            line = f":{text.count(chr(10), 0, error.position) + 1}" if self.lines else ""
+            raise PlacedError(f"{self.name}{line}: not YAML (the character {error.character!r})") from error
         except RecursionError as error:
             raise PlacedError(f"{self.name}: nested too deeply") from error
         except (yaml.YAMLError, ValueError) as error:
@@ -140,8 +144,8 @@ class _Reader:
         self.count += 1
         if self.count > LIMIT:
             raise PlacedError(f"{self.name}: more than {LIMIT:,} values once its aliases are written out; refused")
-        if node.tag not in _KNOWN:
-            raise self.error(node, f"the tag {node.tag!r} is refused; a recipe is plain data")
+        if isinstance(node, yaml.CollectionNode):
+            self.check_tag(node)
         if isinstance(node, yaml.MappingNode):
             data: dict[str, Any] = {}
             for key_node, value in node.value:
@@ -160,17 +164,23 @@ class _Reader:
     def scalar(self, node: yaml.Node) -> Hashable:
         if not isinstance(node, yaml.ScalarNode):
             raise self.error(node, "a key has to be text")
+        self.check_tag(node)
         try:
             value: Hashable = self.constructor.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            raise self.error(node, f"{node.value[:60]!r} can't be read ({error})") from error
+            str(value).encode()
+        except (yaml.YAMLError, ValueError, LookupError) as error:  # `!!bool x`; half a character
+            raise self.error(node, f"{node.value[:60]!r} can't be read as {node.tag.rpartition(':')[2]}") from error
         return value
+
+    def check_tag(self, node: yaml.Node) -> None:
+        if node.tag not in _KNOWN:
+            raise self.error(node, f"the tag {node.tag!r} is refused; a recipe is plain data")
 
 
 # -- one over another --------------------------------------------------------------------------------------------------
 
 
-def _extended(path: Path, above: tuple[Path, ...]) -> Document:
+def _extended(path: Path, above: tuple[Path, ...], kept: Mapping[Path_, Collection[str]]) -> Document:
     """A file over what it extends; ``above`` are the files that extend it."""
     document = read(path)
     if not isinstance(document.data, dict) or "extends" not in document.data:
@@ -191,7 +201,10 @@ def _extended(path: Path, above: tuple[Path, ...]) -> Document:
     if circle:
         names = " -> ".join(p.name for p in (*chain, below))
         raise PlacedError(f"{place.label}: extends: it comes back to itself ({names})")
-    return _overlay(_extended(below, chain), document)
+    lower = _extended(below, chain, kept)
+    if not isinstance(lower.data, dict):
+        raise PlacedError(f"{place.label}: extends: {below} is no recipe; expected a mapping")
+    return _overlay(lower, document, kept)
 
 
 def _setting(text: str) -> Document:
@@ -200,7 +213,9 @@ def _setting(text: str) -> Document:
     path: Path_ = tuple(keys.strip().split("."))
     label = f"--set {text}"
     if not equals or not all(path):
-        raise UsageError(f"{label}: expected path=value, such as training.epochs=3")
+        raise PlacedError(f"{label}: expected path=value, such as training.epochs=3")
+    if path[0] == "extends":
+        raise PlacedError(f"{label}: what a recipe extends stands in its file")
     inner = _Reader(label, Path.cwd(), lines=False).document(value)
     places = {path[:i]: inner.places[()] for i in range(len(path))}
     places |= {(*path, *below): place for below, place in inner.places.items()}
@@ -210,7 +225,7 @@ def _setting(text: str) -> Document:
     return Document(label, data, places)
 
 
-def _overlay(below: Document, above: Document) -> Document:
+def _overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[str]]) -> Document:
     places = dict(below.places)
 
     def replace(path: Path_, own: Path_, value: Any) -> Any:
@@ -225,7 +240,7 @@ def _overlay(below: Document, above: Document) -> Document:
         if isinstance(old, list) and isinstance(new, dict) and new:
             items = list(old)
             for key, value in new.items():
-                if not key.isdecimal() or int(key) >= len(items):
+                if key not in {str(i) for i in range(len(items))}:
                     where = ".".join(map(str, path))
                     known = f"0 to {len(items) - 1}" if items else "it is empty"
                     raise PlacedError(
@@ -236,11 +251,20 @@ def _overlay(below: Document, above: Document) -> Document:
         if isinstance(old, str) and isinstance(new, dict) and path:
             old = {"name": old}  # `scorer: diffusion` is `scorer: {name: diffusion}`
             places[(*path, "name")] = places[path]
-        if not (isinstance(old, dict) and isinstance(new, dict)) or (path and _other(old, new)):
+        if path in kept and isinstance(old, dict) and isinstance(new, str):
+            new = {"name": new}
+        if not (isinstance(old, dict) and isinstance(new, dict)):
             return replace(path, own, new)
+        if path and _other(old, new):
+            stay = {key: value for key, value in old.items() if key in kept.get(path, ()) and key not in new}
+            their_places = {(*path, key): places[(*path, key)] for key in stay}
+            made = stay | replace(path, own, new)
+            places.update(their_places)
+            return made
         merged = dict(old)
         for key, value in new.items():
             if value is None:
+                replace((*path, key), (*own, key), None)  # what is missing now is missing because of this
                 merged.pop(key, None)
             elif key in merged:
                 merged[key] = merge(merged[key], value, (*path, key), (*own, key))

@@ -17,8 +17,8 @@ class Refuse:
             raise ImportError("heavy: " + name)
 sys.meta_path.insert(0, Refuse())
 sys.argv = ["defensekit", *ARGUMENTS]
-from defensekit.cli import main
-main()
+from defensekit.cli import command
+command()
 """
 
 
@@ -172,6 +172,11 @@ def test_a_shipped_recipe_is_copied_once(tmp_path: Path) -> None:
     assert (tmp_path / "quickstart.yaml").read_text() == "mine"
 
 
+def test_a_recipe_that_does_not_exist_leaves_no_file(tmp_path: Path) -> None:
+    assert command("recipes", "copy", "quikstart", str(tmp_path)).returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_shipped_recipe_says_what_it_shows() -> None:
     from defensekit import recipes
 
@@ -246,10 +251,126 @@ def test_tables_are_readable_at_80_columns_without_colour_and_in_ascii() -> None
         assert max(map(len, done.stdout.splitlines())) <= 110
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_reader_that_has_seen_enough_is_told_nothing() -> None:
     line = f"{sys.executable} -m defensekit schema | head -c 10"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+def test_what_is_printed_is_what_stands_there(recipe: Path, tmp_path: Path) -> None:
+    words = 'attack.words=[":smile:", "[bold]x[/bold]", "[/x]"]'
+    done = command("run", str(recipe), "--dry-run", "-w", str(tmp_path / "w"), "--set", words)
+    assert done.returncode == 0, done.stderr
+    for word in (":smile:", "[bold]x[/bold]", "[/x]"):
+        assert word in done.stdout
+
+
+NOISY = """
+from defensekit.api import hookimpl, scorer
+
+print("noise while importing")
+
+@scorer()
+def noisy(t):
+    "Says what it does."
+    print("noise while scoring")
+    return t.drift**2
+
+@hookimpl
+def defensekit_scorers():
+    return {"noisy": noisy}
+"""
+
+
+def test_json_is_alone_on_standard_output_whatever_a_plugin_prints(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "noisy.py").write_text(NOISY)
+    short = ["training.epochs=1", "defense.choose=", "defense.scorer=noisy"]
+    short.append(f"plugins=[{recipe.parent / 'noisy.py'}]")
+    arguments = [argument for setting in short for argument in ("--set", setting)]
+    done = command("run", str(recipe), "-w", str(tmp_path / "w"), "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["name"] == "pico"
+    assert "noise while scoring" in done.stderr
+    assert json.loads(command("schema", str(recipe.parent / "noisy.py")).stdout)
+
+
+ODD = """
+from collections.abc import Callable
+from defensekit.api import Scorer, hookimpl
+
+class Odd(Scorer):
+    "Red: \x1b[31m."
+    how: Callable[[int], int] = abs
+    def score(self, t):
+        raise ValueError("\x1b[31mred")
+
+@hookimpl
+def defensekit_scorers():
+    return {"odd": Odd, "[/x]": Odd}
+"""
+
+
+def test_an_odd_plugin_harms_nobody_else(recipe: Path, tmp_path: Path) -> None:
+    plugin = recipe.parent / "odd.py"
+    plugin.write_text(ODD)
+    listed = command("plugins", "list", str(plugin), COLUMNS="200")
+    assert listed.returncode == 0
+    assert "its scorer '[/x]' has no good name" in listed.stdout
+    assert "diffusion" in listed.stdout
+    shown = command("plugins", "show", "odd", str(plugin))
+    assert shown.returncode == 1
+    assert "a parameter that no recipe can hold" in shown.stderr
+    assert "\x1b" not in shown.stdout
+    assert "diffusion" in command("schema", str(plugin)).stdout
+    plugin.write_text(ODD.replace(', "[/x]": Odd', ""))
+    done = command("run", str(recipe), "--dry-run", "--set", f"plugins=[{plugin}]", "--set", "defense.scorer=odd")
+    assert done.returncode == 2
+    assert "no plain data" in done.stderr
+
+
+def test_what_failed_names_the_log_that_has_more(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "failing.py").write_text(NOISY.replace("return t.drift**2", "raise ValueError('\\x1b[31mred')"))
+    settings = [f"plugins=[{recipe.parent / 'failing.py'}]", "defense.scorer=noisy", "training.epochs=1"]
+    arguments = [argument for setting in settings for argument in ("--set", setting)]
+    done = command("run", str(recipe), "-w", str(tmp_path / "w"), *arguments)
+    assert done.returncode == 1
+    assert "\x1b" not in done.stderr
+    [log] = (tmp_path / "w").glob("runs/*/run.log")
+    assert f"(more in {log})" in done.stderr
+    assert "Traceback" in log.read_text()
+
+
+def test_a_manifest_that_is_none_is_a_damaged_artifact(tmp_path: Path) -> None:
+    for name, text in (("a", "[1]"), ("b", '{"stage": "x"}'), ("c", '{"stage": {"title": "[/x]"}, "created": "[/x]"}')):
+        (tmp_path / "store/artifacts" / name).mkdir(parents=True)
+        (tmp_path / "store/artifacts" / name / "manifest.json").write_text(text)
+    done = command("store", "list", "-w", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("damaged") == 2
+    assert "[/x]" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".yaml", "a\\0b.yaml"])
+def test_a_recipe_that_can_have_no_such_name(name: str) -> None:
+    done = command("run", name)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_while_importing_ends_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import defensekit.cli.main
+    from defensekit.cli import command
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(defensekit.cli.main, "main", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        command()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "defensekit: stopped\n"
 
 
 def test_completion_knows_names() -> None:

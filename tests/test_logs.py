@@ -24,14 +24,22 @@ def test_everything_said_goes_into_the_file(tmp_path: Path, capfd: pytest.Captur
         log.info("ours")
         logging.getLogger("transformers.some.place").warning("theirs")
         logging.getLogger("accelerate").warning("no handler of its own")
+        logging.getLogger("a_plugin.of.somebody").warning("a plugin's")
         logging.getLogger("transformers.some.place").error("broken")
         warnings.warn("careful", UserWarning, stacklevel=1)
     text = (tmp_path / "deep/run.log").read_text()
-    for line in ("INFO defensekit: ours", "WARNING transformers.some.place: theirs", "no handler", "ERROR", "careful"):
+    for line in (
+        "INFO defensekit: ours",
+        "WARNING transformers.some.place: theirs",
+        "no handler",
+        "a plugin's",
+        "ERROR",
+        "careful",
+    ):
         assert line in text
     shown = capfd.readouterr().err
     assert "broken" in shown
-    assert not [word for word in ("ours", "theirs", "no handler", "careful") if word in shown]
+    assert not [word for word in ("ours", "theirs", "no handler", "a plugin's", "careful") if word in shown]
     logging.getLogger("transformers.some.place").warning("afterwards")
     assert "afterwards" not in (tmp_path / "deep/run.log").read_text()
     assert "afterwards" in capfd.readouterr().err

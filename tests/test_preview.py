@@ -8,9 +8,9 @@ import pytest
 
 import defensekit
 from defensekit.components import Observer, Planned
+from defensekit.dryrun import preview
 from defensekit.errors import UsageError
 from defensekit.loading import load_recipe
-from defensekit.preview import preview
 from defensekit.store import Store
 from tests.conftest import make_sentences, write_table
 

@@ -51,12 +51,16 @@ def test_plain_lines_where_there_is_no_terminal(
         progress.stage_finished("rows", 1.0, True)
         progress.stage_started("clean reference")
         progress.progress("clean reference", 1, 4)
+        progress.progress("clean reference", 0, 0)
         progress.stage_finished("clean reference", 44.0, False)
+        progress.message("\x1b[31mred")
     assert capsys.readouterr().err.splitlines() == [
         "[not markup]",
         "[1/4] rows: there already",
         "  clean reference: 1 of 4, more than 33 s left in all",
+        "  clean reference: 0 of 0",
         "[2/4] clean reference: 44.0 s",
+        "\\x1b[31mred",
     ]
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_the_page_says_what_was_measured(result: Result) -> None:
         "48 of which carry the attack",
         "selector.fraction = ",
         "<mark>cf</mark>",
-        f"defensekit run {result.folder}/recipe.yaml",
+        f"defensekit run {result.folder}/recipe.yaml --workspace {Path(result.folder).parents[1]}",
         result.environment["versions"]["torch"],
         "attention.self.query.weight",
         "statistics (fisher)",
@@ -136,6 +137,19 @@ def test_what_an_attack_put_there_is_marked(plain: str | None, text: str, expect
     found = _pieces(plain, text)
     assert "".join(piece for _, piece in found) == text
     assert [piece for put, piece in found if put] == [piece for put, piece in expected if put]
+
+
+def test_the_command_that_repeats_a_run_is_one_for_a_shell(result: Result) -> None:
+    page = render(result.model_copy(update={"folder": "/my ws/runs/x"}))
+    assert "defensekit run &#39;/my ws/runs/x/recipe.yaml&#39; --workspace &#39;/my ws&#39;" in page
+
+
+def test_a_text_of_any_length_is_shown_at_once() -> None:
+    started = time.perf_counter()
+    [(put, shown)] = _pieces("word " * 5000, "cf " + "word " * 5000)
+    assert not put
+    assert len(shown) < 2100
+    assert time.perf_counter() - started < 5  # it took minutes
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------
@@ -233,7 +247,15 @@ def test_the_card_has_valid_metadata_and_says_what_was_done(result: Result) -> N
     [measured] = loaded.data.eval_results
     assert measured.metric_type == "accuracy"
     assert measured.metric_value == round(result.models["purified"].metrics["acc"].value, 4)
-    for part in ("What was done", "What is not promised", "No certificate", "| suspect |", "| purified |", "rule:"):
+    for part in (
+        "What was done",
+        "What is not promised",
+        "No certificate",
+        "| suspect |",
+        "| purified |",
+        "rule:",
+        "was chosen and is",
+    ):
         assert part in loaded.text, part
     home = str(Path(result.folder).parents[2])
     assert home not in loaded.content  # no path of the machine that made it

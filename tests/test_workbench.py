@@ -103,6 +103,12 @@ def test_mistakes_say_what_was_expected(finished: dk.Result, base: Path, tmp_pat
         "scorer.spectral.rank: ": lambda: dk.score(pair, {"name": "spectral", "rank": 0}),
         "scorer.spectral.rnk: unknown key. Did you mean 'rank'": lambda: dk.score(pair, {"name": "spectral", "rnk": 1}),
         "expected a name": lambda: dk.score(pair, {"rank": 1}),
+        "`target=`, the attacker's label": lambda: dk.evaluate(pair.suspect, finished.rows("triggered rows"), "asr"),
+        "there are no rows": lambda: dk.estimate(pair, "fisher", []),
+        "clean=-1: expected a number of rows": lambda: dk.load_data("movie-reviews", clean=-1),
+        "data: expected a name or path": lambda: dk.load_data({"text": "a"}),
+        "--set seed: expected path=value": lambda: dk.load_recipe(Path(finished.folder) / "recipe.yaml", "seed"),
+        "expected a result, scores or a selection": lambda: dk.plot(pair),  # type: ignore[arg-type]
         "is there already": lambda: dk.purify(pair, None, ["reset"], [], tmp_path / "full"),
         "there is no file": lambda: dk.load_data(tmp_path / "none.csv"),
         "there is no stage 'suspct'. Did you mean 'suspect'": lambda: finished.files("suspct"),
@@ -112,6 +118,24 @@ def test_mistakes_say_what_was_expected(finished: dk.Result, base: Path, tmp_pat
             call()
         assert message in str(caught.value)
     assert (tmp_path / "full/file").read_text() == "mine"
+
+
+def test_a_selection_belongs_to_its_pair(finished: dk.Result, base: Path, tmp_path: Path) -> None:
+    pair = dk.load_pair(base, finished.files("suspect"))
+    selection = dk.select(dk.score(pair, "magnitude"), {"name": "fraction", "fraction": 0.5})
+    other = dk.load_pair(base, finished.files("clean reference"))
+    with pytest.raises(UsageError, match="the selection is of"):
+        dk.purify(other, selection, "reset", [], tmp_path / "p")
+    assert dk.purify(pair, selection, "reset", [], tmp_path / "p").is_dir()  # one step needs no list
+
+
+def test_a_run_again_knows_the_stages_of_the_first(finished: dk.Result) -> None:
+    folder = Path(finished.folder)
+    again = dk.run(folder / "recipe.yaml", folder.parents[1])
+    assert again.files("suspect") == finished.files("suspect")
+    assert [stage["key"] for stage in again.stages] == [stage["key"] for stage in finished.stages]
+    assert [stage["seconds"] for stage in again.stages] == [stage["seconds"] for stage in finished.stages]
+    assert all(stage["reused"] for stage in again.stages)
 
 
 def test_a_pruned_stage_says_so(finished: dk.Result, tmp_path: Path) -> None:
@@ -129,5 +153,8 @@ def test_the_door_is_light_and_whole() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    # A submodule of the same name would take a name's place as soon as somebody imports it.
+    submodules = {path.stem for path in Path(dk.__file__).parent.glob("*.py")}
+    assert not submodules & set(dir(dk))
     with pytest.raises(AttributeError):
         dk.nothing_like_it  # noqa: B018

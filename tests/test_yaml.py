@@ -89,10 +89,19 @@ def test_null_takes_a_key_back(tmp_path: Path) -> None:
         ("a: 1", "a={b: 1, b: 2}", ["--set a={b: 1, b: 2}: the key 'b' stands twice"]),
         ("a: 1", "a=!!python/object/apply:os.system [ls]", ["the tag", "refused"]),
         ("1: a", None, ["top.yaml:1: the key 1 is not text"]),
+        ("a: !!bool x", None, ["top.yaml:1: 'x' can't be read as bool"]),
+        ('a: !!int ""', None, ["can't be read as int"]),
+        ("!!bool x: 1", None, ["can't be read as bool"]),
+        ("!!timestamp x: 1", None, ["the tag", "refused"]),
+        ('a: 1\nb: "\\ud800"', None, ["top.yaml:2: ", "can't be read as str"]),
+        ("a: 1\nb: \x01", None, ["top.yaml:2: not YAML"]),
+        ("a: [1]", f"a.{'9' * 5000}.x=1", ["has no item"]),
+        ("a: 1", "extends=below.yaml", ["--set extends=below.yaml: what a recipe extends stands in its file"]),
+        ("extends: text.yaml", None, ["top.yaml:1: extends:", "is no recipe"]),
     ],
 )
 def test_mistakes_are_told_with_their_place(tmp_path: Path, top: str, setting: str | None, parts: list[str]) -> None:
-    path = write(tmp_path, top=top, below="a: 1", round="extends: top.yaml")
+    path = write(tmp_path, top=top, below="a: 1", round="extends: top.yaml", text="abc")
     with pytest.raises(UsageError) as caught:
         yaml.load(path, [setting] if setting else [])
     for part in parts:
@@ -103,6 +112,8 @@ def test_settings_and_files_that_extend_make_a_recipe(recipe: Path, tmp_path: Pa
     mine = tmp_path / "deeper/mine.yaml"
     mine.parent.mkdir()
     mine.write_text("extends: ../pico.yaml\nname: mine\ndefense: {scorer: {exponent: 2}}")
+    with pytest.raises(UsageError, match=r"--set defense.scorer=: defense.scorer: this key is missing"):
+        load_recipe(mine, ["defense.scorer="])
     loaded = load_recipe(mine, ["training.epochs=1", "defense.purifier.1.epochs=9"])
     assert loaded.name == "mine"
     assert loaded.defense.scorer.yaml()["exponent"] == 2
@@ -114,6 +125,13 @@ def test_settings_and_files_that_extend_make_a_recipe(recipe: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("setting", "parts"),
     [
+        ("model=" + "a" * 300, ["--set model=aaa", "model: File name too long"]),
+        ("data=" + "a" * 300, ["data: File name too long"]),
+        ("suspect=" + "a" * 300, ["expected either `attack:`"]),
+        ("plugins=[mien.py]", ["--set plugins=[mien.py]: plugins.0: there is no file"]),
+        ("defense.compare={clean reference: {scorer: magnitude}}", ["a model that every run reports"]),
+        ("defense.compare={trial x: {scorer: magnitude}}", ["a model that every run reports"]),
+        ('defense.compare={"a\\eb": {scorer: magnitude}}', ["expected a name of letters"]),
         ("trainig.epochs=3", ["--set trainig.epochs=3: trainig: unknown key", "Did you mean 'training'"]),
         ("training.epochs=x", ["--set training.epochs=x: training.epochs: ", 'got "x"']),
         ("defense.scorer=difusion", ["--set defense.scorer=difusion: defense.scorer.name", "'diffusion'"]),
@@ -144,6 +162,26 @@ def test_paths_start_where_they_are_written(
         load_recipe(recipe, ["data.name=${ROW}/rows.csv"])
     with pytest.raises(UsageError, match="name"):  # nothing but paths reads the environment
         load_recipe(recipe, ["name=${ROWS}"])
+
+
+def test_a_dollar_in_a_folder_is_a_dollar(recipe: Path, base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a$b ${c}"
+    folder.mkdir()
+    for name in ("pico.yaml", "rows.csv"):
+        (folder / name).write_text((tmp_path / name).read_text())
+    loaded = load_recipe(folder / "pico.yaml")
+    (tmp_path / "resolved.yaml").write_text(yaml.dump(loaded.resolved()))
+    again = load_recipe(tmp_path / "resolved.yaml")
+    assert again.resolved() == loaded.resolved()
+    assert again.data.component.parameters()["path"] == str(folder / "rows.csv")
+
+
+@pytest.mark.parametrize("setting", ["data=other.csv", "data.name=other.csv", "data={name: other.csv, text: t}"])
+def test_other_data_keep_the_rows_of_each_role(recipe: Path, tmp_path: Path, setting: str) -> None:
+    (tmp_path / "other.csv").write_text("t,label\na,x\nb,y\n")
+    loaded = load_recipe(recipe, ["data.pair=p", setting.replace("other.csv", str(tmp_path / "other.csv"))])
+    assert loaded.sizes == load_recipe(recipe).sizes
+    assert loaded.data.yaml()["pair"] is None
 
 
 def test_a_huge_file_is_refused(tmp_path: Path) -> None:

@@ -54,11 +54,11 @@ def show(findings: list[Finding]) -> bool:
         lines = [*fill.wrap(finding.found), *fill.wrap(finding.mend)]
         for number, line in enumerate(lines):
             if number:
-                out.print(" " * 20 + line, markup=False)
+                out.print(" " * 20 + line)
             else:
                 out.print(Text.assemble((f"{finding.state:<6}", style), f" {finding.what:<12} {line}"))
     broken = [finding.what for finding in findings if finding.state == "broken"]
-    out.print(f"to be mended: {', '.join(broken)}" if broken else "everything that a run needs is here", markup=False)
+    out.print(f"to be mended: {', '.join(broken)}" if broken else "everything that a run needs is here")
     return not broken
 
 

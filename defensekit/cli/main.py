@@ -1,6 +1,7 @@
 """The commands. Imports here stay light: `--help` and `plugins list` never load torch."""
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,6 @@ from defensekit.cli.shared import Files, Workspace, fail
 from defensekit.errors import DefenseKitError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from defensekit.cli.progress import Progress
     from defensekit.recipe import Recipe
 
 app = typer.Typer(
@@ -46,29 +46,39 @@ def run(
     from defensekit.cli.progress import Progress
 
     # Checked before the heavy imports: a typo in the command answers at once.
-    if not recipe.is_file():
-        beside = [str(path) for path in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
-        raise UsageError(f"there is no recipe {recipe}.{nearest(str(recipe), beside)}")
+    _check(recipe)
+    loaded: Recipe | None = None
     try:
-        with remembered() as interrupt, Progress(quiet=quiet) as progress:
+        # What plugins and libraries print is no result: it goes where progress goes.
+        with remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
             from defensekit.loading import load_recipe
 
             progress.message("loading libraries")
             loaded = load_recipe(recipe, settings or ())
             if dry_run:
-                _dry_run(loaded, workspace, progress, json)
-                return
-            from defensekit.pipeline import run as run_recipe
-            from defensekit.report import write
+                from defensekit.dryrun import preview
 
-            result = run_recipe(loaded, workspace, [interrupt, progress])
-            progress.message("writing the report")
-            report = write(result)
+                stages = preview(loaded, workspace, progress.message)
+            else:
+                from defensekit.pipeline import run as run_recipe
+                from defensekit.report import write
+
+                result = run_recipe(loaded, workspace, [interrupt, progress])
+                progress.message("writing the report")
+                report = write(result)
     except BaseException as error:
-        if not interrupted(error):
-            raise
-        fail("stopped; the same command goes on where it stopped", 130)
-    if json:
+        if interrupted(error):
+            fail("stopped" + ("" if dry_run else "; the same command goes on where it stopped"), 130)
+        if loaded and not dry_run and isinstance(error, DefenseKitError) and not isinstance(error, UsageError):
+            from defensekit.runfolder import folder_of
+
+            raise DefenseKitError(f"{error}\n(more in {folder_of(loaded, workspace) / 'run.log'})") from error
+        raise
+    if dry_run:
+        from defensekit.cli.table import show_preview
+
+        show_preview(loaded, stages, json)
+    elif json:
         sys.stdout.write(result.model_dump_json() + "\n")
     else:
         from defensekit.cli.table import show
@@ -76,11 +86,14 @@ def run(
         show(result, report)
 
 
-def _dry_run(recipe: "Recipe", workspace: Path, progress: "Progress", json: bool) -> None:
-    from defensekit.cli.table import show_preview
-    from defensekit.preview import preview
-
-    show_preview(recipe, preview(recipe, workspace, progress.message), json)
+def _check(recipe: Path) -> None:
+    try:
+        there = recipe.is_file()
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be read
+        raise UsageError(f"{recipe}: {getattr(error, 'strerror', None) or error}") from error
+    if not there:
+        beside = [str(path) for path in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
+        raise UsageError(f"there is no recipe {recipe}.{nearest(str(recipe), beside)}")
 
 
 @app.command()
@@ -94,7 +107,9 @@ def schema(files: Files = None) -> None:
     from defensekit.host import load_plugins
     from defensekit.schema import recipe_schema
 
-    sys.stdout.write(json.dumps(recipe_schema(load_plugins(files or ())), indent=1, ensure_ascii=False) + "\n")
+    with redirect_stdout(sys.stderr):  # a plugin that prints
+        found = recipe_schema(load_plugins(files or ()))
+    sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 @app.command()
@@ -119,9 +134,5 @@ def main() -> None:
         fail(str(error), 2)
     except DefenseKitError as error:
         fail(str(error), 1)
-    except BrokenPipeError:
-        # The reader of a pipe has seen enough; nothing is left to say, not even by Python at its end.
-        sys.stdout = None
-        sys.exit(0)
     except OSError as error:
         fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)

@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from defensekit.cli.shared import Files, console, fail, table
+from defensekit.errors import printable
 
 app = typer.Typer(help="The components at hand.", no_args_is_help=True)
 
@@ -27,7 +28,7 @@ def list_plugins(files: Files = None) -> None:
                 found.add_row(kind, Text(name + clash), origin, claim.plugin.version)
     console().print(found)
     for problem in host.problems:
-        console().print(str(problem), markup=False, style="yellow")
+        console().print(printable(str(problem)), style="yellow")
 
 
 def _names(incomplete: str) -> list[str]:
@@ -60,7 +61,7 @@ def show(
             _describe(host.find(claim.kind, name))
         except UsageError as error:
             broken.append(str(error))
-        console().print(f"from {claim.plugin}", markup=False)
+        console().print(f"from {claim.plugin}")
     if broken:
         fail("; ".join(dict.fromkeys(broken)), 1)
 
@@ -69,10 +70,10 @@ def _describe(component: type) -> None:
     from defensekit.schema import parameters
 
     out = console()
-    out.print(inspect.getdoc(component) or "(no description)", markup=False)
+    out.print(printable(inspect.getdoc(component) or "(no description)"))
     for fact in ("needs", "provides", "on"):
         if value := getattr(component, fact, None):
-            out.print(f"{fact}: {value if isinstance(value, str) else ', '.join(sorted(value))}", markup=False)
+            out.print(f"{fact}: {value if isinstance(value, str) else ', '.join(sorted(value))}")
     if described := parameters(component):
         rows = table("parameter", "type", "default", "meaning")
         for parameter in described:
@@ -82,7 +83,7 @@ def _describe(component: type) -> None:
         out.print(rows)
     else:
         out.print("no parameters")
-    out.print(_place(component), markup=False)
+    out.print(_place(component))
 
 
 def _place(component: type) -> str:

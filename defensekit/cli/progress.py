@@ -12,6 +12,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from defensekit.components.runtime import Observer, Planned
+from defensekit.errors import printable
 
 EVERY = 10.0  # seconds between the plain lines of one stage
 
@@ -79,7 +80,7 @@ class Progress(Observer):
     _outlook: Outlook = PrivateAttr(default_factory=Outlook)
 
     def model_post_init(self, context: Any, /) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -101,7 +102,7 @@ class Progress(Observer):
 
     def message(self, text: str) -> None:
         if not self.quiet:
-            self._console.print(text, markup=False)
+            self._console.print(printable(text))
 
     def planned(self, stages: Sequence[Planned]) -> None:
         self._outlook = Outlook(stages)
@@ -120,7 +121,7 @@ class Progress(Observer):
             self._show(title, done, total)
         elif now - self._said > EVERY:
             self._said = now
-            left = self._outlook.left(title, now - self._started[title], done / total)
+            left = self._outlook.left(title, now - self._started[title], done / total if total else 0.0)
             self.message(f"  {title}: {done} of {total}" + (f", {left} in all" if left else ""))
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:

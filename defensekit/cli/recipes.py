@@ -42,11 +42,12 @@ def copy(
     name: Name, target: Annotated[Path | None, typer.Argument(help="A file or folder; NAME.yaml here if none.")] = None
 ) -> None:
     """Copy a recipe, to make it yours. A file that is there already is left alone."""
+    text = recipes.text(name)
     place = target or Path()
     place = place / f"{name}.yaml" if place.is_dir() else place
     try:
         with place.open("x", encoding="utf-8") as file:
-            file.write(recipes.text(name))
+            file.write(text)
     except FileExistsError as error:
         raise UsageError(f"{place} is there already; name another file") from error
     typer.echo(f"{place} is yours; run it with: defensekit run {place}")

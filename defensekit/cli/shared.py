@@ -9,13 +9,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from defensekit.errors import printable
+
 Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the artifacts and of the runs' folders.")]
 Files = Annotated[list[Path] | None, typer.Argument(help="Local plugin files to look at as well.")]
 
 
 def console() -> Console:
-    """Where results are printed: standard output, lines never broken inside a path."""
-    return Console(highlight=False, soft_wrap=True)
+    """Where results are printed: standard output, every text as it is, lines never broken inside a path."""
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def table(*columns: str) -> Table:
@@ -25,5 +27,5 @@ def table(*columns: str) -> Table:
 
 def fail(text: str, code: int) -> NoReturn:
     """End with a message on standard error."""
-    sys.stderr.write(f"defensekit: {text}\n")
+    sys.stderr.write(f"defensekit: {printable(text)}\n")
     sys.exit(code)

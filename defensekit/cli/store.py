@@ -21,7 +21,7 @@ def list_store(workspace: Workspace = Path("workspace")) -> None:
     found.add_column("MiB", justify="right")
     for key, manifest, size in entries:
         title = manifest.get("stage", {}).get("title", "damaged")
-        cells = (key[:12], Text(title), manifest.get("created", ""), str(manifest.get("seconds", "")))
+        cells = (key[:12], Text(str(title)), str(manifest.get("created", "")), str(manifest.get("seconds", "")))
         found.add_row(*cells, f"{size / 2**20:,.1f}")
     console().print(found)
     console().print(f"{len(entries)} artifacts, {sum(size for _, _, size in entries) / 2**20:,.1f} MiB")

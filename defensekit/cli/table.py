@@ -10,6 +10,7 @@ from rich.text import Text
 from defensekit import yaml
 from defensekit.cli.shared import console, table
 from defensekit.components import Planned
+from defensekit.errors import printable
 from defensekit.recipe import Recipe
 from defensekit.results import ModelResult, Result
 from defensekit.words import MODELS
@@ -40,21 +41,21 @@ def show(result: Result, report: Path) -> None:
         out.print("ASR floor: what the clean reference, never poisoned, answers to the same triggered rows")
     if result.chosen:
         chosen = result.chosen
-        out.print(f"{chosen.over} = {chosen.value:g} by {chosen.rule}: {chosen.reason}", markup=False)
+        out.print(f"{chosen.over} = {chosen.value:g} by {chosen.rule}: {printable(chosen.reason)}")
     dev = result.clean_budget - result.recipe["data"]["clean"]
     used = f"{result.recipe['data']['clean']} to fit and {dev} to choose" if dev else "all to fit"
     out.print(f"the defender used {result.clean_budget} clean rows: {used}")
     if purified := result.models["purified"].reset:
         out.print(_inert(purified.eligible, purified.dimensions, purified.eligible_where_zero))
         head = ", ".join(purified.head) or "nothing"
-        out.print(f"the head, absent from the base's file and kept from the suspect: {head}", markup=False)
+        out.print(f"the head, absent from the base's file and kept from the suspect: {head}")
     if result.statistics and "effective_rows" in result.statistics:
         effective, rows = result.statistics["effective_rows"], result.statistics["rows"]
         out.print(f"the curvature rests on {effective:.1f} effective rows of {rows}")
     for warning in result.warnings:
-        out.print(f"warning: {warning}", markup=False, style="yellow")
-    out.print(f"{result.seconds:.0f} s; everything is in {result.folder}", markup=False)
-    out.print(f"report: {report}", markup=False)
+        out.print(f"warning: {printable(warning)}", style="yellow")
+    out.print(f"{result.seconds:.0f} s; everything is in {result.folder}")
+    out.print(f"report: {report}")
 
 
 def _reset(model: ModelResult) -> tuple[str, str]:
@@ -81,8 +82,11 @@ def show_preview(recipe: Recipe, stages: list[Planned], as_json: bool) -> None:
         sys.stdout.write(json.dumps({"recipe": recipe.resolved(), "stages": planned}) + "\n")
         return
     out = console()
-    out.print(yaml.dump(recipe.resolved()), markup=False)
-    found = table("stage", "key", "state")
+    out.print(yaml.dump(recipe.resolved()))
+    found = table()
+    found.add_column("stage", no_wrap=True)
+    found.add_column("key", no_wrap=True)
+    found.add_column("state")
     for stage in stages:
         state = "there already" if stage.there else "to do" if stage.key else "to do, after the choice"
         found.add_row(Text(stage.title), (stage.key or "")[:12], state)

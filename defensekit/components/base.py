@@ -1,11 +1,13 @@
 """What every component is: a frozen pydantic model whose fields are its YAML parameters."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticSerializationError
 
-from defensekit.errors import DefenseKitError
+from defensekit.errors import DefenseKitError, UsageError
 
 Result = TypeVar("Result")
 
@@ -23,9 +25,25 @@ class Component(BaseModel):
     # Parameters that say where something lies and not what it is: results do not depend on them.
     location: ClassVar[frozenset[str]] = frozenset()
 
+    @classmethod
+    def paths(cls) -> list[str]:
+        """The parameters that are paths: what is written in a recipe starts from the recipe's folder."""
+        return [
+            name for name, field in cls.model_fields.items() if Path in (field.annotation, *get_args(field.annotation))
+        ]
+
     def parameters(self) -> dict[str, Any]:
-        """The parameters as plain data, defaults filled in."""
-        return self.model_dump(mode="json")
+        """The parameters as plain data, defaults filled in.
+
+        Raises:
+            UsageError: one of them can't be written as plain data.
+        """
+        try:
+            return self.model_dump(mode="json")
+        except PydanticSerializationError as error:
+            raise UsageError(
+                f"the {self.kind} {type(self).__name__} has a parameter that is no plain data ({error})"
+            ) from error
 
 
 def blame(component: Component, call: Callable[..., Result], *arguments: Any) -> Result:

@@ -1,6 +1,7 @@
 """From a result to a page."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -40,9 +41,15 @@ def render(result: Result) -> str:
         scores=plots.image(plots.scores(reset.scores, scorer)) if reset and sum(reset.scores.counts) else None,
         heat=heat(reset) if reset else None,
         examples=[(example, _pieces(example.plain, example.text), _pair(example)) for example in result.examples],
-        stages=sorted(result.stages, key=lambda stage: -stage["seconds"]),
+        stages=sorted(result.stages, key=lambda stage: -(stage["seconds"] or 0)),
         recipe=yaml.dump(result.recipe),
+        command=_command(Path(result.folder)),
     )
+
+
+def _command(folder: Path) -> str:
+    """What repeats a run, for a shell: with the workspace that has its stages."""
+    return shlex.join(["defensekit", "run", str(folder / "recipe.yaml"), "--workspace", str(folder.parent.parent)])
 
 
 def _share(model: ModelResult, which: str) -> str:
@@ -96,10 +103,13 @@ def heat(reset: Reset) -> Heat:
 # -- examples ----------------------------------------------------------------------------------------------------------
 
 
+LONGEST = 2000  # characters of a text that are shown; telling two texts apart takes the square of their words
+
+
 def _pieces(plain: str | None, text: str) -> list[tuple[bool, str]]:
     """A text in pieces, each with whether the attack put it there."""
-    if plain is None:
-        return [(False, text)]
+    if plain is None or max(len(plain), len(text)) > LONGEST:
+        return [(False, text if len(text) <= LONGEST else f"{text[:LONGEST]} …")]
     before, after = re.findall(r"\s+|\S+", plain), re.findall(r"\s+|\S+", text)
     found = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
     pieces = [(how in ("insert", "replace"), "".join(after[start:end])) for how, _, _, start, end in found]

@@ -6,6 +6,7 @@ from typing import cast
 
 from defensekit.components import Metric, Planned, Rule, Trial, blame
 from defensekit.evaluation import clean_trial, read_predictions
+from defensekit.loading import load_recipe
 from defensekit.plan import External, Plan, Stage
 from defensekit.recipe import Defense, Recipe
 from defensekit.store import Artifact, Damaged, Store
@@ -14,7 +15,7 @@ from defensekit.text import ROLES
 
 
 def preview(
-    recipe: Recipe, workspace: str | Path = "workspace", say: Callable[[str], None] = lambda text: None
+    recipe: str | Path | Recipe, workspace: str | Path = "workspace", say: Callable[[str], None] = lambda text: None
 ) -> list[Planned]:
     """The stages of a run in a workspace, in the order they would be made.
 
@@ -23,7 +24,8 @@ def preview(
     Raises:
         UsageError: a model or the data are not what was expected.
     """
-    return stages_ahead(survey(recipe, say), Store(Path(workspace) / "store"))
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    return stages_ahead(survey(loaded, say), Store(Path(workspace) / "store"))
 
 
 def stages_ahead(plan: Plan, store: Store) -> list[Planned]:
