@@ -165,7 +165,7 @@ def test_remove_and_entries(tmp_path: Path) -> None:
 def test_a_log_that_cannot_be_written_says_nothing_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     import logging
 
-    from defensekit.runfolder import _File
+    from defensekit.logs import _File
 
     handler = _File("/dev/full")
     handler.emit(logging.LogRecord("defensekit", logging.INFO, "", 0, "hello", (), None))
