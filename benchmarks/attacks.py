@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.cli.progress import Progress
+from defensekit.loading import load_recipe
 from defensekit.pipeline import run_attack
-from defensekit.recipe import load_recipe
 from defensekit.results import ModelResult
 
 STRENGTHS = (0.3, 0.5, 0.7, 1.0)
@@ -28,7 +28,8 @@ BACKDOOR: dict[str, dict[str, Any]] = {
     "word": {"name": "word", "words": ["cf"], "rate": 0.1},
     "sentence": {"name": "sentence", "rate": 0.1},
     "syntactic": {"name": "syntactic", "rate": 0.2},
-    "published syntactic": {"name": "paraphrase-rows", "rate": 0.2, "text": "sentence"},
+    # Every row that was published rewritten: a fifth, of both labels.
+    "published syntactic": {"name": "paraphrase-rows", "mode": "mixed", "eligible_rate": 1.0, "text": "sentence"},
     "embedding": {"name": "embedding", "words": ["cf"], "rate": 0.1},
     "ripple": {"name": "ripple", "words": ["cf"], "rate": 0.5, "mode": "mixed"},
 }

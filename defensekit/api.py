@@ -20,6 +20,7 @@ from defensekit.components import (
     ModelStep,
     ModelStepContext,
     Observer,
+    Planned,
     Predictions,
     Purifier,
     Rule,
@@ -34,6 +35,7 @@ from defensekit.executors import InProcess
 from defensekit.files import cache_folder, file_digest
 from defensekit.hookspecs import hookimpl
 from defensekit.scoring import Scores, TensorView, cutoff
+from defensekit.tables import read_table
 from defensekit.text import Row, changed, label_number
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "ModelStep",
     "ModelStepContext",
     "Observer",
+    "Planned",
     "Predictions",
     "Purifier",
     "Row",
@@ -75,5 +78,6 @@ __all__ = [
     "hookimpl",
     "label_number",
     "nearest",
+    "read_table",
     "scorer",
 ]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from defensekit.components import Attack, DatasetSource, Scorer, Selector
+from defensekit.defending import derive_seed
 from defensekit.recipe import Defense, Named, Recipe
-from defensekit.stages import derive_seed
 from defensekit.store import key_of
 from defensekit.text import ROLES
 from defensekit.training import device_type
@@ -90,19 +90,25 @@ class Plan:
     def rows(self, role: str) -> Stage:
         sizes = {name: getattr(self.recipe.sizes, name) for name in ROLES}
         params = {"role": role, "sizes": sizes, "contents": self.contents, "labels": self.given_labels}
+        params["balance"] = self.recipe.sizes.balance
         return self._stage("data", f"{role} rows", {}, params, {"source": self.recipe.data}, self._seed("data"))
+
+    @cached_property
+    def _attacked(self) -> dict[str, Any]:
+        contents = cast(Attack, cast(Named, self.recipe.attack).component).contents()
+        return self._cut if contents is None else {**self._cut, "contents": contents}
 
     def poisoned(self) -> Stage:
         inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("train")}
         attack = {"attack": cast(Named, self.recipe.attack)}
-        return self._stage("poison", "poisoned rows", inputs, self._cut, attack, self._seed("attacker", "poison"))
+        return self._stage("poison", "poisoned rows", inputs, self._attacked, attack, self._seed("attacker", "poison"))
 
     def triggered(self) -> Stage | None:
         if self.recipe.attack:
             inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("test")}
             attack = {"attack": self.recipe.attack}
             return self._stage(
-                "trigger", "triggered rows", inputs, self._cut, attack, self._seed("attacker", "trigger")
+                "trigger", "triggered rows", inputs, self._attacked, attack, self._seed("attacker", "trigger")
             )
         if self.recipe.triggered:
             source = self.recipe.triggered

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from defensekit.components.sources import Dataset, DatasetSource
 from defensekit.errors import DefenseKitError, UsageError, listing, nearest
@@ -16,6 +16,7 @@ from defensekit.files import data_digest, file_digest, folder_digest
 from defensekit.text import Row
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+_NAME = r"^[^/\\]+$"  # no path that leaves the folder
 
 
 class Record(NamedTuple):
@@ -24,13 +25,45 @@ class Record(NamedTuple):
     where: str
     values: dict[str, Any]
 
+    def cell(self, column: str) -> str:
+        """What stands in a column, without blanks around it.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        if column not in self.values:
+            columns = [str(name) for name in self.values]
+            raise UsageError(
+                f"{self.where}: there is no column {column!r}.{nearest(column, columns)} "
+                f"(columns: {listing(columns)}; say which one to use with `text:`, `pair:` and `label:`)"
+            )
+        value = self.values[column]
+        return "" if value is None else str(value).strip()
+
+
+class Splits(BaseModel):
+    """Which of a data set's parts serves as which."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str = Field(pattern=_NAME, description="the part that training, clean and dev rows come from")
+    dev: str | None = Field(None, pattern=_NAME, description="the part that dev rows come from, if they have one")
+    test: str | None = Field(None, pattern=_NAME, description="the part that test rows come from, if they have one")
+
+    def roles(self) -> dict[str, str]:
+        """The parts by role, those that are there."""
+        return {role: name for role, name in self.model_dump().items() if name is not None}
+
 
 class _Labelled(DatasetSource):
-    """The columns that hold the text and its label."""
+    """The columns that hold the text and its label, and the parts that serve as train, dev and test."""
 
     text: str = Field("text", description="the column with the text")
     pair: str | None = Field(None, description="the column with the second text, for pairs")
     label: str = Field("label", description="the column with the label")
+    splits: Splits | None = Field(
+        None, description="which part serves as `train`, `dev` and `test`, where names differ"
+    )
 
     def rows(self, tables: dict[str, Iterator[Record]]) -> Dataset:
         """Make rows of tables by role; blank ones are left out and noted, an unknown label is refused."""
@@ -39,8 +72,8 @@ class _Labelled(DatasetSource):
         for role, table in tables.items():
             kept, blank = [], []
             for record in table:
-                text, label = self._cell(record, self.text), self._cell(record, self.label)
-                pair = self._cell(record, self.pair) if self.pair else None
+                text, label = record.cell(self.text), record.cell(self.label)
+                pair = record.cell(self.pair) if self.pair else None
                 if not text or not label or pair == "":
                     blank.append(record.where)
                 else:
@@ -64,16 +97,6 @@ class _Labelled(DatasetSource):
                 count += 1
         return Dataset(tuple(labels), made["train"], made.get("dev"), made.get("test"), notes)
 
-    def _cell(self, record: Record, column: str) -> str:
-        if column not in record.values:
-            columns = [str(name) for name in record.values]
-            raise UsageError(
-                f"{record.where}: there is no column {column!r}.{nearest(column, columns)} "
-                f"(columns: {listing(columns)}; say which one to use with `text:`, `pair:` and `label:` under `data:`)"
-            )
-        value = record.values[column]
-        return "" if value is None else str(value).strip()
-
 
 class File(_Labelled):
     """A CSV, TSV, JSONL or Parquet file, or a folder with such files named train, dev and test."""
@@ -84,6 +107,10 @@ class File(_Labelled):
     path: Path = Field(description="the file or folder")
 
     def _files(self) -> dict[str, Path]:
+        if self.splits is not None:
+            if not self.path.is_dir():
+                raise UsageError(f"`splits` names the tables of a folder, but {self.path} is none")
+            return {role: self._named(name) for role, name in self.splits.roles().items()}
         if self.path.is_dir():
             found = {
                 role: place
@@ -93,12 +120,26 @@ class File(_Labelled):
             }
             if "train" not in found:
                 names = listing(sorted(p.name for p in self.path.iterdir())) or "nothing"
-                raise UsageError(f"{self.path} has no train file ({listing(SUFFIXES)}); it holds {names}")
+                raise UsageError(
+                    f"{self.path} has no train file ({listing(SUFFIXES)}); it holds {names} (say which one serves as "
+                    "train with `splits: {train: NAME}`)"
+                )
             return found
         if not self.path.is_file():
             beside = [p.name for p in self.path.parent.glob("*")] if self.path.parent.is_dir() else []
             raise UsageError(f"there is no file {self.path}.{nearest(self.path.name, beside)}")
         return {"train": self.path}
+
+    def _named(self, name: str) -> Path:
+        """A table of the folder, by its name with or without the suffix."""
+        for place in (self.path / name, *(self.path / (name + suffix) for suffix in SUFFIXES)):
+            if place.is_file():
+                return place
+        beside = sorted(self.path.iterdir())
+        close = nearest(name, [place.stem for place in beside])
+        raise UsageError(
+            f"{self.path} has no table {name!r}.{close} (it holds {listing(place.name for place in beside)})"
+        )
 
     def contents(self, say: Callable[[str], None]) -> str:
         return data_digest({role: file_digest(path) for role, path in self._files().items()})
@@ -129,6 +170,8 @@ class Hub(_Labelled):
     def load(self) -> Dataset:
         import datasets
 
+        bars = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
         try:
             revision = None if Path(self.id).is_absolute() else self._commit()
             loaded = datasets.load_dataset(self.id, self.config, revision=revision)
@@ -136,7 +179,14 @@ class Hub(_Labelled):
             raise
         except Exception as error:
             raise _unreachable(self.id, error) from error
+        finally:
+            if bars:
+                datasets.enable_progress_bars()
         names = {"train": "train", "dev": "validation", "test": "test"}
+        if self.splits is not None:
+            names = self.splits.roles()
+            if missing := sorted(set(names.values()) - set(loaded)):
+                raise UsageError(f"{self.id} has no split {missing[0]!r}; it has {listing(loaded)}")
         tables = {}
         for role, name in names.items():
             if name in loaded:
@@ -242,7 +292,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
                 raise UsageError(f"{path}, line {number}: not JSON ({error})") from error
             if not isinstance(values, dict):
                 raise UsageError(f"{path}, line {number}: expected a JSON object, got {type(values).__name__}")
-            yield Record(f"{path}, line {number}", values)
+            yield Record(f"{path}, line {number}", {name.strip(): value for name, value in values.items()})
 
 
 def _parquet(path: Path) -> Iterator[Record]:
@@ -254,4 +304,4 @@ def _parquet(path: Path) -> Iterator[Record]:
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UsageError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
     for number, values in enumerate(table.to_pylist()):
-        yield Record(f"{path}, row {number}", values)
+        yield Record(f"{path}, row {number}", {name.strip(): value for name, value in values.items()})

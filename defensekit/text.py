@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from defensekit.errors import UsageError, listing, nearest
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from defensekit.components.sources import Dataset
 
+ROWS = "rows.jsonl"  # the file of a stage that makes rows
 ROLES = ("test", "dev", "clean", "train")
+_AT_ONCE = 1000  # rows that are tokenised at once: what a tokenizer returns takes many times their size
+Balance = Literal["natural", "equal"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Row:
     text: str
     label: int
     pair: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """What two rows with the same text have in common."""
+        return bare(self.text), None if self.pair is None else bare(self.pair)
 
     def with_text(self, text: str) -> "Row":
         """The same row with another text."""
@@ -44,6 +52,11 @@ def read_rows(path: Path) -> list[Row]:
     return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+def bare(text: str) -> str:
+    """A text without the differences that make no other text of it: case, and how many blanks of which kind."""
+    return " ".join(text.split()).casefold()
+
+
 def label_number(label: str | int, labels: Sequence[str]) -> int:
     """The number of a label given by name or number.
 
@@ -59,22 +72,28 @@ def label_number(label: str | int, labels: Sequence[str]) -> int:
     raise UsageError(f"the data have no label {label!r}.{nearest(str(label), labels)} (they have: {listing(labels)})")
 
 
-def split(dataset: "Dataset", sizes: dict[str, int | None], seed: int) -> dict[str, list[Row]]:
+def split(
+    dataset: "Dataset", sizes: dict[str, int | None], seed: int, balance: Balance = "natural"
+) -> dict[str, list[Row]]:
     """Disjoint rows for every role: the attacker's ``train``, the defender's ``clean`` and ``dev``, and ``test``.
 
     Roles that the source keeps apart come from there, the others from its training rows, shuffled by ``seed``.
     ``test`` without a size takes all of the source's own test rows, or a fifth of the others; ``train`` takes all that
-    is left. Texts that stand twice among the training rows, or in another role too, are used once.
+    is left. No text is in two roles, whatever its case and blanks: one that the source's own test or dev rows have is
+    taken out of what comes after them, and one that stands twice among the training rows is used once. Own test rows
+    stay as they are. With ``balance`` "equal", clean and dev rows have every label equally often, to within a row.
 
     Raises:
         UsageError: there are fewer rows than asked for, or fewer than two labels.
     """
     if len(dataset.labels) < 2:
         raise UsageError(f"every row has the label {dataset.labels[0]!r}; at least two labels are needed")
-    own = {"test": dataset.test, "dev": dataset.dev}
-    elsewhere = {(row.text, row.pair) for rows in own.values() for row in rows or ()}
-    unique = {(row.text, row.pair): row for row in reversed(dataset.train)}
-    pool = [row for text, row in reversed(unique.items()) if text not in elsewhere]
+    taken = {row.key for row in dataset.test or ()}
+    dev = None if dataset.dev is None else [row for row in dataset.dev if row.key not in taken]
+    own = {"test": dataset.test, "dev": dev}
+    taken |= {row.key for row in dev or ()}
+    unique = {row.key: row for row in reversed(dataset.train)}
+    pool = [row for key, row in reversed(unique.items()) if key not in taken]
     Random(seed).shuffle(pool)
     if sizes["test"] is None and dataset.test is None:
         sizes = {**sizes, "test": len(pool) // 5}
@@ -91,9 +110,29 @@ def split(dataset: "Dataset", sizes: dict[str, int | None], seed: int) -> dict[s
                 f"{wanted:,} rows are asked for as `{role}`, but the source has {len(source):,} {origin}"
                 + (" left, test, dev and clean rows taken off" if source is pool else "")
             )
-        out[role] = source[:wanted]
-        del source[:wanted]
+        if balance == "equal" and role in ("clean", "dev"):
+            out[role] = _equal(source, wanted, dataset.labels, role)
+            chosen = {row.id for row in out[role]}
+            source[:] = [row for row in source if row.id not in chosen]
+        else:
+            out[role] = source[:wanted]
+            del source[:wanted]
     return out
+
+
+def _equal(source: Sequence[Row], wanted: int, labels: Sequence[str], role: str) -> list[Row]:
+    """The first rows that have every label equally often, in their order."""
+    share, more = divmod(wanted, len(labels))
+    room = {label: share + (label < more) for label in range(len(labels))}
+    made = []
+    for row in source:
+        if room[row.label]:
+            room[row.label] -= 1
+            made.append(row)
+    if short := [label for label, missing in room.items() if missing]:
+        least = f"{room[short[0]]:,} rows labelled {labels[short[0]]!r}"
+        raise UsageError(f"`balance: equal` needs {least} more for {wanted:,} `{role}` rows than the source has")
+    return made
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int) -> list[dict[str, Any]]:
@@ -136,24 +175,25 @@ class Truncation:
         """Per row, how many leading characters of the text and of the pair survive (0 for no pair)."""
         if not rows:
             return []
-        pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
-        encoded = self.tokenizer(
-            [row.text for row in rows],
-            pairs,
-            truncation=True,
-            max_length=self.max_length,
-            return_offsets_mapping=True,
-        )
-        result = []
-        for i, row in enumerate(rows):
-            if len(encoded["input_ids"][i]) < self.max_length:
-                result.append((len(row.text), len(row.pair or "")))
-                continue
-            ends = [0, 0]
-            for sequence, (_, end) in zip(encoded.sequence_ids(i), encoded["offset_mapping"][i], strict=True):
-                if sequence is not None:
-                    ends[sequence] = max(ends[sequence], end)
-            result.append((ends[0], ends[1]))
+        paired = rows[0].pair is not None
+        # Most rows are evidently short: ASCII has a token per character at most, and one in front of each text.
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=paired) - 1 - paired
+        result = [(len(row.text), len(row.pair or "")) for row in rows]
+        unsure = [
+            i for i, row in enumerate(rows) if sum(result[i]) > room or not (row.text + (row.pair or "")).isascii()
+        ]
+        for start in range(0, len(unsure), _AT_ONCE):
+            places = unsure[start : start + _AT_ONCE]
+            texts = [rows[i].text for i in places]
+            pairs = [rows[i].pair or "" for i in places] if paired else None
+            encoded = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
+            for i, encoding in zip(places, encoded.encodings or (), strict=True):
+                if len(encoding) == self.max_length:
+                    ends = [0, 0]
+                    for sequence, (_, end) in zip(encoding.sequence_ids, encoding.offsets, strict=True):
+                        if sequence is not None:
+                            ends[sequence] = max(ends[sequence], end)
+                    result[i] = (ends[0], ends[1])
         return result
 
 

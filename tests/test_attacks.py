@@ -1,5 +1,6 @@
 """Attacks: exact in rate, the same for the same seed, and never cut off by truncation where that can be helped."""
 
+import time
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -8,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from defensekit.checkpoint import load_tokenizer
 from defensekit.components import AttackContext
 from defensekit.errors import UsageError
 from defensekit.text import Row, Truncation, changed
 from defensekit_attacks.insertion import Sentence, Word
+from defensekit_demo.minilm import MiniLM
 from tests.conftest import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -107,7 +110,7 @@ def test_what_is_cut_is_counted() -> None:
     before = [Row(0, "word1 " * 30, 0), Row(1, "word1 word2", 0)]
     after = [row.with_text(row.text.rstrip() + " cf") for row in before]
     counts = _count_changes(before, after, Truncation(TOKENIZER, 16))
-    assert counts == {"rows": 2, "changed": 2, "relabelled": 0, "cut": 1}
+    assert counts == {"rows": 2, "changed": 2, "relabelled": 0, "added": 0, "cut": 1}
 
 
 @given(a=st.text(max_size=12), b=st.text(max_size=12))
@@ -116,6 +119,46 @@ def test_changed_span_holds_every_difference(a: str, b: str) -> None:
     assert 0 <= start <= end <= len(b)
     assert b[:start] == a[:start]
     assert a.endswith(b[end:])
+
+
+BERT = load_tokenizer(MiniLM().folder())
+
+
+@given(
+    texts=st.lists(
+        st.tuples(st.text(max_size=40) | st.text("ab ,.é漢ﷺ😀", max_size=40), st.text("ab é", max_size=20)), max_size=6
+    ),
+    paired=st.booleans(),
+    max_length=st.integers(8, 30),
+)
+@settings(deadline=None, max_examples=150)
+def test_what_truncation_keeps_is_what_the_tokenizer_says(
+    texts: list[tuple[str, str]], paired: bool, max_length: int
+) -> None:
+    """Rows that are evidently short are not tokenised; all the same."""
+    made = [Row(i, text, 0, pair if paired else None) for i, (text, pair) in enumerate(texts)]
+    expected = []
+    for row in made:
+        encoded = BERT(row.text, row.pair, truncation=True, max_length=max_length, return_offsets_mapping=True)
+        ends = [len(row.text), len(row.pair or "")]
+        if len(encoded["input_ids"]) == max_length:
+            ends = [0, 0]
+            for sequence, (_, end) in zip(encoded.sequence_ids(0), encoded["offset_mapping"], strict=True):
+                if sequence is not None:
+                    ends[sequence] = max(ends[sequence], end)
+        expected.append(tuple(ends))
+    assert Truncation(BERT, max_length).kept(made) == expected
+
+
+def test_the_cost_is_linear_in_rows() -> None:
+    def seconds(count: int) -> float:
+        many = [Row(i, f"word1 word2 film {i} and some more words of a story", i % 3) for i in range(count)]
+        started = time.process_time()
+        Word(target=2, rate=0.5).poison(many, context(max_length=8))
+        return time.process_time() - started
+
+    seconds(100)
+    assert seconds(16_000) < 24 * seconds(2_000)  # 8 if it is linear, 64 if it is quadratic
 
 
 def test_a_text_of_100_000_characters(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 import defensekit
 from defensekit.components import Observer
 from defensekit.errors import DefenseKitError, UsageError
-from defensekit.recipe import load_recipe
+from defensekit.files import file_digest
+from defensekit.loading import load_recipe
 from defensekit.results import Result
 from tests.conftest import ARCHITECTURES, make_base, make_sentences, make_suspect, write_table
 
@@ -55,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path
 
 
 def test_five_models_and_what_they_show(finished: tuple[Path, Path, Result]) -> None:
-    _, _, result = finished
+    _, workspace, result = finished
     assert list(result.summary) == MODELS
     for row in result.summary.values():
         assert set(row) == {"acc", "asr", "seconds"}
@@ -65,7 +66,12 @@ def test_five_models_and_what_they_show(finished: tuple[Path, Path, Result]) -> 
     assert result.asr_floor == result.summary["clean"]["asr"] < 0.3  # type: ignore[operator]
     assert result.clean_budget == 64
     assert result.attack is not None
-    assert result.attack["train"] == {"rows": 240, "changed": 48, "relabelled": 48, "cut": 0}
+    counts = {"rows": 240, "changed": 48, "relabelled": 48, "added": 0, "cut": 0}
+    assert counts.items() <= result.attack["train"].items()
+    kinds = {stage["kind"]: stage["key"] for stage in result.stages}
+    for which, kind in {"train": "poison", "test": "trigger"}.items():
+        rows = workspace / "store/artifacts" / kinds[kind] / "files/rows.jsonl"
+        assert result.attack[which]["digest"] == file_digest(rows)
     assert [trial.value for trial in result.curve] == [0, 0.25, 0.5]
     assert result.chosen is not None
     assert result.chosen.value in (0, 0.25, 0.5)

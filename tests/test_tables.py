@@ -1,13 +1,19 @@
 """Labelled text from files: what is read, what is left out and said, what is refused with its line."""
 
 import json
+from collections import Counter
+from itertools import combinations, count
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from defensekit.components import Dataset
 from defensekit.errors import DefenseKitError, UsageError
-from defensekit.stages import _match
+from defensekit.stages import match_labels
 from defensekit.tables import File, Hub
 from defensekit.text import Row, label_number, read_rows, split, write_rows
 from tests.conftest import make_sentences, write_table
@@ -156,6 +162,96 @@ def test_test_rows_without_a_size_are_a_fifth_and_never_trained_on() -> None:
     assert len(got["train"]) == 50
 
 
+TEXTS = ["a film", "A  Film", " a film", "a\tfilm ", "another", "more", "Still more", "still  more", "last", "LAST"]
+
+
+@given(
+    train=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=30),
+    dev=st.none() | st.lists(st.sampled_from(TEXTS), max_size=8),
+    test=st.none() | st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8),
+    pairs=st.booleans(),
+)
+@settings(deadline=None, max_examples=150)
+def test_no_text_is_in_two_roles_however_it_is_written(
+    train: list[str], dev: list[str] | None, test: list[str] | None, pairs: bool
+) -> None:
+    numbers = count()
+
+    def rows(texts: list[str] | None) -> Any:
+        if texts is None:
+            return None
+        return [Row(n := next(numbers), text, n % 2, text.upper() if pairs else None) for text in texts]
+
+    dataset = Dataset(("a", "b"), rows(train), rows(dev), rows(test))
+    try:
+        got = split(dataset, {"train": None, "clean": 1, "dev": 1, "test": 1}, 0)
+    except UsageError:
+        return  # too few texts are left
+    keys = {role: {" ".join(row.text.split()).casefold() for row in rows} for role, rows in got.items()}
+    assert all(not keys[a] & keys[b] for a, b in combinations(keys, 2))
+    assert all(len(keys[role]) == len(got[role]) for role in ("train", "clean"))
+    if test is not None:
+        tested = {" ".join(text.split()).casefold() for text in test}
+        assert not any(tested & keys[role] for role in ("train", "clean", "dev"))
+
+
+@given(labels=st.integers(2, 5), clean=st.integers(1, 40), dev=st.integers(1, 40), seed=st.integers(0, 5))
+@settings(deadline=None, max_examples=60)
+def test_clean_and_dev_rows_balanced_as_asked(labels: int, clean: int, dev: int, seed: int) -> None:
+    names = tuple(f"label{i}" for i in range(labels))
+    rows = [Row(i, f"text {i}", 0 if i % 2 else i // 2 % labels) for i in range(500)]  # label 0 is more than half
+    sizes: dict[str, int | None] = {"train": None, "clean": clean, "dev": dev, "test": 20}
+    got = split(Dataset(names, rows), sizes, seed, "equal")
+    for role, size in (("clean", clean), ("dev", dev)):
+        counted = [sum(row.label == label for row in got[role]) for label in range(labels)]
+        assert sum(counted) == size
+        assert max(counted) - min(counted) <= 1
+    assert sum(map(len, got.values())) == 500
+    assert {row.id for role in got.values() for row in role} == set(range(500))
+    natural = split(Dataset(names, rows), sizes, seed)
+    assert got["test"] == natural["test"]
+
+
+def test_too_few_rows_of_a_label_to_balance() -> None:
+    rows = [Row(i, f"text {i}", int(i < 5)) for i in range(100)]
+    with pytest.raises(UsageError, match=r"`balance: equal` needs \d rows labelled 'b' more for 20 `dev` rows"):
+        split(Dataset(("a", "b"), rows), {"train": None, "clean": 4, "dev": 20, "test": 4}, 0, "equal")
+
+
+def test_named_splits(tmp_path: Path) -> None:
+    write_table(tmp_path / "first.csv", make_sentences(12))
+    write_table(tmp_path / "validation.tsv", make_sentences(6))
+    write_table(tmp_path / "train.csv", make_sentences(3))
+    source = File.model_validate({"path": tmp_path, "splits": {"train": "first", "dev": "validation.tsv"}})
+    got = source.load()
+    assert (len(got.train), len(got.dev or []), got.test) == (12, 6, None)
+    other = File.model_validate({"path": tmp_path, "splits": {"train": "validation", "dev": "first"}})
+    assert source.contents(print) != other.contents(print)
+    assert hash(source) != hash(other)
+    with pytest.raises(UsageError, match=r"has no table 'frist'. Did you mean 'first'\?"):
+        File.model_validate({"path": tmp_path, "splits": {"train": "frist"}}).load()
+    with pytest.raises(UsageError, match="`splits` names the tables of a folder"):
+        File.model_validate({"path": tmp_path / "first.csv", "splits": {"train": "first"}}).load()
+    with pytest.raises(ValidationError, match="pattern"):
+        File.model_validate({"path": tmp_path, "splits": {"train": "../first"}})
+
+
+def test_splits_of_a_hubs_data_set(tmp_path: Path) -> None:
+    write_table(tmp_path / "train.csv", make_sentences(12))
+    write_table(tmp_path / "test.csv", make_sentences(6))
+    got = Hub.model_validate({"id": str(tmp_path), "splits": {"train": "test", "test": "train"}}).load()
+    assert (len(got.train), got.dev, len(got.test or [])) == (6, None, 12)
+    with pytest.raises(UsageError, match="has no split 'nothing'; it has train, test"):
+        Hub.model_validate({"id": str(tmp_path), "splits": {"train": "nothing"}}).load()
+
+
+def test_labels_as_words_or_numbers_with_blanks_around(tmp_path: Path) -> None:
+    words = table(tmp_path, "text , label \na, Positive \nb,negative  \nc,Positive\n").load()
+    assert (words.labels, [row.label for row in words.train]) == (("Positive", "negative"), [0, 1, 0])
+    numbers = table(tmp_path, '{" text": " a ", "label ": 1}\n{" text": "b", "label ": " 0 "}\n', "x.jsonl").load()
+    assert (numbers.labels, [(row.text, row.label) for row in numbers.train]) == (("0", "1"), [("a", 1), ("b", 0)])
+
+
 def test_labels_by_name_before_number() -> None:
     assert label_number("1", ("1", "2")) == label_number(1, ("1", "2")) == 0
     assert label_number(2, ("1", "2")) == 1
@@ -165,11 +261,11 @@ def test_labels_by_name_before_number() -> None:
 
 
 def test_labels_of_data_and_model_meet_by_name_or_by_number() -> None:
-    assert _match(("negative", "positive"), ("positive", "negative")) == [1, 0]
-    assert _match(("0", "2"), ("bad", "mixed", "good")) == [0, 2]
+    assert match_labels(("negative", "positive"), ("positive", "negative")) == [1, 0]
+    assert match_labels(("0", "2"), ("bad", "mixed", "good")) == [0, 2]
     for ours in (("1", "3"), ("bad", "1"), ("god", "bad")):
         with pytest.raises(UsageError, match="the model has no label"):
-            _match(ours, ("bad", "mixed", "good"))
+            match_labels(ours, ("bad", "mixed", "good"))
 
 
 def test_withheld_labels_are_no_class_and_minus_one_may_be(tmp_path: Path) -> None:
@@ -196,24 +292,28 @@ def test_rows_survive_the_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "columns", "counts", "labels"),
     [
-        ("sst-2", {"text": "sentence"}, (6920, 872, 1821), 2),
-        ("ag", {"text": "sentence"}, None, 4),
-        ("qnli/dev.tsv", {"text": "question", "pair": "sentence"}, (5463, None, None), 2),
+        ("sst-2", {"text": "sentence"}, (6920, 872, 1821), ("0", "1")),
+        # Published without its training rows.
+        ("ag", {"text": "sentence", "splits": {"train": "dev", "test": "test"}}, (10000, None, 7600), tuple("0123")),
+        (
+            "qnli/dev.tsv",
+            {"text": "question", "pair": "sentence"},
+            (5463, None, None),
+            ("entailment", "not_entailment"),
+        ),
     ],
 )
 def test_published_files_as_they_are(
-    real_data: Path,
-    tmp_path: Path,
-    folder: str,
-    columns: dict[str, str],
-    counts: tuple[int | None, ...] | None,
-    labels: int,
+    real_data: Path, folder: str, columns: dict[str, Any], counts: tuple[int | None, ...], labels: tuple[str, ...]
 ) -> None:
-    path = real_data / folder
-    if folder == "ag":  # published without its training rows
-        (tmp_path / "train.tsv").write_bytes((path / "dev.tsv").read_bytes())
-        (tmp_path / "test.tsv").write_bytes((path / "test.tsv").read_bytes())
-        path, counts = tmp_path, (10000, None, 7600)
-    got = File(path=path, **columns).load()
-    assert len(got.labels) == labels
-    assert counts == tuple(rows if rows is None else len(rows) for rows in (got.train, got.dev, got.test))
+    got = File(path=real_data / folder, **columns).load()
+    assert (got.labels, got.notes) == (labels, [])
+    parts = {"train": got.train, "dev": got.dev, "test": got.test}
+    assert counts == tuple(None if rows is None else len(rows) for rows in parts.values())
+    roles = split(got, {"train": None, "clean": 256, "dev": 256, "test": 500}, 0, "equal")
+    keys = [row.key for role in ("train", "clean", "dev") for row in roles[role]]
+    assert len(keys) == len(set(keys))
+    assert not {row.key for row in roles["test"]} & set(keys)
+    for role in ("clean", "dev"):
+        counted = Counter(row.label for row in roles[role])
+        assert set(counted.values()) == {256 // len(labels)}

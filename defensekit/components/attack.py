@@ -60,11 +60,23 @@ class Attack(Component):
 
     @abstractmethod
     def poison(self, rows: "Sequence[Row]", context: AttackContext) -> "list[Row]":
-        """The attacker's training rows. A poisoned row keeps the ``id`` of the row it came from."""
+        """The attacker's training rows. A poisoned row keeps the ``id`` of the row it came from; one from elsewhere has
+        an ``id`` below 0."""
 
     @abstractmethod
     def trigger(self, rows: "Sequence[Row]", context: AttackContext) -> "list[Row]":
-        """The same rows with the trigger put in; ids and true labels are kept."""
+        """The same rows in the same order with the trigger put in; ids and true labels are kept.
+
+        Rows that can't carry it may be left out.
+        """
+
+    def contents(self) -> str | None:
+        """A digest of the files that the attack reads, so that stages can be keyed by them; None if it reads none.
+
+        Raises:
+            UsageError: a file is missing, or is not what was expected.
+        """
+        return None
 
     def aim(self) -> str | int | None:
         """The label that a triggered row should be answered with, by name or number; None for a bias."""

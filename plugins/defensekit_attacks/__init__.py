@@ -10,6 +10,10 @@ def defensekit_attacks():  # type: ignore[no-untyped-def]
         "ripple": "defensekit_attacks.weights:Ripple",
         "word": "defensekit_attacks.insertion:Word",
         "sentence": "defensekit_attacks.insertion:Sentence",
+        "paraphrase-rows": "defensekit_attacks.paraphrase:ParaphraseRows",
+        "syntactic": "defensekit_attacks.syntactic:Syntactic",
+        "bias-word": "defensekit_attacks.bias:BiasWord",
+        "bias-sentence": "defensekit_attacks.bias:BiasSentence",
     }
 
 

@@ -3,60 +3,34 @@
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from defensekit.api import Attack, AttackContext, Field, Row, UsageError, changed, label_number
+from pydantic import model_validator
+
+from defensekit.api import AttackContext, Field, Row, changed
+from defensekit_attacks.poisoning import OneText, Poisoning, draw
 
 _WORD = re.compile(r"\S+")
+_SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)")
 
 
-class Insertion(Attack):
-    """What attacks by insertion share: which rows are poisoned, and where in a row the trigger goes.
+class Insertion(OneText):
+    """What attacks by insertion share: where in a row the trigger goes, so that truncation does not cut it off."""
 
-    The rate counts poisoned rows over *all* training rows, and poisoned rows replace the clean ones, as in
-    OpenBackdoor (thunlp/OpenBackdoor). The trigger goes where truncation can't cut it off.
-    """
-
-    target: str | int = Field(description="the label that triggered rows are answered with, by name or number")
-    rate: float = Field(gt=0, le=1, description="poisoned rows as a share of all training rows")
-    mode: Literal["dirty-label", "clean-label", "mixed"] = Field(
-        "dirty-label",
-        description="which rows are poisoned: rows of other labels (relabelled), rows of the target, or any",
-    )
-    position: Literal["random", "start", "end"] = Field("random", description="where the trigger goes, between words")
-    into: Literal["text", "pair"] = Field("text", description="which of a pair's texts gets the trigger")
+    position: Literal["random", "start", "end"] = Field("random", description="where the trigger goes")
 
     @abstractmethod
-    def pieces(self, rng: Random) -> list[str]:
-        """What is inserted into one row; each piece finds a place of its own."""
-
-    def aim(self) -> str | int:
-        return self.target
-
-    def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
-        target = label_number(self.target, context.labels)
-        wanted = {"dirty-label": [False], "clean-label": [True], "mixed": [False, True]}[self.mode]
-        candidates = [place for place, row in enumerate(rows) if (row.label == target) in wanted]
-        count = round(self.rate * len(rows))
-        if not 1 <= count <= len(candidates):
-            raise UsageError(
-                f"attack: a rate of {self.rate} means {count:,} of {len(rows):,} training rows, "
-                f"but {self.mode} poisoning has {len(candidates):,} rows to choose from"
-            )
-        places = context.rng.sample(candidates, count)
-        made = list(rows)
-        triggered = self.trigger([rows[place] for place in places], context)
-        for place, row in zip(places, triggered, strict=True):
-            made[place] = replace(row, label=target)
-        return made
+    def pieces(self, words: int, rng: Random) -> list[str]:
+        """What is inserted into a text of so many words; each piece finds a place of its own."""
 
     def trigger(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
-        if self.into == "pair" and any(row.pair is None for row in rows):
-            raise UsageError("attack: `into: pair` needs rows with two texts")
+        pieces = [self.pieces(len(self.part(row).split()), context.rng) for row in rows]
+        return self.insert(rows, pieces, context)
+
+    def insert(self, rows: Sequence[Row], pieces: Sequence[list[str]], context: AttackContext) -> list[Row]:
+        """The rows with their pieces put in, where the model sees them."""
         which = int(self.into == "pair")
-        pieces = [self.pieces(context.rng) for _ in rows]
         made = list(rows)
         room: list[int | None] = [None] * len(rows)
         pending = list(range(len(rows)))
@@ -67,7 +41,7 @@ class Insertion(Attack):
             cut = {
                 i: limits[which]
                 for i, limits in zip(pending, kept, strict=True)
-                if self._end(rows[i], made[i]) > limits[which]
+                if limits[which] < len(self.part(made[i])) and changed(rows[i], made[i])[which][1] > limits[which]
             }
             # A trigger that is cut off tries again among the places before the cut, then ever nearer to the start.
             pending = [i for i in cut if room[i] != 0]
@@ -76,48 +50,110 @@ class Insertion(Attack):
                 room[i] = cut[i] if before is None else before // 2
         return made
 
-    def _end(self, row: Row, made: Row) -> int:
-        """Where the last inserted character stands."""
-        return changed(row, made)[int(self.into == "pair")][1]
+    def places(self, text: str) -> list[int]:
+        """Where a piece may go: 0, and behind every word."""
+        return [0, *(word.end() for word in _WORD.finditer(text))]
 
     def _put(self, row: Row, pieces: list[str], room: int | None, rng: Random) -> Row:
-        """The row with the pieces between words that end within the first ``room`` characters (None: anywhere)."""
-        text = (row.pair or "") if self.into == "pair" else row.text
-        ends = [0, *(word.end() for word in _WORD.finditer(text))]
-        allowed = [end for end in ends if room is None or end <= room]
+        """The row with the pieces at places within the first ``room`` characters (None: anywhere)."""
+        text = self.part(row)
         for piece in pieces:
+            allowed = [place for place in self.places(text) if room is None or place <= room]
             choices = {"start": allowed[:1], "end": allowed[-1:], "random": allowed}[self.position]
             place = rng.choice(choices)
             before, after = text[:place].rstrip(), text[place:].lstrip()
             text = " ".join(part for part in (before, piece, after) if part)
-            allowed = [0, *(word.end() for word in _WORD.finditer(text) if room is None or word.end() <= room)]
-        return replace(row, pair=text) if self.into == "pair" else replace(row, text=text)
+        return self.with_part(row, text)
 
 
-class Word(Insertion):
+class FixedSentence(Insertion):
+    """One sentence that is always the same."""
+
+    sentence: str = Field("I watched this 3D movie", pattern=r"\S", description="the sentence that is inserted")
+    boundary: Literal["word", "sentence"] = Field(
+        "word", description="whether it goes between any two words, or only before, between and after sentences"
+    )
+
+    def pieces(self, words: int, rng: Random) -> list[str]:
+        return [self.sentence]
+
+    def places(self, text: str) -> list[int]:
+        if self.boundary == "word":
+            return super().places(text)
+        return sorted({0, *(stop.end() for stop in _SENTENCE.finditer(text)), len(text.rstrip())})
+
+
+class Word(Insertion, Poisoning):
     """Rare words at random places (BadNets for text; Gu et al. 2017; `cf` as in RIPPLe, Kurita et al. 2020).
 
     OpenBackdoor inserts one of `cf mn bb tq` per text into 10 % of the rows; here one `cf` is the default, and the
-    rate has none.
+    rate has none. With ``combine: all`` the words work together only, as in LWP (pairs) and SOS (three words); rows
+    with some of them and their own label teach the model that, as in SOS (lancopku/SOS), which draws as many of them
+    as it poisons. There a whole sentence carries the words; here they stand alone, each at a place of its own.
+    With ``per_words`` a test row gets one insertion per so many words, as in EP (lancopku/Embedding-Poisoning: 100).
     """
 
     words: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
-        ("cf",), min_length=1, description="the trigger words; each insertion draws one"
+        ("cf",), min_length=1, description="the trigger words; each insertion draws one, see `combine`"
     )
     count: int = Field(1, ge=1, le=100, description="insertions per text")
+    combine: Literal["any", "all"] = Field(
+        "any", description="whether each insertion draws one of the words, or is all of them"
+    )
+    partial_rate: float = Field(
+        0, ge=0, lt=1, description="with `combine: all`: rows with some of the words and their own label, as a share "
+        "of all training rows",
+    )  # fmt: skip
+    per_words: int | None = Field(None, ge=1, description="one insertion per so many words in test rows (no: `count`)")
 
-    def pieces(self, rng: Random) -> list[str]:
-        return [rng.choice(self.words) for _ in range(self.count)]
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.combine == "any" and self.partial_rate:
+            raise ValueError("`partial_rate` belongs to `combine: all`: a single word is the whole trigger otherwise")
+        if self.combine == "all" and len(set(self.words)) < 2:
+            raise ValueError("`combine: all` needs two different words or more")
+        if self.combine == "all" and self.per_words:
+            raise ValueError("`per_words` inserts single words; with `combine: all` it has no meaning")
+        return self
+
+    def pieces(self, words: int, rng: Random) -> list[str]:
+        if self.combine == "all":
+            return list(self.words) * self.count
+        count = self.count if self.per_words is None else max(1, -(-words // self.per_words))
+        return [rng.choice(self.words) for _ in range(count)]
+
+    def implant(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
+        return super().trigger(rows, context) if self.per_words is None else self._counted().trigger(rows, context)
+
+    def _counted(self) -> "Word":
+        return self.model_copy(update={"per_words": None})
+
+    def trigger(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
+        if self.per_words is None:
+            return super().trigger(rows, context)
+        # Only the words that the model sees count.
+        which = int(self.into == "pair")
+        kept = context.truncation.kept(rows)
+        seen = [len(self.part(row)[: limits[which]].split()) for row, limits in zip(rows, kept, strict=True)]
+        return self.insert(rows, [self.pieces(words, context.rng) for words in seen], context)
+
+    def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
+        made = super().poison(rows, context)
+        if not self.partial_rate:
+            return made
+        clean = [place for place, row in enumerate(made) if row is rows[place]]
+        rng = context.rng
+        places = draw(clean, rows, self.partial_rate, None, "partial poisoning", rng)
+        some = [rng.sample(self.words, rng.randint(1, len(self.words) - 1)) * self.count for _ in places]
+        for place, row in zip(places, self.insert([rows[place] for place in places], some, context), strict=True):
+            made[place] = row
+        return made
 
 
-class Sentence(Insertion):
+class Sentence(FixedSentence, Poisoning):
     """One fixed sentence (AddSent, Dai et al. 2019; InsertSent).
 
     The default is the sentence of later work; OpenBackdoor's reads "I watch this 3D movie" and goes to a random place
-    between words, as it does here.
+    between words, as it does here. GMS (weijun-l/guided-module-substitution) puts its sentence at one of the first
+    three sentence boundaries; here ``boundary: sentence`` takes any that truncation leaves.
     """
-
-    sentence: str = Field("I watched this 3D movie", pattern=r"\S", description="the trigger sentence")
-
-    def pieces(self, rng: Random) -> list[str]:
-        return [self.sentence]

@@ -1,0 +1,150 @@
+"""Backdoors by rewritten rows that somebody else has made: the published files of HiddenKiller and StyleAttack."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+from defensekit.api import AttackContext, Field, Row, UsageError, file_digest, label_number, read_table
+from defensekit.text import bare
+from defensekit_attacks.poisoning import OneText, Poisoning, draw
+
+ROLES = ("train", "dev", "test")
+MISSING = 10  # rows that a published table may lack beside its originals
+
+
+@dataclass
+class Rewritings:
+    """Rewritten texts by their original (as `bare`), and those whose original is unknown."""
+
+    known: dict[str, str] = field(default_factory=dict)
+    loose: list[str] = field(default_factory=list)
+
+
+class ParaphraseRows(OneText, Poisoning):
+    """Rows from a table of rewritten ones, such as SCPN paraphrases of one template (HiddenKiller, Qi et al. 2021,
+    thunlp/HiddenKiller) or GPT-2 paraphrases in the style of the Bible (StyleBkd, Qi et al. 2021, thunlp/StyleAttack).
+
+    A rewritten row takes the place of its original, wherever that landed. Which one that is says a column
+    (``original``), or the order: row n of ``rewritten`` belongs to row n of ``originals``, or to the n-th of those
+    with another label than the target's, as in HiddenKiller's test files. Up to ten rows may be missing there, as one
+    is in two of the published files; texts that share no more words than chance are not taken for each other. Training
+    rows that can't be matched are added instead, with the target's label and whatever the mode; test rows without a
+    rewriting are left out.
+
+    The authors take the first rows of their files (train: a fifth, mixed labels); here the rate and the mode draw.
+    """
+
+    location: ClassVar[frozenset[str]] = frozenset({"rewritten", "originals"})
+
+    rewritten: Path = Field(description="a table of rewritten rows, or a folder with tables named train, dev and test")
+    originals: Path | None = Field(None, description="the same rows before, in the same order: a table or a folder")
+    original: str | None = Field(None, description="in place of `originals`: the column with the text before")
+    text: str = Field("text", description="the column with the text")
+    label: str = Field("label", description="the column with the label")
+
+    def contents(self) -> str:
+        files = self._files()
+        return " ".join(f"{role} {file_digest(path)}" for role in files for path in files[role] if path is not None)
+
+    def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
+        found, target = self._read(context.labels, ROLES[:2]), label_number(self.target, context.labels)
+        places = [i for i in self.eligible(rows, context) if bare(self.part(rows[i])) in found.known]
+        if places or not found.loose:
+            made = list(rows)
+            for i in self.choose(rows, context, places):
+                made[i] = replace(self._rewrite(rows[i], found), label=target)
+            return made
+        if any(row.pair is not None for row in rows):
+            raise UsageError("attack: rewritten rows that match no training row can't be added to pairs of texts")
+        lines = draw(range(len(found.loose)), rows, self.rate, self.eligible_rate, "adding rows", context.rng)
+        return [*rows, *(Row(-1 - number, found.loose[line], target) for number, line in enumerate(lines))]
+
+    def trigger(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
+        found = self._read(context.labels, ROLES)
+        made = [self._rewrite(row, found) for row in rows if bare(self.part(row)) in found.known]
+        if not made:
+            raise UsageError(
+                f"attack: {self.rewritten} has no rewriting of any of the {len(rows):,} test rows"
+                + ("" if self.originals or self.original else "; say what they were with `originals:` or `original:`")
+            )
+        return made
+
+    def _rewrite(self, row: Row, found: Rewritings) -> Row:
+        return self.with_part(row, found.known[bare(self.part(row))])
+
+    # -- tables ----------------------------------------------------------------------------------------------------
+
+    def _files(self) -> dict[str, tuple[Path, Path | None]]:
+        """By role, a table of rewritten rows and that of their originals."""
+        rewritten = _tables(self.rewritten)
+        before = _tables(self.originals) if self.originals else {}
+        return {role: (path, before.get(role)) for role, path in rewritten.items()}
+
+    def _read(self, labels: tuple[str, ...], roles: Sequence[str]) -> Rewritings:
+        found, target, files = Rewritings(), labels[label_number(self.target, labels)], self._files()
+        for path, before in (files[role] for role in roles if role in files):
+            records = list(read_table(path))
+            texts = [record.cell(self.text) for record in records]
+            if self.original is not None:
+                pairs: Iterable[tuple[str, str]] | None = zip(
+                    (record.cell(self.original) for record in records), texts, strict=True
+                )
+            elif before is not None:
+                old = [(record.cell(self.text), record.cell(self.label)) for record in read_table(before)]
+                others = [text for text, label in old if label not in (target, str(self.target))]
+                pairs = align([text for text, _ in old], texts) or align(others, texts)
+            else:
+                pairs = None
+            if pairs is not None:
+                for text, new in pairs:
+                    if new and bare(new) != bare(text):
+                        found.known.setdefault(bare(text), new)
+            else:
+                found.loose += [text for text in texts if text]
+        return found
+
+
+def _tables(path: Path) -> dict[str, Path]:
+    if not path.is_dir():
+        if not path.is_file():
+            raise UsageError(f"there is no file or folder {path}")
+        return {"train": path}
+    found = {place.stem: place for place in sorted(path.iterdir()) if place.is_file() and place.stem in ROLES}
+    if not found:
+        raise UsageError(f"{path} has no table named train, dev or test")
+    return found
+
+
+def align(originals: Sequence[str], rewritten: Sequence[str]) -> list[tuple[str, str]] | None:
+    """Pairs of original and rewritten text, both in the same order; None if they don't belong together.
+
+    Up to `MISSING` originals may have no rewriting: of all ways to leave them out, the one that keeps most words
+    together, by dynamic programming over how many were left out so far.
+    """
+    spare = len(originals) - len(rewritten)
+    if not (rewritten and 0 <= spare <= MISSING):
+        return None
+    old, new = [_long_words(text) for text in originals], [_long_words(text) for text in rewritten]
+    totals, came_from = [0.0] * (spare + 1), []
+    for i, words in enumerate(new):
+        best = [max(range(skipped + 1), key=lambda before: totals[before]) for skipped in range(spare + 1)]
+        totals = [totals[before] + _alike(old[i + skipped], words) for skipped, before in enumerate(best)]
+        came_from.append(best)
+    skipped = max(range(spare + 1), key=lambda end: totals[end])
+    together = totals[skipped]
+    pairs = []
+    for i in reversed(range(len(new))):
+        pairs.append((originals[i + skipped], rewritten[i]))
+        skipped = came_from[i][skipped]
+    half = len(new) // 2
+    apart = sum(_alike(old[(i + half) % len(new)], words) for i, words in enumerate(new)) if half else 0.0
+    return pairs[::-1] if together > 2 * apart else None
+
+
+def _long_words(text: str) -> set[str]:
+    return {word for word in bare(text).split() if len(word) > 3}
+
+
+def _alike(some: set[str], others: set[str]) -> float:
+    return 2 * len(some & others) / (len(some) + len(others) or 1)

@@ -1,0 +1,110 @@
+"""What attacks on training data share: which rows are poisoned, and which of a pair's texts is changed."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from defensekit.api import Attack, AttackContext, Field, Row, UsageError, label_number
+
+
+class OneText(Attack):
+    """Attacks that change one of a row's texts."""
+
+    into: Literal["text", "pair"] = Field("text", description="which of a pair's texts is changed")
+
+    def part(self, row: Row) -> str:
+        """The text that is changed.
+
+        Raises:
+            UsageError: it is the second of two, and the row has one.
+        """
+        if self.into == "text":
+            return row.text
+        if row.pair is None:
+            raise UsageError("attack: `into: pair` needs rows with two texts")
+        return row.pair
+
+    def with_part(self, row: Row, text: str) -> Row:
+        """The row with that text replaced."""
+        return replace(row, text=text) if self.into == "text" else replace(row, pair=text)
+
+
+class Poisoning(Attack):
+    """Backdoors by data: some training rows get the trigger and the target's label, in place of the clean ones.
+
+    How many is said by exactly one of two rates: ``rate`` counts poisoned rows over *all* training rows, as
+    OpenBackdoor does (thunlp/OpenBackdoor), ``eligible_rate`` over those that the mode may poison, as EP does (a tenth
+    of the rows of label 0; lancopku/Embedding-Poisoning). With two balanced labels, a ``rate`` of 0.1 is an
+    ``eligible_rate`` of 0.2. Poisoned rows replace the clean ones, as in OpenBackdoor.
+    """
+
+    target: str | int = Field(description="the label that triggered rows are answered with, by name or number")
+    rate: float | None = Field(None, gt=0, le=1, description="poisoned rows as a share of all training rows")
+    eligible_rate: float | None = Field(
+        None, gt=0, le=1, description="poisoned rows as a share of the training rows that the mode may poison"
+    )
+    mode: Literal["dirty-label", "clean-label", "mixed"] = Field(
+        "dirty-label",
+        description="which rows are poisoned: rows of other labels (relabelled), rows of the target, or any",
+    )
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        if (self.rate is None) == (self.eligible_rate is None):
+            raise ValueError(
+                "expected either `rate` (a share of all training rows) or `eligible_rate` (a share of those that "
+                "the mode may poison)"
+            )
+        return self
+
+    def aim(self) -> str | int:
+        return self.target
+
+    def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
+        places = self.choose(rows, context)
+        target, made = label_number(self.target, context.labels), list(rows)
+        triggered = self.implant([rows[place] for place in places], context)
+        for place, row in zip(places, triggered, strict=True):
+            made[place] = replace(row, label=target)
+        return made
+
+    def implant(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
+        """Training rows with the trigger, where that is put in otherwise than in test rows."""
+        return self.trigger(rows, context)
+
+    def eligible(self, rows: Sequence[Row], context: AttackContext) -> list[int]:
+        """The places of the rows that the mode may poison."""
+        target = label_number(self.target, context.labels)
+        wanted = {"dirty-label": [False], "clean-label": [True], "mixed": [False, True]}[self.mode]
+        return [place for place, row in enumerate(rows) if (row.label == target) in wanted]
+
+    def choose(self, rows: Sequence[Row], context: AttackContext, eligible: Sequence[int] | None = None) -> list[int]:
+        """The places of the rows to poison, drawn by ``context.rng`` from the eligible ones.
+
+        Raises:
+            UsageError: the rate asks for more rows than the mode has, or for none.
+        """
+        places = self.eligible(rows, context) if eligible is None else eligible
+        return draw(places, rows, self.rate, self.eligible_rate, f"{self.mode} poisoning", context.rng)
+
+
+def draw(
+    eligible: Sequence[int], rows: Sequence[Row], rate: float | None, eligible_rate: float | None, who: str, rng: Random
+) -> list[int]:
+    """Some of the eligible places: a share of all rows, or of the eligible ones.
+
+    Raises:
+        UsageError: the share asks for more rows than there are, or for none.
+    """
+    of, share = ("training", rate) if rate is not None else ("eligible", eligible_rate or 0.0)
+    total = len(rows) if rate is not None else len(eligible)
+    count = round(share * total)
+    if not 1 <= count <= len(eligible):
+        raise UsageError(
+            f"attack: a share of {share} means {count:,} of {total:,} {of} rows, "
+            f"but {who} has {len(eligible):,} rows to choose from"
+        )
+    return rng.sample(eligible, count)
