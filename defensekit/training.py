@@ -128,6 +128,10 @@ def fine_tune(
             loss = super().training_step(model, inputs, num_items_in_batch)
             if not bool(torch.isfinite(loss)):
                 raise DefenseKitError(f"the loss became {float(loss)} at step {self.state.global_step}")
+            return loss
+
+        def _clip_grad_norm(self, model: Any) -> Any:
+            # What the Trainer would do, with a name for what is wrong: the norms are there anyway.
             named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
             norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named]))
             if not bool(torch.isfinite(norms).all()):
@@ -135,7 +139,9 @@ def fine_tune(
                 raise DefenseKitError(
                     f"the gradient of {worst} became NaN or infinite at step {self.state.global_step}"
                 )
-            return loss
+            total = torch.linalg.vector_norm(norms)
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, total)
+            return total
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             if settings.grouping == "coarse":
