@@ -24,11 +24,12 @@ from typing import Any
 import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from defensekit.checkpoint import load_model, load_tokenizer
 from defensekit.evaluation import predict
 from defensekit.text import Row, batches, encode
-from defensekit.training import TrainingSettings, device_type, fine_tune, native_precision
+from defensekit.training import ByLength, TrainingSettings, device_type, fine_tune, native_precision
 from defensekit_demo.minilm import MiniLM
 from defensekit_demo.reviews import MovieReviews
 
@@ -130,6 +131,26 @@ def parts(model: Model, tokenizer: Tokenizer, rows: list[Row]) -> dict[str, floa
     return found | {"between operations": 1 - sum(found.values())}
 
 
+def padding(tokenizer: Tokenizer) -> list[dict[str, float]]:
+    """Tokens with padding over the rows' own, one pass, by the number of rows and the size of batches."""
+    rows, out = MovieReviews().load().train, []
+    for count, size in ((256, 16), (512, 32), (2000, 32), (6900, 32)):
+        lengths = [len(row["input_ids"]) for row in encode(tokenizer, Random(0).sample(rows, count), LENGTH)]
+        torch.manual_seed(0)
+        coarse = LengthGroupedSampler(size, lengths=lengths)
+        orders = {
+            "random": torch.randperm(count).tolist(),
+            "coarse": list(coarse),
+            "fine": list(ByLength(lengths, size)),
+        }
+        found = {"rows": count, "batch": size}
+        for name, order in orders.items():
+            made = [[lengths[i] for i in order[start : start + size]] for start in range(0, count, size)]
+            found[name] = sum(max(batch) * len(batch) for batch in made) / sum(lengths)
+        out.append(found)
+    return out
+
+
 def products(model: Model, tokens: int) -> int:
     """Operations of the weights' products: a multiplication and an addition per weight and token, thrice."""
     layers = [module for module in model.base_model.modules() if isinstance(module, torch.nn.Linear)]
@@ -189,6 +210,7 @@ def measure(count: int, repeats: int) -> dict[str, Any]:
         "rows_per_second": {name: count / value for name, value in least.items()},
         "added_around_trainer": least["ours"] / least["trainer"] - 1,
         "tokens_with_padding": tokens,
+        "padding": padding(tokenizer),
         "limit_seconds": limit,
         "of_limit": limit / least["ours"],
         "tokenizing_rows_per_second": count / min(seconds(lambda: encode(tokenizer, rows, LENGTH)) for _ in range(3)),
@@ -213,6 +235,8 @@ def main() -> None:
     print(f"added around the Trainer: {found['added_around_trainer']:.1%}")
     for order, ratio in found["tokens_with_padding"].items():
         print(f"tokens with padding, {order}: {ratio:.3f} of the rows' own")
+    for row in found["padding"]:
+        print("  " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
     print(f"matrix product: {found['product_gflops']['best']:.0f} Gflop/s; of that limit: {found['of_limit']:.1%}")
     print(f"tokenizing: {found['tokenizing_rows_per_second']:.0f} rows/s")
     for part, share in found["parts"].items():
