@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from defensekit.checkpoint import load_model, load_tokenizer
 from defensekit.errors import DefenseKitError
 from defensekit.evaluation import predict
 from defensekit.text import Row
-from defensekit.training import TrainingSettings, fine_tune, native_precision
+from defensekit.training import ByLength, TrainingSettings, fine_tune, native_precision
 from tests.conftest import make_sentences
 
 ROWS = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(make_sentences(120))]
@@ -65,6 +67,32 @@ def test_one_step_is_adamw_by_hand(suspect: Path) -> None:
         decay = 0.0 if p.dim() == 1 else 0.1  # the Trainer spares biases and LayerNorm
         expected = before[name] * (1 - 1e-3 * decay) - 1e-3 * g / (g.abs() + 1e-8)
         assert torch.allclose(p, expected, atol=2e-5), name
+
+
+@given(lengths=st.lists(st.integers(1, 60), max_size=80), size=st.integers(1, 9), seed=st.integers(0, 5))
+@settings(deadline=None, max_examples=60)
+def test_fine_grouping_pads_no_more_than_sorted_rows(lengths: list[int], size: int, seed: int) -> None:
+    def padded(order: list[int]) -> int:
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+
+    torch.manual_seed(seed)
+    order = list(ByLength(lengths, size))
+    assert sorted(order) == list(range(len(lengths)))
+    assert padded(order) == padded(sorted(order, key=lambda i: -lengths[i]))
+
+
+def test_fine_grouping_draws_anew_in_every_pass_and_trains(suspect: Path) -> None:
+    sampler = ByLength([5, 9] * 16, 4)
+    first, second = list(sampler), list(sampler)
+    assert first != second
+    assert {frozenset(first[i : i + 4]) for i in range(0, 32, 4)} != {
+        frozenset(second[i : i + 4]) for i in range(0, 32, 4)
+    }
+    fine, again, coarse = (tuned(suspect, 1, grouping=grouping) for grouping in ("fine", "fine", "coarse"))
+    same = zip(fine.parameters(), again.parameters(), coarse.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b, _ in same)
+    assert any(not torch.equal(a, c) for a, c in zip(fine.parameters(), coarse.parameters(), strict=True))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides, not the processor")
