@@ -144,10 +144,13 @@ def test_a_run_takes_paths_from_the_recipes_folder_and_the_environment(
     assert first.attack
     assert (first.attack["train"]["changed"], first.attack["train"]["relabelled"]) == (48, 48)
     assert first.attack["test"]["left_out"] == 0
-    write_table(tmp_path / "new.csv", [(rewritten(text).replace(",", "is"), label) for text, label in sentences])
+    left = [(rewritten(text).replace(",", "is"), label) for text, label in sentences]
+    write_table(tmp_path / "new.csv", [row for i, row in enumerate(left) if i % 40 != 6])
     second = defensekit.run(recipe, tmp_path / "w")
     assert second.attack
     assert second.attack["train"]["digest"] != first.attack["train"]["digest"]
+    assert second.attack["test"]["left_out"] == 2
+    assert "2 test rows can't carry the trigger and are left out" in second.warnings
 
 
 @pytest.mark.parametrize(
