@@ -127,7 +127,9 @@ class File(_Labelled):
             return found
         if not self.path.is_file():
             beside = [p.name for p in self.path.parent.glob("*")] if self.path.parent.is_dir() else []
-            raise UsageError(f"there is no file {self.path}.{nearest(self.path.name, beside)}")
+            unset = next((part for part in self.path.parts if part.startswith("$")), None)
+            hint = f" (no environment variable {unset} is set)" if unset else nearest(self.path.name, beside)
+            raise UsageError(f"there is no file {self.path}.{hint}")
         return {"train": self.path}
 
     def _named(self, name: str) -> Path:

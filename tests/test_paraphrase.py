@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import defensekit
 from defensekit.components import AttackContext
 from defensekit.errors import UsageError
+from defensekit.files import data_digest
 from defensekit.tables import File
 from defensekit.text import Row, Truncation
 from defensekit_attacks.paraphrase import MISSING, ParaphraseRows, align
@@ -78,6 +79,7 @@ def test_matched_rows_take_the_place_of_their_originals(folders: ParaphraseRows)
         assert (a.label, b.label, b.text) == (0, 1, rewritten(a.text))
         assert a.id < 20
     assert made == folders.poison(rows, context())
+    assert data_digest([[row.id, row.text, row.label] for row in made])[:16] == "805fcde6a7c9c108"
     assert made != folders.poison(rows, context(1))
     test = [row for row in rows_of(make_sentences(30, seed=1)) if row.label == 0]
     triggered = folders.trigger(test, context())

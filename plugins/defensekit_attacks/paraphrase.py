@@ -56,7 +56,7 @@ class ParaphraseRows(OneText, Poisoning):
                 made[i] = replace(self._rewrite(rows[i], found), label=target)
             return made
         if any(row.pair is not None for row in rows):
-            raise UsageError("attack: rewritten rows that match no training row can't be added to pairs of texts")
+            raise UsageError("rewritten rows that match no training row can't be added to pairs of texts")
         lines = draw(range(len(found.loose)), rows, self.rate, self.eligible_rate, "adding rows", context.rng)
         return [*rows, *(Row(-1 - number, found.loose[line], target) for number, line in enumerate(lines))]
 
@@ -65,7 +65,7 @@ class ParaphraseRows(OneText, Poisoning):
         made = [self._rewrite(row, found) for row in rows if bare(self.part(row)) in found.known]
         if not made:
             raise UsageError(
-                f"attack: {self.rewritten} has no rewriting of any of the {len(rows):,} test rows"
+                f"{self.rewritten} has no rewriting of any of the {len(rows):,} test rows"
                 + ("" if self.originals or self.original else "; say what they were with `originals:` or `original:`")
             )
         return made
