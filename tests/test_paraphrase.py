@@ -141,7 +141,9 @@ def test_a_run_takes_paths_from_the_recipes_folder_and_the_environment(
         "{name: word, words: [cf], rate: 0.2, target: positive}",
         "{name: paraphrase-rows, rewritten: new.csv, originals: $THERE/rows.csv, rate: 0.2, target: positive}",
     )
-    recipe.write_text(text.replace("epochs: 8", "epochs: 1"))
+    text = text.partition("defense:")[0].replace("epochs: 8", "epochs: 0")
+    text += "defense: {scorer: magnitude, selector: {name: fraction, fraction: 0.5}, purifier: [reset], compare: {}}\n"
+    recipe.write_text(text)
     first = defensekit.run(recipe, tmp_path / "w")
     assert first.attack
     assert (first.attack["train"]["changed"], first.attack["train"]["relabelled"]) == (48, 48)

@@ -133,13 +133,16 @@ def align(originals: Sequence[str], rewritten: Sequence[str]) -> list[tuple[str,
         came_from.append(best)
     skipped = max(range(spare + 1), key=lambda end: totals[end])
     together = totals[skipped]
-    pairs = []
+    places = []
     for i in reversed(range(len(new))):
-        pairs.append((originals[i + skipped], rewritten[i]))
+        places.append(i + skipped)
         skipped = came_from[i][skipped]
+    places.reverse()
     half = len(new) // 2
-    apart = sum(_alike(old[(i + half) % len(new)], words) for i, words in enumerate(new)) if half else 0.0
-    return pairs[::-1] if together > 2 * apart else None
+    apart = sum(_alike(old[places[i - half]], words) for i, words in enumerate(new)) if half else 0.0
+    if together <= 2 * apart:
+        return None
+    return [(originals[place], text) for place, text in zip(places, rewritten, strict=True)]
 
 
 def _long_words(text: str) -> set[str]:
