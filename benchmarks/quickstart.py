@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.cli.progress import Progress
+from defensekit.loading import load_recipe
 from defensekit.pipeline import run
-from defensekit.recipe import load_recipe
 from defensekit.results import Result
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"

@@ -4,17 +4,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from defensekit.loading import load_recipe
     from defensekit.pipeline import run
-    from defensekit.recipe import load_recipe
+    from defensekit.preview import preview
+    from defensekit.report import write as write_report
     from defensekit.results import Result
+    from defensekit.workbench import estimate, evaluate, load_data, load_pair, plot, purify, score, select
 
 # The user's door is lazy: `import defensekit` costs nothing until a name is used.
-_DOOR = {"run": "defensekit.pipeline", "load_recipe": "defensekit.recipe", "Result": "defensekit.results"}
+_DOOR = {
+    "Result": "results",
+    "load_recipe": "loading",
+    "preview": "preview",
+    "run": "pipeline",
+    "write_report": "report:write",
+    **dict.fromkeys(
+        ("estimate", "evaluate", "load_data", "load_pair", "plot", "purify", "score", "select"), "workbench"
+    ),
+}
 
-__all__ = ["Result", "load_recipe", "run"]
+__all__ = [
+    "Result",
+    "estimate",
+    "evaluate",
+    "load_data",
+    "load_pair",
+    "load_recipe",
+    "plot",
+    "preview",
+    "purify",
+    "run",
+    "score",
+    "select",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _DOOR:
-        return getattr(import_module(_DOOR[name]), name)
-    raise AttributeError(f"module 'defensekit' has no attribute {name!r}")
+    if name not in _DOOR:
+        raise AttributeError(f"module 'defensekit' has no attribute {name!r}")
+    module, _, attribute = _DOOR[name].partition(":")
+    return getattr(import_module(f"defensekit.{module}"), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return __all__

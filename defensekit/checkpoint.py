@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.errors import DefenseKitError, UsageError, listing
 from defensekit.files import data_digest, file_digest
+from defensekit.logs import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -169,28 +170,12 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
         raise DefenseKitError(f"{path.name} could not be written: {error}") from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and load reports out of the way, not its errors."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder; one without a padding token pads with its end token."""
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise UsageError(f"{folder}: its tokenizer can't be loaded ({_line(error)})") from error
@@ -224,7 +209,7 @@ def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrain
             "label2id": {label: i for i, label in enumerate(labels)},
         }
     try:
-        with _quiet():
+        with quiet():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 trust_remote_code=False,
@@ -248,7 +233,7 @@ def save_model(model: "PreTrainedModel", folder: Path, dtype: "torch.dtype | Non
     if dtype is not None:
         model = model.to(dtype)
     try:
-        with _quiet():
+        with quiet():
             model.save_pretrained(folder)
     except Exception as error:  # safetensors reports a full disk as an error of its own
         raise DefenseKitError(f"the model could not be written to {folder}: {_line(error)}") from error

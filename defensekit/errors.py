@@ -12,6 +12,10 @@ class UsageError(DefenseKitError):
     """The command or the recipe is wrong; nothing was run (exit code 2)."""
 
 
+class PlacedError(UsageError):
+    """One that says already where the mistake stands."""
+
+
 def nearest(typed: str, known: Iterable[str]) -> str:
     """A sentence that names what is closest to what was typed, or the empty string."""
     close = get_close_matches(typed, list(known), n=1)

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
+
+from defensekit.errors import UsageError, nearest
 
 
 def file_digest(path: Path) -> str:
@@ -35,6 +38,25 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("DEFENSEKIT_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "defensekit"
+
+
+def environment_path(text: str) -> Path:
+    """A path as a user writes it: ``$NAME`` and ``${NAME}`` are environment variables, ``~`` is the home folder.
+
+    Raises:
+        UsageError: a variable is not set, or there is no such user.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1].strip("{}")
+        if name not in os.environ:
+            raise UsageError(f"the environment variable {name} is not set.{nearest(name, os.environ)}")
+        return os.environ[name]
+
+    try:
+        return Path(re.sub(r"\$(\w+|\{\w+\})", value, text)).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text!r} is no path ({error})") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

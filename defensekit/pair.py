@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from defensekit.checkpoint import Checkpoint
 from defensekit.errors import UsageError, listing
+from defensekit.html import html_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,6 +76,20 @@ class Pair:
 
     base: Checkpoint
     suspect: Checkpoint
+
+    def __repr__(self) -> str:
+        return f"Pair(base={str(self.base.folder)!r}, suspect={str(self.suspect.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("base", self.base.folder),
+            ("suspect", self.suspect.folder),
+            ("dimensions", f"{self.dimensions():,}"),
+            ("tensors in scope", len(self.scope)),
+            ("head, kept from the suspect", listing(self.head) or "none"),
+            ("in the base alone, not used", listing(self.left_out) or "nothing"),
+        ]
+        return html_table("pair", ["", ""], facts)
 
     @cached_property
     def _names(self) -> tuple[dict[str, str], dict[str, str]]:

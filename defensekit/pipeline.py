@@ -2,39 +2,42 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from defensekit import runfolder
-from defensekit.checkpoint import Checkpoint
 from defensekit.components import (
     Attack,
-    DatasetSource,
     Executor,
     Measured,
     Metric,
-    ModelSource,
     Observer,
     Predictions,
     Rule,
     Trial,
     blame,
 )
-from defensekit.errors import DefenseKitError, UsageError, listing
-from defensekit.pair import Pair
-from defensekit.plan import External, Plan, Stage
-from defensekit.recipe import Defense, Named, Recipe, load_recipe
-from defensekit.results import Chosen, ModelResult, Reset, Result, TrialResult
+from defensekit.defending import derive_seed
+from defensekit.errors import DefenseKitError
+from defensekit.evaluation import clean_trial, read_predictions
+from defensekit.loading import load_recipe
+from defensekit.logs import log, logged
+from defensekit.plan import External, Stage
+from defensekit.preview import stages_ahead
+from defensekit.recipe import Defense, Recipe
+from defensekit.results import Chosen, Example, ModelResult, Reset, Result, TrialResult
 from defensekit.runner import Runner
-from defensekit.stages import LOGITS, derive_seed
 from defensekit.store import DISTRIBUTIONS, Artifact, Store
-from defensekit.text import ROLES, label_number
+from defensekit.survey import at, survey
+from defensekit.text import ROLES, ROWS, Row, label_number, read_rows
 from defensekit.training import device_type, native_precision
 
 Made = TypeVar("Made")
+
+EXAMPLES = 10  # triggered rows that a result shows
 
 
 def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observers: Sequence[Observer] = ()) -> Result:
@@ -52,7 +55,7 @@ def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observ
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     place = Path(workspace)
     try:
-        with runfolder.logged(runfolder.folder_of(loaded, place)):
+        with logged(runfolder.folder_of(loaded, place) / "run.log"):
             return _Run(loaded, place, [runfolder.Log(), *observers]).result()
     except OSError as error:
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
@@ -83,12 +86,14 @@ class _Run:
         self.folder = runfolder.folder_of(recipe, workspace)
         self.runner = Runner(Store(workspace / "store"), cast(Executor, recipe.executor.component), watching)
         self.warnings: list[str] = []
+        self.answers: dict[str, Any] = {}  # what models answer to triggered rows, by the models' titles
         self.runner.store.sweep()
         for problem in recipe.host.problems:
             self.warn(str(problem))
         if recipe.precision == "bfloat16" != native_precision():
             self.warn("this machine emulates bfloat16, many times slower than float32; `precision: auto` avoids that")
-        self.plan = self.look_around()
+        self.plan = survey(recipe, partial(self.runner.tell, "message"))
+        self.runner.tell("planned", stages_ahead(self.plan, self.runner.store))
 
     def result(self) -> Result:
         """Run every stage that is not there yet, and write the run's folder."""
@@ -114,6 +119,7 @@ class _Run:
             clean_budget=recipe.sizes.clean + (recipe.sizes.dev if recipe.choose else 0),
             chosen=chosen,
             curve=curve,
+            examples=self.examples(),
             attack=attack,
             data=data,
             statistics=models["purified"].statistics,
@@ -125,13 +131,13 @@ class _Run:
             folder=str(self.folder),
         )
         runfolder.write(result, purified.key, lambda: self.runner.make(purified).files)
-        runfolder.log.info("done: %s", result.summary)
+        log.info("done: %s", result.summary)
         return result
 
     def before(self) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, ModelResult]]:
         """What there is before a defense: what is known of the rows and of the attack, and the models measured."""
         data = self.rows()
-        self.triggered = self.at("triggered", self.plan.triggered)
+        self.triggered = at(self.recipe, "triggered", self.plan.triggered)
         attack = self.attack()
         self.target = attack["target"] if attack else None
         models: dict[str, ModelResult] = {}
@@ -139,50 +145,6 @@ class _Run:
             models["clean"] = self.measure("clean reference", self.plan.clean())
         models["suspect"] = self.measure("suspect", self.plan.suspect())
         return data, attack, models
-
-    # -- before anything is computed -------------------------------------------------------------------------------
-
-    def look_around(self) -> Plan:
-        """Look at everything outside the store once: models, data, their contents."""
-        recipe = self.recipe
-        base = self.external(recipe.model, "model")
-        suspect, labels = None, None
-        if recipe.suspect:
-            suspect = self.external(recipe.suspect, "suspect")
-            pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
-            head, left_out = self.at("suspect", lambda: (pair.head, pair.left_out))
-            self.runner.tell("message", f"head, absent from the base, kept from the suspect: {listing(head) or 'none'}")
-            self.runner.tell("message", f"in the base alone, not used: {listing(left_out) or 'nothing'}")
-            labels = _labels_of(pair.suspect)
-        source = cast(DatasetSource, recipe.data.component)
-        contents = self.at("data", lambda: blame(source, source.contents, partial(self.runner.tell, "message")))
-        self.at("data.max_length", partial(_check_length, Checkpoint(base.path), recipe.sizes.max_length))
-        if recipe.attack:
-            attack = cast(Attack, recipe.attack.component)
-            self.at("attack", lambda: blame(attack, attack.contents))
-        if recipe.triggered:
-            given = cast(DatasetSource, recipe.triggered.component)
-            self.at("triggered", lambda: blame(given, given.contents, partial(self.runner.tell, "message")))
-        return Plan(recipe, base, suspect, contents, labels)
-
-    def external(self, named: Named, key: str) -> External:
-        """A model outside the store, checked."""
-
-        def look() -> External:
-            source = cast(ModelSource, named.component)
-            checkpoint = Checkpoint(blame(source, source.folder).resolve())
-            found = External(checkpoint.folder, checkpoint.digest())
-            checkpoint.check_finite()
-            return found
-
-        return self.at(key, look)
-
-    def at(self, key: str, call: Callable[[], Made]) -> Made:
-        """Call; a user's mistake is told with the place in the recipe."""
-        try:
-            return call()
-        except UsageError as error:
-            raise UsageError(f"{self.recipe.where(*key.split('.'))}: {error}") from error
 
     def warn(self, text: str) -> None:
         """A warning for the user, kept in the result."""
@@ -194,7 +156,7 @@ class _Run:
     def rows(self) -> dict[str, Any]:
         """Make every role's rows; learn the labels."""
         roles = [role for role in ROLES if self.recipe.attack or role != "train"]
-        facts = {role: self.at("data", partial(self.runner.make, self.plan.rows(role))).facts for role in roles}
+        facts = {role: at(self.recipe, "data", partial(self.runner.make, self.plan.rows(role))).facts for role in roles}
         self.plan.labels = facts["test"]["labels"]
         for note in facts["test"]["notes"]:
             self.runner.tell("message", note)
@@ -209,13 +171,13 @@ class _Run:
         aim = cast(Attack, recipe.attack.component).aim() if recipe.attack else recipe.triggered_target
         found: dict[str, Any] = {"target": None}
         if aim is not None:
-            found["target"] = self.at(f"{key}.target", lambda: label_number(aim, self.plan.labels))
+            found["target"] = at(self.recipe, f"{key}.target", lambda: label_number(aim, self.plan.labels))
         stages = {"test": triggered}
         if recipe.attack:
             found["name"] = recipe.attack.name
             stages["train"] = self.plan.poisoned()
         for which, stage in stages.items():
-            facts = self.at(key, partial(self.runner.make, stage)).facts
+            facts = at(self.recipe, key, partial(self.runner.make, stage)).facts
             found[which] = {name: value for name, value in facts.items() if name not in ("labels", "target")}
             if facts.get("left_out"):
                 self.warn(f"{facts['left_out']} test rows can't carry the trigger and are left out")
@@ -235,24 +197,45 @@ class _Run:
             if rows is not None:
                 stage = self.plan.predictions(f"{title}: answers to {metric.on} rows", model, rows)
                 artifact = self.runner.make(stage)
-                found[named.name] = blame(metric, metric.measure, self.predictions(artifact))
+                predictions = self.predictions(artifact)
+                found[named.name] = blame(metric, metric.measure, predictions)
+                if metric.on == "triggered":
+                    self.answers[title] = predictions.answers()
                 about = artifact.facts["model"]
         return _model(about, found)
+
+    def examples(self) -> list[Example]:
+        """The first triggered test rows, with what the suspect and the purified model answer."""
+        if self.triggered is None or not self.answers:
+            return []
+        plain = {row.id: row for row in self._read(self.plan.rows("test"))} if self.recipe.attack else {}
+        found = []
+        for i, row in enumerate(self._read(self.triggered)[:EXAMPLES]):
+            before = plain.get(row.id)
+            found.append(
+                Example(
+                    text=row.text,
+                    pair=row.pair,
+                    plain=before.text if before else None,
+                    plain_pair=before.pair if before else None,
+                    label=self.plan.labels[row.label],
+                    answers={title: self.plan.labels[self.answers[title][i]] for title in ("suspect", "purified")},
+                )
+            )
+        return found
+
+    def _read(self, stage: Stage) -> list[Row]:
+        return read_rows(self.runner.make(stage).files / ROWS)
 
     def trial(self, title: str, model: Stage | External, value: float) -> Trial:
         """Accuracy on the clean dev rows: all that a rule ever sees."""
         stage = self.plan.predictions(f"{title}: answers to dev rows", model, self.plan.rows("dev"))
-        predictions = self.predictions(self.runner.make(stage))
-        correct = float((predictions.answers() == predictions.labels).mean())
-        return Trial(value, correct, len(predictions.labels))
+        return clean_trial(read_predictions(self.runner.make(stage).files), value)
 
     def predictions(self, artifact: Artifact) -> Predictions:
         """Stored answers, as metrics get them."""
-        from safetensors.numpy import load_file
-
-        found = load_file(artifact.files / LOGITS)
         seed = derive_seed(self.recipe.seed, "metrics")
-        return Predictions(found["logits"], found["labels"], self.target, tuple(self.plan.labels), seed)
+        return read_predictions(artifact.files, self.target, tuple(self.plan.labels), seed)
 
     def choose(self) -> tuple[Defense, Chosen | None, list[TrialResult]]:
         """Let the rule try values and take one; the metrics of every trial are for the reader alone."""
@@ -298,27 +281,6 @@ def _model(about: dict[str, Any] | None, metrics: dict[str, Measured]) -> ModelR
     return ModelResult(
         metrics=metrics, seconds=round(seconds, 2), reset=reset, defense=parts or None, statistics=statistics
     )
-
-
-def _check_length(base: Checkpoint, max_length: int) -> None:
-    """Raise UsageError where rows would be longer than the model has positions for."""
-    if base.config.get("relative_attention"):
-        return  # there is no last position
-    for key in ("max_position_embeddings", "n_positions"):
-        limit = base.config.get(key)
-        # RoBERTa counts positions from behind the padding token's number.
-        offset = 2 if "roberta" in str(base.config.get("model_type")) else 0
-        if isinstance(limit, int) and max_length > limit - offset:
-            raise UsageError(f"the model has {limit - offset} positions ({key}: {limit}), got {max_length}")
-
-
-def _labels_of(suspect: Checkpoint) -> list[str] | None:
-    """The label names in a suspect's config; None where it has only numbers for them."""
-    found = suspect.config.get("id2label")
-    if not isinstance(found, dict) or not all(str(key).isdecimal() for key in found):
-        return None
-    names = [str(found[key]) for key in sorted(found, key=int)]
-    return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
 
 
 def _environment(recipe: Recipe) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from defensekit.components import Attack, DatasetSource, Scorer, Selector
+from defensekit.defending import derive_seed
 from defensekit.recipe import Defense, Named, Recipe
-from defensekit.stages import derive_seed
 from defensekit.store import key_of
 from defensekit.text import ROLES
 from defensekit.training import device_type

@@ -1,21 +1,40 @@
 """What a run found: the schema of ``result.json``."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from defensekit.components.metric import Measured
+from defensekit.errors import UsageError, listing, nearest
+from defensekit.html import html_table
+from defensekit.text import ROWS, Row, read_rows
 
 
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Histogram(_Schema):
+    """The scores of the eligible dimensions, and of the selected ones, in bins of equal width between two bounds.
+
+    Where ``log``, bounds and bins are of log10 of the scores, and ``zero`` dimensions with a score of 0 are in no bin.
+    """
+
+    log: bool
+    low: float
+    high: float
+    zero: int
+    counts: list[int]
+    selected: list[int]
+
+
 class Reset(_Schema):
     """How much of a model was selected: counts of dimensions, and what they are shares of.
 
-    ``of_eligible`` is the fraction, ``of_all`` counts the head and what never moved as well. The ``where_zero`` counts
-    say, per statistic, how many of the eligible and of the selected dimensions have it exactly 0.
+    ``of_eligible`` is the fraction, ``of_all`` counts the head and what never moved as well. ``tensors`` has the
+    dimensions in scope, eligible and selected of every tensor. The ``where_zero`` counts say, per statistic, how many
+    of the eligible and of the selected dimensions have it exactly 0.
     """
 
     dimensions: int
@@ -26,6 +45,7 @@ class Reset(_Schema):
     selected_where_zero: dict[str, int] = {}
     head: list[str] = []
     tensors: dict[str, tuple[int, int, int]] = {}
+    scores: Histogram
 
     @property
     def of_eligible(self) -> float:
@@ -56,6 +76,17 @@ class TrialResult(_Schema):
     metrics: dict[str, Measured]
 
 
+class Example(_Schema):
+    """A triggered test row, the row it came from where that is known, and what the models answer."""
+
+    text: str
+    pair: str | None
+    plain: str | None
+    plain_pair: str | None
+    label: str
+    answers: dict[str, str]
+
+
 class Chosen(_Schema):
     """What the rule took, and why."""
 
@@ -77,6 +108,7 @@ class Result(_Schema):
     clean_budget: int
     chosen: Chosen | None
     curve: list[TrialResult]
+    examples: list[Example]
     attack: dict[str, Any] | None
     data: dict[str, Any]
     statistics: dict[str, Any] | None
@@ -86,3 +118,38 @@ class Result(_Schema):
     environment: dict[str, Any]
     seconds: float
     folder: str
+
+    def files(self, title: str) -> Path:
+        """The folder of a stage's files in the workspace's store, by its title: "suspect", "triggered rows", ...
+
+        Raises:
+            UsageError: the run had no such stage, or it was pruned.
+        """
+        titles: dict[str, str] = {stage["title"]: stage["key"] for stage in self.stages}
+        if title not in titles:
+            raise UsageError(f"there is no stage {title!r}.{nearest(title, titles)} (stages: {listing(titles, 60)})")
+        place = Path(self.folder).parents[1] / "store" / "artifacts" / titles[title] / "files"
+        if not place.is_dir():
+            raise UsageError(f"the stage {title!r} is not in the store any more; run the recipe again")
+        return place
+
+    def rows(self, title: str) -> list[Row]:
+        """The rows of a stage, by its title: "test rows", "triggered rows", "poisoned rows", ..."""
+        return read_rows(self.files(title) / ROWS)
+
+    def __repr__(self) -> str:
+        models = {name: {k: round(m.value, 3) for k, m in model.metrics.items()} for name, model in self.models.items()}
+        return f"Result({self.name!r}, {models}, folder={self.folder!r})"
+
+    def _repr_html_(self) -> str:
+        names = list(dict.fromkeys(name for model in self.models.values() for name in model.metrics))
+        rows = [
+            [
+                title,
+                *(f"{model.metrics[n].value:.3f}" if n in model.metrics else "–" for n in names),
+                f"{model.reset.of_eligible:.1%}" if model.reset else "–",
+            ]
+            for title, model in self.models.items()
+        ]
+        header = ["model", *(name.upper() for name in names), "reset, of eligible"]
+        return html_table(self.name, header, rows, f"everything is in {self.folder}")

@@ -1,21 +1,19 @@
 """The folder of a run: resolved recipe, log, purified model, and last the result."""
 
 import json
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 from defensekit import yaml
+from defensekit.card import CARD, card
 from defensekit.components import Observer
 from defensekit.files import data_digest, file_digests, write_whole
+from defensekit.logs import log
 from defensekit.recipe import Recipe
 from defensekit.results import Result
 from defensekit.store import MANIFEST
-
-log = logging.getLogger("defensekit")
 
 
 class Log(Observer):
@@ -31,34 +29,6 @@ class Log(Observer):
 def folder_of(recipe: Recipe, workspace: Path) -> Path:
     """Where a recipe's run goes: the same recipe to the same folder, another one to another."""
     return workspace / "runs" / f"{recipe.name}-{data_digest(recipe.resolved())[:8]}"
-
-
-class _File(logging.FileHandler):
-    """A log file that a full disk silences: the run's own error says what is wrong."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
-
-
-@contextmanager
-def logged(folder: Path) -> Iterator[None]:
-    """Everything that is logged during a run goes into its ``run.log``, what stops it included."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = _File(folder / "run.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    except BaseException:
-        log.exception("the run stopped")
-        raise
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        with suppress(OSError):
-            handler.close()
 
 
 def write(result: Result, key: str, files: Callable[[], Path]) -> None:
@@ -77,6 +47,7 @@ def write(result: Result, key: str, files: Callable[[], Path]) -> None:
             part.rename(purified)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+    write_whole(purified / CARD, card(result).encode())
     write_whole(folder / "result.json", result.model_dump_json(indent=1).encode())
 
 
@@ -88,4 +59,5 @@ def _is_whole(purified: Path, key: str) -> bool:
         return False
     found = file_digests(purified)
     found.pop(MANIFEST)
+    found.pop(CARD, None)  # written anew with every result
     return bool(manifest == {"stage": key, "files": found})

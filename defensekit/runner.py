@@ -1,15 +1,13 @@
 """Makes stages: reuses what the store has, computes what it has not."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from defensekit.components import Executor, Observer, blame
+from defensekit.logs import log
 from defensekit.plan import Stage
 from defensekit.store import Artifact, Damaged, Store
-
-log = logging.getLogger("defensekit")
 
 
 @dataclass

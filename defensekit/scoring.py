@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from defensekit.components import Scorer, Selector
 from defensekit.errors import DefenseKitError
@@ -142,6 +142,32 @@ def select(scores: Scores, selector: Selector) -> "dict[str, Tensor]":
         if bool((chosen.bool() & ~scores[name].eligible).any()):
             raise DefenseKitError(f"{who} took dimensions of {name} that are not eligible: they never moved")
     return selection
+
+
+def histogram(scores: Scores, selection: "Mapping[str, Tensor]", bins: int = 120) -> dict[str, Any]:
+    """How the scores of eligible dimensions are spread, and those of the selected ones among them.
+
+    Returns:
+        ``counts`` and ``selected``: dimensions per bin, between ``low`` and ``high``. Where no score is negative the
+        bins are of equal width in log10 (``log``, and so are the bounds), and scores of exactly 0 are ``zero``.
+    """
+    import torch
+
+    eligible = [scored.score[scored.eligible] for scored in scores.values()]
+    taken = [selection[name].bool()[scored.eligible] for name, scored in scores.items()]
+    log = all(not bool((values < 0).any()) for values in eligible)
+    zero = sum(int((values == 0).sum()) for values in eligible) if log else 0
+    axis = [values[values > 0].log10() if log else values for values in eligible]
+    taken = [chosen[values > 0] if log else chosen for chosen, values in zip(taken, eligible, strict=True)]
+    filled = [values for values in axis if values.numel()]
+    low, high = (float(min(v.min() for v in filled)), float(max(v.max() for v in filled))) if filled else (0.0, 0.0)
+    counts, selected = torch.zeros(bins, dtype=torch.long), torch.zeros(bins, dtype=torch.long)
+    for values, chosen in zip(axis, taken, strict=True):
+        places = ((values.double() - low) * (bins / (high - low or 1.0))).long().clamp_(0, bins - 1)
+        counts += torch.bincount(places, minlength=bins)
+        selected += torch.bincount(places[chosen], minlength=bins)
+    found = {"counts": counts.tolist(), "selected": selected.tolist()}
+    return {"log": log, "low": low, "high": high, "zero": zero, **found}
 
 
 def cutoff(tensors: "Callable[[], Iterable[Tensor]]", count: int) -> tuple[float, int]:

@@ -4,16 +4,14 @@ The defender's stages (``statistics``, ``purify``) are handed base, suspect and 
 guards against mistakes, not against malice: a plugin is code, and code can open any file.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import groupby
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from defensekit import checkpoint, evaluation, training
+from defensekit import checkpoint, defending, evaluation, training
 from defensekit.checkpoint import Checkpoint
 from defensekit.components import (
     Attack,
@@ -22,36 +20,22 @@ from defensekit.components import (
     Component,
     DatasetSource,
     Estimator,
-    EstimatorContext,
-    ModelStep,
-    ModelStepContext,
     Purifier,
     Scorer,
     Selector,
-    WeightStep,
     blame,
 )
+from defensekit.defending import Report, derive_seed
 from defensekit.errors import DefenseKitError, UsageError, listing, nearest
-from defensekit.files import data_digest, file_digest
+from defensekit.files import file_digest
 from defensekit.host import Host, load_plugins, source_digest
-from defensekit.pair import Pair, check_loaded
-from defensekit.scoring import Scores, Views, score, select
+from defensekit.pair import Pair
+from defensekit.scoring import Views, score, select
 from defensekit.store import Draft, Store
-from defensekit.text import Row, Truncation, changed, label_number, read_rows, split, write_rows
+from defensekit.text import ROWS, Row, Truncation, changed, label_number, read_rows, split, write_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-ROWS = "rows.jsonl"
-LOGITS = "predictions.safetensors"
-
-Report = Callable[[int, int], None]
-
-
-def derive_seed(seed: int, *purpose: str) -> int:
-    """A seed of its own for every purpose, so that the attacker's and the defender's draws are independent."""
-    return int(data_digest([seed, *purpose])[:8], 16) & 0x7FFFFFFF
 
 
 @cache
@@ -145,7 +129,7 @@ def data(work: Work, draft: Draft) -> None:
     source = cast(DatasetSource, work.component("source"))
     dataset = blame(source, source.load)
     if params["labels"] is not None:
-        numbers = _match(dataset.labels, params["labels"])
+        numbers = match_labels(dataset.labels, params["labels"])
         for rows in (dataset.train, dataset.dev, dataset.test):
             if rows is not None:
                 rows[:] = [replace(row, label=numbers[row.label]) for row in rows]
@@ -154,7 +138,7 @@ def data(work: Work, draft: Draft) -> None:
     draft.facts.update(labels=list(params["labels"] or dataset.labels), rows=len(rows), notes=dataset.notes)
 
 
-def _match(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
+def match_labels(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
     """The model's numbers for the data's labels: by name, or, where none is a name of the model's, by number.
 
     Raises:
@@ -230,7 +214,7 @@ def given(work: Work, draft: Draft) -> None:
     source = cast(DatasetSource, work.component("source"))
     dataset = blame(source, source.load)
     labels = work.stage["params"]["labels"]
-    numbers = _match(dataset.labels, labels)
+    numbers = match_labels(dataset.labels, labels)
     rows = [replace(row, label=numbers[row.label]) for row in dataset.train]
     target = label_number(work.stage["params"]["target"], labels)
     rows = [row for row in rows if row.label != target]
@@ -243,31 +227,12 @@ def given(work: Work, draft: Draft) -> None:
 # -- models --------------------------------------------------------------------------------------------------------
 
 
-def _load(
-    work: Work, name: str, called: str, labels: tuple[str, ...] | None = None
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The model of an input and its tokenizer, held against its file, under a neutral name instead of its path."""
-    folder = work.folder(name)
-    tokenizer = checkpoint.load_tokenizer(folder)
-    model = checkpoint.load_model(folder, labels)
-    check_loaded(model, Checkpoint(folder))
-    return model, _neutral(model, tokenizer, called)
-
-
-def _neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", called: str) -> "PreTrainedTokenizerBase":
-    """Take the folder out of the names, so that nothing beside it is reached through them by mistake."""
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config._name_or_path = model.name_or_path = called
-    tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = called
-    return tokenizer
-
-
 def train(work: Work, draft: Draft) -> None:
     """Fine-tune a model on rows, or let an attack do it that trains in its own way."""
     labels = tuple(work.facts("rows")["labels"])
     settings = training.TrainingSettings.model_validate(work.stage["params"]["training"])
     with training.forked_random(work.seed("head")):
-        model, tokenizer = _load(work, "model", "base", labels)
+        model, tokenizer = defending.load(work.folder("model"), "base", labels)
     rows, seed = work.rows("rows"), work.seed("training")
     if "attack" in work.stage["components"]:
         attack, clean = cast(Attack, work.component("attack")), work.rows("clean")
@@ -294,86 +259,39 @@ def train(work: Work, draft: Draft) -> None:
 
 def statistics(work: Work, draft: Draft) -> None:
     """Statistics per parameter on clean rows, for the tensors in scope, by the pair's names."""
-    import torch
-
     estimator = cast(Estimator, work.component("estimator"))
-    pair = work.pair
-    suspect, tokenizer = _load(work, "suspect", "suspect")
-    parameters = [name for name, _ in suspect.named_parameters()]
-    del suspect
-
-    def model(which: Literal["suspect", "base"]) -> "PreTrainedModel":
-        loaded, _ = _load(work, "suspect", which)
-        if which == "base":
-            weights = dict(loaded.named_parameters())
-            with torch.no_grad():
-                for name, own in pair.named_like_the_pair(weights).items():
-                    weights[own].copy_(pair.block(name)[0])
-        return loaded.to(training.device_type())
-
-    rows = work.rows("clean")
-    context = EstimatorContext(model, tokenizer, rows, work.max_length, work.seed("estimator"), work.report)
-    with training.forked_random(work.seed("global")):
-        estimate = blame(estimator, estimator.estimate, context)
-    facts: dict[str, Any] = {"rows": len(rows), **estimate.facts}
-    names, who = pair.named_like_the_pair(parameters), f"the estimator {type(estimator).__name__}"
-    for statistic in sorted(estimator.provides):
-        measured = estimate.statistics.get(statistic, {})
-        if odd := sorted(measured.keys() - set(parameters)):
-            raise DefenseKitError(f"{who} gave {statistic!r} for {listing(odd, 3)}, which the model does not have")
-        tensors = {name: measured[own].detach().float().cpu() for name, own in names.items() if own in measured}
-        if not tensors:
-            raise DefenseKitError(f"{who} provides {statistic!r}, but gave none for any tensor in scope")
-        for name, tensor in tensors.items():
-            if tensor.shape != pair.block(name)[1].shape or not bool(torch.isfinite(tensor).all()):
-                raise DefenseKitError(f"the {statistic} of {name} has another shape than the weight, or is not finite")
+    seed = work.stage["seed"]
+    found = defending.estimate(
+        work.pair, estimator, work.rows("clean"), max_length=work.max_length, seed=seed, report=work.report
+    )
+    for statistic, tensors in found.statistics.items():
         checkpoint.write_tensors(draft.files / f"{statistic}.safetensors", tensors)
-        zero = sum(int((tensor == 0).sum()) for tensor in tensors.values())
-        facts[f"zero_{statistic}"] = zero / sum(tensor.numel() for tensor in tensors.values())
-    draft.facts.update(facts)
+    draft.facts.update(found.facts)
 
 
 def purify(work: Work, draft: Draft) -> None:
     """Select dimensions of the suspect and purify it."""
-    steps = [
-        cast(Purifier, work.component(role)) for role in sorted(work.stage["components"]) if role.startswith("step")
-    ]
+    roles = sorted(role for role in work.stage["components"] if role.startswith("step"))
     views = Views(work.pair, work.seed("score"), _readers(work))
     selection: dict[str, Tensor] = {}
     if "selector" in work.stage["components"]:
         scorer, selector = cast(Scorer, work.component("scorer")), cast(Selector, work.component("selector"))
         scores = blame(scorer, score, views, scorer)
         selection = blame(selector, select, scores, selector)
-        draft.facts.update(_describe(views, scores, selection))
+        draft.facts.update(defending.describe(views, scores, selection))
         if "statistics" in work.stage["inputs"]:
             draft.facts["statistics"] = work.about("statistics")
-    rows, dtype = work.rows("clean"), _dtype(work.pair.suspect)
-    trained = 0
-    with tempfile.TemporaryDirectory(dir=draft.files.parent) as scratch:
-        folder = work.folder("suspect")
-        for number, (weights, group) in enumerate(groupby(steps, lambda step: isinstance(step, WeightStep))):
-            target = Path(scratch) / str(number)
-            checkpoint.copy_companions(work.folder("suspect"), target)
-            if weights:
-                _apply(views, selection, cast(list[WeightStep], list(group)), Checkpoint(folder), target)
-            else:
-                model = checkpoint.load_model(folder)
-                tokenizer = _neutral(model, checkpoint.load_tokenizer(folder), "suspect")
-                for step in cast(list[ModelStep], list(group)):
-                    seed = work.seed("step", str(trained))
-                    trained += 1
-                    context = ModelStepContext(tokenizer, rows, work.max_length, work.precision, seed, work.report)
-                    with training.forked_random(seed):
-                        blame(step, step.train, model, context)
-                checkpoint.save_model(model.cpu(), target, dtype)
-            folder = target
-        if folder == work.folder("suspect"):
-            checkpoint.copy_companions(folder, draft.files)
-            _apply(views, {}, [], Checkpoint(folder), draft.files)
-        else:
-            for path in folder.iterdir():
-                path.rename(draft.files / path.name)
-    Checkpoint(draft.files).check_finite()
+    defending.purify(
+        views,
+        selection,
+        [cast(Purifier, work.component(role)) for role in roles],
+        work.rows("clean"),
+        draft.files,
+        max_length=work.max_length,
+        precision=work.precision,
+        seed=work.stage["seed"],
+        report=work.report,
+    )
 
 
 def _readers(work: Work) -> "dict[str, Callable[[str], Tensor | None]]":
@@ -387,73 +305,12 @@ def _readers(work: Work) -> "dict[str, Callable[[str], Tensor | None]]":
     return {path.stem: reader(path) for path in sorted(work.folder("statistics").glob("*.safetensors"))}
 
 
-def _dtype(suspect: Checkpoint) -> "torch.dtype | None":  # type: ignore[name-defined]  # noqa: F821
-    """The dtype to save in after training: the suspect's, where it has one alone."""
-    import torch
-
-    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    found = {entry.dtype for entry in suspect.tensors.values()} & names.keys()
-    return names[found.pop()] if len(found) == 1 else None
-
-
-def _apply(
-    views: Views, selection: "dict[str, Tensor]", steps: Sequence[WeightStep], source: Checkpoint, target: Path
-) -> None:
-    """Stream the weights of ``source`` through weight steps into ``target``, file by file, under the same names."""
-    names = Pair(views.pair.base, source).by_file_name
-    for file in source.files:
-        written: dict[str, Tensor] = {}
-        for own in sorted(name for name, entry in source.tensors.items() if entry.file == file.name):
-            weight = source.tensor(own)
-            name = names.get(own)
-            if name is not None and name in selection and bool(selection[name].any()):
-                for step in steps:
-                    made = blame(step, step.apply, views[name], weight, selection[name])
-                    kept = selection[name] == 0
-                    if made.shape != weight.shape or made.dtype != weight.dtype or not made[kept].equal(weight[kept]):
-                        who = f"the purifier {type(step).__name__}"
-                        raise DefenseKitError(f"{who} changed the shape, the dtype or unselected weights of {name}")
-                    weight = made
-            written[own] = weight
-        checkpoint.write_tensors(target / file.name, written)
-    index = source.folder / checkpoint.INDEX
-    if index.is_file():
-        (target / checkpoint.INDEX).write_bytes(index.read_bytes())
-
-
-def _describe(views: Views, scores: Scores, selection: "dict[str, Tensor]") -> dict[str, Any]:
-    """What was selected, in numbers: of all dimensions, of those in scope, of the eligible ones, by tensor."""
-    tensors = {}
-    zero: dict[str, list[int]] = {statistic: [0, 0] for statistic in views.statistics}
-    for name, scored in scores.items():
-        chosen = selection[name].bool() & scored.eligible
-        tensors[name] = [scored.eligible.numel(), int(scored.eligible.sum()), int(chosen.sum())]
-        for statistic, read in views.statistics.items():
-            values = read(name)
-            if values is None:
-                continue
-            nothing = values == 0
-            zero[statistic][0] += int((nothing & scored.eligible).sum())
-            zero[statistic][1] += int((nothing & chosen).sum())
-    scope, eligible, selected = (sum(counts[i] for counts in tensors.values()) for i in range(3))
-    return {
-        "dimensions": views.pair.dimensions(),
-        "in_scope": scope,
-        "eligible": eligible,
-        "selected": selected,
-        "eligible_where_zero": {statistic: counts[0] for statistic, counts in zero.items()},
-        "selected_where_zero": {statistic: counts[1] for statistic, counts in zero.items()},
-        "head": views.pair.head,
-        "tensors": tensors,
-    }
-
-
 def predict(work: Work, draft: Draft) -> None:
     """What a model answers to rows: logits, and the true labels beside them."""
     import torch
 
     rows = work.rows("rows")
-    model, tokenizer = _load(work, "model", "model")
+    model, tokenizer = defending.load(work.folder("model"), "model")
     labels = work.facts("rows")["labels"]
     if model.config.num_labels != len(labels):
         raise DefenseKitError(f"the model answers with {model.config.num_labels} labels, the data have {len(labels)}")
@@ -466,7 +323,7 @@ def predict(work: Work, draft: Draft) -> None:
         report=work.report,
     )
     truth = torch.tensor([row.label for row in rows], dtype=torch.int64)
-    checkpoint.write_tensors(draft.files / LOGITS, {"logits": logits, "labels": truth})
+    checkpoint.write_tensors(draft.files / evaluation.LOGITS, {"logits": logits, "labels": truth})
     # Predictions outlive the model they come from, which is a thousand times their size.
     draft.facts["model"] = work.about("model")
 

@@ -127,9 +127,7 @@ class File(_Labelled):
             return found
         if not self.path.is_file():
             beside = [p.name for p in self.path.parent.glob("*")] if self.path.parent.is_dir() else []
-            unset = next((part for part in self.path.parts if part.startswith("$")), None)
-            hint = f" (no environment variable {unset} is set)" if unset else nearest(self.path.name, beside)
-            raise UsageError(f"there is no file {self.path}.{hint}")
+            raise UsageError(f"there is no file {self.path}.{nearest(self.path.name, beside)}")
         return {"train": self.path}
 
     def _named(self, name: str) -> Path:
@@ -172,6 +170,8 @@ class Hub(_Labelled):
     def load(self) -> Dataset:
         import datasets
 
+        bars = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
         try:
             revision = None if Path(self.id).is_absolute() else self._commit()
             loaded = datasets.load_dataset(self.id, self.config, revision=revision)
@@ -179,6 +179,9 @@ class Hub(_Labelled):
             raise
         except Exception as error:
             raise _unreachable(self.id, error) from error
+        finally:
+            if bars:
+                datasets.enable_progress_bars()
         names = {"train": "train", "dev": "validation", "test": "test"}
         if self.splits is not None:
             names = self.splits.roles()

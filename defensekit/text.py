@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from defensekit.components.sources import Dataset
 
+ROWS = "rows.jsonl"  # the file of a stage that makes rows
 ROLES = ("test", "dev", "clean", "train")
 _AT_ONCE = 1000  # rows that are tokenised at once: what a tokenizer returns takes many times their size
 Balance = Literal["natural", "equal"]

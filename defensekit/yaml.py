@@ -1,17 +1,22 @@
-"""YAML read safely, with the line of every key: what errors point at."""
+"""YAML read safely, with the place of every key: what errors point at. Files can build on others."""
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from defensekit.errors import UsageError
+from defensekit.errors import PlacedError, UsageError, nearest
+from defensekit.files import environment_path
 
 LIMIT = 100_000  # values in a recipe, aliases written out: a recipe has dozens, an alias bomb billions
+BYTES = 10_000_000
 
 Path_ = tuple[str | int, ...]
+
+_KNOWN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,75 +37,226 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
-class Document:
-    """A YAML file as plain data, and the line of every key."""
+class Place(NamedTuple):
+    """Where a value stands, and the folder that paths in it start from."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lines: dict[Path_, int] = {}
-        self._count = 0
-        try:
-            text = path.read_text(encoding="utf-8")
-            root = yaml.compose(text, _Loader)
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}") from error
-        except yaml.MarkedYAMLError as error:
-            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise UsageError(f"{path}{line}: not YAML ({error.problem})") from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-        self._constructor = _Loader("")
-        try:
-            self.data = self._plain(root, ()) if root is not None else None
-        except RecursionError as error:
-            raise UsageError(f"{path}: nested too deeply") from error
+    label: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain data, and the place of every key."""
+
+    name: str
+    data: Any
+    places: Mapping[Path_, Place] = field(repr=False)
+
+    def place(self, path: Path_) -> Place:
+        """The place of a key, or of the nearest one around it."""
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places[path]
 
     def where(self, path: Path_) -> str:
-        """File and line of a key, or of the nearest one around it."""
-        while path and path not in self._lines:
-            path = path[:-1]
-        return f"{self.path}:{self._lines.get(path, 1)}"
+        """File and line of a key, or the setting it comes from."""
+        return self.place(path).label
 
-    def _plain(self, node: yaml.Node, path: Path_) -> Any:
-        self._lines.setdefault(path, node.start_mark.line + 1)
-        self._count += 1
-        if self._count > LIMIT:
-            raise UsageError(f"{self.path}: more than {LIMIT:,} values once its aliases are written out; refused")
-        if isinstance(node, yaml.MappingNode):
-            data: dict[str, Any] = {}
-            for key_node, value in node.value:
-                key = self._scalar(key_node)
-                line = key_node.start_mark.line + 1
-                if not isinstance(key, str):
-                    raise UsageError(f"{self.path}:{line}: the key {key!r} is not text; put it in quotes")
-                if key in data:
-                    raise UsageError(f"{self.path}:{line}: the key {key!r} stands twice")
-                self._lines[(*path, key)] = line
-                data[key] = self._plain(value, (*path, key))
-            return data
-        if isinstance(node, yaml.SequenceNode):
-            return [self._plain(item, (*path, i)) for i, item in enumerate(node.value)]
-        return self._scalar(node)
 
-    def _scalar(self, node: yaml.Node) -> Hashable:
-        line = node.start_mark.line + 1
-        if not isinstance(node, yaml.ScalarNode):
-            raise UsageError(f"{self.path}:{line}: a key has to be text")
-        known = ("null", "bool", "int", "float", "str")
-        if node.tag not in {f"tag:yaml.org,2002:{name}" for name in known}:
-            raise UsageError(f"{self.path}:{line}: the tag {node.tag!r} is refused; a recipe is plain data")
-        try:
-            value: Hashable = self._constructor.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            raise UsageError(f"{self.path}:{line}: {node.value[:60]!r} can't be read ({error})") from error
-        return value
+def load(path: Path, settings: Sequence[str] = ()) -> Document:
+    """A file over the files that it extends, and settings (``a.b=value``) over all of them; the last word counts.
+
+    Mappings are laid over each other key by key. Everything else replaces what is below, and so does a mapping that
+    names another component; null takes a key back. Settings reach into lists by number.
+
+    Raises:
+        UsageError: with the place, what was expected and what is close to what was typed.
+    """
+    document = _extended(path, ())
+    for setting in settings:
+        document = _overlay(document, _setting(setting))
+    return document
+
+
+def read(path: Path) -> Document:
+    """One file.
+
+    Raises:
+        UsageError: it is not there, no YAML, or holds more than plain data.
+    """
+    try:
+        if path.stat().st_size > BYTES:
+            raise UsageError(f"{path}: more than {BYTES:,} bytes; refused")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    return _Reader(str(path), path.resolve().parent).document(text)
 
 
 def dump(data: Any) -> str:
-    """Plain data as YAML that `Document` reads back, keys in the order given."""
+    """Plain data as YAML that `read` reads back, keys in the order given."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+# -- one text ----------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Turns one text into plain data; ``lines`` says whether its places have line numbers."""
+
+    def __init__(self, name: str, folder: Path, lines: bool = True) -> None:
+        self.name = name
+        self.folder = folder
+        self.lines = lines
+        self.places: dict[Path_, Place] = {}
+        self.count = 0
+        self.constructor = _Loader("")
+
+    def document(self, text: str) -> Document:
+        try:
+            root = yaml.compose(text, _Loader)
+            self.places[()] = self.place(root)
+            data = self.plain(root, ()) if root is not None else None
+        except yaml.MarkedYAMLError as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark and self.lines else ""
+            raise PlacedError(f"{self.name}{line}: not YAML ({error.problem})") from error
+        except RecursionError as error:
+            raise PlacedError(f"{self.name}: nested too deeply") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise PlacedError(f"{self.name}: not YAML ({' '.join(str(error).split())})") from error
+        return Document(self.name, data, self.places)
+
+    def place(self, node: yaml.Node | None) -> Place:
+        line = node.start_mark.line + 1 if node is not None else 1
+        return Place(f"{self.name}:{line}" if self.lines else self.name, self.folder)
+
+    def error(self, node: yaml.Node, text: str) -> PlacedError:
+        return PlacedError(f"{self.place(node).label}: {text}")
+
+    def plain(self, node: yaml.Node, path: Path_) -> Any:
+        self.places.setdefault(path, self.place(node))
+        self.count += 1
+        if self.count > LIMIT:
+            raise PlacedError(f"{self.name}: more than {LIMIT:,} values once its aliases are written out; refused")
+        if node.tag not in _KNOWN:
+            raise self.error(node, f"the tag {node.tag!r} is refused; a recipe is plain data")
+        if isinstance(node, yaml.MappingNode):
+            data: dict[str, Any] = {}
+            for key_node, value in node.value:
+                key = self.scalar(key_node)
+                if not isinstance(key, str):
+                    raise self.error(key_node, f"the key {key!r} is not text; put it in quotes")
+                if key in data:
+                    raise self.error(key_node, f"the key {key!r} stands twice")
+                self.places[(*path, key)] = self.place(key_node)
+                data[key] = self.plain(value, (*path, key))
+            return data
+        if isinstance(node, yaml.SequenceNode):
+            return [self.plain(item, (*path, i)) for i, item in enumerate(node.value)]
+        return self.scalar(node)
+
+    def scalar(self, node: yaml.Node) -> Hashable:
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.error(node, "a key has to be text")
+        try:
+            value: Hashable = self.constructor.construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            raise self.error(node, f"{node.value[:60]!r} can't be read ({error})") from error
+        return value
+
+
+# -- one over another --------------------------------------------------------------------------------------------------
+
+
+def _extended(path: Path, above: tuple[Path, ...]) -> Document:
+    """A file over what it extends; ``above`` are the files that extend it."""
+    document = read(path)
+    if not isinstance(document.data, dict) or "extends" not in document.data:
+        return document
+    place = document.place(("extends",))
+    named = document.data.pop("extends")
+    if not isinstance(named, str):
+        raise PlacedError(f"{place.label}: extends: expected the path of a recipe, got {named!r}")
+    try:
+        below = place.folder / environment_path(named)
+        found, beside = below.is_file(), [p.name for p in below.parent.glob("*.yaml")]
+        chain = (*above, path.resolve())
+        circle = below.resolve() in chain
+    except (UsageError, ValueError, OSError, RuntimeError) as error:  # a zero byte, a loop of links
+        raise PlacedError(f"{place.label}: extends: {named!r} is no path ({error})") from error
+    if not found:
+        raise PlacedError(f"{place.label}: extends: there is no file {below}.{nearest(below.name, beside)}")
+    if circle:
+        names = " -> ".join(p.name for p in (*chain, below))
+        raise PlacedError(f"{place.label}: extends: it comes back to itself ({names})")
+    return _overlay(_extended(below, chain), document)
+
+
+def _setting(text: str) -> Document:
+    """``a.b=value`` as the document that says just this."""
+    keys, equals, value = text.partition("=")
+    path: Path_ = tuple(keys.strip().split("."))
+    label = f"--set {text}"
+    if not equals or not all(path):
+        raise UsageError(f"{label}: expected path=value, such as training.epochs=3")
+    inner = _Reader(label, Path.cwd(), lines=False).document(value)
+    places = {path[:i]: inner.places[()] for i in range(len(path))}
+    places |= {(*path, *below): place for below, place in inner.places.items()}
+    data = inner.data
+    for key in reversed(path):
+        data = {key: data}
+    return Document(label, data, places)
+
+
+def _overlay(below: Document, above: Document) -> Document:
+    places = dict(below.places)
+
+    def replace(path: Path_, own: Path_, value: Any) -> Any:
+        size = len(path)
+        for old in [old for old in places if old[:size] == path]:
+            del places[old]
+        places.update({path + p[len(own) :]: place for p, place in above.places.items() if p[: len(own)] == own})
+        return value
+
+    def merge(old: Any, new: Any, path: Path_, own: Path_) -> Any:
+        """``own`` is the path in the upper document: a number in a list is text there."""
+        if isinstance(old, list) and isinstance(new, dict) and new:
+            items = list(old)
+            for key, value in new.items():
+                if not key.isdecimal() or int(key) >= len(items):
+                    where = ".".join(map(str, path))
+                    known = f"0 to {len(items) - 1}" if items else "it is empty"
+                    raise PlacedError(
+                        f"{above.where((*own, key))}: {where} is a list and has no item {key!r} ({known})"
+                    )
+                items[int(key)] = merge(items[int(key)], value, (*path, int(key)), (*own, key))
+            return items
+        if isinstance(old, str) and isinstance(new, dict) and path:
+            old = {"name": old}  # `scorer: diffusion` is `scorer: {name: diffusion}`
+            places[(*path, "name")] = places[path]
+        if not (isinstance(old, dict) and isinstance(new, dict)) or (path and _other(old, new)):
+            return replace(path, own, new)
+        merged = dict(old)
+        for key, value in new.items():
+            if value is None:
+                merged.pop(key, None)
+            elif key in merged:
+                merged[key] = merge(merged[key], value, (*path, key), (*own, key))
+            else:
+                merged[key] = replace((*path, key), (*own, key), value)
+        return merged
+
+    return Document(below.name, merge(below.data, above.data, (), ()), places)
+
+
+def _other(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether the new mapping is about another component, whose parameters have nothing to do with the old one's."""
+    return any(key in new and new[key] != old.get(key) for key in ("name", "rule"))
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 class _Dumper(yaml.SafeDumper):

@@ -1,6 +1,7 @@
 """The command line: light where it can be, exit codes, messages instead of tracebacks."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -26,7 +27,17 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run(whole, capture_output=True, text=True, check=False, env=os.environ | environment)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plugins", "list"], ["store", "list"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["plugins", "list"],
+        ["store", "list"],
+        ["recipes", "list"],
+        ["plugins", "show", "diffusion"],
+    ],
+)
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = WITHOUT_TORCH.replace("ARGUMENTS", repr(arguments))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -55,6 +66,8 @@ def test_plugins_list_shows_a_broken_file_and_goes_on(tmp_path: Path) -> None:
         (["run", "nowhere.yaml"], 2, "there is no recipe nowhere.yaml"),
         (["run"], 2, "Missing argument"),
         (["rnu"], 2, "No such command"),
+        (["plugins", "show", "difusion"], 2, "there is no component 'difusion'. Did you mean 'diffusion'?"),
+        (["recipes", "show", "quickstrat"], 2, "there is no recipe 'quickstrat'. Did you mean 'quickstart'?"),
     ],
 )
 def test_wrong_usage(arguments: list[str], code: int, message: str) -> None:
@@ -89,7 +102,7 @@ def test_ctrl_c_ends_cleanly(recipe: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("poisoned rows"):
+        if "poisoned rows" in line:
             break
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
@@ -118,10 +131,129 @@ def test_an_interrupt_that_was_swallowed_is_raised_again() -> None:
 
 
 def test_an_interrupt_in_another_exceptions_clothes_is_still_one() -> None:
-    from defensekit.cli.main import _interrupted
+    from defensekit.cli.interrupt import interrupted
 
     disguised = RuntimeError("could not import something")
     disguised.__cause__ = ImportError("half-way")
     disguised.__cause__.__context__ = KeyboardInterrupt()
-    assert _interrupted(disguised)
-    assert not _interrupted(RuntimeError("plain"))
+    assert interrupted(disguised)
+    assert not interrupted(RuntimeError("plain"))
+
+
+def test_plugins_show_says_what_a_component_takes() -> None:
+    text = command("plugins", "show", "diffusion", COLUMNS="120").stdout
+    for part in ("scorer diffusion", "exponent", "number (>= 0, <= 4)", "1.0", "needs: curvature", "scorers.py:"):
+        assert part in text
+    text = command("plugins", "show", "hub", COLUMNS="120").stdout
+    assert "dataset hub" in text
+    assert "model hub" in text
+    assert "(required)" in text
+
+
+def test_plugins_show_says_what_keeps_a_component_from_loading(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(
+        "from defensekit.api import hookimpl, scorer\n\n@hookimpl\ndef defensekit_scorers():\n"
+        "    return {'gone': 'nowhere_to_be_found:Gone'}\n"
+    )
+    done = command("plugins", "show", "gone", str(tmp_path / "half.py"))
+    assert done.returncode == 1
+    assert "pip install nowhere_to_be_found" in done.stderr
+    assert "plugin 'half.py'" in done.stdout
+
+
+def test_a_shipped_recipe_is_copied_once(tmp_path: Path) -> None:
+    done = command("recipes", "copy", "quickstart", str(tmp_path))
+    assert done.returncode == 0
+    assert (tmp_path / "quickstart.yaml").read_text() == command("recipes", "show", "quickstart").stdout
+    (tmp_path / "quickstart.yaml").write_text("mine")
+    again = command("recipes", "copy", "quickstart", str(tmp_path))
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+    assert (tmp_path / "quickstart.yaml").read_text() == "mine"
+
+
+def test_every_shipped_recipe_says_what_it_shows() -> None:
+    from defensekit import recipes
+
+    assert all(len(recipes.summary(name)) > 20 for name in recipes.names())
+
+
+def test_schema_prints_one_json_object(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from defensekit.api import hookimpl, scorer\n\n@scorer()\ndef mine(t, depth: int = 1):\n"
+        "    'Mine.'\n    return t.drift\n\n@hookimpl\ndef defensekit_scorers():\n    return {'mine': mine}\n"
+    )
+    schema = json.loads(command("schema", str(tmp_path / "mine.py")).stdout)
+    assert "depth" in json.dumps(schema["else"]["properties"]["defense"])
+
+
+def test_settings_change_a_run_and_a_dry_run_computes_nothing(recipe: Path, tmp_path: Path) -> None:
+    arguments = ["run", str(recipe), "-w", str(tmp_path / "w"), "--set", "training.epochs=1", "--set", "seed=7"]
+    done = command(*arguments, "--dry-run", COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    assert "seed: 7" in done.stdout
+    assert "epochs: 1" in done.stdout
+    assert "suspect: answers to dev rows" in done.stdout
+    assert "nothing was computed" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert not (tmp_path / "w").exists()
+    found = json.loads(command(*arguments, "--dry-run", "--json").stdout)
+    assert found["recipe"]["seed"] == 7
+    assert not any(stage["there"] for stage in found["stages"])
+    # What is printed is itself a recipe.
+    (tmp_path / "resolved.yaml").write_text(done.stdout[: done.stdout.index("\n\n")])
+    again = command("run", str(tmp_path / "resolved.yaml"), "-w", str(tmp_path / "w"), "--dry-run", "--json")
+    assert json.loads(again.stdout) == found
+
+
+def test_a_wrong_setting_is_exit_code_2(recipe: Path) -> None:
+    done = command("run", str(recipe), "--set", "training.epoch=1")
+    assert done.returncode == 2
+    assert "--set training.epoch=1: training.epoch: unknown key. Did you mean 'epochs'?" in done.stderr
+
+
+def test_doctor_says_what_is_here(tmp_path: Path) -> None:
+    done = command("doctor", HF_HUB_OFFLINE="1", DEFENSEKIT_CACHE=str(tmp_path), COLUMNS="80")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for part in ("python", "torch", "threads", "device", str(tmp_path), "HF_HUB_OFFLINE"):
+        assert part in done.stdout
+    assert "everything that a run needs is here" in done.stdout
+
+
+def test_doctor_says_what_is_missing_and_what_mends_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from importlib.metadata import version
+
+    from defensekit.cli import doctor
+
+    wanted = ["rich>=999", "nothing-of-that-name>=2", "pluggy>=1", "gt-not-there==1; extra == 'demo'"]
+    monkeypatch.setattr(doctor, "requires", lambda name: wanted)
+    found = {finding.what: finding for finding in doctor._packages()}
+    assert found["rich"].state == found["nothing-of-that-name"].state == "broken"
+    assert found["rich"].found == version("rich")
+    assert found["nothing-of-that-name"].mend == "pip install 'nothing-of-that-name>=2'"
+    assert found["demo"].mend == "pip install 'defensekit[demo]'"
+    assert not doctor.show(list(found.values()))
+    assert "to be mended: rich, nothing-of-that-name" in capsys.readouterr().out
+
+
+def test_tables_are_readable_at_80_columns_without_colour_and_in_ascii() -> None:
+    for arguments in (["plugins", "list"], ["plugins", "show", "fine-tune"], ["recipes", "list"], ["doctor"]):
+        done = command(*arguments, COLUMNS="80", HF_HUB_OFFLINE="1", PYTHONIOENCODING="ascii:strict")
+        assert done.returncode == 0, done.stderr
+        assert "\x1b" not in done.stdout
+        assert max(map(len, done.stdout.splitlines())) <= 110
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    line = f"{sys.executable} -m defensekit schema | head -c 10"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_completion_knows_names() -> None:
+    from defensekit.cli import plugins, recipes
+
+    assert "diffusion" in plugins._names("diff")
+    assert recipes._names("quick") == ["quickstart"]

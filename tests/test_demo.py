@@ -7,7 +7,7 @@ import pytest
 
 import defensekit
 from defensekit.errors import DefenseKitError
-from defensekit.recipe import load_recipe
+from defensekit.loading import load_recipe
 from defensekit_demo import reviews
 from defensekit_demo.minilm import MiniLM
 from defensekit_demo.reviews import MovieReviews

@@ -9,7 +9,8 @@ import pytest
 import defensekit
 from defensekit.hookspecs import HOOKS
 from defensekit.host import load_plugins
-from defensekit.recipe import Sizes, _Defense, _Top, load_recipe
+from defensekit.keys import DefenseKeys, Sizes, Top
+from defensekit.loading import load_recipe
 from defensekit.training import TrainingSettings
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +40,7 @@ def test_every_hook_and_component_and_key_is_documented() -> None:
     for kind in ("attack", "estimator", "scorer", "selector", "purifier", "rule"):
         for name in host.names(kind):
             assert f"`{name}`" in recipes, name
-    for model in (_Top, Sizes, _Defense, TrainingSettings):
+    for model in (Top, Sizes, DefenseKeys, TrainingSettings):
         for key in model.model_fields:
             assert f"`{key}`" in recipes, key
 
@@ -66,6 +67,7 @@ def test_the_gallery_is_what_the_attacks_give() -> None:
 def test_recipes_in_the_documentation_load(path: Path, tmp_path: Path) -> None:
     found = blocks(path, "yaml")
     assert found
+    (tmp_path / "quickstart.yaml").write_text((ROOT / "recipes/quickstart.yaml").read_text())
     (tmp_path / "my-reviews.csv").write_text("review,stars\ngood,5\nbad,1\n")
     for number, text in enumerate(found):
         (tmp_path / f"{number}.yaml").write_text(text)

@@ -87,7 +87,7 @@ def test_a_broken_plugin_is_one_message(tmp_path: Path, text: str, parts: list[s
 
 
 def test_a_broken_local_plugin_stops_its_own_recipe(recipe: Path) -> None:
-    from defensekit.recipe import load_recipe
+    from defensekit.loading import load_recipe
 
     plugin(recipe.parent, "import nowhere_to_be_found", "broken.py")
     recipe.write_text("plugins: [broken.py]\n" + recipe.read_text())

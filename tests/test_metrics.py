@@ -11,9 +11,9 @@ from scipy.stats import binom
 import defensekit
 from defensekit.components import Predictions
 from defensekit.errors import DefenseKitError, UsageError
+from defensekit.loading import load_recipe
 from defensekit.pipeline import _Run
 from defensekit.plan import Stage
-from defensekit.recipe import load_recipe
 from defensekit_attacks.metrics import (
     Accuracy,
     AttackSuccess,

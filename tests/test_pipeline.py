@@ -19,7 +19,7 @@ import defensekit
 from defensekit.components import Observer
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.files import file_digest
-from defensekit.recipe import load_recipe
+from defensekit.loading import load_recipe
 from defensekit.results import Result
 from tests.conftest import ARCHITECTURES, make_base, make_sentences, make_suspect, write_table
 

@@ -17,7 +17,7 @@ from defensekit.components import Attack, AttackContext, DatasetSource, ModelSou
 from defensekit.errors import UsageError
 from defensekit.files import data_digest
 from defensekit.host import load_plugins
-from defensekit.recipe import load_recipe
+from defensekit.loading import load_recipe
 from defensekit.stages import derive_seed
 from defensekit.text import ROLES, Row, Truncation, split
 from defensekit_attacks.bias import BiasSentence, BiasWord

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from defensekit.errors import UsageError
+from defensekit.loading import load_recipe
 from defensekit.pipeline import run_attack
-from defensekit.recipe import load_recipe
 from defensekit_attacks.bias import Bias
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -22,7 +22,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_loads_and_differs_from_the_quickstart_in_its_attack(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DEFENSEKIT_TEST_DATA", raising=False)
+    monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     assert recipe.attack
     assert recipe.name == name
@@ -39,7 +39,7 @@ def test_its_attack_works(name: str, workspace: Path) -> None:
 
 def test_a_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("DEFENSEKIT_TEST_DATA", raising=False)
-    with pytest.raises(UsageError, match=r"yaml:6: data: .*no environment variable \$DEFENSEKIT_TEST_DATA is set"):
+    with pytest.raises(UsageError, match=r"yaml:6: data.name: the environment variable DEFENSEKIT_TEST_DATA is not"):
         run_attack(RECIPES / "paraphrase-rows.yaml", tmp_path)
 
 

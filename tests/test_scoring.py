@@ -1,5 +1,6 @@
 """Scores and selections against the dumbest float64 code, and the exact cut between them."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from defensekit.checkpoint import Checkpoint
 from defensekit.components import Scorer, Selector
 from defensekit.errors import DefenseKitError
 from defensekit.pair import Pair
-from defensekit.scoring import Scored, Scores, TensorView, Views, cutoff, score, select
+from defensekit.scoring import Scored, Scores, TensorView, Views, cutoff, histogram, score, select
 from defensekit_baselines.scorers import InverseFisher, InverseMagnitude, Magnitude, Random, Spectral
 from defensekit_finepurifying.scorers import Diffusion
 from defensekit_finepurifying.selectors import Fraction, Threshold
@@ -134,6 +135,28 @@ def test_fraction_takes_exactly_the_highest(scores: Scores, fraction: float, sco
     for name, scored in scores.items():
         groups.setdefault({"global": "", "layer": scored.layer, "tensor": name}[scope], []).append((name, scored))
     assert taken == set().union(*(dumbest(group, fraction) for group in groups.values()))
+
+
+@given(scores=scores(), fraction=st.floats(0, 1), bins=st.integers(1, 9))
+@settings(deadline=None)
+def test_a_histogram_counts_every_eligible_dimension_once(scores: Scores, fraction: float, bins: int) -> None:
+    selection = select(scores, Fraction(fraction=fraction))
+    found = histogram(scores, selection, bins)
+    eligible = [float(s) for scored in scores.values() for s in scored.score[scored.eligible]]
+    taken = sum(int(chosen.sum()) for chosen in selection.values())
+    assert found["log"] == all(value >= 0 for value in eligible)
+    assert found["zero"] == (eligible.count(0.0) if found["log"] else 0)
+    assert sum(found["counts"]) == len(eligible) - found["zero"]
+    assert all(0 <= some <= every for some, every in zip(found["selected"], found["counts"], strict=True))
+    assert 0 <= taken - sum(found["selected"]) <= found["zero"]
+    on_axis = [math.log10(v) if found["log"] else v for v in eligible if v > 0 or not found["log"]]
+    if on_axis:
+        assert found["low"] == pytest.approx(min(on_axis), rel=1e-5, abs=1e-5)
+        assert found["high"] == pytest.approx(max(on_axis), rel=1e-5, abs=1e-5)
+        # The dumbest way: how many lie below the middle of the axis, where no value is at the border itself.
+        middle = (found["low"] + found["high"]) / 2
+        if bins % 2 == 0 and all(abs(value - middle) > 1e-4 for value in on_axis):
+            assert sum(found["counts"][: bins // 2]) == sum(value < middle for value in on_axis)
 
 
 def test_threshold_takes_what_is_above_and_eligible() -> None:

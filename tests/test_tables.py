@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from defensekit.components import Dataset
 from defensekit.errors import DefenseKitError, UsageError
-from defensekit.stages import _match
+from defensekit.stages import match_labels
 from defensekit.tables import File, Hub
 from defensekit.text import Row, label_number, read_rows, split, write_rows
 from tests.conftest import make_sentences, write_table
@@ -261,11 +261,11 @@ def test_labels_by_name_before_number() -> None:
 
 
 def test_labels_of_data_and_model_meet_by_name_or_by_number() -> None:
-    assert _match(("negative", "positive"), ("positive", "negative")) == [1, 0]
-    assert _match(("0", "2"), ("bad", "mixed", "good")) == [0, 2]
+    assert match_labels(("negative", "positive"), ("positive", "negative")) == [1, 0]
+    assert match_labels(("0", "2"), ("bad", "mixed", "good")) == [0, 2]
     for ours in (("1", "3"), ("bad", "1"), ("god", "bad")):
         with pytest.raises(UsageError, match="the model has no label"):
-            _match(ours, ("bad", "mixed", "good"))
+            match_labels(ours, ("bad", "mixed", "good"))
 
 
 def test_withheld_labels_are_no_class_and_minus_one_may_be(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ import defensekit
 from defensekit.checkpoint import load_model, load_tokenizer
 from defensekit.components import AttackTrainingContext
 from defensekit.errors import DefenseKitError, UsageError
+from defensekit.loading import load_recipe
 from defensekit.pipeline import _Run, run_attack
 from defensekit.plan import Stage
-from defensekit.recipe import load_recipe
 from defensekit.text import Row, batches, encode
 from defensekit.training import TrainingSettings, forked_random
 from defensekit_attacks.weights import Ripple, restricted_loss, telling_tokens

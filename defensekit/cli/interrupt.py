@@ -40,3 +40,10 @@ def remembered() -> Iterator[Interrupt]:
 def _again() -> None:
     if _pressed:
         raise KeyboardInterrupt
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an exception: libraries turn it into one of their own when it meets them importing."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -2,99 +2,113 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defensekit.errors import DefenseKitError, UsageError
+from defensekit.cli import plugins, recipes, store
+from defensekit.cli.shared import Files, Workspace, fail
+from defensekit.errors import DefenseKitError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from defensekit.cli.progress import Progress
+    from defensekit.recipe import Recipe
 
 app = typer.Typer(
     help="Find and remove backdoors and biases in fine-tuned language models.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 130 stopped by Ctrl-C.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-plugins = typer.Typer(help="The components at hand.", no_args_is_help=True)
-store = typer.Typer(help="The artifacts that runs share.", no_args_is_help=True)
-app.add_typer(plugins, name="plugins")
-app.add_typer(store, name="store")
-
-Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the artifacts and of the runs' folders.")]
 
 
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe, as YAML.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change a key, as in training.epochs=3; may be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and its stages, and compute nothing.")
+    ] = False,
     workspace: Workspace = Path("workspace"),
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Poison a model (or take a suspect), purify it, and show accuracy and attack success before and after."""
-    from defensekit.cli.interrupt import remembered
+    """Run a recipe, and show what the defense did.
+
+    Poisons a model (or takes a suspect), purifies it, and measures accuracy and attack success before and after. What
+    was computed before is not computed again.
+    """
+    from defensekit.cli.interrupt import interrupted, remembered
     from defensekit.cli.progress import Progress
-    from defensekit.cli.table import show
 
     # Checked before the heavy imports: a typo in the command answers at once.
     if not recipe.is_file():
-        from defensekit.errors import nearest
-
         beside = [str(path) for path in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
         raise UsageError(f"there is no recipe {recipe}.{nearest(str(recipe), beside)}")
     try:
         with remembered() as interrupt, Progress(quiet=quiet) as progress:
-            progress.message("loading libraries")
-            from defensekit.pipeline import run as run_recipe
+            from defensekit.loading import load_recipe
 
-            result = run_recipe(recipe, workspace, [interrupt, progress])
+            progress.message("loading libraries")
+            loaded = load_recipe(recipe, settings or ())
+            if dry_run:
+                _dry_run(loaded, workspace, progress, json)
+                return
+            from defensekit.pipeline import run as run_recipe
+            from defensekit.report import write
+
+            result = run_recipe(loaded, workspace, [interrupt, progress])
+            progress.message("writing the report")
+            report = write(result)
     except BaseException as error:
-        if not _interrupted(error):
+        if not interrupted(error):
             raise
-        _fail("stopped; the same command goes on where it stopped", 130)
+        fail("stopped; the same command goes on where it stopped", 130)
     if json:
         sys.stdout.write(result.model_dump_json() + "\n")
     else:
-        show(result)
+        from defensekit.cli.table import show
+
+        show(result, report)
 
 
-@plugins.command("list")
-def list_plugins(
-    files: Annotated[list[Path] | None, typer.Argument(help="Local plugin files to list as well.")] = None,
-) -> None:
-    """Every component by kind and name, and the plugins that could not be loaded."""
-    from defensekit.cli.table import show_plugins
-    from defensekit.host import load_plugins
+def _dry_run(recipe: "Recipe", workspace: Path, progress: "Progress", json: bool) -> None:
+    from defensekit.cli.table import show_preview
+    from defensekit.preview import preview
 
-    show_plugins(load_plugins(files or ()))
+    show_preview(recipe, preview(recipe, workspace, progress.message), json)
 
 
-@store.command("list")
-def list_store(workspace: Workspace = Path("workspace")) -> None:
-    """Every artifact: what it is, when it was made, its size."""
-    from defensekit.cli.table import show_store
-    from defensekit.store import Store
+@app.command()
+def schema(files: Files = None) -> None:
+    """Print the JSON schema of recipes.
 
-    show_store(Store(workspace / "store").entries())
-
-
-@store.command()
-def prune(
-    workspace: Workspace = Path("workspace"),
-    everything: Annotated[bool, typer.Option("--all", help="Remove rows and predictions as well.")] = False,
-) -> None:
-    """Free disk space: remove models and statistics from the store, and what killed runs left.
-
-    Runs' folders stay, and so do rows and predictions: a finished run is still repeated without training anything.
+    With every plugin's parameters in it: an editor that knows YAML completes and checks recipes by it.
     """
-    from defensekit.store import Store
+    import json
 
-    opened = Store(workspace / "store")
-    freed, removed = opened.sweep(), 0
-    for key, manifest, _ in opened.entries():
-        if everything or manifest.get("stage", {}).get("kind") in (None, "train", "statistics", "purify"):
-            freed += opened.remove(key)
-            removed += 1
-    typer.echo(f"removed {removed} artifacts, freed {freed / 2**20:,.1f} MiB")
+    from defensekit.host import load_plugins
+    from defensekit.schema import recipe_schema
+
+    sys.stdout.write(json.dumps(recipe_schema(load_plugins(files or ())), indent=1, ensure_ascii=False) + "\n")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is here, what is missing, and what mends it."""
+    from defensekit.cli.doctor import examine, show
+
+    if not show(examine()):
+        sys.exit(1)
+
+
+app.add_typer(plugins.app, name="plugins")
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(store.app, name="store")
 
 
 def main() -> None:
@@ -102,20 +116,12 @@ def main() -> None:
     try:
         app()
     except UsageError as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except DefenseKitError as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough; nothing is left to say, not even by Python at its end.
+        sys.stdout = None
+        sys.exit(0)
     except OSError as error:
-        _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an exception: libraries turn it into one of their own when it meets them importing."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    sys.stderr.write(f"defensekit: {text}\n")
-    sys.exit(code)
+        fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)

@@ -1,16 +1,68 @@
-"""Progress on standard error: bars in a terminal, plain lines elsewhere."""
+"""Progress on standard error: one view of all stages in a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from pydantic import PrivateAttr
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from defensekit.components.runtime import Observer
+from defensekit.components.runtime import Observer, Planned
 
 EVERY = 10.0  # seconds between the plain lines of one stage
+
+
+@dataclass
+class Outlook:
+    """How far a run is, and how long the rest will take: what stages of the same kind took so far."""
+
+    stages: Sequence[Planned] = ()
+    done: set[str] = field(default_factory=set)
+    took: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kinds = {stage.title: stage.kind for stage in self.stages}
+        for stage in self.stages:
+            if stage.seconds is not None:
+                self.took.setdefault(stage.kind, []).append(stage.seconds)
+
+    def finish(self, title: str, seconds: float, reused: bool) -> None:
+        """Take note of a stage that is there now."""
+        self.done.add(title)
+        if title in self.kinds and not reused:
+            self.took.setdefault(self.kinds[title], []).append(seconds)
+
+    @property
+    def total(self) -> int:
+        """Stages of the run, those included that turned up later than planned."""
+        return len(self.kinds.keys() | self.done)
+
+    def left(self, title: str = "", elapsed: float = 0.0, share: float = 0.0) -> str:
+        """How long the rest takes, in words, ``share`` of the stage ``title`` having taken ``elapsed`` seconds."""
+        seconds, known = 0.0, True
+        for stage in self.stages:
+            if stage.there or stage.title in self.done:
+                continue
+            took = self.took.get(stage.kind)
+            if stage.title == title and share > 0:
+                seconds += elapsed * (1 - share) / share
+            elif took:
+                seconds += max(fmean(took) - (elapsed if stage.title == title else 0.0), 0.0)
+            else:
+                known = False  # nothing of its kind was seen yet
+        if not self.stages or (not known and seconds < 1):
+            return ""
+        return f"{'about' if known else 'more than'} {_duration(seconds)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Progress(Observer):
@@ -20,8 +72,11 @@ class Progress(Observer):
 
     _console: Console = PrivateAttr()
     _bars: Bars = PrivateAttr()
+    _whole: TaskID | None = PrivateAttr(default=None)
     _tasks: dict[str, TaskID] = PrivateAttr(default_factory=dict)
-    _said: dict[str, float] = PrivateAttr(default_factory=dict)
+    _started: dict[str, float] = PrivateAttr(default_factory=dict)
+    _said: float = PrivateAttr(default=0.0)
+    _outlook: Outlook = PrivateAttr(default_factory=Outlook)
 
     def model_post_init(self, context: Any, /) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -29,7 +84,7 @@ class Progress(Observer):
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
         )
         self._bars = Bars(*columns, console=self._console, transient=True, disable=self.quiet or not self._live)
 
@@ -48,19 +103,39 @@ class Progress(Observer):
         if not self.quiet:
             self._console.print(text, markup=False)
 
-    def stage_started(self, title: str) -> None:
+    def planned(self, stages: Sequence[Planned]) -> None:
+        self._outlook = Outlook(stages)
         if self._live:
-            self._tasks[title] = self._bars.add_task(title, total=None)
-        self._said[title] = time.monotonic()
+            self._whole = self._bars.add_task("all stages", total=self._outlook.total, left="")
+
+    def stage_started(self, title: str) -> None:
+        self._started[title] = self._said = time.monotonic()
+        if self._live:
+            self._tasks[title] = self._bars.add_task(title, total=None, left="")
+            self._show(title, 0, 0)
 
     def progress(self, title: str, done: int, total: int) -> None:
+        now = time.monotonic()
         if self._live:
-            self._bars.update(self._tasks[title], completed=done, total=total)
-        elif time.monotonic() - self._said[title] > EVERY:
-            self._said[title] = time.monotonic()
-            self.message(f"  {title}: {done} of {total}")
+            self._show(title, done, total)
+        elif now - self._said > EVERY:
+            self._said = now
+            left = self._outlook.left(title, now - self._started[title], done / total)
+            self.message(f"  {title}: {done} of {total}" + (f", {left} in all" if left else ""))
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+        self._outlook.finish(title, seconds, reused)
         if title in self._tasks:
             self._bars.remove_task(self._tasks.pop(title))
-        self.message(f"{title}: " + ("there already" if reused else f"{seconds:.1f} s"))
+        count = f"[{len(self._outlook.done)}/{self._outlook.total}] " if self._outlook.stages else ""
+        self.message(f"{count}{title}: " + ("there already" if reused else f"{seconds:.1f} s"))
+        if self._whole is not None:
+            self._bars.update(self._whole, total=self._outlook.total, left=self._outlook.left())
+            self._bars.update(self._whole, completed=len(self._outlook.done))
+
+    def _show(self, title: str, done: int, total: int) -> None:
+        elapsed, share = time.monotonic() - self._started[title], done / total if total else 0.0
+        left = f"{_duration(elapsed * (1 - share) / share)} left" if share else ""
+        self._bars.update(self._tasks[title], completed=done, total=total or None, left=left)
+        if self._whole is not None:
+            self._bars.update(self._whole, left=self._outlook.left(title, elapsed, share))

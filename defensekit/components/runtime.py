@@ -1,11 +1,31 @@
 """Executors, which say where a stage runs, and observers, who watch."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from defensekit.components.base import Component
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage that a run will need.
+
+    ``key`` is None where it hangs on a choice that can't be known yet, ``seconds`` is what the stage took to make, None
+    where it is not there yet.
+    """
+
+    title: str
+    kind: str
+    key: str | None
+    seconds: float | None
+
+    @property
+    def there(self) -> bool:
+        """Whether it was made before."""
+        return self.seconds is not None
 
 
 class Observer(Component):
@@ -15,6 +35,9 @@ class Observer(Component):
 
     def message(self, text: str) -> None:
         """A line for the user."""
+
+    def planned(self, stages: Sequence[Planned]) -> None:
+        """What the run needs, as far as it can be known before it starts; those that are there already as well."""
 
     def stage_started(self, title: str) -> None:
         """A stage that has to be computed begins."""

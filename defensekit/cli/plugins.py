@@ -1,0 +1,95 @@
+"""`defensekit plugins`: the components at hand, and what each of them takes."""
+
+import inspect
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from defensekit.cli.shared import Files, console, fail, table
+
+app = typer.Typer(help="The components at hand.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_plugins(files: Files = None) -> None:
+    """Every component by kind and name, and the plugins that could not be loaded."""
+    from defensekit.host import load_plugins
+
+    host = load_plugins(files or ())
+    found = table("kind", "name", "plugin", "version")
+    for kind, names in host.registrations.items():
+        for name, claims in sorted(names.items()):
+            for claim in claims:
+                clash = " (claimed twice)" if len(claims) > 1 else ""
+                origin = Text(f"{claim.plugin.origin}: {claim.plugin.name}")
+                found.add_row(kind, Text(name + clash), origin, claim.plugin.version)
+    console().print(found)
+    for problem in host.problems:
+        console().print(str(problem), markup=False, style="yellow")
+
+
+def _names(incomplete: str) -> list[str]:
+    """Completion in a shell."""
+    from defensekit.host import load_plugins
+
+    names = {name for kind in load_plugins().registrations.values() for name in kind}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A component's name.", autocompletion=_names)], files: Files = None
+) -> None:
+    """What a component does, its parameters with types, bounds and defaults, and where it comes from."""
+    from defensekit.errors import UsageError, listing, nearest
+    from defensekit.host import load_plugins
+
+    host = load_plugins(files or ())
+    claims = [claim for names in host.registrations.values() for claim in names.get(name, [])]
+    if not claims:
+        known = sorted({name for names in host.registrations.values() for name in names})
+        raise UsageError(f"there is no component {name!r}.{nearest(name, known)} (known: {listing(known, 60)})")
+    broken = []
+    for number, claim in enumerate(claims):
+        if number:
+            console().print()
+        console().print(Text(f"{claim.kind} {name}", style="bold"))
+        try:
+            _describe(host.find(claim.kind, name))
+        except UsageError as error:
+            broken.append(str(error))
+        console().print(f"from {claim.plugin}", markup=False)
+    if broken:
+        fail("; ".join(dict.fromkeys(broken)), 1)
+
+
+def _describe(component: type) -> None:
+    from defensekit.schema import parameters
+
+    out = console()
+    out.print(inspect.getdoc(component) or "(no description)", markup=False)
+    for fact in ("needs", "provides", "on"):
+        if value := getattr(component, fact, None):
+            out.print(f"{fact}: {value if isinstance(value, str) else ', '.join(sorted(value))}", markup=False)
+    if described := parameters(component):
+        rows = table("parameter", "type", "default", "meaning")
+        for parameter in described:
+            bounds = f" ({parameter.bounds})" if parameter.bounds else ""
+            default = "(required)" if parameter.default is None else parameter.default
+            rows.add_row(*map(Text, (parameter.name, parameter.type + bounds, default, parameter.meaning)))
+        out.print(rows)
+    else:
+        out.print("no parameters")
+    out.print(_place(component), markup=False)
+
+
+def _place(component: type) -> str:
+    """File and line of a component's class."""
+    try:
+        file, line = inspect.getsourcefile(component), inspect.getsourcelines(component)[1]
+    except (OSError, TypeError):  # made of a function, or where there is no source
+        file, line = inspect.getfile(inspect.getmodule(component) or component), 1
+    path = Path(file or "?")
+    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"

@@ -1,0 +1,47 @@
+"""`defensekit store`: the artifacts that runs share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from defensekit.cli.shared import Workspace, console, table
+
+app = typer.Typer(help="The artifacts that runs share.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_store(workspace: Workspace = Path("workspace")) -> None:
+    """Every artifact: what it is, when it was made, its size."""
+    from defensekit.store import Store
+
+    entries = Store(workspace / "store").entries()
+    found = table("key", "what", "made", "seconds")
+    found.add_column("MiB", justify="right")
+    for key, manifest, size in entries:
+        title = manifest.get("stage", {}).get("title", "damaged")
+        cells = (key[:12], Text(title), manifest.get("created", ""), str(manifest.get("seconds", "")))
+        found.add_row(*cells, f"{size / 2**20:,.1f}")
+    console().print(found)
+    console().print(f"{len(entries)} artifacts, {sum(size for _, _, size in entries) / 2**20:,.1f} MiB")
+
+
+@app.command()
+def prune(
+    workspace: Workspace = Path("workspace"),
+    everything: Annotated[bool, typer.Option("--all", help="Remove rows and predictions as well.")] = False,
+) -> None:
+    """Free disk space: remove models and statistics from the store, and what killed runs left.
+
+    Runs' folders stay, and so do rows and predictions: a finished run is still repeated without training anything.
+    """
+    from defensekit.store import Store
+
+    opened = Store(workspace / "store")
+    freed, removed = opened.sweep(), 0
+    for key, manifest, _ in opened.entries():
+        if everything or manifest.get("stage", {}).get("kind") in (None, "train", "statistics", "purify"):
+            freed += opened.remove(key)
+            removed += 1
+    typer.echo(f"removed {removed} artifacts, freed {freed / 2**20:,.1f} MiB")

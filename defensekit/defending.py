@@ -1,0 +1,210 @@
+"""What a defense does: measure statistics on clean rows, select dimensions, purify. Whoever calls it, run or hand.
+
+Nothing here is given anything of an attack: a pair of models, clean rows, and components.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from defensekit import checkpoint, training
+from defensekit.checkpoint import Checkpoint
+from defensekit.components import (
+    Estimate,
+    Estimator,
+    EstimatorContext,
+    ModelStep,
+    ModelStepContext,
+    Purifier,
+    WeightStep,
+    blame,
+)
+from defensekit.errors import DefenseKitError, listing
+from defensekit.files import data_digest
+from defensekit.pair import Pair, check_loaded
+from defensekit.scoring import Scores, Views, histogram
+from defensekit.text import Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Report = Callable[[int, int], None]
+
+
+def derive_seed(seed: int, *purpose: str) -> int:
+    """A seed of its own for every purpose, so that the attacker's and the defender's draws are independent."""
+    return int(data_digest([seed, *purpose])[:8], 16) & 0x7FFFFFFF
+
+
+def load(
+    folder: Path, called: str, labels: tuple[str, ...] | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A model and its tokenizer, held against its file, under a neutral name instead of its path."""
+    tokenizer = checkpoint.load_tokenizer(folder)
+    model = checkpoint.load_model(folder, labels)
+    check_loaded(model, Checkpoint(folder))
+    return model, _neutral(model, tokenizer, called)
+
+
+def _neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", called: str) -> "PreTrainedTokenizerBase":
+    """Take the folder out of the names, so that nothing beside it is reached through them by mistake."""
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config._name_or_path = model.name_or_path = called
+    tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = called
+    return tokenizer
+
+
+def estimate(
+    pair: Pair, estimator: Estimator, rows: Sequence[Row], *, max_length: int, seed: int, report: Report
+) -> Estimate:
+    """Statistics on clean rows: for the tensors in scope, by the pair's names, float32 on the CPU.
+
+    Raises:
+        DefenseKitError: the estimator gave something that the model does not have, nothing, another shape, or NaN.
+    """
+    import torch
+
+    suspect, tokenizer = load(pair.suspect.folder, "suspect")
+    parameters = [name for name, _ in suspect.named_parameters()]
+    del suspect
+
+    def model(which: Literal["suspect", "base"]) -> "PreTrainedModel":
+        loaded, _ = load(pair.suspect.folder, which)
+        if which == "base":
+            weights = dict(loaded.named_parameters())
+            with torch.no_grad():
+                for name, own in pair.named_like_the_pair(weights).items():
+                    weights[own].copy_(pair.block(name)[0])
+        return loaded.to(training.device_type())
+
+    context = EstimatorContext(model, tokenizer, rows, max_length, derive_seed(seed, "estimator"), report)
+    with training.forked_random(derive_seed(seed, "global")):
+        found = blame(estimator, estimator.estimate, context)
+    names, who = pair.named_like_the_pair(parameters), f"the estimator {type(estimator).__name__}"
+    statistics: dict[str, dict[str, Tensor]] = {}
+    facts: dict[str, Any] = {"rows": len(rows), **found.facts}
+    for statistic in sorted(estimator.provides):
+        measured = found.statistics.get(statistic, {})
+        if odd := sorted(measured.keys() - set(parameters)):
+            raise DefenseKitError(f"{who} gave {statistic!r} for {listing(odd, 3)}, which the model does not have")
+        tensors = {name: measured[own].detach().float().cpu() for name, own in names.items() if own in measured}
+        if not tensors:
+            raise DefenseKitError(f"{who} provides {statistic!r}, but gave none for any tensor in scope")
+        for name, tensor in tensors.items():
+            if tensor.shape != pair.block(name)[1].shape or not bool(torch.isfinite(tensor).all()):
+                raise DefenseKitError(f"the {statistic} of {name} has another shape than the weight, or is not finite")
+        statistics[statistic] = tensors
+        zero = sum(int((tensor == 0).sum()) for tensor in tensors.values())
+        facts[f"zero_{statistic}"] = zero / sum(tensor.numel() for tensor in tensors.values())
+    return Estimate(statistics, facts)
+
+
+def purify(
+    views: Views,
+    selection: "dict[str, Tensor]",
+    steps: Sequence[Purifier],
+    rows: Sequence[Row],
+    target: Path,
+    *,
+    max_length: int,
+    precision: training.Precision,
+    seed: int,
+    report: Report,
+) -> None:
+    """Write the suspect of the views' pair, purified step by step, into a folder of its own.
+
+    Raises:
+        DefenseKitError: a weight step changed what was not selected, or a weight is not finite in the end.
+    """
+    suspect, trained = views.pair.suspect, 0
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        folder = suspect.folder
+        for number, (weights, group) in enumerate(groupby(steps, lambda step: isinstance(step, WeightStep))):
+            made = Path(scratch) / str(number)
+            checkpoint.copy_companions(suspect.folder, made)
+            if weights:
+                _apply(views, selection, cast(list[WeightStep], list(group)), Checkpoint(folder), made)
+            else:
+                model = checkpoint.load_model(folder)
+                tokenizer = _neutral(model, checkpoint.load_tokenizer(folder), "suspect")
+                for step in cast(list[ModelStep], list(group)):
+                    own = derive_seed(seed, "step", str(trained))
+                    trained += 1
+                    context = ModelStepContext(tokenizer, rows, max_length, precision, own, report)
+                    with training.forked_random(own):
+                        blame(step, step.train, model, context)
+                checkpoint.save_model(model.cpu(), made, _dtype(suspect))
+            folder = made
+        if folder == suspect.folder:
+            checkpoint.copy_companions(folder, target)
+            _apply(views, {}, [], suspect, target)
+        else:
+            for path in folder.iterdir():
+                path.rename(target / path.name)
+    Checkpoint(target).check_finite()
+
+
+def _dtype(suspect: Checkpoint) -> "torch.dtype | None":  # type: ignore[name-defined]  # noqa: F821
+    """The dtype to save in after training: the suspect's, where it has one alone."""
+    import torch
+
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found = {entry.dtype for entry in suspect.tensors.values()} & names.keys()
+    return names[found.pop()] if len(found) == 1 else None
+
+
+def _apply(
+    views: Views, selection: "dict[str, Tensor]", steps: Sequence[WeightStep], source: Checkpoint, target: Path
+) -> None:
+    """Stream the weights of ``source`` through weight steps into ``target``, file by file, under the same names."""
+    names = Pair(views.pair.base, source).by_file_name
+    for file in source.files:
+        written: dict[str, Tensor] = {}
+        for own in sorted(name for name, entry in source.tensors.items() if entry.file == file.name):
+            weight = source.tensor(own)
+            name = names.get(own)
+            if name is not None and name in selection and bool(selection[name].any()):
+                for step in steps:
+                    made = blame(step, step.apply, views[name], weight, selection[name])
+                    kept = selection[name] == 0
+                    if made.shape != weight.shape or made.dtype != weight.dtype or not made[kept].equal(weight[kept]):
+                        who = f"the purifier {type(step).__name__}"
+                        raise DefenseKitError(f"{who} changed the shape, the dtype or unselected weights of {name}")
+                    weight = made
+            written[own] = weight
+        checkpoint.write_tensors(target / file.name, written)
+    index = source.folder / checkpoint.INDEX
+    if index.is_file():
+        (target / checkpoint.INDEX).write_bytes(index.read_bytes())
+
+
+def describe(views: Views, scores: Scores, selection: "dict[str, Tensor]") -> dict[str, Any]:
+    """What was selected, in numbers: of all dimensions, of those in scope, of the eligible ones, by tensor."""
+    tensors = {}
+    zero: dict[str, list[int]] = {statistic: [0, 0] for statistic in views.statistics}
+    for name, scored in scores.items():
+        chosen = selection[name].bool() & scored.eligible
+        tensors[name] = [scored.eligible.numel(), int(scored.eligible.sum()), int(chosen.sum())]
+        for statistic, read in views.statistics.items():
+            values = read(name)
+            if values is None:
+                continue
+            nothing = values == 0
+            zero[statistic][0] += int((nothing & scored.eligible).sum())
+            zero[statistic][1] += int((nothing & chosen).sum())
+    scope, eligible, selected = (sum(counts[i] for counts in tensors.values()) for i in range(3))
+    return {
+        "dimensions": views.pair.dimensions(),
+        "in_scope": scope,
+        "eligible": eligible,
+        "selected": selected,
+        "eligible_where_zero": {statistic: counts[0] for statistic, counts in zero.items()},
+        "selected_where_zero": {statistic: counts[1] for statistic, counts in zero.items()},
+        "head": views.pair.head,
+        "tensors": tensors,
+        "scores": histogram(scores, selection),
+    }

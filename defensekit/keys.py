@@ -1,0 +1,73 @@
+"""The keys of a recipe: their types, bounds and meaning. Components bring their own."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from defensekit.text import Balance
+from defensekit.training import Precision
+
+Spec = str | dict[str, Any]
+
+
+class Keys(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Top(Keys):
+    """A recipe's keys."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="names the run's folder")
+    model: Spec = Field(description="the pretrained base: a source's name, a local folder, or owner/name@revision")
+    data: Spec = Field(description="labelled text, and how many rows each role gets")
+    attack: Spec | None = Field(None, description="how the suspect is poisoned")
+    suspect: str | None = Field(None, description="a folder with a suspect, in place of `attack`")
+    triggered: dict[str, Any] | None = Field(None, description="a file of rows with a known trigger, for `suspect`")
+    training: dict[str, Any] | None = Field(None, description="how the attacker fine-tunes")
+    precision: Precision | Literal["auto"] = Field(
+        "float32", description="of training and answers: float32, bfloat16 autocast, or auto: bfloat16 where it is fast"
+    )
+    defense: dict[str, Any] = Field(description="estimator, scorer, selector, purifier, and how much is chosen")
+    metrics: list[Spec] | None = Field(
+        None, min_length=1, description="what is measured (acc, and what shows the attack: asr, or bacc of a bias)"
+    )
+    seed: int = Field(0, ge=0, description="decides every random draw")
+    # Taken out before the keys are checked; it stands here to be described.
+    extends: str | None = Field(None, description="a recipe that this one builds on; what stands here counts")
+    plugins: list[str] = Field([], description="local plugin files")
+    executor: Spec = Field("in-process", description="where stages run")
+    observers: list[Spec] = Field([], description="who watches")
+
+
+class Sizes(Keys):
+    """How many rows each role gets, and how much of a row is read."""
+
+    train: int | None = Field(None, ge=1, description="the attacker's training rows (all that are left)")
+    clean: int = Field(256, ge=1, description="the defender's clean rows: statistics and fine-tuning")
+    dev: int = Field(256, ge=1, description="the defender's clean rows: choosing")
+    test: int | None = Field(None, ge=1, description="test rows (all, where the source has its own)")
+    balance: Balance = Field("natural", description="labels among clean and dev rows: as they come, or equally often")
+    max_length: int = Field(128, ge=8, le=100_000, description="tokens per row; what is longer is cut")
+
+
+class DefenseKeys(Keys):
+    """The keys under `defense`: the four choices, and how much is chosen by clean rows."""
+
+    stage: Literal["weights"] = Field("weights", description="where the defense acts")
+    estimator: Spec | None = Field(None, description="what is measured on clean rows")
+    scorer: Spec = Field(description="how suspicious each dimension is")
+    selector: Spec = Field(description="which dimensions are taken")
+    purifier: list[Spec] = Field(min_length=1, description="what is done, in order")
+    choose: dict[str, Any] | None = Field(None, description="a rule that takes a value of one parameter")
+    compare: dict[str, dict[str, Spec | list[Spec]]] = Field(
+        {"random": {"scorer": "random"}}, description="defenses to report beside it: name, and the parts that differ"
+    )
+
+
+class TriggeredKeys(Keys):
+    """The keys under `triggered`; what else stands there belongs to the file (text, pair, label)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: str | int = Field(description="the label that the attacker wants, by name or number")
+    path: str = Field(description="a file of rows that carry the trigger, with their true labels")

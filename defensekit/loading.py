@@ -1,0 +1,327 @@
+"""From YAML to a recipe: errors that say file, line, key and the nearest match."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from defensekit import yaml
+from defensekit.components import (
+    Attack,
+    Component,
+    DatasetSource,
+    Estimator,
+    Executor,
+    Metric,
+    ModelSource,
+    Observer,
+    Purifier,
+    Rule,
+    Scorer,
+    Selector,
+)
+from defensekit.errors import PlacedError, UsageError, listing, nearest
+from defensekit.files import environment_path
+from defensekit.host import Host, load_plugins, require
+from defensekit.keys import DefenseKeys, Sizes, Spec, Top, TriggeredKeys
+from defensekit.recipe import Defense, Named, Recipe
+from defensekit.tables import SUFFIXES
+from defensekit.training import TrainingSettings, native_precision
+from defensekit.yaml import Document, Path_
+
+Model = TypeVar("Model", bound=BaseModel)
+Part = TypeVar("Part", bound=Component)
+Made = TypeVar("Made")
+
+
+def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe, with settings such as ``training.epochs=3`` laid over it.
+
+    Raises:
+        UsageError: with file, line and key, what was expected and what is close to what was typed.
+    """
+    document = yaml.load(Path(path), settings)
+    if not isinstance(document.data, dict):
+        raise UsageError(f"{path}: expected a mapping with the keys {listing(Top.model_fields, 20)}")
+    return _Loading(document).recipe()
+
+
+class _Loading:
+    """Turns a document into a recipe, remembering where everything stands."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.host = Host()
+
+    def recipe(self) -> Recipe:
+        top = self.keys(Top, self.document.data, ())
+        plugins = tuple(self.resolve(name, ("plugins", i)) for i, name in enumerate(top.plugins))
+        self.host = self.at(("plugins",), lambda: load_plugins(plugins))
+        self.at(("plugins",), lambda: require(self.host, [path.name for path in plugins]))
+        self.exclusive(top)
+        settings = self.keys(TrainingSettings, top.training or {}, ("training",))
+        defense_keys = self.keys(DefenseKeys, top.defense, ("defense",))
+        defense = self.defense(defense_keys)
+        choose = self.rule(defense_keys.choose, defense)
+        sizes, data = self.data(top.data)
+        if top.suspect is not None:
+            # Nobody trains: every row is the defender's, and where nothing is chosen none is kept to choose by.
+            if sizes.train is not None:
+                raise self.error(
+                    ("data", "train"), "says how many rows the attacker trains on; with `suspect:` nobody does"
+                )
+            sizes = sizes.model_copy(update={"train": 0} if choose else {"train": 0, "dev": 0})
+        target, triggered = self.triggered(top.triggered)
+        attack = self.part(Attack, top.attack, ("attack",)) if top.attack is not None else None
+        return Recipe(
+            name=top.name,
+            model=self.model(top.model),
+            data=data,
+            sizes=sizes,
+            attack=attack,
+            suspect=self.suspect(top.suspect),
+            triggered=triggered,
+            triggered_target=target,
+            training=settings,
+            precision=native_precision() if top.precision == "auto" else top.precision,
+            defense=defense,
+            choose=choose,
+            compare=self.compare(defense_keys.compare, defense, choose),
+            metrics=self.metrics(top.metrics, attack),
+            seed=top.seed,
+            executor=self.part(Executor, top.executor, ("executor",)),
+            observers=tuple(self.part(Observer, spec, ("observers", i)) for i, spec in enumerate(top.observers)),
+            plugins=plugins,
+            host=self.host,
+            document=self.document,
+        )
+
+    # -- errors with their place ----------------------------------------------------------------------------------
+
+    def error(self, path: Path_, text: str) -> PlacedError:
+        key = ".".join(map(str, path))
+        return PlacedError(f"{self.document.where(path)}: {key + ': ' if key else ''}{text}")
+
+    def at(self, path: Path_, call: Callable[[], Made]) -> Made:
+        """Call; what goes wrong is told with its place, unless it says a better one itself."""
+        try:
+            return call()
+        except PlacedError:
+            raise
+        except UsageError as error:
+            raise self.error(path, str(error)) from error
+
+    def keys(self, model: type[Model], data: Any, path: Path_) -> Model:
+        """Check plain data against a model, strictly, as JSON: 1 is a float, but "1" and true are not."""
+        try:
+            return model.model_validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+            place = tuple(part for i, part in enumerate(first["loc"]) if i == 0 or not _is_union_tag(part))
+            raise self.error((*path, *place), explain(first, model)) from error
+
+    def exclusive(self, top: Top) -> None:
+        if (top.attack is None) == (top.suspect is None):
+            raise self.error((), "expected either `attack:` (to poison a model) or `suspect:` (a folder with one)")
+        if top.suspect is not None and top.training is not None:
+            raise self.error(("training",), "says how the attacker trains; with `suspect:` nobody does")
+        if top.attack is not None and top.triggered is not None:
+            raise self.error(("triggered",), "belongs to `suspect:`; an attack makes its own triggered rows")
+
+    # -- components ------------------------------------------------------------------------------------------------
+
+    def part(self, kind: type[Part], spec: Spec, path: Path_, name_key: str = "name") -> Named:
+        """Build a component of a kind from its name, or from a mapping with its name and parameters."""
+        given = {name_key: spec} if isinstance(spec, str) else dict(spec)
+        if not isinstance(given.get(name_key), str):
+            raise self.error(path, f"expected a name, or a mapping with `{name_key}:` and parameters")
+        name = given.pop(name_key)
+        found = self.at((*path, name_key), lambda: self.host.find(kind.kind, name))
+        for key, parameter in found.model_fields.items():
+            hint = parameter.annotation
+            if isinstance(given.get(key), str) and Path in (hint, *get_args(hint)):
+                given[key] = str(self.resolve(given[key], (*path, key)))
+        return Named(name, self.keys(found, given, path))
+
+    def model(self, spec: Spec) -> Named:
+        given = {"name": spec} if isinstance(spec, str) else dict(spec)
+        name = given.get("name")
+        if isinstance(name, str) and name not in self.host.names("model"):
+            if folder := self.local(name, ("model", "name")):
+                given = self.instead(given, "model", {"name": "folder", "path": str(folder)})
+            elif found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
+                own = {"revision": found[2]} if found[2] else {}
+                given = self.instead(given, "model", {"name": "hub", "id": found[1], **own})
+                if "revision" not in given:
+                    raise self.error(("model",), f"{name!r} needs a revision: write {name}@main, or a tag or commit")
+            else:
+                names = self.host.names("model")
+                raise self.error(
+                    ("model",),
+                    f"{name!r} is no model source, no folder and no hub id with a revision (owner/name@revision)."
+                    f"{nearest(name, names)} (known sources: {listing(names)})",
+                )
+        return self.part(ModelSource, given, ("model",))
+
+    def instead(self, given: dict[str, Any], section: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """What was written as a path or hub id, as its source with parameters; one may not be written twice."""
+        for key in parameters:
+            if key != "name" and key in given:
+                raise self.error((section, key), f"stands in `name: {given['name']}` already")
+        return given | parameters
+
+    def data(self, spec: Spec) -> tuple[Sizes, Named]:
+        given = {"name": spec} if isinstance(spec, str) else dict(spec)
+        own = {key: given.pop(key) for key in list(given) if key in Sizes.model_fields}
+        sizes = self.keys(Sizes, own, ("data",))
+        name = given.get("name")
+        if isinstance(name, str) and name not in self.host.names("dataset"):
+            path = self.resolve(name, ("data", "name"))
+            if path.exists() or path.suffix in SUFFIXES or name.startswith((".", "/", "~", "$")):
+                given = self.instead(given, "data", {"name": "file", "path": str(path)})
+            elif found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
+                own = {"revision": found[2]} if found[2] else {}
+                given = self.instead(given, "data", {"name": "hub", "id": found[1], **own})
+                if "revision" not in given:
+                    raise self.error(("data",), f"{name!r} needs a revision: write {name}@main, or a tag or commit")
+        return sizes, self.part(DatasetSource, given, ("data",))
+
+    def suspect(self, path: str | None) -> Named | None:
+        if path is None:
+            return None
+        return self.part(ModelSource, {"name": "folder", "path": path}, ("suspect",))
+
+    def triggered(self, spec: dict[str, Any] | None) -> tuple[str | int | None, Named | None]:
+        if spec is None:
+            return None, None
+        keys = self.keys(TriggeredKeys, spec, ("triggered",))
+        given = {**(keys.model_extra or {}), "name": "file", "path": keys.path}
+        return keys.target, self.part(DatasetSource, given, ("triggered",))
+
+    def defense(self, keys: DefenseKeys) -> Defense:
+        defense = Defense(
+            estimator=None
+            if keys.estimator is None
+            else self.part(Estimator, keys.estimator, ("defense", "estimator")),
+            scorer=self.part(Scorer, keys.scorer, ("defense", "scorer")),
+            selector=self.part(Selector, keys.selector, ("defense", "selector")),
+            purifier=self.purifier(keys.purifier, ("defense", "purifier")),
+        )
+        self.needs(defense, ("defense", "scorer"))
+        return defense
+
+    def purifier(self, specs: list[Spec], path: Path_) -> tuple[Named, ...]:
+        return tuple(self.part(Purifier, spec, (*path, i)) for i, spec in enumerate(specs))
+
+    def needs(self, defense: Defense, path: Path_) -> None:
+        scorer = cast(Scorer, defense.scorer.component)
+        provided = cast(Estimator, defense.estimator.component).provides if defense.estimator else frozenset()
+        if missing := scorer.needs - provided:
+            has = (
+                f"{defense.estimator.name!r} provides {listing(sorted(provided))}"
+                if defense.estimator
+                else "there is none"
+            )
+            raise self.error(
+                path,
+                f"the scorer {defense.scorer.name!r} needs {listing(sorted(missing))} from an estimator; {has} "
+                f"(estimators: {listing(self.host.names('estimator'))})",
+            )
+
+    def metrics(self, specs: list[Spec] | None, attack: Named | None) -> tuple[Named, ...]:
+        """What was asked for, held against the attack; where nothing was, what suits it."""
+        biased = attack is not None and cast(Attack, attack.component).aim() is None
+        suited: list[Spec] = ["acc", "bacc" if biased else "asr"]
+        found = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(specs or suited))
+        who = repr(attack.name) if attack else "a known trigger"
+        for i, named in enumerate(found):
+            about = cast(Metric, named.component).about
+            if about == "backdoor" and biased:
+                why = f"{named.name!r} counts answers with the label that an attack aims at, and {who} aims at none"
+            elif about == "bias" and not biased:
+                why = f"{named.name!r} is about biases, on triggered rows of every label, and {who} aims at one label"
+            else:
+                continue
+            raise self.error(("metrics", i), f"{why} (without `metrics:` it is {listing(map(str, suited))})")
+        return found
+
+    def rule(self, spec: dict[str, Any] | None, defense: Defense) -> Named | None:
+        if spec is None:
+            return None
+        path: Path_ = ("defense", "choose")
+        named = self.part(Rule, spec, path, "rule")
+        rule = cast(Rule, named.component)
+        self.at((*path, "over"), lambda: defense.at(rule.over, 0.0))
+        for i, value in enumerate(rule.values):
+            self.at((*path, "values", i), partial(defense.at, rule.over, value))
+        return named
+
+    def compare(
+        self, specs: dict[str, dict[str, Spec | list[Spec]]], defense: Defense, choose: Named | None
+    ) -> dict[str, Defense]:
+        kinds: dict[str, type[Component]] = {"estimator": Estimator, "scorer": Scorer, "selector": Selector}
+        made = {}
+        for name, parts in specs.items():
+            path: Path_ = ("defense", "compare", name)
+            if name in MODELS and name != "random":
+                raise self.error(path, f"{name!r} is the name of a model that every run reports")
+            changes: dict[str, Any] = {}
+            for part, spec in parts.items():
+                if part == "purifier":
+                    changes[part] = self.purifier(spec if isinstance(spec, list) else [spec], (*path, part))
+                elif part in kinds and not isinstance(spec, list):
+                    changes[part] = self.part(kinds[part], spec, (*path, part))
+                else:
+                    raise self.error(
+                        (*path, part),
+                        f"expected estimator, scorer, selector or purifier.{nearest(part, [*kinds, 'purifier'])}",
+                    )
+            made[name] = replace(defense, **changes)
+            self.needs(made[name], path)
+            if choose:
+                self.at(path, partial(made[name].at, cast(Rule, choose.component).over, 0.0))
+        return made
+
+    # -- paths -----------------------------------------------------------------------------------------------------
+
+    def resolve(self, name: str, path: Path_) -> Path:
+        """A path as its place means it: from the folder of the file it stands in, or from here in a setting."""
+
+        def found() -> Path:
+            try:
+                return (self.document.place(path).folder / environment_path(name)).resolve()
+            except (ValueError, RuntimeError, OSError) as error:  # a zero byte, a loop of links
+                raise UsageError(f"{name!r} is no path ({error})") from error
+
+        return self.at(path, found)
+
+    def local(self, name: str, path: Path_) -> Path | None:
+        found = self.resolve(name, path)
+        return found if found.exists() or name.startswith((".", "/", "~", "$")) else None
+
+
+MODELS = ("clean", "suspect", "fine-tuned", "random", "purified")
+
+
+def _is_union_tag(part: str | int) -> bool:
+    """Whether a part of pydantic's location is the name of a type it tried (`str`, `dict[str,any]`), not a key."""
+    return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part)
+
+
+def explain(error: Any, model: type[BaseModel]) -> str:
+    """One of pydantic's errors in words: what was expected, what was got, what is close."""
+    if error["type"] == "extra_forbidden":
+        typed, known = str(error["loc"][-1]), model.model_fields
+        return f"unknown key.{nearest(typed, known)} (known: {listing(known, 20)})"
+    if error["type"] == "missing":
+        return "this key is missing"
+    text = str(error["msg"]).removeprefix("Value error, ")
+    name = str(error["loc"][0]) if error["loc"] else ""
+    meaning = model.model_fields[name].description if name in model.model_fields else None
+    got = json.dumps(error["input"], ensure_ascii=False, default=str)
+    return f"{text[:1].lower()}{text[1:]}, got {got[:80]}" + (f" ({name}: {meaning})" if meaning else "")

@@ -1,0 +1,132 @@
+"""What a run would do: its stages, and which of them are there already. Nothing is computed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from defensekit.components import Metric, Planned, Rule, Trial, blame
+from defensekit.evaluation import clean_trial, read_predictions
+from defensekit.plan import External, Plan, Stage
+from defensekit.recipe import Defense, Recipe
+from defensekit.store import Artifact, Damaged, Store
+from defensekit.survey import at, survey
+from defensekit.text import ROLES
+
+
+def preview(
+    recipe: Recipe, workspace: str | Path = "workspace", say: Callable[[str], None] = lambda text: None
+) -> list[Planned]:
+    """The stages of a run in a workspace, in the order they would be made.
+
+    Models and data that the recipe names are looked at, and fetched where they are not here yet.
+
+    Raises:
+        UsageError: a model or the data are not what was expected.
+    """
+    return stages_ahead(survey(recipe, say), Store(Path(workspace) / "store"))
+
+
+def stages_ahead(plan: Plan, store: Store) -> list[Planned]:
+    """The stages of a plan; those that hang on a choice that can't be known yet have no key."""
+    return _Preview(plan, store).stages()
+
+
+class _Preview:
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan = plan
+        self.store = store
+        self.found: dict[str, Planned] = {}
+        self.unknown: list[Planned] = []
+
+    def stages(self) -> list[Planned]:
+        recipe, plan = self.plan.recipe, self.plan
+        for role in ROLES:
+            if recipe.attack or role != "train":
+                self.visit(plan.rows(role))
+        if test := self.there(plan.rows("test")):
+            plan.labels = test.facts["labels"]
+        self.triggered = at(recipe, "triggered", plan.triggered)
+        if self.triggered:
+            self.visit(self.triggered)
+        if recipe.attack:
+            self.visit(plan.poisoned())
+            self.measure("clean reference", plan.clean())
+        self.measure("suspect", plan.suspect())
+        value = self.choice()
+        if recipe.defense.model_steps:
+            self.measure("fine-tuned", plan.fine_tuned(recipe.defense))
+        for name, other in recipe.compare.items():
+            self.purified(name, other, value)
+        self.purified("purified", recipe.defense, value)
+        return [*self.found.values(), *self.unknown]
+
+    def visit(self, stage: Stage) -> None:
+        """A stage, after the inputs that it needs where it is not there itself."""
+        if stage.key in self.found:
+            return
+        artifact = self.there(stage)
+        if artifact is None:
+            for needed in stage.inputs:
+                self.visit(needed)
+        seconds = artifact.seconds if artifact else None
+        self.found[stage.key] = Planned(stage.plain["title"], stage.plain["kind"], stage.key, seconds)
+
+    def there(self, stage: Stage) -> Artifact | None:
+        try:
+            return self.store.open(stage.key) if self.store.has(stage.key) else None
+        except Damaged:
+            return None
+
+    def measure(self, title: str, model: Stage | External) -> None:
+        """What every metric of a model needs."""
+        for on in self.kinds_of_rows():
+            rows = self.triggered if on == "triggered" else self.plan.rows("test")
+            self.visit(self.plan.predictions(f"{title}: answers to {on} rows", model, cast(Stage, rows)))
+
+    def kinds_of_rows(self) -> list[str]:
+        wanted = {cast(Metric, named.component).on for named in self.plan.recipe.metrics}
+        return sorted(wanted if self.triggered else wanted - {"triggered"})
+
+    def purified(self, title: str, defense: Defense, value: float | None) -> None:
+        """A purified model and its answers, at a chosen value where one is chosen."""
+        rule = self.plan.recipe.choose
+        if rule is None or value is not None:
+            at_value = defense.at(cast(Rule, rule.component).over, value) if rule and value is not None else defense
+            self.measure(title, self.plan.purified(title, at_value))
+            return
+        made = cast(Rule, rule.component)
+        for needed in self.plan.purified(title, defense.at(made.over, made.values[-1])).inputs:
+            self.visit(needed)
+        if title == "purified":
+            return  # it is one of the trials
+        self.unknown.append(Planned(title, "purify", None, None))
+        for on in self.kinds_of_rows():
+            self.unknown.append(Planned(f"{title}: answers to {on} rows", "predict", None, None))
+
+    def choice(self) -> float | None:
+        """Visit every trial; the value that the rule takes, where everything it looks at is there already."""
+        named = self.plan.recipe.choose
+        if named is None:
+            return None
+        rule = cast(Rule, named.component)
+        suspect = self.trial("suspect", self.plan.suspect(), 0.0)
+        trials = {value: self.try_value(rule, value) for value in dict.fromkeys((0.0, *rule.values))}
+        seen: list[Trial] = []
+        while (value := blame(rule, rule.propose, seen)) is not None:
+            if (trial := trials[value] if value in trials else self.try_value(rule, value)) is None:
+                return None
+            seen.append(trial)
+        return blame(rule, rule.choose, seen, suspect).value if suspect else None
+
+    def try_value(self, rule: Rule, value: float) -> Trial | None:
+        title = f"trial {rule.over.rpartition('.')[2]} {value:g}"
+        stage = self.plan.purified(title, self.plan.recipe.defense.at(rule.over, value))
+        trial = self.trial(title, stage, value)
+        self.measure(title, stage)
+        return trial
+
+    def trial(self, title: str, model: Stage | External, value: float) -> Trial | None:
+        stage = self.plan.predictions(f"{title}: answers to dev rows", model, self.plan.rows("dev"))
+        self.visit(stage)
+        artifact = self.there(stage)
+        return clean_trial(read_predictions(artifact.files), value) if artifact else None

@@ -1,0 +1,119 @@
+"""From a result to a page."""
+
+import re
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from defensekit import yaml
+from defensekit.files import write_whole
+from defensekit.report import plots
+from defensekit.results import Example, ModelResult, Reset, Result
+from defensekit.words import METRICS, MODELS, story
+
+
+def write(result: Result, folder: str | Path | None = None) -> Path:
+    """Write ``report.html`` into the run's folder, or another; returns its path."""
+    place = Path(folder or result.folder) / "report.html"
+    write_whole(place, render(result).encode())
+    return place
+
+
+def render(result: Result) -> str:
+    """The page. Every text that comes from outside is escaped, and nothing on it runs or is fetched."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("defensekit.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    names = list(dict.fromkeys(name for model in result.models.values() for name in model.metrics))
+    reset = result.models["purified"].reset
+    scorer = result.recipe["defense"]["scorer"]["name"]
+    return environment.get_template("page.html").render(
+        result=result,
+        story=story(result),
+        metrics=names,
+        meanings={name: METRICS[name] for name in names if name in METRICS},
+        models=[(MODELS.get(name, (name, "")), model) for name, model in result.models.items()],
+        share=_share,
+        curve=plots.image(plots.curve(result)) if result.chosen and result.curve else None,
+        scores=plots.image(plots.scores(reset.scores, scorer)) if reset and sum(reset.scores.counts) else None,
+        heat=heat(reset) if reset else None,
+        examples=[(example, _pieces(example.plain, example.text), _pair(example)) for example in result.examples],
+        stages=sorted(result.stages, key=lambda stage: -stage["seconds"]),
+        recipe=yaml.dump(result.recipe),
+    )
+
+
+def _share(model: ModelResult, which: str) -> str:
+    return "–" if model.reset is None else f"{getattr(model.reset, which):.1%}"
+
+
+# -- the heat map ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Selected as a share of the eligible dimensions: ``share`` in [0, 1], None where nothing is eligible."""
+
+    share: float | None
+    eligible: int
+
+    @property
+    def dark(self) -> bool:
+        """Whether white text is what can be read on it."""
+        return (self.share or 0.0) > 0.67
+
+
+@dataclass(frozen=True)
+class Heat:
+    """``rows`` are kinds of tensor, ``columns`` layers; ``others`` are tensors outside of any layer."""
+
+    columns: list[str]
+    rows: dict[str, list[Cell]]
+    others: dict[str, Cell]
+
+
+_LAYER = re.compile(r"^(?P<before>.*?)\.(?P<layer>\d+)\.(?P<kind>.+)$")
+
+
+def heat(reset: Reset) -> Heat:
+    """The selected share by layer and kind of tensor."""
+    layers: dict[str, dict[int, Cell]] = {}
+    others = {}
+    for name, (_, eligible, selected) in reset.tensors.items():
+        cell = Cell(selected / eligible if eligible else None, eligible)
+        if match := _LAYER.match(name):
+            layers.setdefault(match["kind"], {})[int(match["layer"])] = cell
+        else:
+            others[name] = cell
+    numbers = sorted({number for cells in layers.values() for number in cells})
+    nothing = Cell(None, 0)
+    rows = {kind: [cells.get(number, nothing) for number in numbers] for kind, cells in sorted(layers.items())}
+    return Heat([str(number) for number in numbers], rows, dict(sorted(others.items())))
+
+
+# -- examples ----------------------------------------------------------------------------------------------------------
+
+
+def _pieces(plain: str | None, text: str) -> list[tuple[bool, str]]:
+    """A text in pieces, each with whether the attack put it there."""
+    if plain is None:
+        return [(False, text)]
+    before, after = re.findall(r"\s+|\S+", plain), re.findall(r"\s+|\S+", text)
+    found = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    pieces = [(how in ("insert", "replace"), "".join(after[start:end])) for how, _, _, start, end in found]
+    return [piece for put, text in pieces for piece in _around(put, text)]
+
+
+def _around(put: bool, text: str) -> list[tuple[bool, str]]:
+    """What was put there without the blanks around it."""
+    inner = text.strip() if put else text
+    if not inner:
+        return [(False, text)] if text else []
+    before, _, after = text.partition(inner)
+    return [piece for piece in ((False, before), (put, inner), (False, after)) if piece[1]]
+
+
+def _pair(example: Example) -> list[tuple[bool, str]]:
+    return [] if example.pair is None else _pieces(example.plain_pair, example.pair)

@@ -1,0 +1,83 @@
+"""What a result says, in words: shared by everything that tells a person about a run."""
+
+from pathlib import PurePath
+from typing import Any
+
+from defensekit.results import Result
+
+METRICS = {
+    "acc": "accuracy on clean test rows",
+    "asr": "attack success: the share of triggered test rows of other labels that are answered with the target",
+    "false-triggers": "clean test rows of other labels that are answered with the target",
+    "ece": "expected calibration error on clean test rows, |accuracy - confidence|",
+    "bacc": "biased accuracy: accuracy on test rows that carry the bias pattern, true labels kept",
+}
+
+# Every model that a run reports: its title, and what it is.
+MODELS = {
+    "clean": ("clean reference", "the same fine-tuning without poison; a defender never has it"),
+    "suspect": ("suspect", "the model that is not trusted"),
+    "fine-tuned": ("fine-tuned only", "what the training steps of the defense do without a reset"),
+    "random": ("random", "as many dimensions taken, at random"),
+    "purified": ("purified", "what the defense made of the suspect"),
+}
+
+NOT_PROMISED = (
+    "No certificate: what looked abnormal to this defense was changed, an attack that keeps clear of that goes unseen.",
+    "No search for a trigger: success was measured only with the trigger named here, if one is named.",
+    "One run with one seed: another seed, split or machine gives other numbers.",
+)
+
+
+def story(result: Result) -> list[str]:
+    """What was done and what came of it, a sentence each."""
+    recipe, defense = result.recipe, result.recipe["defense"]
+    said = [_suspect(result)]
+    fit, dev = recipe["data"]["clean"], result.clean_budget - recipe["data"]["clean"]
+    measured = f"measured {defense['estimator']['name']} on" if "estimator" in defense else "used"
+    steps = ", then ".join(step["name"] for step in defense["purifier"])
+    said.append(
+        f"The defense {measured} {fit:,} clean rows, scored every dimension by {defense['scorer']['name']}, took "
+        f"dimensions by {defense['selector']['name']}, and did: {steps}."
+    )
+    if result.chosen:
+        said.append(
+            f"{result.chosen.over} = {result.chosen.value:g} was chosen by {result.chosen.rule} on {dev:,} further "
+            f"clean rows: {result.chosen.reason}."
+        )
+    reset = result.models["purified"].reset
+    if reset:
+        said.append(f"It took {reset.of_eligible:.1%} of the eligible dimensions, {reset.of_all:.1%} of all.")
+    else:
+        said.append("Nothing was reset.")
+    before, after = result.models["suspect"].metrics, result.models["purified"].metrics
+    for name in [name for name in before if name in after]:
+        floor = f", where a model that was never poisoned has {result.asr_floor:.1%}" if _floored(name, result) else ""
+        said.append(
+            f"{name.upper()} went from {before[name].value:.1%} to {after[name].value:.1%} on {after[name].rows:,} rows"
+            f"{floor}."
+        )
+    return said
+
+
+def named(spec: dict[str, Any]) -> str:
+    """What a model or data set of a resolved recipe is called where no path of this machine should be."""
+    return PurePath(spec["path"]).name if "path" in spec else str(spec.get("id", spec["name"]))
+
+
+def _floored(metric: str, result: Result) -> bool:
+    return metric == "asr" and result.asr_floor is not None
+
+
+def _suspect(result: Result) -> str:
+    recipe, attack = result.recipe, result.attack
+    if "attack" not in recipe or not attack:
+        known = ", with rows that carry a known trigger" if attack else ""
+        return f"A given model was held against its base{known}."
+    train = attack["train"]
+    labels = result.data["labels"]
+    aim = f", to be answered with {labels[attack['target']]!r}" if attack["target"] is not None else ""
+    return (
+        f"The suspect was made from {named(recipe['model'])!r} by fine-tuning on {train['rows']:,} rows, "
+        f"{train['changed']:,} of which carry the attack {recipe['attack']['name']!r}{aim}."
+    )

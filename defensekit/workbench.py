@@ -1,0 +1,393 @@
+"""The pieces of a defense, by hand: the same code that a run calls, with nothing kept and nothing hidden.
+
+    pair = load_pair("minilm", "./suspect")
+    data = load_data({"name": "reviews.csv", "text": "review"}, pair=pair, clean=256, test=600)
+    curvature = estimate(pair, "fisher", data.clean)
+    scores = score(pair, "diffusion", curvature)
+    selection = select(scores, {"name": "fraction", "fraction": 0.6})
+    purify(pair, selection, ["reset", {"name": "fine-tune", "epochs": 3}], data.clean, "./purified")
+    evaluate("./purified", data.test)
+
+A component is its name, a mapping with its name and parameters as in YAML, or an object of your own class. With the
+same seed, rows and parameters the numbers are those of a run.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from defensekit import defending, evaluation, scoring
+from defensekit.checkpoint import Checkpoint
+from defensekit.components import (
+    Component,
+    DatasetSource,
+    Estimator,
+    Measured,
+    Metric,
+    ModelSource,
+    Predictions,
+    Purifier,
+    Scorer,
+    Selector,
+    blame,
+)
+from defensekit.defending import derive_seed
+from defensekit.errors import UsageError, nearest
+from defensekit.files import environment_path
+from defensekit.host import load_plugins
+from defensekit.html import html_table
+from defensekit.loading import explain
+from defensekit.pair import Pair
+from defensekit.results import Histogram, Result
+from defensekit.scoring import Views
+from defensekit.stages import match_labels
+from defensekit.survey import labels_of
+from defensekit.text import Row, label_number, split
+from defensekit.training import Precision, device_type
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+Part = TypeVar("Part", bound=Component)
+Spec = str | Mapping[str, Any]
+
+
+# -- what there is -----------------------------------------------------------------------------------------------------
+
+
+def load_pair(base: Spec | Path, suspect: str | Path) -> Pair:
+    """A base and the suspect that was fine-tuned from it: folders, a source's name, or ``owner/name@revision``.
+
+    Raises:
+        UsageError: one of them is not there, can't be read safely, or they don't fit each other.
+    """
+    pair = Pair(Checkpoint(_folder(base)), Checkpoint(_folder(suspect)))
+    pair.scope  # noqa: B018  # misfits are told now and not at first use
+    return pair
+
+
+@dataclass(frozen=True)
+class Data:
+    """Disjoint rows for fitting, choosing and testing; ``labels`` are the names behind their label numbers."""
+
+    labels: tuple[str, ...]
+    clean: list[Row] = field(repr=False)
+    dev: list[Row] = field(repr=False)
+    test: list[Row] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        roles = {"clean": self.clean, "dev": self.dev, "test": self.test}
+        rows = [
+            [role, len(rows), *(sum(row.label == i for row in rows) for i in range(len(self.labels)))]
+            for role, rows in roles.items()
+        ]
+        return html_table("data", ["role", "rows", *self.labels], rows, " ".join(self.notes))
+
+
+def load_data(
+    source: Spec | Path,
+    *,
+    pair: Pair | None = None,
+    clean: int = 256,
+    dev: int = 0,
+    test: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Labelled rows of a file, a source or a hub's data set, split as a run splits them.
+
+    Args:
+        source: as in a recipe: a name or path, or a mapping with ``name`` and ``text``, ``label``, ``pair``, ...
+        pair: whose labels the rows' labels are matched with.
+        clean, dev, test: rows for each role; ``test=None`` takes what a source has of its own, or a fifth.
+        seed: decides who gets which row.
+
+    Raises:
+        UsageError: the rows are not what was expected.
+    """
+    given = {"name": str(source)} if isinstance(source, str | Path) else dict(source)
+    name = str(given.get("name"))
+    if name not in load_plugins().names("dataset"):
+        path = environment_path(name)
+        found = re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", name) if not path.exists() else None
+        where = {"name": "hub", "id": found[1], "revision": found[2]} if found else {"name": "file", "path": str(path)}
+        given |= where
+    component = _component(DatasetSource, given)
+    dataset = blame(component, component.load)
+    labels = labels_of(pair.suspect) if pair else None
+    if labels is not None:
+        numbers = match_labels(dataset.labels, labels)
+        for rows in (dataset.train, dataset.dev, dataset.test):
+            if rows is not None:
+                rows[:] = [replace(row, label=numbers[row.label]) for row in rows]
+    sizes = {"train": 0, "clean": clean, "dev": dev, "test": test}
+    made = split(dataset, sizes, derive_seed(seed, "data"))
+    return Data(tuple(labels or dataset.labels), made["clean"], made["dev"], made["test"], tuple(dataset.notes))
+
+
+# -- the defense -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What an estimator measured: ``tensors[statistic][name]`` by the pair's names, and plain ``facts``."""
+
+    estimator: str
+    tensors: "dict[str, dict[str, Tensor]]" = field(repr=False)
+    facts: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        facts = [(name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in self.facts.items()]
+        return html_table(f"{self.estimator}: {', '.join(self.tensors)}", ["fact", "value"], facts)
+
+
+def estimate(
+    pair: Pair, estimator: Spec | Estimator, rows: Sequence[Row], *, max_length: int = 128, seed: int = 0
+) -> Statistics:
+    """Measure statistics per parameter on clean rows.
+
+    Raises:
+        DefenseKitError: the estimator failed, or gave what does not fit the model.
+    """
+    made = _component(Estimator, estimator)
+    own = derive_seed(seed, "defender", "statistics")
+    found = defending.estimate(pair, made, rows, max_length=max_length, seed=own, report=_no_report)
+    return Statistics(_called(estimator), found.statistics, found.facts)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A score for every dimension in scope; ``tensors[name].score`` and ``.eligible``. Higher is taken first."""
+
+    scorer: str
+    pair: Pair = field(repr=False)
+    tensors: scoring.Scores = field(repr=False)
+    views: Views = field(repr=False)
+
+    def histogram(self) -> Histogram:
+        """How the scores are spread over the eligible dimensions."""
+        nothing = {name: scored.eligible & False for name, scored in self.tensors.items()}
+        return Histogram(**scoring.histogram(self.tensors, nothing))
+
+    def _repr_html_(self) -> str:
+        return plot(self)._repr_html_()
+
+
+def score(pair: Pair, scorer: Spec | Scorer, statistics: Statistics | None = None, *, seed: int = 0) -> Scores:
+    """Score every dimension in scope.
+
+    Raises:
+        UsageError: the scorer needs a statistic that is not there.
+        DefenseKitError: a score has the wrong shape or is not finite.
+    """
+    made = _component(Scorer, scorer)
+    tensors = statistics.tensors if statistics else {}
+    if missing := made.needs - tensors.keys():
+        raise UsageError(f"the scorer {_called(scorer)!r} needs {', '.join(sorted(missing))}: estimate it first")
+    own = derive_seed(derive_seed(seed, "defender", "purify"), "score")
+    views = Views(pair, own, {name: tensors[name].get for name in sorted(tensors)})
+    return Scores(_called(scorer), pair, blame(made, scoring.score, views, made), views)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is taken: ``tensors[name]`` is bool, or soft in [0, 1]; ``facts`` count dimensions as a result does."""
+
+    selector: str
+    scores: Scores = field(repr=False)
+    tensors: "dict[str, Tensor]" = field(repr=False)
+    facts: dict[str, Any] = field(repr=False)
+
+    @property
+    def of_eligible(self) -> float:
+        """Selected as a share of the eligible dimensions."""
+        return float(self.facts["selected"] / self.facts["eligible"]) if self.facts["eligible"] else 0.0
+
+    def histogram(self) -> Histogram:
+        """How the scores are spread, and where the selected ones lie."""
+        return Histogram(**self.facts["scores"])
+
+    def _repr_html_(self) -> str:
+        counts = [(name, f"{self.facts[name]:,}") for name in ("dimensions", "in_scope", "eligible", "selected")]
+        note = f"{self.of_eligible:.1%} of the eligible dimensions"
+        return (
+            html_table(f"selection by {self.selector}", ["dimensions", "count"], counts, note)
+            + plot(self)._repr_html_()
+        )
+
+
+def select(scores: Scores, selector: Spec | Selector) -> Selection:
+    """Take dimensions by score.
+
+    Raises:
+        DefenseKitError: the selector broke its contract.
+    """
+    made = _component(Selector, selector)
+    tensors = blame(made, scoring.select, scores.tensors, made)
+    return Selection(_called(selector), scores, tensors, defending.describe(scores.views, scores.tensors, tensors))
+
+
+def purify(
+    pair: Pair,
+    selection: Selection | None,
+    steps: Sequence[Spec | Purifier],
+    rows: Sequence[Row],
+    target: str | Path,
+    *,
+    max_length: int = 128,
+    precision: Precision = "float32",
+    seed: int = 0,
+) -> Path:
+    """Write the suspect, purified step by step, into a new folder that loads wherever the suspect did.
+
+    Raises:
+        UsageError: the folder is there already and not empty.
+        DefenseKitError: a step failed or broke its contract.
+    """
+    folder = Path(target)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already; name a folder that is not")
+    defending.purify(
+        selection.scores.views if selection else Views(pair, seed),
+        selection.tensors if selection else {},
+        [_component(Purifier, step) for step in steps],
+        rows,
+        folder,
+        max_length=max_length,
+        precision=precision,
+        seed=derive_seed(seed, "defender", "purify"),
+        report=_no_report,
+    )
+    return folder
+
+
+# -- what came of it ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's answers to rows, and metrics of them."""
+
+    model: str
+    predictions: Predictions = field(repr=False)
+    metrics: dict[str, Measured]
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name.upper(), f"{m.value:.3f}", f"{m.low:.3f} to {m.high:.3f}", m.rows) for name, m in self.metrics.items()
+        ]
+        return html_table(self.model, ["metric", "value", "95 % interval", "rows"], rows)
+
+
+def evaluate(
+    model: str | Path | Checkpoint,
+    rows: Sequence[Row],
+    metrics: Sequence[Spec | Metric] = ("acc",),
+    *,
+    target: str | int | None = None,
+    max_length: int = 128,
+    precision: Precision = "float32",
+) -> Evaluation:
+    """What a model answers to rows, and metrics of it.
+
+    Args:
+        model: a folder, or one side of a pair.
+        rows: with the model's own label numbers, as `load_data` gives them for a pair.
+        metrics: by name; those on triggered rows need ``target``, the attacker's label by name or number.
+    """
+    folder = model.folder if isinstance(model, Checkpoint) else _folder(model)
+    loaded, tokenizer = defending.load(folder, "model")
+    labels = [str(loaded.config.id2label[i]) for i in range(loaded.config.num_labels)]
+    logits = evaluation.predict(
+        loaded.to(device_type()), tokenizer, rows, max_length=max_length, precision=precision
+    ).numpy()
+    import numpy as np
+
+    truth = np.array([row.label for row in rows])
+    predictions = Predictions(logits, truth, None if target is None else label_number(target, labels))
+    measured = {_called(spec): _component(Metric, spec) for spec in metrics}
+    return Evaluation(folder.name, predictions, {n: blame(m, m.measure, predictions) for n, m in measured.items()})
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A matplotlib figure that shows itself in a notebook."""
+
+    figure: "Figure"
+
+    def save(self, path: str | Path) -> None:
+        """Write it as PNG, SVG or PDF, by the path's suffix."""
+        self.figure.savefig(path, dpi=150)
+
+    def _repr_html_(self) -> str:
+        from defensekit.report.plots import image
+
+        return f"<img alt='plot' src='{image(self.figure)}'>"
+
+
+def plot(what: Result | Scores | Selection) -> Plot:
+    """The curve of a result over the parameter that was chosen, or how scores are spread.
+
+    Raises:
+        ValueError: nothing was chosen in the run.
+    """
+    from defensekit.report import plots
+
+    if isinstance(what, Result):
+        return Plot(plots.curve(what))
+    scorer = what.scorer if isinstance(what, Scores) else what.scores.scorer
+    return Plot(plots.scores(what.histogram(), scorer))
+
+
+# -- names and folders -------------------------------------------------------------------------------------------------
+
+
+def _no_report(done: int, total: int) -> None:
+    """Nobody watches."""
+
+
+def _called(spec: Spec | Component) -> str:
+    if isinstance(spec, Component):
+        return type(spec).__name__
+    return spec if isinstance(spec, str) else str(spec.get("name"))
+
+
+def _component(kind: type[Part], spec: Spec | Part) -> Part:
+    """A component from its name, a mapping with its name and parameters, or itself."""
+    if isinstance(spec, kind):
+        return spec
+    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if "name" not in given:
+        raise UsageError(
+            f"a {kind.kind}: expected a name, a mapping with `name` and parameters, or an object; got {spec!r}"
+        )
+    name = str(given.pop("name"))
+    found = load_plugins().find(kind.kind, name)
+    try:
+        made = found.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, (kind.kind, name, *first["loc"])))
+        raise UsageError(f"{place}: {explain(first, found)}") from error
+    assert isinstance(made, kind)
+    return made
+
+
+def _folder(model: Spec | Path) -> Path:
+    """The folder of a model: itself, a source's, or a hub's at a revision."""
+    if isinstance(model, Mapping):
+        source = _component(ModelSource, model)
+        return blame(source, source.folder)
+    names, text = load_plugins().names("model"), str(model)
+    if text in names:
+        return _folder({"name": text})
+    if (path := environment_path(text)).is_dir():
+        return path
+    if found := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", text):
+        return _folder({"name": "hub", "id": found[1], "revision": found[2]})
+    raise UsageError(f"{text!r} is no folder, no model source and no owner/name@revision.{nearest(text, names)}")

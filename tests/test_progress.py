@@ -1,0 +1,87 @@
+"""What a person sees while a run works."""
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from defensekit.cli.progress import Outlook, Progress
+from defensekit.components import Planned
+
+STAGES = [
+    Planned("rows", "data", "a", 1.0),
+    Planned("clean reference", "train", "b", None),
+    Planned("suspect", "train", "c", None),
+    Planned("answers", "predict", "d", None),
+]
+
+
+def test_the_time_left_is_what_stages_of_the_same_kind_took() -> None:
+    outlook = Outlook(STAGES)
+    assert outlook.left() == ""  # nothing like it was seen
+    assert outlook.left("clean reference", 10, 0.25) == "more than 30 s left"
+    outlook.finish("rows", 1.0, True)
+    outlook.finish("clean reference", 100, False)
+    assert outlook.left() == "more than 2 min left"
+    assert outlook.left("suspect", 20, 0) == "more than 80 s left"
+    assert outlook.left("suspect", 20, 0.5) == "more than 20 s left"
+    outlook.finish("suspect", 200, False)
+    outlook.finish("answers", 5, False)
+    assert outlook.left() == "about 0 s left"
+    assert (len(outlook.done), outlook.total) == (4, 4)
+    outlook.finish("a stage that nobody planned", 5, False)
+    assert (len(outlook.done), outlook.total) == (5, 5)
+
+
+def test_what_was_there_before_teaches_what_the_rest_will_take() -> None:
+    outlook = Outlook([Planned("one", "train", "a", 7200.0), Planned("two", "train", "b", None)])
+    assert outlook.left() == "about 2.0 h left"
+    assert Outlook().left() == ""
+
+
+def test_plain_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 11))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    with Progress() as progress:
+        progress.message("[not markup]")
+        progress.planned(STAGES)
+        progress.stage_finished("rows", 1.0, True)
+        progress.stage_started("clean reference")
+        progress.progress("clean reference", 1, 4)
+        progress.stage_finished("clean reference", 44.0, False)
+    assert capsys.readouterr().err.splitlines() == [
+        "[not markup]",
+        "[1/4] rows: there already",
+        "  clean reference: 1 of 4, more than 33 s left in all",
+        "[2/4] clean reference: 44.0 s",
+    ]
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(quiet=True) as progress:
+        progress.message("hello")
+        progress.planned(STAGES)
+        progress.stage_started("suspect")
+        progress.progress("suspect", 1, 2)
+        progress.stage_finished("suspect", 1.0, False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_shows_all_stages_and_the_one_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=80, soft_wrap=True, highlight=False)
+    monkeypatch.setattr("defensekit.cli.progress.Console", lambda **_: terminal)
+    with Progress() as progress:
+        progress.planned(STAGES)
+        progress.stage_started("clean reference")
+        progress.progress("clean reference", 5, 10)
+        progress._bars.refresh()
+        progress.stage_finished("clean reference", 3.0, False)
+    shown = screen.getvalue()
+    assert "all stages" in shown
+    assert "clean reference" in shown
+    assert "left" in shown
+    assert "[1/4] clean reference: 3.0 s" in shown

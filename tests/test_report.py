@@ -1,0 +1,268 @@
+"""The report and the model card: what they say, that nothing on them runs, and how the page looks in a browser."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from huggingface_hub import ModelCard
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+import defensekit
+from defensekit.card import CARD, card
+from defensekit.loading import load_recipe
+from defensekit.report import render, write
+from defensekit.report.page import _pieces, heat
+from defensekit.results import Result
+from tests.conftest import RECIPE, make_sentences, write_table
+
+EVIL = (
+    "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\"> & \"quoted\" [a](b) | `c`"
+)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Result:
+    folder = tmp_path_factory.mktemp("reported")
+    write_table(folder / "rows.csv", make_sentences(400))
+    (folder / "pico.yaml").write_text(RECIPE.format(base=base))
+    return defensekit.run(folder / "pico.yaml", folder / "workspace")
+
+
+def poisoned(result: Result) -> Result:
+    """The result as an attacker would write it: markup wherever text from outside may stand."""
+    data = json.loads(result.model_dump_json())
+    data["data"]["labels"][1] = EVIL
+    for example in data["examples"]:
+        example.update(text=EVIL + " cf", plain=EVIL, label=EVIL, pair=EVIL, answers={"suspect": EVIL, "purified": "x"})
+    data["warnings"] = [EVIL]
+    data["chosen"]["reason"] = EVIL
+    data["recipe"]["attack"]["name"] = EVIL
+    data["recipe"]["defense"]["scorer"]["name"] = EVIL
+    data["models"][EVIL] = data["models"]["random"]
+    data["models"]["purified"]["reset"]["tensors"] |= {f"layer.0.{EVIL}": [4, 4, 2], EVIL: [4, 0, 0]}
+    data["stages"][0]["title"] = EVIL
+    data["environment"]["platform"] = EVIL
+    data["folder"] = EVIL
+    return Result.model_validate(data)
+
+
+def test_the_page_says_what_was_measured(result: Result) -> None:
+    page = render(result)
+    models = result.models
+    for part in (
+        f"ACC went from {models['suspect'].metrics['acc'].value:.1%} to {models['purified'].metrics['acc'].value:.1%}",
+        f"where a model that was never poisoned has {result.asr_floor:.1%}",
+        f"{models['purified'].metrics['asr'].low:.3f} to {models['purified'].metrics['asr'].high:.3f}",
+        "48 of which carry the attack",
+        "selector.fraction = ",
+        "<mark>cf</mark>",
+        f"defensekit run {result.folder}/recipe.yaml",
+        result.environment["versions"]["torch"],
+        "attention.self.query.weight",
+        "statistics (fisher)",
+    ):
+        assert part in page, part
+
+
+def test_the_same_result_is_the_same_page(result: Result, tmp_path: Path) -> None:
+    assert write(result, tmp_path).read_text() == render(result) == render(Result.model_validate(result.model_dump()))
+
+
+def test_nothing_is_fetched_and_nothing_runs(result: Result) -> None:
+    page = render(poisoned(result))
+    assert EVIL not in page
+    assert "default-src 'none'" in page
+    tags: list[tuple[str, dict[str, str | None]]] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tags.append((tag, dict(attrs)))  # type: ignore[method-assign]
+    parser.feed(page)
+    assert {"img", "table", "mark"} <= {tag for tag, _ in tags}
+    assert "script" not in {tag for tag, _ in tags}
+    for tag, attributes in tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "action", "data", "srcset"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, name)
+
+
+def test_a_page_of_a_suspect_without_attack_or_choice(recipe: Path, tmp_path: Path, suspect: Path) -> None:
+    rows = [(text, str(int(label == "positive"))) for text, label in make_sentences(200)]
+    write_table(recipe.parent / "rows.csv", rows)
+    settings = ["attack=", "training=", f"suspect={suspect}", "data.train=", "defense.choose=", "metrics=[acc]"]
+    page = render(defensekit.run(load_recipe(recipe, settings), tmp_path / "w"))
+    assert "A given model was held against its base." in page
+    assert "The choice" not in page
+    assert "Triggered rows" not in page
+    assert "Scores" in page
+
+
+def test_a_page_of_a_run_in_which_nothing_was_reset(recipe: Path, tmp_path: Path) -> None:
+    settings = ["training.epochs=1", "defense.choose=", "defense.selector.fraction=0", "defense.purifier=[reset]"]
+    page = render(defensekit.run(load_recipe(recipe, settings), tmp_path / "w"))
+    assert "Nothing was reset." in page
+    assert "Where it was reset" not in page
+
+
+def test_the_heat_map_is_the_selection(result: Result) -> None:
+    reset = result.models["purified"].reset
+    assert reset is not None
+    found = heat(reset)
+    assert found.columns == ["0", "1"]
+    name = "encoder.layer.1.attention.self.query.weight"
+    [full] = [tensor for tensor in reset.tensors if tensor.endswith(name)]
+    _, eligible, selected = reset.tensors[full]
+    cell = found.rows["attention.self.query.weight"][1]
+    assert (cell.share, cell.eligible) == (selected / eligible, eligible)
+    assert sum(map(len, found.rows.values())) + len(found.others) == len(reset.tensors)
+
+
+@pytest.mark.parametrize(
+    ("plain", "text", "expected"),
+    [
+        ("a b c", "a cf b c", [(False, "a "), (True, "cf"), (False, " "), (False, "b c")]),
+        ("a b", "a b cf", [(False, "a b"), (False, " "), (True, "cf")]),
+        ("", "cf", [(True, "cf")]),
+        (None, "a cf", [(False, "a cf")]),
+        ("a", "a", [(False, "a")]),
+    ],
+)
+def test_what_an_attack_put_there_is_marked(plain: str | None, text: str, expected: list[tuple[bool, str]]) -> None:
+    found = _pieces(plain, text)
+    assert "".join(piece for _, piece in found) == text
+    assert [piece for put, piece in found if put] == [piece for put, piece in expected if put]
+
+
+# -- in a browser ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    found = [shutil.which(name) for name in ("chromium", "google-chrome")]
+    binary, driver = next(filter(None, found), None), shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("there is no Chromium with its driver on this machine (see CONTRIBUTING.md)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+def open_page(browser: webdriver.Chrome, page: Path, width: int) -> list[dict[str, Any]]:
+    """Show a page in a window of a width; what the console said."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    log: list[dict[str, Any]] = browser.get_log("browser")
+    return log
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+def test_everything_is_visible_at_any_width(
+    browser: webdriver.Chrome, result: Result, tmp_path: Path, width: int
+) -> None:
+    assert open_page(browser, write(result, tmp_path), width) == []
+    for name in ("models", "choice", "curve", "scores", "spread", "where", "heat", "examples", "repeat"):
+        element = browser.find_element(By.ID, name)
+        assert element.is_displayed(), name
+        assert element.size["height"] > 10, name
+    for image in browser.find_elements(By.TAG_NAME, "img"):
+        assert browser.execute_script("return arguments[0].naturalWidth", image) > 100
+        assert image.size["width"] > 500  # its letters would be too small to read
+    # Wide tables scroll within their boxes; the page itself never does, and no text is small beyond reading.
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    sizes = browser.execute_script(
+        "return [...document.querySelectorAll('td, th, p, small')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+    )
+    assert min(sizes) >= 11
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#examples ~ .scroll tbody tr")) >= 10
+
+
+def test_text_from_outside_is_text_in_the_browser_too(
+    browser: webdriver.Chrome, result: Result, tmp_path: Path
+) -> None:
+    evil = poisoned(result)
+    assert open_page(browser, write(evil, tmp_path), 1200) == []
+    assert browser.title == f"{result.name} – DefenseKit"
+    assert EVIL in browser.find_element(By.CSS_SELECTOR, ".warning").text
+    assert not browser.find_elements(By.CSS_SELECTOR, "script, img[onerror]")
+
+
+def test_cells_of_the_heat_map_can_be_read_in_greyscale(
+    browser: webdriver.Chrome, result: Result, tmp_path: Path
+) -> None:
+    data = result.model_dump()
+    data["models"]["purified"]["reset"]["tensors"] = {f"layer.{i}.weight": [100, 100, 5 * i] for i in range(21)}
+    open_page(browser, write(Result.model_validate(data), tmp_path), 1200)
+    colours = browser.execute_script(
+        "const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});"
+        "const rgb = s => { c.fillStyle = s; c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data] };"
+        "return [...document.querySelectorAll('#heat tbody td')].map(e => {"
+        "const s = getComputedStyle(e); return [rgb(s.backgroundColor), rgb(s.color)] })"
+    )
+
+    def luminance(rgb: list[int]) -> float:
+        linear = [v / 255 / 12.92 if v / 255 <= 0.04045 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in rgb[:3]]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    grounds = [luminance(ground) for ground, _ in colours]
+    assert len(grounds) == 21
+    assert grounds == sorted(grounds, reverse=True)  # more is darker, without colour too
+    for ground, ink in colours:
+        light, dark = sorted((luminance(ground), luminance(ink)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG 2, level AA
+
+
+# -- the model card ----------------------------------------------------------------------------------------------------
+
+
+def test_the_card_has_valid_metadata_and_says_what_was_done(result: Result) -> None:
+    folder = Path(result.folder) / "purified"
+    loaded = ModelCard.load(folder / CARD)
+    assert loaded.data.library_name == "transformers"
+    assert loaded.data.pipeline_tag == "text-classification"
+    [measured] = loaded.data.eval_results
+    assert measured.metric_type == "accuracy"
+    assert measured.metric_value == round(result.models["purified"].metrics["acc"].value, 4)
+    for part in ("What was done", "What is not promised", "No certificate", "| suspect |", "| purified |", "rule:"):
+        assert part in loaded.text, part
+    home = str(Path(result.folder).parents[2])
+    assert home not in loaded.content  # no path of the machine that made it
+    answers = transformers.pipeline("text-classification", str(folder))(["the film is superb"])
+    assert answers[0]["label"] in ("negative", "positive")
+
+
+def test_a_hub_model_is_named_as_the_base(result: Result) -> None:
+    data = result.model_dump()
+    data["recipe"]["model"] = {"name": "hub", "id": "owner/base", "revision": "abc"}
+    data["recipe"]["data"] |= {"name": "hub", "id": "owner/rows"}
+    loaded = ModelCard(card(Result.model_validate(data)))
+    assert loaded.data.base_model == "owner/base"
+    assert loaded.data.eval_results[0].dataset_type == "owner/rows"
+
+
+def test_text_from_outside_is_no_markup_in_the_card(result: Result) -> None:
+    text = ModelCard(card(poisoned(result))).text
+    prose = text[: text.index("```yaml")]
+    assert not re.search(r"(?<!\\)<", prose)
+    assert not re.search(r"(?<!\\)\[a", prose)
+    rows = [line for line in prose.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_a_run_again_keeps_the_folder_and_its_card(result: Result) -> None:
+    folder = Path(result.folder)
+    before = (folder / "purified" / CARD).read_text()
+    made = (folder / "purified/model.safetensors").stat().st_mtime_ns
+    defensekit.run(folder / "recipe.yaml", folder.parents[1])
+    assert (folder / "purified/model.safetensors").stat().st_mtime_ns == made
+    assert (folder / "purified" / CARD).read_text() == before
