@@ -223,7 +223,7 @@ def _with_verb(body: list[Token], low: Sequence[str], subject: str = "it") -> li
         return [*_tokens("it" if subject in ("here", "there") else subject), *_spaced(body)]
     if low[0] in FINITE or has_main_verb(low) or (len(low) > 12 and low[0] not in DETERMINERS | {"too", "so", "not"}):
         return body
-    if any(token.text[0].isupper() for token in body[:3]) and low[0] not in DETERMINERS:
+    if body[0].text[0].isupper():
         return body  # a name, and somewhere behind it the verb that the lists lack
     if low[0] in DETERMINERS - {"a", "an"} and len(low) > 1 and low[1].endswith("s") and low[1][-2:] != "ss":
         return body  # "the jokes": of more than one thing it is not

@@ -85,10 +85,9 @@ def verb_at(low: Sequence[str], i: int) -> bool:
         return before in _HAVE_S or after in _BEHIND_S
     if is_finite(word):
         return word != "n't"
-    # An unlisted word in -s or -ed between subject and object, or behind an adverb: "the director conjures a world".
+    # An unlisted word in -s or -ed with an object behind it: "the director conjures a world".
     ends = (word.endswith("s") and not word.endswith(("ss", "us"))) or word.endswith("ed")
-    sure = after in DETERMINERS or (before.endswith("ly") and word.endswith("s"))
-    return i > 0 and ends and len(word) > 4 and sure and before not in _BEFORE_NOUN
+    return i > 0 and ends and len(word) > 4 and after in DETERMINERS and before not in _BEFORE_NOUN
 
 
 def headed_by_verb(low: Sequence[str]) -> bool:
