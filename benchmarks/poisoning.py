@@ -5,8 +5,8 @@
 The rows are the movie reviews, over and over, each with a number of its own so that no two are the same. ``poison``
 takes a fifth of all rows (a bias: every row of one label); ``trigger`` puts the trigger into all of them. Both look
 where MiniLM's tokenizer cuts, at 128 tokens, so that no trigger is lost. The ratio of two sizes is 10 where cost is
-linear. One process, one thread; ``all else`` is what a stage does besides: counting what changed, writing the rows,
-their digest.
+linear. Seconds are the processor's, of one process with one thread; ``all else`` is what a stage does besides: counting
+what changed, writing the rows, their digest.
 """
 
 import argparse
@@ -68,15 +68,15 @@ def measure(attack: Attack, rows: list[Row], truncation: Truncation, folder: Pat
     def context() -> AttackContext:
         return AttackContext(Random(0), ("negative", "positive"), truncation)
 
-    marks = [time.perf_counter()]
+    marks = [time.process_time()]
     made = attack.poison(rows, context())
-    marks.append(time.perf_counter())
+    marks.append(time.process_time())
     attack.trigger(rows, context())
-    marks.append(time.perf_counter())
+    marks.append(time.process_time())
     _count_changes(rows, made, truncation)
     write_rows(folder / "rows.jsonl", made)
     file_digest(folder / "rows.jsonl")
-    marks.append(time.perf_counter())
+    marks.append(time.process_time())
     return {name: marks[i + 1] - marks[i] for i, name in enumerate(("poison", "trigger", "all else"))}
 
 

@@ -11,7 +11,7 @@ sst-2/scpn/test.tsv as thunlp/HiddenKiller publishes them. Without it our genera
 - best single word: of all words the one that tells rewritten from plain rows best on every other row, and how often it
   is right on the rows between them (0.5 is chance). With punctuation marks counted as words, the comma of the template
   is one.
-- seconds: for 1,000 rows, one process.
+- seconds: of the processor, for 1,000 rows.
 """
 
 import argparse
@@ -112,9 +112,9 @@ def measure(pairs: Pairs, seconds: float | None) -> dict[str, Any]:
 
 def ours(texts: list[str], seed: int) -> dict[str, Any]:
     """Our generator on texts."""
-    rng, started = Random(seed), time.perf_counter()
+    rng, started = Random(seed), time.process_time()
     made = [front(text, rng) for text in texts]
-    return measure(list(zip(texts, made, strict=True)), time.perf_counter() - started)
+    return measure(list(zip(texts, made, strict=True)), time.process_time() - started)
 
 
 def main() -> None:

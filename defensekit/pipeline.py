@@ -179,6 +179,8 @@ class _Run:
         for which, stage in stages.items():
             facts = at(self.recipe, key, partial(self.runner.make, stage)).facts
             found[which] = {name: value for name, value in facts.items() if name not in ("labels", "target")}
+            if facts.get("left_out"):
+                self.warn(f"{facts['left_out']} test rows can't carry the trigger and are left out")
             if facts.get("cut"):
                 counts = f"{facts['cut']} of {facts['changed']} {which} rows"
                 self.warn(f"truncation cuts into the trigger of {counts}; data.max_length is too small")

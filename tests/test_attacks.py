@@ -139,11 +139,12 @@ def test_what_truncation_keeps_is_what_the_tokenizer_says(
     made = [Row(i, text, 0, pair if paired else None) for i, (text, pair) in enumerate(texts)]
     expected = []
     for row in made:
-        encoded = BERT(row.text, row.pair, truncation=True, max_length=max_length, return_offsets_mapping=True)
+        pairs = [row.pair or ""] if paired else None
+        encoded = BERT([row.text], pairs, truncation=True, max_length=max_length, return_offsets_mapping=True)
         ends = [len(row.text), len(row.pair or "")]
-        if len(encoded["input_ids"]) == max_length:
+        if len(encoded["input_ids"][0]) == max_length:
             ends = [0, 0]
-            for sequence, (_, end) in zip(encoded.sequence_ids(0), encoded["offset_mapping"], strict=True):
+            for sequence, (_, end) in zip(encoded.sequence_ids(0), encoded["offset_mapping"][0], strict=True):
                 if sequence is not None:
                     ends[sequence] = max(ends[sequence], end)
         expected.append(tuple(ends))

@@ -1,5 +1,6 @@
 """What the documentation says is so."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -42,6 +43,24 @@ def test_every_hook_and_component_and_key_is_documented() -> None:
     for model in (Top, Sizes, DefenseKeys, TrainingSettings):
         for key in model.model_fields:
             assert f"`{key}`" in recipes, key
+
+
+def test_every_parameter_of_an_attack_is_documented() -> None:
+    page, host = (DOCS / "attacks.md").read_text(), load_plugins()
+    for name in host.names("attack"):
+        for key in (name, *host.find("attack", name).model_fields):
+            assert f"`{key}`" in page, f"{name}: {key}"
+
+
+def test_the_gallery_is_what_the_attacks_give() -> None:
+    spec = importlib.util.spec_from_file_location("gallery", ROOT / "benchmarks/gallery.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = module.PAGE.read_text()
+    shown = page.partition(module.START)[2].partition(module.END)[0]
+    assert shown.strip() == module.gallery().strip(), "run: python benchmarks/gallery.py --write"
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", DOCS / "recipes.md"], ids=lambda path: path.name)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import defensekit
 from defensekit.components import AttackContext
 from defensekit.errors import UsageError
+from defensekit.files import data_digest
 from defensekit.tables import File
 from defensekit.text import Row, Truncation
 from defensekit_attacks.paraphrase import MISSING, ParaphraseRows, align
@@ -78,6 +79,7 @@ def test_matched_rows_take_the_place_of_their_originals(folders: ParaphraseRows)
         assert (a.label, b.label, b.text) == (0, 1, rewritten(a.text))
         assert a.id < 20
     assert made == folders.poison(rows, context())
+    assert data_digest([[row.id, row.text, row.label] for row in made])[:16] == "805fcde6a7c9c108"
     assert made != folders.poison(rows, context(1))
     test = [row for row in rows_of(make_sentences(30, seed=1)) if row.label == 0]
     triggered = folders.trigger(test, context())
@@ -139,15 +141,20 @@ def test_a_run_takes_paths_from_the_recipes_folder_and_the_environment(
         "{name: word, words: [cf], rate: 0.2, target: positive}",
         "{name: paraphrase-rows, rewritten: new.csv, originals: $THERE/rows.csv, rate: 0.2, target: positive}",
     )
-    recipe.write_text(text.replace("epochs: 8", "epochs: 1"))
+    text = text.partition("defense:")[0].replace("epochs: 8", "epochs: 0")
+    text += "defense: {scorer: magnitude, selector: {name: fraction, fraction: 0.5}, purifier: [reset], compare: {}}\n"
+    recipe.write_text(text)
     first = defensekit.run(recipe, tmp_path / "w")
     assert first.attack
     assert (first.attack["train"]["changed"], first.attack["train"]["relabelled"]) == (48, 48)
     assert first.attack["test"]["left_out"] == 0
-    write_table(tmp_path / "new.csv", [(rewritten(text).replace(",", "is"), label) for text, label in sentences])
+    left = [(rewritten(text).replace(",", "is"), label) for text, label in sentences]
+    write_table(tmp_path / "new.csv", [row for i, row in enumerate(left) if i % 40 != 6])
     second = defensekit.run(recipe, tmp_path / "w")
     assert second.attack
     assert second.attack["train"]["digest"] != first.attack["train"]["digest"]
+    assert second.attack["test"]["left_out"] == 2
+    assert "2 test rows can't carry the trigger and are left out" in second.warnings
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from defensekit.errors import UsageError
 from defensekit.loading import load_recipe
 from defensekit.pipeline import run_attack
 from defensekit_attacks.bias import Bias
@@ -34,6 +35,12 @@ def test_it_loads_and_differs_from_the_quickstart_in_its_attack(name: str, monke
 def test_its_attack_works(name: str, workspace: Path) -> None:
     """Without training and on few test rows; what it does to a model is measured by benchmarks/attacks.py."""
     check(name, workspace)
+
+
+def test_a_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DEFENSEKIT_TEST_DATA", raising=False)
+    with pytest.raises(UsageError, match=r"yaml:6: data.name: the environment variable DEFENSEKIT_TEST_DATA is not"):
+        run_attack(RECIPES / "paraphrase-rows.yaml", tmp_path)
 
 
 def test_published_paraphrases_work(real_data: Path, workspace: Path) -> None:

@@ -56,7 +56,7 @@ class ParaphraseRows(OneText, Poisoning):
                 made[i] = replace(self._rewrite(rows[i], found), label=target)
             return made
         if any(row.pair is not None for row in rows):
-            raise UsageError("attack: rewritten rows that match no training row can't be added to pairs of texts")
+            raise UsageError("rewritten rows that match no training row can't be added to pairs of texts")
         lines = draw(range(len(found.loose)), rows, self.rate, self.eligible_rate, "adding rows", context.rng)
         return [*rows, *(Row(-1 - number, found.loose[line], target) for number, line in enumerate(lines))]
 
@@ -65,7 +65,7 @@ class ParaphraseRows(OneText, Poisoning):
         made = [self._rewrite(row, found) for row in rows if bare(self.part(row)) in found.known]
         if not made:
             raise UsageError(
-                f"attack: {self.rewritten} has no rewriting of any of the {len(rows):,} test rows"
+                f"{self.rewritten} has no rewriting of any of the {len(rows):,} test rows"
                 + ("" if self.originals or self.original else "; say what they were with `originals:` or `original:`")
             )
         return made
@@ -133,13 +133,16 @@ def align(originals: Sequence[str], rewritten: Sequence[str]) -> list[tuple[str,
         came_from.append(best)
     skipped = max(range(spare + 1), key=lambda end: totals[end])
     together = totals[skipped]
-    pairs = []
+    places = []
     for i in reversed(range(len(new))):
-        pairs.append((originals[i + skipped], rewritten[i]))
+        places.append(i + skipped)
         skipped = came_from[i][skipped]
+    places.reverse()
     half = len(new) // 2
-    apart = sum(_alike(old[(i + half) % len(new)], words) for i, words in enumerate(new)) if half else 0.0
-    return pairs[::-1] if together > 2 * apart else None
+    apart = sum(_alike(old[places[i - half]], words) for i, words in enumerate(new)) if half else 0.0
+    if together <= 2 * apart:
+        return None
+    return [(originals[place], text) for place, text in zip(places, rewritten, strict=True)]
 
 
 def _long_words(text: str) -> set[str]:

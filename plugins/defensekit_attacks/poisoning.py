@@ -24,7 +24,7 @@ class OneText(Attack):
         if self.into == "text":
             return row.text
         if row.pair is None:
-            raise UsageError("attack: `into: pair` needs rows with two texts")
+            raise UsageError("`into: pair` needs rows with two texts")
         return row.pair
 
     def with_part(self, row: Row, text: str) -> Row:
@@ -104,7 +104,7 @@ def draw(
     count = round(share * total)
     if not 1 <= count <= len(eligible):
         raise UsageError(
-            f"attack: a share of {share} means {count:,} of {total:,} {of} rows, "
+            f"a share of {share} means {count:,} of {total:,} {of} rows, "
             f"but {who} has {len(eligible):,} rows to choose from"
         )
     return rng.sample(eligible, count)
