@@ -143,7 +143,7 @@ class _Reader:
         self.places.setdefault(path, self.place(node))
         self.count += 1
         if self.count > LIMIT:
-            raise PlacedError(f"{self.name}: more than {LIMIT:,} values once its aliases are written out; refused")
+            raise self.error(node, f"more than {LIMIT:,} values once aliases are written out; refused")
         if isinstance(node, yaml.CollectionNode):
             self.check_tag(node)
         if isinstance(node, yaml.MappingNode):

@@ -1,5 +1,6 @@
 """The commands. Imports here stay light: `--help` and `plugins list` never load torch."""
 
+import gc
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -47,6 +48,7 @@ def run(
 
     # Checked before the heavy imports: a typo in the command answers at once.
     _check(recipe)
+    gc.enable()
     loaded: Recipe | None = None
     try:
         # What plugins and libraries print is no result: it goes where progress goes.
