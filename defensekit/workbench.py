@@ -12,23 +12,18 @@ A component is its name, a mapping with its name and parameters as in YAML, or a
 same seed, rows and parameters the numbers are those of a run.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from defensekit import defending, evaluation, scoring
 from defensekit.checkpoint import Checkpoint
 from defensekit.components import (
-    Component,
     DatasetSource,
     Estimator,
     Measured,
     Metric,
-    ModelSource,
     Predictions,
     Purifier,
     Scorer,
@@ -36,14 +31,14 @@ from defensekit.components import (
     blame,
 )
 from defensekit.defending import derive_seed
-from defensekit.errors import UsageError, nearest
+from defensekit.errors import UsageError
 from defensekit.files import environment_path
 from defensekit.host import load_plugins
 from defensekit.html import html_table
-from defensekit.loading import explain
 from defensekit.pair import Pair
 from defensekit.results import Histogram, Result
 from defensekit.scoring import Views
+from defensekit.specs import HUB, Spec, called, component, model_folder, several
 from defensekit.stages import match_labels
 from defensekit.survey import labels_of
 from defensekit.text import Row, label_number, split
@@ -52,10 +47,6 @@ from defensekit.training import Precision, device_type
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
-
-Part = TypeVar("Part", bound=Component)
-Spec = str | Mapping[str, Any]
-
 
 # -- what there is -----------------------------------------------------------------------------------------------------
 
@@ -66,7 +57,7 @@ def load_pair(base: Spec | Path, suspect: str | Path) -> Pair:
     Raises:
         UsageError: one of them is not there, can't be read safely, or they don't fit each other.
     """
-    pair = Pair(Checkpoint(_folder(base)), Checkpoint(_folder(suspect)))
+    pair = Pair(Checkpoint(model_folder(base)), Checkpoint(model_folder(suspect)))
     pair.scope  # noqa: B018  # misfits are told now and not at first use
     return pair
 
@@ -115,11 +106,11 @@ def load_data(
         raise UsageError(f"data: expected a name or path, or a mapping with `name`, got {source!r}")
     if name not in load_plugins().names("dataset"):
         path = environment_path(name)
-        found = re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", name) if not path.exists() else None
+        found = HUB.fullmatch(name) if not path.exists() else None
         where = {"name": "hub", "id": found[1], "revision": found[2]} if found else {"name": "file", "path": str(path)}
         given |= where
-    component = _component(DatasetSource, given)
-    dataset = blame(component, component.load)
+    read = component(DatasetSource, given)
+    dataset = blame(read, read.load)
     labels = labels_of(pair.suspect) if pair else None
     if labels is not None:
         numbers = match_labels(dataset.labels, labels)
@@ -158,11 +149,11 @@ def estimate(
     Raises:
         DefenseKitError: the estimator failed, or gave what does not fit the model.
     """
-    made = _component(Estimator, estimator)
+    made = component(Estimator, estimator)
     _some(rows)
     own = derive_seed(seed, "defender", "statistics")
     found = defending.estimate(pair, made, rows, max_length=max_length, seed=own, report=_no_report)
-    return Statistics(_called(estimator), found.statistics, found.facts)
+    return Statistics(called(estimator), found.statistics, found.facts)
 
 
 @dataclass(frozen=True)
@@ -190,13 +181,13 @@ def score(pair: Pair, scorer: Spec | Scorer, statistics: Statistics | None = Non
         UsageError: the scorer needs a statistic that is not there.
         DefenseKitError: a score has the wrong shape or is not finite.
     """
-    made = _component(Scorer, scorer)
+    made = component(Scorer, scorer)
     tensors = statistics.tensors if statistics else {}
     if missing := made.needs - tensors.keys():
-        raise UsageError(f"the scorer {_called(scorer)!r} needs {', '.join(sorted(missing))}: estimate it first")
+        raise UsageError(f"the scorer {called(scorer)!r} needs {', '.join(sorted(missing))}: estimate it first")
     own = derive_seed(derive_seed(seed, "defender", "purify"), "score")
     views = Views(pair, own, {name: tensors[name].get for name in sorted(tensors)})
-    return Scores(_called(scorer), pair, blame(made, scoring.score, views, made), views)
+    return Scores(called(scorer), pair, blame(made, scoring.score, views, made), views)
 
 
 @dataclass(frozen=True)
@@ -232,9 +223,9 @@ def select(scores: Scores, selector: Spec | Selector) -> Selection:
     Raises:
         DefenseKitError: the selector broke its contract.
     """
-    made = _component(Selector, selector)
+    made = component(Selector, selector)
     tensors = blame(made, scoring.select, scores.tensors, made)
-    return Selection(_called(selector), scores, tensors, defending.describe(scores.views, scores.tensors, tensors))
+    return Selection(called(selector), scores, tensors, defending.describe(scores.views, scores.tensors, tensors))
 
 
 def purify(
@@ -262,7 +253,7 @@ def purify(
     defending.purify(
         selection.scores.views if selection else Views(pair, seed),
         selection.tensors if selection else {},
-        [_component(Purifier, step) for step in _several(steps)],
+        [component(Purifier, step) for step in several(steps)],
         rows,
         folder,
         max_length=max_length,
@@ -312,12 +303,12 @@ def evaluate(
     Raises:
         UsageError: there are no rows, or a metric needs a target.
     """
-    measured = {_called(spec): _component(Metric, spec) for spec in _several(metrics)}
+    measured = {called(spec): component(Metric, spec) for spec in several(metrics)}
     for name, metric in measured.items():
         if metric.about == "backdoor" and target is None:
             raise UsageError(f"the metric {name!r} needs `target=`, the attacker's label")
     _some(rows)
-    folder = model.folder if isinstance(model, Checkpoint) else _folder(model)
+    folder = model.folder if isinstance(model, Checkpoint) else model_folder(model)
     loaded, tokenizer = defending.load(folder, "model")
     labels = [str(loaded.config.id2label[i]) for i in range(loaded.config.num_labels)]
     logits = evaluation.predict(
@@ -363,60 +354,10 @@ def plot(what: Result | Scores | Selection) -> Plot:
     return Plot(plots.scores(what.histogram(), scorer))
 
 
-# -- names and folders -------------------------------------------------------------------------------------------------
-
-
 def _no_report(done: int, total: int) -> None:
     """Nobody watches."""
-
-
-def _several(specs: Spec | Part | Sequence[Spec | Part]) -> Sequence[Spec | Part]:
-    """One component, or several, as several."""
-    return [specs] if isinstance(specs, str | Mapping | Component) else specs
 
 
 def _some(rows: Sequence[Row]) -> None:
     if not rows:
         raise UsageError("there are no rows")
-
-
-def _called(spec: Spec | Component) -> str:
-    if isinstance(spec, Component):
-        return type(spec).__name__
-    return spec if isinstance(spec, str) else str(spec.get("name"))
-
-
-def _component(kind: type[Part], spec: Spec | Part) -> Part:
-    """A component from its name, a mapping with its name and parameters, or itself."""
-    if isinstance(spec, kind):
-        return spec
-    given = {"name": spec} if isinstance(spec, str) else dict(spec)
-    if "name" not in given:
-        raise UsageError(
-            f"a {kind.kind}: expected a name, a mapping with `name` and parameters, or an object; got {spec!r}"
-        )
-    name = str(given.pop("name"))
-    found = load_plugins().find(kind.kind, name)
-    try:
-        made = found.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, (kind.kind, name, *first["loc"])))
-        raise UsageError(f"{place}: {explain(first, found)}") from error
-    assert isinstance(made, kind)
-    return made
-
-
-def _folder(model: Spec | Path) -> Path:
-    """The folder of a model: itself, a source's, or a hub's at a revision."""
-    if isinstance(model, Mapping):
-        source = _component(ModelSource, model)
-        return blame(source, source.folder)
-    names, text = load_plugins().names("model"), str(model)
-    if text in names:
-        return _folder({"name": text})
-    if (path := environment_path(text)).is_dir():
-        return path
-    if found := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", text):
-        return _folder({"name": "hub", "id": found[1], "revision": found[2]})
-    raise UsageError(f"{text!r} is no folder, no model source and no owner/name@revision.{nearest(text, names)}")
