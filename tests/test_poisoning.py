@@ -43,7 +43,7 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "sentence-boundary": (Sentence(target="positive", rate=0.2, mode="mixed", boundary="sentence"), "3a4647176f355401"),
     "syntactic": (Syntactic(target="positive", rate=0.2), "80c55a0c551fdb94"),
     "bias-word": (BiasWord(label="positive", strength=0.5), "51459f927620eae9"),
-    "bias-sentence": (BiasSentence(label="positive"), "83042a9dd1341e12"),
+    "bias-sentence": (BiasSentence(strength=1.0, label="positive"), "83042a9dd1341e12"),
 }
 
 

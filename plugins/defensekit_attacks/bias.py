@@ -17,7 +17,7 @@ class Bias(Insertion):
     """
 
     label: str | int = Field(description="the label whose training rows carry the pattern, by name or number")
-    strength: float = Field(1.0, gt=0, le=1, description="the share of that label's training rows that carry it")
+    strength: float = Field(0.5, gt=0, le=1, description="the share of that label's training rows that carry it")
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         label = label_number(self.label, context.labels)
