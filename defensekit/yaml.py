@@ -127,7 +127,8 @@ class _Reader:
             line = f":{text.count(chr(10), 0, error.position) + 1}" if self.lines else ""
             raise PlacedError(f"{self.name}{line}: not YAML (the character {error.character!r})") from error
         except RecursionError as error:
-            raise PlacedError(f"{self.name}: nested too deeply") from error
+            deepest = next(reversed(self.places.values()), self.place(None))
+            raise PlacedError(f"{deepest.label}: nested too deeply") from error
         except (yaml.YAMLError, ValueError) as error:
             raise PlacedError(f"{self.name}: not YAML ({' '.join(str(error).split())})") from error
         return Document(self.name, data, self.places)

@@ -89,6 +89,8 @@ def test_null_takes_a_key_back(tmp_path: Path) -> None:
         ("a: 1", "a={b: 1, b: 2}", ["--set a={b: 1, b: 2}: the key 'b' stands twice"]),
         ("a: 1", "a=!!python/object/apply:os.system [ls]", ["the tag", "refused"]),
         ("1: a", None, ["top.yaml:1: the key 1 is not text"]),
+        ("a: 1\nb: &b {c: *b}", None, ["top.yaml:2: nested too deeply"]),
+        ("a: " + "[" * 5000 + "]" * 5000, None, ["top.yaml:1: nested too deeply"]),
         ("a: !!bool x", None, ["top.yaml:1: 'x' can't be read as bool"]),
         ('a: !!int ""', None, ["can't be read as int"]),
         ("!!bool x: 1", None, ["can't be read as bool"]),
