@@ -7,7 +7,7 @@ from typing import cast
 from defensekit.components import Metric, Planned, Rule, Trial, blame
 from defensekit.evaluation import clean_trial, read_predictions
 from defensekit.loading import load_recipe
-from defensekit.plan import External, Plan, Stage
+from defensekit.plan import External, Plan, Stage, trial_title
 from defensekit.recipe import Defense, Recipe
 from defensekit.store import Artifact, Damaged, Store
 from defensekit.survey import at, survey
@@ -121,7 +121,7 @@ class _Preview:
         return blame(rule, rule.choose, seen, suspect).value if suspect else None
 
     def try_value(self, rule: Rule, value: float) -> Trial | None:
-        title = f"trial {rule.over.rpartition('.')[2]} {value:g}"
+        title = trial_title(rule.over, value)
         stage = self.plan.purified(title, self.plan.recipe.defense.at(rule.over, value))
         trial = self.trial(title, stage, value)
         self.measure(title, stage)

@@ -30,8 +30,10 @@ from defensekit.files import environment_path, literal_path
 from defensekit.host import Host, load_plugins, require
 from defensekit.keys import DefenseKeys, Sizes, Spec, Top, TriggeredKeys
 from defensekit.recipe import Defense, Named, Recipe
+from defensekit.sources import hub_parameters
 from defensekit.tables import SUFFIXES
 from defensekit.training import TrainingSettings, native_precision
+from defensekit.words import MODELS
 from defensekit.yaml import Document, Path_
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -51,6 +53,9 @@ def load_recipe(path: str | Path, settings: str | Sequence[str] = ()) -> Recipe:
         raise PlacedError(f"{document.where(())}: expected a mapping with the keys {known}")
     return _Loading(document).recipe()
 
+
+# What a model that every run reports is called, in code and in tables.
+TAKEN = {*MODELS, *(title for title, _ in MODELS.values())}
 
 # What stands under `data` and is no parameter of the source named there.
 KEPT: dict[Path_, Collection[str]] = {("data",): Sizes.model_fields.keys()}
@@ -162,11 +167,8 @@ class _Loading:
         if isinstance(name, str) and name not in self.host.names("model"):
             if folder := self.local(name, ("model", "name")):
                 given = self.instead(given, "model", {"name": "folder", "path": literal_path(folder)})
-            elif found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
-                own = {"revision": found[2]} if found[2] else {}
-                given = self.instead(given, "model", {"name": "hub", "id": found[1], **own})
-                if "revision" not in given:
-                    raise self.error(("model",), f"{name!r} needs a revision: write {name}@main, or a tag or commit")
+            elif found := hub_parameters(name):
+                given = self.at_revision(self.instead(given, "model", found), "model")
             else:
                 names = self.host.names("model")
                 raise self.error(
@@ -183,6 +185,13 @@ class _Loading:
                 raise self.error((section, key), f"stands in `name: {given['name']}` already")
         return given | parameters
 
+    def at_revision(self, given: dict[str, Any], section: str) -> dict[str, Any]:
+        """What lies on a hub, refused where it is not said in which version."""
+        if "revision" not in given:
+            name = given["id"]
+            raise self.error((section,), f"{name!r} needs a revision: write {name}@main, or a tag or commit")
+        return given
+
     def data(self, spec: Spec) -> tuple[Sizes, Named]:
         given = {"name": spec} if isinstance(spec, str) else dict(spec)
         own = {key: given.pop(key) for key in list(given) if key in Sizes.model_fields}
@@ -192,11 +201,8 @@ class _Loading:
             path = self.resolve(name, ("data", "name"))
             if path.exists() or path.suffix in SUFFIXES or name.startswith((".", "/", "~", "$")):
                 given = self.instead(given, "data", {"name": "file", "path": literal_path(path)})
-            elif found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
-                own = {"revision": found[2]} if found[2] else {}
-                given = self.instead(given, "data", {"name": "hub", "id": found[1], **own})
-                if "revision" not in given:
-                    raise self.error(("data",), f"{name!r} needs a revision: write {name}@main, or a tag or commit")
+            elif found := hub_parameters(name):
+                given = self.at_revision(self.instead(given, "data", found), "data")
         return sizes, self.part(DatasetSource, given, ("data",))
 
     def suspect(self, path: str | None) -> Named | None:
@@ -320,9 +326,6 @@ class _Loading:
     def local(self, name: str, path: Path_) -> Path | None:
         found = self.resolve(name, path)
         return found if found.exists() or name.startswith((".", "/", "~", "$")) else None
-
-
-TAKEN = ("clean", "clean reference", "suspect", "fine-tuned", "fine-tuned only", "random", "purified")
 
 
 def _is_union_tag(part: str | int) -> bool:

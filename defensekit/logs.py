@@ -5,9 +5,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
-LIBRARIES = ("transformers", "datasets", "accelerate", "huggingface_hub", "torch", "py.warnings")
+LIBRARIES = ("transformers", "datasets", "accelerate", "huggingface_hub", "torch")
 
 log = logging.getLogger("defensekit")
 
@@ -33,7 +32,7 @@ def logged(path: Path) -> Iterator[None]:
         logger.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        with quiet(), _warnings_into(handler):
+        with quiet(), _captured_warnings():
             yield
     except BaseException:
         log.exception("the run stopped")
@@ -47,23 +46,15 @@ def logged(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _warnings_into(handler: logging.Handler) -> Iterator[None]:
-    """Python's warnings go to a handler within the block, and nowhere else."""
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        text = f"{filename}:{lineno}: {category.__name__}: {message}"
-        handler.handle(logging.LogRecord("py.warnings", logging.WARNING, filename, lineno, text, None, None))
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
+def _captured_warnings() -> Iterator[None]:
+    """Python's warnings are logged within the block, and afterwards only if they were before."""
+    shown = warnings.showwarning
+    logging.captureWarnings(True)
+    try:
         yield
+    finally:
+        if warnings.showwarning is not shown:
+            logging.captureWarnings(False)
 
 
 @contextmanager

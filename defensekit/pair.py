@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from defensekit.checkpoint import Checkpoint
 from defensekit.errors import UsageError, listing
-from defensekit.html import html_table
+from defensekit.notebook import html_table
 
 if TYPE_CHECKING:
     from torch import Tensor

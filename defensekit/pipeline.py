@@ -26,7 +26,7 @@ from defensekit.errors import DefenseKitError
 from defensekit.evaluation import clean_trial, read_predictions
 from defensekit.loading import load_recipe
 from defensekit.logs import log, logged
-from defensekit.plan import External, Stage
+from defensekit.plan import External, Stage, trial_title
 from defensekit.recipe import Defense, Recipe
 from defensekit.results import Chosen, Example, ModelResult, Reset, Result, TrialResult
 from defensekit.runner import Runner
@@ -246,7 +246,7 @@ class _Run:
         suspect = self.trial("suspect", plan.suspect(), 0.0)
         seen: list[Trial] = []
         while (value := blame(rule, rule.propose, seen)) is not None:
-            title = f"trial {rule.over.rpartition('.')[2]} {value:g}"
+            title = trial_title(rule.over, value)
             stage = plan.purified(title, recipe.defense.at(rule.over, value))
             seen.append(self.trial(title, stage, value))
             metrics = self.measure(title, stage).metrics

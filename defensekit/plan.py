@@ -34,6 +34,11 @@ class External:
     digest: str
 
 
+def trial_title(over: str, value: float) -> str:
+    """What the trial of a value of a parameter is called."""
+    return f"trial {over.rpartition('.')[2]} {value:g}"
+
+
 class Plan:
     """Every stage of a run, by name; a stage is planned once, whoever asks for it."""
 

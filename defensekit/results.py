@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from defensekit.components.metric import Measured
 from defensekit.errors import UsageError, listing, nearest
-from defensekit.html import html_table
+from defensekit.notebook import html_table
 from defensekit.text import ROWS, Row, read_rows
 
 

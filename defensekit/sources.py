@@ -1,5 +1,6 @@
 """Models that need no source of their own: a local folder, or a hub id with a revision."""
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -7,6 +8,14 @@ from pydantic import Field
 
 from defensekit.components.sources import ModelSource
 from defensekit.errors import DefenseKitError
+
+
+def hub_parameters(text: str) -> dict[str, str] | None:
+    """``owner/name`` or ``owner/name@revision`` as parameters of a hub's source; None where the text is neither."""
+    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", text)
+    if found is None:
+        return None
+    return {"name": "hub", "id": found[1], **({"revision": found[2]} if found[2] else {})}
 
 
 class FolderModel(ModelSource):

@@ -1,6 +1,5 @@
 """What a caller may write for a component or a model: a name, a mapping, an object, a folder."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,11 +11,10 @@ from defensekit.errors import UsageError, nearest
 from defensekit.files import environment_path
 from defensekit.host import load_plugins
 from defensekit.loading import explain
+from defensekit.sources import hub_parameters
 
 Part = TypeVar("Part", bound=Component)
 Spec = str | Mapping[str, Any]
-
-HUB = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")  # owner/name@revision
 
 
 def several(specs: Spec | Part | Sequence[Spec | Part]) -> Sequence[Spec | Part]:
@@ -70,6 +68,6 @@ def model_folder(model: Spec | Path) -> Path:
         return model_folder({"name": text})
     if (path := environment_path(text)).is_dir():
         return path
-    if found := HUB.fullmatch(text):
-        return model_folder({"name": "hub", "id": found[1], "revision": found[2]})
+    if (found := hub_parameters(text)) and "revision" in found:
+        return model_folder(found)
     raise UsageError(f"{text!r} is no folder, no model source and no owner/name@revision.{nearest(text, names)}")

@@ -1,9 +1,10 @@
 """What a result says, in words: shared by everything that tells a person about a run."""
 
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from defensekit.results import Result
+if TYPE_CHECKING:
+    from defensekit.results import Result
 
 METRICS = {
     "acc": "accuracy on clean test rows",
@@ -29,7 +30,7 @@ NOT_PROMISED = (
 )
 
 
-def story(result: Result) -> list[str]:
+def story(result: "Result") -> list[str]:
     """What was done and what came of it, a sentence each."""
     recipe, defense = result.recipe, result.recipe["defense"]
     said = [_suspect(result)]
@@ -65,11 +66,11 @@ def named(spec: dict[str, Any]) -> str:
     return PurePath(spec["path"]).name if "path" in spec else str(spec.get("id", spec["name"]))
 
 
-def _floored(metric: str, result: Result) -> bool:
+def _floored(metric: str, result: "Result") -> bool:
     return metric == "asr" and result.asr_floor is not None
 
 
-def _suspect(result: Result) -> str:
+def _suspect(result: "Result") -> str:
     recipe, attack = result.recipe, result.attack
     if "attack" not in recipe or not attack:
         known = ", with rows that carry a known trigger" if attack else ""

@@ -34,13 +34,15 @@ from defensekit.defending import derive_seed
 from defensekit.errors import UsageError
 from defensekit.files import environment_path
 from defensekit.host import load_plugins
-from defensekit.html import html_table
+from defensekit.notebook import html_table
 from defensekit.pair import Pair
 from defensekit.results import Histogram, Result
 from defensekit.scoring import Views
-from defensekit.specs import HUB, Spec, called, component, model_folder, several
+from defensekit.sources import hub_parameters
+from defensekit.specs import Spec, called, component, model_folder, several
 from defensekit.stages import match_labels
 from defensekit.survey import labels_of
+from defensekit.tables import SUFFIXES
 from defensekit.text import Row, label_number, split
 from defensekit.training import Precision, device_type
 
@@ -106,9 +108,8 @@ def load_data(
         raise UsageError(f"data: expected a name or path, or a mapping with `name`, got {source!r}")
     if name not in load_plugins().names("dataset"):
         path = environment_path(name)
-        found = HUB.fullmatch(name) if not path.exists() else None
-        where = {"name": "hub", "id": found[1], "revision": found[2]} if found else {"name": "file", "path": str(path)}
-        given |= where
+        found = None if path.exists() or path.suffix in SUFFIXES else hub_parameters(name)
+        given |= found or {"name": "file", "path": str(path)}
     read = component(DatasetSource, given)
     dataset = blame(read, read.load)
     labels = labels_of(pair.suspect) if pair else None

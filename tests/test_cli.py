@@ -178,9 +178,9 @@ def test_a_recipe_that_does_not_exist_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_every_shipped_recipe_says_what_it_shows() -> None:
-    from defensekit import recipes
+    from defensekit import shipped
 
-    assert all(len(recipes.summary(name)) > 20 for name in recipes.names())
+    assert all(len(shipped.summary(name)) > 20 for name in shipped.names())
 
 
 def test_schema_prints_one_json_object(tmp_path: Path) -> None:

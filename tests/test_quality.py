@@ -39,7 +39,7 @@ def test_a_wheel_brings_recipes_pages_and_the_kernels_source(tmp_path: Path) -> 
         assert f"defensekit/recipes/{path.name}" in names
     assert {"defensekit/report/page.html", "defensekit/card.md", "defensekit/gradients/kernel.c"} <= names
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "from defensekit import recipes; print(recipes.folder(), *recipes.names())"
+    code = "from defensekit import shipped; print(shipped.folder(), *shipped.names())"
     command = [sys.executable, "-c", code]
     where = {"PYTHONPATH": str(tmp_path / "site")}
     found = subprocess.run(command, env=where, cwd=tmp_path, capture_output=True, text=True, check=True).stdout

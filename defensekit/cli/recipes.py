@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from defensekit import recipes
+from defensekit import shipped
 from defensekit.cli.shared import console, table
 from defensekit.errors import UsageError
 
@@ -16,7 +16,7 @@ app = typer.Typer(help="The recipes that ship.", no_args_is_help=True)
 
 def _names(incomplete: str) -> list[str]:
     """Completion in a shell."""
-    return [name for name in recipes.names() if name.startswith(incomplete)]
+    return [name for name in shipped.names() if name.startswith(incomplete)]
 
 
 Name = Annotated[str, typer.Argument(help="A shipped recipe's name.", autocompletion=_names)]
@@ -26,15 +26,15 @@ Name = Annotated[str, typer.Argument(help="A shipped recipe's name.", autocomple
 def list_recipes() -> None:
     """Every recipe that ships, and what it shows."""
     found = table("name", "what it shows")
-    for name in recipes.names():
-        found.add_row(Text(name), Text(recipes.summary(name)))
+    for name in shipped.names():
+        found.add_row(Text(name), Text(shipped.summary(name)))
     console().print(found)
 
 
 @app.command()
 def show(name: Name) -> None:
     """Print a recipe."""
-    sys.stdout.write(recipes.text(name))
+    sys.stdout.write(shipped.text(name))
 
 
 @app.command()
@@ -42,7 +42,7 @@ def copy(
     name: Name, target: Annotated[Path | None, typer.Argument(help="A file or folder; NAME.yaml here if none.")] = None
 ) -> None:
     """Copy a recipe, to make it yours. A file that is there already is left alone."""
-    text = recipes.text(name)
+    text = shipped.text(name)
     place = target or Path()
     place = place / f"{name}.yaml" if place.is_dir() else place
     try:

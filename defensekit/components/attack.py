@@ -84,4 +84,4 @@ class Attack(Component):
 
     def train(self, model: "PreTrainedModel", context: AttackTrainingContext) -> None:
         """Train ``model`` in place, where ``trains_from`` is set; names and shapes of its tensors stay."""
-        raise NotImplementedError
+        raise NotImplementedError("it sets `trains_from` and has no `train`")
