@@ -57,12 +57,12 @@ def main() -> None:
             "seed": seed,
             "summary": result.summary,
             "chosen": result.chosen.value if result.chosen else None,
-            "computed_seconds": round(sum(stage["seconds"] for stage in result.stages), 1),
+            "computed_seconds": round(sum(stage.seconds for stage in result.stages), 1),
         }
         for seed, result in zip(arguments.seeds, results, strict=True)
     ]
     if arguments.json:
-        environment = results[0].environment
+        environment = results[0].environment.model_dump()
         json.dump({"recipe": recipe.name, "models": found, "runs": runs, "environment": environment}, sys.stdout)
         print()
         return

@@ -28,10 +28,11 @@ from defensekit.components import (
     Selector,
     Trial,
     WeightStep,
+    Workers,
     scorer,
 )
 from defensekit.errors import DefenseKitError, UsageError, nearest
-from defensekit.executors import InProcess
+from defensekit.executors import compute
 from defensekit.files import cache_folder, file_digest
 from defensekit.hookspecs import hookimpl
 from defensekit.scoring import Scores, TensorView, cutoff
@@ -52,7 +53,6 @@ __all__ = [
     "EstimatorContext",
     "Executor",
     "Field",
-    "InProcess",
     "Measured",
     "Metric",
     "ModelSource",
@@ -71,8 +71,10 @@ __all__ = [
     "Trial",
     "UsageError",
     "WeightStep",
+    "Workers",
     "cache_folder",
     "changed",
+    "compute",
     "cutoff",
     "file_digest",
     "hookimpl",

@@ -5,6 +5,7 @@ Nothing here is given anything of an attack: a pair of models, clean rows, and c
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Report = Callable[[int, int], None]
 
 
+@lru_cache(4096)
 def derive_seed(seed: int, *purpose: str) -> int:
     """A seed of its own for every purpose, so that the attacker's and the defender's draws are independent."""
     return int(data_digest([seed, *purpose])[:8], 16) & 0x7FFFFFFF

@@ -30,28 +30,47 @@ def preview(
 
 def stages_ahead(plan: Plan, store: Store) -> list[Planned]:
     """The stages of a plan; those that hang on a choice that can't be known yet have no key."""
-    return _Preview(plan, store).stages()
+    needs = Needs(plan, store)
+    found: dict[str, Planned] = {}
+
+    def visit(stage: Stage) -> None:
+        """A stage, after the inputs that it needs where it is not there itself."""
+        if stage.key in found:
+            return
+        artifact = needs.there(stage)
+        if artifact is None:
+            for needed in stage.inputs:
+                visit(needed)
+        seconds = artifact.seconds if artifact else None
+        found[stage.key] = Planned(stage.plain["title"], stage.plain["kind"], stage.key, seconds)
+
+    for stage in needs.stages:
+        visit(stage)
+    return [*found.values(), *needs.unknown]
 
 
-class _Preview:
-    def __init__(self, plan: Plan, store: Store) -> None:
+class Needs:
+    """What a run asks for, in its order: ``stages``, without what they are made from, and what can't be known yet.
+
+    Without a store nothing is looked at: every choice is then unknown.
+    """
+
+    def __init__(self, plan: Plan, store: Store | None) -> None:
         self.plan = plan
         self.store = store
-        self.found: dict[str, Planned] = {}
+        self.stages: list[Stage] = []
         self.unknown: list[Planned] = []
-
-    def stages(self) -> list[Planned]:
-        recipe, plan = self.plan.recipe, self.plan
+        recipe = plan.recipe
         for role in ROLES:
             if recipe.attack or role != "train":
-                self.visit(plan.rows(role))
+                self.stages.append(plan.rows(role))
         if test := self.there(plan.rows("test")):
             plan.labels = test.facts["labels"]
         self.triggered = at(recipe, "triggered", plan.triggered)
         if self.triggered:
-            self.visit(self.triggered)
+            self.stages.append(self.triggered)
         if recipe.attack:
-            self.visit(plan.poisoned())
+            self.stages.append(plan.poisoned())
             self.measure("clean reference", plan.clean())
         self.measure("suspect", plan.suspect())
         value = self.choice()
@@ -60,22 +79,10 @@ class _Preview:
         for name, other in recipe.compare.items():
             self.purified(name, other, value)
         self.purified("purified", recipe.defense, value)
-        return [*self.found.values(), *self.unknown]
-
-    def visit(self, stage: Stage) -> None:
-        """A stage, after the inputs that it needs where it is not there itself."""
-        if stage.key in self.found:
-            return
-        artifact = self.there(stage)
-        if artifact is None:
-            for needed in stage.inputs:
-                self.visit(needed)
-        seconds = artifact.seconds if artifact else None
-        self.found[stage.key] = Planned(stage.plain["title"], stage.plain["kind"], stage.key, seconds)
 
     def there(self, stage: Stage) -> Artifact | None:
         try:
-            return self.store.open(stage.key) if self.store.has(stage.key) else None
+            return self.store.open(stage.key) if self.store and self.store.has(stage.key) else None
         except Damaged:
             return None
 
@@ -83,7 +90,7 @@ class _Preview:
         """What every metric of a model needs."""
         for on in self.kinds_of_rows():
             rows = self.triggered if on == "triggered" else self.plan.rows("test")
-            self.visit(self.plan.predictions(f"{title}: answers to {on} rows", model, cast(Stage, rows)))
+            self.stages.append(self.plan.predictions(f"{title}: answers to {on} rows", model, cast(Stage, rows)))
 
     def kinds_of_rows(self) -> list[str]:
         wanted = {cast(Metric, named.component).on for named in self.plan.recipe.metrics}
@@ -97,8 +104,7 @@ class _Preview:
             self.measure(title, self.plan.purified(title, at_value))
             return
         made = cast(Rule, rule.component)
-        for needed in self.plan.purified(title, defense.at(made.over, made.values[-1])).inputs:
-            self.visit(needed)
+        self.stages += self.plan.purified(title, defense.at(made.over, made.values[-1])).inputs
         if title == "purified":
             return  # it is one of the trials
         self.unknown.append(Planned(title, "purify", None, None))
@@ -106,7 +112,7 @@ class _Preview:
             self.unknown.append(Planned(f"{title}: answers to {on} rows", "predict", None, None))
 
     def choice(self) -> float | None:
-        """Visit every trial; the value that the rule takes, where everything it looks at is there already."""
+        """Ask for every trial; the value that the rule takes, where everything it looks at is there already."""
         named = self.plan.recipe.choose
         if named is None:
             return None
@@ -129,6 +135,6 @@ class _Preview:
 
     def trial(self, title: str, model: Stage | External, value: float) -> Trial | None:
         stage = self.plan.predictions(f"{title}: answers to dev rows", model, self.plan.rows("dev"))
-        self.visit(stage)
+        self.stages.append(stage)
         artifact = self.there(stage)
         return clean_trial(read_predictions(artifact.files), value) if artifact else None

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,10 +48,19 @@ def load_recipe(path: str | Path, settings: str | Sequence[str] = ()) -> Recipe:
         UsageError: with file, line and key, what was expected and what is close to what was typed.
     """
     document = yaml.load(Path(path), [settings] if isinstance(settings, str) else settings, KEPT)
+    return recipe_of(document, {})
+
+
+def recipe_of(document: Document, known: dict[Hashable, Any]) -> Recipe:
+    """The recipe that a document is. ``known`` remembers what recipes have in common: plugins, parts.
+
+    Raises:
+        UsageError: as `load_recipe`.
+    """
     if not isinstance(document.data, dict):
-        known = listing(Top.model_fields, 20)
-        raise PlacedError(f"{document.where(())}: expected a mapping with the keys {known}")
-    return _Loading(document).recipe()
+        keys = listing(Top.model_fields, 20)
+        raise PlacedError(f"{document.where(())}: expected a mapping with the keys {keys}")
+    return Loading(document, known).recipe()
 
 
 # What a model that every run reports is called, in code and in tables.
@@ -61,19 +70,22 @@ TAKEN = {*MODELS, *(title for title, _ in MODELS.values())}
 KEPT: dict[Path_, Collection[str]] = {("data",): Sizes.model_fields.keys()}
 
 
-class _Loading:
+class Loading:
     """Turns a document into a recipe, remembering where everything stands."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, known: dict[Hashable, Any]) -> None:
         self.document = document
+        self.known = known
         self.host = Host()
 
     def recipe(self) -> Recipe:
         top = self.keys(Top, self.document.data, ())
         plugins = tuple(self.resolve(name, ("plugins", i)) for i, name in enumerate(top.plugins))
-        for i, file in enumerate(plugins):
-            self.at(("plugins", i), partial(self.is_file, file))
-        self.host = self.at(("plugins",), lambda: load_plugins(plugins))
+        if plugins not in self.known:
+            for i, file in enumerate(plugins):
+                self.at(("plugins", i), partial(self.is_file, file))
+            self.known[plugins] = self.at(("plugins",), lambda: load_plugins(plugins))
+        self.host = self.known[plugins]
         self.at(("plugins",), lambda: require(self.host, [path.name for path in plugins]))
         self.exclusive(top)
         settings = self.keys(TrainingSettings, top.training or {}, ("training",))
@@ -159,7 +171,10 @@ class _Loading:
         for key in found.paths():
             if isinstance(given.get(key), str):
                 given[key] = str(self.resolve(given[key], (*path, key)))
-        return Named(name, self.keys(found, given, path))
+        wanted = (found, name, json.dumps(given))
+        if wanted not in self.known:
+            self.known[wanted] = Named(name, self.keys(found, given, path))
+        return cast(Named, self.known[wanted])
 
     def model(self, spec: Spec) -> Named:
         given = {"name": spec} if isinstance(spec, str) else dict(spec)

@@ -2,8 +2,9 @@
 
 import platform
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -24,20 +25,23 @@ from defensekit.defending import derive_seed
 from defensekit.dryrun import stages_ahead
 from defensekit.errors import DefenseKitError
 from defensekit.evaluation import clean_trial, read_predictions
+from defensekit.host import Plugin
+from defensekit.identity import identified, identity, parts
 from defensekit.loading import load_recipe
 from defensekit.logs import log, logged
-from defensekit.plan import External, Stage, trial_title
+from defensekit.plan import External, Plan, Stage, trial_title
 from defensekit.recipe import Defense, Recipe
-from defensekit.results import Chosen, Example, ModelResult, Reset, Result, TrialResult
+from defensekit.results import Chosen, Environment, Example, ModelResult, PluginRecord, Reset, Result, TrialResult
 from defensekit.runner import Runner
 from defensekit.store import DISTRIBUTIONS, Artifact, Store
 from defensekit.survey import at, survey
 from defensekit.text import ROLES, ROWS, Row, label_number, read_rows
-from defensekit.training import device_type, native_precision
+from defensekit.training import native_precision
 
 Made = TypeVar("Made")
 
 EXAMPLES = 10  # triggered rows that a result shows
+ORACLE = "oracle-"  # begins the names of components that look at what a defender can't see
 
 
 def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observers: Sequence[Observer] = ()) -> Result:
@@ -54,9 +58,15 @@ def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observ
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     place = Path(workspace)
+    folder = runfolder.folder_of(loaded, place).absolute()
     try:
-        with logged(runfolder.folder_of(loaded, place) / "run.log"):
-            return _Run(loaded, place, [runfolder.Log(), *observers]).result()
+        with logged(folder / "run.log"), _here(loaded, place, [runfolder.Log(), *observers]) as whole:
+            result = whole.result(folder)
+            purified = whole.purified
+            runfolder.write(result, purified.key, lambda: whole.runner.make(purified).files)
+            log.info("done: %s", result.summary)
+            whole.runner.tell("run_finished", result.model_dump())
+            return result
     except OSError as error:
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
 
@@ -72,31 +82,46 @@ def run_attack(
         UsageError, DefenseKitError: as `run`.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    _, _, models = _Run(loaded, Path(workspace), observers).before()
+    with _here(loaded, Path(workspace), observers) as whole:
+        _, _, models = whole.before()
     return models
 
 
-class _Run:
-    """One run of a recipe in a workspace."""
+@contextmanager
+def _here(recipe: Recipe, workspace: Path, observers: Sequence[Observer]) -> "Iterator[Run]":
+    """A run on its own, with workers and observers of its own."""
+    watching = [*observers, *(cast(Observer, named.component) for named in recipe.observers)]
+    store = Store(workspace / "store")
+    with cast(Executor, recipe.executor.component).open() as workers:
+        runner = Runner(store, workers, watching)
+        runner.tell("run_started", recipe.resolved())
+        try:
+            store.sweep()
+            plan = survey(recipe, partial(runner.tell, "message"))
+            runner.tell("planned", stages_ahead(plan, store))
+            yield Run(plan, runner)
+        except Exception as error:
+            runner.tell("run_failed", str(error))
+            raise
 
-    def __init__(self, recipe: Recipe, workspace: Path, observers: Sequence[Observer]) -> None:
-        watching = [*observers, *(cast(Observer, named.component) for named in recipe.observers)]
+
+class Run:
+    """One run of a recipe: its plan, and what makes its stages."""
+
+    def __init__(self, plan: Plan, runner: Runner) -> None:
         self.started = time.perf_counter()
-        self.recipe = recipe
-        self.folder = runfolder.folder_of(recipe, workspace).absolute()
-        self.runner = Runner(Store(workspace / "store"), cast(Executor, recipe.executor.component), watching)
+        self.recipe = plan.recipe
+        self.plan = plan
+        self.runner = runner
         self.warnings: list[str] = []
         self.answers: dict[str, Any] = {}  # what models answer to triggered rows, by the models' titles
-        self.runner.store.sweep()
-        for problem in recipe.host.problems:
+        for problem in self.recipe.host.problems:
             self.warn(str(problem))
-        if recipe.precision == "bfloat16" != native_precision():
+        if self.recipe.precision == "bfloat16" != native_precision():
             self.warn("this machine emulates bfloat16, many times slower than float32; `precision: auto` avoids that")
-        self.plan = survey(recipe, partial(self.runner.tell, "message"))
-        self.runner.tell("planned", stages_ahead(self.plan, self.runner.store))
 
-    def result(self) -> Result:
-        """Run every stage that is not there yet, and write the run's folder."""
+    def result(self, folder: Path, examples: int = EXAMPLES) -> Result:
+        """Run every stage that is not there yet. ``folder`` is where the result will lie."""
         recipe, plan = self.recipe, self.plan
         data, attack, models = self.before()
         defense, chosen, curve = self.choose()
@@ -105,11 +130,15 @@ class _Run:
         for name, other in recipe.compare.items():
             at_value = other.at(chosen.over, chosen.value) if chosen else other
             models[name] = self.measure(name, plan.purified(name, at_value))
-        purified = plan.purified("purified", defense)
-        models["purified"] = self.measure("purified", purified)
+        self.purified = plan.purified("purified", defense)
+        models["purified"] = self.measure("purified", self.purified)
         floor = models["clean"].metrics.get("asr") if "clean" in models else None
-        result = Result(
+        facts = identified(plan)
+        return Result(
             name=recipe.name,
+            identity=identity(facts),
+            identified=facts,
+            oracle=sorted({named.name for _, named in parts(recipe) if named.name.startswith(ORACLE)}),
             summary={
                 name: {**{key: measured.value for key, measured in model.metrics.items()}, "seconds": model.seconds}
                 for name, model in models.items()
@@ -119,20 +148,17 @@ class _Run:
             clean_budget=recipe.sizes.clean + (recipe.sizes.dev if recipe.choose else 0),
             chosen=chosen,
             curve=curve,
-            examples=self.examples(),
+            examples=self.examples(examples),
             attack=attack,
             data=data,
             statistics=models["purified"].statistics,
             warnings=self.warnings,
             recipe=recipe.resolved(),
             stages=list(self.runner.made.values()),
-            environment=_environment(recipe),
+            environment=_environment(plan),
             seconds=round(time.perf_counter() - self.started, 2),
-            folder=str(self.folder),
+            folder=str(folder),
         )
-        runfolder.write(result, purified.key, lambda: self.runner.make(purified).files)
-        log.info("done: %s", result.summary)
-        return result
 
     def before(self) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, ModelResult]]:
         """What there is before a defense: what is known of the rows and of the attack, and the models measured."""
@@ -204,13 +230,13 @@ class _Run:
                 about = artifact.facts["model"]
         return _model(about, found)
 
-    def examples(self) -> list[Example]:
+    def examples(self, count: int) -> list[Example]:
         """The first triggered test rows, with what the suspect and the purified model answer."""
-        if self.triggered is None or not self.answers:
+        if self.triggered is None or not self.answers or not count:
             return []
         plain = {row.id: row for row in self._read(self.plan.rows("test"))} if self.recipe.attack else {}
         found = []
-        for i, row in enumerate(self._read(self.triggered)[:EXAMPLES]):
+        for i, row in enumerate(self._read(self.triggered)[:count]):
             before = plain.get(row.id)
             found.append(
                 Example(
@@ -283,21 +309,37 @@ def _model(about: dict[str, Any] | None, metrics: dict[str, Measured]) -> ModelR
     )
 
 
-def _environment(recipe: Recipe) -> dict[str, Any]:
+def _environment(plan: Plan) -> Environment:
     """What the numbers may depend on beyond the recipe."""
-    import torch
+    recipe = plan.recipe
+    given: dict[Plugin, set[str]] = {}
+    for named in [*(named for _, named in parts(recipe)), recipe.executor, *recipe.observers]:
+        kind = named.component.kind
+        given.setdefault(recipe.host.plugin_of(kind, named.name), set()).add(f"{kind} {named.name}")
+    plugins = [
+        PluginRecord(name=plugin.name, distribution=plugin.origin, version=plugin.version, components=sorted(found))
+        for plugin, found in given.items()
+    ]
+    return Environment(
+        python=platform.python_version(),
+        versions={name: version(name) for name in DISTRIBUTIONS},
+        plugins=sorted(plugins, key=lambda plugin: (plugin.name, plugin.distribution)),
+        device=plan.machine["device"],
+        device_name=_device_name(plan.machine["device"]),
+        threads=plan.machine["threads"],
+        platform=platform.platform(),
+    )
 
-    parts = [recipe.model, recipe.data, recipe.defense.scorer, recipe.defense.selector, *recipe.defense.purifier]
-    parts += [*recipe.metrics, recipe.executor, *recipe.observers]
-    parts += [part for other in recipe.compare.values() for part in (other.scorer, other.selector, *other.purifier)]
-    parts += [part for part in (recipe.attack, recipe.defense.estimator, recipe.choose) if part is not None]
-    plugins = {str(recipe.host.plugin_of(part.component.kind, part.name)) for part in parts}
-    return {
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in DISTRIBUTIONS},
-        "plugins": sorted(plugins),
-        "device": device_type(),
-        "device_name": torch.cuda.get_device_name() if device_type() == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-    }
+
+@cache
+def _device_name(device: str) -> str:
+    """What the graphics card or the processor calls itself, as far as this machine has it."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda"
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

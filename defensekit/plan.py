@@ -1,19 +1,21 @@
 """The graph of a run's stages: plain data, planned without computing anything."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from defensekit.components import Attack, DatasetSource, Scorer, Selector
+from pydantic import BaseModel
+
+from defensekit.components import Attack, Scorer, Selector
 from defensekit.defending import derive_seed
 from defensekit.recipe import Defense, Named, Recipe
 from defensekit.store import key_of
 from defensekit.text import ROLES
-from defensekit.training import device_type
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """A planned stage: plain data, and the stages that its inputs come from."""
 
@@ -39,11 +41,34 @@ def trial_title(over: str, value: float) -> str:
     return f"trial {over.rpartition('.')[2]} {value:g}"
 
 
+Params = tuple[tuple[str, Any], ...]
+
+
+def _thawed(value: Any) -> Any:
+    """Parameters are compared a thousand times and written once: here they become plain data."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, frozenset):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
 class Plan:
-    """Every stage of a run, by name; a stage is planned once, whoever asks for it."""
+    """Every stage of a run, by name; a stage is planned once, whoever asks for it.
+
+    ``contents`` are the digests of what an attack and data sets read, ``machine`` is what stages run on, ``known`` are
+    the stages that other runs planned: runs of a study share most of theirs.
+    """
 
     def __init__(
-        self, recipe: Recipe, base: External, suspect: External | None, contents: str, labels: list[str] | None
+        self,
+        recipe: Recipe,
+        base: External,
+        suspect: External | None,
+        contents: dict[str, str | None],
+        labels: list[str] | None,
+        machine: dict[str, Any],
+        known: dict[Hashable, Stage],
     ):
         self.recipe = recipe
         self.base = base
@@ -51,23 +76,40 @@ class Plan:
         self.contents = contents
         self.given_labels = labels
         self.labels: list[str] = labels or []
+        self.machine = machine
+        self.known = known
+        self._cut: Params = (("max_length", recipe.sizes.max_length),)
+        self._numeric: Params = (*self._cut, ("precision", recipe.precision))
 
     def _stage(
         self,
         kind: str,
         title: str,
         inputs: dict[str, "Stage | External"],
-        params: dict[str, Any],
+        params: Params,
         components: dict[str, Named] | None = None,
         seed: int = 0,
     ) -> Stage:
-        import torch
+        roles = tuple((role, named.digest) for role, named in (components or {}).items())
+        wanted = (kind, title, tuple(inputs.items()), params, roles, seed)
+        if wanted not in self.known:
+            self.known[wanted] = self._planned(kind, title, inputs, params, components or {}, seed)
+        return self.known[wanted]
 
+    def _planned(
+        self,
+        kind: str,
+        title: str,
+        inputs: dict[str, "Stage | External"],
+        params: Params,
+        components: dict[str, Named],
+        seed: int,
+    ) -> Stage:
         plain: dict[str, Any] = {
             "kind": kind,
             "title": title,
-            "params": params,
-            "components": {role: named.plain() for role, named in (components or {}).items()},
+            "params": {name: _thawed(value) for name, value in params},
+            "components": {role: named.plain() for role, named in components.items()},
             "inputs": {
                 name: given.key if isinstance(given, Stage) else {"path": str(given.path), "digest": given.digest}
                 for name, given in inputs.items()
@@ -76,32 +118,30 @@ class Plan:
             "plugin_files": [str(path) for path in self.recipe.plugins],
         }
         if kind in ("train", "statistics", "purify", "predict"):
-            plain["machine"] = {"device": device_type(), "threads": torch.get_num_threads()}
+            plain["machine"] = self.machine
         return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
 
     def _seed(self, *purpose: str) -> int:
         return derive_seed(self.recipe.seed, *purpose)
 
-    @property
-    def _cut(self) -> dict[str, Any]:
-        return {"max_length": self.recipe.sizes.max_length}
-
-    @property
-    def _numeric(self) -> dict[str, Any]:
-        return {**self._cut, "precision": self.recipe.precision}
-
     # -- data ------------------------------------------------------------------------------------------------------
 
     def rows(self, role: str) -> Stage:
         sizes = {name: getattr(self.recipe.sizes, name) for name in ROLES}
-        params = {"role": role, "sizes": sizes, "contents": self.contents, "labels": self.given_labels}
-        params["balance"] = self.recipe.sizes.balance
+        labels = None if self.given_labels is None else tuple(self.given_labels)
+        params: Params = (
+            ("role", role),
+            ("sizes", frozenset(sizes.items())),
+            ("contents", self.contents["data"]),
+            ("labels", labels),
+            ("balance", self.recipe.sizes.balance),
+        )
         return self._stage("data", f"{role} rows", {}, params, {"source": self.recipe.data}, self._seed("data"))
 
     @cached_property
-    def _attacked(self) -> dict[str, Any]:
-        contents = cast(Attack, cast(Named, self.recipe.attack).component).contents()
-        return self._cut if contents is None else {**self._cut, "contents": contents}
+    def _attacked(self) -> Params:
+        contents = self.contents["attack"]
+        return self._cut if contents is None else (*self._cut, ("contents", contents))
 
     def poisoned(self) -> Stage:
         inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("train")}
@@ -117,8 +157,12 @@ class Plan:
             )
         if self.recipe.triggered:
             source = self.recipe.triggered
-            contents = cast(DatasetSource, source.component).contents(lambda text: None)
-            params = {"contents": contents, "labels": self.labels, "target": self.recipe.triggered_target}
+            target = self.recipe.triggered_target
+            params: Params = (
+                ("contents", self.contents["triggered"]),
+                ("labels", tuple(self.labels)),
+                ("target", target),
+            )
             return self._stage("given", "triggered rows", {}, params, {"source": source})
         return None
 
@@ -126,7 +170,7 @@ class Plan:
 
     def _trained(self, title: str, rows: Stage, start: Stage | External | None = None) -> Stage:
         """A fine-tuned base; from ``start``, if it is given, and by the attack itself."""
-        params = {**self._numeric, "training": self.recipe.training.model_dump()}
+        params: Params = (*self._numeric, ("training", self.recipe.training))
         inputs: dict[str, Stage | External] = {"model": start or self.base, "rows": rows}
         attack = {}
         if start is not None:

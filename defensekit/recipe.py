@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from defensekit.components import Component, WeightStep
 from defensekit.errors import UsageError, nearest
-from defensekit.files import literal_path
+from defensekit.files import data_digest, literal_path
 from defensekit.host import Host, plain
 from defensekit.keys import Sizes
 from defensekit.training import Precision, TrainingSettings
@@ -25,7 +26,16 @@ class Named:
 
     def plain(self) -> dict[str, Any]:
         """As part of a stage."""
+        return self._plain
+
+    @cached_property
+    def _plain(self) -> dict[str, Any]:
         return plain(self.component, self.name)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its plain data."""
+        return data_digest(self._plain)
 
     def yaml(self) -> dict[str, Any]:
         """As part of a resolved recipe."""

@@ -1,7 +1,7 @@
 """What a run found: the schema of ``result.json``."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -97,11 +97,60 @@ class Chosen(_Schema):
     suspect_dev_accuracy: float
 
 
-class Result(_Schema):
-    """A finished run."""
+class StageRecord(_Schema):
+    """A stage that a run rests on: seconds and bytes of memory at its peak, and the digest of what it made.
 
-    schema_version: int = 1
+    ``reused`` says that it was there before the run. What is None is not known: the artifact is in the store no more.
+    """
+
+    title: str
+    kind: str
+    key: str
+    reused: bool
+    seconds: float | None
+    peak_memory: int | None = None
+    digest: str | None = None
+
+
+class PluginRecord(_Schema):
+    """A plugin, the distribution it came in, and the components it gave, as ``"scorer diffusion"``."""
+
     name: str
+    distribution: str
+    version: str
+    components: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})".replace(" )", ")")
+
+
+class Environment(_Schema):
+    """What the numbers may depend on beyond the recipe: ``device`` and ``threads`` are those of every stage."""
+
+    python: str
+    versions: dict[str, str]
+    plugins: list[PluginRecord]
+    device: str
+    device_name: str
+    threads: int
+    platform: str
+
+
+class Result(_Schema):
+    """A finished run.
+
+    ``identified`` is everything that decides the numbers, as plain data, and ``identity`` its digest. In a study,
+    ``axes`` has the value that the run takes on each of its axes. ``oracle`` names the components that looked at what
+    a defender can't see.
+    """
+
+    schema_version: Literal[2] = 2
+    name: str
+    identity: str
+    identified: dict[str, Any]
+    study: str | None = None
+    axes: dict[str, str | int | float | bool | None] = {}
+    oracle: list[str]
     summary: dict[str, dict[str, float | None]]
     models: dict[str, ModelResult]
     asr_floor: float | None
@@ -114,8 +163,8 @@ class Result(_Schema):
     statistics: dict[str, Any] | None
     warnings: list[str]
     recipe: dict[str, Any]
-    stages: list[dict[str, Any]]
-    environment: dict[str, Any]
+    stages: list[StageRecord]
+    environment: Environment
     seconds: float
     folder: str
 
@@ -125,7 +174,7 @@ class Result(_Schema):
         Raises:
             UsageError: the run had no such stage, or it was pruned.
         """
-        titles: dict[str, str] = {stage["title"]: stage["key"] for stage in self.stages}
+        titles = {stage.title: stage.key for stage in self.stages}
         if title not in titles:
             raise UsageError(f"there is no stage {title!r}.{nearest(title, titles)} (stages: {listing(titles, 60)})")
         place = Path(self.folder).parents[1] / "store" / "artifacts" / titles[title] / "files"

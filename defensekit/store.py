@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
+import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,13 +41,18 @@ def key_of(stage: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished stage: its folder of files, the stage as plain data, facts about it, the seconds it took."""
+    """A finished stage: its folder of files, the stage as plain data, facts about it.
+
+    ``seconds`` and ``peak_memory`` (bytes, of the process that made it) are what it took, ``digest`` is of its files.
+    """
 
     key: str
     files: Path
     stage: dict[str, Any]
     facts: dict[str, Any]
     seconds: float
+    peak_memory: int | None
+    digest: str
 
 
 class Damaged(DefenseKitError):
@@ -72,25 +79,74 @@ class Store:
         Raises:
             Damaged: its manifest can't be read, or a file is missing, added or changed.
         """
-        place = self._place(key)
-        try:
-            manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-            files, stage = manifest["files"], manifest["stage"]
-            artifact = Artifact(key, place / "files", stage, manifest["facts"], manifest["seconds"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Damaged(f"artifact {key[:12]}: its manifest can't be read ({error})") from error
+        artifact = self._read(key)
         if key not in self._checked:
-            if key_of(stage) != key:
+            if key_of(artifact.stage) != key:
                 raise Damaged(f"artifact {key[:12]}: its manifest describes another stage")
-            if files != file_digests(artifact.files):
+            if artifact.digest != data_digest(file_digests(artifact.files)):
                 raise Damaged(f"artifact {key[:12]}: a file is missing, added or changed")
             self._checked.add(key)
         return artifact
 
-    def seconds(self, key: str) -> float | None:
-        """What an artifact took to make; None where it is not there."""
-        found = self._manifest(self._place(key)).get("seconds")
-        return float(found) if isinstance(found, int | float) else None
+    def _read(self, key: str) -> Artifact:
+        """An artifact as its manifest has it."""
+        place = self._place(key)
+        try:
+            manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+            return Artifact(
+                key=key,
+                files=place / "files",
+                stage=manifest["stage"],
+                facts=manifest["facts"],
+                seconds=float(manifest["seconds"]),
+                peak_memory=manifest.get("peak_memory"),
+                digest=data_digest(manifest["files"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Damaged(f"artifact {key[:12]}: its manifest can't be read ({error})") from error
+
+    def peek(self, key: str) -> Artifact | None:
+        """What is known of an artifact, unchecked; None where it is not there."""
+        try:
+            return self._read(key)
+        except Damaged:
+            return None
+
+    def sample(self, keys: Sequence[str]) -> tuple[float, float]:
+        """Seconds and bytes that artifacts took, on the average of those that are there."""
+        found = [(artifact.seconds, _size(artifact.files)) for key in keys if (artifact := self.peek(key))]
+        count = max(len(found), 1)
+        return sum(seconds for seconds, _ in found) / count, sum(size for _, size in found) / count
+
+    def keys(self) -> set[str]:
+        """Every artifact that is there (or half removed: opening it tells)."""
+        try:
+            return set(os.listdir(self.root / "artifacts"))
+        except FileNotFoundError:
+            return set()
+
+    @contextmanager
+    def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> "Iterator[None]":
+        """The right to make an artifact, against every other thread and process with this store.
+
+        It ends with the block, or with the life of the process. ``waiting`` is called once, if somebody else has it.
+        Nobody takes a second lock while holding one: several artifacts share each.
+        """
+        from filelock import FileLock, Timeout
+
+        place = self.root / "locks"
+        place.mkdir(parents=True, exist_ok=True)
+        # A lock file is never deleted: whoever waits on a deleted one holds nothing. So there is a bounded number.
+        lock = FileLock(place / key[:3], thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire(poll_interval=0.05)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _manifest(self, place: Path) -> dict[str, Any]:
         """A manifest as it is, unchecked; an empty one where it can't be read or is none."""
@@ -108,8 +164,9 @@ class Store:
             DefenseKitError: the disk refused.
         """
         key = key_of(stage)
-        scratch = self.root / "unfinished" / f"{key}.{os.getpid()}"
+        scratch = self.root / "unfinished" / f"{key}.{_HOST}.{os.getpid()}"
         started = time.perf_counter()
+        _forget_peak()
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             (scratch / "files").mkdir(parents=True)
@@ -123,6 +180,7 @@ class Store:
                 "stage": stage,
                 "facts": draft.facts,
                 "seconds": round(time.perf_counter() - started, 3),
+                "peak_memory": _peak(),
                 "made_with": {name: version(name) for name in DISTRIBUTIONS},
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "files": file_digests(draft.files),
@@ -162,7 +220,7 @@ class Store:
     def sweep(self) -> int:
         """Remove what killed runs left unfinished; returns the bytes freed."""
         freed = 0
-        for place in (self.root / "unfinished").glob("*"):
+        for place in (self.root / "unfinished").glob(f"*.{_HOST}.*"):
             if not _alive(place.name.rpartition(".")[2]):
                 freed += _size(place)
                 shutil.rmtree(place, ignore_errors=True)
@@ -179,6 +237,25 @@ class Draft:
 
     files: Path
     facts: dict[str, Any]
+
+
+# Processes of other machines may write into the same store, and their numbers say nothing here.
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+
+
+def _forget_peak() -> None:
+    """Let the process's peak memory start anew, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int | None:
+    """Bytes that this process had in memory at its peak, since it was last forgotten."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def _size(folder: Path) -> int:

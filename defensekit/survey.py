@@ -1,46 +1,76 @@
 """A look at everything that lies outside the store, once, before anything is computed: models, data, their contents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from defensekit.checkpoint import Checkpoint
-from defensekit.components import Attack, DatasetSource, ModelSource, blame
+from defensekit.components import Attack, DatasetSource, Executor, ModelSource, blame
 from defensekit.errors import PlacedError, UsageError, listing
 from defensekit.pair import Pair
-from defensekit.plan import External, Plan
+from defensekit.plan import External, Plan, Stage
 from defensekit.recipe import Named, Recipe
 
 Made = TypeVar("Made")
 Say = Callable[[str], None]
 
 
-def survey(recipe: Recipe, say: Say) -> Plan:
+@dataclass
+class Known:
+    """What was seen and planned for other recipes: many recipes of a study look at the same things."""
+
+    seen: dict[Hashable, Any] = field(default_factory=dict)
+    stages: dict[Hashable, Stage] = field(default_factory=dict)
+
+    def look(self, wanted: Hashable, call: Callable[[], Made]) -> Made:
+        """What a look gives, once."""
+        if wanted not in self.seen:
+            self.seen[wanted] = call()
+        return cast(Made, self.seen[wanted])
+
+
+def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
     """The plan of a run. What a recipe names is fetched where it is not here yet; ``say`` takes lines for the user.
 
     Raises:
         UsageError: a model or the data are not what was expected.
         DefenseKitError: they can't be had.
     """
-    base = _external(recipe, recipe.model, "model")
+    known = known or Known()
+    base = known.look(("model", recipe.model.digest), lambda: _external(recipe, recipe.model, "model"))
     suspect, labels = None, None
     if recipe.suspect:
-        suspect = _external(recipe, recipe.suspect, "suspect")
-        pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
-        head, left_out = at(recipe, "suspect", lambda: (pair.head, pair.left_out))
-        say(f"head, absent from the base, kept from the suspect: {listing(head) or 'none'}")
-        say(f"in the base alone, not used: {listing(left_out) or 'nothing'}")
-        labels = labels_of(pair.suspect)
+        given = recipe.suspect
+        found = suspect = known.look(("model", given.digest), lambda: _external(recipe, given, "suspect"))
+        labels = known.look((base, found), lambda: _held_against(recipe, base, found, say))
     source = cast(DatasetSource, recipe.data.component)
-    contents = at(recipe, "data", lambda: blame(source, source.contents, say))
-    at(recipe, "data.max_length", partial(_check_length, Checkpoint(base.path), recipe.sizes.max_length))
+    contents = known.look(recipe.data.digest, lambda: at(recipe, "data", lambda: blame(source, source.contents, say)))
+    known.look((base, recipe.sizes.max_length), lambda: _check_length(recipe, base))
+    outside: dict[str, str | None] = {}
     if recipe.attack:
-        attack = cast(Attack, recipe.attack.component)
-        at(recipe, "attack", lambda: blame(attack, attack.contents))
+        outside["attack"] = known.look(recipe.attack.digest, lambda: _attack_contents(recipe))
     if recipe.triggered:
-        given = cast(DatasetSource, recipe.triggered.component)
-        at(recipe, "triggered", lambda: blame(given, given.contents, say))
-    return Plan(recipe, base, suspect, contents, labels)
+        rows = cast(DatasetSource, recipe.triggered.component)
+        outside["triggered"] = known.look(
+            recipe.triggered.digest, lambda: at(recipe, "triggered", lambda: blame(rows, rows.contents, say))
+        )
+    machine = known.look(recipe.executor.digest, cast(Executor, recipe.executor.component).machine)
+    return Plan(recipe, base, suspect, {"data": contents, **outside}, labels, machine, known.stages)
+
+
+def _held_against(recipe: Recipe, base: External, suspect: External, say: Say) -> list[str] | None:
+    """Say what a suspect has that its base has not; returns the names of its labels."""
+    pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
+    head, left_out = at(recipe, "suspect", lambda: (pair.head, pair.left_out))
+    say(f"head, absent from the base, kept from the suspect: {listing(head) or 'none'}")
+    say(f"in the base alone, not used: {listing(left_out) or 'nothing'}")
+    return labels_of(pair.suspect)
+
+
+def _attack_contents(recipe: Recipe) -> str | None:
+    attack = cast(Attack, cast(Named, recipe.attack).component)
+    return at(recipe, "attack", lambda: blame(attack, attack.contents))
 
 
 def at(recipe: Recipe, key: str, call: Callable[[], Made]) -> Made:
@@ -66,8 +96,12 @@ def _external(recipe: Recipe, named: Named, key: str) -> External:
     return at(recipe, key, look)
 
 
-def _check_length(base: Checkpoint, max_length: int) -> None:
+def _check_length(recipe: Recipe, base: External) -> None:
     """Raise UsageError where rows would be longer than the model has positions for."""
+    at(recipe, "data.max_length", partial(_enough_positions, Checkpoint(base.path), recipe.sizes.max_length))
+
+
+def _enough_positions(base: Checkpoint, max_length: int) -> None:
     if base.config.get("relative_attention"):
         return  # there is no last position
     for key in ("max_position_embeddings", "n_positions"):

@@ -75,8 +75,21 @@ def load(path: Path, settings: Sequence[str] = (), kept: Mapping[Path_, Collecti
     """
     document = _extended(path, (), kept or {})
     for setting in settings:
-        document = _overlay(document, _setting(setting), kept or {})
+        document = overlay(document, _setting(setting), kept or {})
     return document
+
+
+def moved(document: Document, own: Path_, path: Path_) -> Document:
+    """What stands at a path of a document, as the document that says just this at another path."""
+    data = document.data
+    for key in own:
+        data = data[key]
+    places = {path[:i]: document.place(own) for i in range(len(path) + 1)}
+    size = len(own)
+    places |= {(*path, *p[size:]): place for p, place in document.places.items() if p[:size] == own}
+    for key in reversed(path):
+        data = {key: data}
+    return Document(document.name, data, places)
 
 
 def read(path: Path) -> Document:
@@ -205,7 +218,7 @@ def _extended(path: Path, above: tuple[Path, ...], kept: Mapping[Path_, Collecti
     lower = _extended(below, chain, kept)
     if not isinstance(lower.data, dict):
         raise PlacedError(f"{place.label}: extends: {below} is no recipe; expected a mapping")
-    return _overlay(lower, document, kept)
+    return overlay(lower, document, kept)
 
 
 def _setting(text: str) -> Document:
@@ -217,16 +230,11 @@ def _setting(text: str) -> Document:
         raise PlacedError(f"{label}: expected path=value, such as training.epochs=3")
     if path[0] == "extends":
         raise PlacedError(f"{label}: what a recipe extends stands in its file")
-    inner = _Reader(label, Path.cwd(), lines=False).document(value)
-    places = {path[:i]: inner.places[()] for i in range(len(path))}
-    places |= {(*path, *below): place for below, place in inner.places.items()}
-    data = inner.data
-    for key in reversed(path):
-        data = {key: data}
-    return Document(label, data, places)
+    return moved(_Reader(label, Path.cwd(), lines=False).document(value), (), path)
 
 
-def _overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[str]]) -> Document:
+def overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[str]]) -> Document:
+    """A document laid over another, as `load` says."""
     places = dict(below.places)
 
     def replace(path: Path_, own: Path_, value: Any) -> Any:

@@ -12,8 +12,8 @@ import defensekit
 from defensekit.components import Predictions
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.loading import load_recipe
-from defensekit.pipeline import _Run
 from defensekit.plan import Stage
+from defensekit.survey import survey
 from defensekit_attacks.metrics import (
     Accuracy,
     AttackSuccess,
@@ -131,16 +131,16 @@ def test_metrics_come_from_stored_answers(recipe: Path, tmp_path: Path) -> None:
     first = defensekit.run(recipe, tmp_path / "w")
     shape(recipe, metrics=["acc", "asr", "false-triggers", {"name": "ece", "bins": 5}])
     again = defensekit.run(recipe, tmp_path / "w")
-    assert all(stage["reused"] for stage in again.stages)
+    assert all(stage.reused for stage in again.stages)
     for name, model in again.models.items():
         assert model.metrics["asr"] == first.models[name].metrics["asr"]
         assert list(model.metrics["asr"].parts) == ["negative"]
         assert set(model.metrics) == {"acc", "asr", "false-triggers", "ece"}
 
 
-def test_runs_with_other_attacks_share_the_clean_reference(recipe: Path, tmp_path: Path) -> None:
+def test_runs_with_other_attacks_share_the_clean_reference(recipe: Path) -> None:
     def reference() -> Stage:
-        plan = _Run(load_recipe(recipe), tmp_path / "w", []).plan
+        plan = survey(load_recipe(recipe), lambda text: None)
         assert plan.clean().key != plan.suspect().key
         return plan.clean()
 

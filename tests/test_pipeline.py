@@ -68,7 +68,7 @@ def test_five_models_and_what_they_show(finished: tuple[Path, Path, Result]) -> 
     assert result.attack is not None
     counts = {"rows": 240, "changed": 48, "relabelled": 48, "added": 0, "cut": 0}
     assert counts.items() <= result.attack["train"].items()
-    kinds = {stage["kind"]: stage["key"] for stage in result.stages}
+    kinds = {stage.kind: stage.key for stage in result.stages}
     for which, kind in {"train": "poison", "test": "trigger"}.items():
         rows = workspace / "store/artifacts" / kinds[kind] / "files/rows.jsonl"
         assert result.attack[which]["digest"] == file_digest(rows)
@@ -126,7 +126,7 @@ def test_the_same_recipe_elsewhere_gives_the_same_numbers(finished: tuple[Path, 
     assert again.models.keys() == result.models.keys()
     for name, model in again.models.items():
         assert model.metrics == result.models[name].metrics
-    assert [stage["key"] for stage in again.stages] == [stage["key"] for stage in result.stages]
+    assert [stage.key for stage in again.stages] == [stage.key for stage in result.stages]
 
 
 def test_pruned_models_are_not_needed_again(finished: tuple[Path, Path, Result], tmp_path: Path) -> None:
@@ -320,7 +320,8 @@ def test_bfloat16_autocast(recipe: Path, tmp_path: Path, native: str, monkeypatc
 
 
 LOCAL = '''
-from defensekit.api import InProcess, ModelStep, Observer, hookimpl, scorer
+from contextlib import nullcontext
+from defensekit.api import Executor, ModelStep, Observer, Workers, compute, hookimpl, scorer
 
 @scorer()
 def mine(t, scale: float = 1.0):
@@ -334,11 +335,15 @@ class Notes(Observer):
         with open(PLACE, "a") as file:
             file.write(title + "\\n")
 
-class Counting(InProcess):
+class Noting(Workers):
     def execute(self, stage, store, report):
         with open(PLACE, "a") as file:
             file.write("execute " + stage["kind"] + "\\n")
-        super().execute(stage, store, report)
+        compute(stage, store, report)
+
+class Counting(Executor):
+    def open(self):
+        return nullcontext(Noting())
 
 class Nosy(ModelStep):
     """Looks for paths in what it is handed."""
@@ -382,7 +387,7 @@ def test_a_local_plugin_takes_part(recipe: Path, tmp_path: Path) -> None:
     )
     result = defensekit.run(recipe, tmp_path / "w")
     assert result.recipe["defense"]["scorer"] == {"name": "mine", "scale": 1.0}
-    assert "plugin 'mine.py'" in " ".join(result.environment["plugins"])
+    assert "mine.py" in [plugin.name for plugin in result.environment.plugins]
     notes = place.read_text().splitlines()
     assert "purified" in notes
     assert notes.count("execute train") == 2

@@ -65,7 +65,7 @@ def test_the_page_says_what_was_measured(result: Result) -> None:
         "selector.fraction = ",
         "<mark>cf</mark>",
         f"defensekit run {result.folder}/recipe.yaml --workspace {Path(result.folder).parents[1]}",
-        result.environment["versions"]["torch"],
+        result.environment.versions["torch"],
         "attention.self.query.weight",
         "statistics (fisher)",
         "Curvature is exactly 0 on",

@@ -18,8 +18,10 @@ from defensekit.checkpoint import load_model, load_tokenizer
 from defensekit.components import AttackTrainingContext
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.loading import load_recipe
-from defensekit.pipeline import _Run, run_attack
-from defensekit.plan import Stage
+from defensekit.pipeline import run_attack
+from defensekit.plan import Plan, Stage
+from defensekit.store import Store
+from defensekit.survey import survey
 from defensekit.text import Row, batches, encode
 from defensekit.training import TrainingSettings, forked_random
 from defensekit_attacks.weights import Ripple, restricted_loss, telling_tokens
@@ -30,8 +32,12 @@ CF = VOCABULARY.index("cf")
 TABLE = "bert.embeddings.word_embeddings.weight"
 
 
-def weights(run: _Run, stage: Any) -> dict[str, torch.Tensor]:
-    return load_file(run.runner.store.open(stage.key).files / "model.safetensors")
+def plan(recipe: Path) -> Plan:
+    return survey(load_recipe(recipe), lambda text: None)
+
+
+def weights(workspace: Path, stage: Any) -> dict[str, torch.Tensor]:
+    return load_file(Store(workspace / "store").open(stage.key).files / "model.safetensors")
 
 
 @pytest.fixture
@@ -54,8 +60,8 @@ def test_embedding_poisoning_changes_one_row_and_keeps_its_norm(recipe: Path, tm
     models = run_attack(embedding(recipe), tmp_path / "w")
     assert models["suspect"].metrics["acc"] == models["clean"].metrics["acc"]
     assert models["suspect"].metrics["asr"].value > 0.9 > models["clean"].metrics["asr"].value + 0.5
-    run = _Run(load_recipe(recipe), tmp_path / "w", [])
-    before, after = weights(run, run.plan.clean()), weights(run, run.plan.suspect())
+    found = plan(recipe)
+    before, after = weights(tmp_path / "w", found.clean()), weights(tmp_path / "w", found.suspect())
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         changed = (tensor != after[name]).nonzero()
@@ -72,11 +78,11 @@ def test_a_trigger_of_several_tokens_is_refused_before_anything_is_trained(recip
         run_attack(embedding(recipe, words=["unheard"]), tmp_path / "w")
 
 
-def test_the_suspects_key_follows_an_attack_that_trains(recipe: Path, tmp_path: Path) -> None:
+def test_the_suspects_key_follows_an_attack_that_trains(recipe: Path) -> None:
     """How an attack trains is part of what it made; an attack on rows alone is known by its rows."""
 
     def suspect() -> Stage:
-        found = _Run(load_recipe(recipe), tmp_path / "w", []).plan.suspect()
+        found = plan(recipe).suspect()
         assert isinstance(found, Stage)
         return found
 

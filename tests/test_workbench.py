@@ -133,9 +133,9 @@ def test_a_run_again_knows_the_stages_of_the_first(finished: dk.Result) -> None:
     folder = Path(finished.folder)
     again = dk.run(folder / "recipe.yaml", folder.parents[1])
     assert again.files("suspect") == finished.files("suspect")
-    assert [stage["key"] for stage in again.stages] == [stage["key"] for stage in finished.stages]
-    assert [stage["seconds"] for stage in again.stages] == [stage["seconds"] for stage in finished.stages]
-    assert all(stage["reused"] for stage in again.stages)
+    assert [stage.key for stage in again.stages] == [stage.key for stage in finished.stages]
+    assert [stage.seconds for stage in again.stages] == [stage.seconds for stage in finished.stages]
+    assert all(stage.reused for stage in again.stages)
 
 
 def test_a_pruned_stage_says_so(finished: dk.Result, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 from pydantic import PrivateAttr
@@ -13,57 +11,9 @@ from rich.progress import Progress as Bars
 
 from defensekit.components.runtime import Observer, Planned
 from defensekit.errors import printable
+from defensekit.outlook import Outlook, duration
 
 EVERY = 10.0  # seconds between the plain lines of one stage
-
-
-@dataclass
-class Outlook:
-    """How far a run is, and how long the rest will take: what stages of the same kind took so far."""
-
-    stages: Sequence[Planned] = ()
-    done: set[str] = field(default_factory=set)
-    took: dict[str, list[float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.kinds = {stage.title: stage.kind for stage in self.stages}
-        for stage in self.stages:
-            if stage.seconds is not None:
-                self.took.setdefault(stage.kind, []).append(stage.seconds)
-
-    def finish(self, title: str, seconds: float, reused: bool) -> None:
-        """Take note of a stage that is there now."""
-        self.done.add(title)
-        if title in self.kinds and not reused:
-            self.took.setdefault(self.kinds[title], []).append(seconds)
-
-    @property
-    def total(self) -> int:
-        """Stages of the run, those included that turned up later than planned."""
-        return len(self.kinds.keys() | self.done)
-
-    def left(self, title: str = "", elapsed: float = 0.0, share: float = 0.0) -> str:
-        """How long the rest takes, in words, ``share`` of the stage ``title`` having taken ``elapsed`` seconds."""
-        seconds, known = 0.0, True
-        for stage in self.stages:
-            if stage.there or stage.title in self.done:
-                continue
-            took = self.took.get(stage.kind)
-            if stage.title == title and share > 0:
-                seconds += elapsed * (1 - share) / share
-            elif took:
-                seconds += max(fmean(took) - (elapsed if stage.title == title else 0.0), 0.0)
-            else:
-                known = False  # nothing of its kind was seen yet
-        if not self.stages or (not known and seconds < 1):
-            return ""
-        return f"{'about' if known else 'more than'} {_duration(seconds)} left"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Progress(Observer):
@@ -136,7 +86,7 @@ class Progress(Observer):
 
     def _show(self, title: str, done: int, total: int) -> None:
         elapsed, share = time.monotonic() - self._started[title], done / total if total else 0.0
-        left = f"{_duration(elapsed * (1 - share) / share)} left" if share else ""
+        left = f"{duration(elapsed * (1 - share) / share)} left" if share else ""
         self._bars.update(self._tasks[title], completed=done, total=total or None, left=left)
         if self._whole is not None:
             self._bars.update(self._whole, left=self._outlook.left(title, elapsed, share))

@@ -6,7 +6,7 @@ from defensekit.components.estimator import Estimate, Estimator, EstimatorContex
 from defensekit.components.metric import Measured, Metric, Predictions
 from defensekit.components.purifier import ModelStep, ModelStepContext, Purifier, WeightStep
 from defensekit.components.rule import Choice, Rule, Trial
-from defensekit.components.runtime import Executor, Observer, Planned
+from defensekit.components.runtime import Executor, Observer, Planned, Workers
 from defensekit.components.scorer import Scorer, scorer
 from defensekit.components.selector import Selector
 from defensekit.components.sources import Dataset, DatasetSource, ModelSource
@@ -55,6 +55,7 @@ __all__ = [
     "Selector",
     "Trial",
     "WeightStep",
+    "Workers",
     "blame",
     "scorer",
 ]

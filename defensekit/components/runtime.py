@@ -1,7 +1,8 @@
 """Executors, which say where a stage runs, and observers, who watch."""
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,9 +30,20 @@ class Planned:
 
 
 class Observer(Component):
-    """Watches a run; every method may be overridden, none has to be."""
+    """Watches a run; every method may be overridden, none has to be.
+
+    In a study several runs go on at once: each is watched by what `for_run` gives, and no two methods are called at
+    the same time.
+    """
 
     kind: ClassVar[str] = "observer"
+
+    def for_run(self, name: str, axes: Mapping[str, Any]) -> "Observer":
+        """Who watches one run of a study, with its value on every axis; this one, if it tells none apart."""
+        return self
+
+    def run_started(self, recipe: Mapping[str, Any]) -> None:
+        """A run begins; its recipe, resolved, as plain data."""
 
     def message(self, text: str) -> None:
         """A line for the user."""
@@ -48,15 +60,46 @@ class Observer(Component):
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
         """A stage is there; ``reused`` when it was before the run."""
 
+    def stage_failed(self, title: str, error: str) -> None:
+        """A stage could not be computed."""
+
+    def run_finished(self, result: Mapping[str, Any]) -> None:
+        """A run is done; its result, as plain data."""
+
+    def run_failed(self, error: str) -> None:
+        """A run ended without a result."""
+
+
+class Workers(ABC):
+    """Where stages run while an executor is open; may be called from several threads at once."""
+
+    @property
+    def slots(self) -> int:
+        """How many stages run at the same time; further calls of `execute` wait."""
+        return 1
+
+    @abstractmethod
+    def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        """Compute one stage, given as plain data, into the store in that folder; its inputs are there already.
+
+        `defensekit.api.compute` does the work, wherever it is called. ``report`` takes units done and their total.
+
+        Raises:
+            DefenseKitError: what went wrong; a worker that died is said to have died.
+        """
+
 
 class Executor(Component):
     """Says where stages run."""
 
     kind: ClassVar[str] = "executor"
 
-    @abstractmethod
-    def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
-        """Compute one stage, given as plain data, into the store in that folder; its inputs are there already.
+    def machine(self) -> dict[str, Any]:
+        """Device type and threads of every stage; part of what decides their numbers."""
+        import torch
 
-        `defensekit.stages.compute` does the work, wherever it is called.
-        """
+        return {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
+
+    @abstractmethod
+    def open(self) -> AbstractContextManager[Workers]:
+        """Workers, that are there until the block ends."""

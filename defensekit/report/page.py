@@ -41,7 +41,7 @@ def render(result: Result) -> str:
         scores=plots.image(plots.scores(reset.scores, scorer)) if reset and sum(reset.scores.counts) else None,
         heat=heat(reset) if reset else None,
         examples=[(example, _pieces(example.plain, example.text), _pair(example)) for example in result.examples],
-        stages=sorted(result.stages, key=lambda stage: -(stage["seconds"] or 0)),
+        stages=sorted(result.stages, key=lambda stage: -(stage.seconds or 0)),
         recipe=yaml.dump(result.recipe),
         command=_command(Path(result.folder)),
     )

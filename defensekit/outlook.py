@@ -1,0 +1,85 @@
+"""How long the rest takes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from defensekit.components.runtime import Planned
+
+
+@dataclass
+class Outlook:
+    """How far a run is, and how long the rest will take: what stages of the same kind took so far."""
+
+    stages: Sequence[Planned] = ()
+    done: set[str] = field(default_factory=set)
+    took: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kinds = {stage.title: stage.kind for stage in self.stages}
+        for stage in self.stages:
+            if stage.seconds is not None:
+                self.took.setdefault(stage.kind, []).append(stage.seconds)
+
+    def finish(self, title: str, seconds: float, reused: bool) -> None:
+        """Take note of a stage that is there now."""
+        self.done.add(title)
+        if title in self.kinds and not reused:
+            self.took.setdefault(self.kinds[title], []).append(seconds)
+
+    @property
+    def total(self) -> int:
+        """Stages of the run, those included that turned up later than planned."""
+        return len(self.kinds.keys() | self.done)
+
+    def left(self, title: str = "", elapsed: float = 0.0, share: float = 0.0) -> str:
+        """How long the rest takes, in words, ``share`` of the stage ``title`` having taken ``elapsed`` seconds."""
+        seconds, known = 0.0, True
+        for stage in self.stages:
+            if stage.there or stage.title in self.done:
+                continue
+            took = self.took.get(stage.kind)
+            if stage.title == title and share > 0:
+                seconds += elapsed * (1 - share) / share
+            elif took:
+                seconds += max(fmean(took) - (elapsed if stage.title == title else 0.0), 0.0)
+            else:
+                known = False  # nothing of its kind was seen yet
+        if not self.stages or (not known and seconds < 1):
+            return ""
+        return f"{'about' if known else 'more than'} {duration(seconds)} left"
+
+
+@dataclass
+class Pace:
+    """How long many runs will still take: what is left of each kind of stage, times what one takes, in parallel."""
+
+    stages: Sequence[Planned] = ()
+    slots: int = 1
+    took: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kinds = {stage.title: stage.kind for stage in self.stages}
+        self.left_of = Counter(stage.kind for stage in self.stages if not stage.there)
+
+    def finish(self, title: str, seconds: float, reused: bool) -> None:
+        """Take note of a stage that is there now."""
+        if not reused and (kind := self.kinds.get(title)):
+            self.took.setdefault(kind, []).append(seconds)
+            self.left_of[kind] -= 1
+
+    def left(self) -> str:
+        """How long the rest takes, in words; empty where nothing is known of it."""
+        kinds = {kind: number for kind, number in self.left_of.items() if number > 0}
+        took = {kind: fmean(seconds) for kind, seconds in self.took.items()}
+        seconds = sum(number * took.get(kind, 0.0) for kind, number in kinds.items()) / self.slots
+        known = kinds.keys() <= took.keys()
+        return f"{'about' if known else 'more than'} {duration(seconds)} left" if known or seconds >= 1 else ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

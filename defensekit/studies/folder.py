@@ -1,0 +1,103 @@
+"""A study's folder: one file per finished run, one per failed run, and what the study was."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from defensekit.errors import DefenseKitError
+from defensekit.files import write_whole
+from defensekit.results import Result
+
+SUM = ".sha256"
+
+
+class Folder:
+    """``results/ID.json`` with its digest beside it (as ``sha256sum -c`` reads it), ``failed/ID.json``."""
+
+    def __init__(self, workspace: Path, name: str) -> None:
+        self.place = (workspace / "studies" / name).absolute()
+        self.results = self.place / "results"
+        self.failed = self.place / "failed"
+
+    def done(self) -> set[str]:
+        """The ids of the runs whose results are there and whole."""
+        try:
+            names = [entry.name for entry in os.scandir(self.results)]
+        except FileNotFoundError:
+            return set()
+        return {name.removesuffix(SUM) for name in names if name.endswith(SUM) and self.whole(name.removesuffix(SUM))}
+
+    def whole(self, id: str) -> bool:
+        """Whether a result is there, as it was written."""
+        path = self.results / f"{id}.json"
+        try:
+            with open(path, "rb") as result, open(f"{self.results / id}{SUM}", encoding="ascii") as said:
+                return said.read() == _sum(path.name, result.read())
+        except (OSError, ValueError):
+            return False
+
+    def write(self, id: str, result: Result) -> None:
+        """Write a result, whole or not at all; its digest comes last."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        content = result.model_dump_json(indent=1).encode() + b"\n"
+        write_whole(self.results / f"{id}.json", content)
+        write_whole(Path(f"{self.results / id}{SUM}"), _sum(f"{id}.json", content).encode())
+        (self.failed / f"{id}.json").unlink(missing_ok=True)
+
+    def fail(self, id: str, facts: dict[str, Any]) -> None:
+        """Write down a run that ended without a result."""
+        self.failed.mkdir(parents=True, exist_ok=True)
+        written = {**facts, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        write_whole(self.failed / f"{id}.json", json.dumps(written, indent=1, ensure_ascii=False).encode())
+
+    def failures(self) -> dict[str, dict[str, Any]]:
+        """What is known of the runs that failed, by their ids."""
+        found = {}
+        for path in sorted(self.failed.glob("*.json")):
+            try:
+                found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue  # a half of one says nothing, and the run has no result anyway
+        return found
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Write down what the study is: its keys and its runs."""
+        self.place.mkdir(parents=True, exist_ok=True)
+        write_whole(self.place / "study.json", json.dumps(facts, indent=1, ensure_ascii=False).encode())
+
+    def read(self) -> dict[str, Any]:
+        """What the study was when it last ran.
+
+        Raises:
+            DefenseKitError: it never ran here, or the file is damaged.
+        """
+        path = self.place / "study.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DefenseKitError(f"{self.place} has no study that was run") from error
+        except ValueError as error:
+            raise DefenseKitError(f"{path} is damaged ({error}); running the study writes it again") from error
+        return found
+
+    def made(self) -> set[str]:
+        """The keys of the models that runs of this study made, so that they may be removed again."""
+        try:
+            return set((self.place / "models.txt").read_text(encoding="ascii").split())
+        except FileNotFoundError:
+            return set()
+
+    def note(self, keys: Iterable[str]) -> None:
+        """Take note of models that are about to be made."""
+        self.place.mkdir(parents=True, exist_ok=True)
+        # Several threads and processes append: a line is written at once.
+        with (self.place / "models.txt").open("a", encoding="ascii") as file:
+            file.write("".join(f"{key}\n" for key in keys))
+
+
+def _sum(name: str, content: bytes) -> str:
+    return f"{hashlib.sha256(content).hexdigest()}  {name}\n"

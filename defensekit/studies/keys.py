@@ -1,0 +1,30 @@
+"""The keys of a study: their types, bounds and meaning."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from defensekit.keys import Keys, Spec
+
+Label = str | int | float | bool
+
+
+class StudyKeys(Keys):
+    """A study's keys."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="names the study's folder")
+    recipe: str | dict[str, Any] = Field(description="what every run starts from: a recipe's file, or its keys")
+    matrix: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field(
+        {}, description="axes: a dotted path and its values, or any name and its variants, each with several paths"
+    )
+    include: list[dict[str, Any]] = Field(
+        [], description="runs beside the matrix: axes and values; others as the recipe"
+    )
+    exclude: list[dict[str, Label]] = Field([], description="runs of the matrix to leave out: axes and values")
+    seeds: list[int] = Field([0], min_length=1, description="every run is repeated with each")
+    executor: Spec = Field("in-process", description="where stages run")
+    observers: list[Spec] = Field([], description="who watches")
+    keep: Literal["predictions", "suspects", "models"] = Field(
+        "predictions",
+        description="what stays in the store: answers alone, what defenses start from too, or purified models as well",
+    )

@@ -1,0 +1,224 @@
+"""From YAML to a study: the runs of a matrix, each a recipe."""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from defensekit import yaml
+from defensekit.components import Executor, Observer
+from defensekit.errors import PlacedError, UsageError, listing, nearest
+from defensekit.files import environment_path
+from defensekit.loading import KEPT, Loading, recipe_of
+from defensekit.recipe import Named, Recipe
+from defensekit.studies.keys import Label, StudyKeys
+from defensekit.yaml import Document, Path_, moved, overlay
+
+Axes = dict[str, Label]
+
+NO_AXIS = {
+    "seed": "`seeds:` says which there are",
+    "name": "a run is known by its values on the axes",
+    "executor": "a study has one, under `executor:`",
+    "observers": "a study has its own, under `observers:`",
+    "extends": "a recipe's file says what it builds on",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a study: its value on every axis that it lies on (the seed is one of the recipe's keys)."""
+
+    axes: Axes
+    recipe: Recipe
+
+    def __str__(self) -> str:
+        return ", ".join([*(str(label) for label in self.axes.values()), f"seed {self.recipe.seed}"])
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study with every run's recipe built."""
+
+    keys: StudyKeys
+    axes: dict[str, list[Label]]
+    executor: Named
+    observers: tuple[Named, ...]
+    rows: Sequence[Row]
+    document: Document = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """Names the folder."""
+        return self.keys.name
+
+
+def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
+    """Read and check a study, with settings such as ``seeds=[0,1]`` laid over it.
+
+    Raises:
+        UsageError: with file, line and key, what was expected and what is close to what was typed; a value of the
+            matrix that makes no recipe is told with the run that it would make.
+    """
+    document = yaml.load(Path(path), [settings] if isinstance(settings, str) else settings)
+    if not isinstance(document.data, dict):
+        known = listing(StudyKeys.model_fields, 20)
+        raise PlacedError(f"{document.where(())}: expected a mapping with the keys {known}")
+    return _Matrix(document).study()
+
+
+class _Matrix:
+    """Turns a document into runs."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.known: dict[Hashable, Any] = {}
+        self.loading = Loading(document, self.known)
+        self.keys = self.loading.keys(StudyKeys, document.data, ())
+
+    def study(self) -> Study:
+        base = self.base()
+        axes = {axis: self.values(axis) for axis in self.keys.matrix}
+        if not isinstance(base.data, dict) or "name" not in base.data:
+            base = overlay(base, moved(self.document, ("name",), ("name",)), {})
+        documents = [*self.matrix(base, axes), *self.included(base, axes)]
+        if not documents:
+            raise self.loading.error((), "no run is left; `matrix:` and `include:` say what to run")
+        first = self.recipe(*documents[0])
+        # Plugins are the recipe's, and a study's executor and observers may come from them.
+        self.loading.host = first.host
+        executor = self.loading.part(Executor, self.keys.executor, ("executor",))
+        observers = [self.loading.part(Observer, spec, ("observers", i)) for i, spec in enumerate(self.keys.observers)]
+        rows, seen = [], set()
+        for labels, document in documents:
+            recipe = replace(self.recipe(labels, document), executor=executor, observers=())
+            if (place := tuple(labels.items())) in seen:
+                raise self.loading.error(("include",), f"the run {_called(labels)} stands twice")
+            seen.add(place)
+            rows += [Row(labels, replace(recipe, seed=seed)) for seed in self.keys.seeds]
+        values = {axis: list(found) for axis, found in axes.items()}
+        return Study(self.keys, values, executor, tuple(observers), rows, self.document)
+
+    def base(self) -> Document:
+        """The recipe that every run starts from."""
+        if isinstance(self.keys.recipe, dict):
+            return moved(self.document, ("recipe",), ())
+        place = self.document.place(("recipe",))
+        path = self.loading.at(("recipe",), lambda: place.folder / environment_path(cast(str, self.keys.recipe)))
+        if not path.is_file():
+            beside = [p.name for p in path.parent.glob("*.yaml")]
+            raise self.loading.error(("recipe",), f"there is no file {path}.{nearest(path.name, beside)}")
+        return yaml.load(path, (), KEPT)
+
+    def values(self, axis: str) -> dict[Label, Document]:
+        """Every value of an axis, by its label, as what it lays over a recipe."""
+        given, place = self.keys.matrix[axis], ("matrix", axis)
+        found: dict[Label, Document] = {}
+        keys: Sequence[str | int] = list(given) if isinstance(given, dict) else range(len(given))
+        for key in keys:
+            label: Label
+            if isinstance(given, dict):
+                label, over = str(key), self.variant((*place, key))
+            else:
+                label, over = label_of(given[cast(int, key)]), moved(self.document, (*place, key), _path(axis))
+                self.loading.at(place, partial(self.may_change, _path(axis)))
+            if label in found:
+                raise self.loading.error((*place, key), f"two values are called {label!r}; name them as variants")
+            found[label] = over
+        if not found:
+            raise self.loading.error(place, "an axis needs values")
+        return found
+
+    def variant(self, place: Path_) -> Document:
+        """Several paths of a recipe, changed at once."""
+        given = cast(dict[str, dict[str, dict[str, Any]]], self.keys.matrix)[cast(str, place[1])][cast(str, place[2])]
+        over = Document(self.document.name, {}, {(): self.document.place(place)})
+        for dotted in given:
+            self.loading.at((*place, dotted), partial(self.may_change, _path(dotted)))
+            over = overlay(over, moved(self.document, (*place, dotted), _path(dotted)), {})
+        return over
+
+    def may_change(self, path: Path_) -> None:
+        """Raise UsageError where a key of a recipe is no axis."""
+        if (key := str(path[0])) in NO_AXIS:
+            raise UsageError(f"{key!r} is no axis: {NO_AXIS[key]}")
+
+    def matrix(self, base: Document, axes: Mapping[str, dict[Label, Document]]) -> Iterator[tuple[Axes, Document]]:
+        """Every run of the matrix but those left out."""
+        if not self.keys.matrix:
+            if not self.keys.include:
+                yield {}, base
+            return
+        excluded = [self.chosen(entry, axes, ("exclude", i)) for i, entry in enumerate(self.keys.exclude)]
+
+        def expand(labels: Axes, document: Document, rest: list[str]) -> Iterator[tuple[Axes, Document]]:
+            if any(entry.items() <= labels.items() for entry in excluded):
+                return
+            if not rest:
+                yield labels, document
+                return
+            for label, over in axes[rest[0]].items():
+                yield from expand({**labels, rest[0]: label}, overlay(document, over, KEPT), rest[1:])
+
+        yield from expand({}, base, list(axes))
+
+    def included(self, base: Document, axes: Mapping[str, dict[Label, Document]]) -> Iterator[tuple[Axes, Document]]:
+        """Runs beside the matrix; on an axis that one does not name it is as the recipe is."""
+        for i, entry in enumerate(self.keys.include):
+            document, labels = base, {}
+            for axis, value in entry.items():
+                place: Path_ = ("include", i, axis)
+                label = label_of(value)
+                if axis in axes and label in axes[axis]:
+                    over = axes[axis][label]
+                elif axis in axes and isinstance(self.keys.matrix[axis], dict):
+                    known, hint = listing(map(str, axes[axis]), 20), nearest(str(label), map(str, axes[axis]))
+                    raise self.loading.error(place, f"unknown variant.{hint} (known: {known})")
+                else:
+                    self.loading.at(place, partial(self.may_change, _path(axis)))
+                    over = moved(self.document, place, _path(axis))
+                labels[axis] = label
+                document = overlay(document, over, KEPT)
+            order = [*axes, *(axis for axis in labels if axis not in axes)]
+            yield {axis: labels[axis] for axis in order if axis in labels}, document
+
+    def chosen(self, entry: Mapping[str, Label], axes: Mapping[str, dict[Label, Document]], place: Path_) -> Axes:
+        for axis, label in entry.items():
+            if axis not in axes:
+                known = listing(axes, 20)
+                raise self.loading.error((*place, axis), f"there is no such axis.{nearest(axis, axes)} (axes: {known})")
+            if label not in axes[axis]:
+                labels = [str(label) for label in axes[axis]]
+                raise self.loading.error(
+                    (*place, axis),
+                    f"there is no value {label!r}.{nearest(str(label), labels)} (values: {listing(labels)})",
+                )
+        return dict(entry)
+
+    def recipe(self, labels: Axes, document: Document) -> Recipe:
+        try:
+            return recipe_of(document, self.known)
+        except PlacedError as error:
+            raise PlacedError(f"{error} (in the run {_called(labels)})") from error
+
+
+def _path(axis: str) -> Path_:
+    return tuple(axis.split("."))
+
+
+def _called(labels: Axes) -> str:
+    return ", ".join(f"{axis} = {label}" for axis, label in labels.items()) or "of the recipe"
+
+
+def label_of(value: Any) -> Label:
+    """What a value of an axis is called in tables: itself, ``name(parameter=value)``, or several of these."""
+    if isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list):
+        return " + ".join(str(label_of(item)) for item in value)
+    if isinstance(value, dict):
+        rest = ", ".join(f"{key}={label_of(item)}" for key, item in value.items() if key not in ("name", "rule"))
+        name = str(value.get("name", value.get("rule", "")))
+        return f"{name}({rest})" if rest and name else name or rest
+    return "none"

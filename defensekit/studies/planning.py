@@ -1,0 +1,135 @@
+"""What a study would do: its runs, the stages behind them, what is there, how long the rest takes. Nothing is made."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+from defensekit.dryrun import Needs
+from defensekit.identity import identified, identity
+from defensekit.plan import Plan, Stage
+from defensekit.store import Store
+from defensekit.studies.folder import Folder
+from defensekit.studies.loading import Row, Study
+from defensekit.survey import Known, survey
+
+SAMPLE = 30  # artifacts of a kind whose seconds and bytes are read for an estimate
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a study: its identity, its plan, the stages it asks for and how many are not known yet."""
+
+    row: Row
+    plan: Plan
+    identity: str
+    stages: Sequence[Stage]
+    unknown: int
+
+    @property
+    def id(self) -> str:
+        """Names its files."""
+        return self.identity[:16]
+
+
+@dataclass
+class StudyPlan:
+    """The runs of a study in a workspace: ``done`` have a result, ``there`` are the keys of artifacts in the store."""
+
+    study: Study
+    folder: Folder
+    store: Store
+    runs: Sequence[PlannedRun]
+    done: set[str]
+    there: set[str] = field(default_factory=set)
+
+    @property
+    def todo(self) -> list[PlannedRun]:
+        """The runs without a result."""
+        return [run for run in self.runs if run.id not in self.done]
+
+    @cached_property
+    def stages(self) -> dict[str, Stage]:
+        """Every stage behind the runs that is known, by its key; inputs before what is made from them."""
+        return closure(stage for run in self.runs for stage in run.stages)
+
+    @cached_property
+    def missing(self) -> dict[str, Stage]:
+        """The stages that the runs without a result need and the store has not."""
+        return closure((stage for run in self.todo for stage in run.stages), self.there)
+
+    @property
+    def unknown(self) -> int:
+        """Stages of the runs without a result that hang on a choice; some may turn out to be the same."""
+        return sum(run.unknown for run in self.todo)
+
+    def estimate(self) -> "Estimate":
+        """What the missing stages will take, judged by the ones that are there."""
+        wanted: dict[str, int] = defaultdict(int)
+        for stage in self.missing.values():
+            wanted[stage.plain["kind"]] += 1
+        took = {kind: self.store.sample(keys) for kind, keys in self._examples(wanted).items()}
+        seconds = sum(count * took[kind][0] for kind, count in wanted.items() if kind in took)
+        size = sum(count * took[kind][1] for kind, count in wanted.items() if kind in took)
+        return Estimate(dict(wanted), seconds, int(size), sorted(kind for kind in wanted if kind not in took))
+
+    def _examples(self, kinds: Iterable[str]) -> dict[str, list[str]]:
+        """Some artifacts of each kind that are there, the study's own stages first."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for key, stage in self.stages.items():
+            if key in self.there and len(found[stage.plain["kind"]]) < SAMPLE:
+                found[stage.plain["kind"]].append(key)
+        if any(kind not in found for kind in kinds):
+            for key in islice(sorted(self.there), 20 * SAMPLE):
+                known = self.store.peek(key)
+                if known and len(found[known.stage["kind"]]) < SAMPLE:
+                    found[known.stage["kind"]].append(key)
+        return {kind: keys for kind, keys in found.items() if keys}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``stages`` to make by kind, ``seconds`` one after the other, ``bytes`` of artifacts; ``unseen`` kinds count 0."""
+
+    stages: Mapping[str, int]
+    seconds: float
+    bytes: int
+    unseen: Sequence[str]
+
+
+def plan_study(study: Study, workspace: str | Path, say: Callable[[str], None] = lambda text: None) -> StudyPlan:
+    """The plan of a study in a workspace. Models and data that recipes name are looked at, each once.
+
+    Raises:
+        UsageError: a model or the data are not what was expected.
+    """
+    known = Known()
+    folder = Folder(Path(workspace), study.name)
+    runs = [planned(row, known, say) for row in study.rows]
+    store = Store(Path(workspace) / "store")
+    return StudyPlan(study, folder, store, runs, folder.done(), store.keys())
+
+
+def planned(row: Row, known: Known, say: Callable[[str], None]) -> PlannedRun:
+    """The plan of one run."""
+    plan = survey(row.recipe, say, known)
+    needs = Needs(plan, None)
+    return PlannedRun(row, plan, identity(identified(plan)), needs.stages, len(needs.unknown))
+
+
+def closure(stages: Iterable[Stage], there: set[str] | frozenset[str] = frozenset()) -> dict[str, Stage]:
+    """Stages and what they are made from, by their keys, inputs first; what is there is left out with its inputs."""
+    found: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.key in found or stage.key in there:
+            return
+        for needed in stage.inputs:
+            visit(needed)
+        found[stage.key] = stage
+
+    for stage in stages:
+        visit(stage)
+    return found

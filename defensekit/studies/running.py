@@ -1,0 +1,312 @@
+"""Running a study: every stage once, as many at a time as the executor has room for; what fails is written down."""
+
+import heapq
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from defensekit.components import Executor, Observer, Planned, Workers
+from defensekit.errors import DefenseKitError, UsageError, listing, nearest
+from defensekit.logs import log, logged
+from defensekit.pipeline import Run
+from defensekit.plan import Stage
+from defensekit.runner import Runner
+from defensekit.store import key_of
+from defensekit.studies.folder import Folder
+from defensekit.studies.loading import Study
+from defensekit.studies.planning import PlannedRun, StudyPlan, closure, plan_study
+from defensekit.studies.status import Status
+
+Resume = Literal["only-missing", "always", "never", "only-cache"]
+
+# What a study may remove again once no run needs it, by what it is to keep.
+DROPPED: dict[str, set[str]] = {
+    "predictions": {"train", "statistics", "purify"},
+    "suspects": {"purify"},
+    "models": set(),
+}
+
+
+@dataclass
+class Outcome:
+    """What a study came to: how many runs it has, how many results there were before and are now, what failed."""
+
+    runs: int
+    before: int
+    done: int
+    failed: dict[str, str]
+    folder: Path
+
+
+class NotThere(DefenseKitError):
+    """A stage is not in the store, and nothing may be computed."""
+
+
+class _Nobody(Workers):
+    """Computes nothing: what is in the store has to do."""
+
+    def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        raise NotThere(f"{stage['title']} is not in the store")
+
+
+def run_study(
+    study: Study,
+    workspace: str | Path = "workspace",
+    observers: Sequence[Observer] = (),
+    resume: Resume = "only-missing",
+) -> Outcome:
+    """Run every run of a study that has no result yet; a run that fails is written down, and the others go on.
+
+    Args:
+        study: what `load_study` made of a file.
+        workspace: the folder of the store and of the studies' folders.
+        observers: who watches.
+        resume: ``only-missing`` makes the results that are not there, ``always`` makes all of them anew (from stages
+            that are there), ``never`` refuses to start where some are, ``only-cache`` computes no stage.
+
+    Raises:
+        UsageError: a model or the data are not what was expected, or there are results and ``resume`` is ``never``.
+    """
+    if resume not in get_args(Resume):
+        raise UsageError(f"resume: {resume!r}?{nearest(resume, get_args(Resume))} ({listing(get_args(Resume))})")
+    watching = [*observers, *(cast(Observer, named.component) for named in study.observers)]
+    place = Path(workspace)
+    log_file = place / "studies" / study.name / "study.log"
+    try:
+        with logged(log_file):
+            plan = plan_study(study, place, partial(_say, watching))
+            before = {run.id for run in plan.runs} & plan.done
+            if resume == "never" and before:
+                raise UsageError(f"{plan.folder.place} has {len(before)} results already, and resume is never")
+            if resume == "always":
+                plan.done.clear()
+            plan.store.sweep()
+            plan.folder.describe(description(plan))
+            executor = cast(Executor, study.executor.component)
+            with nullcontext(_Nobody()) if resume == "only-cache" else executor.open() as workers:
+                status = Status.of(plan, workers.slots)
+                failed = _Driver(plan, workers, [*watching, status], anew=resume == "always").drive()
+    except OSError as error:
+        raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
+    done = plan.folder.done() & {run.id for run in plan.runs}
+    return Outcome(len(plan.runs), len(before), len(done), failed, plan.folder.place)
+
+
+def _say(observers: Sequence[Observer], text: str) -> None:
+    for observer in observers:
+        observer.message(text)
+
+
+def description(plan: StudyPlan) -> dict[str, Any]:
+    """A study as plain data, for those who read its folder: its keys, its axes, and every run with its id."""
+    return {
+        "schema_version": 1,
+        "study": plan.study.keys.model_dump(mode="json"),
+        "axes": plan.study.axes,
+        "runs": [{"id": run.id, "axes": run.row.axes, "seed": run.row.recipe.seed} for run in plan.runs],
+    }
+
+
+class _Noting(Workers):
+    """Writes down which models a study makes, before they are made: after a kill it may still remove them."""
+
+    def __init__(self, workers: Workers, folder: Folder, kinds: set[str]) -> None:
+        self.workers = workers
+        self.folder = folder
+        self.kinds = kinds
+        self.noted = folder.made()
+
+    @property
+    def slots(self) -> int:
+        return self.workers.slots
+
+    def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        if stage["kind"] in self.kinds:
+            key = key_of(stage)
+            self.folder.note([key])
+            self.noted.add(key)
+        self.workers.execute(stage, store, report)
+
+
+@dataclass(order=True)
+class _Task:
+    """A stage or a run to be made; the earliest run's come first, and a run after its stages."""
+
+    run: int
+    last: bool
+    number: int
+    do: Callable[[], None] = field(compare=False)
+    after: Callable[[], None] = field(compare=False)
+
+
+class _Driver:
+    """Makes the runs of a plan: one thread per slot of the workers, each taking the most urgent task there is."""
+
+    def __init__(self, plan: StudyPlan, workers: Workers, observers: Sequence[Observer], anew: bool) -> None:
+        self.plan = plan
+        self.store = plan.store
+        self.observers = observers
+        self.anew = anew
+        self.runs = plan.todo
+        self.failed_stages: dict[str, DefenseKitError] = {}
+        self.failed: dict[str, str] = {}
+        self.ready: list[_Task] = []
+        self.busy = 0
+        self.stopped: BaseException | None = None
+        self.numbers = count()
+        self.state = threading.Condition()
+        self.telling = threading.RLock()  # observers hear one thing at a time
+        self.dropped = DROPPED[plan.study.keys.keep]
+        self.workers = _Noting(workers, plan.folder, self.dropped)
+        self.holders: Counter[str] = Counter()
+        self.watchers: dict[str, list[Observer]] = {}
+
+    # -- scheduling ------------------------------------------------------------------------------------------------
+
+    def drive(self) -> dict[str, str]:
+        """Make everything; returns what failed, by the runs' ids."""
+        self._schedule()
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.workers.slots - 1)]
+        for thread in threads:
+            thread.start()
+        self._work()
+        if self.stopped:
+            raise self.stopped
+        for thread in threads:
+            thread.join()
+        return self.failed
+
+    def _schedule(self) -> None:
+        """Set up what waits for what. Stages that are shared are made before the runs that share them."""
+        waiting: Counter[Stage | int] = Counter()
+        after: dict[Stage, list[Stage | int]] = defaultdict(list)
+        first: dict[str, tuple[int, Stage]] = {}
+        unsure: set[str] = set()
+        for i, run in enumerate(self.runs):
+            self.holders.update(closure(run.stages).keys())
+            for stage in closure(run.stages, self.plan.there).values():
+                # Given rows take the labels of the test rows, which may not be known yet, and with them its key.
+                if stage.plain["kind"] == "given" or any(needed.key in unsure for needed in stage.inputs):
+                    unsure.add(stage.key)
+                    continue
+                if stage.key not in first:
+                    first[stage.key] = (i, stage)
+                    for needed in stage.inputs:
+                        if needed.key not in self.plan.there:
+                            waiting[stage] += 1
+                            after[first[needed.key][1]].append(stage)
+                waiting[i] += 1
+                after[first[stage.key][1]].append(i)
+
+        def start(what: Stage | int) -> None:
+            if isinstance(what, int):
+                self._push(what, True, partial(self._run, self.runs[what]), lambda: None)
+            else:
+                self._push(
+                    first[what.key][0], False, partial(self._stage, first[what.key][0], what), partial(end, what)
+                )
+
+        def end(stage: Stage) -> None:
+            for what in after.pop(stage, ()):
+                waiting[what] -= 1
+                if not waiting[what]:
+                    start(what)
+
+        with self.telling:
+            for observer in self.observers:
+                observer.planned(self._planned())
+        for what in [*(stage for _, stage in first.values()), *range(len(self.runs))]:
+            if not waiting[what]:
+                start(what)
+
+    def _planned(self) -> list[Planned]:
+        stages = self.plan.stages.items()
+        return [
+            Planned(stage.plain["title"], stage.plain["kind"], key, 0.0 if key in self.plan.there else None)
+            for key, stage in stages
+        ]
+
+    def _push(self, run: int, last: bool, do: Callable[[], None], after: Callable[[], None]) -> None:
+        heapq.heappush(self.ready, _Task(run, last, next(self.numbers), do, after))
+
+    def _work(self) -> None:
+        """Take tasks until none is left and nobody is at one that others wait for."""
+        while True:
+            with self.state:
+                while not self.ready and self.busy and not self.stopped:
+                    self.state.wait()
+                if self.stopped or not self.ready:
+                    return
+                task = heapq.heappop(self.ready)
+                self.busy += 1
+            try:
+                task.do()
+            except BaseException as error:
+                self.stopped = self.stopped or error
+            with self.state:
+                task.after()
+                self.busy -= 1
+                self.state.notify_all()
+
+    # -- making ----------------------------------------------------------------------------------------------------
+
+    def _stage(self, run: int, stage: Stage) -> None:
+        try:
+            self._runner(self.runs[run]).make(stage)
+        except Exception as error:
+            # The runs that need it say so; they look here before they try again.
+            self.failed_stages.setdefault(stage.key, _known(error))
+
+    def _run(self, run: PlannedRun) -> None:
+        runner = self._runner(run)
+        if not self.anew and self.plan.folder.whole(run.id):  # by somebody else with the same study
+            self._release(run, runner)
+            return
+        runner.tell("run_started", run.row.recipe.resolved())
+        try:
+            made = Run(run.plan, runner).result(self.plan.folder.place, examples=0)
+            result = made.model_copy(update={"study": self.plan.study.name, "axes": run.row.axes})
+            self.plan.folder.write(run.id, result)
+        except Exception as error:
+            self._fail(run, runner, error)
+            return
+        runner.tell("run_finished", result.model_dump())
+        self._release(run, runner)
+
+    def _fail(self, run: PlannedRun, runner: Runner, error: Exception) -> None:
+        """Write down what went wrong; the stages of the run stay for the next time."""
+        text = str(_known(error))
+        log.error("%s: %s", run.row, text, exc_info=error)
+        self.failed[run.id] = f"{run.row}: {text}"
+        if not isinstance(error, NotThere):
+            recipe = run.row.recipe.resolved()
+            facts = {"run": str(run.row), "axes": run.row.axes, "identity": run.identity, "error": text}
+            self.plan.folder.fail(run.id, {**facts, "recipe": recipe})
+        runner.tell("run_failed", text)
+
+    def _runner(self, run: PlannedRun) -> Runner:
+        with self.telling:
+            if run.id not in self.watchers:
+                axes = run.row.axes
+                self.watchers[run.id] = [observer.for_run(str(run.row), axes) for observer in self.observers]
+        return Runner(self.store, self.workers, self.watchers[run.id], self.failed_stages, self.telling)
+
+    def _release(self, run: PlannedRun, runner: Runner) -> None:
+        """Remove the models that no run needs any more, if this study made them."""
+        held = closure(run.stages).keys()
+        with self.state:
+            self.holders.subtract(held)
+            free = {key for key in {*held, *runner.made} if key in self.workers.noted and self.holders[key] <= 0}
+            for key in free:
+                self.store.remove(key)
+            self.workers.noted -= free
+
+
+def _known(error: Exception) -> DefenseKitError:
+    return error if isinstance(error, DefenseKitError) else DefenseKitError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,70 @@
+"""What a study is doing, for those who look from another terminal."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import PrivateAttr
+
+from defensekit.components import Observer, Planned
+from defensekit.files import write_whole
+from defensekit.outlook import Pace
+from defensekit.studies.planning import StudyPlan
+
+EVERY = 1.0  # seconds between two writings
+SILENT = 120.0  # seconds after which nobody is taken to be at work any more
+
+
+class Status(Observer):
+    """Writes what goes on into the study's folder, one file per process that runs it."""
+
+    _path: Path = PrivateAttr()
+    _facts: dict[str, Any] = PrivateAttr()
+    _pace: Pace = PrivateAttr(default_factory=Pace)
+    _slots: int = PrivateAttr(default=1)
+    _written: float = PrivateAttr(default=0.0)
+
+    @classmethod
+    def of(cls, plan: StudyPlan, slots: int) -> "Status":
+        """For a plan that is about to be run, ``slots`` stages at a time."""
+        made = cls()
+        made._slots = slots
+        made._path = plan.folder.place / "status" / f"{socket.gethostname()}-{os.getpid()}.json"
+        made._facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time(), "stages": {}}
+        made._path.parent.mkdir(parents=True, exist_ok=True)
+        return made
+
+    def planned(self, stages: Sequence[Planned]) -> None:
+        self._pace = Pace(stages, self._slots)
+        self._write(0)
+
+    def stage_started(self, title: str) -> None:
+        self._facts["stages"][title] = {"since": time.time(), "done": 0, "total": 0}
+        self._write(0)
+
+    def progress(self, title: str, done: int, total: int) -> None:
+        if title in self._facts["stages"]:
+            self._facts["stages"][title] |= {"done": done, "total": total}
+        self._write(EVERY)
+
+    def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+        self._facts["stages"].pop(title, None)
+        self._pace.finish(title, seconds, reused)
+        self._write(EVERY)
+
+    def stage_failed(self, title: str, error: str) -> None:
+        self._facts["stages"].pop(title, None)
+        self._write(0)
+
+    def run_finished(self, result: Mapping[str, Any]) -> None:
+        self._write(0)
+
+    def _write(self, every: float) -> None:
+        if (now := time.time()) - self._written >= every:
+            self._written = now
+            facts = {**self._facts, "updated": now, "left": self._pace.left()}
+            write_whole(self._path, json.dumps(facts).encode())

@@ -1,0 +1,8 @@
+"""Where stages run: in worker processes of this machine."""
+
+from defensekit.api import hookimpl
+
+
+@hookimpl
+def defensekit_executors() -> dict[str, str]:
+    return {"local": "defensekit_executors.local:Local"}

@@ -1,0 +1,136 @@
+"""Worker processes on this machine, that stay while a run or a study lasts."""
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from defensekit.api import DefenseKitError, Executor, Field, UsageError, Workers
+
+TRIES = 2  # a worker may be killed by mistake once; what kills two would kill a third
+
+
+class Local(Executor):
+    """Runs stages in processes of their own, several at once.
+
+    Cores are divided on purpose: ``workers`` stages at once with ``threads`` each. How many threads there are is part
+    of what decides a stage's numbers, how many workers there are is not.
+    """
+
+    workers: int | None = Field(None, ge=1, description="processes (as many as there are cores for)")
+    threads: int = Field(1, ge=1, description="threads that each computes with")
+    memory: float | None = Field(None, gt=0, description="GiB that each may take (no bound); Linux alone keeps to it")
+
+    def machine(self) -> dict[str, Any]:
+        return {**super().machine(), "threads": self.threads}
+
+    @contextmanager
+    def open(self) -> Iterator[Workers]:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        crew = _Crew(self.workers or max(1, cores // self.threads), self.threads, self.memory)
+        try:
+            yield crew
+        finally:
+            crew.close()
+
+
+class _Crew(Workers):
+    """Processes, each started when it is first needed; one that dies is replaced."""
+
+    def __init__(self, count: int, threads: int, memory: float | None) -> None:
+        self.count = count
+        self.threads = threads
+        self.memory = memory
+        self.closed = False
+        self.started: list[_Process] = []
+        self.idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
+        for _ in range(count):
+            self.idle.put(None)
+
+    @property
+    def slots(self) -> int:
+        return self.count
+
+    def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        process = self.idle.get()
+        try:
+            for last in (*[False] * (TRIES - 1), True):
+                if process is None:
+                    process = _Process(self.threads, self.memory)
+                    self.started.append(process)
+                try:
+                    return process.compute(stage, store, report)
+                except EOFError as error:
+                    how, process = process.death(), None
+                    if last or self.closed:
+                        raise DefenseKitError(f"{stage['title']}: the worker {how} while computing it") from error
+        finally:
+            self.idle.put(process)
+
+    def close(self) -> None:
+        """End every process, whatever it is doing."""
+        self.closed = True
+        for process in self.started:
+            process.kill()
+
+
+class _Process:
+    """One worker: a Python that computes stages until the other end of its line is closed."""
+
+    def __init__(self, threads: int, memory: float | None) -> None:
+        ours, theirs = socket.socketpair()
+        self.line = Connection(ours.detach())
+        number = str(threads)
+        variables = {"OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number, "TOKENIZERS_PARALLELISM": "false"}
+        with theirs:
+            # Ctrl-C is for whoever started us, who then ends the workers; what a worker prints is no result.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "defensekit_executors.worker", str(theirs.fileno()), number, str(memory or 0)],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | variables,
+                process_group=0,
+            )
+
+    def compute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        """Raises EOFError when the process died."""
+        try:
+            self.line.send_bytes(json.dumps({"stage": stage, "store": str(store)}).encode())
+            while True:
+                what, *values = json.loads(self.line.recv_bytes())
+                if what == "done":
+                    return
+                if what == "progress":
+                    report(*values)
+                else:
+                    raise (UsageError if what == "usage" else DefenseKitError)(*values)
+        except (OSError, TypeError) as error:  # a broken pipe is the other end's death; a line closed while read, ours
+            raise EOFError from error
+
+    def death(self) -> str:
+        """How a process ended that hung up, in words."""
+        try:
+            code = self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return "hung up"
+        self.kill()
+        if code >= 0:
+            return f"ended (exit code {code})"
+        name = signal.Signals(-code).name
+        return f"was killed ({name}{': memory may have run out' if name == 'SIGKILL' else ''})"
+
+    def kill(self) -> None:
+        """End the process, whatever it is doing."""
+        self.process.kill()
+        self.process.wait()
+        self.line.close()
