@@ -78,6 +78,7 @@ class Plan:
         self.labels: list[str] = labels or []
         self.machine = machine
         self.known = known
+        self._rows: dict[str, Stage] = {}
         self._cut: Params = (("max_length", recipe.sizes.max_length),)
         self._numeric: Params = (*self._cut, ("precision", recipe.precision))
 
@@ -127,6 +128,11 @@ class Plan:
     # -- data ------------------------------------------------------------------------------------------------------
 
     def rows(self, role: str) -> Stage:
+        if role not in self._rows:
+            self._rows[role] = self._planned_rows(role)
+        return self._rows[role]
+
+    def _planned_rows(self, role: str) -> Stage:
         sizes = {name: getattr(self.recipe.sizes, name) for name in ROLES}
         labels = None if self.given_labels is None else tuple(self.given_labels)
         params: Params = (
@@ -143,18 +149,26 @@ class Plan:
         contents = self.contents["attack"]
         return self._cut if contents is None else (*self._cut, ("contents", contents))
 
+    @cached_property
+    def _trigger(self) -> Stage:
+        inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("test")}
+        attack = {"attack": cast(Named, self.recipe.attack)}
+        return self._stage(
+            "trigger", "triggered rows", inputs, self._attacked, attack, self._seed("attacker", "trigger")
+        )
+
     def poisoned(self) -> Stage:
+        return self._poisoned
+
+    @cached_property
+    def _poisoned(self) -> Stage:
         inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("train")}
         attack = {"attack": cast(Named, self.recipe.attack)}
         return self._stage("poison", "poisoned rows", inputs, self._attacked, attack, self._seed("attacker", "poison"))
 
     def triggered(self) -> Stage | None:
         if self.recipe.attack:
-            inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("test")}
-            attack = {"attack": self.recipe.attack}
-            return self._stage(
-                "trigger", "triggered rows", inputs, self._attacked, attack, self._seed("attacker", "trigger")
-            )
+            return self._trigger
         if self.recipe.triggered:
             source = self.recipe.triggered
             target = self.recipe.triggered_target
@@ -179,9 +193,17 @@ class Plan:
         return self._stage("train", title, inputs, params, attack, self._seed("attacker", "training"))
 
     def clean(self) -> Stage:
+        return self._clean
+
+    @cached_property
+    def _clean(self) -> Stage:
         return self._trained("clean reference", self.rows("train"))
 
     def suspect(self) -> "Stage | External":
+        return self._suspect
+
+    @cached_property
+    def _suspect(self) -> "Stage | External":
         if self.given_suspect:
             return self.given_suspect
         start = cast(Attack, cast(Named, self.recipe.attack).component).trains_from

@@ -221,7 +221,7 @@ class Store:
         """Remove what killed runs left unfinished; returns the bytes freed."""
         freed = 0
         for place in (self.root / "unfinished").glob(f"*.{_HOST}.*"):
-            if not _alive(place.name.rpartition(".")[2]):
+            if not alive(place.name.rpartition(".")[2]):
                 freed += _size(place)
                 shutil.rmtree(place, ignore_errors=True)
         for place in (self.root / "artifacts").glob("*"):
@@ -262,7 +262,8 @@ def _size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def _alive(pid: str) -> bool:
+def alive(pid: str) -> bool:
+    """Whether a process of this machine lives."""
     try:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defensekit.cli import plugins, recipes, store
-from defensekit.cli.shared import Files, Workspace, fail
-from defensekit.errors import DefenseKitError, UsageError, nearest
+from defensekit.cli import plugins, recipes, store, study
+from defensekit.cli.shared import Files, Workspace, checked, fail
+from defensekit.errors import DefenseKitError, UsageError
 
 if TYPE_CHECKING:
     from defensekit.recipe import Recipe
@@ -47,7 +47,7 @@ def run(
     from defensekit.cli.progress import Progress
 
     # Checked before the heavy imports: a typo in the command answers at once.
-    _check(recipe)
+    checked(recipe, "recipe")
     gc.enable()
     loaded: Recipe | None = None
     try:
@@ -88,16 +88,6 @@ def run(
         show(result, report)
 
 
-def _check(recipe: Path) -> None:
-    try:
-        there = recipe.is_file()
-    except (OSError, ValueError) as error:  # a name too long, a folder that may not be read
-        raise UsageError(f"{recipe}: {getattr(error, 'strerror', None) or error}") from error
-    if not there:
-        beside = [str(path) for path in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
-        raise UsageError(f"there is no recipe {recipe}.{nearest(str(recipe), beside)}")
-
-
 @app.command()
 def schema(files: Files = None) -> None:
     """Print the JSON schema of recipes.
@@ -126,6 +116,7 @@ def doctor() -> None:
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(store.app, name="store")
+app.add_typer(study.app, name="study")
 
 
 def main() -> None:

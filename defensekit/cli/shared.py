@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from defensekit.errors import printable
+from defensekit.errors import UsageError, nearest, printable
 
 Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the artifacts and of the runs' folders.")]
 Files = Annotated[list[Path] | None, typer.Argument(help="Local plugin files to look at as well.")]
@@ -23,6 +23,17 @@ def console() -> Console:
 def table(*columns: str) -> Table:
     """A table that needs few characters beside its cells, and reads as well without colour."""
     return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def checked(path: Path, what: str) -> None:
+    """Raise UsageError where there is no such file: a typo in a command answers at once, before heavy imports."""
+    try:
+        there = path.is_file()
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be read
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    if not there:
+        beside = [str(path) for path in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise UsageError(f"there is no {what} {path}.{nearest(str(path), beside)}")
 
 
 def fail(text: str, code: int) -> NoReturn:

@@ -42,11 +42,14 @@ class Folder:
 
     def write(self, id: str, result: Result) -> None:
         """Write a result, whole or not at all; its digest comes last."""
+        self.write_bytes(id, result.model_dump_json(indent=1).encode() + b"\n")
+        (self.failed / f"{id}.json").unlink(missing_ok=True)
+
+    def write_bytes(self, id: str, content: bytes) -> None:
+        """Write a result that is bytes already."""
         self.results.mkdir(parents=True, exist_ok=True)
-        content = result.model_dump_json(indent=1).encode() + b"\n"
         write_whole(self.results / f"{id}.json", content)
         write_whole(Path(f"{self.results / id}{SUM}"), _sum(f"{id}.json", content).encode())
-        (self.failed / f"{id}.json").unlink(missing_ok=True)
 
     def fail(self, id: str, facts: dict[str, Any]) -> None:
         """Write down a run that ended without a result."""

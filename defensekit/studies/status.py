@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from pydantic import PrivateAttr
 from defensekit.components import Observer, Planned
 from defensekit.files import write_whole
 from defensekit.outlook import Pace
+from defensekit.store import alive
+from defensekit.studies.folder import Folder
 from defensekit.studies.planning import StudyPlan
 
 EVERY = 1.0  # seconds between two writings
@@ -68,3 +70,37 @@ class Status(Observer):
             self._written = now
             facts = {**self._facts, "updated": now, "left": self._pace.left()}
             write_whole(self._path, json.dumps(facts).encode())
+
+
+def status_of(workspace: Path, name: str) -> dict[str, Any]:
+    """How far a study is: counts of runs, what failed, and the processes that are at work on it.
+
+    Raises:
+        DefenseKitError: it never ran in this workspace.
+    """
+    folder = Folder(workspace, name)
+    ids = {run["id"] for run in folder.read()["runs"]}
+    done = folder.done() & ids
+    failed = {id: facts for id, facts in folder.failures().items() if id in ids - done}
+    return {
+        "runs": len(ids),
+        "done": len(done),
+        "failed": [f"{facts['run']}: {facts['error']}" for facts in failed.values()],
+        "processes": list(_processes(folder)),
+    }
+
+
+def _processes(folder: Folder) -> Iterator[dict[str, Any]]:
+    """Those that are at work, as far as can be told: here by their number, elsewhere by when they were heard of."""
+    now = time.time()
+    for path in sorted((folder.place / "status").glob("*.json")):
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        silent = now - facts["updated"]
+        here = facts["host"] == socket.gethostname()
+        if not (alive(str(facts["pid"])) if here else silent < SILENT):
+            continue
+        stages = {title: {**stage, "for": now - stage["since"]} for title, stage in facts["stages"].items()}
+        yield {**facts, "silent": silent, "stages": stages}

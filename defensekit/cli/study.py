@@ -1,0 +1,213 @@
+"""`defensekit study`: many runs as one."""
+
+import gc
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.text import Text
+
+from defensekit.cli.shared import Workspace, checked, console, fail, table
+from defensekit.errors import DefenseKitError
+
+app = typer.Typer(help="Many runs as one: a matrix over a recipe, with seeds.", no_args_is_help=True)
+
+Study = Annotated[Path, typer.Argument(help="A study, as YAML.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a key, as in seeds=[0,1]; may be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+SHOWN = 40  # runs in a table; more are counted
+
+
+@app.command()
+def plan(
+    study: Study, settings: Settings = None, workspace: Workspace = Path("workspace"), as_json: Json = False
+) -> None:
+    """Say what a study would run: its runs, the stages behind them, what is there, how long the rest takes.
+
+    Seconds and bytes are judged by what artifacts of the same kind took before, in this workspace.
+    """
+    checked(study, "study")
+    gc.enable()
+    with redirect_stdout(sys.stderr):
+        from defensekit.outlook import duration
+        from defensekit.studies.loading import load_study
+        from defensekit.studies.planning import plan_study
+
+        found = plan_study(load_study(study, settings or ()), workspace)
+        estimate = found.estimate()
+    facts: dict[str, Any] = {
+        "runs": [
+            {"id": run.id, "axes": run.row.axes, "seed": run.row.recipe.seed, "done": run.id in found.done}
+            for run in found.runs
+        ],
+        "stages": {"known": len(found.stages), "to_make": dict(estimate.stages), "unknown": found.unknown},
+        "estimate": {"seconds": estimate.seconds, "bytes": estimate.bytes, "unseen": list(estimate.unseen)},
+    }
+    if as_json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+        return
+    out, rows = console(), table("run", "result")
+    for run in found.runs[:SHOWN]:
+        rows.add_row(Text(str(run.row)), "there" if run.id in found.done else "to make")
+    out.print(rows)
+    if len(found.runs) > SHOWN:
+        out.print(f"... and {len(found.runs) - SHOWN} more (--json has them all)")
+    todo = len(found.todo)
+    out.print(f"{len(found.runs)} runs, {len(found.runs) - todo} of them there, {todo} to make")
+    more = f" and up to {found.unknown} that hang on choices" if found.unknown else ""
+    out.print(f"{len(found.stages)} distinct stages{more}; {len(found.missing)} to make:")
+    out.print("  " + (", ".join(f"{count} {kind}" for kind, count in estimate.stages.items()) or "none"))
+    if found.missing:
+        kept = " (models are removed again once no run needs them)" if found.study.keys.keep != "models" else ""
+        out.print(
+            f"about {duration(estimate.seconds)} one after the other, {estimate.bytes / 2**20:,.0f} MiB{kept}"
+            + (f"; nothing is known yet of: {', '.join(estimate.unseen)}" if estimate.unseen else "")
+        )
+
+
+@app.command()
+def run(
+    study: Study,
+    settings: Settings = None,
+    resume: Annotated[
+        Literal["only-missing", "always", "never", "only-cache"],
+        typer.Option(
+            help="Make the results that are missing; all anew; refuse where there are some; or compute no stage."
+        ),
+    ] = "only-missing",
+    workspace: Workspace = Path("workspace"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a study. What was computed before is not computed again; what fails is written down, the rest goes on.
+
+    The exit code is 1 where a run has no result in the end. The same command goes on after anything.
+    """
+    from defensekit.cli.interrupt import interrupted, remembered
+    from defensekit.cli.watching import Watching
+
+    checked(study, "study")
+    gc.enable()
+    try:
+        with remembered() as interrupt, Watching(quiet=quiet) as watching, redirect_stdout(sys.stderr):
+            watching.message("loading libraries")
+            from defensekit.studies.loading import load_study
+            from defensekit.studies.running import run_study
+
+            loaded = load_study(study, settings or ())
+            watching.of(loaded)
+            found = run_study(loaded, workspace, [interrupt, watching], resume)
+    except BaseException as error:
+        if interrupted(error):
+            fail("stopped; the same command goes on where it stopped", 130)
+        raise
+    if as_json:
+        facts = {"runs": found.runs, "before": found.before, "done": found.done, "failed": found.failed}
+        sys.stdout.write(json.dumps({**facts, "folder": str(found.folder)}) + "\n")
+    else:
+        out = console()
+        out.print(f"{found.done} of {found.runs} runs have a result, {found.before} of them had one before")
+        for told in found.failed.values():
+            out.print(Text(f"failed: {told}"))
+        out.print(f"results: {found.folder / 'results'}")
+    if found.done < found.runs:
+        sys.exit(1)
+
+
+@app.command()
+def status(
+    study: Annotated[str, typer.Argument(help="A study's name, or its file.")],
+    workspace: Workspace = Path("workspace"),
+    as_json: Json = False,
+) -> None:
+    """Say how far a study is, from any terminal, while it runs or afterwards."""
+    from defensekit.studies.status import status_of
+
+    name = study if not study.endswith((".yaml", ".yml")) else _name_in(Path(study))
+    found = status_of(workspace, name)
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+        return
+    from defensekit.outlook import duration
+
+    out = console()
+    out.print(f"{name}: {found['done']} of {found['runs']} runs have a result, {len(found['failed'])} failed")
+    for told in found["failed"]:
+        out.print(Text(f"  failed: {told}"))
+    for process in found["processes"]:
+        ago = duration(process["silent"])
+        left = f", {process['left']}" if process["left"] else ""
+        out.print(f"at work on {process['host']} (process {process['pid']}), heard of {ago} ago{left}")
+        for title, stage in process["stages"].items():
+            share = f", {stage['done'] / stage['total']:.0%}" if stage["total"] else ""
+            out.print(Text(f"  {title}: for {duration(stage['for'])}{share}"))
+    if not found["processes"]:
+        out.print("nobody is at work on it")
+
+
+def _name_in(path: Path) -> str:
+    from defensekit import yaml
+
+    checked(path, "study")
+    data = yaml.load(path).data
+    return str(data.get("name")) if isinstance(data, dict) else ""
+
+
+@app.command()
+def rerun(
+    result: Annotated[Path, typer.Argument(help="A result's file.")],
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", "-w", help="Where it is run again (an empty folder that is removed).")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Repeat one finished run from what its result recorded, and compare: exit code 1 where a number differs."""
+    import tempfile
+
+    from defensekit.cli.interrupt import interrupted, remembered
+    from defensekit.cli.progress import Progress
+
+    gc.enable()
+    try:
+        with (
+            remembered() as interrupt,
+            Progress(quiet=quiet) as progress,
+            redirect_stdout(sys.stderr),
+            tempfile.TemporaryDirectory() as empty,
+        ):
+            progress.message("loading libraries")
+            from defensekit.studies.rerun import rerun as repeat
+
+            found = repeat(result, workspace or empty, [interrupt, progress])
+    except BaseException as error:
+        if interrupted(error):
+            fail("stopped", 130)
+        raise
+    if as_json:
+        facts = {"same": found.same, "inputs": found.inputs, "numbers": found.numbers}
+        sys.stdout.write(json.dumps({**facts, "surroundings": found.surroundings}) + "\n")
+    else:
+        out = console()
+        for what, differing in (
+            ("what decides the numbers", found.inputs),
+            ("numbers", found.numbers),
+            ("versions and machine", found.surroundings),
+        ):
+            if differing:
+                rows = table(what, "recorded", "now")
+                for place, before, after in differing[:SHOWN]:
+                    rows.add_row(Text(place), Text(str(before)[:60]), Text(str(after)[:60]))
+                out.print(rows)
+        told = "every number came out again, to the last digit" if found.same else "it did not come out again"
+        out.print(f"{found.before.name} ({found.before.identity[:16]}): {told}")
+    if not found.same:
+        raise DefenseKitError(f"{len(found.inputs)} inputs and {len(found.numbers)} numbers differ")

@@ -1,0 +1,121 @@
+"""A study as it goes on: a live table in a terminal, a line per run elsewhere."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import PrivateAttr
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from defensekit.components.runtime import Observer, Planned
+from defensekit.errors import printable
+from defensekit.outlook import Pace, duration
+from defensekit.studies.loading import Study
+
+NEXT = 5  # runs shown as next
+
+
+class Watching(Observer):
+    """Shows what a study is doing while the block lasts."""
+
+    quiet: bool = False
+
+    _console: Console = PrivateAttr()
+    _live: Live = PrivateAttr()
+    _runs: list[str] = PrivateAttr(default_factory=list)
+    _done: int = PrivateAttr(default=0)
+    _failed: int = PrivateAttr(default=0)
+    _stages: dict[tuple[str, str], tuple[float, str]] = PrivateAttr(default_factory=dict)
+    _pace: Pace = PrivateAttr(default_factory=Pace)
+
+    def model_post_init(self, context: Any, /) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        self._live = Live(console=self._console, get_renderable=self._table, transient=True, refresh_per_second=2)
+
+    def of(self, study: Study) -> None:
+        """What will be watched."""
+        self._runs = [str(row) for row in study.rows]
+
+    def __enter__(self) -> "Watching":
+        if self._console.is_terminal and not self.quiet:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
+        return _One(whole=self, name=name)
+
+    def message(self, text: str) -> None:
+        if not self.quiet:
+            self._console.print(printable(text))
+
+    def planned(self, stages: Sequence[Planned]) -> None:
+        self._pace = Pace(stages)
+        there = sum(stage.there for stage in stages)
+        self.message(f"{len(stages)} stages behind the runs, {there} of them there already")
+
+    def stage(self, run: str, title: str, share: float = 0.0) -> None:
+        """A stage is being made."""
+        since = self._stages.get((run, title), (time.monotonic(), ""))[0]
+        self._stages[(run, title)] = (since, f"{share:.0%}" if share else "")
+
+    def end(self, run: str, title: str, seconds: float | None, reused: bool) -> None:
+        """A stage is there, or failed (``seconds`` is None)."""
+        self._stages.pop((run, title), None)
+        if seconds is not None:
+            self._pace.finish(title, seconds, reused)
+
+    def over(self, run: str, told: str, failed: bool) -> None:
+        """A run is over."""
+        if run in self._runs:
+            self._runs.remove(run)
+        self._done += not failed
+        self._failed += failed
+        left = self._pace.left()
+        self.message(f"[{self._done + self._failed}] {run}: {told}" + (f"; {left}" if left else ""))
+
+    def _table(self) -> Group:
+        now = time.monotonic()
+        table = Table("run", "stage", "for", "", box=box.SIMPLE_HEAD, pad_edge=False)
+        for (run, title), (since, share) in list(self._stages.items()):
+            table.add_row(Text(run), Text(title), duration(now - since), share)
+        waiting = [run for run in self._runs if run not in {run for run, _ in self._stages}]
+        lines = [f"{self._done} done, {self._failed} failed, {len(self._runs)} to come; {self._pace.left() or '...'}"]
+        lines += [f"next: {run}" for run in waiting[:NEXT]]
+        return Group(table, *(Text(line) for line in lines))
+
+
+class _One(Observer):
+    """Watches one run for the whole."""
+
+    whole: Watching
+    name: str
+
+    def message(self, text: str) -> None:
+        self.whole.message(f"{self.name}: {text}")
+
+    def stage_started(self, title: str) -> None:
+        self.whole.stage(self.name, title)
+
+    def progress(self, title: str, done: int, total: int) -> None:
+        self.whole.stage(self.name, title, done / total if total else 0.0)
+
+    def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+        self.whole.end(self.name, title, seconds, reused)
+
+    def stage_failed(self, title: str, error: str) -> None:
+        self.whole.end(self.name, title, None, False)
+
+    def run_finished(self, result: Mapping[str, Any]) -> None:
+        numbers = result["models"]["purified"]["metrics"].items()
+        told = ", ".join(f"{name.upper()} {measured['value']:.3f}" for name, measured in numbers)
+        self.whole.over(self.name, told, failed=False)
+
+    def run_failed(self, error: str) -> None:
+        self.whole.over(self.name, f"failed: {error}", failed=True)

@@ -1,0 +1,102 @@
+"""A finished run, repeated from what its result recorded."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from defensekit import yaml
+from defensekit.components import Observer
+from defensekit.errors import UsageError
+from defensekit.files import write_whole
+from defensekit.loading import load_recipe
+from defensekit.pipeline import run
+from defensekit.results import Result
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A result and the same run done again: what differs, as ``(place, before, after)``.
+
+    ``inputs`` are what decides the numbers (none differs where it is the same run), ``numbers`` are metrics with their
+    intervals, trials and what was chosen, ``surroundings`` are versions and the machine.
+    """
+
+    before: Result
+    after: Result
+    inputs: list[tuple[str, Any, Any]]
+    numbers: list[tuple[str, Any, Any]]
+    surroundings: list[tuple[str, Any, Any]]
+
+    @property
+    def same(self) -> bool:
+        """Whether every number came out again, to the last digit."""
+        return not self.inputs and not self.numbers
+
+
+def read_result(path: str | Path) -> Result:
+    """The result in a file.
+
+    Raises:
+        UsageError: it is not there, or no result of this version.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        version = json.loads(text).get("schema_version")
+        if version != 2:
+            raise UsageError(f"{path}: a result of schema_version {version}, expected 2")
+        return Result.model_validate_json(text)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{path}: no result: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: no result: {error}") from error
+
+
+def rerun(path: str | Path, workspace: str | Path, observers: Sequence[Observer] = ()) -> Repeated:
+    """Repeat a finished run in a workspace (an empty one, for everything to be computed again) and compare.
+
+    Raises:
+        UsageError: the file is no result, or what its recipe names is not there any more.
+        DefenseKitError: a stage failed.
+    """
+    before = read_result(path)
+    recipe = Path(workspace) / f"{before.name}.yaml"
+    write_whole(recipe, yaml.dump(before.recipe).encode())
+    after = run(load_recipe(recipe), workspace, observers)
+    return Repeated(
+        before,
+        after,
+        list(differences(before.identified, after.identified)),
+        list(differences(_numbers(before), _numbers(after))),
+        list(differences(_surroundings(before), _surroundings(after))),
+    )
+
+
+def _numbers(result: Result) -> dict[str, Any]:
+    return {
+        "models": {name: model.model_dump(include={"metrics", "reset"}) for name, model in result.models.items()},
+        "curve": [trial.model_dump() for trial in result.curve],
+        "chosen": result.chosen.model_dump() if result.chosen else None,
+    }
+
+
+def _surroundings(result: Result) -> dict[str, Any]:
+    return result.environment.model_dump(exclude={"plugins"})
+
+
+def differences(before: Any, after: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where plain data differ: dotted path, one value, the other (None for what is missing)."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in dict.fromkeys((*before, *after)):
+            yield from differences(before.get(key), after.get(key), f"{place}.{key}" if place else str(key))
+    elif isinstance(before, list | tuple) and isinstance(after, list | tuple) and len(before) == len(after):
+        for i, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from differences(one, other, f"{place}.{i}")
+    elif before != after:
+        yield place, before, after

@@ -1,0 +1,534 @@
+"""Studies: a matrix of runs, every stage once, nothing lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import defensekit
+from defensekit.components import Executor, Observer, Workers
+from defensekit.errors import UsageError
+from defensekit.executors import compute
+from defensekit.identity import IDENTITY, NOT_IDENTITY, identified, identity
+from defensekit.keys import Top
+from defensekit.loading import load_recipe
+from defensekit.recipe import Named
+from defensekit.results import Result
+from defensekit.store import Store, key_of
+from defensekit.studies.loading import label_of, load_study
+from defensekit.studies.planning import plan_study
+from defensekit.studies.rerun import differences, read_result, rerun
+from defensekit.studies.running import run_study
+from defensekit.studies.status import status_of
+from defensekit.survey import survey
+from tests.test_pipeline import shape
+
+MATRIX = {"defense.scorer": ["diffusion", "magnitude"], "defense.selector.fraction": [0.25, 0.5]}
+
+
+@pytest.fixture
+def recipe(recipe: Path) -> Path:
+    """The tiny BERT's recipe, small enough to be run many times."""
+    return shape(recipe, data__train=48, data__test=24, data__clean=16, training__epochs=1, defense__choose=None)
+
+
+def study(beside: Path, **keys: Any) -> Path:
+    """A study's file beside a recipe's."""
+    path = beside.parent / "study.yaml"
+    path.write_text(yaml.safe_dump({"name": "small", "recipe": beside.name, "matrix": MATRIX, **keys}, sort_keys=False))
+    return path
+
+
+def numbers(result: Result | Mapping[str, Any]) -> Any:
+    """What has to come out the same, as plain data."""
+    found = result.model_dump(mode="json") if isinstance(result, Result) else result
+    models = {name: [model["metrics"], model["reset"]] for name, model in found["models"].items()}
+    return json.loads(json.dumps([found["chosen"], found["curve"], models]))
+
+
+def results(folder: Path) -> dict[tuple[Any, ...], Any]:
+    """The numbers of every run, by its place in the matrix."""
+    found = [json.loads(path.read_text()) for path in (folder / "results").glob("*.json")]
+    return {(*result["axes"].values(), result["recipe"]["seed"]): numbers(result) for result in found}
+
+
+# -- a file ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_combination_is_a_run_and_some_are_taken_out_or_put_beside(recipe: Path) -> None:
+    path = study(
+        recipe,
+        matrix={
+            "defense.scorer": ["magnitude", {"name": "diffusion", "exponent": 2}],
+            "attack": {
+                "word": {"attack.rate": 0.1},
+                "sentence": {"attack": {"name": "sentence", "rate": 0.2, "target": "negative"}, "training.epochs": 2},
+            },
+        },
+        exclude=[{"defense.scorer": "magnitude", "attack": "sentence"}],
+        include=[{"attack": "word", "defense.scorer": "random"}, {"defense.selector.fraction": 0.75}],
+        seeds=[0, 7],
+    )
+    rows = load_study(path).rows
+    assert [str(row) for row in rows] == [
+        "magnitude, word, seed 0", "magnitude, word, seed 7",
+        "diffusion(exponent=2), word, seed 0", "diffusion(exponent=2), word, seed 7",
+        "diffusion(exponent=2), sentence, seed 0", "diffusion(exponent=2), sentence, seed 7",
+        "random, word, seed 0", "random, word, seed 7",
+        "0.75, seed 0", "0.75, seed 7",
+    ]  # fmt: skip
+    sentence = rows[4].recipe
+    assert sentence.attack is not None
+    assert (sentence.attack.name, sentence.training.epochs) == ("sentence", 2)
+    assert sentence.defense.scorer.parameters()["exponent"] == 2.0
+    assert (rows[-1].recipe.defense.scorer.name, rows[-1].recipe.seed) == ("diffusion", 7)
+    # A run is the recipe that a person would have written.
+    by_hand = load_recipe(recipe, ["defense.scorer.exponent=2", "attack.rate=0.1", "seed=7"])
+    assert rows[3].recipe.resolved() == by_hand.resolved()
+
+
+def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Path) -> None:
+    inline = yaml.safe_load(recipe.read_text())
+    del inline["name"]
+    path = study(recipe, recipe=inline, matrix={})
+    [row] = load_study(path, "seeds=[3]").rows
+    assert (row.recipe.name, row.recipe.seed, row.axes) == ("small", 3, {})
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"matrx": {}}, r"study.yaml:\d+: matrx: unknown key. Did you mean 'matrix'"),
+        ({"recipe": "pico.yml"}, r"study.yaml:\d+: recipe: there is no file .*Did you mean 'pico.yaml'"),
+        ({"matrix": {"defense.scorer": ["diffusoin"]}}, r"study.yaml:\d+: defense.scorer.*'diffusion'.*in the run"),
+        ({"matrix": {"defense.scorer": []}}, r"study.yaml:\d+: matrix.defense.scorer: an axis needs values"),
+        ({"matrix": {"seed": [0, 1]}}, r"'seed' is no axis: `seeds:` says"),
+        ({"matrix": {"a": {"b": {"executor": "local"}}}}, r"matrix.a.b.executor: 'executor' is no axis"),
+        ({"matrix": {"defense.scorer": ["random", "random"]}}, "two values are called 'random'"),
+        ({"exclude": [{"defense.scorr": "random"}]}, r"exclude.0.defense.scorr: there is no such axis. Did you mean"),
+        ({"exclude": [{"defense.scorer": "magnitud"}]}, r"there is no value 'magnitud'. Did you mean 'magnitude'"),
+        ({"include": [{"defense.scorer": "diffusion", "defense.selector.fraction": 0.5}]}, "stands twice"),
+        ({"executor": "lokal"}, r"study.yaml:\d+: executor.*Did you mean 'local'"),
+        ({"keep": "all"}, r"study.yaml:\d+: keep: "),
+        ({"seeds": []}, r"study.yaml:\d+: seeds: "),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_study_are_told_with_their_place(recipe: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_study(study(recipe, **keys))
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        ("reset", "reset"),
+        (0.5, 0.5),
+        ({"name": "fine-tune", "epochs": 2}, "fine-tune(epochs=2)"),
+        (["reset", {"name": "fine-tune"}], "reset + fine-tune"),
+        (None, "none"),
+    ],
+)
+def test_values_have_short_names(value: Any, label: Any) -> None:
+    assert label_of(value) == label
+
+
+# -- identity ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_key_of_a_recipe_is_identity_or_is_not() -> None:
+    assert set(Top.model_fields) == IDENTITY | NOT_IDENTITY
+    assert not IDENTITY & NOT_IDENTITY
+
+
+def test_a_runs_identity_is_the_same_before_and_after_and_elsewhere(recipe: Path, tmp_path: Path) -> None:
+    before = identity(identified(survey(load_recipe(recipe), lambda text: None)))
+    result = defensekit.run(recipe, tmp_path / "w")
+    assert result.identity == before == identity(json.loads(result.model_dump_json())["identified"])
+    assert str(tmp_path) not in json.dumps(result.identified)
+    renamed = shape(recipe, name="other", observers=[])
+    assert identity(identified(survey(load_recipe(renamed), lambda text: None))) == before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["seed=1", "data.clean=17", "data.max_length=31", "attack.rate=0.3", "training.epochs=2", "metrics=[acc]",
+     "defense.scorer=magnitude", "defense.compare={}", "defense.purifier=[reset]", "precision=bfloat16"],
+)  # fmt: skip
+def test_what_decides_numbers_is_identity(recipe: Path, setting: str) -> None:
+    def known(*settings: str) -> str:
+        return identity(identified(survey(load_recipe(recipe, settings), lambda text: None)))
+
+    assert known(setting) != known()
+
+
+# -- planning ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_counts_what_runs_share_and_makes_nothing(recipe: Path, tmp_path: Path) -> None:
+    plan = plan_study(load_study(study(recipe)), tmp_path / "w")
+    kinds = Counter(stage.plain["kind"] for stage in plan.stages.values())
+    # Four defenses, random at each of two fractions, fine-tuning alone; one suspect, one clean reference.
+    assert kinds == {"data": 3, "poison": 1, "trigger": 1, "train": 2, "statistics": 1, "purify": 7, "predict": 18}
+    assert plan.missing.keys() == plan.stages.keys()
+    assert plan.estimate().unseen == sorted(kinds)
+    assert not (tmp_path / "w").exists()
+    # What is planned is what a run of each recipe would make.
+    alone = {stage.key for row in plan.study.rows for stage in defensekit.preview(row.recipe, tmp_path / "w")}
+    assert alone == set(plan.stages)
+
+
+def test_an_estimate_rests_on_what_stages_took(recipe: Path, tmp_path: Path) -> None:
+    path = study(recipe)
+    run_study(load_study(path), tmp_path / "w")
+    more = plan_study(load_study(path, "seeds=[0,1]"), tmp_path / "w")
+    assert (len(more.runs), len(more.todo)) == (8, 4)
+    estimate = more.estimate()
+    assert estimate.stages["train"] == 2
+    assert estimate.seconds > 0
+    assert estimate.bytes > 0
+    # Models were removed again: nothing is known of what one takes.
+    assert estimate.unseen == ["purify", "statistics", "train"]
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+class _Counting(Workers):
+    """Computes here, and counts; ``slots`` at once."""
+
+    def __init__(self, slots: int = 1, before: Callable[[dict[str, Any]], None] = lambda stage: None) -> None:
+        self.computed: Counter[str] = Counter()
+        self.at_once = slots
+        self.before = before
+
+    @property
+    def slots(self) -> int:
+        return self.at_once
+
+    def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        self.computed[key_of(stage)] += 1
+        self.before(stage)
+        compute(stage, store, report)
+
+
+def counted(path: Path, workers: _Counting) -> Any:
+    """A study whose stages a counter computes."""
+    from dataclasses import replace
+
+    class Counting(Executor):
+        def open(self) -> Any:
+            return nullcontext(workers)
+
+    loaded = load_study(path)
+    named = Named("counting", Counting())
+    return replace(loaded, executor=named)
+
+
+def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: Path, tmp_path: Path) -> None:
+    path, workers = study(recipe), _Counting()
+    seen: list[str] = []
+
+    class Seeing(Observer):
+        def run_finished(self, result: Mapping[str, Any]) -> None:
+            seen.append(result["study"])
+
+    found = run_study(counted(path, workers), tmp_path / "w", [Seeing()])
+    assert (found.runs, found.before, found.done, found.failed, seen) == (4, 0, 4, {}, ["small"] * 4)
+    assert max(workers.computed.values()) == 1
+    assert set(workers.computed) == set(plan_study(load_study(path), tmp_path / "none").stages)
+    # Models are gone, answers are there.
+    assert {artifact["stage"]["kind"] for _, artifact, _ in Store(tmp_path / "w/store").entries()} == {
+        "data", "poison", "trigger", "predict"
+    }  # fmt: skip
+    for row in load_study(path).rows[1:3]:
+        alone = defensekit.run(row.recipe, tmp_path / "alone")
+        assert results(found.folder)[(*row.axes.values(), 0)] == numbers(alone)
+        assert (found.folder / "results" / f"{alone.identity[:16]}.json").is_file()
+    again = _Counting()
+    assert run_study(counted(path, again), tmp_path / "w").before == 4
+    assert not again.computed
+
+
+def test_stages_and_runs_go_on_at_once_and_come_out_the_same(recipe: Path, tmp_path: Path) -> None:
+    path = study(recipe)
+    first = run_study(load_study(path), tmp_path / "one")
+    together: list[int] = []
+    lock, busy = threading.Lock(), [0]
+
+    def enter(stage: dict[str, Any]) -> None:
+        with lock:
+            busy[0] += 1
+            together.append(busy[0])
+        time.sleep(0.02)
+        with lock:
+            busy[0] -= 1
+
+    workers = _Counting(3, enter)
+    second = run_study(counted(path, workers), tmp_path / "three")
+    assert max(together) > 1
+    assert max(workers.computed.values()) == 1
+    assert results(first.folder) == results(second.folder)
+
+
+def test_what_fails_is_written_down_and_the_rest_goes_on(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "mine.py").write_text(
+        "from defensekit.api import hookimpl, scorer\n"
+        "@scorer()\n"
+        "def mine(t):\n"
+        "    '''Fails.'''\n"
+        "    raise ValueError('unlucky')\n"
+        "@hookimpl\n"
+        "def defensekit_scorers():\n"
+        "    return {'mine': mine}\n"
+    )
+    shape(recipe, plugins=["mine.py"])
+    path = study(recipe, matrix={"defense.scorer": ["mine", "magnitude"]}, seeds=[0, 1])
+    workers = _Counting()
+    found = run_study(counted(path, workers), tmp_path / "w")
+    assert (found.done, len(found.failed)) == (2, 2)
+    assert all("mine, seed" in told and "ValueError: unlucky" in told for told in found.failed.values())
+    status = status_of(tmp_path / "w", "small")
+    assert (status["done"], len(status["failed"]), status["processes"][0]["pid"]) == (2, 2, os.getpid())
+    written = [json.loads(path.read_text()) for path in (found.folder / "failed").glob("*.json")]
+    assert sorted(failure["recipe"]["seed"] for failure in written) == [0, 1]
+    mine = recipe.parent / "mine.py"
+    mine.write_text(mine.read_text().replace("raise ValueError('unlucky')", "return t.drift.abs()"))
+    mended = run_study(load_study(path), tmp_path / "w")
+    assert (mended.before, mended.done, mended.failed) == (2, 4, {})
+
+
+@pytest.mark.parametrize("damage", ["half", "gone", "other", "no sum"])
+def test_a_damaged_result_is_made_again_from_what_is_there(recipe: Path, tmp_path: Path, damage: str) -> None:
+    path = study(recipe, matrix={"defense.scorer": ["magnitude"]})
+    found = run_study(load_study(path), tmp_path / "w")
+    [file] = (found.folder / "results").glob("*.json")
+    whole = json.loads(file.read_text())
+    if damage == "half":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif damage == "other":
+        file.write_text(file.read_text().replace('"value":', '"value" :', 1))
+    else:
+        (file if damage == "gone" else Path(f"{file.with_suffix('')}.sha256")).unlink()
+    workers = _Counting()
+    again = run_study(counted(path, workers), tmp_path / "w")
+    assert (again.before, again.done) == (0, 1)
+    assert not workers.computed
+    assert numbers(json.loads(file.read_text())) == numbers(whole)
+
+
+def test_resume_says_what_is_made(recipe: Path, tmp_path: Path) -> None:
+    path = study(recipe)
+    one = load_study(path, "matrix={}")
+    empty = run_study(one, tmp_path / "w", resume="only-cache")
+    assert (empty.done, len(empty.failed)) == (0, 1)
+    assert not (empty.folder / "failed").exists()
+    assert run_study(one, tmp_path / "w").done == 1
+    with pytest.raises(UsageError, match="has 1 results already, and resume is never"):
+        run_study(one, tmp_path / "w", resume="never")
+    [file] = (empty.folder / "results").glob("*.json")
+    before = file.stat().st_mtime_ns
+    assert run_study(one, tmp_path / "w", resume="only-missing").before == 1
+    assert file.stat().st_mtime_ns == before
+    run_study(one, tmp_path / "w", resume="always")
+    assert file.stat().st_mtime_ns > before
+    file.unlink()
+    assert run_study(one, tmp_path / "w", resume="only-cache").done == 1
+
+
+@pytest.mark.parametrize(
+    ("keep", "kinds"), [("suspects", {"train", "statistics"}), ("models", {"train", "statistics", "purify"})]
+)
+def test_models_are_kept_where_a_study_says_so(recipe: Path, tmp_path: Path, keep: str, kinds: set[str]) -> None:
+    run_study(load_study(study(recipe, keep=keep, matrix={"defense.scorer": ["magnitude"]})), tmp_path / "w")
+    found = {artifact["stage"]["kind"] for _, artifact, _ in Store(tmp_path / "w/store").entries()}
+    assert found & {"train", "statistics", "purify"} >= kinds - {"statistics"}
+    assert "purify" not in found or keep == "models"
+
+
+def test_models_of_others_stay(recipe: Path, tmp_path: Path) -> None:
+    alone = defensekit.run(recipe, tmp_path / "w")
+    run_study(load_study(study(recipe)), tmp_path / "w")
+    assert alone.files("suspect").is_dir()
+    assert alone.files("purified").is_dir()
+
+
+def test_a_rule_chooses_in_every_run(recipe: Path, tmp_path: Path) -> None:
+    choose = {"rule": "accuracy-floor", "values": [0.25, 0.5], "max_drop": 0.5}
+    path = study(shape(recipe, defense__choose=choose), matrix={"defense.scorer": ["diffusion", "magnitude"]})
+    workers = _Counting(2)
+    found = run_study(counted(path, workers), tmp_path / "w")
+    assert found.done == 2
+    assert max(workers.computed.values()) == 1
+    [one, other] = [json.loads(file.read_text()) for file in (found.folder / "results").glob("*.json")]
+    assert one["chosen"]["value"] == other["chosen"]["value"] == 0.5
+    assert [trial["value"] for trial in one["curve"]] == [0.0, 0.25, 0.5]
+
+
+# -- again -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_run_again_from_its_file_alone(recipe: Path, tmp_path: Path) -> None:
+    found = run_study(load_study(study(recipe, matrix={"defense.scorer": ["magnitude"]})), tmp_path / "w")
+    [file] = (found.folder / "results").glob("*.json")
+    copy = tmp_path / "row.json"
+    copy.write_text(file.read_text())
+    again = rerun(copy, tmp_path / "fresh")
+    assert again.same
+    assert again.after.identity == again.before.identity
+    changed = json.loads(copy.read_text())
+    changed["models"]["purified"]["metrics"]["acc"]["value"] += 0.25
+    copy.write_text(json.dumps(changed))
+    other = rerun(copy, tmp_path / "fresh")
+    assert [place for place, _, _ in other.numbers] == ["models.purified.metrics.acc.value"]
+    assert not other.same
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "no result"), ("[]", "no result"), ('{"schema_version": 1}', "schema_version 1, expected 2"),
+     ('{"schema_version": 2}', "no result: name: Field required")],
+)  # fmt: skip
+def test_what_is_no_result_is_told(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "row.json").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        read_result(tmp_path / "row.json")
+
+
+def test_differences_name_their_place() -> None:
+    assert list(differences({"a": [1, {"b": 2}], "c": 0}, {"a": [1, {"b": 3}]})) == [("a.1.b", 2, 3), ("c", 0, None)]
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from defensekit.store import Store
+with Store(Path(sys.argv[1])).lock("abc"):
+    print("mine", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_the_life_of_its_holder(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"mine\n"
+    waited: list[bool] = []
+
+    def kill() -> None:
+        waited.append(True)
+        holder.send_signal(signal.SIGKILL)
+
+    with Store(tmp_path).lock("abc", kill):
+        pass
+    holder.wait()
+    holder.stdout.close()
+    assert waited == [True]
+
+
+def test_two_who_want_the_same_stage_make_it_once(recipe: Path, tmp_path: Path) -> None:
+    """Two studies with one workspace at the same time."""
+    path = study(recipe, matrix={"defense.scorer": ["magnitude"]}, keep="models")
+    both = [_Counting(), _Counting()]
+    threads = [threading.Thread(target=run_study, args=(counted(path, workers), tmp_path / "w")) for workers in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    made = both[0].computed + both[1].computed
+    assert set(made.values()) == {1}
+    assert len(list((tmp_path / "w/studies/small/results").glob("*.json"))) == 1
+
+
+# -- nothing is lost ---------------------------------------------------------------------------------------------------
+
+
+def killed(recipe: Path, tmp_path: Path, kills: int, executor: str) -> None:
+    """Kill a study, or one of its workers, again and again; in the end it has the results of an undisturbed one."""
+    path = study(recipe, executor={"name": "local", "workers": 2} if executor == "local" else executor, seeds=[0, 1])
+    expected = results(run_study(load_study(path, "executor=in-process"), tmp_path / "whole").folder)
+    assert len(expected) == 8
+    command = [sys.executable, "-m", "defensekit", "study", "run", str(path), "-w", str(tmp_path / "w"), "-q"]
+    rng, store, done = random.Random(0), tmp_path / "w/store/artifacts", 0
+    while done < kills:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        before = len(list(store.glob("*"))) if store.exists() else 0
+        wanted = before + rng.randint(0, 4)
+        while process.poll() is None and len(list(store.glob("*")) if store.exists() else []) < wanted:
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.1)
+        if process.poll() is not None:
+            break  # there was nothing left to do
+        victims = [process.pid]
+        if executor == "local" and rng.random() < 0.5:
+            listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+            victims = [int(pid) for pid in listed.stdout.split()][:1] or victims
+        os.kill(victims[0], signal.SIGKILL)
+        done += 1
+        if victims != [process.pid]:
+            time.sleep(0.2)
+            process.kill()
+        process.wait()
+        if rng.random() < 0.3 and (files := sorted((tmp_path / "w/studies/small/results").glob("*.json"))):
+            files[0].write_text("{")  # and a disk that loses the end of a file
+        if rng.random() < 0.3 and (manifests := sorted(store.glob("*/manifest.json"))):
+            manifests[0].write_text("{")
+    last = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(last.stdout)["done"] == 8
+    assert results(tmp_path / "w/studies/small") == expected
+
+
+@pytest.mark.parametrize(("executor", "kills"), [("in-process", 2), ("local", 3)])
+def test_a_study_killed_at_random_moments_ends_as_an_undisturbed_one(
+    recipe: Path, tmp_path: Path, executor: str, kills: int
+) -> None:
+    killed(recipe, tmp_path, kills, executor)
+
+
+@pytest.mark.slow
+def test_a_study_killed_fifty_times_ends_as_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
+    for i in range(5):  # a study is over after a few kills
+        (tmp_path / str(i)).mkdir()
+        killed(recipe, tmp_path / str(i), 10, ("in-process", "local")[i % 2])
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, "-m", "defensekit", "study", *map(str, arguments)]
+    return subprocess.run(whole, capture_output=True, text=True, check=False)
+
+
+def test_the_commands_tell_what_there_is(recipe: Path, tmp_path: Path) -> None:
+    path = study(recipe, matrix={"defense.scorer": ["magnitude", "random"]})
+    planned = command("plan", path, "-w", tmp_path / "w")
+    assert planned.returncode == 0
+    assert "magnitude, seed 0" in planned.stdout
+    assert "2 runs, 0 of them there, 2 to make" in planned.stdout
+    assert "nothing is known yet of: data" in planned.stdout
+    assert command("status", "small", "-w", tmp_path / "w").stderr.endswith("has no study that was run\n")
+    done = command("run", path, "-w", tmp_path / "w")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 runs have a result, 0 of them had one before" in done.stdout
+    assert "[2] random, seed 0: ACC" in done.stderr
+    status = command("status", path, "-w", tmp_path / "w")
+    assert status.stdout == "small: 2 of 2 runs have a result, 0 failed\nnobody is at work on it\n"
+    assert json.loads(command("plan", path, "-w", tmp_path / "w", "--json").stdout)["stages"]["to_make"] == {}
+    shape(recipe, data__name="none.csv")
+    gone = command("run", path, "-w", tmp_path / "w")
+    assert gone.returncode == 2
+    assert "none.csv" in gone.stderr
