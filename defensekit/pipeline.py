@@ -100,7 +100,7 @@ class _Run:
         recipe, plan = self.recipe, self.plan
         data, attack, models = self.before()
         defense, chosen, curve = self.choose()
-        if defense.model_steps:
+        if defense.model_steps and defense.selector:
             models["fine-tuned"] = self.measure("fine-tuned", plan.fine_tuned(defense))
         for name, other in recipe.compare.items():
             at_value = other.at(chosen.over, chosen.value) if chosen else other
@@ -287,11 +287,11 @@ def _environment(recipe: Recipe) -> dict[str, Any]:
     """What the numbers may depend on beyond the recipe."""
     import torch
 
-    parts = [recipe.model, recipe.data, recipe.defense.scorer, recipe.defense.selector, *recipe.defense.purifier]
-    parts += [*recipe.metrics, recipe.executor, *recipe.observers]
-    parts += [part for other in recipe.compare.values() for part in (other.scorer, other.selector, *other.purifier)]
-    parts += [part for part in (recipe.attack, recipe.defense.estimator, recipe.choose) if part is not None]
-    plugins = {str(recipe.host.plugin_of(part.component.kind, part.name)) for part in parts}
+    parts = [recipe.model, recipe.data, recipe.attack, recipe.choose, *recipe.metrics]
+    parts += [recipe.executor, *recipe.observers]
+    for defense in (recipe.defense, *recipe.compare.values()):
+        parts += [defense.estimator, defense.scorer, defense.selector, *defense.purifier]
+    plugins = {str(recipe.host.plugin_of(part.component.kind, part.name)) for part in parts if part}
     return {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in DISTRIBUTIONS},

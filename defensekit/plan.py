@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from defensekit.components import Attack, DatasetSource, Scorer, Selector
+from defensekit.components import Attack, DatasetSource, Purifier, Scorer, Selector
 from defensekit.defending import derive_seed
 from defensekit.recipe import Defense, Named, Recipe
 from defensekit.store import key_of
@@ -51,6 +51,7 @@ class Plan:
         self.contents = contents
         self.given_labels = labels
         self.labels: list[str] = labels or []
+        self._contents: dict[Named, str | None] = {}
 
     def _stage(
         self,
@@ -159,7 +160,7 @@ class Plan:
         }
         components: dict[str, Named] = {}
         steps = defense.purifier
-        if cast(Selector, defense.selector.component).takes_nothing():
+        if not defense.scorer or not defense.selector or cast(Selector, defense.selector.component).takes_nothing():
             # Nothing selected is the same model whatever the scorer: fine-tuning alone.
             steps = defense.model_steps
         else:
@@ -167,22 +168,20 @@ class Plan:
             if defense.estimator and cast(Scorer, defense.scorer.component).needs:
                 inputs["statistics"] = self.statistics(defense.estimator)
         components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
-        return self._stage("purify", title, inputs, self._numeric, components, self._seed("defender", "purify"))
+        params = self._numeric
+        if contents := [found for step in steps if (found := self._contents_of(step)) is not None]:
+            params = {**params, "contents": contents}
+        return self._stage("purify", title, inputs, params, components, self._seed("defender", "purify"))
+
+    def _contents_of(self, step: Named) -> str | None:
+        """A digest of what a step of a purifier reads, looked at once."""
+        if step not in self._contents:
+            self._contents[step] = cast(Purifier, step.component).contents()
+        return self._contents[step]
 
     def fine_tuned(self, defense: Defense) -> Stage:
         """What the model steps do alone."""
-        nothing = replace(defense, selector=Named("nothing", _Nothing()))
-        return self.purified("fine-tuned only", nothing)
+        return self.purified("fine-tuned only", replace(defense, scorer=None, selector=None))
 
     def predictions(self, title: str, model: "Stage | External", rows: Stage) -> Stage:
         return self._stage("predict", title, {"model": model, "rows": rows}, self._numeric)
-
-
-class _Nothing(Selector):
-    """Selects nothing; stands for the absence of a selector and never reaches a stage."""
-
-    def takes_nothing(self) -> bool:
-        return True
-
-    def select(self, scores: Any) -> Any:
-        raise AssertionError("nothing is selected without scores")

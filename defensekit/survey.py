@@ -5,7 +5,7 @@ from functools import partial
 from typing import TypeVar, cast
 
 from defensekit.checkpoint import Checkpoint
-from defensekit.components import Attack, DatasetSource, ModelSource, blame
+from defensekit.components import Attack, DatasetSource, ModelSource, Purifier, blame
 from defensekit.errors import PlacedError, UsageError, listing
 from defensekit.pair import Pair
 from defensekit.plan import External, Plan
@@ -37,6 +37,10 @@ def survey(recipe: Recipe, say: Say) -> Plan:
     if recipe.attack:
         attack = cast(Attack, recipe.attack.component)
         at(recipe, "attack", lambda: blame(attack, attack.contents))
+    for defense in (recipe.defense, *recipe.compare.values()):
+        for step in defense.purifier:
+            purifier = cast(Purifier, step.component)
+            at(recipe, "defense.purifier", partial(blame, purifier, purifier.contents))
     if recipe.triggered:
         given = cast(DatasetSource, recipe.triggered.component)
         at(recipe, "triggered", lambda: blame(given, given.contents, say))

@@ -197,7 +197,7 @@ class Greedy(Selector):
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("inert", "never moved"), ("soft", r"outside \[0, 1\]"), ("missing", "differ in"), ("shape", "gave shape")],
+    [("inert", "not eligible"), ("soft", r"outside \[0, 1\]"), ("missing", "differ in"), ("shape", "gave shape")],
 )
 def test_selections_are_held_to_their_contract(how: str, message: str) -> None:
     scores = Scores({"a": Scored(torch.rand(3, 3), torch.eye(3).bool(), "a")})
