@@ -2,6 +2,7 @@
 a small model."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 DEFENSES = ["anp", "clp", "crow", "dare", "epur", "fine-mixing", "fine-mixing-sel", "fine-pruning"]
 DEFENSES += ["fine-pruning-weights", "fine-tuning", "ibau", "nad", "pure", "ties", "wag", "wanda"]
+TABLE = (RECIPES.parent / "docs/defenses.md").read_text().partition("## Where")[0]
 ATTACKS = [name for name in NAMES if name not in DEFENSES]
 
 
@@ -108,6 +110,10 @@ def test_a_defense_differs_from_the_quickstart_in_nothing_else_and_can_be_previe
         k: v for k, v in theirs.items() if k not in ("name", "defense")
     }
     assert mine["defense"] != theirs["defense"]
+    [row] = re.findall(rf"^\| `{name}` \|(.*?)\|(.*?)\|(.*?)\|(.*?)\|.*\|$", TABLE, re.MULTILINE)
+    parts = [[mine["defense"][part]] if part in mine["defense"] else [] for part in ("estimator", "scorer", "selector")]
+    for cell, specs in zip(row, [*parts, mine["defense"]["purifier"]], strict=True):
+        assert re.findall(r"`(.*?)`", cell) == [spec["name"] for spec in specs]
     again = tmp_path / "again.yaml"
     again.write_text(yaml.dump(mine))
     assert load_recipe(again).resolved() == mine
