@@ -154,8 +154,8 @@ def purify(
                 for step in cast(list[ModelStep], list(group)):
                     own = derive_seed(seed, "step", str(trained))
                     trained += 1
-                    scope = views.pair.named_like_the_pair(name for name, _ in model.named_parameters())
-                    head = frozenset(name for name, _ in model.named_parameters()) - frozenset(scope.values())
+                    names = [name for name, _ in model.named_parameters()]
+                    head = frozenset(names) - frozenset(views.pair.named_like_the_pair(names).values())
                     context = ModelStepContext(
                         tokenizer, rows, max_length, precision, own, report, partial(_model, views.pair), head
                     )

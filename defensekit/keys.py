@@ -55,13 +55,14 @@ class DefenseKeys(Keys):
 
     stage: Literal["weights"] = Field("weights", description="where the defense acts")
     estimator: Spec | None = Field(None, description="what is measured on clean rows")
-    scorer: Spec | None = Field(None, description="how suspicious each dimension is; with a selector, or without one")
-    selector: Spec | None = Field(None, description="which dimensions are taken")
+    scorer: Spec | None = Field(None, description="how suspicious each dimension is")
+    selector: Spec | None = Field(
+        None, description="which dimensions are taken; a defense that only trains has neither"
+    )
     purifier: list[Spec] = Field(min_length=1, description="what is done, in order")
     choose: dict[str, Any] | None = Field(None, description="a rule that takes a value of one parameter")
     compare: dict[str, dict[str, Spec | list[Spec]]] = Field(
-        {"random": {"scorer": "random"}},
-        description="defenses to report beside it: name, and the parts that differ",
+        {"random": {"scorer": "random"}}, description="defenses to report beside it: name, and the parts that differ"
     )
 
 

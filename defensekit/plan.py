@@ -159,13 +159,12 @@ class Plan:
             "clean": self.rows("clean"),
         }
         components: dict[str, Named] = {}
-        steps = defense.purifier
-        if not defense.scorer or not defense.selector or cast(Selector, defense.selector.component).takes_nothing():
-            # Nothing selected is the same model whatever the scorer: fine-tuning alone.
-            steps = defense.model_steps
-        else:
-            components = {"scorer": defense.scorer, "selector": defense.selector}
-            if defense.estimator and cast(Scorer, defense.scorer.component).needs:
+        # Nothing selected, or no weight step to change it, is the same model whatever the scorer: fine-tuning alone.
+        steps, scorer, selector = defense.model_steps, defense.scorer, defense.selector
+        changes = steps != defense.purifier
+        if changes and scorer and selector and not cast(Selector, selector.component).takes_nothing():
+            steps, components = defense.purifier, {"scorer": scorer, "selector": selector}
+            if defense.estimator and cast(Scorer, scorer.component).needs:
                 inputs["statistics"] = self.statistics(defense.estimator)
         components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
         params = self._numeric

@@ -16,6 +16,7 @@ from defensekit.errors import UsageError
 from defensekit.loading import load_recipe
 from defensekit.pipeline import run_attack
 from defensekit.report.page import render
+from defensekit.survey import survey
 from defensekit.words import story
 from defensekit_attacks.bias import Bias
 from tests.conftest import make_sentences, make_suspect, write_table
@@ -141,6 +142,14 @@ def test_a_defense_runs(
         reset = models["purified"].reset
         assert reset
         assert reset.selected <= reset.eligible
+
+
+def test_without_weight_steps_nothing_is_selected(small: list[str]) -> None:
+    recipe = load_recipe(RECIPES / "quickstart.yaml", small)
+    plan = survey(recipe, print)
+    trains = replace(recipe.defense, purifier=recipe.defense.model_steps)
+    assert plan.purified("a", trains).key == plan.fine_tuned(recipe.defense).key
+    assert plan.purified("a", trains).key != plan.purified("a", recipe.defense).key
 
 
 def test_a_model_to_merge_with_that_is_not_there(
