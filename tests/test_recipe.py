@@ -43,6 +43,7 @@ def test_auto_is_the_precision_of_the_machine(recipe: Path, native: str, monkeyp
 
 def test_shipped_recipes_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
+    monkeypatch.setenv("DEFENSEKIT_OTHER_MODEL", "/nowhere")
     found = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
     assert found
     for path in found:
