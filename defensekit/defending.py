@@ -5,7 +5,7 @@ Nothing here is given anything of an attack: a pair of models, clean rows, and c
 
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -22,7 +22,7 @@ from defensekit.components import (
     WeightStep,
     blame,
 )
-from defensekit.errors import DefenseKitError, listing
+from defensekit.errors import DefenseKitError, UsageError, listing
 from defensekit.files import data_digest
 from defensekit.pair import Pair, check_loaded
 from defensekit.scoring import Scores, Views, histogram
@@ -72,17 +72,9 @@ def estimate(
     suspect, tokenizer = load(pair.suspect.folder, "suspect")
     parameters = [name for name, _ in suspect.named_parameters()]
     del suspect
-
-    def model(which: Literal["suspect", "base"]) -> "PreTrainedModel":
-        loaded, _ = load(pair.suspect.folder, which)
-        if which == "base":
-            weights = dict(loaded.named_parameters())
-            with torch.no_grad():
-                for name, own in pair.named_like_the_pair(weights).items():
-                    weights[own].copy_(pair.block(name)[0])
-        return loaded.to(training.device_type())
-
-    context = EstimatorContext(model, tokenizer, rows, max_length, derive_seed(seed, "estimator"), report)
+    context = EstimatorContext(
+        partial(_model, pair), tokenizer, rows, max_length, derive_seed(seed, "estimator"), report
+    )
     with training.forked_random(derive_seed(seed, "global")):
         found = blame(estimator, estimator.estimate, context)
     names, who = pair.named_like_the_pair(parameters), f"the estimator {type(estimator).__name__}"
@@ -102,6 +94,33 @@ def estimate(
         zero = sum(int((tensor == 0).sum()) for tensor in tensors.values())
         facts[f"zero_{statistic}"] = zero / sum(tensor.numel() for tensor in tensors.values())
     return Estimate(statistics, facts)
+
+
+def _model(pair: Pair, which: "Literal['suspect', 'base'] | Path") -> "PreTrainedModel":
+    """The suspect, the base's weights under the suspect's head, or another model like the suspect, on the device.
+
+    Raises:
+        UsageError: the other model has tensors of other names or shapes, or other labels.
+    """
+    import torch
+
+    loaded, _ = load(pair.suspect.folder, which if isinstance(which, str) else "suspect")
+    if which == "base":
+        weights = dict(loaded.named_parameters())
+        with torch.no_grad():
+            for name, own in pair.named_like_the_pair(weights).items():
+                weights[own].copy_(pair.block(name)[0])
+    elif isinstance(which, Path):
+        expected, loaded = loaded, load(which, "another model")[0]
+        shapes = [{name: list(p.shape) for name, p in model.named_parameters()} for model in (expected, loaded)]
+        for name in sorted(shapes[0].keys() | shapes[1].keys()):
+            ours, theirs = (found.get(name, "nothing") for found in shapes)
+            if ours != theirs:
+                raise UsageError(f"{which} is another kind of model: {name} is {theirs}, the suspect's is {ours}")
+        labels = [list(model.config.id2label.values()) for model in (expected, loaded)]
+        if labels[0] != labels[1]:
+            raise UsageError(f"{which} has the labels {listing(labels[1])}, the suspect has {listing(labels[0])}")
+    return loaded.to(training.device_type())
 
 
 def purify(
@@ -136,7 +155,11 @@ def purify(
                 for step in cast(list[ModelStep], list(group)):
                     own = derive_seed(seed, "step", str(trained))
                     trained += 1
-                    context = ModelStepContext(tokenizer, rows, max_length, precision, own, report)
+                    names = [name for name, _ in model.named_parameters()]
+                    head = frozenset(names) - frozenset(views.pair.named_like_the_pair(names).values())
+                    context = ModelStepContext(
+                        tokenizer, rows, max_length, precision, own, report, partial(_model, views.pair), head
+                    )
                     with training.forked_random(own):
                         blame(step, step.train, model, context)
                 checkpoint.save_model(model.cpu(), made, _dtype(suspect))
@@ -170,10 +193,13 @@ def _apply(
             weight = source.tensor(own)
             name = names.get(own)
             if name is not None and name in selection and bool(selection[name].any()):
+                view, selected = views[name], selection[name]
+                kept = (selected == 0) & (view.drift != 0)
                 for step in steps:
-                    made = blame(step, step.apply, views[name], weight, selection[name])
-                    kept = selection[name] == 0
-                    if made.shape != weight.shape or made.dtype != weight.dtype or not made[kept].equal(weight[kept]):
+                    acted_on = selected if step.acts_on == "selected" else kept
+                    made = blame(step, step.apply, view, weight, acted_on)
+                    rest = acted_on == 0
+                    if made.shape != weight.shape or made.dtype != weight.dtype or not made[rest].equal(weight[rest]):
                         who = f"the purifier {type(step).__name__}"
                         raise DefenseKitError(f"{who} changed the shape, the dtype or unselected weights of {name}")
                     weight = made

@@ -74,7 +74,7 @@ class Needs:
             self.measure("clean reference", plan.clean())
         self.measure("suspect", plan.suspect())
         value = self.choice()
-        if recipe.defense.model_steps:
+        if recipe.defense.model_steps and recipe.defense.selector:
             self.measure("fine-tuned", plan.fine_tuned(recipe.defense))
         for name, other in recipe.compare.items():
             self.purified(name, other, value)

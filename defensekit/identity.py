@@ -30,10 +30,9 @@ def parts(recipe: Recipe) -> Iterator[tuple[str, Named]]:
 
 
 def _defense(place: str, defense: Defense) -> Iterator[tuple[str, Named]]:
-    if defense.estimator:
-        yield f"{place}.estimator", defense.estimator
-    yield f"{place}.scorer", defense.scorer
-    yield f"{place}.selector", defense.selector
+    for part, named in (("estimator", defense.estimator), ("scorer", defense.scorer), ("selector", defense.selector)):
+        if named:
+            yield f"{place}.{part}", named
     for i, step in enumerate(defense.purifier):
         yield f"{place}.purifier.{i}", step
 
@@ -48,6 +47,9 @@ def identified(plan: Plan) -> dict[str, Any]:
     contents = {"model": plan.base.digest, **plan.contents}
     if plan.given_suspect:
         contents["suspect"] = plan.given_suspect.digest
+    for place, named in parts(recipe):
+        if ".purifier." in place and (found := plan.step_contents(named)) is not None:
+            contents[place] = found
     return {
         "format": FORMAT,
         "parts": {

@@ -55,8 +55,10 @@ class DefenseKeys(Keys):
 
     stage: Literal["weights"] = Field("weights", description="where the defense acts")
     estimator: Spec | None = Field(None, description="what is measured on clean rows")
-    scorer: Spec = Field(description="how suspicious each dimension is")
-    selector: Spec = Field(description="which dimensions are taken")
+    scorer: Spec | None = Field(None, description="how suspicious each dimension is")
+    selector: Spec | None = Field(
+        None, description="which dimensions are taken; a defense that only trains has neither"
+    )
     purifier: list[Spec] = Field(min_length=1, description="what is done, in order")
     choose: dict[str, Any] | None = Field(None, description="a rule that takes a value of one parameter")
     compare: dict[str, dict[str, Spec | list[Spec]]] = Field(

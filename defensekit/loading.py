@@ -24,6 +24,7 @@ from defensekit.components import (
     Rule,
     Scorer,
     Selector,
+    WeightStep,
 )
 from defensekit.errors import PlacedError, UsageError, listing, nearest
 from defensekit.files import environment_path, literal_path
@@ -115,7 +116,7 @@ class Loading:
             precision=native_precision() if top.precision == "auto" else top.precision,
             defense=defense,
             choose=choose,
-            compare=self.compare(defense_keys.compare, defense, choose),
+            compare=self.compare(self.compared(defense_keys), defense, choose),
             metrics=self.metrics(top.metrics, attack),
             seed=top.seed,
             executor=self.part(Executor, top.executor, ("executor",)),
@@ -163,14 +164,17 @@ class Loading:
 
     def part(self, kind: type[Part], spec: Spec, path: Path_, name_key: str = "name") -> Named:
         """Build a component of a kind from its name, or from a mapping with its name and parameters."""
-        given = {name_key: spec} if isinstance(spec, str) else dict(spec)
+        given: dict[str, Any] = {name_key: spec} if isinstance(spec, str) else dict(spec)
         if not isinstance(given.get(name_key), str):
             raise self.error(path, f"expected a name, or a mapping with `{name_key}:` and parameters")
         name = given.pop(name_key)
         found = self.at((*path, name_key), lambda: self.host.find(kind.kind, name))
         for key in found.paths():
-            if isinstance(given.get(key), str):
-                given[key] = str(self.resolve(given[key], (*path, key)))
+            value = given.get(key)
+            if isinstance(value, str):
+                given[key] = str(self.resolve(value, (*path, key)))
+            elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+                given[key] = [str(self.resolve(item, (*path, key, i))) for i, item in enumerate(value)]
         wanted = (found, name, json.dumps(given))
         if wanted not in self.known:
             self.known[wanted] = Named(name, self.keys(found, given, path))
@@ -237,17 +241,30 @@ class Loading:
             estimator=None
             if keys.estimator is None
             else self.part(Estimator, keys.estimator, ("defense", "estimator")),
-            scorer=self.part(Scorer, keys.scorer, ("defense", "scorer")),
-            selector=self.part(Selector, keys.selector, ("defense", "selector")),
+            scorer=None if keys.scorer is None else self.part(Scorer, keys.scorer, ("defense", "scorer")),
+            selector=None if keys.selector is None else self.part(Selector, keys.selector, ("defense", "selector")),
             purifier=self.purifier(keys.purifier, ("defense", "purifier")),
         )
+        self.takes(defense, ("defense",))
         self.needs(defense, ("defense", "scorer"))
         return defense
+
+    def takes(self, defense: Defense, path: Path_) -> None:
+        """Refuse what can't select: a scorer or a selector alone, or weight steps with neither."""
+        if (defense.scorer is None) != (defense.selector is None):
+            missing, other = ("selector", "scorer") if defense.selector is None else ("scorer", "selector")
+            raise self.error((*path, other), f"needs a `{missing}:` beside it; a defense has both or neither")
+        weight_steps = [step.name for step in defense.purifier if isinstance(step.component, WeightStep)]
+        if defense.selector is None and weight_steps:
+            does = f"{listing(weight_steps)} changes selected weights, and nothing is selected"
+            raise self.error((*path, "purifier"), f"{does}; write a `scorer:` and a `selector:`")
 
     def purifier(self, specs: list[Spec], path: Path_) -> tuple[Named, ...]:
         return tuple(self.part(Purifier, spec, (*path, i)) for i, spec in enumerate(specs))
 
     def needs(self, defense: Defense, path: Path_) -> None:
+        if defense.scorer is None:
+            return
         scorer = cast(Scorer, defense.scorer.component)
         provided = cast(Estimator, defense.estimator.component).provides if defense.estimator else frozenset()
         if missing := scorer.needs - provided:
@@ -290,6 +307,10 @@ class Loading:
             self.at((*path, "values", i), partial(defense.at, rule.over, value))
         return named
 
+    def compared(self, keys: DefenseKeys) -> dict[str, dict[str, Spec | list[Spec]]]:
+        """What is reported beside the defense; chance is no rival of a defense that takes nothing."""
+        return {} if keys.selector is None and "compare" not in keys.model_fields_set else keys.compare
+
     def compare(
         self, specs: dict[str, dict[str, Spec | list[Spec]]], defense: Defense, choose: Named | None
     ) -> dict[str, Defense]:
@@ -313,6 +334,7 @@ class Loading:
                         f"expected estimator, scorer, selector or purifier.{nearest(part, [*kinds, 'purifier'])}",
                     )
             made[name] = replace(defense, **changes)
+            self.takes(made[name], path)
             self.needs(made[name], path)
             if choose:
                 self.at(path, partial(made[name].at, cast(Rule, choose.component).over, 0.0))

@@ -154,6 +154,17 @@ class Pair:
         """The suspect's names in the file to the common names, for tensors in scope."""
         return {self._names[1][name]: name for name in self.scope}
 
+    @cached_property
+    def head_size(self) -> int | None:
+        """How many dimensions an attention head has, by the suspect's config; None where it does not tell."""
+        config = self.suspect.config
+        if isinstance(own := config.get("head_dim"), int):
+            return own
+        for width, heads in (("hidden_size", "num_attention_heads"), ("dim", "n_heads"), ("n_embd", "n_head")):
+            if config.get(width) and config.get(heads):
+                return int(config[width]) // int(config[heads])
+        return None
+
     def dimensions(self) -> int:
         """How many numbers the suspect's weights are, head included."""
         names = self._names[1].values()

@@ -125,7 +125,7 @@ class Run:
         recipe, plan = self.recipe, self.plan
         data, attack, models = self.before()
         defense, chosen, curve = self.choose()
-        if defense.model_steps:
+        if defense.model_steps and defense.selector:
             models["fine-tuned"] = self.measure("fine-tuned", plan.fine_tuned(defense))
         for name, other in recipe.compare.items():
             at_value = other.at(chosen.over, chosen.value) if chosen else other

@@ -1,6 +1,6 @@
 """The graph of a run's stages: plain data, planned without computing anything."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +56,8 @@ def _thawed(value: Any) -> Any:
 class Plan:
     """Every stage of a run, by name; a stage is planned once, whoever asks for it.
 
-    ``contents`` are the digests of what an attack and data sets read, ``machine`` is what stages run on, ``known`` are
+    ``contents`` are the digests of what an attack and data sets read, ``step_contents`` of what a step of a purifier
+    reads, ``machine`` is what stages run on, ``known`` are
     the stages that other runs planned: runs of a study share most of theirs.
     """
 
@@ -66,6 +67,7 @@ class Plan:
         base: External,
         suspect: External | None,
         contents: dict[str, str | None],
+        step_contents: Callable[[Named], str | None],
         labels: list[str] | None,
         machine: dict[str, Any],
         known: dict[Hashable, Stage],
@@ -74,6 +76,7 @@ class Plan:
         self.base = base
         self.given_suspect = suspect
         self.contents = contents
+        self.step_contents = step_contents
         self.given_labels = labels
         self.labels: list[str] = labels or []
         self.machine = machine
@@ -224,31 +227,22 @@ class Plan:
             "clean": self.rows("clean"),
         }
         components: dict[str, Named] = {}
-        steps = defense.purifier
-        if cast(Selector, defense.selector.component).takes_nothing():
-            # Nothing selected is the same model whatever the scorer: fine-tuning alone.
-            steps = defense.model_steps
-        else:
-            components = {"scorer": defense.scorer, "selector": defense.selector}
-            if defense.estimator and cast(Scorer, defense.scorer.component).needs:
+        # Nothing selected, or no weight step to change it, is the same model whatever the scorer: fine-tuning alone.
+        steps, scorer, selector = defense.model_steps, defense.scorer, defense.selector
+        changes = steps != defense.purifier
+        if changes and scorer and selector and not cast(Selector, selector.component).takes_nothing():
+            steps, components = defense.purifier, {"scorer": scorer, "selector": selector}
+            if defense.estimator and cast(Scorer, scorer.component).needs:
                 inputs["statistics"] = self.statistics(defense.estimator)
         components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
-        return self._stage("purify", title, inputs, self._numeric, components, self._seed("defender", "purify"))
+        params = self._numeric
+        if contents := tuple(found for step in steps if (found := self.step_contents(step)) is not None):
+            params = (*params, ("contents", contents))
+        return self._stage("purify", title, inputs, params, components, self._seed("defender", "purify"))
 
     def fine_tuned(self, defense: Defense) -> Stage:
         """What the model steps do alone."""
-        nothing = replace(defense, selector=Named("nothing", _Nothing()))
-        return self.purified("fine-tuned only", nothing)
+        return self.purified("fine-tuned only", replace(defense, scorer=None, selector=None))
 
     def predictions(self, title: str, model: "Stage | External", rows: Stage) -> Stage:
         return self._stage("predict", title, {"model": model, "rows": rows}, self._numeric)
-
-
-class _Nothing(Selector):
-    """Selects nothing; stands for the absence of a selector and never reaches a stage."""
-
-    def takes_nothing(self) -> bool:
-        return True
-
-    def select(self, scores: Any) -> Any:
-        raise AssertionError("nothing is selected without scores")

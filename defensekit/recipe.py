@@ -43,17 +43,22 @@ class Named:
 
     def parameters(self) -> dict[str, Any]:
         """The parameters as a recipe has them: nothing in a path stands for anything else."""
-        found, paths = self.component.parameters(), self.component.paths()
-        return {key: literal_path(value) if key in paths and value else value for key, value in found.items()}
+        found = self.component.parameters()
+        for key in self.component.paths():
+            if isinstance(value := found[key], list):
+                found[key] = [literal_path(item) for item in value]
+            elif value:
+                found[key] = literal_path(value)
+        return found
 
 
 @dataclass(frozen=True)
 class Defense:
-    """The four choices."""
+    """The four choices; without scorer and selector nothing is taken, and the purifier trains alone."""
 
     estimator: Named | None
-    scorer: Named
-    selector: Named
+    scorer: Named | None
+    selector: Named | None
     purifier: tuple[Named, ...]
 
     @property
@@ -124,10 +129,9 @@ class Recipe:
         """The recipe written out, itself a recipe."""
 
         def defense(part: Defense) -> dict[str, Any]:
+            chosen = {"estimator": part.estimator, "scorer": part.scorer, "selector": part.selector}
             return {
-                **({"estimator": part.estimator.yaml()} if part.estimator else {}),
-                "scorer": part.scorer.yaml(),
-                "selector": part.selector.yaml(),
+                **{key: named.yaml() for key, named in chosen.items() if named},
                 "purifier": [step.yaml() for step in part.purifier],
             }
 

@@ -51,10 +51,15 @@ class Scored:
 
 
 class Scores(Mapping[str, Scored]):
-    """Every tensor in scope, in the order of their names."""
+    """Every tensor in scope, in the order of their names.
 
-    def __init__(self, tensors: Mapping[str, Scored]) -> None:
+    ``head_size`` is how many neighbouring dimensions of an attention projection are one head, None where the model's
+    config does not tell.
+    """
+
+    def __init__(self, tensors: Mapping[str, Scored], head_size: int | None = None) -> None:
         self._tensors = {name: tensors[name] for name in sorted(tensors)}
+        self.head_size = head_size
 
     def __getitem__(self, name: str) -> Scored:
         return self._tensors[name]
@@ -108,9 +113,11 @@ def score(views: Views, scorer: Scorer) -> Scores:
     scored: dict[str, Scored] = {}
     for name in views.pair.scope:
         view = views[name]
-        eligible = view.drift != 0
-        result = scorer.score(view)
         who = f"the scorer {type(scorer).__name__}"
+        eligible = scorer.eligible(view)
+        if eligible.shape != view.suspect.shape or eligible.dtype != torch.bool:
+            raise DefenseKitError(f"{who} must say of every dimension of {name} whether it is eligible, as bool")
+        result = scorer.score(view) if bool(eligible.any()) else torch.zeros_like(view.suspect)
         if not isinstance(result, torch.Tensor) or result.shape != view.suspect.shape:
             got = f"shape {list(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
             raise DefenseKitError(f"{who} gave {got} for {name}, expected shape {list(view.suspect.shape)}")
@@ -118,7 +125,7 @@ def score(views: Views, scorer: Scorer) -> Scores:
         if not bool(torch.isfinite(result[eligible]).all()):
             raise DefenseKitError(f"{who} gave NaN or infinity for {name}")
         scored[name] = Scored(result, eligible, layer_of(name))
-    return Scores(scored)
+    return Scores(scored, views.pair.head_size)
 
 
 def select(scores: Scores, selector: Selector) -> "dict[str, Tensor]":
@@ -140,7 +147,7 @@ def select(scores: Scores, selector: Selector) -> "dict[str, Tensor]":
         if chosen.dtype != torch.bool and not bool(((chosen >= 0) & (chosen <= 1)).all()):
             raise DefenseKitError(f"{who} gave values outside [0, 1] for {name}")
         if bool((chosen.bool() & ~scores[name].eligible).any()):
-            raise DefenseKitError(f"{who} took dimensions of {name} that are not eligible: they never moved")
+            raise DefenseKitError(f"{who} took dimensions of {name} that are not eligible")
     return selection
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from defensekit.checkpoint import Checkpoint
-from defensekit.components import Attack, DatasetSource, Executor, ModelSource, blame
+from defensekit.components import Attack, DatasetSource, Executor, ModelSource, Purifier, blame
 from defensekit.errors import PlacedError, UsageError, listing
 from defensekit.pair import Pair
 from defensekit.plan import External, Plan, Stage
@@ -55,8 +55,17 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
         outside["triggered"] = known.look(
             recipe.triggered.digest, lambda: at(recipe, "triggered", lambda: blame(rows, rows.contents, say))
         )
+
+    def step_contents(step: Named) -> str | None:
+        purifier = cast(Purifier, step.component)
+        look = partial(at, recipe, "defense.purifier", partial(blame, purifier, purifier.contents))
+        return known.look(("step", step.digest), look)
+
     machine = known.look(recipe.executor.digest, cast(Executor, recipe.executor.component).machine)
-    return Plan(recipe, base, suspect, {"data": contents, **outside}, labels, machine, known.stages)
+    for defense in (recipe.defense, *recipe.compare.values()):
+        for step in defense.purifier:
+            step_contents(step)
+    return Plan(recipe, base, suspect, {"data": contents, **outside}, step_contents, labels, machine, known.stages)
 
 
 def _held_against(recipe: Recipe, base: External, suspect: External, say: Say) -> list[str] | None:

@@ -37,10 +37,12 @@ def story(result: "Result") -> list[str]:
     fit, dev = recipe["data"]["clean"], result.clean_budget - recipe["data"]["clean"]
     measured = f"measured {defense['estimator']['name']} on" if "estimator" in defense else "used"
     steps = ", then ".join(step["name"] for step in defense["purifier"])
-    said.append(
-        f"The defense {measured} {fit:,} clean rows, scored every dimension by {defense['scorer']['name']}, took "
-        f"dimensions by {defense['selector']['name']}, and did: {steps}."
+    took = (
+        f"scored every dimension by {defense['scorer']['name']}, took dimensions by {defense['selector']['name']}, "
+        if "selector" in defense
+        else ""
     )
+    said.append(f"The defense {measured} {fit:,} clean rows, {took}and did: {steps}.")
     if result.chosen:
         said.append(
             f"{result.chosen.over} = {result.chosen.value:g} was chosen by {result.chosen.rule} on {dev:,} further "

@@ -63,7 +63,9 @@ def test_the_gallery_is_what_the_attacks_give() -> None:
     assert shown.strip() == module.gallery().strip(), "run: python benchmarks/gallery.py --write"
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", DOCS / "recipes.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", DOCS / "recipes.md", DOCS / "defenses.md"], ids=lambda path: path.name
+)
 def test_recipes_in_the_documentation_load(path: Path, tmp_path: Path) -> None:
     found = blocks(path, "yaml")
     assert found

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from defensekit.components import Trial
 from defensekit.components.purifier import WeightStep
 from defensekit.scoring import TensorView
+from defensekit_baselines.merging import Rescale
 from defensekit_baselines.purifiers import Interpolate, Prune
 from defensekit_finepurifying.purifiers import Reset
 from defensekit_finepurifying.rules import AccuracyFloor
 
-STEPS: list[WeightStep] = [Reset(), Interpolate(keep=0.25), Prune()]
+STEPS: list[WeightStep] = [Reset(), Interpolate(keep=0.25), Prune(), Rescale()]
 
 
 def view(dtype: torch.dtype) -> tuple[TensorView, torch.Tensor]:

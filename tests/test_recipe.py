@@ -43,6 +43,7 @@ def test_auto_is_the_precision_of_the_machine(recipe: Path, native: str, monkeyp
 
 def test_shipped_recipes_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
+    monkeypatch.setenv("DEFENSEKIT_OTHER_MODEL", "/nowhere")
     found = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
     assert found
     for path in found:
@@ -67,6 +68,14 @@ def test_shipped_recipes_load(monkeypatch: pytest.MonkeyPatch) -> None:
         ("epochs: 8", "epoch: 8", 5, ["training.epoch", "unknown key", "'epochs'"]),
         ("rate: 0.2", "rate: 0", 4, ["attack.rate", "greater than 0"]),
         ("rate: 0.2, ", "", 4, ["attack:", "either `rate`"]),
+        ("  scorer: diffusion\n", "", 8, ["defense.selector", "needs a `scorer:` beside it"]),
+        ("  selector: {name: fraction, fraction: 0.5}\n", "", 8, ["defense.scorer", "needs a `selector:` beside it"]),
+        (
+            "  scorer: diffusion\n  selector: {name: fraction, fraction: 0.5}\n",
+            "",
+            8,
+            ["defense.purifier", "reset changes selected weights, and nothing is selected"],
+        ),
         ("name: word", "name: wrod", 4, ["attack.name", "Did you mean 'word'"]),
         ("  estimator: fisher\n", "", 7, ["defense.scorer", "needs curvature", "fisher"]),
         ("purifier: [reset,", "purifier: [resett,", 10, ["defense.purifier.0", "Did you mean 'reset'"]),

@@ -33,6 +33,7 @@ def test_every_shipped_recipe_is_valid_and_so_is_what_it_resolves_to(
     path: Path, validator: jsonschema.Draft7Validator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
+    monkeypatch.setenv("DEFENSEKIT_OTHER_MODEL", "/nowhere")
     assert not mistakes(validator, yaml.read(path).data)
     assert not mistakes(validator, load_recipe(path).resolved())
 

@@ -16,6 +16,7 @@ from defensekit.scoring import Scored, Scores, TensorView, Views, cutoff, histog
 from defensekit_baselines.scorers import InverseFisher, InverseMagnitude, Magnitude, Random, Spectral
 from defensekit_finepurifying.scorers import Diffusion
 from defensekit_finepurifying.selectors import Fraction, Threshold
+from tests.conftest import make_base
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -180,6 +181,37 @@ def test_scores_are_held_to_their_contract(base: Path, suspect: Path, how: str, 
         score(views, Bad(how=how))
 
 
+class Picky(Scorer):
+    """Speaks of the embeddings alone."""
+
+    how: str = "tensor"
+
+    def eligible(self, t: TensorView) -> torch.Tensor:
+        made = torch.full(t.drift.shape, t.name.startswith("embeddings"))
+        return {"tensor": made, "shape": made[:1], "dtype": made.float()}[self.how]
+
+    def score(self, t: TensorView) -> torch.Tensor:
+        assert t.name.startswith("embeddings")  # of what is not eligible it is not asked
+        return t.drift**2
+
+
+def test_a_scorer_says_what_may_be_taken(base: Path, suspect: Path) -> None:
+    views = Views(Pair(Checkpoint(base), Checkpoint(suspect)), 0)
+    found = score(views, Picky())
+    assert found.keys() == set(views.pair.scope)
+    assert all(bool(scored.eligible.all()) == name.startswith("embeddings") for name, scored in found.items())
+    assert not any(chosen.any() for name, chosen in select(found, Fraction(fraction=1.0)).items() if "encoder" in name)
+    for how in ("shape", "dtype"):
+        with pytest.raises(DefenseKitError, match=r"the scorer Picky must say of every dimension of embeddings"):
+            score(views, Picky(how=how))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "gpt2", "llama", "qwen3"])
+def test_the_size_of_a_head_is_in_the_config(architecture: str, tmp_path: Path) -> None:
+    folder = make_base(tmp_path / "base", architecture)
+    assert Pair(Checkpoint(folder), Checkpoint(folder)).head_size == 8
+
+
 class Greedy(Selector):
     """Takes what it must not."""
 
@@ -197,7 +229,7 @@ class Greedy(Selector):
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("inert", "never moved"), ("soft", r"outside \[0, 1\]"), ("missing", "differ in"), ("shape", "gave shape")],
+    [("inert", "not eligible"), ("soft", r"outside \[0, 1\]"), ("missing", "differ in"), ("shape", "gave shape")],
 )
 def test_selections_are_held_to_their_contract(how: str, message: str) -> None:
     scores = Scores({"a": Scored(torch.rand(3, 3), torch.eye(3).bool(), "a")})

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from defensekit.components.base import Component
@@ -20,9 +21,20 @@ class Purifier(Component):
 
     kind: ClassVar[str] = "purifier"
 
+    def contents(self) -> str | None:
+        """A digest of the files that the step reads, so that stages can be keyed by them; None if it reads none.
+
+        Raises:
+            UsageError: a file is missing, or is not what was expected.
+        """
+        return None
+
 
 class WeightStep(Purifier):
-    """Changes the selected weights, one tensor at a time."""
+    """Changes the selected weights, one tensor at a time; or, where ``acts_on`` is ``kept``, those that moved and were
+    not selected. Whatever it acts on is what it is handed as selection."""
+
+    acts_on: ClassVar[Literal["selected", "kept"]] = "selected"
 
     @abstractmethod
     def apply(self, t: "TensorView", weight: "Tensor", selection: "Tensor") -> "Tensor":
@@ -32,9 +44,18 @@ class WeightStep(Purifier):
         """
 
 
+def _no_model(which: "Literal['base'] | Path") -> "PreTrainedModel":
+    raise NotImplementedError("there is no other model here")
+
+
 @dataclass(frozen=True)
 class ModelStepContext:
-    """What a model step may use: the defender's clean rows, and nothing of the attack."""
+    """What a model step may use: the defender's clean rows and models, and nothing of the attack.
+
+    ``model("base")`` loads the base's weights under the suspect's head, ``model(folder)`` another classifier of the
+    same architecture and labels; a step that reads a folder says so by its ``contents``. ``head`` names the parameters
+    that the base's file lacks.
+    """
 
     tokenizer: "PreTrainedTokenizerBase"
     rows: "Sequence[Row]"
@@ -42,6 +63,8 @@ class ModelStepContext:
     precision: Literal["float32", "bfloat16"]
     seed: int
     report: Callable[[int, int], None]
+    model: "Callable[[Literal['base'] | Path], PreTrainedModel]" = _no_model
+    head: frozenset[str] = frozenset()
 
 
 class ModelStep(Purifier):

@@ -21,9 +21,17 @@ class Scorer(Component):
     kind: ClassVar[str] = "scorer"
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    def eligible(self, t: "TensorView") -> "Tensor":
+        """The dimensions of ``t`` that may be taken, bool, of its shape: those that moved, where nothing else is said.
+
+        A scorer that does not look at drift may offer what never moved as well, one that says something of some
+        tensors alone offers nothing of the others.
+        """
+        return t.drift != 0
+
     @abstractmethod
     def score(self, t: "TensorView") -> "Tensor":
-        """Scores of ``t``'s shape, finite, in float32.
+        """Scores of ``t``'s shape, in float32, finite where ``t`` is eligible; not asked where nothing of it is.
 
         ``t.name``, ``t.base``, ``t.suspect``, ``t.drift`` (all float32), ``t[statistic]`` for what ``needs`` names,
         ``t.quantile(statistic, q)`` over the positive values of the whole model, ``t.seed``.

@@ -29,7 +29,7 @@ def render(result: Result) -> str:
     )
     names = list(dict.fromkeys(name for model in result.models.values() for name in model.metrics))
     reset = result.models["purified"].reset
-    scorer = result.recipe["defense"]["scorer"]["name"]
+    scorer = result.recipe["defense"].get("scorer", {}).get("name", "")
     return environment.get_template("page.html").render(
         result=result,
         story=story(result),

@@ -8,7 +8,10 @@ def defensekit_estimators():  # type: ignore[no-untyped-def]
     return {
         "input-norm": "defensekit_baselines.estimators.input_norm:InputNorm",
         "activation": "defensekit_baselines.estimators.activation:Activation",
+        "neuron-norm": "defensekit_baselines.estimators.neuron_norm:NeuronNorm",
         "token-counts": "defensekit_baselines.estimators.token_counts:TokenCounts",
+        "anp": "defensekit_baselines.estimators.neuron_masks:AdversarialNeuronPruning",
+        "head-variance": "defensekit_baselines.estimators.head_variance:HeadVariance",
     }
 
 
@@ -20,6 +23,21 @@ def defensekit_scorers():  # type: ignore[no-untyped-def]
         "inverse-fisher": "defensekit_baselines.scorers:InverseFisher",
         "spectral": "defensekit_baselines.scorers:Spectral",
         "random": "defensekit_baselines.scorers:Random",
+        "embedding-drift": "defensekit_baselines.embeddings:EmbeddingDrift",
+        "small-weights": "defensekit_baselines.pruning:SmallWeights",
+        "dormant": "defensekit_baselines.pruning:Dormant",
+        "wanda": "defensekit_baselines.pruning:Wanda",
+        "lipschitz": "defensekit_baselines.pruning:Lipschitz",
+        "neuron-mask": "defensekit_baselines.pruning:NeuronMask",
+        "head-variance": "defensekit_baselines.pruning:HeadVariance",
+    }
+
+
+@hookimpl
+def defensekit_selectors():  # type: ignore[no-untyped-def]
+    return {
+        "units": "defensekit_baselines.selectors:Units",
+        "fraction-per-row": "defensekit_baselines.selectors:FractionPerRow",
     }
 
 
@@ -28,4 +46,10 @@ def defensekit_purifiers():  # type: ignore[no-untyped-def]
     return {
         "interpolate": "defensekit_baselines.purifiers:Interpolate",
         "prune": "defensekit_baselines.purifiers:Prune",
+        "rescale": "defensekit_baselines.merging:Rescale",
+        "merge": "defensekit_baselines.merging:Merge",
+        "attention-distillation": "defensekit_baselines.distilling:AttentionDistillation",
+        "attention-penalty": "defensekit_baselines.regularised:AttentionPenalty",
+        "layer-consistency": "defensekit_baselines.regularised:LayerConsistency",
+        "unlearn": "defensekit_baselines.unlearning:Unlearn",
     }

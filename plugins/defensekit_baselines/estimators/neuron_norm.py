@@ -1,0 +1,24 @@
+"""How active a neuron is behind its activation function."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from defensekit.api import Estimate, EstimatorContext
+from defensekit_baselines.estimators.input_norm import InputNorm
+from defensekit_baselines.layout import NEURONS_OUT
+
+if TYPE_CHECKING:
+    pass
+
+
+class NeuronNorm(InputNorm):
+    """`input-norm` of the feed-forward layers' second matrices alone: what each neuron says on clean rows.
+
+    estimator: {name: neuron-norm}
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"neuron-norm"})
+
+    def estimate(self, context: EstimatorContext) -> Estimate:
+        found = super().estimate(context).statistics["input-norm"]
+        kept = {name: norms for name, norms in found.items() if NEURONS_OUT.search(name)}
+        return Estimate({"neuron-norm": kept})
