@@ -180,7 +180,7 @@ def test_a_plan_counts_what_runs_share_and_makes_nothing(recipe: Path, tmp_path:
     plan = plan_study(load_study(study(recipe)), tmp_path / "w")
     kinds = Counter(stage.plain["kind"] for stage in plan.stages.values())
     # Four defenses, random at each of two fractions, fine-tuning alone; one suspect, one clean reference.
-    assert kinds == {"data": 3, "poison": 1, "trigger": 1, "train": 2, "statistics": 1, "purify": 7, "predict": 18}
+    assert kinds == {"data": 4, "poison": 1, "trigger": 1, "train": 2, "statistics": 1, "purify": 7, "predict": 18}
     assert plan.missing.keys() == plan.stages.keys()
     assert plan.estimate().unseen == sorted(kinds)
     assert not (tmp_path / "w").exists()
@@ -300,7 +300,7 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(recipe: Path, tmp_path:
     assert (found.done, len(found.failed)) == (2, 2)
     assert all("mine, seed" in told and "ValueError: unlucky" in told for told in found.failed.values())
     status = status_of(tmp_path / "w", "small")
-    assert (status["done"], len(status["failed"]), status["processes"][0]["pid"]) == (2, 2, os.getpid())
+    assert (status["done"], len(status["failed"]), status["processes"]) == (2, 2, [])
     written = [json.loads(path.read_text()) for path in (found.folder / "failed").glob("*.json")]
     assert sorted(failure["recipe"]["seed"] for failure in written) == [0, 1]
     mine = recipe.parent / "mine.py"

@@ -89,8 +89,8 @@ def run_study(
             plan.store.sweep()
             plan.folder.describe(description(plan))
             executor = cast(Executor, study.executor.component)
-            with nullcontext(_Nobody()) if resume == "only-cache" else executor.open() as workers:
-                status = Status.of(plan, workers.slots)
+            opened = nullcontext(_Nobody()) if resume == "only-cache" else executor.open()
+            with opened as workers, Status.of(plan, workers.slots) as status:
                 failed = _Driver(plan, workers, [*watching, status], anew=resume == "always").drive()
     except OSError as error:
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
@@ -180,6 +180,8 @@ class _Driver:
             raise self.stopped
         for thread in threads:
             thread.join()
+        # A killed process may have left some behind; those of runs that failed are held for the next time.
+        self._remove({key for key in self.workers.noted if self.holders[key] <= 0})
         return self.failed
 
     def _schedule(self) -> None:
@@ -302,10 +304,12 @@ class _Driver:
         held = closure(run.stages).keys()
         with self.state:
             self.holders.subtract(held)
-            free = {key for key in {*held, *runner.made} if key in self.workers.noted and self.holders[key] <= 0}
-            for key in free:
-                self.store.remove(key)
-            self.workers.noted -= free
+            self._remove({key for key in {*held, *runner.made} & self.workers.noted if self.holders[key] <= 0})
+
+    def _remove(self, keys: set[str]) -> None:
+        for key in keys:
+            self.store.remove(key)
+        self.workers.noted -= keys
 
 
 def _known(error: Exception) -> DefenseKitError:

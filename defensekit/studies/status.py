@@ -40,6 +40,12 @@ class Status(Observer):
         made._path.parent.mkdir(parents=True, exist_ok=True)
         return made
 
+    def __enter__(self) -> "Status":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+
     def planned(self, stages: Sequence[Planned]) -> None:
         self._pace = Pace(stages, self._slots)
         self._write(0)
