@@ -126,7 +126,7 @@ def test_pures_penalty_is_the_norm_of_attention_from_the_first_token(lively: Pat
         for head in range(2)
     ) / len(attentions)
     got = AttentionPenalty(weight=0.5).loss(model, batch) - model(**batch).loss
-    assert float(got) == pytest.approx(0.5 * penalty, rel=1e-4)
+    assert got.item() == pytest.approx(0.5 * penalty, rel=1e-4)
 
 
 def consistency(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -138,25 +138,25 @@ def test_crow_compares_neighbouring_layers_on_real_tokens(lively: Path) -> None:
     model, batch = load_model(lively), batch_of(*SHORT)
     states = model(**batch, output_hidden_states=True).hidden_states[1:]
     apart = [
-        1 - float(torch.cosine_similarity(here[row, token], there[row, token], dim=0))
+        1 - torch.cosine_similarity(here[row, token], there[row, token], dim=0).item()
         for here, there in pairwise(states)
         for row, length in enumerate(batch["attention_mask"].sum(1).tolist())
         for token in range(length)
     ]
-    assert float(consistency(model, batch)) == pytest.approx(sum(apart) / len(apart), rel=1e-4)
-    assert float(consistency(model, batch_of(*SHORT, length=12))) == pytest.approx(
-        float(consistency(model, batch)), rel=1e-4
+    assert consistency(model, batch).item() == pytest.approx(sum(apart) / len(apart), rel=1e-4)
+    assert consistency(model, batch_of(*SHORT, length=12)).item() == pytest.approx(
+        consistency(model, batch).item(), rel=1e-4
     )
 
 
 def test_crow_disturbs_embeddings_against_consistency_and_makes_layers_agree(lively: Path) -> None:
     model, batch = load_model(lively), batch_of(*SHORT)
     plain, own = consistency(model, batch), model(**batch).loss
-    calm, disturbed = (float(LayerConsistency(weight=1, eps=eps).loss(model, batch) - own) for eps in (0.0, 0.02))
-    assert calm == pytest.approx(float(plain), rel=1e-4)
+    calm, disturbed = ((LayerConsistency(weight=1, eps=eps).loss(model, batch) - own).item() for eps in (0.0, 0.02))
+    assert calm == pytest.approx(plain.item(), rel=1e-4)
     assert disturbed > calm
     LayerConsistency(**FEW).train(model, context())
-    assert float(consistency(model, batch)) < float(plain)
+    assert consistency(model, batch).item() < plain.item()
 
 
 # -- I-BAU ---------------------------------------------------------------------------------------------------------
@@ -187,13 +187,13 @@ def test_a_perturbation_is_added_to_the_rows_it_is_meant_for(lively: Path) -> No
     model, batch = load_model(lively), batch_of(*SHORT)
     shift = torch.randn(9, 16, generator=torch.Generator().manual_seed(0))
     some = (torch.tensor([], dtype=torch.long), torch.tensor([1]), None)
-    plain, one, every = (float(perturbed_loss(model, batch, shift, rows)) for rows in some)
-    assert plain == pytest.approx(float(model(**batch).loss))
+    plain, one, every = (perturbed_loss(model, batch, shift, rows).item() for rows in some)
+    assert plain == pytest.approx(model(**batch).loss.item())
     embedded = model.get_input_embeddings()(batch["input_ids"]) + shift[: batch["input_ids"].shape[1]]
     tokens = {name: values for name, values in batch.items() if name != "input_ids"}
-    assert every == pytest.approx(float(model(inputs_embeds=embedded, **tokens).loss), rel=1e-5)
+    assert every == pytest.approx(model(inputs_embeds=embedded, **tokens).loss.item(), rel=1e-5)
     mixed = torch.cat([model.get_input_embeddings()(batch["input_ids"])[:1], embedded[1:]])
-    assert one == pytest.approx(float(model(inputs_embeds=mixed, **tokens).loss), rel=1e-5)
+    assert one == pytest.approx(model(inputs_embeds=mixed, **tokens).loss.item(), rel=1e-5)
 
 
 def worst(model: Any, step: Unlearn) -> float:
@@ -203,7 +203,7 @@ def worst(model: Any, step: Unlearn) -> float:
     for _ in range(5):
         [slope] = torch.autograd.grad(step.inner(model, dict(batch), shift), shift)
         shift = (shift - step.ascent_rate * slope).detach().requires_grad_(True)
-    return float(perturbed_loss(model, dict(batch), shift))
+    return perturbed_loss(model, dict(batch), shift).item()
 
 
 def test_i_bau_takes_the_bite_out_of_the_worst_perturbation(lively: Path) -> None:

@@ -20,7 +20,8 @@ class Unlearn(ModelStep):
 
     Rounds, iterations, both rates of the perturbation, its penalty and the share of perturbed rows are those of the
     authors' code (YiZeng623/I-BAU), whose perturbation is an image and whose learning rate is 1e-3 for a VGG. Here it
-    is a vector for each place, added to the embedding of the token that stands there.
+    is a vector for each place, added to the embedding of the token that stands there, and its answer to other weights
+    is that on the batch at hand, where theirs is always that on the first.
     """
 
     rounds: int = Field(5, ge=1, le=1000, description="perturbations that are found and unlearnt, one after another")
@@ -64,7 +65,7 @@ class Unlearn(ModelStep):
                     rows = len(batch["labels"])
                     some = torch.randperm(rows, generator=generator)[: max(int(self.share * rows), 1)]
                     outer = perturbed_loss(model, batch, perturbation, some)
-                    inner = self.inner(model, made[0], perturbation)
+                    inner = self.inner(model, batch, perturbation)
                     gradients = hypergradient(
                         outer, inner, perturbation, weights, self.iterations, self.fixed_point_rate
                     )
