@@ -69,7 +69,7 @@ def _seconds(model: ModelResult) -> str:
 
 
 def _inert(eligible: int, dimensions: int, where_zero: dict[str, int]) -> str:
-    text = f"{eligible / dimensions:.1%} of {dimensions:,} dimensions are eligible (in the base's file, and moved)"
+    text = f"{eligible / dimensions:.1%} of {dimensions:,} dimensions are eligible"
     for statistic, count in where_zero.items():
         text += f"; {statistic} is exactly 0 on {count / max(eligible, 1):.1%} of them"
     return text
