@@ -1,0 +1,495 @@
+"""Executors: the same suite for every one. Workers are killed, nodes lost, memory short, plugins missing, for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pytest
+import torch
+from pydantic import PrivateAttr
+
+import defensekit
+from defensekit.components import Executor, Observer, Workers
+from defensekit.errors import DefenseKitError, UsageError
+from defensekit.host import load_plugins, plain
+from defensekit.results import Result
+from defensekit.store import Store, key_of
+from tests.conftest import RECIPE, make_sentences, write_table
+from tests.test_pipeline import shape
+
+ODD = '''
+import os, signal, time
+from pathlib import Path
+
+import torch
+from defensekit.api import Dataset, DatasetSource, ModelStep, Row, UsageError, hookimpl
+
+
+class Odd(DatasetSource):
+    """Notes who loads it, then does what it is told to."""
+
+    do: str
+    place: Path
+
+    def load(self):
+        with self.place.open("a") as file:
+            file.write(f"{os.getpid()}\\n")
+        times = len(self.place.read_text().splitlines())
+        if self.do == "die" or self.do == "die once" and times == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.do == "end":
+            os._exit(3)
+        while self.do == "wait" and not self.place.with_name("go").exists():
+            time.sleep(0.05)
+        if self.do == "greedy":
+            torch.ones(6 * 2**30, dtype=torch.uint8)
+        if self.do == "usage":
+            raise UsageError("these rows are odd")
+        if self.do == "break":
+            raise ValueError("quite broken")
+        return Dataset(("bad", "good"), [Row(i, f"row {i}", i % 2) for i in range(40)])
+
+    def contents(self, say):
+        return "odd"
+
+
+class Pause(ModelStep):
+    """Says how far it is and waits a while."""
+
+    def train(self, model, context):
+        context.report(1, 3)
+        time.sleep(1.5)
+
+
+@hookimpl
+def defensekit_datasets():
+    return {"odd": Odd}
+
+
+@hookimpl
+def defensekit_purifiers():
+    return {"pause": Pause}
+'''
+MEMORY = 4  # GiB; what is greedy asks for 6
+RAY = pytest.param("ray", marks=pytest.mark.slow)
+
+
+def made(name: str, **parameters: Any) -> Executor:
+    return cast(Executor, load_plugins().find("executor", name).model_validate(parameters))
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a plugin that does what it is told to."""
+    file = tmp_path_factory.mktemp("plugin") / "odd.py"
+    file.write_text(ODD)
+    return file
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes on this machine's loopback, a core each; the head has none, and the driver is there."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'defensekit[ray]')")
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args=node() | {"num_cpus": 0})
+    for _ in range(2):
+        found.add_node(**node())
+    yield found
+    found.shutdown()
+
+
+def node() -> dict[str, Any]:
+    return {"num_cpus": 1, "memory": 8 * 2**30, "include_dashboard": False}
+
+
+def parameters(kind: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Two workers, wherever they are."""
+    if kind == "ray":
+        return {"address": request.getfixturevalue("cluster").address, "memory": MEMORY}
+    return {"workers": 2, "memory": MEMORY} if kind == "local" else {}
+
+
+@pytest.fixture(scope="module", params=["in-process", "local", RAY])
+def every(request: pytest.FixtureRequest) -> Iterator[Workers]:
+    """The workers of every executor."""
+    with made(request.param, **parameters(request.param, request)).open() as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module", params=["local", RAY])
+def apart(request: pytest.FixtureRequest) -> Iterator[Workers]:
+    """The workers of every executor whose stages run in other processes."""
+    with made(request.param, **parameters(request.param, request)).open() as workers:
+        yield workers
+
+
+class Bench:
+    """Stages of a plugin in a file, and a store to make them in."""
+
+    def __init__(self, odd: Path, folder: Path) -> None:
+        self.files = [odd]
+        self.host = load_plugins(self.files)
+        self.folder = folder
+        self.store = Store(folder / "store")
+
+    def stage(self, do: str, name: str = "one") -> dict[str, Any]:
+        source = self.host.find("dataset", "odd").model_validate({"do": do, "place": self.folder / name})
+        return {
+            "kind": "data",
+            "title": f"{name} rows",
+            "params": {
+                "role": "train",
+                "sizes": {"train": 4, "clean": 2, "dev": 2, "test": 2},
+                "labels": None,
+                "balance": False,
+            },
+            "components": {
+                "source": plain(source, "odd") | {"plugin": str(self.host.plugin_of("dataset", "odd"))},
+            },
+            "inputs": {},
+            "seed": 0,
+            "plugin_files": [str(file) for file in self.files],
+        }
+
+    def execute(self, workers: Workers, stage: dict[str, Any]) -> None:
+        workers.execute(stage, self.store.root, lambda done, total: None)
+
+    def there(self, stage: dict[str, Any]) -> bool:
+        """Whether the stage is in the store, whole."""
+        return self.store.has(key_of(stage)) and bool(self.store.open(key_of(stage)))
+
+    def pids(self, name: str = "one") -> list[int]:
+        """Who loaded rows, in their order."""
+        place = self.folder / name
+        return [int(line) for line in place.read_text().splitlines()] if place.exists() else []
+
+
+@pytest.fixture
+def bench(odd: Path, tmp_path: Path) -> Bench:
+    return Bench(odd, tmp_path)
+
+
+def eventually(check: Callable[[], object], seconds: float = 90) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+# -- what every executor does --------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_made(every: Workers, bench: Bench) -> None:
+    stage = bench.stage("nothing")
+    bench.execute(every, stage)
+    assert bench.there(stage)
+    assert len(bench.pids()) == 1
+
+
+@pytest.mark.parametrize(
+    ("do", "kind", "text"),
+    [
+        ("usage", UsageError, r"these rows are odd"),
+        ("break", DefenseKitError, r"the dataset Odd of defensekit_local_odd_\w+ failed: ValueError: quite broken"),
+    ],
+)
+def test_errors_arrive_as_they_were(
+    every: Workers, bench: Bench, do: str, kind: type[DefenseKitError], text: str
+) -> None:
+    with pytest.raises(DefenseKitError, match=rf"^{text}$") as caught:
+        bench.execute(every, bench.stage(do))
+    assert type(caught.value) is kind
+    stage = bench.stage("nothing", "next")  # nobody is the worse for it
+    bench.execute(every, stage)
+    assert bench.there(stage)
+
+
+def test_a_plugin_that_a_worker_lacks_is_named(every: Workers, bench: Bench) -> None:
+    stage = bench.stage("nothing")
+    stage["components"]["source"] |= {"name": "gone", "plugin": "plugin 'extra' (extra-rows 2.0)"}
+    with pytest.raises(DefenseKitError) as caught:
+        bench.execute(every, stage)
+    place = os.uname().nodename
+    start = f"the dataset 'gone' needs plugin 'extra' (extra-rows 2.0) on {place}; install it there"
+    assert str(caught.value).startswith(start)
+    assert "\n" not in str(caught.value)
+    stage = bench.stage("nothing") | {"plugin_files": ["/nowhere/odd.py"]}
+    with pytest.raises(DefenseKitError, match=rf"no file /nowhere/odd.py on {place}; put it where every node has it"):
+        bench.execute(every, stage)
+
+
+def test_a_plugin_that_a_worker_has_in_another_version_is_named(every: Workers, bench: Bench) -> None:
+    stage = bench.stage("nothing")
+    stage["components"]["source"] |= {"source": "0" * 64, "plugin": "plugin 'odd.py' (odd-rows 1.0)"}
+    with pytest.raises(DefenseKitError) as caught:
+        bench.execute(every, stage)
+    text = str(caught.value)
+    assert f"the source of plugin 'odd.py' (odd-rows 1.0) on {os.uname().nodename} is not what the run began" in text
+    assert f"(plugin 'odd.py' ({bench.files[0].parent}) is there now)" in text
+    assert "install the same everywhere" in text
+    assert "\n" not in text
+
+
+# -- processes apart -----------------------------------------------------------------------------------------------
+
+
+def test_stages_run_at_once_in_workers_that_stay(apart: Workers, bench: Bench) -> None:
+    assert apart.slots == 2
+    stages = [bench.stage("wait", "one"), bench.stage("wait", "two")]
+    with ThreadPoolExecutor(2) as pool:
+        going = [pool.submit(bench.execute, apart, stage) for stage in stages]
+        eventually(lambda: bench.pids("one") and bench.pids("two"))
+        (bench.folder / "go").touch()
+        for future in going:
+            future.result()
+    assert all(map(bench.there, stages))
+    first = {*bench.pids("one"), *bench.pids("two")}
+    assert len(first) == 2
+    for i in range(4):
+        bench.execute(apart, bench.stage("nothing", f"more {i}"))
+        assert bench.pids(f"more {i}")[0] in first
+
+
+def test_a_worker_that_is_killed_once_is_replaced(apart: Workers, bench: Bench) -> None:
+    stage = bench.stage("die once")
+    bench.execute(apart, stage)
+    assert bench.there(stage)
+    assert len(set(bench.pids())) == 2
+
+
+@pytest.mark.parametrize("do", ["die", "end"])
+def test_a_stage_that_kills_every_worker_is_an_error(apart: Workers, bench: Bench, do: str) -> None:
+    with pytest.raises(DefenseKitError, match=r"^one rows: .*(2|3) times") as caught:
+        bench.execute(apart, bench.stage(do))
+    assert "\n" not in str(caught.value)
+    assert len(set(bench.pids())) in (2, 3)
+    stage = bench.stage("nothing", "next")
+    bench.execute(apart, stage)
+    assert bench.there(stage)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone keeps to a process's bound")
+def test_a_stage_that_takes_too_much_memory_is_an_error(apart: Workers, bench: Bench) -> None:
+    with pytest.raises(DefenseKitError, match=r"^one rows: out of memory; smaller .* \(.*allocate") as caught:
+        bench.execute(apart, bench.stage("greedy"))
+    assert "\n" not in str(caught.value)
+    assert len(bench.pids()) == 1
+    stage = bench.stage("nothing", "next")
+    bench.execute(apart, stage)
+    assert bench.there(stage)
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from defensekit.host import load_plugins
+
+name, parameters, stage, store = sys.argv[1:]
+executor = load_plugins().find("executor", name).model_validate_json(parameters)
+with executor.open() as workers:
+    workers.execute(json.loads(stage), Path(store), print)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+@pytest.mark.parametrize(("name", "cores"), [("local", "workers"), pytest.param("ray", "workers", marks=RAY.marks)])
+def test_nothing_outlives_its_driver(bench: Bench, name: str, cores: str, how: signal.Signals) -> None:
+    if name == "ray":
+        pytest.importorskip("ray")
+    arguments = [name, json.dumps({cores: 1}), json.dumps(bench.stage("wait")), str(bench.store.root)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *arguments], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        eventually(bench.pids)
+        everybody = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(bench.pids()[0])]
+        # A terminal's Ctrl-C goes to everybody in the foreground, SIGKILL to one.
+        (os.killpg if how is signal.SIGINT else os.kill)(process.pid, how)
+        process.wait(60)
+        _, alive = psutil.wait_procs(everybody, 30)
+        assert not alive
+    finally:
+        process.kill()
+    assert not bench.there(bench.stage("wait"))
+
+
+def test_a_plugin_that_is_on_the_driver_alone_is_named(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In earnest: a distribution that this process can import, and its workers can't, or have in another version."""
+    for number, site in enumerate(("here", "there"), 1):
+        module = "def extra(t):\n    return t.drift.abs()\n"
+        hook = "@hookimpl\ndef defensekit_scorers():\n    return {'extra': extra}\n"
+        (tmp_path / site).mkdir()
+        text = f"from defensekit.api import hookimpl, scorer\n\nVERSION = {number}\n\n\n@scorer()\n{module}\n\n{hook}"
+        (tmp_path / site / "extra_scorer.py").write_text(text)
+        info = tmp_path / site / f"extra_scorer-{number}.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: extra-scorer\nVersion: {number}.0\n")
+        (info / "entry_points.txt").write_text("[defensekit]\nextra = extra_scorer\n")
+    monkeypatch.syspath_prepend(tmp_path / "here")
+    small(recipe, executor={"name": "local", "workers": 1}, defense__scorer="extra")
+    place = os.uname().nodename
+    named = rf"plugin 'extra' \(extra-scorer 1.0\) on {place}"
+    with pytest.raises(DefenseKitError, match=rf"the scorer 'extra' needs {named}; install it there"):
+        defensekit.run(recipe, tmp_path / "w")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "there"))
+    there = r"plugin 'extra' \(extra-scorer 2.0\)"
+    with pytest.raises(DefenseKitError, match=rf"source of {named} is not .*\({there} is there now\)"):
+        defensekit.run(recipe, tmp_path / "w")
+
+
+# -- whole runs ----------------------------------------------------------------------------------------------------
+
+
+def small(recipe: Path, **changes: Any) -> Path:
+    changes = {"training__epochs": 1, "data__train": 48, "defense__choose": None} | changes
+    return shape(recipe, **changes)
+
+
+class Watching(Observer):
+    """Remembers progress; does something when a stage begins."""
+
+    _seen: list[tuple[str, int, int]] = PrivateAttr(default_factory=list)
+    _then: dict[str, Callable[[], None]] = PrivateAttr(default_factory=dict)
+
+    def stage_started(self, title: str) -> None:
+        self._then.pop(title, lambda: None)()
+
+    def progress(self, title: str, done: int, total: int) -> None:
+        self._seen.append((title, done, total))
+
+
+def numbers(result: Result) -> dict[str, Any]:
+    """What was measured, to the last digit, and the digests of every artifact."""
+    models = {name: model.metrics for name, model in result.models.items()}
+    return {"models": models, "stages": {stage.title: stage.digest for stage in result.stages}}
+
+
+@pytest.fixture(scope="module")
+def expected(base: Path, odd: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A recipe, and what it comes to in this process."""
+    folder = tmp_path_factory.mktemp("expected")
+    write_table(folder / "rows.csv", make_sentences(400))
+    recipe = folder / "pico.yaml"
+    recipe.write_text(RECIPE.format(base=base))
+    small(recipe, plugins=[str(odd)], defense__purifier=["reset", "pause"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return recipe, numbers(defensekit.run(recipe, folder / "w"))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run(recipe: Path, folder: Path, observer: Observer, name: str, **parameters: Any) -> dict[str, Any]:
+    copy = recipe.with_name(f"{folder.name}.yaml")
+    copy.write_text(recipe.read_text())
+    shape(copy, executor={"name": name, **parameters}, name="pico")
+    return numbers(defensekit.run(copy, folder / "w", [observer]))
+
+
+@pytest.mark.parametrize("kind", ["local", RAY])
+def test_the_numbers_are_those_of_one_process(
+    request: pytest.FixtureRequest, expected: tuple[Path, dict[str, Any]], tmp_path: Path, kind: str
+) -> None:
+    recipe, wanted = expected
+    watching = Watching()
+    found = run(recipe, tmp_path, watching, kind, **parameters(kind, request))
+    assert found == wanted
+    assert ("purified", 1, 3) in watching._seen
+
+
+@pytest.mark.slow
+def test_a_node_is_lost_in_the_midst_of_a_run(
+    cluster: Any, expected: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """First one of the two nodes goes, then the other one, and each time there is something being computed."""
+    recipe, wanted = expected
+    first, second = cluster.worker_nodes
+    timers = [threading.Timer(1, cluster.remove_node, (node, False)) for node in (first, second)]
+
+    def replace() -> None:
+        cluster.add_node(**node())
+        timers[1].start()
+
+    watching = Watching()
+    watching._then.update(suspect=timers[0].start, purified=replace)
+    try:
+        assert run(recipe, tmp_path, watching, "ray", address=cluster.address) == wanted
+        assert not watching._then
+    finally:
+        for timer in timers:
+            timer.join()
+        cluster.add_node(**node())
+    assert not {first, second} & cluster.worker_nodes
+
+
+@pytest.mark.slow
+def test_stages_of_a_lost_node_are_made_by_another(cluster: Any, bench: Bench) -> None:
+    node_lost = cluster.add_node(**node())
+    stages = [bench.stage("wait", str(i)) for i in range(3)]
+    with ExitStack() as stack:
+        workers = stack.enter_context(made("ray", address=cluster.address).open())
+        assert workers.slots == 3
+        pool = stack.enter_context(ThreadPoolExecutor(3))
+        going = [pool.submit(bench.execute, workers, stage) for stage in stages]
+        try:
+            eventually(lambda: all(bench.pids(str(i)) for i in range(3)))
+            cluster.remove_node(node_lost, allow_graceful=False)
+        finally:
+            (bench.folder / "go").touch()
+        for future in going:
+            future.result()
+    assert all(map(bench.there, stages))
+    assert sorted(len(bench.pids(str(i))) for i in range(3)) == [1, 1, 2]
+
+
+@pytest.mark.slow
+def test_artifacts_travel_through_a_url(cluster: Any, expected: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    recipe, wanted = expected
+    url = (tmp_path / "mirror").as_uri()
+    found = run(recipe, tmp_path, Watching(), "ray", address=cluster.address, artifacts=url)
+    assert found == wanted
+    models = list((tmp_path / "mirror").rglob("model.safetensors"))
+    assert len(models) == 5  # the base, the clean reference, the suspect, random, purified
+    again = tmp_path / "again"
+    again.mkdir()
+    started = Watching()
+    assert run(recipe, again, started, "ray", address=cluster.address, artifacts=url) == wanted
+    assert not started._seen  # nothing was computed
+
+
+@pytest.mark.slow
+def test_what_ray_can_not_do_is_said_at_once(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    greedy = made("ray", address=cluster.address, cpus=3, memory=2)
+    there = r"there is: 0 CPU, 8 memory; 1 CPU, 8 memory; 1 CPU, 8 memory"
+    with pytest.raises(UsageError, match=rf"no node has room .* wants 3 CPU, 2 memory \({there}\)"), greedy.open():
+        pass
+    with pytest.raises(UsageError, match=r"nobody answers at 127.0.0.1:1 "), made("ray", address="127.0.0.1:1").open():
+        pass
+    with (
+        pytest.raises(DefenseKitError, match="can't reach a cluster at nonsense"),
+        made("ray", address="nonsense").open(),
+    ):
+        pass
+    with pytest.raises(UsageError, match=r"'odd://place'.*odd"), made("ray", artifacts="odd://place").open():
+        pass
+    assert not ray.is_initialized()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"needs Ray .*pip install 'defensekit\[ray\]'"), made("ray").open():
+        pass
