@@ -47,8 +47,6 @@ class Odd(DatasetSource):
         times = len(self.place.read_text().splitlines())
         if self.do == "die" or self.do == "die once" and times == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.do == "end":
-            os._exit(3)
         while self.do == "wait" and not self.place.with_name("go").exists():
             time.sleep(0.05)
         if self.do == "greedy":
@@ -120,18 +118,15 @@ def parameters(kind: str, request: pytest.FixtureRequest) -> dict[str, Any]:
     return {"workers": 2, "memory": MEMORY} if kind == "local" else {}
 
 
-@pytest.fixture(scope="module", params=["in-process", "local", RAY])
-def every(request: pytest.FixtureRequest) -> Iterator[Workers]:
+@pytest.fixture(scope="class", params=["in-process", "local", RAY])
+def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
     """The workers of every executor."""
     with made(request.param, **parameters(request.param, request)).open() as workers:
         yield workers
 
 
-@pytest.fixture(scope="module", params=["local", RAY])
-def apart(request: pytest.FixtureRequest) -> Iterator[Workers]:
-    """The workers of every executor whose stages run in other processes."""
-    with made(request.param, **parameters(request.param, request)).open() as workers:
-        yield workers
+# For what needs processes of their own.
+apart = pytest.mark.parametrize("workers", ["local", RAY], indirect=True)
 
 
 class Bench:
@@ -188,107 +183,104 @@ def eventually(check: Callable[[], object], seconds: float = 90) -> None:
         time.sleep(0.05)
 
 
-# -- what every executor does --------------------------------------------------------------------------------------
+class TestWorkers:
+    """What every executor's workers do."""
 
+    def test_a_stage_is_made(self, workers: Workers, bench: Bench) -> None:
+        stage = bench.stage("nothing")
+        bench.execute(workers, stage)
+        assert bench.there(stage)
+        assert len(bench.pids()) == 1
 
-def test_a_stage_is_made(every: Workers, bench: Bench) -> None:
-    stage = bench.stage("nothing")
-    bench.execute(every, stage)
-    assert bench.there(stage)
-    assert len(bench.pids()) == 1
+    @pytest.mark.parametrize(
+        ("do", "kind", "text"),
+        [
+            ("usage", UsageError, r"these rows are odd"),
+            ("break", DefenseKitError, r"the dataset Odd of defensekit_local_odd_\w+ failed: ValueError: quite broken"),
+        ],
+    )
+    def test_errors_arrive_as_they_were(
+        self, workers: Workers, bench: Bench, do: str, kind: type[DefenseKitError], text: str
+    ) -> None:
+        with pytest.raises(DefenseKitError, match=rf"^{text}$") as caught:
+            bench.execute(workers, bench.stage(do))
+        assert type(caught.value) is kind
+        stage = bench.stage("nothing", "next")  # nobody is the worse for it
+        bench.execute(workers, stage)
+        assert bench.there(stage)
 
+    def test_a_plugin_that_a_worker_lacks_is_named(self, workers: Workers, bench: Bench) -> None:
+        stage = bench.stage("nothing")
+        stage["components"]["source"] |= {"name": "gone", "plugin": "plugin 'extra' (extra-rows 2.0)"}
+        with pytest.raises(DefenseKitError) as caught:
+            bench.execute(workers, stage)
+        place = os.uname().nodename
+        start = f"the dataset 'gone' needs plugin 'extra' (extra-rows 2.0) on {place}; install it there"
+        assert str(caught.value).startswith(start)
+        assert "\n" not in str(caught.value)
+        stage = bench.stage("nothing") | {"plugin_files": ["/nowhere/odd.py"]}
+        with pytest.raises(
+            DefenseKitError, match=rf"no file /nowhere/odd.py on {place}; put it where every node has it"
+        ):
+            bench.execute(workers, stage)
 
-@pytest.mark.parametrize(
-    ("do", "kind", "text"),
-    [
-        ("usage", UsageError, r"these rows are odd"),
-        ("break", DefenseKitError, r"the dataset Odd of defensekit_local_odd_\w+ failed: ValueError: quite broken"),
-    ],
-)
-def test_errors_arrive_as_they_were(
-    every: Workers, bench: Bench, do: str, kind: type[DefenseKitError], text: str
-) -> None:
-    with pytest.raises(DefenseKitError, match=rf"^{text}$") as caught:
-        bench.execute(every, bench.stage(do))
-    assert type(caught.value) is kind
-    stage = bench.stage("nothing", "next")  # nobody is the worse for it
-    bench.execute(every, stage)
-    assert bench.there(stage)
+    def test_a_plugin_that_a_worker_has_in_another_version_is_named(self, workers: Workers, bench: Bench) -> None:
+        stage = bench.stage("nothing")
+        stage["components"]["source"] |= {"source": "0" * 64, "plugin": "plugin 'odd.py' (odd-rows 1.0)"}
+        with pytest.raises(DefenseKitError) as caught:
+            bench.execute(workers, stage)
+        text = str(caught.value)
+        assert (
+            f"the source of plugin 'odd.py' (odd-rows 1.0) on {os.uname().nodename} is not what the run began" in text
+        )
+        assert f"(plugin 'odd.py' ({bench.files[0].parent}) is there now)" in text
+        assert "install the same everywhere" in text
+        assert "\n" not in text
 
+    @apart
+    def test_stages_run_at_once_in_workers_that_stay(self, workers: Workers, bench: Bench) -> None:
+        assert workers.slots == 2
+        stages = [bench.stage("wait", "one"), bench.stage("wait", "two")]
+        with ThreadPoolExecutor(2) as pool:
+            going = [pool.submit(bench.execute, workers, stage) for stage in stages]
+            eventually(lambda: bench.pids("one") and bench.pids("two"))
+            (bench.folder / "go").touch()
+            for future in going:
+                future.result()
+        assert all(map(bench.there, stages))
+        first = {*bench.pids("one"), *bench.pids("two")}
+        assert len(first) == 2
+        for i in range(4):
+            bench.execute(workers, bench.stage("nothing", f"more {i}"))
+            assert bench.pids(f"more {i}")[0] in first
 
-def test_a_plugin_that_a_worker_lacks_is_named(every: Workers, bench: Bench) -> None:
-    stage = bench.stage("nothing")
-    stage["components"]["source"] |= {"name": "gone", "plugin": "plugin 'extra' (extra-rows 2.0)"}
-    with pytest.raises(DefenseKitError) as caught:
-        bench.execute(every, stage)
-    place = os.uname().nodename
-    start = f"the dataset 'gone' needs plugin 'extra' (extra-rows 2.0) on {place}; install it there"
-    assert str(caught.value).startswith(start)
-    assert "\n" not in str(caught.value)
-    stage = bench.stage("nothing") | {"plugin_files": ["/nowhere/odd.py"]}
-    with pytest.raises(DefenseKitError, match=rf"no file /nowhere/odd.py on {place}; put it where every node has it"):
-        bench.execute(every, stage)
+    @apart
+    def test_a_worker_that_is_killed_once_is_replaced(self, workers: Workers, bench: Bench) -> None:
+        stage = bench.stage("die once")
+        bench.execute(workers, stage)
+        assert bench.there(stage)
+        assert len(set(bench.pids())) == 2
 
+    @apart
+    def test_a_stage_that_kills_every_worker_is_an_error(self, workers: Workers, bench: Bench) -> None:
+        with pytest.raises(DefenseKitError, match=r"^one rows: .*(2|3) times") as caught:
+            bench.execute(workers, bench.stage("die"))
+        assert "\n" not in str(caught.value)
+        assert len(set(bench.pids())) in (2, 3)
+        stage = bench.stage("nothing", "next")
+        bench.execute(workers, stage)
+        assert bench.there(stage)
 
-def test_a_plugin_that_a_worker_has_in_another_version_is_named(every: Workers, bench: Bench) -> None:
-    stage = bench.stage("nothing")
-    stage["components"]["source"] |= {"source": "0" * 64, "plugin": "plugin 'odd.py' (odd-rows 1.0)"}
-    with pytest.raises(DefenseKitError) as caught:
-        bench.execute(every, stage)
-    text = str(caught.value)
-    assert f"the source of plugin 'odd.py' (odd-rows 1.0) on {os.uname().nodename} is not what the run began" in text
-    assert f"(plugin 'odd.py' ({bench.files[0].parent}) is there now)" in text
-    assert "install the same everywhere" in text
-    assert "\n" not in text
-
-
-# -- processes apart -----------------------------------------------------------------------------------------------
-
-
-def test_stages_run_at_once_in_workers_that_stay(apart: Workers, bench: Bench) -> None:
-    assert apart.slots == 2
-    stages = [bench.stage("wait", "one"), bench.stage("wait", "two")]
-    with ThreadPoolExecutor(2) as pool:
-        going = [pool.submit(bench.execute, apart, stage) for stage in stages]
-        eventually(lambda: bench.pids("one") and bench.pids("two"))
-        (bench.folder / "go").touch()
-        for future in going:
-            future.result()
-    assert all(map(bench.there, stages))
-    first = {*bench.pids("one"), *bench.pids("two")}
-    assert len(first) == 2
-    for i in range(4):
-        bench.execute(apart, bench.stage("nothing", f"more {i}"))
-        assert bench.pids(f"more {i}")[0] in first
-
-
-def test_a_worker_that_is_killed_once_is_replaced(apart: Workers, bench: Bench) -> None:
-    stage = bench.stage("die once")
-    bench.execute(apart, stage)
-    assert bench.there(stage)
-    assert len(set(bench.pids())) == 2
-
-
-@pytest.mark.parametrize("do", ["die", "end"])
-def test_a_stage_that_kills_every_worker_is_an_error(apart: Workers, bench: Bench, do: str) -> None:
-    with pytest.raises(DefenseKitError, match=r"^one rows: .*(2|3) times") as caught:
-        bench.execute(apart, bench.stage(do))
-    assert "\n" not in str(caught.value)
-    assert len(set(bench.pids())) in (2, 3)
-    stage = bench.stage("nothing", "next")
-    bench.execute(apart, stage)
-    assert bench.there(stage)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone keeps to a process's bound")
-def test_a_stage_that_takes_too_much_memory_is_an_error(apart: Workers, bench: Bench) -> None:
-    with pytest.raises(DefenseKitError, match=r"^one rows: out of memory; smaller .* \(.*allocate") as caught:
-        bench.execute(apart, bench.stage("greedy"))
-    assert "\n" not in str(caught.value)
-    assert len(bench.pids()) == 1
-    stage = bench.stage("nothing", "next")
-    bench.execute(apart, stage)
-    assert bench.there(stage)
+    @apart
+    @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone keeps to a process's bound")
+    def test_a_stage_that_takes_too_much_memory_is_an_error(self, workers: Workers, bench: Bench) -> None:
+        with pytest.raises(DefenseKitError, match=r"^one rows: out of memory; smaller .* \(.*allocate") as caught:
+            bench.execute(workers, bench.stage("greedy"))
+        assert "\n" not in str(caught.value)
+        assert len(bench.pids()) == 1
+        stage = bench.stage("nothing", "next")
+        bench.execute(workers, stage)
+        assert bench.there(stage)
 
 
 DRIVER = """
@@ -304,11 +296,11 @@ with executor.open() as workers:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
-@pytest.mark.parametrize(("name", "cores"), [("local", "workers"), pytest.param("ray", "workers", marks=RAY.marks)])
-def test_nothing_outlives_its_driver(bench: Bench, name: str, cores: str, how: signal.Signals) -> None:
+@pytest.mark.parametrize("name", ["local", RAY])
+def test_nothing_outlives_its_driver(bench: Bench, name: str, how: signal.Signals) -> None:
     if name == "ray":
         pytest.importorskip("ray")
-    arguments = [name, json.dumps({cores: 1}), json.dumps(bench.stage("wait")), str(bench.store.root)]
+    arguments = [name, json.dumps({"workers": 1}), json.dumps(bench.stage("wait")), str(bench.store.root)]
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, *arguments], stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -325,28 +317,43 @@ def test_nothing_outlives_its_driver(bench: Bench, name: str, cores: str, how: s
     assert not bench.there(bench.stage("wait"))
 
 
+EXTRA = """
+from defensekit.api import Dataset, DatasetSource, Row, hookimpl
+
+
+class Extra(DatasetSource):
+    def load(self):
+        return Dataset(("negative", "positive"), [Row(i, f"row {i}", i % 2) for i in range(40)])
+
+    def contents(self, say):
+        return "extra"
+
+
+@hookimpl
+def defensekit_datasets():
+    return {"extra": Extra}
+"""
+
+
 def test_a_plugin_that_is_on_the_driver_alone_is_named(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In earnest: a distribution that this process can import, and its workers can't, or have in another version."""
     for number, site in enumerate(("here", "there"), 1):
-        module = "def extra(t):\n    return t.drift.abs()\n"
-        hook = "@hookimpl\ndef defensekit_scorers():\n    return {'extra': extra}\n"
         (tmp_path / site).mkdir()
-        text = f"from defensekit.api import hookimpl, scorer\n\nVERSION = {number}\n\n\n@scorer()\n{module}\n\n{hook}"
-        (tmp_path / site / "extra_scorer.py").write_text(text)
-        info = tmp_path / site / f"extra_scorer-{number}.0.dist-info"
+        (tmp_path / site / "extra_rows.py").write_text(f"VERSION = {number}\n{EXTRA}")
+        info = tmp_path / site / f"extra_rows-{number}.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: extra-scorer\nVersion: {number}.0\n")
-        (info / "entry_points.txt").write_text("[defensekit]\nextra = extra_scorer\n")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: extra-rows\nVersion: {number}.0\n")
+        (info / "entry_points.txt").write_text("[defensekit]\nextra = extra_rows\n")
     monkeypatch.syspath_prepend(tmp_path / "here")
-    small(recipe, executor={"name": "local", "workers": 1}, defense__scorer="extra")
-    place = os.uname().nodename
-    named = rf"plugin 'extra' \(extra-scorer 1.0\) on {place}"
-    with pytest.raises(DefenseKitError, match=rf"the scorer 'extra' needs {named}; install it there"):
+    small(recipe, executor={"name": "local", "workers": 1})
+    shape(recipe, data__name="extra", data__train=8, data__clean=2, data__dev=2, data__test=4)
+    named = rf"plugin 'extra' \(extra-rows 1.0\) on {os.uname().nodename}"
+    with pytest.raises(DefenseKitError, match=rf"the dataset 'extra' needs {named}; install it there"):
         defensekit.run(recipe, tmp_path / "w")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "there"))
-    there = r"plugin 'extra' \(extra-scorer 2.0\)"
+    there = r"plugin 'extra' \(extra-rows 2.0\)"
     with pytest.raises(DefenseKitError, match=rf"source of {named} is not .*\({there} is there now\)"):
         defensekit.run(recipe, tmp_path / "w")
 
