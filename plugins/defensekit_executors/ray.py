@@ -22,8 +22,13 @@ from defensekit_executors.work import Report, answer, bound, check, cores, varia
 
 RETRIES = 2  # after a worker died or a node was lost
 POLL = 0.5  # seconds between two looks at a stage's progress
-# Before Ray is imported: nothing is sent to its makers; what the memory monitor killed is not tried again for ever.
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": str(RETRIES)}
+# Read when Ray is imported or connects.
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to its makers
+    "RAY_task_oom_retries": str(RETRIES),  # its memory monitor's victims are not tried again for ever
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # its messages, which it prints among our results
+    "RAY_SCHEDULER_EVENTS": "0",
+}
 
 
 class Ray(Executor):
