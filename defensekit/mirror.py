@@ -28,12 +28,14 @@ class Mirror:
     def __init__(self, url: str) -> None:
         """Raises UsageError where the URL is none that fsspec knows, or needs a package that is not installed."""
         import fsspec
+        from fsspec.implementations.local import LocalFileSystem
 
-        self.url = url
         try:
             self.system, self.root = fsspec.url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise UsageError(f"artifacts can't travel through {url!r}: {error}") from error
+        # A path starts from this folder, wherever the worker is.
+        self.url = self.system.unstrip_protocol(self.root) if isinstance(self.system, LocalFileSystem) else url
 
     def take(self, stage: dict[str, Any], store: Path) -> bool:
         """Copy what a stage makes into the store; False where it is not at the URL, or damaged there.

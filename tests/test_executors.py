@@ -196,6 +196,13 @@ class TestWorkers:
         assert bench.there(stage)
         assert len(bench.pids()) == 1
 
+    def test_a_path_starts_where_the_driver_is(
+        self, workers: Workers, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(bench.folder)
+        workers.execute(bench.stage("nothing"), Path("store"), lambda done, total: None)
+        assert bench.there(bench.stage("nothing"))
+
     @pytest.mark.parametrize(
         ("do", "kind", "text"),
         [
@@ -326,6 +333,12 @@ def test_nothing_outlives_its_driver(
     finally:
         process.kill()
     assert not bench.there(bench.stage("wait"))
+
+
+def test_what_stages_compute_with_is_what_they_are_given() -> None:
+    assert made("local", workers=3, threads=2).machine()["threads"] == 2
+    assert made("ray", workers=3, cpus=2).machine() == {"device": "cpu", "threads": 2}
+    assert made("ray", gpus=0.5).machine() == {"device": "cuda", "threads": 1}
 
 
 @pytest.mark.slow

@@ -66,6 +66,12 @@ def test_a_stage_is_computed_where_nobody_sees_the_store(
     assert store.open(poisoned.key).digest == made.digest
 
 
+def test_a_path_means_the_same_in_every_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Mirror("place").url == (tmp_path / "place").as_uri()
+    assert Mirror(URL).url == URL
+
+
 def test_the_first_writer_stands(mirror: Mirror, poisoned: Stage, store: Store) -> None:
     mirror.offer(poisoned.plain, store.root)
     mirror.compute(poisoned.plain)

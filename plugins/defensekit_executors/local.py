@@ -119,7 +119,7 @@ class _Process:
     def compute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
         """Raises EOFError when the process died."""
         with _hanging_up():
-            self.line.send_bytes(json.dumps({"stage": stage, "store": str(store)}).encode())
+            self.line.send_bytes(json.dumps({"stage": stage, "store": str(store.absolute())}).encode())
         while True:
             with _hanging_up():
                 what, *values = json.loads(self.line.recv_bytes())

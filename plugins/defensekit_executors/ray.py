@@ -126,7 +126,7 @@ class _Crew(Workers):
             self.going += 1
         try:
             if self.mirror is None:
-                self._run(stage, {"store": str(store)}, report)
+                self._run(stage, {"store": str(store.absolute())}, report)
             elif "machine" not in stage:
                 # Rows are made here, where the files are that they come from.
                 compute(stage, store, report)
