@@ -35,6 +35,7 @@ from defensekit.errors import DefenseKitError, UsageError, nearest
 from defensekit.executors import compute
 from defensekit.files import cache_folder, file_digest
 from defensekit.hookspecs import hookimpl
+from defensekit.mirror import Mirror
 from defensekit.scoring import Scores, TensorView, cutoff
 from defensekit.tables import read_table
 from defensekit.text import Row, changed, label_number
@@ -55,6 +56,7 @@ __all__ = [
     "Field",
     "Measured",
     "Metric",
+    "Mirror",
     "ModelSource",
     "ModelStep",
     "ModelStepContext",

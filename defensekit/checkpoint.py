@@ -109,8 +109,11 @@ class Checkpoint:
     def digest(self) -> str:
         """SHA-256 over config, tokenizer and weights."""
         self.tensors  # noqa: B018 - damaged files are reported as such
-        files = sorted({path for pattern in IDENTITY for path in self.folder.glob(pattern)})
-        return data_digest({path.name: file_digest(path) for path in files})
+        return data_digest({path.name: file_digest(path) for path in self.model_files()})
+
+    def model_files(self) -> list[Path]:
+        """Its config, tokenizer and weights: what of the folder is the model."""
+        return sorted({path for pattern in IDENTITY for path in self.folder.glob(pattern)})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

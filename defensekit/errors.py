@@ -16,6 +16,18 @@ class PlacedError(UsageError):
     """One that says already where the mistake stands."""
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is not enough memory: Python's, or torch's, which is not imported here.
+
+    On a graphics card torch raises a class of its own; its allocator on the CPU has but a RuntimeError with this text.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        text in str(error) for text in ("DefaultCPUAllocator", "std::bad_alloc", "out of memory")
+    )
+
+
 def nearest(typed: str, known: Iterable[str]) -> str:
     """A sentence that names what is closest to what was typed, or the empty string."""
     close = get_close_matches(typed, list(known), n=1)

@@ -113,7 +113,7 @@ class Plan:
             "kind": kind,
             "title": title,
             "params": {name: _thawed(value) for name, value in params},
-            "components": {role: named.plain() for role, named in components.items()},
+            "components": {role: named.plain() | {"plugin": self._plugin(named)} for role, named in components.items()},
             "inputs": {
                 name: given.key if isinstance(given, Stage) else {"path": str(given.path), "digest": given.digest}
                 for name, given in inputs.items()
@@ -124,6 +124,10 @@ class Plan:
         if kind in ("train", "statistics", "purify", "predict"):
             plain["machine"] = self.machine
         return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
+
+    def _plugin(self, named: Named) -> str:
+        """Where a component comes from, for whoever does not have it."""
+        return str(self.recipe.host.plugin_of(named.component.kind, named.name))
 
     def _seed(self, *purpose: str) -> int:
         return derive_seed(self.recipe.seed, *purpose)

@@ -4,6 +4,7 @@ The defender's stages (``statistics``, ``purify``) are handed base, suspect and 
 guards against mistakes, not against malice: a plugin is code, and code can open any file.
 """
 
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -26,7 +27,7 @@ from defensekit.components import (
     blame,
 )
 from defensekit.defending import Report, derive_seed
-from defensekit.errors import DefenseKitError, UsageError, listing, nearest
+from defensekit.errors import DefenseKitError, UsageError, lacks_memory, listing, nearest
 from defensekit.files import file_digest
 from defensekit.host import Host, load_plugins, source_digest
 from defensekit.pair import Pair
@@ -52,14 +53,26 @@ class Work:
     report: Report
 
     def component(self, role: str) -> Component:
-        """The component in a role, built from its plain data."""
+        """The component in a role, built from its plain data.
+
+        Raises:
+            DefenseKitError: this machine does not have its plugin, or has another than the run began with.
+        """
         spec = self.stage["components"][role]
+        what, there = f"the {spec['kind']} {spec['name']!r}", f"{spec['plugin']} on {platform.node()}"
         files = tuple(self.stage["plugin_files"])
+        if missing := [file for file in files if not Path(file).is_file()]:
+            raise DefenseKitError(f"there is no file {missing[0]} on {platform.node()}; put it where every node has it")
         host = _host(files, tuple(file_digest(Path(file)) for file in files))
-        found = host.find(spec["kind"], spec["name"])
+        try:
+            found = host.find(spec["kind"], spec["name"])
+        except UsageError as error:
+            raise DefenseKitError(f"{what} needs {there}; install it there ({error})") from error
         if source_digest(found) != spec["source"]:
             raise DefenseKitError(
-                f"the {spec['kind']} {spec['name']!r} was edited while the run went on; start it again"
+                f"{what}: the source of {there} is not what the run began with "
+                f"({host.plugin_of(spec['kind'], spec['name'])} is there now); "
+                "if it was edited, start the run again, if it is another version, install the same everywhere"
             )
         return found.model_validate(spec["location"] | spec["parameters"])
 
@@ -109,15 +122,16 @@ def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, to
     Raises:
         DefenseKitError: what went wrong, with the name of the plugin where a plugin did it.
     """
-    import torch
-
     opened = Store(store)
     try:
         with opened.create(stage) as draft:
             STAGES[stage["kind"]](Work(stage, opened, report), draft)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
         hint = "smaller values of batch_size or data.max_length take less"
-        raise DefenseKitError(f"{stage['title']}: out of memory; {hint} ({error})") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DefenseKitError(f"{stage['title']}: out of memory; {hint} ({why})") from error
 
 
 # -- data ----------------------------------------------------------------------------------------------------------

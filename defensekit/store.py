@@ -25,12 +25,13 @@ MANIFEST = "manifest.json"
 def key_of(stage: dict[str, Any]) -> str:
     """The key of a stage, planned or finished: a digest of everything that decides its contents.
 
-    ``title`` is for people, ``plugin_files`` and a component's ``location`` say where things lie: none is identity (a
-    component carries the digest of its source, data and models outside the store that of their contents).
+    ``title`` and a component's ``plugin`` are for people, ``plugin_files`` and a component's ``location`` say where
+    things lie: none is identity (a component carries the digest of its source, data and models outside the store that
+    of their contents).
     """
     identity = {name: value for name, value in stage.items() if name not in ("plugin_files", "title")}
     identity["components"] = {
-        role: {name: value for name, value in component.items() if name != "location"}
+        role: {name: value for name, value in component.items() if name not in ("location", "plugin")}
         for role, component in stage["components"].items()
     }
     identity["inputs"] = {
@@ -156,6 +157,10 @@ class Store:
             return {}
         return found if isinstance(found, dict) and isinstance(found.get("stage"), dict) else {}
 
+    def scratch(self, key: str) -> Path:
+        """Where this process puts together what is not in its place yet; `sweep` knows it when the process is dead."""
+        return self.root / "unfinished" / f"{key}.{_HOST}.{os.getpid()}"
+
     @contextmanager
     def create(self, stage: dict[str, Any]) -> "Iterator[Draft]":
         """A folder to write an artifact into; it takes its place in the store when the block ends without an error.
@@ -164,7 +169,7 @@ class Store:
             DefenseKitError: the disk refused.
         """
         key = key_of(stage)
-        scratch = self.root / "unfinished" / f"{key}.{_HOST}.{os.getpid()}"
+        scratch = self.scratch(key)
         started = time.perf_counter()
         _forget_peak()
         try:

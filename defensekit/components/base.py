@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticSerializationError
 
-from defensekit.errors import DefenseKitError, UsageError
+from defensekit.errors import DefenseKitError, UsageError, lacks_memory
 
 Result = TypeVar("Result")
 
@@ -54,10 +54,10 @@ def blame(component: Component, call: Callable[..., Result], *arguments: Any) ->
     """
     try:
         return call(*arguments)
-    except (DefenseKitError, OSError, MemoryError):
+    except (DefenseKitError, OSError):
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        if lacks_memory(error):
             raise
         who = f"the {component.kind} {type(component).__name__} of {type(component).__module__}"
         raise DefenseKitError(f"{who} failed: {type(error).__name__}: {error}") from error

@@ -1,8 +1,8 @@
-"""Where stages run: in worker processes of this machine."""
+"""Where stages run: in worker processes of this machine, or on a Ray cluster."""
 
 from defensekit.api import hookimpl
 
 
 @hookimpl
 def defensekit_executors() -> dict[str, str]:
-    return {"local": "defensekit_executors.local:Local"}
+    return {"local": "defensekit_executors.local:Local", "ray": "defensekit_executors.ray:Ray"}

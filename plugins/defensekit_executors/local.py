@@ -7,13 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from defensekit.api import DefenseKitError, Executor, Field, UsageError, Workers
+from defensekit.api import DefenseKitError, Executor, Field, Workers
+from defensekit_executors.work import check, cores, variables
 
 TRIES = 2  # a worker may be killed by mistake once; what kills two would kill a third
 
@@ -34,8 +36,7 @@ class Local(Executor):
 
     @contextmanager
     def open(self) -> Iterator[Workers]:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        crew = _Crew(self.workers or max(1, cores // self.threads), self.threads, self.memory)
+        crew = _Crew(self.workers or max(1, cores() // self.threads), self.threads, self.memory)
         try:
             yield crew
         finally:
@@ -50,6 +51,7 @@ class _Crew(Workers):
         self.threads = threads
         self.memory = memory
         self.closed = False
+        self.starting = threading.Lock()
         self.started: list[_Process] = []
         self.idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         for _ in range(count):
@@ -64,20 +66,30 @@ class _Crew(Workers):
         try:
             for last in (*[False] * (TRIES - 1), True):
                 if process is None:
-                    process = _Process(self.threads, self.memory)
-                    self.started.append(process)
+                    process = self._start()
                 try:
                     return process.compute(stage, store, report)
                 except EOFError as error:
                     how, process = process.death(), None
                     if last or self.closed:
-                        raise DefenseKitError(f"{stage['title']}: the worker {how} while computing it") from error
+                        again = "" if self.closed else f" ({TRIES} times)"
+                        raise DefenseKitError(
+                            f"{stage['title']}: the worker {how} while computing it{again}"
+                        ) from error
         finally:
             self.idle.put(process)
 
+    def _start(self) -> "_Process":
+        with self.starting:  # nobody starts one that `close` would not see
+            if self.closed:
+                raise DefenseKitError("the workers are gone")
+            self.started.append(_Process(self.threads, self.memory))
+            return self.started[-1]
+
     def close(self) -> None:
         """End every process, whatever it is doing."""
-        self.closed = True
+        with self.starting:
+            self.closed = True
         for process in self.started:
             process.kill()
 
@@ -88,33 +100,32 @@ class _Process:
     def __init__(self, threads: int, memory: float | None) -> None:
         ours, theirs = socket.socketpair()
         self.line = Connection(ours.detach())
-        number = str(threads)
-        variables = {"OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number, "TOKENIZERS_PARALLELISM": "false"}
         with theirs:
             # Ctrl-C is for whoever started us, who then ends the workers; what a worker prints is no result.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "defensekit_executors.worker", str(theirs.fileno()), number, str(memory or 0)],
+                [
+                    sys.executable,
+                    "-m",
+                    "defensekit_executors.worker",
+                    *map(str, (theirs.fileno(), threads, memory or 0)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | variables,
+                env=os.environ | variables(threads),
                 process_group=0,
             )
 
     def compute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
         """Raises EOFError when the process died."""
-        try:
-            self.line.send_bytes(json.dumps({"stage": stage, "store": str(store)}).encode())
-            while True:
+        with _hanging_up():
+            self.line.send_bytes(json.dumps({"stage": stage, "store": str(store.absolute())}).encode())
+        while True:
+            with _hanging_up():
                 what, *values = json.loads(self.line.recv_bytes())
-                if what == "done":
-                    return
-                if what == "progress":
-                    report(*values)
-                else:
-                    raise (UsageError if what == "usage" else DefenseKitError)(*values)
-        except (OSError, TypeError) as error:  # a broken pipe is the other end's death; a line closed while read, ours
-            raise EOFError from error
+            if what != "progress":
+                return check(what, *values)
+            report(*values)
 
     def death(self) -> str:
         """How a process ended that hung up, in words."""
@@ -134,3 +145,11 @@ class _Process:
         self.process.kill()
         self.process.wait()
         self.line.close()
+
+
+@contextmanager
+def _hanging_up() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, TypeError) as error:  # a broken pipe is the other end's death; a line closed while read, ours
+        raise EOFError from error

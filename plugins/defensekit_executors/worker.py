@@ -5,15 +5,15 @@ import os
 import sys
 import threading
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from defensekit.api import DefenseKitError, UsageError, compute
+from defensekit.api import compute
+from defensekit_executors.work import answer, bound
 
-EVERY = 0.2  # seconds between two reports of progress
 
-
-def main(line: Connection) -> None:
+def main(line: Connection, threads: int) -> None:
     """Compute what comes until the other end hangs up."""
     import torch
 
@@ -22,25 +22,9 @@ def main(line: Connection) -> None:
             asked = json.loads(line.recv_bytes())
         except EOFError:
             return
-        torch.set_num_threads(int(sys.argv[2]))  # a plugin may have changed it
-        said = 0.0
-
-        def report(done: int, total: int) -> None:
-            nonlocal said
-            if (now := time.monotonic()) - said > EVERY:
-                said = now
-                _say(line, "progress", done, total)
-
-        try:
-            compute(asked["stage"], Path(asked["store"]), report)
-        except UsageError as error:
-            _say(line, "usage", str(error))
-        except DefenseKitError as error:
-            _say(line, "error", str(error))
-        except Exception as error:
-            _say(line, "error", f"{asked['stage']['title']}: {type(error).__name__}: {error}")
-        else:
-            _say(line, "done")
+        torch.set_num_threads(threads)  # a plugin may have changed it
+        work = partial(compute, asked["stage"], Path(asked["store"]))
+        _say(line, *answer(asked["stage"]["title"], work, partial(_say, line, "progress")))
 
 
 def _say(line: Connection, *values: object) -> None:
@@ -54,15 +38,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _bound(gib: float) -> None:
-    """Bound the memory this process may take; what is beyond is an error instead of the whole machine's trouble."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30), resource.RLIM_INFINITY))
-
-
 if __name__ == "__main__":
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if float(sys.argv[3]):
-        _bound(float(sys.argv[3]))
-    main(Connection(int(sys.argv[1])))
+        bound(float(sys.argv[3]))
+    main(Connection(int(sys.argv[1])), int(sys.argv[2]))

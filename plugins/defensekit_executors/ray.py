@@ -1,0 +1,261 @@
+"""Stages on a Ray cluster: one that is there already, or one that is started here and ends with the run.
+
+Ray places the stages, keeps its workers warm, and tries again what a dead worker or a lost node had begun. A stage and
+what came of it travel as JSON; artifacts travel through the store's folder or an fsspec URL, never through Ray.
+"""
+
+import json
+import os
+import platform
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from defensekit.api import DefenseKitError, Executor, Field, Mirror, UsageError, Workers, compute
+from defensekit_executors.work import Report, answer, bound, check, cores, variables
+
+RETRIES = 2  # after a worker died or a node was lost
+POLL = 0.5  # seconds between two looks at a stage's progress
+# Read when Ray is imported or connects.
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to its makers
+    "RAY_task_oom_retries": str(RETRIES),  # its memory monitor's victims are not tried again for ever
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # its messages, which it prints among our results
+    "RAY_SCHEDULER_EVENTS": "0",
+}
+
+
+class Ray(Executor):
+    """Runs stages on a Ray cluster, each with the cores, the memory and the share of a GPU that it asks for."""
+
+    address: str | None = Field(None, description="of a cluster, as in 10.0.0.1:6379 (none: one is started here)")
+    workers: int | None = Field(None, ge=1, description="stages at once (as many as the cluster has room for)")
+    cpus: int = Field(1, ge=1, description="cores of each stage, and the threads that it computes with")
+    gpus: float = Field(0, ge=0, le=1, description="GPU of each stage, or the part of one that it shares")
+    memory: float | None = Field(None, gt=0, description="GiB that each may take, and is given room for (no bound)")
+    artifacts: str | None = Field(
+        None, description="fsspec URL that artifacts are copied through (none: every node sees the store's folder)"
+    )
+
+    def machine(self) -> dict[str, Any]:
+        return {"device": "cuda" if self.gpus else "cpu", "threads": self.cpus}
+
+    @contextmanager
+    def open(self) -> Iterator[Workers]:
+        mirror = Mirror(self.artifacts) if self.artifacts else None
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        try:
+            import ray
+        except ImportError as error:
+            raise UsageError(f"the executor ray needs Ray ({error}); pip install 'defensekit[ray]'") from error
+        if ray.is_initialized():
+            raise UsageError("the executor ray connects by itself, and this process is connected; call ray.shutdown()")
+        if self.address:
+            _knock(self.address)
+        here = {"num_cpus": self.workers * self.cpus if self.workers else cores(), "object_store_memory": 100 * 2**20}
+        try:
+            ray.init(
+                self.address or "local",
+                **({} if self.address else here | {"include_dashboard": False}),
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except Exception as error:
+            what = f"reach a cluster at {self.address}" if self.address else "start a cluster here"
+            raise DefenseKitError(f"the executor ray can't {what} ({_line(error)})") from error
+        crew = None
+        try:
+            crew = _Crew(self, mirror)
+            yield crew
+        finally:
+            if crew:
+                crew.close()
+            ray.shutdown()
+
+    @property
+    def wanted(self) -> dict[str, float]:
+        """What Ray is asked for, for each stage, by its names for it."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": int((self.memory or 0) * 2**30)}
+        return {name: value for name, value in wanted.items() if value}
+
+
+class _Crew(Workers):
+    """Calls of a Ray task; how many run at a time is for Ray to say."""
+
+    def __init__(self, asked: Ray, mirror: Mirror | None) -> None:
+        import ray
+
+        self.asked = asked
+        self.mirror = mirror
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.room = asked.workers or sum(_room(node, asked.wanted) for node in nodes)
+        if not self.room:
+            wanted = ", ".join(f"{value:g} {name}" for name, value in _readable(asked.wanted).items())
+            there = "; ".join(
+                ", ".join(f"{_readable(node).get(name, 0):g} {name}" for name in asked.wanted) for node in nodes
+            )
+            raise UsageError(
+                f"the executor ray: no node has room for a stage, which wants {wanted} (there is: {there})"
+            )
+        # A process that computed on one GPU can't go on with another one. By itself Ray ends it after each stage.
+        several = asked.gpus and any(node.get("GPU", 0) > 1 for node in nodes)
+        resources = {"num_cpus": asked.cpus, "num_gpus": asked.gpus, "memory": asked.wanted.get("memory")}
+        self.task = ray.remote(**resources, max_retries=RETRIES, max_calls=1 if several else 0)(_by_value())
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        )
+        self.board = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_Board).remote()
+        self.numbers = count()
+        self.closed = False
+        self.going = 0
+        self.state = threading.Condition()
+
+    @property
+    def slots(self) -> int:
+        return self.room
+
+    def execute(self, stage: dict[str, Any], store: Path, report: Report) -> None:
+        with self.state:
+            self.going += 1
+        try:
+            if self.mirror is None:
+                self._run(stage, {"store": str(store.absolute())}, report)
+            elif "machine" not in stage:
+                # Rows are made here, where the files are that they come from.
+                compute(stage, store, report)
+            elif not self.mirror.take(stage, store):
+                self.mirror.offer(stage, store)
+                self._run(stage, {"url": self.mirror.url}, report)
+                if not self.mirror.take(stage, store):
+                    raise DefenseKitError(f"{stage['title']}: it was computed, but is not at {self.mirror.url}")
+        finally:
+            with self.state:
+                self.going -= 1
+                self.state.notify_all()
+
+    def _run(self, stage: dict[str, Any], where: dict[str, str], report: Report) -> None:
+        import ray
+
+        number, seen = next(self.numbers), None
+        bounds = {"threads": self.asked.cpus, "memory": self.asked.memory, "gpus": self.asked.gpus}
+        asked = {"stage": stage, **where, **bounds, "version": version("defensekit")}
+        try:
+            reference = self.task.remote(json.dumps(asked), self.board, number)
+            while not ray.wait([reference], timeout=POLL)[0]:
+                if self.closed:
+                    raise DefenseKitError(f"{stage['title']}: the run ended while it was computed")
+                with suppress(ray.exceptions.RayError):  # without the board there is no progress to tell
+                    said = ray.get(self.board.read.remote(number), timeout=POLL)
+                    if said != seen:
+                        seen = said
+                        report(*said)
+            found = json.loads(ray.get(reference))
+        except ray.exceptions.RayError as error:
+            raise DefenseKitError(f"{stage['title']}: {_ended(error)}") from error
+        check(*found)
+
+    def close(self) -> None:
+        """Let nobody wait any longer; what computes ends with the connection."""
+        with self.state:
+            self.closed = True
+            self.state.wait_for(lambda: not self.going, timeout=10 * POLL)
+
+
+class _Board:
+    """Where the workers write how far they are."""
+
+    def __init__(self) -> None:
+        self.said: dict[int, tuple[int, int]] = {}
+
+    def write(self, number: int, done: int, total: int) -> None:
+        self.said[number] = (done, total)
+
+    def read(self, number: int) -> tuple[int, int] | None:
+        return self.said.get(number)
+
+
+def _by_value() -> Any:
+    """The task. It travels by value, so that a node where our packages are missing can say so."""
+
+    def stage_on_node(asked: str, board: Any, number: int) -> str:
+        import json
+        import platform
+
+        try:
+            from defensekit_executors.ray import on_node
+        except ImportError as error:
+            return json.dumps(["error", f"{platform.node()} lacks the package defensekit ({error}); install it there"])
+        return on_node(asked, board, number)
+
+    return stage_on_node
+
+
+def on_node(asked: str, board: Any, number: int) -> str:
+    """What the task does: compute a stage, in JSON, and answer in JSON."""
+    told = json.loads(asked)
+    stage, node = told["stage"], platform.node()
+    os.environ.update(variables(told["threads"]))
+    if not told["gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if (ours := version("defensekit")) != told["version"]:
+        text = f"{node} has defensekit {ours}, where the run began it is {told['version']}; install the same everywhere"
+        return json.dumps(["error", text])
+    import torch
+
+    if told["gpus"] and not torch.cuda.is_available():
+        return json.dumps(["error", f"{node} has a GPU that its torch can't use; run there: defensekit doctor"])
+    torch.set_num_threads(told["threads"])
+    if told["memory"]:
+        bound(told["memory"])
+    work = (
+        partial(Mirror(told["url"]).compute, stage) if "url" in told else partial(compute, stage, Path(told["store"]))
+    )
+    return json.dumps(answer(stage["title"], work, partial(board.write.remote, number)))
+
+
+def _knock(address: str) -> None:
+    """Raise UsageError where nobody answers at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"the executor ray: nobody answers at {address} ({error})") from error
+
+
+def _room(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+    """How many stages a node has room for."""
+    return int(min(node.get(name, 0) // value for name, value in wanted.items()))
+
+
+def _readable(resources: Mapping[str, float]) -> dict[str, float]:
+    """Resources with the memory in GiB."""
+    found = dict(resources)
+    if "memory" in found:
+        found["memory"] = round(found["memory"] / 2**30, 1)
+    return found
+
+
+def _ended(error: Exception) -> str:
+    """One line for a task that Ray could not bring to its end."""
+    from ray import exceptions
+
+    match error:
+        case exceptions.OutOfMemoryError():
+            return f"its node ran out of memory {RETRIES + 1} times; `memory` makes room, smaller batches take less"
+        case exceptions.WorkerCrashedError() | exceptions.NodeDiedError():
+            return f"its worker died, or the node was lost, {RETRIES + 1} times; memory may have run out"
+    return f"Ray: {_line(error)}"
+
+
+def _line(error: Exception) -> str:
+    """The line of a message that says most: the last one of a traceback, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
