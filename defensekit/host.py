@@ -151,14 +151,19 @@ class Host:
         if len(claims) > 1:
             both = " and ".join(str(claim.plugin) for claim in claims)
             raise UsageError(f"the {kind} {name!r} is claimed by {both}; uninstall one of them")
-        return _resolve(claims[0])
+        return resolve(claims[0])
 
     def plugin_of(self, kind: str, name: str) -> Plugin:
         """The plugin that has a name that `find` knows."""
         return self.registrations[kind][name][0].plugin
 
 
-def _resolve(claim: Registration) -> type[Component]:
+def resolve(claim: Registration) -> type[Component]:
+    """Import what was registered.
+
+    Raises:
+        UsageError: it can't be imported, or is no component of the kind.
+    """
     if isinstance(claim.target, type):
         return claim.target
     module, _, attribute = claim.target.partition(":")
@@ -191,9 +196,26 @@ def source_digest(component: type[Component]) -> str:
     return data_digest(component.__qualname__)  # defined in a running interpreter: there is no file to follow
 
 
+def registration_of(host: Host, component: type[Component]) -> Registration | None:
+    """What a host has a component's class under; None where no plugin of its has it."""
+    path = f"{component.__module__}:{component.__qualname__}"
+    for names in host.registrations.values():
+        for claims in names.values():
+            for claim in claims:
+                if claim.target is component or claim.target == path:
+                    return claim
+    return None
+
+
 def _installed(entry: EntryPoint) -> Plugin:
     dist = entry.dist
     return Plugin(entry.name, dist.version if dist else "", dist.name if dist else entry.value)
+
+
+def local_plugin(file: Path) -> Plugin:
+    """A plugin that is a file of the user's."""
+    path = Path(os.path.realpath(file))
+    return Plugin(path.name, "", str(path.parent))
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -207,17 +229,33 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
+def _chosen() -> list[EntryPoint]:
+    """The installed plugins in the order of their names; where ``DEFENSEKIT_PLUGINS`` is set, those that it names."""
+    entries = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+    if (chosen := os.environ.get("DEFENSEKIT_PLUGINS")) is None:
+        return entries
+    wanted, known = {name.strip() for name in chosen.split(",")} - {""}, {entry.name for entry in entries}
+    for name in sorted(wanted - known):
+        raise UsageError(f"DEFENSEKIT_PLUGINS: no plugin {name!r} is installed.{nearest(name, known)} "
+                         f"(installed: {listing(sorted(known)) or 'none'})")  # fmt: skip
+    return [entry for entry in entries if entry.name in wanted]
+
+
 def load_plugins(files: Iterable[Path] = ()) -> Host:
-    """A host with the core's own components, every installed plugin in the order of their names, and local files."""
+    """A host with the core's own components, the chosen installed plugins, and local files.
+
+    Raises:
+        UsageError: a file is not there, or ``DEFENSEKIT_PLUGINS`` names a plugin that is not installed.
+    """
     host = Host()
     host.load(Plugin("core", host_version(), "defensekit"), lambda: importlib.import_module("defensekit.builtin"))
-    for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
+    for entry in _chosen():
         host.load(_installed(entry), entry.load)
     for file in files:
         path = Path(os.path.realpath(file))
         if not path.is_file():
             raise UsageError(f"plugins: there is no file {path}")
-        host.load(Plugin(path.name, "", str(path.parent)), lambda path=path: _import_file(path))  # type: ignore[misc]
+        host.load(local_plugin(path), lambda path=path: _import_file(path))  # type: ignore[misc]
     return host
 
 
