@@ -20,11 +20,12 @@ from defensekit.components import (
     Purifier,
     WeightStep,
     blame,
+    fault,
 )
-from defensekit.errors import DefenseKitError, listing
+from defensekit.errors import listing
 from defensekit.files import data_digest
 from defensekit.pair import Pair, check_loaded
-from defensekit.scoring import Scores, Views, histogram
+from defensekit.scoring import Scores, Views, histogram, versions
 from defensekit.text import Row
 
 if TYPE_CHECKING:
@@ -83,19 +84,20 @@ def estimate(
     context = EstimatorContext(model, tokenizer, rows, max_length, derive_seed(seed, "estimator"), report)
     with training.forked_random(derive_seed(seed, "global")):
         found = blame(estimator, estimator.estimate, context)
-    names, who = pair.named_like_the_pair(parameters), f"the estimator {type(estimator).__name__}"
+    names = pair.named_like_the_pair(parameters)
     statistics: dict[str, dict[str, Tensor]] = {}
     facts: dict[str, Any] = {"rows": len(rows), **found.facts}
     for statistic in sorted(estimator.provides):
         measured = found.statistics.get(statistic, {})
         if odd := sorted(measured.keys() - set(parameters)):
-            raise DefenseKitError(f"{who} gave {statistic!r} for {listing(odd, 3)}, which the model does not have")
+            raise fault(estimator, f"gave {statistic!r} for {listing(odd, 3)}, which the model does not have")
         tensors = {name: measured[own].detach().float().cpu() for name, own in names.items() if own in measured}
         if not tensors:
-            raise DefenseKitError(f"{who} provides {statistic!r}, but gave none for any tensor in scope")
+            raise fault(estimator, f"provides {statistic!r}, but gave none for any tensor in scope")
         for name, tensor in tensors.items():
             if tensor.shape != pair.block(name)[1].shape or not bool(torch.isfinite(tensor).all()):
-                raise DefenseKitError(f"the {statistic} of {name} has another shape than the weight, or is not finite")
+                what = f"gave a {statistic} of {name} that has another shape than the weight, or is not finite"
+                raise fault(estimator, what)
         statistics[statistic] = tensors
         zero = sum(int((tensor == 0).sum()) for tensor in tensors.values())
         facts[f"zero_{statistic}"] = zero / sum(tensor.numel() for tensor in tensors.values())
@@ -169,11 +171,13 @@ def _apply(
             name = names.get(own)
             if name is not None and name in selection and bool(selection[name].any()):
                 for step in steps:
+                    before = versions([weight, selection[name]])
                     made = blame(step, step.apply, views[name], weight, selection[name])
+                    if versions([weight, selection[name]]) != before:
+                        raise fault(step, f"wrote into what it was handed of {name}, expected a new tensor")
                     kept = selection[name] == 0
                     if made.shape != weight.shape or made.dtype != weight.dtype or not made[kept].equal(weight[kept]):
-                        who = f"the purifier {type(step).__name__}"
-                        raise DefenseKitError(f"{who} changed the shape, the dtype or unselected weights of {name}")
+                        raise fault(step, f"changed the shape, the dtype or unselected weights of {name}")
                     weight = made
             written[own] = weight
         checkpoint.write_tensors(target / file.name, written)

@@ -5,7 +5,9 @@ import importlib.util
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -17,9 +19,10 @@ import pluggy
 
 from defensekit import hookspecs
 from defensekit.components import KINDS, Component
+from defensekit.components.base import ORIGINS, Origin
 from defensekit.errors import DefenseKitError, UsageError, listing, nearest
 from defensekit.files import data_digest, file_digest, folder_digest
-from defensekit.hookspecs import HOOKS
+from defensekit.hookspecs import HOOKS, KIND_OF
 
 GROUP = "defensekit"
 
@@ -40,13 +43,22 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Problem:
-    """A plugin, or one hook of it, that is left out, and why."""
+    """What is wrong with a plugin, and what of it is left out for that: all of it, a hook, a component, or nothing."""
 
     plugin: Plugin
     text: str
+    left_out: str = "the plugin"
 
     def __str__(self) -> str:
-        return f"{self.plugin} is left out: {self.text}"
+        end = f"; {self.left_out} is left out" if self.left_out else ""
+        return f"{self.plugin}: {self.text}{end}{self._mend()}"
+
+    def _mend(self) -> str:
+        if "pip install" in self.text or not self.left_out:
+            return ""
+        if not self.plugin.version:
+            return ", until the file is mended"
+        return f" (an update may mend it: pip install --upgrade {self.plugin.origin})"
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,13 @@ class Registration:
     plugin: Plugin
 
 
-def _why(error: BaseException) -> str:
+def _why(error: BaseException, plugin: Plugin) -> str:
     """One line for what stopped a plugin, with the line that mends it where there is one."""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"it needs the module {error.name!r}, which is not installed (pip install {error.name.split('.')[0]})"
+        from defensekit.requirements import unmet  # a module's name need not be that of its package
+
+        needed = " ".join(f"'{requirement}'" for requirement in unmet(plugin.origin)) or error.name.split(".")[0]
+        return f"it needs the module {error.name!r}, which is not installed (pip install {needed})"
     return f"{type(error).__name__}: {error}".split("\n")[0]
 
 
@@ -80,41 +95,49 @@ class Host:
     def load(self, plugin: Plugin, importer: Callable[[], ModuleType]) -> None:
         """Load one plugin; what goes wrong with it becomes a `Problem` and touches nobody else."""
         try:
-            module = importer()
+            with redirect_stdout(sys.stderr):  # what it prints is no result
+                module = importer()
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            self.problems.append(Problem(plugin, f"importing it failed, {_why(error)}"))
+            self.problems.append(Problem(plugin, f"importing it failed, {_why(error, plugin)}"))
             return
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
         try:
-            manager.register(module, plugin.name)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                manager.register(module, plugin.name)
         except pluggy.PluginValidationError as error:
             self.problems.append(Problem(plugin, " ".join(str(error).split())))
             return
+        self.problems += [Problem(plugin, f"{one.filename}:{one.lineno}: {one.message}", "") for one in said]
         found = 0
         for caller in manager.get_hookcallers(module) or []:
             if not caller.has_spec():
                 hint = nearest(caller.name, HOOKS.values())
                 self.problems.append(Problem(plugin, f"there is no hook {caller.name!r}.{hint}"))
                 return
-            kind = next(kind for kind, hook in HOOKS.items() if hook == caller.name)
+            kind = KIND_OF[caller.name]
             for implementation in caller.get_hookimpls():
                 found += 1
-                self._register(plugin, kind, implementation.function)
+                self._register(plugin, kind, caller.name, implementation.function)
         if not found:
             self.problems.append(Problem(plugin, "it has no function marked with @hookimpl"))
 
-    def _register(self, plugin: Plugin, kind: str, hook: Callable[[], object]) -> None:
+    def _register(self, plugin: Plugin, kind: str, hook: str, call: Callable[[], object]) -> None:
+        def problem(text: str, what: str) -> None:
+            self.problems.append(Problem(plugin, text, what))
+
         try:
-            table = hook()
-        except Exception as error:
-            self.problems.append(Problem(plugin, f"its hook {HOOKS[kind]!r} failed, {_why(error)}"))
+            with redirect_stdout(sys.stderr):
+                table = call()
+        except (Exception, SystemExit) as error:
+            problem(f"its hook {hook!r} failed, {_why(error, plugin)}", "what the hook registers")
             return
         if not isinstance(table, Mapping):
             expected = "a mapping of names to 'module:Class' or classes"
-            self.problems.append(Problem(plugin, f"its hook {HOOKS[kind]!r} returned {table!r}, expected {expected}"))
+            problem(f"its hook {hook!r} returned {table!r}, expected {expected}", "what the hook registers")
             return
         for name, target in table.items():
             good = (isinstance(target, str) and ":" in target) or (
@@ -122,11 +145,11 @@ class Host:
             )
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 expected = "letters, digits and . _ -, a letter or digit first"
-                self.problems.append(Problem(plugin, f"its {kind} {name!r} has no good name, expected {expected}"))
+                problem(f"{hook!r}: its {kind} {name!r} has no good name, expected {expected}", "it")
                 continue
             if not good:
                 expected = f"'module:Class' or a subclass of {KINDS[kind].__name__}"
-                self.problems.append(Problem(plugin, f"its {kind} {name!r} is {target!r}, expected {expected}"))
+                problem(f"{hook!r}: its {kind} {name!r} is {target!r}, expected {expected}", "it")
                 continue
             self.registrations[kind].setdefault(name, []).append(Registration(kind, name, target, plugin))
 
@@ -150,7 +173,8 @@ class Host:
             raise UsageError(f"there is no {kind} {name!r}.{nearest(name, known)} ({known_line}){broken}")
         if len(claims) > 1:
             both = " and ".join(str(claim.plugin) for claim in claims)
-            raise UsageError(f"the {kind} {name!r} is claimed by {both}; uninstall one of them")
+            mend = "uninstall one of them, or name those to load in DEFENSEKIT_PLUGINS"
+            raise UsageError(f"the {kind} {name!r} is claimed by {both}; {mend}")
         return resolve(claims[0])
 
     def plugin_of(self, kind: str, name: str) -> Plugin:
@@ -164,17 +188,23 @@ def resolve(claim: Registration) -> type[Component]:
     Raises:
         UsageError: it can't be imported, or is no component of the kind.
     """
-    if isinstance(claim.target, type):
-        return claim.target
-    module, _, attribute = claim.target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} can't be loaded: {_why(error)}") from error
+    found = claim.target if isinstance(claim.target, type) else _imported(claim, claim.target)
     if not (isinstance(found, type) and issubclass(found, KINDS[claim.kind])):
         expected = f"a subclass of {KINDS[claim.kind].__name__}"
         raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} is {found!r}, expected {expected}")
+    check = claim.name if claim.plugin.version else str(Path(claim.plugin.origin) / claim.plugin.name)
+    ORIGINS[found] = Origin(str(claim.plugin), HOOKS[claim.kind], check)
     return found
+
+
+def _imported(claim: Registration, target: str) -> object:
+    module, _, attribute = target.partition(":")
+    try:
+        with redirect_stdout(sys.stderr):
+            return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        why = _why(error, claim.plugin)
+        raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} can't be loaded: {why}") from error
 
 
 @cache
@@ -275,7 +305,7 @@ def require(host: Host, names: Iterable[str]) -> None:
     """
     wanted = set(names)
     for problem in host.problems:
-        if problem.plugin.name in wanted:
+        if problem.plugin.name in wanted and problem.left_out:
             raise UsageError(str(problem))
 
 

@@ -1,8 +1,8 @@
 """Every component that ships goes through the kit that we give to authors, and through the command that prints it."""
 
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from defensekit.testing.example import example
 from defensekit.testing.pico import pico, sentences
 from defensekit_finepurifying.estimators.batch_gradient import BatchGradient
 
+Command = Callable[..., tuple[Any, str, str]]
 CLAIMS = [claim for names in load_plugins().registrations.values() for claims in names.values() for claim in claims]
 
 # What our own components are known to fail, by name.
@@ -106,22 +107,31 @@ def defensekit_scorers():
 """
 
 
-def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    run = [sys.executable, "-m", "defensekit", "plugins", "check", *arguments]
-    return subprocess.run(run, capture_output=True, text=True, check=False)
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`defensekit plugins check` with arguments: exit code, standard output, standard error."""
+    from defensekit.cli.main import main
+
+    def run(*arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["defensekit", "plugins", "check", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
 
 
-def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
+def test_the_command_prints_a_table_and_json(command: Command, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
-    done = command(str(tmp_path / "mine.py"), "--set", "power=1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "scorer mine (power=1.0)" in done.stdout
-    assert "14 of 16 checks ran: 14 passed" in done.stdout
-    assert "nobody gave an order=" in done.stdout
+    code, out, _ = command(str(tmp_path / "mine.py"), "--set", "power=1")
+    assert code == 0, out
+    assert "scorer mine (power=1.0)" in out
+    assert "14 of 16 checks ran: 14 passed" in out
+    assert "nobody gave an order=" in out
     (tmp_path / "bad.py").write_text(MINE.replace("return t.drift", "print('hello')\n    return t.drift"))
-    done = command(str(tmp_path / "bad.py"), "--json")
-    assert done.returncode == 1
-    found = json.loads(done.stdout)
+    code, out, _ = command(str(tmp_path / "bad.py"), "--json")
+    assert code == 1
+    found = json.loads(out)
     assert (found["kind"], found["name"], found["ran"], found["of"], found["passed"]) == (
         "scorer",
         "mine",
@@ -146,16 +156,10 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
         (["nowhere.py"], "there is no file"),
     ],
 )
-def test_the_command_refuses(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from defensekit.cli.main import main
-
-    monkeypatch.setattr(sys, "argv", ["defensekit", "plugins", "check", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+def test_the_command_refuses(arguments: list[str], message: str, command: Command) -> None:
+    code, _, said = command(*arguments)
+    assert code == 2
+    assert message in said
 
 
 def test_a_component_by_hand() -> None:

@@ -22,7 +22,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def test_the_first_plugin_runs(recipe: Path, tmp_path: Path) -> None:
-    [code] = blocks(DOCS / "plugins.md", "python")
+    code, _ = blocks(DOCS / "plugins.md", "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     (recipe.parent / "mine.py").write_text(code)
     text = recipe.read_text().replace("scorer: diffusion", "scorer: {name: sharpness, exponent: 0.5}")

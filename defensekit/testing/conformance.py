@@ -1,11 +1,10 @@
 """A component through every check of its kind: as a report, or as tests of an author's own."""
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from defensekit.components import Component
+from defensekit.components.base import one_line
 from defensekit.errors import UsageError, listing, nearest
 from defensekit.logs import quiet
 from defensekit.testing import checks  # noqa: F401 - the checks register themselves
@@ -105,7 +104,7 @@ def _judge(check: Check, subject: Subject, known: Mapping[str, str], call: bool)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        reason = str(error) if isinstance(error, Mismatch) else _where(error, subject.component)
+        reason = str(error) if isinstance(error, Mismatch) else one_line(error, subject.component)
         return outcome("expected", known[check.name]) if check.name in known else outcome("failed", reason)
     if check.name in known:
         return outcome("failed", f"expected to fail ({known[check.name]}), and it passes: take it off `expected`")
@@ -121,13 +120,3 @@ def _must_work(subject: Subject) -> None:
         raise
     except BaseException as error:
         raise Inapplicable("it fails in ordinary use: see `works`") from error
-
-
-def _where(error: BaseException, component: Component) -> str:
-    """An exception in a line, with the line of the component's own module where it came about."""
-    text = f"{type(error).__name__}: {error}".strip()
-    own = type(component).__module__
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if frame.f_globals.get("__name__") == own:
-            return f"{text} ({Path(frame.f_code.co_filename).name}:{line})"
-    return text
