@@ -155,6 +155,10 @@ class Host:
 
     # -- looking up ------------------------------------------------------------------------------------------------
 
+    def claims(self) -> list[Registration]:
+        """Everything that was registered, by kind."""
+        return [claim for names in self.registrations.values() for claims in names.values() for claim in claims]
+
     def names(self, kind: str) -> list[str]:
         """The names of a kind, sorted."""
         return sorted(self.registrations[kind])
@@ -229,12 +233,7 @@ def source_digest(component: type[Component]) -> str:
 def registration_of(host: Host, component: type[Component]) -> Registration | None:
     """What a host has a component's class under; None where no plugin of its has it."""
     path = f"{component.__module__}:{component.__qualname__}"
-    for names in host.registrations.values():
-        for claims in names.values():
-            for claim in claims:
-                if claim.target is component or claim.target == path:
-                    return claim
-    return None
+    return next((claim for claim in host.claims() if claim.target in (component, path)), None)
 
 
 def _installed(entry: EntryPoint) -> Plugin:

@@ -16,7 +16,7 @@ from defensekit.testing.pico import pico, sentences
 from defensekit_finepurifying.estimators.batch_gradient import BatchGradient
 
 Command = Callable[..., tuple[Any, str, str]]
-CLAIMS = [claim for names in load_plugins().registrations.values() for claims in names.values() for claim in claims]
+CLAIMS = load_plugins().claims()
 
 # What our own components are known to fail, by name.
 EXPECTED = {
@@ -144,6 +144,13 @@ def test_the_command_prints_a_table_and_json(command: Command, tmp_path: Path) -
     assert "'hello" in failed["reason"]
 
 
+def test_the_command_takes_a_whole_plugin(command: Command) -> None:
+    code, out, _ = command("finepurifying", "--no-call", "--kind", "selector", "--json", "--set", "fraction=0.5")
+    assert code == 0
+    names = [json.loads(line)["name"] for line in out.splitlines()]
+    assert names == ["fraction", "threshold"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -153,6 +160,7 @@ def test_the_command_prints_a_table_and_json(command: Command, tmp_path: Path) -
         (["folder"], "model folder: the parameter 'path' of FolderModel: this key is missing (give one with --set"),
         (["word", "--set", "rate=2"], "the parameter 'rate' of Word: input should be less than or equal to 1, got 2"),
         (["word", "--set", "rate"], "--set rate: expected NAME=VALUE"),
+        (["word", "--set", "rat=1"], "--set: word has no parameter 'rat'. Did you mean 'rate'?"),
         (["nowhere.py"], "there is no file"),
     ],
 )

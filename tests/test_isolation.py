@@ -123,6 +123,13 @@ def test_only_chosen_plugins_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None
 
 # -- plugins that misbehave in a run -----------------------------------------------------------------------------------
 
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the recipes here have in common is made once."""
+    return tmp_path_factory.mktemp("workspace")
+
+
 WRONG = {
     "raises": ("raise ValueError('not today')", r"failed: ValueError: not today \(mine.py:8\)"),
     "exits": ("raise SystemExit(0)", r"failed: SystemExit: 0 \(mine.py:8\)"),
@@ -134,11 +141,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_scorer_that_is_wrong(what: str, written: Write, tmp_path: Path) -> None:
+def test_a_scorer_that_is_wrong(what: str, written: Write, workspace: Path) -> None:
     body, reason = WRONG[what]
     recipe = written(SCORER.format(body=body))
     with pytest.raises(DefenseKitError, match=rf"(?s)^plugin 'mine.py' \(.*\): the scorer Mine {reason}") as caught:
-        defensekit.run(recipe, tmp_path / "w")
+        defensekit.run(recipe, workspace)
     assert "registered by defensekit_scorers; `defensekit plugins check " in str(caught.value)
     assert "mine.py` tries it by itself)" in str(caught.value)
 
@@ -179,13 +186,13 @@ ALL = "return {name: scored.eligible for name, scored in scores.items()}"
     ],
 )
 def test_a_selector_or_a_step_that_is_wrong(
-    select: str, apply: str, reason: str, written: Write, tmp_path: Path
+    select: str, apply: str, reason: str, written: Write, workspace: Path
 ) -> None:
     recipe = written(SELECTOR.format(select=select, apply=apply), ("{name: fraction, fraction: 0.5}", "mine"))
     text = recipe.read_text().replace("[reset,", "[step,")
     recipe.write_text("\n".join(line for line in text.splitlines() if "choose:" not in line))
     with pytest.raises(DefenseKitError, match=r"^plugin 'mine.py' \(.*\): the (selector|purifier) " + reason):
-        defensekit.run(recipe, tmp_path / "w")
+        defensekit.run(recipe, workspace)
 
 
 def test_what_a_plugin_prints_is_no_result(
@@ -208,7 +215,7 @@ def test_what_a_plugin_prints_is_no_result(
             assert "hello encoder" in said
 
 
-def test_a_plugin_that_seeds_touches_no_other_number(written: Write, tmp_path: Path) -> None:
+def test_a_plugin_that_seeds_touches_no_other_number(written: Write, workspace: Path) -> None:
     import torch
 
     recipe = written(SCORER.format(body="import random, torch; random.seed(1); torch.manual_seed(1)"))
@@ -217,7 +224,7 @@ def test_a_plugin_that_seeds_touches_no_other_number(written: Write, tmp_path: P
     expected = random.random(), float(torch.rand(()))
     random.seed(5)
     torch.manual_seed(5)
-    defensekit.run(recipe, tmp_path / "w")
+    defensekit.run(recipe, workspace)
     assert (random.random(), float(torch.rand(()))) == expected
 
 

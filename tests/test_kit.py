@@ -74,17 +74,28 @@ class Share(Selector):
         return chosen.view(scored.score.shape)
 
 
+MATRIX = "albert.pooler.weight"
+
+
+def by_loop(model: Any, samples: Any) -> dict[str, dict[str, torch.Tensor]]:
+    return {"curvature": {MATRIX: fisher_by_loop(model, samples)["curvature"][MATRIX]}}
+
+
 class Gradients(Estimator):
-    """The mean of squared per-sample gradients."""
+    """The mean of squared per-sample gradients, of one matrix."""
 
     provides = frozenset({"curvature"})
 
     def estimate(self, context: Any) -> Estimate:
-        from defensekit.gradients import squared_gradients
+        from defensekit.gradients import cross_entropy
 
         model = context.model("suspect")
-        sums, _ = squared_gradients(model, (batch for _, batch in context.batches(model)))
-        return Estimate({"curvature": {name: self.end(total / len(context.rows)) for name, total in sums.items()}})
+        weight = model.get_parameter(MATRIX)
+        total = torch.zeros_like(weight)
+        for _, batch in context.batches(model):
+            for loss in cross_entropy(model, batch):
+                total += torch.autograd.grad(loss, weight, retain_graph=True)[0] ** 2
+        return Estimate({"curvature": {MATRIX: self.end(total / len(context.rows))}})
 
     def end(self, mean: Any) -> Any:
         return mean
@@ -325,13 +336,12 @@ class Batchwise(Gradients):
     """Squares the gradient of a batch."""
 
     def estimate(self, context: Any) -> Estimate:
-        model, totals = context.model("suspect"), {}
+        model = context.model("suspect")
+        weight = model.get_parameter(MATRIX)
+        total = torch.zeros_like(weight)
         for places, batch in context.batches(model):
-            loss = model(**batch).loss * len(places)
-            names, weights = zip(*model.named_parameters(), strict=True)
-            for name, gradient in zip(names, torch.autograd.grad(loss, weights), strict=True):
-                totals[name] = totals.get(name, 0) + gradient**2
-        return Estimate({"curvature": totals})
+            total += torch.autograd.grad(model(**batch).loss * len(places), weight)[0] ** 2
+        return Estimate({"curvature": {MATRIX: total}})
 
 
 class Favourite(Gradients):
@@ -619,7 +629,7 @@ def report(component: type[Component], **more: Any) -> Report:
     if issubclass(component, Scorer):
         more = {"order": [{"drift": 0.1}, {"drift": -0.2}], **more} if not component.needs else more
     if component in (Gradients, Sloppy):
-        more["reference"] = fisher_by_loop
+        more["reference"] = by_loop
     return check_plugin(component, **more)
 
 

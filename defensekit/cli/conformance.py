@@ -8,7 +8,7 @@ import yaml
 from rich.text import Text
 
 from defensekit.cli.shared import console, table
-from defensekit.components import KINDS
+from defensekit.components import KINDS, Component
 from defensekit.errors import UsageError, listing, nearest, printable
 from defensekit.host import Registration, load_plugins, local_plugin, require, resolve
 from defensekit.testing import Report, check_plugin
@@ -18,7 +18,7 @@ STYLES = {"passed": "green", "failed": "red", "expected": "yellow", "skipped": "
 
 
 def reports(what: str, kind: str | None, settings: list[str], call: bool) -> list[Report]:
-    """A report for every component that has a name, or that a local file registers.
+    """A report for every component that has a name, or that a plugin or a local file registers.
 
     Raises:
         UsageError: there is none, the file is no plugin, or a parameter is not what was expected.
@@ -27,27 +27,32 @@ def reports(what: str, kind: str | None, settings: list[str], call: bool) -> lis
         raise UsageError(f"--kind: there is no kind {kind!r}.{nearest(kind, KINDS)} (known: {listing(KINDS)})")
     given, file = _parameters(settings), Path(what) if what.endswith(".py") else None
     host = load_plugins([file] if file else [])
-    every = [claim for names in host.registrations.values() for claims in names.values() for claim in claims]
+    every = host.claims()
     if file:
         require(host, [file.name])
         claims = [claim for claim in every if claim.plugin == local_plugin(file)]
     else:
-        claims = [claim for claim in every if claim.name == what]
+        claims = [claim for claim in every if what in (claim.name, claim.plugin.name)]
     claims = [claim for claim in claims if kind in (None, claim.kind)]
     if not claims:
         known = sorted({claim.name for claim in every if kind in (None, claim.kind)})
         raise UsageError(
             f"there is no {kind or 'component'} {what!r}.{nearest(what, known)} (known: {listing(known, 60)})"
         )
-    return [_report(claim, given, call) for claim in claims]
+    found = [(claim, resolve(claim)) for claim in claims]
+    fields = {name for _, component in found for name in component.model_fields}
+    for name in given.keys() - fields:
+        raise UsageError(f"--set: {what} has no parameter {name!r}.{nearest(name, fields)} (known: {listing(fields)})")
+    return [_report(claim, component, given, call) for claim, component in found]
 
 
-def _report(claim: Registration, given: dict[str, Any], call: bool) -> Report:
+def _report(claim: Registration, component: type[Component], given: dict[str, Any], call: bool) -> Report:
+    own = {name: value for name, value in given.items() if name in component.model_fields}
     try:
-        component = example(resolve(claim), given)
+        made = example(component, own)
     except UsageError as error:
         raise UsageError(f"{claim.kind} {claim.name}: {error}") from error
-    return replace(check_plugin(component, call=call), name=claim.name)
+    return replace(check_plugin(made, call=call), name=claim.name)
 
 
 def _parameters(settings: list[str]) -> dict[str, Any]:

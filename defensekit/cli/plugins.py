@@ -56,7 +56,9 @@ def new(
 
 @app.command()
 def check(
-    what: Annotated[str, typer.Argument(metavar="NAME|FILE.py", help="A component, or a local plugin's file.")],
+    what: Annotated[
+        str, typer.Argument(metavar="NAME|FILE.py", help="A component, a plugin, or a local plugin's file.")
+    ],
     kind: Annotated[
         str | None, typer.Option("--kind", help="Which of several that have the name, as in scorer.")
     ] = None,

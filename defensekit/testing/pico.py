@@ -56,7 +56,7 @@ class Pico:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """Rows of 3 to 12 words, every other one positive."""
-        return tuple(sentences(12))
+        return tuple(sentences(8))
 
     def load(self, which: Literal["suspect", "base"] = "suspect") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """A fresh model under a neutral name, and its tokenizer; the base with a head of its own."""

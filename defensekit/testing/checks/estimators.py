@@ -38,9 +38,9 @@ def gives_what_it_provides(subject: Subject) -> None:
 
 @check(Estimator)
 def ignores_batch_size(subject: Subject) -> None:
-    """Batches of one row, of five or of all give the same statistics."""
+    """Batches of one row, of three or of all give the same statistics."""
     whole = subject.used.made.statistics
-    for limit in (1, 5):
+    for limit in (1, 3):
         what = f"with at most {limit} rows in a batch"
         _close(_statistics(subject, limit=limit), whole, what, "with all rows in one")
 
