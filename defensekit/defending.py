@@ -119,7 +119,8 @@ def purify(
     """Write the suspect of the views' pair, purified step by step, into a folder of its own.
 
     Raises:
-        DefenseKitError: a weight step changed what was not selected, or a weight is not finite in the end.
+        DefenseKitError: a step changed what it must not (a weight step what was not selected, a model step names or
+            shapes), or a weight is not finite in the end.
     """
     suspect, trained = views.pair.suspect, 0
     target.mkdir(parents=True, exist_ok=True)
@@ -137,8 +138,11 @@ def purify(
                     own = derive_seed(seed, "step", str(trained))
                     trained += 1
                     context = ModelStepContext(tokenizer, rows, max_length, precision, own, report)
+                    shapes = _shapes(model)
                     with training.forked_random(own):
                         blame(step, step.train, model, context)
+                    if _shapes(model) != shapes:
+                        raise fault(step, "changed the names or shapes of the model's tensors")
                 checkpoint.save_model(model.cpu(), made, _dtype(suspect))
             folder = made
         if folder == suspect.folder:
@@ -148,6 +152,10 @@ def purify(
             for path in folder.iterdir():
                 path.rename(target / path.name)
     Checkpoint(target).check_finite()
+
+
+def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _dtype(suspect: Checkpoint) -> "torch.dtype | None":  # type: ignore[name-defined]  # noqa: F821

@@ -229,11 +229,11 @@ class Moody(Drift):
 
 
 class Vandal(Drift):
-    """Writes into the model."""
+    """Writes into the model, where torch doesn't see it."""
 
     def score(self, t: Any) -> Any:
         found = t.drift.abs()
-        t.suspect[0] += 1
+        t.suspect.numpy()[0] += 1
         return found
 
     elementwise = False
@@ -604,7 +604,7 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Leaky: ("leaves-unselected-weights", "unselected weights of"),
     Widening: ("keeps-dtype-and-shape", "torch.bfloat16 for"),
     Eager: ("does-nothing-at-fraction-0", "unchanged with nothing selected (torch.bool), and it changed"),
-    Untying: ("keeps-names-and-tying", "albert_layers.1.attention.LayerNorm.bias: expected None, got"),
+    Untying: ("keeps-names-and-tying", "changed the names or shapes of the model's tensors"),
     Stranger: ("poisons-rows-it-was-given", "expected an id of the rows given, or below 0, got Row(id=10"),
     Excessive: ("poisons-exactly-its-rate", "expected 40 of 200 rows poisoned at rate 0.2, got 41"),
     Relabelling: ("triggers-without-relabelling", "expected the true label 0 kept, got Row("),
