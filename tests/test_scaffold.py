@@ -57,11 +57,13 @@ def test_every_kind_passes_its_own_tests_and_ours(packages: dict[str, Path], tmp
         style = [sys.executable, "-m", "ruff", "check", "--select=E,F,I,UP,B", folder]
         done = subprocess.run(style, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
-    tests = [str(folder / "tests") for folder in packages.values()]
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "--import-mode=importlib", "--rootdir", tmp_path, *tests]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider"], env=environment, capture_output=True, text=True, check=False
-    )
+    run_tests(packages, Path(sys.executable), environment, tmp_path)
+
+
+def run_tests(packages: dict[str, Path], python: Path, environment: dict[str, str], folder: Path) -> None:
+    tests = [str(package / "tests") for package in packages.values()]
+    command = [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--import-mode=importlib", *tests]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     # A component comes to about 15; nothing was left out for want of an installed plugin.
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 140
@@ -134,11 +136,8 @@ def test_installed_by_a_stranger(packages: dict[str, Path], base: Path, tmp_path
     code = "import defensekit, defensekit_my_scorer as mine; print(defensekit.__file__, mine.__file__)"
     found = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert found.count(str(tmp_path / "venv")) == 2
+    run_tests(packages, python, environment, tmp_path)
     for kind, folder in packages.items():
-        tests = [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(folder / "tests")]
-        done = subprocess.run(tests, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
-        assert "no installed plugin has it" not in done.stdout
         run_recipe(folder / "recipe.yaml", kind, base, environment, python, tmp_path)
     new = [python, "-m", "defensekit", "plugins", "new", "another", "--kind", "scorer", "--out", str(tmp_path)]
     subprocess.run(new, cwd=tmp_path, check=True, capture_output=True)  # the templates are in the wheel
