@@ -596,7 +596,7 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Sloppy: ("agrees-with-its-reference", "is off by 0.1 of its norm"),
     Infinite: ("scores-are-finite-and-in-shape", "gave NaN or infinity for"),
     Upside: ("higher-is-taken-first", "expected {'drift': -0.2} to score above {'drift': 0.1}, got -0.2 and -0.1"),
-    Relative: ("elementwise-is-meant", "expected the scores of the whole for rows"),
+    Relative: ("elementwise-is-meant", "expected the scores of the whole for dimensions"),
     Greedy: ("takes-what-is-eligible-alone", "that are not eligible: they never moved"),
     Rounder: ("takes-exactly-its-fraction", "eligible dimensions at fraction=0.013, got"),
     Lowest: ("takes-the-highest", "expected the highest scores, got one of"),

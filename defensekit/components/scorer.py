@@ -20,7 +20,7 @@ class Scorer(Component):
 
     kind: ClassVar[str] = "scorer"
     needs: ClassVar[frozenset[str]] = frozenset()
-    # Whether a dimension's score depends on that dimension alone: then any block of rows may be scored by itself.
+    # Whether a dimension's score depends on that dimension alone: then any part of a tensor may be scored by itself.
     elementwise: ClassVar[bool] = False
 
     @abstractmethod

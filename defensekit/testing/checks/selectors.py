@@ -19,7 +19,12 @@ ONE = "encoder.layer.0.output.weight"  # a tensor by itself, so that every scope
 
 @ordinary_use(Selector)
 def select(selector: Selector, pico: Pico, handed: Handed) -> Any:
-    return selector.select(handed.give("scores", pico.scores()))
+    return _selected(selector, handed.give("scores", pico.scores()))
+
+
+def _selected(selector: Selector, scores: Scores) -> "dict[str, Tensor]":
+    """What a selector takes, by tensor, not held to anything yet."""
+    return selector.select(scores)
 
 
 @check(Selector)
@@ -40,7 +45,7 @@ def takes_exactly_its_fraction(subject: Subject) -> None:
             selector = type(subject.component).model_validate(subject.component.parameters() | {"fraction": fraction})
         except ValidationError:
             continue
-        got, wanted = int((selector.select(scores)[ONE] != 0).sum()), round(fraction * eligible)
+        got, wanted = int((_selected(selector, scores)[ONE] != 0).sum()), round(fraction * eligible)
         expect(got == wanted, f"expected {wanted} of {eligible} eligible dimensions at {fraction=}, got {got}")
 
 
@@ -48,7 +53,7 @@ def takes_exactly_its_fraction(subject: Subject) -> None:
 def takes_the_highest(subject: Subject) -> None:
     """No eligible dimension that is left scores higher than one that is taken."""
     scores = _column()
-    chosen = (subject.component.select(scores)[ONE] != 0) & scores[ONE].eligible
+    chosen = (_selected(subject.component, scores)[ONE] != 0) & scores[ONE].eligible
     left = scores[ONE].eligible & ~chosen
     if not bool(chosen.any()) or not bool(left.any()):
         raise Inapplicable("with these parameters it takes all or nothing of the tensor that it was tried on")
@@ -61,7 +66,8 @@ def takes_nothing_as_it_says(subject: Subject) -> None:
     """Where `takes_nothing` is true the selection is empty: the scores are not even computed then."""
     if not subject.component.takes_nothing():
         raise Inapplicable("with these parameters it takes something")
-    taken = sum(int((chosen != 0).sum()) for chosen in subject.component.select(subject.pico.scores()).values())
+    selection = _selected(subject.component, subject.pico.scores())
+    taken = sum(int((chosen != 0).sum()) for chosen in selection.values())
     expect(taken == 0, f"expected nothing, since takes_nothing() is true, got {taken} dimensions")
 
 
