@@ -10,6 +10,7 @@ import pytest
 
 from defensekit.components import Component
 from defensekit.host import Registration, load_plugins, resolve
+from defensekit.sources import FolderModel
 from defensekit.testing import Report, check_plugin, fisher_by_loop
 from defensekit.testing.example import example
 from defensekit.testing.pico import pico, sentences
@@ -73,6 +74,12 @@ def test_batches_of_one_row_are_the_fisher() -> None:
     report = check_plugin(BatchGradient(batch_size=1), reference=fisher_by_loop)
     assert report.passed, str(report)
     assert outcome(report, "agrees-with-its-reference") == "passed"
+
+
+def test_a_path_that_starts_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pico().folder)
+    report = check_plugin(FolderModel(path=Path("suspect")))
+    assert report.passed, str(report)
 
 
 def outcome(report: Report, check: str) -> str:

@@ -1,6 +1,7 @@
 """A component through every check of its kind: as a report, or as tests of an author's own."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from defensekit.components import Component
@@ -75,6 +76,10 @@ def _prepared(
     component: Component | type[Component], expected: Mapping[str, str] | None
 ) -> tuple[Component, Mapping[str, str]]:
     made, known = example(component) if isinstance(component, type) else component, expected or {}
+    # It is used from another folder, so that what it does to the one it is in can be seen.
+    places = {name: getattr(made, name) for name in made.paths()}
+    absolute = {name: place.absolute() for name, place in places.items() if isinstance(place, Path)}
+    made = made.model_copy(update=absolute)
     names = [check.name for check in _checks_of(made)]
     for name in known:
         if name not in names:
