@@ -25,6 +25,7 @@ EXPECTED = {
     "hutchinson": {"ignores-batch-size": "every batch has random signs of its own"},
     "fisher-mc": {"ignores-order": "the label drawn for a row depends on its place"},
 }
+SLOW = {"ripple", "hutchinson", "fisher-mc"}
 NOT_CALLED = {("dataset", "hub"), ("model", "hub")}  # they need a network
 
 # Single dimensions from the one that a scorer takes last to the one that it takes first.
@@ -57,7 +58,13 @@ def parameters(claim: Registration, folder: Path) -> dict[str, Any]:
     return {}
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.kind}-{claim.name}")
+@pytest.mark.parametrize(
+    "claim",
+    [
+        pytest.param(claim, id=f"{claim.kind}-{claim.name}", marks=[pytest.mark.slow] if claim.name in SLOW else [])
+        for claim in CLAIMS
+    ],
+)
 def test_every_shipped_component_passes(claim: Registration, tmp_path: Path) -> None:
     component = example(resolve(claim), parameters(claim, tmp_path))
     report = check_plugin(

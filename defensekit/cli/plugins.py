@@ -49,9 +49,9 @@ def new(
     from defensekit.scaffold import new_package
 
     folder = new_package(name, kind, out)
-    out_line = f"cd {folder} && pip install -e '.[test]' && pytest && defensekit run recipe.yaml"
-    console().print(f"{folder} is there and works. Next:\n\n    {out_line}\n")
-    console().print("The second half needs the demo's model and data (pip install 'defensekit[demo]').")
+    steps = f"cd {folder} && pip install -e '.[test]' && pytest && defensekit run recipe.yaml"
+    console().print(f"{folder} is there and works. Next:\n\n    {steps}\n")
+    console().print("The recipe needs the demo's model and data (pip install 'defensekit[demo]').")
 
 
 @app.command()
