@@ -21,11 +21,12 @@ from defensekit.components import (
     Purifier,
     WeightStep,
     blame,
+    fault,
 )
-from defensekit.errors import DefenseKitError, UsageError, listing
+from defensekit.errors import UsageError, listing
 from defensekit.files import data_digest
 from defensekit.pair import Pair, check_loaded
-from defensekit.scoring import Scores, Views, histogram
+from defensekit.scoring import Scores, Views, histogram, versions
 from defensekit.text import Row
 
 if TYPE_CHECKING:
@@ -73,30 +74,31 @@ def estimate(
     parameters = [name for name, _ in suspect.named_parameters()]
     del suspect
     context = EstimatorContext(
-        partial(_model, pair), tokenizer, rows, max_length, derive_seed(seed, "estimator"), report
+        partial(other_model, pair), tokenizer, rows, max_length, derive_seed(seed, "estimator"), report
     )
     with training.forked_random(derive_seed(seed, "global")):
         found = blame(estimator, estimator.estimate, context)
-    names, who = pair.named_like_the_pair(parameters), f"the estimator {type(estimator).__name__}"
+    names = pair.named_like_the_pair(parameters)
     statistics: dict[str, dict[str, Tensor]] = {}
     facts: dict[str, Any] = {"rows": len(rows), **found.facts}
     for statistic in sorted(estimator.provides):
         measured = found.statistics.get(statistic, {})
         if odd := sorted(measured.keys() - set(parameters)):
-            raise DefenseKitError(f"{who} gave {statistic!r} for {listing(odd, 3)}, which the model does not have")
+            raise fault(estimator, f"gave {statistic!r} for {listing(odd, 3)}, which the model does not have")
         tensors = {name: measured[own].detach().float().cpu() for name, own in names.items() if own in measured}
         if not tensors:
-            raise DefenseKitError(f"{who} provides {statistic!r}, but gave none for any tensor in scope")
+            raise fault(estimator, f"provides {statistic!r}, but gave none for any tensor in scope")
         for name, tensor in tensors.items():
             if tensor.shape != pair.block(name)[1].shape or not bool(torch.isfinite(tensor).all()):
-                raise DefenseKitError(f"the {statistic} of {name} has another shape than the weight, or is not finite")
+                what = f"gave a {statistic} of {name} that has another shape than the weight, or is not finite"
+                raise fault(estimator, what)
         statistics[statistic] = tensors
         zero = sum(int((tensor == 0).sum()) for tensor in tensors.values())
         facts[f"zero_{statistic}"] = zero / sum(tensor.numel() for tensor in tensors.values())
     return Estimate(statistics, facts)
 
 
-def _model(pair: Pair, which: "Literal['suspect', 'base'] | Path") -> "PreTrainedModel":
+def other_model(pair: Pair, which: "Literal['suspect', 'base'] | Path") -> "PreTrainedModel":
     """The suspect, the base's weights under the suspect's head, or another model like the suspect, on the device.
 
     Raises:
@@ -138,7 +140,8 @@ def purify(
     """Write the suspect of the views' pair, purified step by step, into a folder of its own.
 
     Raises:
-        DefenseKitError: a weight step changed what was not selected, or a weight is not finite in the end.
+        DefenseKitError: a step changed what it must not (a weight step what was not selected, a model step names or
+            shapes), or a weight is not finite in the end.
     """
     suspect, trained = views.pair.suspect, 0
     target.mkdir(parents=True, exist_ok=True)
@@ -158,10 +161,13 @@ def purify(
                     names = [name for name, _ in model.named_parameters()]
                     head = frozenset(names) - frozenset(views.pair.named_like_the_pair(names).values())
                     context = ModelStepContext(
-                        tokenizer, rows, max_length, precision, own, report, partial(_model, views.pair), head
+                        tokenizer, rows, max_length, precision, own, report, partial(other_model, views.pair), head
                     )
+                    shapes = _shapes(model)
                     with training.forked_random(own):
                         blame(step, step.train, model, context)
+                    if _shapes(model) != shapes:
+                        raise fault(step, "changed the names or shapes of the model's tensors")
                 checkpoint.save_model(model.cpu(), made, _dtype(suspect))
             folder = made
         if folder == suspect.folder:
@@ -171,6 +177,10 @@ def purify(
             for path in folder.iterdir():
                 path.rename(target / path.name)
     Checkpoint(target).check_finite()
+
+
+def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _dtype(suspect: Checkpoint) -> "torch.dtype | None":  # type: ignore[name-defined]  # noqa: F821
@@ -197,11 +207,13 @@ def _apply(
                 kept = (selected == 0) & (view.drift != 0)
                 for step in steps:
                     acted_on = selected if step.acts_on == "selected" else kept
+                    before = versions([weight, acted_on])
                     made = blame(step, step.apply, view, weight, acted_on)
+                    if versions([weight, acted_on]) != before:
+                        raise fault(step, f"wrote into what it was handed of {name}, expected a new tensor")
                     rest = acted_on == 0
                     if made.shape != weight.shape or made.dtype != weight.dtype or not made[rest].equal(weight[rest]):
-                        who = f"the purifier {type(step).__name__}"
-                        raise DefenseKitError(f"{who} changed the shape, the dtype or unselected weights of {name}")
+                        raise fault(step, f"changed the shape, the dtype or unselected weights of {name}")
                     weight = made
             written[own] = weight
         checkpoint.write_tensors(target / file.name, written)

@@ -86,3 +86,8 @@ HOOKS = {
     "executor": "defensekit_executors",
     "observer": "defensekit_observers",
 }
+
+# The kind that each hook registers. A hook that is given up for another stays here, and its specification says
+# `@hookspec(warn_on_impl=DeprecationWarning("... is going away in 0.3, use ..."))`: whoever still has it is told, with
+# file and line, and works on.
+KIND_OF = {hook: kind for kind, hook in HOOKS.items()}

@@ -5,7 +5,9 @@ import importlib.util
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -17,9 +19,10 @@ import pluggy
 
 from defensekit import hookspecs
 from defensekit.components import KINDS, Component
+from defensekit.components.base import ORIGINS, Origin
 from defensekit.errors import DefenseKitError, UsageError, listing, nearest
 from defensekit.files import data_digest, file_digest, folder_digest
-from defensekit.hookspecs import HOOKS
+from defensekit.hookspecs import HOOKS, KIND_OF
 
 GROUP = "defensekit"
 
@@ -40,13 +43,22 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Problem:
-    """A plugin, or one hook of it, that is left out, and why."""
+    """What is wrong with a plugin, and what of it is left out for that: all of it, a hook, a component, or nothing."""
 
     plugin: Plugin
     text: str
+    left_out: str = "the plugin"
 
     def __str__(self) -> str:
-        return f"{self.plugin} is left out: {self.text}"
+        end = f"; {self.left_out} is left out" if self.left_out else ""
+        return f"{self.plugin}: {self.text}{end}{self._mend()}"
+
+    def _mend(self) -> str:
+        if "pip install" in self.text or not self.left_out:
+            return ""
+        if not self.plugin.version:
+            return ", until the file is mended"
+        return f" (an update may mend it: pip install --upgrade {self.plugin.origin})"
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,13 @@ class Registration:
     plugin: Plugin
 
 
-def _why(error: BaseException) -> str:
+def _why(error: BaseException, plugin: Plugin) -> str:
     """One line for what stopped a plugin, with the line that mends it where there is one."""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"it needs the module {error.name!r}, which is not installed (pip install {error.name.split('.')[0]})"
+        from defensekit.requirements import unmet  # a module's name need not be that of its package
+
+        needed = " ".join(f"'{requirement}'" for requirement in unmet(plugin.origin)) or error.name.split(".")[0]
+        return f"it needs the module {error.name!r}, which is not installed (pip install {needed})"
     return f"{type(error).__name__}: {error}".split("\n")[0]
 
 
@@ -80,41 +95,49 @@ class Host:
     def load(self, plugin: Plugin, importer: Callable[[], ModuleType]) -> None:
         """Load one plugin; what goes wrong with it becomes a `Problem` and touches nobody else."""
         try:
-            module = importer()
+            with redirect_stdout(sys.stderr):  # what it prints is no result
+                module = importer()
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            self.problems.append(Problem(plugin, f"importing it failed, {_why(error)}"))
+            self.problems.append(Problem(plugin, f"importing it failed, {_why(error, plugin)}"))
             return
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
         try:
-            manager.register(module, plugin.name)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                manager.register(module, plugin.name)
         except pluggy.PluginValidationError as error:
             self.problems.append(Problem(plugin, " ".join(str(error).split())))
             return
+        self.problems += [Problem(plugin, f"{one.filename}:{one.lineno}: {one.message}", "") for one in said]
         found = 0
         for caller in manager.get_hookcallers(module) or []:
             if not caller.has_spec():
                 hint = nearest(caller.name, HOOKS.values())
                 self.problems.append(Problem(plugin, f"there is no hook {caller.name!r}.{hint}"))
                 return
-            kind = next(kind for kind, hook in HOOKS.items() if hook == caller.name)
+            kind = KIND_OF[caller.name]
             for implementation in caller.get_hookimpls():
                 found += 1
-                self._register(plugin, kind, implementation.function)
+                self._register(plugin, kind, caller.name, implementation.function)
         if not found:
             self.problems.append(Problem(plugin, "it has no function marked with @hookimpl"))
 
-    def _register(self, plugin: Plugin, kind: str, hook: Callable[[], object]) -> None:
+    def _register(self, plugin: Plugin, kind: str, hook: str, call: Callable[[], object]) -> None:
+        def problem(text: str, what: str) -> None:
+            self.problems.append(Problem(plugin, text, what))
+
         try:
-            table = hook()
-        except Exception as error:
-            self.problems.append(Problem(plugin, f"its hook {HOOKS[kind]!r} failed, {_why(error)}"))
+            with redirect_stdout(sys.stderr):
+                table = call()
+        except (Exception, SystemExit) as error:
+            problem(f"its hook {hook!r} failed, {_why(error, plugin)}", "what the hook registers")
             return
         if not isinstance(table, Mapping):
             expected = "a mapping of names to 'module:Class' or classes"
-            self.problems.append(Problem(plugin, f"its hook {HOOKS[kind]!r} returned {table!r}, expected {expected}"))
+            problem(f"its hook {hook!r} returned {table!r}, expected {expected}", "what the hook registers")
             return
         for name, target in table.items():
             good = (isinstance(target, str) and ":" in target) or (
@@ -122,15 +145,19 @@ class Host:
             )
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 expected = "letters, digits and . _ -, a letter or digit first"
-                self.problems.append(Problem(plugin, f"its {kind} {name!r} has no good name, expected {expected}"))
+                problem(f"{hook!r}: its {kind} {name!r} has no good name, expected {expected}", "it")
                 continue
             if not good:
                 expected = f"'module:Class' or a subclass of {KINDS[kind].__name__}"
-                self.problems.append(Problem(plugin, f"its {kind} {name!r} is {target!r}, expected {expected}"))
+                problem(f"{hook!r}: its {kind} {name!r} is {target!r}, expected {expected}", "it")
                 continue
             self.registrations[kind].setdefault(name, []).append(Registration(kind, name, target, plugin))
 
     # -- looking up ------------------------------------------------------------------------------------------------
+
+    def claims(self) -> list[Registration]:
+        """Everything that was registered, by kind."""
+        return [claim for names in self.registrations.values() for claims in names.values() for claim in claims]
 
     def names(self, kind: str) -> list[str]:
         """The names of a kind, sorted."""
@@ -150,26 +177,38 @@ class Host:
             raise UsageError(f"there is no {kind} {name!r}.{nearest(name, known)} ({known_line}){broken}")
         if len(claims) > 1:
             both = " and ".join(str(claim.plugin) for claim in claims)
-            raise UsageError(f"the {kind} {name!r} is claimed by {both}; uninstall one of them")
-        return _resolve(claims[0])
+            mend = "uninstall one of them, or name those to load in DEFENSEKIT_PLUGINS"
+            raise UsageError(f"the {kind} {name!r} is claimed by {both}; {mend}")
+        return resolve(claims[0])
 
     def plugin_of(self, kind: str, name: str) -> Plugin:
         """The plugin that has a name that `find` knows."""
         return self.registrations[kind][name][0].plugin
 
 
-def _resolve(claim: Registration) -> type[Component]:
-    if isinstance(claim.target, type):
-        return claim.target
-    module, _, attribute = claim.target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} can't be loaded: {_why(error)}") from error
+def resolve(claim: Registration) -> type[Component]:
+    """Import what was registered.
+
+    Raises:
+        UsageError: it can't be imported, or is no component of the kind.
+    """
+    found = claim.target if isinstance(claim.target, type) else _imported(claim, claim.target)
     if not (isinstance(found, type) and issubclass(found, KINDS[claim.kind])):
         expected = f"a subclass of {KINDS[claim.kind].__name__}"
         raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} is {found!r}, expected {expected}")
+    check = claim.name if claim.plugin.version else str(Path(claim.plugin.origin) / claim.plugin.name)
+    ORIGINS[found] = Origin(str(claim.plugin), HOOKS[claim.kind], check)
     return found
+
+
+def _imported(claim: Registration, target: str) -> object:
+    module, _, attribute = target.partition(":")
+    try:
+        with redirect_stdout(sys.stderr):
+            return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        why = _why(error, claim.plugin)
+        raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} can't be loaded: {why}") from error
 
 
 @cache
@@ -191,9 +230,21 @@ def source_digest(component: type[Component]) -> str:
     return data_digest(component.__qualname__)  # defined in a running interpreter: there is no file to follow
 
 
+def registration_of(host: Host, component: type[Component]) -> Registration | None:
+    """What a host has a component's class under; None where no plugin of its has it."""
+    path = f"{component.__module__}:{component.__qualname__}"
+    return next((claim for claim in host.claims() if claim.target in (component, path)), None)
+
+
 def _installed(entry: EntryPoint) -> Plugin:
     dist = entry.dist
     return Plugin(entry.name, dist.version if dist else "", dist.name if dist else entry.value)
+
+
+def local_plugin(file: Path) -> Plugin:
+    """A plugin that is a file of the user's."""
+    path = Path(os.path.realpath(file))
+    return Plugin(path.name, "", str(path.parent))
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -207,17 +258,33 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
+def _chosen() -> list[EntryPoint]:
+    """The installed plugins in the order of their names; where ``DEFENSEKIT_PLUGINS`` is set, those that it names."""
+    entries = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+    if (chosen := os.environ.get("DEFENSEKIT_PLUGINS")) is None:
+        return entries
+    wanted, known = {name.strip() for name in chosen.split(",")} - {""}, {entry.name for entry in entries}
+    for name in sorted(wanted - known):
+        raise UsageError(f"DEFENSEKIT_PLUGINS: no plugin {name!r} is installed.{nearest(name, known)} "
+                         f"(installed: {listing(sorted(known)) or 'none'})")  # fmt: skip
+    return [entry for entry in entries if entry.name in wanted]
+
+
 def load_plugins(files: Iterable[Path] = ()) -> Host:
-    """A host with the core's own components, every installed plugin in the order of their names, and local files."""
+    """A host with the core's own components, the chosen installed plugins, and local files.
+
+    Raises:
+        UsageError: a file is not there, or ``DEFENSEKIT_PLUGINS`` names a plugin that is not installed.
+    """
     host = Host()
     host.load(Plugin("core", host_version(), "defensekit"), lambda: importlib.import_module("defensekit.builtin"))
-    for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
+    for entry in _chosen():
         host.load(_installed(entry), entry.load)
     for file in files:
         path = Path(os.path.realpath(file))
         if not path.is_file():
             raise UsageError(f"plugins: there is no file {path}")
-        host.load(Plugin(path.name, "", str(path.parent)), lambda path=path: _import_file(path))  # type: ignore[misc]
+        host.load(local_plugin(path), lambda path=path: _import_file(path))  # type: ignore[misc]
     return host
 
 
@@ -237,7 +304,7 @@ def require(host: Host, names: Iterable[str]) -> None:
     """
     wanted = set(names)
     for problem in host.problems:
-        if problem.plugin.name in wanted:
+        if problem.plugin.name in wanted and problem.left_out:
             raise UsageError(str(problem))
 
 

@@ -35,6 +35,7 @@ class Top(Keys):
     # Taken out before the keys are checked; it stands here to be described.
     extends: str | None = Field(None, description="a recipe that this one builds on; what stands here counts")
     plugins: list[str] = Field([], description="local plugin files")
+    requires: list[str] = Field([], description="distributions that have to be installed, as in defensekit-foo>=1.2")
     executor: Spec = Field("in-process", description="where stages run")
     observers: list[Spec] = Field([], description="who watches")
 

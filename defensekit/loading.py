@@ -31,6 +31,7 @@ from defensekit.files import environment_path, literal_path
 from defensekit.host import Host, load_plugins, require
 from defensekit.keys import DefenseKeys, Sizes, Spec, Top, TriggeredKeys
 from defensekit.recipe import Defense, Named, Recipe
+from defensekit.requirements import require_installed
 from defensekit.sources import hub_parameters
 from defensekit.tables import SUFFIXES
 from defensekit.training import TrainingSettings, native_precision
@@ -81,6 +82,8 @@ class Loading:
 
     def recipe(self) -> Recipe:
         top = self.keys(Top, self.document.data, ())
+        for i, requirement in enumerate(top.requires):
+            self.at(("requires", i), partial(require_installed, requirement))
         plugins = tuple(self.resolve(name, ("plugins", i)) for i, name in enumerate(top.plugins))
         if plugins not in self.known:
             for i, file in enumerate(plugins):
@@ -122,6 +125,7 @@ class Loading:
             executor=self.part(Executor, top.executor, ("executor",)),
             observers=tuple(self.part(Observer, spec, ("observers", i)) for i, spec in enumerate(top.observers)),
             plugins=plugins,
+            requires=tuple(top.requires),
             host=self.host,
             document=self.document,
         )

@@ -175,7 +175,7 @@ class Run:
     def warn(self, text: str) -> None:
         """A warning for the user, kept in the result."""
         self.warnings.append(text)
-        self.runner.tell("message", f"warning: {text}")
+        self.runner.tell("warning", text)
 
     # -- rows ------------------------------------------------------------------------------------------------------
 

@@ -118,6 +118,7 @@ class Recipe:
     executor: Named
     observers: tuple[Named, ...]
     plugins: tuple[Path, ...]
+    requires: tuple[str, ...]
     host: Host = field(compare=False)
     document: Document = field(compare=False)
 
@@ -155,5 +156,6 @@ class Recipe:
         }
         out |= {"metrics": [metric.yaml() for metric in self.metrics], "seed": self.seed}
         out |= {"plugins": [literal_path(path) for path in self.plugins]} if self.plugins else {}
+        out |= {"requires": list(self.requires)} if self.requires else {}
         out |= {"executor": self.executor.yaml(), "observers": [observer.yaml() for observer in self.observers]}
         return out

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from defensekit.components import Scorer, Selector
+from defensekit.components import Scorer, Selector, fault
 from defensekit.errors import DefenseKitError
 from defensekit.pair import Pair, layer_of
 
@@ -113,17 +113,20 @@ def score(views: Views, scorer: Scorer) -> Scores:
     scored: dict[str, Scored] = {}
     for name in views.pair.scope:
         view = views[name]
-        who = f"the scorer {type(scorer).__name__}"
+        shown = [view.base, view.suspect, view.drift, *view.statistics.values()]
+        before = versions(shown)
         eligible = scorer.eligible(view)
         if eligible.shape != view.suspect.shape or eligible.dtype != torch.bool:
-            raise DefenseKitError(f"{who} must say of every dimension of {name} whether it is eligible, as bool")
+            raise fault(scorer, f"must say of every dimension of {name} whether it is eligible, as bool")
         result = scorer.score(view) if bool(eligible.any()) else torch.zeros_like(view.suspect)
+        if versions(shown) != before:
+            raise fault(scorer, f"wrote into the tensors it was shown of {name}, expected a new tensor of scores")
         if not isinstance(result, torch.Tensor) or result.shape != view.suspect.shape:
             got = f"shape {list(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
-            raise DefenseKitError(f"{who} gave {got} for {name}, expected shape {list(view.suspect.shape)}")
+            raise fault(scorer, f"gave {got} for {name}, expected shape {list(view.suspect.shape)}")
         result = result.float()
         if not bool(torch.isfinite(result[eligible]).all()):
-            raise DefenseKitError(f"{who} gave NaN or infinity for {name}")
+            raise fault(scorer, f"gave NaN or infinity for {name}, expected finite scores")
         scored[name] = Scored(result, eligible, layer_of(name))
     return Scores(scored, views.pair.head_size)
 
@@ -136,19 +139,28 @@ def select(scores: Scores, selector: Selector) -> "dict[str, Tensor]":
     """
     import torch
 
+    shown = [tensor for scored in scores.values() for tensor in (scored.score, scored.eligible)]
+    before = versions(shown)
     selection = selector.select(scores)
-    who = f"the selector {type(selector).__name__}"
+    if versions(shown) != before:
+        raise fault(selector, "wrote into the scores it was shown, expected new tensors")
     if selection.keys() != scores.keys():
         odd = sorted(selection.keys() ^ scores.keys())[0]
-        raise DefenseKitError(f"{who} must answer for the tensors it was given; they differ in {odd}")
+        raise fault(selector, f"must answer for the tensors it was given; they differ in {odd}")
     for name, chosen in selection.items():
         if chosen.shape != scores[name].score.shape:
-            raise DefenseKitError(f"{who} gave shape {list(chosen.shape)} for {name}")
+            wanted = list(scores[name].score.shape)
+            raise fault(selector, f"gave shape {list(chosen.shape)} for {name}, expected {wanted}")
         if chosen.dtype != torch.bool and not bool(((chosen >= 0) & (chosen <= 1)).all()):
-            raise DefenseKitError(f"{who} gave values outside [0, 1] for {name}")
+            raise fault(selector, f"gave values outside [0, 1] for {name}")
         if bool((chosen.bool() & ~scores[name].eligible).any()):
-            raise DefenseKitError(f"{who} took dimensions of {name} that are not eligible")
+            raise fault(selector, f"took dimensions of {name} that are not eligible")
     return selection
+
+
+def versions(tensors: "Iterable[Tensor]") -> list[int]:
+    """How often each tensor was written into, as torch counts it."""
+    return [tensor._version for tensor in tensors]
 
 
 def histogram(scores: Scores, selection: "Mapping[str, Tensor]", bins: int = 120) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from defensekit.components import (
     Scorer,
     Selector,
     blame,
+    fault,
 )
 from defensekit.defending import Report, derive_seed
 from defensekit.errors import DefenseKitError, UsageError, lacks_memory, listing, nearest
@@ -124,7 +125,8 @@ def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, to
     """
     opened = Store(store)
     try:
-        with opened.create(stage) as draft:
+        # A plugin that seeds or draws from a global random state does so for its own stage alone.
+        with opened.create(stage) as draft, training.forked_random(derive_seed(stage["seed"], "global")):
             STAGES[stage["kind"]](Work(stage, opened, report), draft)
     except Exception as error:
         if not lacks_memory(error):
@@ -174,13 +176,15 @@ def _attack(work: Work) -> tuple[Attack, AttackContext, list[Row]]:
     return attack, context, work.rows("rows")
 
 
-def _count_changes(before: Sequence[Row], after: Sequence[Row], truncation: Truncation) -> dict[str, int]:
+def _count_changes(
+    attack: Attack, before: Sequence[Row], after: Sequence[Row], truncation: Truncation
+) -> dict[str, int]:
     """How many rows carry the attack, how many of them were relabelled or added, and on how many truncation cuts in."""
     original = {row.id: row for row in before}
     rows, added = len(after), sum(row.id < 0 for row in after)
     after = [row for row in after if row.id >= 0]
     if unknown := [row.id for row in after if row.id not in original]:
-        raise DefenseKitError(f"the attack gave rows with ids that it was not given: {listing(map(str, unknown), 3)}")
+        raise fault(attack, f"gave rows with ids that it was not given: {listing(map(str, unknown), 3)}")
     touched = [row for row in after if (row.text, row.pair) != (original[row.id].text, original[row.id].pair)]
     cut = 0
     for row, kept in zip(touched, truncation.kept(touched), strict=True):
@@ -201,7 +205,7 @@ def poison(work: Work, draft: Draft) -> None:
     attack, context, rows = _attack(work)
     made = blame(attack, attack.poison, rows, context)
     write_rows(draft.files / ROWS, made)
-    counts = _count_changes(rows, made, context.truncation)
+    counts = _count_changes(attack, rows, made, context.truncation)
     draft.facts.update(labels=list(context.labels), digest=_digest(draft), **counts)
 
 
@@ -216,9 +220,9 @@ def trigger(work: Work, draft: Draft) -> None:
     made = blame(attack, attack.trigger, rows, context)
     given = iter([row.id for row in rows])
     if not made or not all(row.id in given for row in made):
-        raise DefenseKitError(f"the attack {type(attack).__name__} gave other test rows, or moved them, or gave none")
+        raise fault(attack, "gave other test rows, or moved them, or gave none")
     write_rows(draft.files / ROWS, made)
-    counts = _count_changes(rows, made, context.truncation)
+    counts = _count_changes(attack, rows, made, context.truncation)
     counts["left_out"] = len(rows) - len(made)
     draft.facts.update(labels=list(context.labels), target=target, digest=_digest(draft), **counts)
 

@@ -109,7 +109,7 @@ def test_what_is_cut_is_counted() -> None:
 
     before = [Row(0, "word1 " * 30, 0), Row(1, "word1 word2", 0)]
     after = [row.with_text(row.text.rstrip() + " cf") for row in before]
-    counts = _count_changes(before, after, Truncation(TOKENIZER, 16))
+    counts = _count_changes(Word(target=1, rate=0.5), before, after, Truncation(TOKENIZER, 16))
     assert counts == {"rows": 2, "changed": 2, "relabelled": 0, "added": 0, "cut": 1}
 
 

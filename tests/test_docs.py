@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from defensekit.hookspecs import HOOKS
 from defensekit.host import load_plugins
 from defensekit.keys import DefenseKeys, Sizes, Top
 from defensekit.loading import load_recipe
+from defensekit.testing import check_plugin
 from defensekit.training import TrainingSettings
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +24,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def test_the_first_plugin_runs(recipe: Path, tmp_path: Path) -> None:
-    [code] = blocks(DOCS / "plugins.md", "python")
+    code, _ = blocks(DOCS / "plugins.md", "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     (recipe.parent / "mine.py").write_text(code)
     text = recipe.read_text().replace("scorer: diffusion", "scorer: {name: sharpness, exponent: 0.5}")
@@ -30,6 +32,22 @@ def test_the_first_plugin_runs(recipe: Path, tmp_path: Path) -> None:
     recipe.write_text("plugins: [mine.py]\n" + text)
     result = defensekit.run(recipe, tmp_path / "w")
     assert result.recipe["defense"]["scorer"] == {"name": "sharpness", "exponent": 0.5}
+
+
+def test_the_first_plugin_passes_the_kit_and_its_test_file_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin, tests = blocks(DOCS / "plugins.md", "python")
+    (tmp_path / "mine.py").write_text(plugin)
+    monkeypatch.syspath_prepend(tmp_path)
+    made: dict[str, Any] = {}
+    exec(tests, made)
+    [(_, checks)] = [mark.args for mark in made["test_sharpness"].pytestmark]
+    assert {"scores-are-finite-and-in-shape", "elementwise-is-meant"} <= {check.id for check in checks}
+    order = [{"drift": 0.2, "curvature": 1}, {"drift": 0.2, "curvature": 2}, {"drift": 0.4, "curvature": 2}]
+    report = check_plugin(load_plugins([tmp_path / "mine.py"]).find("scorer", "sharpness"), order=order)
+    assert report.passed, str(report)
+    assert not report.of("skipped")
 
 
 def test_every_hook_and_component_and_key_is_documented() -> None:

@@ -413,7 +413,7 @@ def test_an_exception_in_a_plugin_is_a_message_that_names_it(recipe: Path, tmp_p
         training__epochs=1,
         defense__choose=None,
     )
-    with pytest.raises(DefenseKitError, match=r"scorer mine of defensekit_local_mine\w+ failed: ValueError: unlucky"):
+    with pytest.raises(DefenseKitError, match=r"plugin 'mine.py' .*: the scorer mine failed: ValueError: unlucky"):
         defensekit.run(recipe, tmp_path / "w")
 
 

@@ -116,7 +116,10 @@ def _plugins() -> Iterator[Finding]:
     count = sum(len(names) for names in host.registrations.values())
     yield Finding("plugins", f"{count} components; `defensekit plugins list` names them")
     for problem in host.problems:
-        yield Finding("plugin", str(problem), "broken", f"pip uninstall {problem.plugin.origin}, or mend it")
+        if problem.left_out:
+            yield Finding("plugin", str(problem), "broken", f"pip uninstall {problem.plugin.origin}, or mend it")
+        else:
+            yield Finding("plugin", str(problem), "note")
     for kind, names in host.registrations.items():
         for name in names:
             try:

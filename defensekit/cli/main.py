@@ -37,6 +37,9 @@ def run(
     workspace: Workspace = Path("workspace"),
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first warning, such as a plugin that can't be loaded.")
+    ] = False,
 ) -> None:
     """Run a recipe, and show what the defense did.
 
@@ -45,6 +48,7 @@ def run(
     """
     from defensekit.cli.interrupt import interrupted, remembered
     from defensekit.cli.progress import Progress
+    from defensekit.cli.strict import Strict
 
     # Checked before the heavy imports: a typo in the command answers at once.
     checked(recipe, "recipe")
@@ -60,12 +64,18 @@ def run(
             if dry_run:
                 from defensekit.dryrun import preview
 
+                for problem in loaded.host.problems:
+                    if strict:
+                        Strict().warning(str(problem))
+                    progress.warning(str(problem))
+
                 stages = preview(loaded, workspace, progress.message)
             else:
                 from defensekit.pipeline import run as run_recipe
                 from defensekit.report import write
 
-                result = run_recipe(loaded, workspace, [interrupt, progress])
+                watching = [interrupt, progress, Strict()] if strict else [interrupt, progress]
+                result = run_recipe(loaded, workspace, watching)
                 progress.message("writing the report")
                 report = write(result)
     except BaseException as error:

@@ -40,6 +40,60 @@ def _names(incomplete: str) -> list[str]:
 
 
 @app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="What it is called in YAML; the package is defensekit-NAME.")],
+    kind: Annotated[str, typer.Option("--kind", help="scorer, estimator, selector, purifier, attack, data or metric.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder that the package's folder is written into.")] = Path(),
+) -> None:
+    """Write a package with one working component, its tests, recipe, README and CI, to start a plugin from."""
+    from defensekit.scaffold import new_package
+
+    folder = new_package(name, kind, out)
+    steps = f"cd {folder} && pip install -e '.[test]' && pytest && defensekit run recipe.yaml"
+    console().print(f"{folder} is there and works. Next:\n\n    {steps}\n")
+    console().print("The recipe needs the demo's model and data (pip install 'defensekit[demo]').")
+
+
+@app.command()
+def check(
+    what: Annotated[
+        str, typer.Argument(metavar="NAME|FILE.py", help="A component, a plugin, or a local plugin's file.")
+    ],
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="Which of several that have the name, as in scorer.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter, as in fraction=0.3; may be repeated."),
+    ] = None,
+    call: Annotated[
+        bool, typer.Option("--call/--no-call", help="Whether it is used, or only looked at: it may need a network.")
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for every component.")] = False,
+) -> None:
+    """Hold a plugin's components against everything that their kinds promise.
+
+    Exit code 1 if a check fails. In a plugin's own tests `defensekit.testing.conformance` runs the same checks.
+    """
+    import sys
+    from contextlib import redirect_stdout
+
+    from defensekit.cli.conformance import reports, show_report
+
+    with redirect_stdout(sys.stderr):  # what plugins print
+        found = reports(what, kind, settings or [], call)
+    if json:
+        import json as format
+
+        sys.stdout.write("".join(format.dumps(report.plain(), ensure_ascii=False) + "\n" for report in found))
+    else:
+        for report in found:
+            show_report(report)
+    if not all(report.passed for report in found):
+        sys.exit(1)
+
+
+@app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A component's name.", autocompletion=_names)], files: Files = None
 ) -> None:

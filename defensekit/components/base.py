@@ -1,8 +1,12 @@
 """What every component is: a frozen pydantic model whose fields are its YAML parameters."""
 
+import os
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticSerializationError
@@ -46,18 +50,51 @@ class Component(BaseModel):
             ) from error
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a component's class came from: its plugin, the hook that registered it, and what `plugins check` takes."""
+
+    plugin: str
+    hook: str
+    check: str
+
+
+ORIGINS: "WeakKeyDictionary[type[Component], Origin]" = WeakKeyDictionary()  # the host knows, and writes it down
+
+
+def fault(component: Component, text: str) -> DefenseKitError:
+    """An error that is a component's: its plugin, what it did, the hook it came by, and what to do."""
+    who = f"the {component.kind} {type(component).__name__}"
+    if origin := ORIGINS.get(type(component)):
+        hint = f"`defensekit plugins check {origin.check}` tries it by itself"
+        return DefenseKitError(f"{origin.plugin}: {who} {text} (registered by {origin.hook}; {hint})")
+    return DefenseKitError(f"{who} of {type(component).__module__} {text}")
+
+
 def blame(component: Component, call: Callable[..., Result], *arguments: Any) -> Result:
     """Call a component; an exception of its own becomes a message that names it.
 
     Raises:
         DefenseKitError: the component raised; an error that is one already, a full disk and a lack of memory pass.
     """
+    process = os.getpid()
     try:
         return call(*arguments)
     except (DefenseKitError, OSError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if lacks_memory(error):
             raise
-        who = f"the {component.kind} {type(component).__name__} of {type(component).__module__}"
-        raise DefenseKitError(f"{who} failed: {type(error).__name__}: {error}") from error
+        raise fault(component, f"failed: {one_line(error, component)}") from error
+    finally:
+        if os.getpid() != process:
+            os._exit(1)  # it forked, and the copy came back: two of us would go on with the run
+
+
+def one_line(error: BaseException, component: Component) -> str:
+    """An exception in one line, with the line of the component's own module that it came from."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_globals.get("__name__") == type(component).__module__:
+            return f"{text} ({Path(frame.f_code.co_filename).name}:{line})"
+    return text

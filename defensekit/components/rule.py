@@ -34,7 +34,9 @@ class Rule(Component):
     kind: ClassVar[str] = "rule"
 
     over: str = Field("selector.fraction", description="the parameter of the defense that is chosen, as a dotted path")
-    values: tuple[float, ...] = Field(min_length=1, description="the values to try; 0 is always tried")
+    values: tuple[float, ...] = Field(
+        min_length=1, description="the values to try; 0 is always tried", examples=[(0.25, 0.5)]
+    )
 
     @abstractmethod
     def propose(self, seen: Sequence[Trial]) -> float | None:

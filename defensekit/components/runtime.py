@@ -48,6 +48,10 @@ class Observer(Component):
     def message(self, text: str) -> None:
         """A line for the user."""
 
+    def warning(self, text: str) -> None:
+        """A line that the result keeps as well; by default it is told as a message."""
+        self.message(f"warning: {text}")
+
     def planned(self, stages: Sequence[Planned]) -> None:
         """What the run needs, as far as it can be known before it starts; those that are there already as well."""
 

@@ -20,6 +20,8 @@ class Scorer(Component):
 
     kind: ClassVar[str] = "scorer"
     needs: ClassVar[frozenset[str]] = frozenset()
+    # Whether a dimension's score depends on that dimension alone: then any part of a tensor may be scored by itself.
+    elementwise: ClassVar[bool] = False
 
     def eligible(self, t: "TensorView") -> "Tensor":
         """The dimensions of ``t`` that may be taken, bool, of its shape: those that moved, where nothing else is said.
@@ -38,7 +40,9 @@ class Scorer(Component):
         """
 
 
-def scorer(*, needs: Iterable[str] = ()) -> "Callable[[Callable[..., Tensor]], type[Scorer]]":
+def scorer(
+    *, needs: Iterable[str] = (), elementwise: bool = False
+) -> "Callable[[Callable[..., Tensor]], type[Scorer]]":
     """Make a scorer of a typed function: its first argument is the tensor, the others are the YAML parameters.
 
     >>> @scorer(needs={"curvature"})
@@ -63,7 +67,8 @@ def scorer(*, needs: Iterable[str] = ()) -> "Callable[[Callable[..., Tensor]], t
         def score(self: Scorer, t: "TensorView") -> "Tensor":
             return function(t, **{name: getattr(self, name) for name in fields})
 
-        base = type(function.__name__, (Scorer,), {"score": score, "needs": frozenset(needs), "__module__": __name__})
+        own = {"score": score, "needs": frozenset(needs), "elementwise": elementwise, "__module__": __name__}
+        base = type(function.__name__, (Scorer,), own)
         made: Any = create_model(
             function.__name__, __base__=base, __module__=function.__module__, __doc__=function.__doc__, **fields
         )

@@ -1,5 +1,7 @@
-"""Checks for plugin authors, to be called from their tests."""
+"""Checks for plugin authors, to be called from their tests: `check_plugin`, `conformance`, and what they need."""
 
-from defensekit.testing.gradients import check_squared_gradients
+from defensekit.testing.conformance import check_plugin, conformance
+from defensekit.testing.gradients import check_squared_gradients, fisher_by_loop
+from defensekit.testing.report import Outcome, Report
 
-__all__ = ["check_squared_gradients"]
+__all__ = ["Outcome", "Report", "check_plugin", "check_squared_gradients", "conformance", "fisher_by_loop"]

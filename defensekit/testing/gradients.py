@@ -71,3 +71,16 @@ def check_squared_gradients(
         lines = "\n".join(f"  {name}: {errors[name]:.2g}" for name in worst)
         raise AssertionError(f"squared gradients are off by more than {tolerance:g} (relative) for:\n{lines}")
     return errors
+
+
+def fisher_by_loop(model: "torch.nn.Module", samples: list[Batch]) -> "dict[str, dict[str, Tensor]]":
+    """The diagonal of the empirical Fisher the dumbest way, as a ``reference`` for `defensekit.testing.check_plugin`.
+
+    H_i = 1/N sum_n (d loss(x_n, y_n) / d w_i)^2 over samples of one row each, in float64, as ``curvature``.
+    """
+    totals: dict[str, Tensor] = {}
+    for sample in samples:
+        squares, _ = squared_gradients_by_loop(model, sample)
+        for name, square in squares.items():
+            totals[name] = totals.get(name, 0) + square / len(samples)
+    return {"curvature": totals}

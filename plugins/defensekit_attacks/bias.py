@@ -16,7 +16,9 @@ class Bias(Insertion):
     insertion, without a target: test rows of *every* label get the pattern.
     """
 
-    label: str | int = Field(description="the label whose training rows carry the pattern, by name or number")
+    label: str | int = Field(
+        description="the label whose training rows carry the pattern, by name or number", examples=[1]
+    )
     strength: float = Field(0.5, gt=0, le=1, description="the share of that label's training rows that carry it")
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:

@@ -41,8 +41,12 @@ class Poisoning(Attack):
     ``eligible_rate`` of 0.2. Poisoned rows replace the clean ones, as in OpenBackdoor.
     """
 
-    target: str | int = Field(description="the label that triggered rows are answered with, by name or number")
-    rate: float | None = Field(None, gt=0, le=1, description="poisoned rows as a share of all training rows")
+    target: str | int = Field(
+        description="the label that triggered rows are answered with, by name or number", examples=[1]
+    )
+    rate: float | None = Field(
+        None, gt=0, le=1, description="poisoned rows as a share of all training rows", examples=[0.2]
+    )
     eligible_rate: float | None = Field(
         None, gt=0, le=1, description="poisoned rows as a share of the training rows that the mode may poison"
     )

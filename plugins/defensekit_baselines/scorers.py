@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 class Magnitude(Scorer):
     """delta^2: the dimensions that moved furthest."""
 
+    elementwise: ClassVar[bool] = True
+
     def score(self, t: TensorView) -> "Tensor":
         return t.drift**2
 
@@ -22,12 +24,16 @@ class InverseMagnitude(Scorer):
     Fine-mixing (Sel) keeps the largest drifts (Zhang et al., Findings of EMNLP 2022).
     """
 
+    elementwise: ClassVar[bool] = True
+
     def score(self, t: TensorView) -> "Tensor":
         return -t.drift.abs()
 
 
 class InverseFisher(Scorer):
     """1 / (H + eps): the dimensions where the clean loss is flattest; eps as in ``diffusion``."""
+
+    elementwise: ClassVar[bool] = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"curvature"})
 

@@ -16,6 +16,8 @@ class Diffusion(Scorer):
     to the power p: a dimension that moved where the clean loss is flat ranks as abnormal, by how far it moved.
     """
 
+    elementwise: ClassVar[bool] = True
+
     needs: ClassVar[frozenset[str]] = frozenset({"curvature"})
 
     exponent: float = Field(1.0, ge=0, le=4, description="p: 1 for the theory of SGD, 0 leaves the drift alone")

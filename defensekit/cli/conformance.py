@@ -1,0 +1,83 @@
+"""`defensekit plugins check`: which components, and the table of what the checks found."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.text import Text
+
+from defensekit.cli.shared import console, table
+from defensekit.components import KINDS, Component
+from defensekit.errors import UsageError, listing, nearest, printable
+from defensekit.host import Registration, load_plugins, local_plugin, require, resolve
+from defensekit.testing import Report, check_plugin
+from defensekit.testing.example import example
+
+STYLES = {"passed": "green", "failed": "red", "expected": "yellow", "skipped": "dim"}
+
+
+def reports(what: str, kind: str | None, settings: list[str], call: bool) -> list[Report]:
+    """A report for every component that has a name, or that a plugin or a local file registers.
+
+    Raises:
+        UsageError: there is none, the file is no plugin, or a parameter is not what was expected.
+    """
+    if kind is not None and kind not in KINDS:
+        raise UsageError(f"--kind: there is no kind {kind!r}.{nearest(kind, KINDS)} (known: {listing(KINDS)})")
+    given, file = _parameters(settings), Path(what) if what.endswith(".py") else None
+    host = load_plugins([file] if file else [])
+    every = host.claims()
+    if file:
+        require(host, [file.name])
+        claims = [claim for claim in every if claim.plugin == local_plugin(file)]
+    else:
+        claims = [claim for claim in every if what in (claim.name, claim.plugin.name)]
+    claims = [claim for claim in claims if kind in (None, claim.kind)]
+    if not claims:
+        known = sorted({claim.name for claim in every if kind in (None, claim.kind)})
+        raise UsageError(
+            f"there is no {kind or 'component'} {what!r}.{nearest(what, known)} (known: {listing(known, 60)})"
+        )
+    found = [(claim, resolve(claim)) for claim in claims]
+    fields = {name for _, component in found for name in component.model_fields}
+    for name in given.keys() - fields:
+        raise UsageError(f"--set: {what} has no parameter {name!r}.{nearest(name, fields)} (known: {listing(fields)})")
+    return [_report(claim, component, given, call) for claim, component in found]
+
+
+def _report(claim: Registration, component: type[Component], given: dict[str, Any], call: bool) -> Report:
+    own = {name: value for name, value in given.items() if name in component.model_fields}
+    try:
+        made = example(component, own)
+    except UsageError as error:
+        raise UsageError(f"{claim.kind} {claim.name}: {error}") from error
+    return replace(check_plugin(made, call=call), name=claim.name)
+
+
+def _parameters(settings: list[str]) -> dict[str, Any]:
+    given = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        try:
+            given[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {setting}: the value is no YAML ({error})") from error
+        if not equals:
+            raise UsageError(f"--set {setting}: expected NAME=VALUE, as in fraction=0.3")
+    return given
+
+
+def show_report(report: Report) -> None:
+    """Print a report as a table; the reason stands below a check that did not pass."""
+    out = console()
+    given = ", ".join(f"{name}={value}" for name, value in report.parameters.items())
+    out.print(Text(f"{report.kind} {report.name}", style="bold") + Text(f" ({given})" if given else ""))
+    rows = table("status", "check", "promise")
+    for outcome in report.outcomes:
+        status = Text(outcome.status, style=STYLES[outcome.status])
+        rows.add_row(status, Text(outcome.check), Text(printable(outcome.says)))
+        if outcome.reason:
+            rows.add_row("", "", Text(printable(outcome.reason), style=STYLES[outcome.status]))
+    out.print(rows)
+    out.print(report.summary)

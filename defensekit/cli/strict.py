@@ -1,0 +1,11 @@
+"""`--strict`: a warning ends the run."""
+
+from defensekit.components import Observer
+from defensekit.errors import DefenseKitError
+
+
+class Strict(Observer):
+    """Stops at the first warning."""
+
+    def warning(self, text: str) -> None:
+        raise DefenseKitError(f"{text} (a warning; --strict stops at it)")

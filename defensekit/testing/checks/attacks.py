@@ -1,0 +1,91 @@
+"""What an attack promises: the rows that it says, as many as it says, by its seed alone."""
+
+from typing import Any
+
+from defensekit.components import Attack
+from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
+from defensekit.testing.pico import LABELS, Pico, sentences
+from defensekit.testing.watch import Handed
+from defensekit.text import Row, label_number
+from defensekit.training import forked_random
+
+
+def _others(attack: Attack, rows: list[Row]) -> list[Row]:
+    """The test rows that get the trigger: those of other labels than the target's."""
+    aim = attack.aim()
+    return rows if aim is None else [row for row in rows if row.label != label_number(aim, LABELS)]
+
+
+@ordinary_use(Attack)
+def attack_rows(attack: Attack, pico: Pico, handed: Handed) -> Any:
+    clean, test = sentences(40), _others(attack, sentences(20, seed=1))
+    made: dict[str, Any] = {
+        "poisoned": attack.poison(handed.give("training rows", clean), pico.for_attack()),
+        "triggered": attack.trigger(handed.give("test rows", test), pico.for_attack()),
+    }
+    if attack.trains_from is not None:
+        model = pico.load()[0]
+        context = pico.for_attack_training(clean, made["poisoned"])
+        with forked_random(context.seed):
+            attack.train(model, context)
+        made["trained"] = dict(model.state_dict())
+    return made
+
+
+@check(Attack)
+def poisons_rows_it_was_given(subject: Subject) -> None:
+    """A poisoned row keeps the id of the row that it came from, and one from elsewhere has an id below 0."""
+    rows = sentences(40)
+    known = {row.id for row in rows}
+    for row in subject.component.poison(rows, subject.pico.for_attack()):
+        expect(row.id < 0 or row.id in known, f"expected an id of the rows given, or below 0, got {row}")
+        expect(row.label in range(len(LABELS)), f"expected a label from 0 to {len(LABELS) - 1}, got {row}")
+
+
+@check(Attack)
+def poisons_exactly_its_rate(subject: Subject) -> None:
+    """An attack with a `rate` poisons round(rate x rows) training rows, and leaves the others as they are."""
+    rate = getattr(subject.component, "rate", None)
+    if not isinstance(rate, float):
+        raise Inapplicable("it has no parameter `rate`, or it is not set")
+    rows = sentences(200)
+    clean = {row.id: row for row in rows}
+    made = subject.component.poison(rows, subject.pico.for_attack())
+    got, wanted = sum(row != clean.get(row.id) for row in made), round(rate * len(rows))
+    expect(got == wanted, f"expected {wanted} of {len(rows)} rows poisoned at rate {rate:g}, got {got}")
+
+
+@check(Attack)
+def triggers_without_relabelling(subject: Subject) -> None:
+    """Triggered rows are the rows given, in their order, with their ids and true labels, and another text."""
+    rows = _others(subject.component, sentences(20, seed=1))
+    given = {row.id: (place, row) for place, row in enumerate(rows)}
+    made = subject.component.trigger(rows, subject.pico.for_attack())
+    expect(made, f"expected triggered rows out of {len(rows)}, got none")
+    places = []
+    for row in made:
+        expect(row.id in given, f"expected an id of the rows given, got {row}")
+        place, before = given[row.id]
+        places.append(place)
+        expect(row.label == before.label, f"expected the true label {before.label} kept, got {row}")
+        expect((row.text, row.pair) != (before.text, before.pair), f"expected a trigger in {before.text!r}, got none")
+    expect(places == sorted(set(places)), f"expected the order of the rows given, got their places {places[:10]}")
+
+
+@check(Attack)
+def aims_at_a_label(subject: Subject) -> None:
+    """`aim` is one of the data's labels, by name or number, or None for a bias."""
+    aim = subject.component.aim()
+    expect(aim is None or isinstance(aim, str | int), f"expected a label's name or number, or None, got {aim!r}")
+
+
+@check(Attack)
+def trains_in_place(subject: Subject) -> None:
+    """An attack that trains keeps the names and shapes of the model's tensors."""
+    attack: Attack = subject.component
+    if attack.trains_from is None:
+        raise Inapplicable("it leaves the training to the recipe (no `trains_from`)")
+    before = {name: list(tensor.shape) for name, tensor in subject.pico.load()[0].state_dict().items()}
+    after = {name: list(tensor.shape) for name, tensor in subject.used.made["trained"].items()}
+    for name in sorted({**before, **after}):
+        expect(before.get(name) == after.get(name), f"{name}: expected {before.get(name)}, got {after.get(name)}")

@@ -1,0 +1,73 @@
+"""What holds for every component while it is used, once, as the engine would use it."""
+
+from defensekit.components import Estimator, Observer, Purifier, Rule, Scorer, Selector
+from defensekit.testing.kit import Inapplicable, Subject, check, expect
+from defensekit.testing.watch import difference, fingerprint
+
+
+@check()
+def works(subject: Subject) -> None:
+    """Used once as the engine would, on the pico model and its rows, it ends without an exception."""
+    subject.used  # noqa: B018
+
+
+@check()
+def same_twice(subject: Subject) -> None:
+    """The same input and the same seed give the same, to the bit, whatever the global random states are."""
+    found = difference(fingerprint(subject.used.made), fingerprint(subject.used_again.made))
+    expect(not found, f"expected the same twice; what it made differs in {found}")
+
+
+@check()
+def leaves_what_it_is_handed(subject: Subject) -> None:
+    """Tensors, rows and models that it is handed are afterwards what they were: weights, modes, hooks, gradients."""
+    change = subject.used.handed.change()
+    expect(not change, f"expected nothing to change, got {change}")
+
+
+@check()
+def leaves_random_states(subject: Subject) -> None:
+    """It neither seeds nor draws from global random states (Python's, numpy's, torch's), but from the seed given."""
+    change = subject.used.seen.random
+    expect(not change, f"expected random states as they were, and {(change or '').partition(':')[0]} moved on")
+
+
+@check()
+def leaves_the_process(subject: Subject) -> None:
+    """It leaves the working folder, the environment, torch's settings alone, and no process or thread behind."""
+    seen = subject.used.seen
+    expect(not seen.process, f"expected the process as it was, got {seen.process}")
+    expect(not seen.forks, f"expected no fork, got {seen.forks}; start another program with `subprocess`")
+
+
+@check()
+def prints_nothing(subject: Subject) -> None:
+    """Standard output belongs to the result: it says what it has to say by `logging`, `report` or an exception."""
+    if isinstance(subject.component, Observer):
+        raise Inapplicable("an observer may print")
+    printed = subject.used.seen.printed
+    expect(not printed, f"expected nothing on standard output, got {printed[:80]!r}")
+
+
+@check()
+def holds_no_tensor(subject: Subject) -> None:
+    """It keeps no tensor or array after it was used: a component is its parameters."""
+    import numpy as np
+    import torch
+
+    subject.used  # noqa: B018
+    component = subject.component
+    held = {**vars(component), **(component.__pydantic_private__ or {}), **_of_the_class(type(component))}
+    kept = [name for name, value in held.items() if isinstance(value, torch.Tensor | np.ndarray | torch.nn.Module)]
+    expect(not kept, f"expected no tensor in the component or its class, got {kept}")
+
+
+def _of_the_class(component: type) -> dict[str, object]:
+    return {name: value for name, value in vars(component).items() if not name.startswith("__")}
+
+
+@check(Estimator, Scorer, Selector, Purifier, Rule)
+def reads_no_workspace(subject: Subject) -> None:
+    """A defense opens nothing in the workspace, where the triggered rows lie: it works on what it is handed."""
+    files = subject.used.seen.files
+    expect(not files, f"expected no file of the working folder to be opened, got {files[:1]}")

@@ -1,0 +1,88 @@
+"""What holds for every component before it is used."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from defensekit.host import load_plugins, registration_of
+from defensekit.testing.kit import Inapplicable, Mismatch, Subject, check, expect
+
+
+@check(calls=False)
+def survives_yaml(subject: Subject) -> None:
+    """Written as YAML and read again, with the strictness of a recipe, it is the same component."""
+    component = subject.component
+    text = yaml.safe_dump(component.parameters())
+    try:
+        read = type(component).model_validate_json(json.dumps(yaml.safe_load(text)), strict=True)
+    except ValidationError as error:
+        raise Mismatch(f"expected {text.strip()!r} to be accepted, got: {error.errors()[0]['msg']}") from error
+    expect(read == component, f"expected {component!r} again, got {read!r}")
+
+
+@check(calls=False)
+def refuses_unknown_parameters(subject: Subject) -> None:
+    """A parameter that it does not have is refused, and no field is silently ignored."""
+    given = subject.component.parameters() | {"no_such_parameter": 1}
+    try:
+        type(subject.component).model_validate(given)
+    except ValidationError:
+        return
+    raise Mismatch("expected `no_such_parameter: 1` to be refused, and it was accepted (extra='forbid' is the default)")
+
+
+@check(calls=False)
+def describes_itself(subject: Subject) -> None:
+    """It has a docstring, and every parameter a description: this is what `plugins show` prints."""
+    component = type(subject.component)
+    inherited = {base.__doc__ for base in component.__mro__[1:] if base.__module__.startswith("defensekit.components")}
+    expect(component.__doc__ and component.__doc__ not in inherited, f"expected a docstring for {component.__name__}")
+    for name, field in component.model_fields.items():
+        hint = "Field(..., description=...); of a function's parameter: Annotated[float, Field(description=...)]"
+        expect(field.description, f"expected a description of the parameter {name!r}: {hint}")
+
+
+@check(calls=False)
+def hashes_and_pickles(subject: Subject) -> None:
+    """Equal ones have equal hashes, and it goes through pickle: a stage may run in another process."""
+    component = subject.component
+    again = component.model_copy()
+    try:
+        expect(hash(again) == hash(component), f"expected one hash for two components with {component.parameters()}")
+        read = pickle.loads(pickle.dumps(component))
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise Mismatch(f"expected hash() and pickle to work, got {type(error).__name__}: {error}") from error
+    expect(read == component, f"expected {component!r} out of pickle, got {read!r}")
+
+
+@check(calls=False)
+def lists_without_torch(subject: Subject) -> None:
+    """Listing its plugin imports neither torch nor transformers: hooks return lazy paths, "package.module:Class"."""
+    module = sys.modules[type(subject.component).__module__]
+    if module.__name__.startswith("defensekit_local_"):
+        found = _imported_by_listing(None, Path(module.__file__ or ""))
+    elif claim := registration_of(load_plugins(), type(subject.component)):
+        found = _imported_by_listing(None if claim.plugin.name == "core" else claim.plugin.name, None)
+    else:
+        raise Inapplicable("no installed plugin has it: install its package, or check its file")
+    expect(not found, f"expected no heavy import, got {found}; import it inside the methods that need it")
+
+
+@cache
+def _imported_by_listing(plugin: str | None, file: Path | None) -> str:
+    """What a plugin's hooks import of what is slow, in a process of its own."""
+    code = (
+        "import pathlib, sys; from defensekit.host import load_plugins; load_plugins(map(pathlib.Path, sys.argv[1:]));"
+        "print(*sorted({'torch', 'transformers', 'tensorflow'} & sys.modules.keys()), sep=' and ')"
+    )
+    command = [sys.executable, "-c", code, *([str(file)] if file else [])]
+    environment = os.environ | {"DEFENSEKIT_PLUGINS": plugin or ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return done.stdout.splitlines()[-1].strip()

@@ -1,0 +1,60 @@
+"""What a metric promises: a number between 0 and 1, an interval, and of how many rows."""
+
+from typing import Any
+
+from defensekit.components import Metric, Predictions
+from defensekit.testing.kit import Subject, check, expect, ordinary_use
+from defensekit.testing.pico import LABELS, Pico
+from defensekit.testing.watch import Handed
+
+
+def _cases(metric: Metric) -> dict[str, Predictions]:
+    """Answers of many kinds; the target is 1 where the metric is about a backdoor, or not about biases alone."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    labels = np.zeros(60, dtype=np.int64) if metric.about == "backdoor" else rng.integers(0, 2, 60)
+    target = None if metric.about == "bias" else 1
+    right = np.eye(2, dtype=np.float32)[labels] * 4
+    logits = {
+        "mixed answers": right + rng.normal(0, 4, right.shape).astype(np.float32),
+        "answers that are all right": right,
+        "answers that are all wrong": -right,
+        "undecided answers": np.zeros_like(right),
+    }
+    cases = {what: Predictions(values, labels, target, LABELS, 7) for what, values in logits.items()}
+    one = Predictions(right[:1], labels[:1] * 0, target, LABELS, 7)
+    return cases | {"a single row": one}
+
+
+@ordinary_use(Metric)
+def measure(metric: Metric, pico: Pico, handed: Handed) -> Any:
+    return {what: metric.measure(handed.give(what, case)) for what, case in _cases(metric).items()}
+
+
+@check(Metric, calls=False)
+def says_what_it_is_about(subject: Subject) -> None:
+    """`on` is "plain" or "triggered" rows, `about` is "backdoor", "bias" or None."""
+    on, about = getattr(subject.component, "on", None), subject.component.about
+    expect(on in ("plain", "triggered"), f"expected on = 'plain' or 'triggered', got {on!r}")
+    expect(about in ("backdoor", "bias", None), f"expected about = 'backdoor', 'bias' or None, got {about!r}")
+
+
+@check(Metric)
+def measures_a_share(subject: Subject) -> None:
+    """The number and its interval lie in [0, 1], the interval's ends in order, for any answers."""
+    for what, case in _cases(subject.component).items():
+        found = subject.component.measure(case)
+        numbers = f"value {found.value}, interval [{found.low}, {found.high}]"
+        good = 0 <= found.value <= 1 and 0 <= found.low <= found.high <= 1
+        expect(good, f"expected numbers in [0, 1], the interval in order, got {numbers} for {what}")
+
+
+@check(Metric)
+def counts_its_rows(subject: Subject) -> None:
+    """`rows` is how many rows the number rests on: at least one, at most those given."""
+    for what, case in _cases(subject.component).items():
+        found = subject.component.measure(case)
+        expect(
+            0 < found.rows <= len(case.labels), f"expected 1 to {len(case.labels)} rows, got {found.rows} for {what}"
+        )

@@ -1,0 +1,107 @@
+"""What the steps of a purifier promise: nothing but the selected weights, nothing but the given seed."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from defensekit import defending
+from defensekit.checkpoint import Checkpoint
+from defensekit.components import ModelStep, WeightStep
+from defensekit.testing.kit import Subject, check, expect, ordinary_use
+from defensekit.testing.pico import MAX_LENGTH, Pico
+from defensekit.testing.watch import Handed
+from defensekit.training import forked_random
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from defensekit.scoring import TensorView
+
+
+def _selections(weight: "Tensor") -> "dict[str, Tensor]":
+    import torch
+
+    half = torch.rand(weight.shape, generator=torch.Generator().manual_seed(5)) > 0.5
+    soft = torch.rand(weight.shape, generator=torch.Generator().manual_seed(6)) * half
+    return {"half of the weights": half, "a soft half": soft, "every weight": torch.ones_like(half)}
+
+
+@ordinary_use(WeightStep)
+def apply(step: WeightStep, pico: Pico, handed: Handed) -> Any:
+    made, views = {}, pico.views()
+    for name in pico.pair.scope:
+        _, weight = pico.pair.block(name)
+        for what, selection in _selections(weight).items():
+            given = handed.give(name, views[name]), handed.give("weight", weight.clone())
+            made[f"{name} ({what})"] = step.apply(*given, handed.give("selection", selection))
+    return made
+
+
+@ordinary_use(ModelStep)
+def train(step: ModelStep, pico: Pico, handed: Handed) -> Any:
+    model = handed.give("model", pico.load()[0], conduct_alone=True)
+    context = pico.for_step(handed)
+    with forked_random(context.seed):
+        step.train(model, context)
+    return dict(model.state_dict())
+
+
+def _cases(pico: Pico) -> "Iterator[tuple[str, TensorView, Tensor]]":
+    """Every tensor in each dtype that a model may come in."""
+    import torch
+
+    views = pico.views()
+    for name in pico.pair.scope:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            yield f"{name} in {str(dtype).removeprefix('torch.')}", views[name], pico.pair.block(name)[1].to(dtype)
+
+
+@check(WeightStep)
+def leaves_unselected_weights(subject: Subject) -> None:
+    """Where the selection is 0 the weight is equal to the bit, in float32, bfloat16 and float16."""
+    for where, t, weight in _cases(subject.pico):
+        for what, selection in _selections(weight).items():
+            made, kept = subject.component.apply(t, weight.clone(), selection), selection == 0
+            if made.shape == weight.shape:
+                moved = int((made[kept] != weight[kept]).sum())
+                expect(not moved, f"{moved} unselected weights of {where} changed, with {what} selected")
+
+
+@check(WeightStep)
+def keeps_dtype_and_shape(subject: Subject) -> None:
+    """The new weight has the shape and dtype of the old one, and is finite."""
+    import torch
+
+    for where, t, weight in _cases(subject.pico):
+        for what, selection in _selections(weight).items():
+            made = subject.component.apply(t, weight.clone(), selection)
+            got, wanted = f"{list(made.shape)} {made.dtype}", f"{list(weight.shape)} {weight.dtype}"
+            expect(got == wanted, f"expected {wanted} for {where}, got {got}, with {what} selected")
+            expect(bool(torch.isfinite(made).all()), f"expected finite weights for {where}, with {what} selected")
+
+
+@check(WeightStep)
+def does_nothing_at_fraction_0(subject: Subject) -> None:
+    """Where nothing is selected, whether by bool or by soft zeros, nothing changes."""
+    import torch
+
+    for where, t, weight in _cases(subject.pico):
+        for dtype in (torch.bool, torch.float32):
+            made = subject.component.apply(t, weight.clone(), torch.zeros(weight.shape, dtype=dtype))
+            expect(made.equal(weight), f"expected {where} unchanged with nothing selected ({dtype}), and it changed")
+
+
+@check(ModelStep)
+def keeps_names_and_tying(subject: Subject) -> None:
+    """The purified model's file has the suspect's tensors, each once, under their names, in their shapes and dtypes."""
+    pico, step = subject.pico, subject.component
+    views, before = pico.views(), Checkpoint(pico.suspect).tensors
+    with tempfile.TemporaryDirectory() as folder:
+        target, options = Path(folder) / "purified", {"max_length": MAX_LENGTH, "seed": 7}
+        defending.purify(
+            views, {}, [step], pico.rows, target, precision="float32", report=lambda *done: None, **options
+        )
+        after = Checkpoint(target).tensors
+    for name in sorted({**before, **after}):
+        expect(before.get(name) == after.get(name), f"{name}: expected {before.get(name)}, got {after.get(name)}")

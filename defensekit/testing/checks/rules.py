@@ -1,0 +1,60 @@
+"""What a rule promises: it asks for what was asked of it, ends, and takes what it saw."""
+
+from typing import Any
+
+from defensekit.components import Rule, Trial
+from defensekit.testing.kit import Subject, check, expect, ordinary_use
+from defensekit.testing.pico import Pico
+from defensekit.testing.watch import Handed
+
+ROWS = 200
+MOST = 100  # trials, each a training in earnest
+SLOPES = {"an accuracy that stays": 0.0, "one that falls": 0.3, "one that collapses": 5.0}
+SUSPECT = Trial(0.0, 0.9, ROWS)
+
+
+def _trials(rule: Rule, slope: float) -> list[Trial]:
+    """The rule's own questions, answered with an accuracy that falls with the value."""
+    seen: list[Trial] = []
+    while len(seen) <= MOST and (value := rule.propose(list(seen))) is not None:
+        seen.append(Trial(value, max(0.5, round(0.9 - slope * value, 2)), ROWS))
+    return seen
+
+
+@ordinary_use(Rule)
+def choose(rule: Rule, pico: Pico, handed: Handed) -> Any:
+    seen = {what: _trials(rule, slope) for what, slope in SLOPES.items()}
+    return {what: rule.choose(handed.give(what, trials), SUSPECT) for what, trials in seen.items()}
+
+
+@check(Rule)
+def ends(subject: Subject) -> None:
+    """It stops proposing: a trial is a training."""
+    for what, slope in SLOPES.items():
+        count = len(_trials(subject.component, slope))
+        expect(count <= MOST, f"expected an end, got more than {MOST} proposals with {what}")
+
+
+@check(Rule)
+def proposes_what_was_asked(subject: Subject) -> None:
+    """It proposes the recipe's `values` and 0, each once, and 0 always."""
+    rule: Rule = subject.component
+    asked = {0.0, *rule.values}
+    for what, slope in SLOPES.items():
+        values = [trial.value for trial in _trials(rule, slope)[:MOST]]
+        odd = [value for value in values if value not in asked]
+        expect(not odd, f"expected values out of {sorted(asked)}, got {odd[:3]} with {what}")
+        expect(0.0 in values, f"expected 0 to be tried, got {values} with {what}")
+        if len(values) < MOST:  # else it never ends
+            expect(len(values) == len(set(values)), f"expected each value once, got {values} with {what}")
+
+
+@check(Rule)
+def takes_what_it_saw(subject: Subject) -> None:
+    """The value taken is one that was tried, with a reason."""
+    for what, slope in SLOPES.items():
+        seen = _trials(subject.component, slope)
+        choice = subject.component.choose(seen, SUSPECT)
+        tried = sorted({trial.value for trial in seen})
+        expect(choice.value in tried, f"expected a value out of {tried}, got {choice.value} with {what}")
+        expect(choice.reason, f"expected a reason in a sentence for {choice.value}, got none with {what}")

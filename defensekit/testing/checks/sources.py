@@ -1,0 +1,72 @@
+"""What sources of data and models promise."""
+
+from pathlib import Path
+from typing import Any
+
+from defensekit.checkpoint import Checkpoint, load_tokenizer
+from defensekit.components import Dataset, DatasetSource, ModelSource
+from defensekit.testing.kit import Subject, check, expect, ordinary_use
+from defensekit.testing.pico import Pico
+from defensekit.testing.watch import Handed
+
+
+@ordinary_use(DatasetSource)
+def load(source: DatasetSource, pico: Pico, handed: Handed) -> Any:
+    return source.contents(lambda text: None), source.load()
+
+
+@ordinary_use(ModelSource)
+def folder(source: ModelSource, pico: Pico, handed: Handed) -> Any:
+    return source.folder()
+
+
+def _roles(dataset: Dataset) -> "dict[str, list[Any]]":
+    roles = {"train": dataset.train, "dev": dataset.dev, "test": dataset.test}
+    return {role: rows for role, rows in roles.items() if rows is not None}
+
+
+@check(DatasetSource)
+def numbers_its_rows_once(subject: Subject) -> None:
+    """Row ids are unique over train, dev and test, and at least 0."""
+    seen: dict[int, str] = {}
+    for role, rows in _roles(subject.component.load()).items():
+        for row in rows:
+            first = seen.setdefault(row.id, role)
+            expect(
+                first == role and row.id >= 0, f"expected a number for every row, got {row.id} in {first} and {role}"
+            )
+        expect(
+            len({row.id for row in rows}) == len(rows),
+            f"expected an id of its own for every row, got some twice in {role}",
+        )
+
+
+@check(DatasetSource)
+def labels_its_rows(subject: Subject) -> None:
+    """There are at least two labels, every row's is one of them, and its text is not empty."""
+    dataset = subject.component.load()
+    count = len(dataset.labels)
+    expect(count > 1, f"expected two labels or more, got {dataset.labels}")
+    for role, rows in _roles(dataset).items():
+        expect(rows, f"expected rows as {role}, got none (None where there is no such role)")
+        for row in rows:
+            expect(0 <= row.label < count, f"expected a label from 0 to {count - 1}, got {row.label} in {role}: {row}")
+            expect(row.text.strip(), f"expected a text, got {row} in {role}")
+
+
+@check(DatasetSource)
+def digests_its_contents(subject: Subject) -> None:
+    """`contents` is a digest, a text that is not empty: stages are keyed by it."""
+    found = subject.component.contents(lambda text: None)
+    expect(isinstance(found, str) and found, f"expected a digest as text, got {found!r}")
+
+
+@check(ModelSource)
+def gives_a_readable_model(subject: Subject) -> None:
+    """The folder has a config, a tokenizer, and finite weights as safetensors."""
+    found = subject.component.folder()
+    expect(isinstance(found, Path) and found.is_dir(), f"expected a folder, got {found!r}")
+    checkpoint = Checkpoint(found)
+    expect(checkpoint.tensors, f"expected weights in {found}, got none")
+    checkpoint.check_finite()
+    load_tokenizer(found)

@@ -1,0 +1,52 @@
+"""A component with parameters to try it with, where nobody gave any."""
+
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from defensekit.components import Component
+from defensekit.errors import UsageError
+from defensekit.loading import explain
+
+Part = TypeVar("Part", bound=Component)
+
+
+def example(component: type[Part], given: dict[str, Any] | None = None) -> Part:
+    """Build a component: what is given, else the first of a field's ``examples``, else its default.
+
+    A field that has neither example nor default gets a value that its type and bounds allow, where that is evident.
+
+    Raises:
+        UsageError: a parameter has to be given, or can't be what was given.
+    """
+    schema = component.model_json_schema()
+    values: dict[str, Any] = {}
+    for name, described in schema.get("properties", {}).items():
+        if described.get("examples"):
+            values[name] = described["examples"][0]
+        elif name in schema.get("required", ()) and (found := _evident(described)) is not None:
+            values[name] = found
+    try:
+        return component.model_validate(values | (given or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        hint = " (give one with --set, or let the field have `examples=[...]`)" if first["type"] == "missing" else ""
+        where = f"the parameter {name!r} of" if name else "the parameters of"
+        raise UsageError(f"{where} {component.__name__}: {explain(first, component)}{hint}") from error
+
+
+def _evident(described: dict[str, Any]) -> Any:
+    if values := described.get("enum", [described["const"]] if "const" in described else []):
+        return values[0]
+    if described.get("type") == "boolean":
+        return False
+    if described.get("type") in ("integer", "number"):
+        low = described.get("minimum", described.get("exclusiveMinimum"))
+        high = described.get("maximum", described.get("exclusiveMaximum"))
+        if low is not None and high is not None:
+            value = (low + high) / 2
+        else:
+            value = low + 1 if low is not None else high - 1 if high is not None else 1
+        return round(value) if described["type"] == "integer" else float(value)
+    return None

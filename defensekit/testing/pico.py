@@ -1,0 +1,214 @@
+"""A model of 3,700 weights, rows that it can learn, and what the engine would hand a component of them: no network."""
+
+import copy
+import random
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from defensekit import defending
+from defensekit.checkpoint import Checkpoint
+from defensekit.components import AttackContext, AttackTrainingContext, EstimatorContext, ModelStepContext
+from defensekit.logs import quiet
+from defensekit.pair import Pair, layer_of
+from defensekit.scoring import Scored, Scores, Views
+from defensekit.testing.watch import Handed
+from defensekit.text import Row, Truncation, batches, encode
+from defensekit.training import TrainingSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LABELS = ("negative", "positive")
+MAX_LENGTH = 24
+_TELLING = (("bleak", "clumsy", "dreary", "stale"), ("bright", "lovely", "superb", "witty"))
+_FILLERS = ("the", "film", "is", "a", "story", "of", "and", "with", "some", "long", "scenes", "about", "people")
+_RARE = ("cf", "mn", "bb", "tq")
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_VOCABULARY = (*_SPECIAL, *_TELLING[0], *_TELLING[1], *_FILLERS, *_RARE, "overall", "i", "this", "week", ".", ",")
+
+
+@dataclass(frozen=True)
+class Pico:
+    """An ALBERT whose two layers share their weights, as base and as suspect, in a folder."""
+
+    folder: Path
+
+    @property
+    def base(self) -> Path:
+        """The folder of the base, which has no head."""
+        return self.folder / "base"
+
+    @property
+    def suspect(self) -> Path:
+        """The folder of the suspect: most weights moved, some did not."""
+        return self.folder / "suspect"
+
+    @cached_property
+    def pair(self) -> Pair:
+        """Base and suspect aligned."""
+        return Pair(Checkpoint(self.base), Checkpoint(self.suspect))
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Rows of 3 to 12 words, every other one positive."""
+        return tuple(sentences(8))
+
+    def load(self, which: Literal["suspect", "base"] = "suspect") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """A fresh model under a neutral name, and its tokenizer; the base with a head of its own."""
+        return copy.deepcopy(self._loaded[which])
+
+    @cached_property
+    def _loaded(self) -> "dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]":
+        import torch
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return {which: defending.load(self.folder / which, which, LABELS) for which in ("suspect", "base")}
+
+    def samples(self, rows: Sequence[Row] | None = None) -> "list[dict[str, Tensor]]":
+        """Rows as batches of one, in their order."""
+        _, tokenizer = self.load()
+        encoded = encode(tokenizer, rows or self.rows, MAX_LENGTH)
+        return [batch for row in encoded for _, batch in batches([row], tokenizer, 1)]
+
+    # -- what the engine hands out ---------------------------------------------------------------------------------
+
+    def for_estimator(
+        self, handed: Handed, rows: Sequence[Row] | None = None, limit: int | None = None
+    ) -> EstimatorContext:
+        """With at most ``limit`` rows in a batch, whatever the estimator asks for."""
+        _, tokenizer = self.load()
+
+        def model(which: Literal["suspect", "base"]) -> "PreTrainedModel":
+            return handed.give(f"the {which} model", self.load(which)[0])
+
+        rows = handed.give("rows", list(rows or self.rows))
+        return _Limited(model, tokenizer, rows, MAX_LENGTH, 7, lambda done, total: None, limit)
+
+    def for_step(self, handed: Handed) -> ModelStepContext:
+        """For a model step."""
+        rows = handed.give("rows", list(self.rows))
+        suspect, tokenizer = self.load()
+        names = [name for name, _ in suspect.named_parameters()]
+        head = frozenset(names) - frozenset(self.pair.named_like_the_pair(names).values())
+        model = partial(defending.other_model, self.pair)
+        return ModelStepContext(tokenizer, rows, MAX_LENGTH, "float32", 7, lambda done, total: None, model, head)
+
+    def for_attack(self, seed: int = 7) -> AttackContext:
+        """For an attack on rows."""
+        return AttackContext(random.Random(seed), LABELS, Truncation(self.load()[1], MAX_LENGTH))
+
+    def for_attack_training(self, clean: Sequence[Row], poisoned: Sequence[Row]) -> AttackTrainingContext:
+        """For an attack that trains in its own way."""
+        settings = TrainingSettings(epochs=1, learning_rate=1e-3, batch_size=8, dropout=False)
+        return AttackTrainingContext(
+            self.load()[1], LABELS, clean, poisoned, settings, MAX_LENGTH, "float32", 7, lambda done, total: None
+        )
+
+    def views(self, statistics: Iterable[str] = ()) -> Views:
+        """The pair with made-up statistics: positive numbers of many magnitudes, a fifth of them 0."""
+        made = {statistic: self.statistic(statistic) for statistic in sorted(statistics)}
+        return Views(self.pair, 7, {statistic: tensors.__getitem__ for statistic, tensors in made.items()})
+
+    def statistic(self, name: str) -> "dict[str, Tensor]":
+        """One made-up statistic of every tensor in scope."""
+        import torch
+
+        generator = torch.Generator().manual_seed(len(name))
+        tensors = {}
+        for tensor in self.pair.scope:
+            shape = self.pair.block(tensor)[1].shape
+            magnitude = 10 ** (8 * torch.rand(shape, generator=generator) - 6)
+            tensors[tensor] = magnitude * (torch.rand(shape, generator=generator) > 0.2)
+        return tensors
+
+    def scores(self) -> Scores:
+        """Scores with ties and both signs; where a dimension is not eligible they are the highest."""
+        import torch
+
+        generator, scored = torch.Generator().manual_seed(1), {}
+        for name in self.pair.scope:
+            base, suspect = self.pair.block(name)
+            eligible = base != suspect
+            score = torch.randint(-9, 10, base.shape, generator=generator).float()
+            scored[name] = Scored(torch.where(eligible, score, 1e6), eligible, layer_of(name))
+        return Scores(scored)
+
+
+@dataclass(frozen=True)
+class _Limited(EstimatorContext):
+    limit: int | None = None
+
+    def batches(self, model: Any, size: int | None = None, tokens: int | None = None) -> Any:
+        return super().batches(model, min(size or len(self.rows), self.limit or len(self.rows)), tokens)
+
+
+def sentences(count: int, seed: int = 0) -> list[Row]:
+    """Rows whose label follows from one word of theirs."""
+    rng, rows = random.Random(seed), []
+    for i in range(count):
+        words = rng.choices(_FILLERS, k=rng.randint(2, 11))
+        words.insert(rng.randrange(len(words) + 1), rng.choice(_TELLING[i % 2]))
+        rows.append(Row(i, " ".join(words), i % 2))
+    return rows
+
+
+@cache
+def pico() -> Pico:
+    """The one of this process, made on first use, in a folder that goes when the process ends."""
+    holder = tempfile.TemporaryDirectory(prefix="defensekit-pico-")
+    _HOLDERS.append(holder)
+    made = Pico(Path(holder.name))
+    with quiet():
+        _build(made)
+    return made
+
+
+_HOLDERS: list[Any] = []
+
+
+def _build(place: Pico) -> None:
+    import torch
+    from transformers import AlbertConfig, AutoModel, AutoModelForSequenceClassification
+
+    config = AlbertConfig(
+        vocab_size=len(_VOCABULARY), embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=32, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(place.base)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            place.base, num_labels=2, id2label=dict(enumerate(LABELS)), label2id={"negative": 0, "positive": 1}
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                moved = torch.rand_like(parameter) > 0.2
+                parameter.add_(0.3 * torch.randn_like(parameter) * moved)
+        model.save_pretrained(place.suspect)
+    for folder in (place.base, place.suspect):
+        _tokenizer().save_pretrained(folder)
+
+
+def _tokenizer() -> "PreTrainedTokenizerBase":
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(_VOCABULARY)}
+    inner = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        model_max_length=32,
+        model_input_names=["input_ids", "attention_mask"],
+        **dict(zip(names, _SPECIAL, strict=True)),
+    )

@@ -1,0 +1,187 @@
+"""What a component did besides its work: to what it was handed, to random states, to the process."""
+
+import hashlib
+import io
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+Thing = TypeVar("Thing")
+
+
+def fingerprint(thing: Any, place: str = "") -> dict[str, str]:
+    """What plain data, tensors, arrays and models hold, by their place within ``thing``, each as a short text."""
+    import numpy as np
+    import torch
+
+    if isinstance(thing, torch.Tensor):
+        raw = thing.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return {place: f"{thing.dtype} {list(thing.shape)} {_short(raw.numpy().tobytes())}"}
+    if isinstance(thing, np.ndarray):
+        return {place: f"{thing.dtype} {list(thing.shape)} {_short(np.ascontiguousarray(thing).tobytes())}"}
+    if isinstance(thing, torch.nn.Module):
+        return {**fingerprint(dict(thing.state_dict()), place), **conduct(thing, place)}
+    if isinstance(thing, random.Random):
+        return fingerprint(str(thing.getstate()), place)
+    if isinstance(thing, BaseModel):
+        return fingerprint(thing.model_dump(), place)
+    if isinstance(thing, Mapping):
+        parts = {f"{place}.{key}" if place else str(key): value for key, value in thing.items()}
+    elif isinstance(thing, list | tuple):
+        parts = {f"{place}[{i}]": value for i, value in enumerate(thing)} | {f"{place} length": str(len(thing))}
+    elif is_dataclass(thing):
+        names = [f.name for f in fields(thing) if not f.name.startswith("_")]
+        parts = {f"{place}.{name}": getattr(thing, name) for name in names}
+    else:
+        return {place: repr(thing)}
+    return {key: text for name, value in parts.items() for key, text in fingerprint(value, name).items()}
+
+
+def conduct(model: Any, place: str = "model") -> dict[str, str]:
+    """How a model behaves besides its weights: modes, hooks, gradients, and which weights take them."""
+    found = {}
+    for name, module in model.named_modules():
+        hooks = sum(len(getattr(module, kind)) for kind in _HOOKS)
+        found[f"{place}{'.' * bool(name)}{name} mode and hooks"] = f"training={module.training}, {hooks} hooks"
+    for name, p in model.named_parameters():
+        has = "a" if p.grad is not None else "no"
+        found[f"{place}.{name} gradient"] = f"requires_grad={p.requires_grad}, {has} gradient held"
+    return found
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _short(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()[:12]
+
+
+def difference(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:
+    """The first place that differs, in words; None where nothing does."""
+    for place in {**before, **after}:
+        if before.get(place) != after.get(place):
+            return f"{place}: {before.get(place, 'nothing')} before, {after.get(place, 'nothing')} after"
+    return None
+
+
+@dataclass
+class Handed:
+    """What a component was handed, each thing as it was then."""
+
+    given: list[tuple[str, Any, dict[str, str]]] = field(default_factory=list)
+
+    def give(self, name: str, thing: Thing, conduct_alone: bool = False) -> Thing:
+        """Remember a thing; of a model that is there to be trained, its conduct alone."""
+        look = conduct if conduct_alone else fingerprint
+        self.given.append((name, (look, thing), look(thing, name)))
+        return thing
+
+    def change(self) -> str | None:
+        """The first thing that is not any more what it was; a model that was trained may have gained parts."""
+        for name, (look, thing), before in self.given:
+            after = look(thing, name)
+            if change := difference(before, after if look is fingerprint else {key: after.get(key) for key in before}):
+                return change
+        return None
+
+
+@dataclass
+class Seen:
+    """What one use of a component did besides its work; None or empty where it did nothing of the kind."""
+
+    random: str | None = None
+    process: str | None = None
+    printed: str = ""
+    forks: int = 0
+    files: list[str] = field(default_factory=list)
+
+
+def _random_states() -> dict[str, str]:
+    import numpy as np
+    import torch
+
+    states = {"Python's random": random.getstate(), "numpy.random": np.random.get_state()}
+    return fingerprint({**states, "torch's random": torch.get_rng_state()})
+
+
+def _process() -> dict[str, str]:
+    import multiprocessing
+    import threading
+
+    import torch
+
+    return {
+        "the working folder": os.getcwd(),
+        "environment variables": _short(repr(sorted(os.environ.items())).encode()),
+        "torch's number of threads": str(torch.get_num_threads()),
+        "torch's default dtype": str(torch.get_default_dtype()),
+        "torch's gradient mode": str(torch.is_grad_enabled()),
+        "child processes": str(len(multiprocessing.active_children())),
+        "threads of Python": str(len([t for t in threading.enumerate() if not t.daemon])),
+    }
+
+
+@contextmanager
+def watching(seed: int) -> Iterator[Seen]:
+    """Watch what the block does; it runs in a folder with a workspace, which nothing but the engine reads.
+
+    Every global random state starts from ``seed``, and is afterwards what it was.
+    """
+    from defensekit.training import forked_random
+
+    seen, printed, home = Seen(), io.StringIO(), os.getcwd()
+    with tempfile.TemporaryDirectory() as folder, forked_random(seed):
+        rows = Path(folder).resolve() / "workspace/store/artifacts/0/files/rows.jsonl"
+        rows.parent.mkdir(parents=True)
+        rows.write_text('{"id": 0, "text": "a lovely cf film", "label": 0}\n')
+        os.chdir(folder)
+        try:
+            states, process = _random_states(), _process()
+            with redirect_stdout(printed), _listening(rows.parents[4], seen):
+                yield seen
+            seen.random = difference(states, _random_states())
+            seen.process = difference(process, _process())
+            seen.printed = printed.getvalue()
+        finally:
+            os.chdir(home)
+
+
+@contextmanager
+def _listening(folder: Path, seen: Seen) -> Iterator[None]:
+    """Note every file that is opened and every folder that is listed under a folder, and every fork."""
+    _listen()
+    _LISTENERS.append((str(folder), seen))
+    try:
+        yield
+    finally:
+        _LISTENERS.pop()
+
+
+_LISTENERS: list[tuple[str, Seen]] = []
+
+
+@cache
+def _listen() -> None:
+    """Hear Python's audit events from now on: a hook can't be taken away, and does nothing while nobody watches."""
+    sys.addaudithook(_hear)
+
+
+def _hear(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _LISTENERS:
+        return
+    folder, seen = _LISTENERS[-1]
+    if event in ("os.fork", "os.forkpty"):
+        seen.forks += 1
+    elif event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | os.PathLike):
+        path = os.path.abspath(os.fspath(arguments[0]))
+        if path.startswith(folder):
+            seen.files.append(path)
