@@ -34,7 +34,9 @@ from defensekit.errors import DefenseKitError, UsageError, nearest
 from defensekit.executors import InProcess
 from defensekit.files import cache_folder, file_digest
 from defensekit.hookspecs import hookimpl
-from defensekit.scoring import Scores, TensorView, cutoff
+from defensekit.ranking import cutoff
+from defensekit.scoring import Scores, TensorView
+from defensekit.selecting import Cut
 from defensekit.tables import read_table
 from defensekit.text import Row, changed, label_number
 
@@ -44,6 +46,7 @@ __all__ = [
     "AttackTrainingContext",
     "Choice",
     "Component",
+    "Cut",
     "Dataset",
     "DatasetSource",
     "DefenseKitError",

@@ -22,7 +22,13 @@ class Purifier(Component):
 
 
 class WeightStep(Purifier):
-    """Changes the selected weights, one tensor at a time."""
+    """Changes the selected weights, one tensor at a time.
+
+    Where a weight's new value depends on that dimension alone, say ``elementwise = True``: then tensors are shown in
+    parts, flattened, as to a `Scorer`.
+    """
+
+    elementwise: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, t: "TensorView", weight: "Tensor", selection: "Tensor") -> "Tensor":

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 
 
 class Scorer(Component):
-    """Scores every dimension of one tensor at a time."""
+    """Scores every dimension of one tensor at a time.
+
+    Where a dimension's score depends on that dimension alone (and on quantiles), say ``elementwise = True``: then
+    tensors are shown in parts, flattened, which bounds the memory and is faster.
+    """
 
     kind: ClassVar[str] = "scorer"
     needs: ClassVar[frozenset[str]] = frozenset()
+    elementwise: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, t: "TensorView") -> "Tensor":
@@ -30,10 +35,12 @@ class Scorer(Component):
         """
 
 
-def scorer(*, needs: Iterable[str] = ()) -> "Callable[[Callable[..., Tensor]], type[Scorer]]":
+def scorer(
+    *, needs: Iterable[str] = (), elementwise: bool = False
+) -> "Callable[[Callable[..., Tensor]], type[Scorer]]":
     """Make a scorer of a typed function: its first argument is the tensor, the others are the YAML parameters.
 
-    >>> @scorer(needs={"curvature"})
+    >>> @scorer(needs={"curvature"}, elementwise=True)
     ... def ratio(t, exponent: float = 1.0):
     ...     "Drift over curvature."
     ...     return t.drift**2 / (t["curvature"] ** exponent + 1e-12)
@@ -55,7 +62,8 @@ def scorer(*, needs: Iterable[str] = ()) -> "Callable[[Callable[..., Tensor]], t
         def score(self: Scorer, t: "TensorView") -> "Tensor":
             return function(t, **{name: getattr(self, name) for name in fields})
 
-        base = type(function.__name__, (Scorer,), {"score": score, "needs": frozenset(needs), "__module__": __name__})
+        own = {"score": score, "needs": frozenset(needs), "elementwise": elementwise, "__module__": __name__}
+        base = type(function.__name__, (Scorer,), own)
         made: Any = create_model(
             function.__name__, __base__=base, __module__=function.__module__, __doc__=function.__doc__, **fields
         )

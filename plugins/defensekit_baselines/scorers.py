@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 class Magnitude(Scorer):
     """delta^2: the dimensions that moved furthest."""
 
+    elementwise: ClassVar[bool] = True
+
     def score(self, t: TensorView) -> "Tensor":
         return t.drift**2
 
@@ -22,6 +24,8 @@ class InverseMagnitude(Scorer):
     Fine-mixing (Sel) keeps the largest drifts (Zhang et al., Findings of EMNLP 2022).
     """
 
+    elementwise: ClassVar[bool] = True
+
     def score(self, t: TensorView) -> "Tensor":
         return -t.drift.abs()
 
@@ -30,6 +34,7 @@ class InverseFisher(Scorer):
     """1 / (H + eps): the dimensions where the clean loss is flattest; eps as in ``diffusion``."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"curvature"})
+    elementwise: ClassVar[bool] = True
 
     eps_quantile: float = Field(0.01, ge=0, le=1, description="which quantile of the positive H is eps")
 

@@ -17,6 +17,7 @@ class Diffusion(Scorer):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"curvature"})
+    elementwise: ClassVar[bool] = True
 
     exponent: float = Field(1.0, ge=0, le=4, description="p: 1 for the theory of SGD, 0 leaves the drift alone")
     eps_quantile: float = Field(0.01, ge=0, le=1, description="which quantile of the positive H is eps")
