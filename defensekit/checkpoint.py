@@ -1,5 +1,6 @@
 """Models on disk: safetensors only, checked before anything reads them, no pickle, no remote code."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ class Checkpoint:
     @cached_property
     def _weight_map(self) -> dict[str, str]:
         weight_map = read_json(self.folder / INDEX, INDEX_LIMIT).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        good = isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())
+        if not good or not weight_map:
             raise UsageError(f"{self.folder / INDEX}: expected a `weight_map` from tensors to file names")
         return weight_map
 
@@ -120,6 +122,19 @@ class Checkpoint:
         good = concurrently(finite, names, torch.get_num_threads())
         if bad := [name for name, fine in zip(names, good, strict=True) if not fine]:
             raise DefenseKitError(f"{self.folder}: NaN or infinity in {listing(bad)}")
+
+    def tensor_digests(self) -> dict[str, str]:
+        """SHA-256 over every tensor's bytes in its file, by name."""
+        found = {}
+        for name, entry in self.tensors.items():
+            with (self.folder / entry.file).open("rb") as file:
+                file.seek(entry.start)
+                digest, left = hashlib.sha256(), entry.stop - entry.start
+                while left:
+                    digest.update(some := file.read(min(left, 1 << 24)))
+                    left -= len(some)
+            found[name] = digest.hexdigest()
+        return found
 
     def digest(self) -> str:
         """SHA-256 over config, tokenizer and weights."""

@@ -82,12 +82,13 @@ def _bits(values: "Tensor") -> "Tensor":
 
 
 def upper_in_order(counts: "Tensor") -> "Tensor":
-    """Counts by the upper 16 bits, in the order of the values; NaN and infinity are left out."""
+    """Counts by as many upper bits as they have room for, in the order of the values; NaN and infinity are left out."""
     import torch
 
-    counts = counts.clone()
-    counts[0x7F80:0x8000] = counts[0xFF80:] = 0
-    return torch.cat([counts[0x8000:].flip(0), counts[:0x8000]])
+    half = len(counts) // 2
+    positive, negative = counts[:half].clone(), counts[half:].clone()
+    positive[-half // 256 :] = negative[-half // 256 :] = 0  # the largest of 256 exponents
+    return torch.cat([negative.flip(0), positive])
 
 
 def _largest(histogram: "Tensor", wanted: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.components import Selector, blame
 from defensekit.errors import DefenseKitError
-from defensekit.ranking import BINS, concurrently, upper_in_order
+from defensekit.ranking import concurrently, upper_in_order
 from defensekit.scoring import Computed, Scored, Scores, TensorView, Views
 
 if TYPE_CHECKING:
@@ -113,11 +113,15 @@ def select(scores: Scores, selector: Selector) -> Selection:
 
 # -- in numbers --------------------------------------------------------------------------------------------------------
 
+# Sign, exponent and 5 bits more: enough for a picture, and little to add up for every part.
+BITS = 14
+BINS = 1 << BITS
+
 
 @dataclass
 class Tally:
     """Counts of dimensions: all, eligible, selected; how the scores of eligible and selected ones are spread over the
-    upper 16 bits of float32; for each statistic, eligible and selected ones where it is 0."""
+    upper `BITS` bits of float32; for each statistic, eligible and selected ones where it is 0."""
 
     counts: "Tensor"
     spread: "Tensor"
@@ -136,21 +140,22 @@ def tally(selection: Selection, name: str) -> Tally:
     found.zero = {statistic: torch.zeros(2, dtype=torch.long) for statistic in selection.views.statistics}
     for view, part, taken in selection.seen(name):
         chosen = taken.bool()
-        found.counts += torch.stack([torch.tensor(chosen.numel()), part.eligible.sum(), chosen.sum()])
+        eligible, selected = torch.count_nonzero(part.eligible), torch.count_nonzero(chosen)
+        found.counts += torch.stack([torch.tensor(chosen.numel()), eligible, selected])
         found.spread += spread(part, chosen)
         for statistic, values in view.statistics.items():
             nothing = part.eligible & (values == 0)
-            found.zero[statistic] += torch.stack([nothing.sum(), (nothing & chosen).sum()])
+            found.zero[statistic] += torch.stack([torch.count_nonzero(nothing), torch.count_nonzero(nothing & chosen)])
     return found
 
 
 def spread(part: Scored, chosen: "Tensor") -> "Tensor":
-    """Eligible dimensions by the upper 16 bits of their scores: those that are not chosen, then those that are."""
+    """Eligible dimensions by the upper `BITS` bits of their scores: those that are not chosen, then those that are."""
     import torch
 
-    bits = ((part.score + 0.0).reshape(-1).view(torch.int32) >> 16).bitwise_and_(0xFFFF)
-    bits = torch.where(part.eligible.reshape(-1), bits, 0xFFFF)  # a NaN's, which no score has
-    return torch.bincount(bits + BINS * chosen.reshape(-1), minlength=2 * BINS)
+    bits = ((part.score + 0.0).reshape(-1).view(torch.int32) >> 32 - BITS).bitwise_and_(BINS - 1)
+    bits.masked_fill_(~part.eligible.reshape(-1), BINS - 1)  # a NaN's, which no score has
+    return torch.bincount(bits.add_(chosen.reshape(-1).int() << BITS), minlength=2 * BINS)
 
 
 def describe(selection: Selection) -> dict[str, Any]:
@@ -181,20 +186,20 @@ def histogram(spread: "Tensor", bins: int = 120) -> dict[str, Any]:
     """How the scores of eligible dimensions are spread, and those of the selected ones among them.
 
     Args:
-        spread: what `spread` counts, summed. Upper 16 bits tell scores apart that differ by more than one part in 128;
+        spread: what `spread` counts, summed. The upper bits tell scores apart that differ by more than one part in 32;
             bounds and places are as exact as that.
         bins: how many.
 
     Returns:
         ``counts`` and ``selected``: dimensions per bin, between ``low`` and ``high``. Where no score is negative the
-        bins are of equal width in log10 (``log``, and so are the bounds), and scores below 1e-40 are ``zero``.
+        bins are of equal width in log10 (``log``, and so are the bounds), and scores below 4e-40 are ``zero``.
     """
     import torch
 
     both = torch.stack([upper_in_order(half) for half in spread.view(2, BINS)])
     both[0] += both[1]
     first = torch.arange(BINS, dtype=torch.int32)
-    edges = torch.where(first < BINS // 2, ~first, first - BINS // 2) << 16
+    edges = torch.where(first < BINS // 2, ~first, first - BINS // 2) << 32 - BITS
     edges = edges.view(torch.float32).double()  # of each bin, the end that is nearer to 0
     log = not bool(both[0, : BINS // 2].any())
     zero = int(both[0, BINS // 2]) if log else 0
