@@ -77,8 +77,8 @@ class Checkpoint:
     @cached_property
     def _weight_map(self) -> dict[str, str]:
         weight_map = read_json(self.folder / INDEX, INDEX_LIMIT).get("weight_map")
-        good = isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())
-        if not good or not weight_map:
+        names = weight_map.values() if isinstance(weight_map, dict) else []
+        if not isinstance(weight_map, dict) or not names or not all(isinstance(name, str) for name in names):
             raise UsageError(f"{self.folder / INDEX}: expected a `weight_map` from tensors to file names")
         return weight_map
 
