@@ -36,7 +36,9 @@ from defensekit.executors import compute
 from defensekit.files import cache_folder, file_digest
 from defensekit.hookspecs import hookimpl
 from defensekit.mirror import Mirror
-from defensekit.scoring import Scores, TensorView, cutoff
+from defensekit.ranking import cutoff
+from defensekit.scoring import Scores, TensorView
+from defensekit.selecting import Cut
 from defensekit.tables import read_table
 from defensekit.text import Row, changed, label_number
 
@@ -46,6 +48,7 @@ __all__ = [
     "AttackTrainingContext",
     "Choice",
     "Component",
+    "Cut",
     "Dataset",
     "DatasetSource",
     "DefenseKitError",

@@ -1,6 +1,6 @@
 """Models on disk: safetensors only, checked before anything reads them, no pickle, no remote code."""
 
-import json
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.errors import DefenseKitError, UsageError, listing
 from defensekit.files import data_digest, file_digest
+from defensekit.headers import CONFIG, Entry, check_folder, read_header, read_json
+from defensekit.headers import INDEX as INDEX_LIMIT
 from defensekit.logs import quiet
+from defensekit.ranking import concurrently
 
 if TYPE_CHECKING:
     import torch
@@ -25,20 +28,12 @@ IDENTITY = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies and what it looks like, from the file's header alone."""
-
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """A folder with a model's config and its weights as safetensors, one file or several with an index.
 
     Raises (on first use):
-        UsageError: no such folder, no config, weights only as pickles, a damaged file, an index that leaves the folder.
+        UsageError: no such folder, no config, weights only as pickles, a damaged file, an index or link that leaves the
+            folder, an index that does not fit the files, code that the config names.
     """
 
     folder: Path
@@ -51,7 +46,8 @@ class Checkpoint:
             raise UsageError(f"there is no model folder {self.folder}")
         if not path.is_file():
             raise UsageError(f"{self.folder} holds no model: config.json is missing")
-        config = _read_json(path)
+        check_folder(self.folder)
+        config = read_json(path, CONFIG)
         if "transformers_weights" in config:
             raise UsageError(f"{path}: `transformers_weights` names other weights than {SINGLE}; refused")
         return config
@@ -63,10 +59,7 @@ class Checkpoint:
         if (self.folder / SINGLE).is_file():
             return [self.folder / SINGLE]
         if (self.folder / INDEX).is_file():
-            weight_map = _read_json(self.folder / INDEX).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-                raise UsageError(f"{self.folder / INDEX}: expected a `weight_map` from tensors to file names")
-            names = sorted(set(weight_map.values()))
+            names = sorted(set(self._weight_map.values()))
             for name in names:
                 if Path(name).name != name or not name.endswith(".safetensors"):
                     raise UsageError(f"{self.folder / INDEX}: refused {name!r}; a weight file lies in the same folder")
@@ -82,29 +75,66 @@ class Checkpoint:
         raise UsageError(f"{self.folder} holds no weights: expected {SINGLE} or {INDEX}")
 
     @cached_property
+    def _weight_map(self) -> dict[str, str]:
+        weight_map = read_json(self.folder / INDEX, INDEX_LIMIT).get("weight_map")
+        names = weight_map.values() if isinstance(weight_map, dict) else []
+        if not isinstance(weight_map, dict) or not names or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"{self.folder / INDEX}: expected a `weight_map` from tensors to file names")
+        return weight_map
+
+    @cached_property
     def tensors(self) -> dict[str, Entry]:
-        """Every tensor by its name in the file."""
+        """Every tensor by its name in the file, in the order in which they lie in the files."""
         found: dict[str, Entry] = {}
         for path in self.files:
-            with _opened(path) as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    view = file.get_slice(name)
-                    found[name] = Entry(path.name, view.get_dtype(), tuple(view.get_shape()))
-        if odd := [f"{name} ({e.dtype})" for name, e in found.items() if e.dtype.startswith(("F8", "I8", "U8", "F4"))]:
+            entries = read_header(path)
+            if twice := sorted(entries.keys() & found.keys()):
+                raise UsageError(f"{path}: {listing(twice, 3)} stands in {found[twice[0]].file} as well")
+            found |= entries
+        if self.files[0].name != SINGLE:
+            lies = {name: entry.file for name, entry in found.items()}
+            if odd := sorted(
+                name for name in lies.keys() | self._weight_map.keys() if lies.get(name) != self._weight_map.get(name)
+            ):
+                raise UsageError(f"{self.folder / INDEX} does not say where {listing(odd, 3)} lies")
+        if odd := [
+            f"{name} ({e.dtype})" for name, e in found.items() if e.dtype.startswith(("F8", "I8", "U8", "F4", "F6"))
+        ]:
             raise UsageError(f"{self.folder} is quantised, expected F64, F32, F16 or BF16 weights: {listing(odd, 3)}")
         return found
 
     def tensor(self, name: str) -> "Tensor":
-        """One tensor, in the dtype of the file."""
+        """One tensor, in the dtype of the file. It is mapped: memory holds what is looked at, and can let go of it."""
         return read_tensor(self.folder / self.tensors[name].file, name)
 
     def check_finite(self) -> None:
         """Raise DefenseKitError naming the tensors that hold NaN or infinity."""
+        import math
+
         import torch
 
-        bad = [name for name in self.tensors if not bool(torch.isfinite(self.tensor(name)).all())]
-        if bad:
+        def finite(name: str) -> bool:
+            # A finite sum has finite terms; it is many times cheaper than to look at each.
+            parts = torch.split(self.tensor(name).reshape(-1), 1 << 17)
+            return all(math.isfinite(float(p.float().sum())) or bool(p.isfinite().all()) for p in parts)
+
+        names = list(self.tensors)
+        good = concurrently(finite, names, torch.get_num_threads())
+        if bad := [name for name, fine in zip(names, good, strict=True) if not fine]:
             raise DefenseKitError(f"{self.folder}: NaN or infinity in {listing(bad)}")
+
+    def tensor_digests(self) -> dict[str, str]:
+        """SHA-256 over every tensor's bytes in its file, by name."""
+        found = {}
+        for name, entry in self.tensors.items():
+            with (self.folder / entry.file).open("rb") as file:
+                file.seek(entry.start)
+                digest, left = hashlib.sha256(), entry.stop - entry.start
+                while left:
+                    digest.update(some := file.read(min(left, 1 << 24)))
+                    left -= len(some)
+            found[name] = digest.hexdigest()
+        return found
 
     def digest(self) -> str:
         """SHA-256 over config, tokenizer and weights."""
@@ -116,16 +146,6 @@ class Checkpoint:
         return sorted({path for pattern in IDENTITY for path in self.folder.glob(pattern)})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"{path}: expected a JSON object")
-    return data
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
@@ -133,7 +153,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # torch refuses a tensor that lies across its dtype's borders
         raise UsageError(f"{path} is damaged or not a safetensors file ({error})") from error
 
 
@@ -143,8 +163,7 @@ def tensor_names(path: Path) -> frozenset[str]:
     Raises:
         UsageError: the file is damaged.
     """
-    with _opened(path) as file:
-        return frozenset(file.keys())
+    return frozenset(read_header(path))
 
 
 def read_tensor(path: Path, name: str) -> "Tensor":
@@ -177,6 +196,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder; one without a padding token pads with its end token."""
     from transformers import AutoTokenizer
 
+    Checkpoint(folder).config  # noqa: B018 - what must not be read is refused before transformers sees it
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

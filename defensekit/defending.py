@@ -4,7 +4,7 @@ Nothing here is given anything of an attack: a pair of models, clean rows, and c
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -26,7 +26,9 @@ from defensekit.components import (
 from defensekit.errors import UsageError, listing
 from defensekit.files import data_digest
 from defensekit.pair import Pair, check_loaded
-from defensekit.scoring import Scores, Views, histogram, versions
+from defensekit.rewriting import rewrite
+from defensekit.scoring import TensorView, slices, versions
+from defensekit.selecting import Selection
 from defensekit.text import Row
 
 if TYPE_CHECKING:
@@ -126,8 +128,8 @@ def other_model(pair: Pair, which: "Literal['suspect', 'base'] | Path") -> "PreT
 
 
 def purify(
-    views: Views,
-    selection: "dict[str, Tensor]",
+    pair: Pair,
+    selection: Selection | None,
     steps: Sequence[Purifier],
     rows: Sequence[Row],
     target: Path,
@@ -137,13 +139,13 @@ def purify(
     seed: int,
     report: Report,
 ) -> None:
-    """Write the suspect of the views' pair, purified step by step, into a folder of its own.
+    """Write the suspect, purified step by step, into a folder of its own; without a selection weight steps do nothing.
 
     Raises:
         DefenseKitError: a step changed what it must not (a weight step what was not selected, a model step names or
             shapes), or a weight is not finite in the end.
     """
-    suspect, trained = views.pair.suspect, 0
+    suspect, trained = pair.suspect, 0
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         folder = suspect.folder
@@ -151,7 +153,7 @@ def purify(
             made = Path(scratch) / str(number)
             checkpoint.copy_companions(suspect.folder, made)
             if weights:
-                _apply(views, selection, cast(list[WeightStep], list(group)), Checkpoint(folder), made)
+                _apply(pair, selection, cast(list[WeightStep], list(group)), Checkpoint(folder), made)
             else:
                 model = checkpoint.load_model(folder)
                 tokenizer = _neutral(model, checkpoint.load_tokenizer(folder), "suspect")
@@ -159,9 +161,9 @@ def purify(
                     own = derive_seed(seed, "step", str(trained))
                     trained += 1
                     names = [name for name, _ in model.named_parameters()]
-                    head = frozenset(names) - frozenset(views.pair.named_like_the_pair(names).values())
+                    head = frozenset(names) - frozenset(pair.named_like_the_pair(names).values())
                     context = ModelStepContext(
-                        tokenizer, rows, max_length, precision, own, report, partial(other_model, views.pair), head
+                        tokenizer, rows, max_length, precision, own, report, partial(other_model, pair), head
                     )
                     shapes = _shapes(model)
                     with training.forked_random(own):
@@ -172,7 +174,7 @@ def purify(
             folder = made
         if folder == suspect.folder:
             checkpoint.copy_companions(folder, target)
-            _apply(views, {}, [], suspect, target)
+            _apply(pair, None, [], suspect, target)
         else:
             for path in folder.iterdir():
                 path.rename(target / path.name)
@@ -193,58 +195,58 @@ def _dtype(suspect: Checkpoint) -> "torch.dtype | None":  # type: ignore[name-de
 
 
 def _apply(
-    views: Views, selection: "dict[str, Tensor]", steps: Sequence[WeightStep], source: Checkpoint, target: Path
+    pair: Pair, selection: Selection | None, steps: Sequence[WeightStep], source: Checkpoint, target: Path
 ) -> None:
-    """Stream the weights of ``source`` through weight steps into ``target``, file by file, under the same names."""
-    names = Pair(views.pair.base, source).by_file_name
-    for file in source.files:
-        written: dict[str, Tensor] = {}
-        for own in sorted(name for name, entry in source.tensors.items() if entry.file == file.name):
-            weight = source.tensor(own)
-            name = names.get(own)
-            if name is not None and name in selection and bool(selection[name].any()):
-                view, selected = views[name], selection[name]
-                kept = (selected == 0) & (view.drift != 0)
-                for step in steps:
-                    acted_on = selected if step.acts_on == "selected" else kept
-                    before = versions([weight, acted_on])
-                    made = blame(step, step.apply, view, weight, acted_on)
-                    if versions([weight, acted_on]) != before:
-                        raise fault(step, f"wrote into what it was handed of {name}, expected a new tensor")
-                    rest = acted_on == 0
-                    if made.shape != weight.shape or made.dtype != weight.dtype or not made[rest].equal(weight[rest]):
-                        raise fault(step, f"changed the shape, the dtype or unselected weights of {name}")
-                    weight = made
-            written[own] = weight
-        checkpoint.write_tensors(target / file.name, written)
-    index = source.folder / checkpoint.INDEX
-    if index.is_file():
-        (target / checkpoint.INDEX).write_bytes(index.read_bytes())
+    """Stream the weights of ``source`` through weight steps into ``target``."""
+    import torch
+
+    names = Pair(pair.base, source).by_file_name
+
+    def changed(own: str, weight: "Tensor") -> "Iterator[Tensor] | None":
+        name = names.get(own)
+        if selection is None or name is None or selection.nothing(name):
+            return None
+        return _stepped(selection, name, steps, weight)
+
+    threads = min(torch.get_num_threads(), selection.scores.threads) if selection and _in_parts(steps) else 1
+    rewrite(source, target, changed, threads)
 
 
-def describe(views: Views, scores: Scores, selection: "dict[str, Tensor]") -> dict[str, Any]:
-    """What was selected, in numbers: of all dimensions, of those in scope, of the eligible ones, by tensor."""
-    tensors = {}
-    zero: dict[str, list[int]] = {statistic: [0, 0] for statistic in views.statistics}
-    for name, scored in scores.items():
-        chosen = selection[name].bool() & scored.eligible
-        tensors[name] = [scored.eligible.numel(), int(scored.eligible.sum()), int(chosen.sum())]
-        for statistic, read in views.statistics.items():
-            values = read(name)
-            if values is None:
-                continue
-            nothing = values == 0
-            zero[statistic][0] += int((nothing & scored.eligible).sum())
-            zero[statistic][1] += int((nothing & chosen).sum())
-    scope, eligible, selected = (sum(counts[i] for counts in tensors.values()) for i in range(3))
-    return {
-        "dimensions": views.pair.dimensions(),
-        "in_scope": scope,
-        "eligible": eligible,
-        "selected": selected,
-        "eligible_where_zero": {statistic: counts[0] for statistic, counts in zero.items()},
-        "selected_where_zero": {statistic: counts[1] for statistic, counts in zero.items()},
-        "head": views.pair.head,
-        "tensors": tensors,
-        "scores": histogram(scores, selection),
-    }
+def _in_parts(steps: Sequence[WeightStep]) -> bool:
+    """Whether every step can do with a part of a tensor; what is kept hangs on whether anything was taken of it."""
+    return all(step.elementwise and step.acts_on == "selected" for step in steps)
+
+
+def _stepped(selection: Selection, name: str, steps: Sequence[WeightStep], weight: "Tensor") -> "Iterator[Tensor]":
+    """One tensor's new weights: in parts where every step can do with a part, else whole."""
+    shown: Iterable[tuple[TensorView, Tensor]]
+    weights: Iterable[Tensor]
+    if _in_parts(steps):
+        shown = ((view, chosen) for view, _, chosen in selection.seen(name))
+        weights = (weight.reshape(-1)[part] for part in slices(weight.numel()))
+    else:
+        shown, weights = [(selection.views[name], selection[name])], [weight]
+    for (view, chosen), part in zip(shown, weights, strict=True):
+        if bool(chosen.any()):
+            for step in steps:
+                kept = step.acts_on == "kept"
+                part = _step(step, view, part, (chosen == 0) & (view.drift != 0) if kept else chosen)
+        yield part
+
+
+def _bits(weight: "Tensor") -> "Tensor":
+    import torch
+
+    return weight.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()])
+
+
+def _step(step: WeightStep, view: TensorView, weight: "Tensor", acted_on: "Tensor") -> "Tensor":
+    """What a step makes of weights, held to its contract."""
+    before = versions([weight, acted_on])
+    made: Tensor = blame(step, step.apply, view, weight, acted_on)
+    if versions([weight, acted_on]) != before:
+        raise fault(step, f"wrote into what it was handed of {view.name}, expected a new tensor")
+    fits = made.shape == weight.shape and made.dtype == weight.dtype
+    if not fits or bool(((_bits(made) != _bits(weight)) & (acted_on == 0)).any()):
+        raise fault(step, f"changed the shape, the dtype or unselected weights of {view.name}")
+    return made

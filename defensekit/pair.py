@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 from defensekit.checkpoint import Checkpoint
@@ -165,16 +166,20 @@ class Pair:
                 return int(config[width]) // int(config[heads])
         return None
 
-    def dimensions(self) -> int:
-        """How many numbers the suspect's weights are, head included."""
-        names = self._names[1].values()
-        return sum(_count(self.suspect.tensors[name].shape) for name in names)
+    def dimensions(self, name: str | None = None) -> int:
+        """How many numbers the suspect's weights are, head included; or those of one tensor."""
+        names = self._names[1].values() if name is None else [self._names[1][name]]
+        return sum(prod(self.suspect.tensors[own].shape) for own in names)
+
+    def stored(self, name: str) -> "tuple[Tensor, Tensor]":
+        """One tensor in scope, (base, suspect), as they lie in their files."""
+        in_base, in_suspect = self._names
+        return self.base.tensor(in_base[name]), self.suspect.tensor(in_suspect[name])
 
     def block(self, name: str) -> "tuple[Tensor, Tensor]":
         """One tensor in scope, (base, suspect), both in the suspect's dtype: a weight that never moved is equal."""
-        in_base, in_suspect = self._names
-        suspect = self.suspect.tensor(in_suspect[name])
-        return self.base.tensor(in_base[name]).to(suspect.dtype), suspect
+        base, suspect = self.stored(name)
+        return base.to(suspect.dtype), suspect
 
     def named_like_the_pair(self, names: Iterable[str]) -> dict[str, str]:
         """Names of a loaded model's parameters by the pair's names, for tensors in scope.
@@ -209,10 +214,3 @@ def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
 def _stem(name: str) -> str:
     found = LAYER.match(name)
     return (found[1] or "") if found else name
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from defensekit import yaml
 from defensekit.card import CARD, card
+from defensekit.checkpoint import Checkpoint
 from defensekit.components import Observer
 from defensekit.files import data_digest, file_digests, write_whole
 from defensekit.logs import log
@@ -42,7 +43,8 @@ def write(result: Result, key: str, files: Callable[[], Path]) -> None:
         part = folder / f".purified.{os.getpid()}.part"
         try:
             shutil.copytree(files(), part)
-            write_whole(part / MANIFEST, json.dumps({"stage": key, "files": file_digests(part)}, indent=1).encode())
+            manifest = {"stage": key, "files": file_digests(part), "tensors": Checkpoint(part).tensor_digests()}
+            write_whole(part / MANIFEST, json.dumps(manifest, indent=1).encode())
             shutil.rmtree(purified, ignore_errors=True)
             part.rename(purified)
         finally:
@@ -60,4 +62,4 @@ def _is_whole(purified: Path, key: str) -> bool:
     found = file_digests(purified)
     found.pop(MANIFEST)
     found.pop(CARD, None)  # written anew with every result
-    return bool(manifest == {"stage": key, "files": found})
+    return isinstance(manifest, dict) and (manifest.get("stage"), manifest.get("files")) == (key, found)

@@ -1,21 +1,28 @@
-"""Scores over a pair: what a scorer is shown, what a selector is shown, and the exact cut between them."""
+"""Scores over a pair: what a scorer is shown, what a selector is shown, a part of a tensor at a time."""
 
+import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
-from defensekit.components import Scorer, Selector, fault
+from defensekit.components import Scorer, blame, fault
 from defensekit.errors import DefenseKitError
 from defensekit.pair import Pair, layer_of
+from defensekit.ranking import concurrently, kth_largest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Dimensions scored at a time: few enough for a processor's cache, enough to make the calls' own cost small.
+PART = 1 << 17
+
 
 @dataclass(frozen=True)
 class TensorView:
-    """One tensor as scorers and weight steps see it: ``base`` and ``suspect`` in float32, statistics by name."""
+    """One tensor, or a part of one, as scorers and weight steps see it: ``base``, ``suspect`` and statistics by name,
+    all in float32."""
 
     name: str
     base: "Tensor"
@@ -42,8 +49,72 @@ class TensorView:
 
 
 @dataclass(frozen=True)
+class Views:
+    """The tensors of a pair with their statistics: ``statistics[statistic](name)`` reads one tensor, None where the
+    statistic says nothing of it."""
+
+    pair: Pair
+    seed: int
+    statistics: "Mapping[str, Callable[[str], Tensor | None]]" = field(default_factory=dict)
+    _quantiles: dict[tuple[str, float], float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __getitem__(self, name: str) -> TensorView:
+        return self._opened(name)(None)
+
+    def parts(self, name: str) -> Iterator[TensorView]:
+        """The tensor, flattened, in parts of at most `PART` dimensions."""
+        view = self._opened(name)
+        for part in slices(self.pair.dimensions(name)):
+            yield view(part)
+
+    def _opened(self, name: str) -> Callable[[slice | None], TensorView]:
+        """What makes the view of a part, or of the whole; the files are opened once."""
+        base, suspect = self.pair.stored(name)
+        read = {statistic: reader(name) for statistic, reader in self.statistics.items()}
+        found = {statistic: values for statistic, values in read.items() if values is not None}
+
+        def view(part: slice | None) -> TensorView:
+            def cut(tensor: "Tensor") -> "Tensor":
+                return tensor if part is None else tensor.reshape(-1)[part]
+
+            return TensorView(
+                name,
+                # In the suspect's dtype first: a weight that never moved is equal.
+                cut(base).to(suspect.dtype).float(),
+                cut(suspect).float(),
+                self.seed,
+                {statistic: cut(values).float() for statistic, values in found.items()},
+                self._quantile,
+            )
+
+        return view
+
+    def _quantile(self, statistic: str, q: float) -> float:
+        import torch
+
+        read, nothing = self.statistics[statistic], torch.tensor(torch.nan)
+
+        def positive(name: str) -> "Iterator[Tensor]":
+            if (values := read(name)) is not None:
+                for part in slices(values.numel()):
+                    some = values.reshape(-1)[part].float()
+                    yield torch.where(some > 0, some, nothing)
+
+        with self._lock:
+            if (statistic, q) not in self._quantiles:
+                sources = [partial(positive, name) for name in self.pair.scope]
+                found = kth_largest(
+                    sources, lambda count: count - int(q * (count - 1)) if count else 0, torch.get_num_threads()
+                )[0]
+                self._quantiles[statistic, q] = found if math.isfinite(found) else 0.0
+            return self._quantiles[statistic, q]
+
+
+@dataclass(frozen=True)
 class Scored:
-    """One tensor as selectors see it: ``score`` in float32 and ``eligible`` (bool), both of the tensor's shape."""
+    """One tensor, or a part of one, as selectors see it: ``score`` in float32 and ``eligible`` (bool), both of its
+    shape."""
 
     score: "Tensor"
     eligible: "Tensor"
@@ -56,6 +127,8 @@ class Scores(Mapping[str, Scored]):
     ``head_size`` is how many neighbouring dimensions of an attention projection are one head, None where the model's
     config does not tell.
     """
+
+    threads = 1
 
     def __init__(self, tensors: Mapping[str, Scored], head_size: int | None = None) -> None:
         self._tensors = {name: tensors[name] for name in sorted(tensors)}
@@ -70,92 +143,93 @@ class Scores(Mapping[str, Scored]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def layer(self, name: str) -> str:
+        """The layer of a tensor."""
+        return self._tensors[name].layer
 
-@dataclass(frozen=True)
-class Views:
-    """The tensors of a pair with their statistics: ``statistics[statistic](name)`` reads one tensor, None where the
-    statistic says nothing of it."""
+    def parts(self, name: str) -> Iterator[Scored]:
+        """A tensor, flattened, in parts, in order."""
+        scored = self[name]
+        for part in slices(scored.score.numel()):
+            yield Scored(scored.score.reshape(-1)[part], scored.eligible.reshape(-1)[part], scored.layer)
 
-    pair: Pair
-    seed: int
-    statistics: "Mapping[str, Callable[[str], Tensor | None]]" = field(default_factory=dict)
-    _quantiles: dict[tuple[str, float], float] = field(default_factory=dict)
+    def cutoff(self, names: Iterable[str], wanted: Callable[[int], int]) -> tuple[float, int]:
+        """The k-th largest score of the eligible dimensions of some tensors, exactly, and how many of those equal to it
+        belong to the k largest; ``wanted`` says k for the number of them. Where k is 0: (infinity, 0)."""
 
-    def __getitem__(self, name: str) -> TensorView:
-        base, suspect = self.pair.block(name)
-        read = {statistic: reader(name) for statistic, reader in self.statistics.items()}
-        found = {statistic: values for statistic, values in read.items() if values is not None}
-        return TensorView(name, base.float(), suspect.float(), self.seed, found, self._quantile)
+        def eligible(name: str) -> "Iterator[Tensor]":
+            import torch
 
-    def _quantile(self, statistic: str, q: float) -> float:
-        key = (statistic, q)
-        if key not in self._quantiles:
-            read = self.statistics[statistic]
+            nothing = torch.tensor(torch.nan)
+            for scored in self.parts(name):
+                yield torch.where(scored.eligible, scored.score, nothing)
 
-            def positive() -> "Iterator[Tensor]":
-                for name in self.pair.scope:
-                    if (values := read(name)) is not None:
-                        yield values[values > 0]
+        return kth_largest([partial(eligible, name) for name in names], wanted, self.threads)
 
-            count = sum(values.numel() for values in positive())
-            self._quantiles[key] = cutoff(positive, count - int(q * (count - 1)))[0] if count else 0.0
-        return self._quantiles[key]
+    def equal(self, names: Iterable[str], value: float) -> dict[str, int]:
+        """How many eligible dimensions of each tensor have exactly that score."""
+
+        def count(name: str) -> int:
+            return sum(int((scored.eligible & (scored.score == value)).sum()) for scored in self.parts(name))
+
+        names = list(names)
+        return dict(zip(names, concurrently(count, names, self.threads), strict=True))
 
 
-def score(views: Views, scorer: Scorer) -> Scores:
-    """Score every tensor in scope.
+class Computed(Scores):
+    """The scores of a pair, computed whenever they are looked at, and never held: they cost less than their memory."""
 
-    Raises:
-        DefenseKitError: a score has the wrong shape or is not finite where a dimension is eligible.
-    """
-    import torch
+    def __init__(self, views: Views, scorer: Scorer) -> None:
+        import torch
 
-    scored: dict[str, Scored] = {}
-    for name in views.pair.scope:
-        view = views[name]
-        shown = [view.base, view.suspect, view.drift, *view.statistics.values()]
+        self.views, self.scorer = views, scorer
+        self._names = views.pair.scope
+        self.head_size = views.pair.head_size
+        # What is scored whole takes memory for each thread; then the threads share a tensor instead.
+        self.threads = torch.get_num_threads() if scorer.elementwise else 1
+
+    def __getitem__(self, name: str) -> Scored:
+        return self._score(self.views[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def layer(self, name: str) -> str:
+        return layer_of(name)
+
+    def parts(self, name: str) -> Iterator[Scored]:
+        return (scored for _, scored in self.seen(name)) if self.scorer.elementwise else super().parts(name)
+
+    def seen(self, name: str) -> Iterator[tuple[TensorView, Scored]]:
+        """The parts of a tensor beside what the scorer saw of them."""
+        if self.scorer.elementwise:
+            for view in self.views.parts(name):
+                yield view, self._score(view)
+        else:
+            yield from zip(self.views.parts(name), super().parts(name), strict=True)
+
+    def _score(self, view: TensorView) -> Scored:
+        import torch
+
+        who, shown = self.scorer, [view.base, view.suspect, view.drift, *view.statistics.values()]
         before = versions(shown)
-        eligible = scorer.eligible(view)
+        eligible = blame(who, who.eligible, view)
         if eligible.shape != view.suspect.shape or eligible.dtype != torch.bool:
-            raise fault(scorer, f"must say of every dimension of {name} whether it is eligible, as bool")
-        result = scorer.score(view) if bool(eligible.any()) else torch.zeros_like(view.suspect)
+            raise fault(who, f"must say of every dimension of {view.name} whether it is eligible, as bool")
+        result = blame(who, who.score, view) if bool(eligible.any()) else torch.zeros_like(view.suspect)
         if versions(shown) != before:
-            raise fault(scorer, f"wrote into the tensors it was shown of {name}, expected a new tensor of scores")
+            raise fault(who, f"wrote into the tensors it was shown of {view.name}, expected a new tensor of scores")
         if not isinstance(result, torch.Tensor) or result.shape != view.suspect.shape:
             got = f"shape {list(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
-            raise fault(scorer, f"gave {got} for {name}, expected shape {list(view.suspect.shape)}")
+            raise fault(who, f"gave {got} for {view.name}, expected shape {list(view.suspect.shape)}")
         result = result.float()
-        if not bool(torch.isfinite(result[eligible]).all()):
-            raise fault(scorer, f"gave NaN or infinity for {name}, expected finite scores")
-        scored[name] = Scored(result, eligible, layer_of(name))
-    return Scores(scored, views.pair.head_size)
-
-
-def select(scores: Scores, selector: Selector) -> "dict[str, Tensor]":
-    """The selection, held to its contract.
-
-    Raises:
-        DefenseKitError: it misses a tensor, has another shape, leaves [0, 1] or takes a dimension that is not eligible.
-    """
-    import torch
-
-    shown = [tensor for scored in scores.values() for tensor in (scored.score, scored.eligible)]
-    before = versions(shown)
-    selection = selector.select(scores)
-    if versions(shown) != before:
-        raise fault(selector, "wrote into the scores it was shown, expected new tensors")
-    if selection.keys() != scores.keys():
-        odd = sorted(selection.keys() ^ scores.keys())[0]
-        raise fault(selector, f"must answer for the tensors it was given; they differ in {odd}")
-    for name, chosen in selection.items():
-        if chosen.shape != scores[name].score.shape:
-            wanted = list(scores[name].score.shape)
-            raise fault(selector, f"gave shape {list(chosen.shape)} for {name}, expected {wanted}")
-        if chosen.dtype != torch.bool and not bool(((chosen >= 0) & (chosen <= 1)).all()):
-            raise fault(selector, f"gave values outside [0, 1] for {name}")
-        if bool((chosen.bool() & ~scores[name].eligible).any()):
-            raise fault(selector, f"took dimensions of {name} that are not eligible")
-    return selection
+        # A finite sum has finite terms; it is many times cheaper than to look at each.
+        if not math.isfinite(float(result.sum())) and not bool(torch.isfinite(result[eligible]).all()):
+            raise fault(who, f"gave NaN or infinity for {view.name}, expected finite scores")
+        return Scored(result, eligible, layer_of(view.name))
 
 
 def versions(tensors: "Iterable[Tensor]") -> list[int]:
@@ -163,75 +237,19 @@ def versions(tensors: "Iterable[Tensor]") -> list[int]:
     return [tensor._version for tensor in tensors]
 
 
-def histogram(scores: Scores, selection: "Mapping[str, Tensor]", bins: int = 120) -> dict[str, Any]:
-    """How the scores of eligible dimensions are spread, and those of the selected ones among them.
+def score(views: Views, scorer: Scorer) -> Computed:
+    """The scores of every tensor in scope, computed when they are looked at.
 
-    Returns:
-        ``counts`` and ``selected``: dimensions per bin, between ``low`` and ``high``. Where no score is negative the
-        bins are of equal width in log10 (``log``, and so are the bounds), and scores of exactly 0 are ``zero``.
+    Raises:
+        DefenseKitError: a score has the wrong shape or is not finite where a dimension is eligible: at once for the
+            first tensor, later for others.
     """
-    import torch
-
-    eligible = [scored.score[scored.eligible] for scored in scores.values()]
-    taken = [selection[name].bool()[scored.eligible] for name, scored in scores.items()]
-    log = all(not bool((values < 0).any()) for values in eligible)
-    zero = sum(int((values == 0).sum()) for values in eligible) if log else 0
-    axis = [values[values > 0].log10() if log else values for values in eligible]
-    taken = [chosen[values > 0] if log else chosen for chosen, values in zip(taken, eligible, strict=True)]
-    filled = [values for values in axis if values.numel()]
-    low, high = (float(min(v.min() for v in filled)), float(max(v.max() for v in filled))) if filled else (0.0, 0.0)
-    counts, selected = torch.zeros(bins, dtype=torch.long), torch.zeros(bins, dtype=torch.long)
-    for values, chosen in zip(axis, taken, strict=True):
-        places = ((values.double() - low) * (bins / (high - low or 1.0))).long().clamp_(0, bins - 1)
-        counts += torch.bincount(places, minlength=bins)
-        selected += torch.bincount(places[chosen], minlength=bins)
-    found = {"counts": counts.tolist(), "selected": selected.tolist()}
-    return {"log": log, "low": low, "high": high, "zero": zero, **found}
+    scores = Computed(views, scorer)
+    for _ in scores.seen(views.pair.scope[0]):
+        break
+    return scores
 
 
-def cutoff(tensors: "Callable[[], Iterable[Tensor]]", count: int) -> tuple[float, int]:
-    """The ``count``-th largest value of float32 tensors, exactly, without ever holding them together.
-
-    Two passes of a radix select over the values' bits: the first finds the upper 16, the second the lower 16.
-
-    Args:
-        tensors: gives the tensors anew for each pass.
-        count: from 1 to the number of values.
-
-    Returns:
-        The value, and how many of those equal to it belong to the ``count`` largest.
-
-    >>> import torch
-    >>> cutoff(lambda: [torch.tensor([3.0, 1.0]), torch.tensor([3.0, 2.0])], 1)
-    (3.0, 1)
-    """
-    import torch
-
-    def keys(values: "Tensor") -> "Tensor":
-        """Integers of the values' order, from 0; -0.0 is 0.0."""
-        bits = (values.flatten() + 0.0).view(torch.int32).long()
-        return torch.where(bits < 0, ~bits & 0xFFFFFFFF, bits | 0x80000000)
-
-    def largest(histogram: "Tensor", wanted: int) -> tuple[int, int]:
-        """The bin that holds the ``wanted``-th largest, and its place within the bin."""
-        from_top = histogram.flip(0).cumsum(0)
-        place = int(torch.searchsorted(from_top, wanted))
-        above = int(from_top[place - 1]) if place else 0
-        return len(histogram) - 1 - place, wanted - above
-
-    histogram = torch.zeros(1 << 16, dtype=torch.long)
-    for values in tensors():
-        histogram += torch.bincount(keys(values) >> 16, minlength=1 << 16)
-    if not 1 <= count <= int(histogram.sum()):
-        raise ValueError(f"count is {count}, expected 1 to {int(histogram.sum())}")
-    upper, count = largest(histogram, count)
-    histogram.zero_()
-    for values in tensors():
-        inside = keys(values)
-        inside = inside[inside >> 16 == upper] & 0xFFFF
-        histogram += torch.bincount(inside, minlength=1 << 16)
-    lower, ties = largest(histogram, count)
-    key = upper << 16 | lower
-    bits = key & 0x7FFFFFFF if key & 0x80000000 else ~key & 0xFFFFFFFF
-    bits -= (bits & 0x80000000) << 1  # as a signed number of 32 bits
-    return float(torch.tensor([bits], dtype=torch.int32).view(torch.float32)), ties
+def slices(count: int) -> Iterator[slice]:
+    """Parts of so many dimensions, in order."""
+    return (slice(start, min(start + PART, count)) for start in range(0, count, PART))

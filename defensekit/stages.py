@@ -32,7 +32,8 @@ from defensekit.errors import DefenseKitError, UsageError, lacks_memory, listing
 from defensekit.files import file_digest
 from defensekit.host import Host, load_plugins, source_digest
 from defensekit.pair import Pair
-from defensekit.scoring import Views, score, select
+from defensekit.scoring import Views, score
+from defensekit.selecting import describe, select
 from defensekit.store import Draft, Store
 from defensekit.text import ROWS, Row, Truncation, changed, label_number, read_rows, split, write_rows
 
@@ -291,16 +292,15 @@ def purify(work: Work, draft: Draft) -> None:
     """Select dimensions of the suspect and purify it."""
     roles = sorted(role for role in work.stage["components"] if role.startswith("step"))
     views = Views(work.pair, work.seed("score"), _readers(work))
-    selection: dict[str, Tensor] = {}
+    selection = None
     if "selector" in work.stage["components"]:
         scorer, selector = cast(Scorer, work.component("scorer")), cast(Selector, work.component("selector"))
-        scores = blame(scorer, score, views, scorer)
-        selection = blame(selector, select, scores, selector)
-        draft.facts.update(defending.describe(views, scores, selection))
+        selection = select(score(views, scorer), selector)
+        draft.facts.update(describe(selection))
         if "statistics" in work.stage["inputs"]:
             draft.facts["statistics"] = work.about("statistics")
     defending.purify(
-        views,
+        work.pair,
         selection,
         [cast(Purifier, work.component(role)) for role in roles],
         work.rows("clean"),

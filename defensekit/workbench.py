@@ -12,12 +12,13 @@ A component is its name, a mapping with its name and parameters as in YAML, or a
 same seed, rows and parameters the numbers are those of a run.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defensekit import defending, evaluation, scoring
+from defensekit import defending, evaluation, scoring, selecting
 from defensekit.checkpoint import Checkpoint
 from defensekit.components import (
     DatasetSource,
@@ -159,17 +160,17 @@ def estimate(
 
 @dataclass(frozen=True)
 class Scores:
-    """A score for every dimension in scope; ``tensors[name].score`` and ``.eligible``. Higher is taken first."""
+    """A score for every dimension in scope; ``tensors[name].score`` and ``.eligible``, computed when they are looked
+    at. Higher is taken first."""
 
     scorer: str
     pair: Pair = field(repr=False)
-    tensors: scoring.Scores = field(repr=False)
-    views: Views = field(repr=False)
+    tensors: scoring.Computed = field(repr=False)
 
     def histogram(self) -> Histogram:
         """How the scores are spread over the eligible dimensions."""
-        nothing = {name: scored.eligible & False for name, scored in self.tensors.items()}
-        return Histogram(**scoring.histogram(self.tensors, nothing))
+        nothing = selecting.Selection(self.tensors, {name: selecting.Cut(math.inf) for name in self.tensors})
+        return Histogram(**selecting.describe(nothing)["scores"])
 
     def _repr_html_(self) -> str:
         return plot(self)._repr_html_()
@@ -188,7 +189,7 @@ def score(pair: Pair, scorer: Spec | Scorer, statistics: Statistics | None = Non
         raise UsageError(f"the scorer {called(scorer)!r} needs {', '.join(sorted(missing))}: estimate it first")
     own = derive_seed(derive_seed(seed, "defender", "purify"), "score")
     views = Views(pair, own, {name: tensors[name].get for name in sorted(tensors)})
-    return Scores(called(scorer), pair, blame(made, scoring.score, views, made), views)
+    return Scores(called(scorer), pair, scoring.score(views, made))
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ class Selection:
 
     selector: str
     scores: Scores = field(repr=False)
-    tensors: "dict[str, Tensor]" = field(repr=False)
+    tensors: selecting.Selection = field(repr=False)
     facts: dict[str, Any] = field(repr=False)
 
     @property
@@ -225,8 +226,8 @@ def select(scores: Scores, selector: Spec | Selector) -> Selection:
         DefenseKitError: the selector broke its contract.
     """
     made = component(Selector, selector)
-    tensors = blame(made, scoring.select, scores.tensors, made)
-    return Selection(called(selector), scores, tensors, defending.describe(scores.views, scores.tensors, tensors))
+    tensors = selecting.select(scores.tensors, made)
+    return Selection(called(selector), scores, tensors, selecting.describe(tensors))
 
 
 def purify(
@@ -252,8 +253,8 @@ def purify(
     if selection and selection.scores.pair != pair:
         raise UsageError(f"the selection is of {selection.scores.pair!r}, not of {pair!r}")
     defending.purify(
-        selection.scores.views if selection else Views(pair, seed),
-        selection.tensors if selection else {},
+        pair,
+        selection.tensors if selection else None,
         [component(Purifier, step) for step in several(steps)],
         rows,
         folder,

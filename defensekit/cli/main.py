@@ -4,7 +4,7 @@ import gc
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,11 @@ from defensekit.cli.shared import Files, Workspace, checked, fail
 from defensekit.errors import DefenseKitError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from defensekit.components import Observer
     from defensekit.recipe import Recipe
+    from defensekit.results import Result
 
 app = typer.Typer(
     help="Find and remove backdoors and biases in fine-tuned language models.",
@@ -46,51 +50,117 @@ def run(
     Poisons a model (or takes a suspect), purifies it, and measures accuracy and attack success before and after. What
     was computed before is not computed again.
     """
+    # Checked before the heavy imports: a typo in the command answers at once.
+    checked(recipe, "recipe")
+
+    def load() -> "Recipe":
+        from defensekit.loading import load_recipe
+
+        return load_recipe(recipe, settings or ())
+
+    def preview(loaded: "Recipe", observers: "list[Observer]") -> Any:
+        from defensekit.dryrun import preview
+
+        for problem in loaded.host.problems:
+            for observer in observers:
+                observer.warning(str(problem))
+        return preview(loaded, workspace, observers[1].message)
+
+    def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:
+        from defensekit.pipeline import run
+
+        return run(loaded, workspace, observers)
+
+    if dry_run:
+        loaded, stages = _carried_out(load, preview, None, quiet, strict)
+        from defensekit.cli.table import show_preview
+
+        show_preview(loaded, stages, json)
+        return
+    _show(_carried_out(load, compute, workspace, quiet, strict)[1], json)
+
+
+@app.command()
+def purify(
+    base: Annotated[str, typer.Option(help="The pretrained base: a folder, a source's name, or owner/name@revision.")],
+    suspect: Annotated[Path, typer.Option(help="The folder of the model that is not trusted.")],
+    clean: Annotated[
+        str, typer.Option(help="Clean labelled rows: CSV, TSV, JSONL or Parquet, columns text and label.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to make, with the purified model.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe whose defense to use (the shipped one named purify).")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change a key, as in data.text=review; may be repeated."),
+    ] = None,
+    workspace: Workspace = Path("workspace"),
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Purify a model you have, into a folder that loads wherever it did.
+
+    Resets what drifted abnormally from the base, fine-tunes on some of the clean rows, chooses how much by others, and
+    measures accuracy before and after on the rest. The folder holds a model card and a manifest of digests.
+    """
+    if recipe:
+        checked(recipe, "recipe")
+
+    def load() -> "Recipe":
+        from defensekit.purifying import recipe_for
+
+        return recipe_for(base, suspect, clean, recipe, settings or ())
+
+    def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:
+        from defensekit.purifying import purify_into
+
+        return purify_into(out, loaded, workspace, observers)
+
+    _show(_carried_out(load, compute, workspace, quiet)[1], json)
+    if not json:
+        typer.echo(f"purified model: {out}")
+
+
+def _carried_out(
+    load: "Callable[[], Recipe]",
+    compute: "Callable[[Recipe, list[Observer]], Any]",
+    workspace: Path | None,
+    quiet: bool,
+    strict: bool = False,
+) -> "tuple[Recipe, Any]":
+    """Load a recipe and compute something of it, watched; ``workspace`` is where to go on, if anything is kept."""
     from defensekit.cli.interrupt import interrupted, remembered
     from defensekit.cli.progress import Progress
     from defensekit.cli.strict import Strict
 
-    # Checked before the heavy imports: a typo in the command answers at once.
-    checked(recipe, "recipe")
     gc.enable()
     loaded: Recipe | None = None
     try:
         # What plugins and libraries print is no result: it goes where progress goes.
         with remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
-            from defensekit.loading import load_recipe
-
             progress.message("loading libraries")
-            loaded = load_recipe(recipe, settings or ())
-            if dry_run:
-                from defensekit.dryrun import preview
-
-                for problem in loaded.host.problems:
-                    if strict:
-                        Strict().warning(str(problem))
-                    progress.warning(str(problem))
-
-                stages = preview(loaded, workspace, progress.message)
-            else:
-                from defensekit.pipeline import run as run_recipe
+            loaded = load()
+            found = compute(loaded, [interrupt, progress, *([Strict()] if strict else [])])
+            if workspace:
                 from defensekit.report import write
 
-                watching = [interrupt, progress, Strict()] if strict else [interrupt, progress]
-                result = run_recipe(loaded, workspace, watching)
                 progress.message("writing the report")
-                report = write(result)
+                found = found, write(found)
+            return loaded, found
     except BaseException as error:
         if interrupted(error):
-            fail("stopped" + ("" if dry_run else "; the same command goes on where it stopped"), 130)
-        if loaded and not dry_run and isinstance(error, DefenseKitError) and not isinstance(error, UsageError):
+            fail("stopped" + ("; the same command goes on where it stopped" if workspace else ""), 130)
+        if loaded and workspace and isinstance(error, DefenseKitError) and not isinstance(error, UsageError):
             from defensekit.runfolder import folder_of
 
             raise DefenseKitError(f"{error}\n(more in {folder_of(loaded, workspace) / 'run.log'})") from error
         raise
-    if dry_run:
-        from defensekit.cli.table import show_preview
 
-        show_preview(loaded, stages, json)
-    elif json:
+
+def _show(made: "tuple[Result, Path]", json: bool) -> None:
+    result, report = made
+    if json:
         sys.stdout.write(result.model_dump_json() + "\n")
     else:
         from defensekit.cli.table import show

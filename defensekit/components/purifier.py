@@ -32,9 +32,14 @@ class Purifier(Component):
 
 class WeightStep(Purifier):
     """Changes the selected weights, one tensor at a time; or, where ``acts_on`` is ``kept``, those that moved and were
-    not selected. Whatever it acts on is what it is handed as selection."""
+    not selected. Whatever it acts on is what it is handed as selection.
+
+    Where a weight's new value depends on that dimension alone, say ``elementwise = True``: then tensors are shown in
+    parts, flattened, as to a `Scorer`.
+    """
 
     acts_on: ClassVar[Literal["selected", "kept"]] = "selected"
+    elementwise: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, t: "TensorView", weight: "Tensor", selection: "Tensor") -> "Tensor":

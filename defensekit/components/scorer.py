@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 
 class Scorer(Component):
-    """Scores every dimension of one tensor at a time."""
+    """Scores every dimension of one tensor at a time.
+
+    Where a dimension's score depends on that dimension alone (and on quantiles), say ``elementwise = True``: then
+    tensors are shown in parts, flattened, which bounds the memory and is faster.
+    """
 
     kind: ClassVar[str] = "scorer"
     needs: ClassVar[frozenset[str]] = frozenset()
-    # Whether a dimension's score depends on that dimension alone: then any part of a tensor may be scored by itself.
     elementwise: ClassVar[bool] = False
 
     def eligible(self, t: "TensorView") -> "Tensor":
@@ -45,7 +48,7 @@ def scorer(
 ) -> "Callable[[Callable[..., Tensor]], type[Scorer]]":
     """Make a scorer of a typed function: its first argument is the tensor, the others are the YAML parameters.
 
-    >>> @scorer(needs={"curvature"})
+    >>> @scorer(needs={"curvature"}, elementwise=True)
     ... def ratio(t, exponent: float = 1.0):
     ...     "Drift over curvature."
     ...     return t.drift**2 / (t["curvature"] ** exponent + 1e-12)

@@ -1,6 +1,6 @@
 """Weight steps to compare with."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from defensekit.api import Field, TensorView, WeightStep
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 class Interpolate(WeightStep):
     """Shrink the selected drifts: w = base + keep * (w - base)."""
+
+    elementwise: ClassVar[bool] = True
 
     keep: float = Field(ge=0, le=1, description="the share of the drift that stays: 0 resets, 1 does nothing")
 
@@ -23,6 +25,8 @@ class Interpolate(WeightStep):
 
 class Prune(WeightStep):
     """Set the selected weights to 0; scale them towards it where the selection is soft."""
+
+    elementwise: ClassVar[bool] = True
 
     def apply(self, t: TensorView, weight: "Tensor", selection: "Tensor") -> "Tensor":
         import torch

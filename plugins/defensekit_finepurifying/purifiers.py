@@ -1,6 +1,6 @@
 """Reset to the pretrained weights, then fine-tune on clean rows."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from defensekit.api import ModelStep, ModelStepContext, TensorView, WeightStep
 from defensekit.training import TrainingSettings, fine_tune
@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 class Reset(WeightStep):
     """Put the base's weight where the selection is; in between where the selection is soft."""
 
+    elementwise: ClassVar[bool] = True
+
     def apply(self, t: TensorView, weight: "Tensor", selection: "Tensor") -> "Tensor":
         import torch
 
+        if selection.dtype == torch.bool:
+            return torch.where(selection, t.base.to(weight.dtype), weight)
         share = selection.float()
         mixed = torch.lerp(weight.float(), t.base, share).to(weight.dtype)
         return torch.where(share == 1, t.base.to(weight.dtype), torch.where(share == 0, weight, mixed))

@@ -1,11 +1,8 @@
 """Selectors by score alone."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from defensekit.api import Field, Scores, Selector, cutoff
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from defensekit.api import Cut, Field, Scores, Selector
 
 
 class Fraction(Selector):
@@ -23,33 +20,21 @@ class Fraction(Selector):
     def takes_nothing(self) -> bool:
         return self.fraction == 0
 
-    def select(self, scores: Scores) -> "dict[str, Tensor]":
+    def select(self, scores: Scores) -> dict[str, Cut]:
         groups: dict[str, list[str]] = {}
-        for name, scored in scores.items():
-            group = {"global": "", "layer": scored.layer, "tensor": name}[self.scope]
+        for name in scores:
+            group = {"global": "", "layer": scores.layer(name), "tensor": name}[self.scope]
             groups.setdefault(group, []).append(name)
-        selection: dict[str, Tensor] = {}
-        for names in groups.values():
-            selection.update(self._highest({name: scores[name] for name in names}))
-        return selection
+        return {name: cut for names in groups.values() for name, cut in self._highest(scores, names).items()}
 
-    def _highest(self, group: dict) -> "dict[str, Tensor]":  # type: ignore[type-arg]
-        import torch
-
-        eligible = sum(int(scored.eligible.sum()) for scored in group.values())
-        count = round(self.fraction * eligible)
-        if count == 0:
-            return {name: torch.zeros_like(scored.eligible) for name, scored in group.items()}
-        threshold, ties = cutoff(lambda: (scored.score[scored.eligible] for scored in group.values()), count)
-        selection = {}
-        for name, scored in group.items():
-            chosen = scored.eligible & (scored.score > threshold)
-            if ties:
-                equal = (scored.eligible & (scored.score == threshold)).flatten().nonzero().flatten()[:ties]
-                chosen.view(-1)[equal] = True
-                ties -= len(equal)
-            selection[name] = chosen
-        return selection
+    def _highest(self, scores: Scores, names: list[str]) -> dict[str, Cut]:
+        above, ties = scores.cutoff(names, lambda eligible: round(self.fraction * eligible))
+        equal = scores.equal(names, above) if ties else {}
+        found = {}
+        for name in names:
+            found[name] = Cut(above, min(ties, equal.get(name, 0)))
+            ties -= found[name].ties
+        return found
 
 
 class Threshold(Selector):
@@ -57,5 +42,5 @@ class Threshold(Selector):
 
     above: float = Field(description="the score that is not selected yet")
 
-    def select(self, scores: Scores) -> "dict[str, Tensor]":
-        return {name: scored.eligible & (scored.score > self.above) for name, scored in scores.items()}
+    def select(self, scores: Scores) -> dict[str, Cut]:
+        return {name: Cut(self.above) for name in scores}

@@ -96,11 +96,11 @@ def does_nothing_at_fraction_0(subject: Subject) -> None:
 def keeps_names_and_tying(subject: Subject) -> None:
     """The purified model's file has the suspect's tensors, each once, under their names, in their shapes and dtypes."""
     pico, step = subject.pico, subject.component
-    views, before = pico.views(), Checkpoint(pico.suspect).tensors
+    before = Checkpoint(pico.suspect).tensors
     with tempfile.TemporaryDirectory() as folder:
         target, options = Path(folder) / "purified", {"max_length": MAX_LENGTH, "seed": 7}
         defending.purify(
-            views, {}, [step], pico.rows, target, precision="float32", report=lambda *done: None, **options
+            pico.pair, None, [step], pico.rows, target, precision="float32", report=lambda *done: None, **options
         )
         after = Checkpoint(target).tensors
     for name in sorted({**before, **after}):

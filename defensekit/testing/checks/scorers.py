@@ -19,7 +19,9 @@ def score(scorer: Scorer, pico: Pico, handed: Handed) -> Any:
 @check(Scorer)
 def scores_are_finite_and_in_shape(subject: Subject) -> None:
     """Scores have the tensor's shape and are finite, for statistics of any magnitude and where they are 0."""
-    scoring.score(subject.pico.views(subject.component.needs), subject.component)
+    scores = scoring.score(subject.pico.views(subject.component.needs), subject.component)
+    for name in scores:
+        scores[name]
 
 
 @check(Scorer)

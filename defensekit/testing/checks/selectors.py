@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from defensekit import scoring
+from defensekit import selecting
 from defensekit.components import Selector
 from defensekit.scoring import Scored, Scores
+from defensekit.selecting import Cut
 from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
 from defensekit.testing.pico import Pico
 from defensekit.testing.watch import Handed
@@ -24,13 +25,14 @@ def select(selector: Selector, pico: Pico, handed: Handed) -> Any:
 
 def _selected(selector: Selector, scores: Scores) -> "dict[str, Tensor]":
     """What a selector takes, by tensor, not held to anything yet."""
-    return selector.select(scores)
+    taken = selector.select(scores)
+    return {name: one.take(scores[name]) if isinstance(one, Cut) else one for name, one in taken.items()}
 
 
 @check(Selector)
 def takes_what_is_eligible_alone(subject: Subject) -> None:
     """An answer for every tensor, of its shape, bool or in [0, 1], and 0 wherever a dimension never moved."""
-    scoring.select(subject.pico.scores(), subject.component)
+    selecting.select(subject.pico.scores(), subject.component)
 
 
 @check(Selector)

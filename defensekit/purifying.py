@@ -1,0 +1,114 @@
+"""Purify a model that somebody has: a recipe over its base, the model itself and clean rows, and a folder to put it."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from defensekit import runfolder, shipped
+from defensekit.checkpoint import Checkpoint
+from defensekit.components import DatasetSource, Observer, blame
+from defensekit.errors import UsageError
+from defensekit.files import literal_path
+from defensekit.headers import free_space
+from defensekit.loading import load_recipe
+from defensekit.pipeline import run
+from defensekit.store import MANIFEST
+
+if TYPE_CHECKING:
+    from defensekit.recipe import Recipe
+    from defensekit.results import Result
+
+DEFAULT = "purify"
+# Of the clean rows, where nothing else is said: two fifths to fit, two to choose by, at most so many each; the rest
+# tests.
+MOST = 512
+
+
+def recipe_for(
+    base: str, suspect: Path, clean: str, recipe: Path | None = None, settings: Sequence[str] = ()
+) -> "Recipe":
+    """A recipe of purification with its base, suspect and clean rows put in; the shipped one if none is given.
+
+    Raises:
+        UsageError: one of them is not what was expected.
+    """
+    given = [
+        f"model={json.dumps(base)}",
+        f"suspect={json.dumps(literal_path(suspect))}",
+        f"data.name={json.dumps(clean)}",
+        *("attack=", "training=", "data.train="),  # of a recipe that makes its suspect
+    ]
+    path = recipe or shipped.folder() / f"{DEFAULT}.yaml"
+    loaded = load_recipe(path, [*given, *settings])
+    if recipe is None and not any(
+        setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
+    ):
+        source = cast(DatasetSource, loaded.data.component)
+        dataset = blame(source, source.load)
+        share = min(MOST, len({row.key for row in dataset.train}) * 2 // 5)
+        loaded = load_recipe(path, [*given, f"data.clean={share}", f"data.dev={share}", *settings])
+    return loaded
+
+
+def purify_into(
+    target: Path, recipe: "Recipe", workspace: str | Path = "workspace", observers: Sequence[Observer] = ()
+) -> "Result":
+    """Run a recipe, and put the purified model into a new folder: whole, or not at all.
+
+    What is interrupted goes on, called again, after the last stage that was finished. A folder that holds this very
+    model already is left as it is.
+
+    Raises:
+        UsageError: the folder is there and holds something else, another process is writing it, or the disk is too
+            full.
+        DefenseKitError: as `defensekit.run`.
+    """
+    target = target.absolute()
+    with _alone(target):
+        if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / MANIFEST).is_file())):
+            raise UsageError(f"{target} is there already; name a folder that is not")
+        folder = runfolder.folder_of(recipe, Path(workspace))
+        if recipe.suspect and not (folder / "result.json").is_file():
+            size = sum(path.stat().st_size for path in Checkpoint(Path(recipe.suspect.parameters()["path"])).files)
+            free_space(folder, 2 * size, "the workspace")
+            free_space(target, size, "the purified model")
+        result = run(recipe, workspace, observers)
+        made = Path(result.folder) / "purified"
+        if (target / MANIFEST).is_file():
+            if (target / MANIFEST).read_bytes() != (made / MANIFEST).read_bytes():
+                raise UsageError(f"{target} holds another model already; name a folder that is not there")
+            return result
+        part = target.with_name(f".{target.name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+        try:
+            shutil.copytree(made, part)
+            if target.exists():
+                target.rmdir()
+            part.rename(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return result
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold a lock on a folder that is to be made; the system lets go of it whatever ends the process."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = target.with_name(f".{target.name}.lock")
+    busy = UsageError(f"another process is writing {target}; wait for it, or name another folder")
+    with place.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        if not place.exists() or not os.path.samestat(place.stat(), os.fstat(lock.fileno())):
+            raise busy  # it was somebody's, who let go of it and took it away in this moment
+        try:
+            yield
+        finally:
+            place.unlink()

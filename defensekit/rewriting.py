@@ -1,0 +1,74 @@
+"""A checkpoint's weights streamed into another: under the same names, in the same places of the same files."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from defensekit.checkpoint import INDEX, Checkpoint
+from defensekit.errors import DefenseKitError
+from defensekit.ranking import concurrently
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK = 1 << 24
+
+
+def rewrite(
+    source: Checkpoint, target: Path, changed: "Callable[[str, Tensor], Iterator[Tensor] | None]", threads: int = 1
+) -> None:
+    """Write the weight files of a checkpoint into a folder, with some of the tensors changed.
+
+    Headers (with their metadata), and every tensor that is not changed, are copied as they are, byte for byte.
+
+    Args:
+        source: the checkpoint.
+        target: the folder.
+        changed: given a tensor's name in the file and its values, says the new ones in parts, flattened, in order, of
+            the same dtype; None leaves the tensor as it is.
+        threads: how many tensors are written at a time.
+
+    Raises:
+        DefenseKitError: a file could not be written, for want of disk space, say.
+    """
+    for path in source.files:
+        entries = {name: entry for name, entry in source.tensors.items() if entry.file == path.name}
+        begins, size = min((e.start for e in entries.values()), default=path.stat().st_size), path.stat().st_size
+        try:
+            with path.open("rb") as old, (target / path.name).open("wb") as new:
+                if hasattr(os, "posix_fallocate"):  # a full disk is found before the work
+                    os.posix_fallocate(new.fileno(), 0, size)
+                new.write(old.read(begins))
+                new.flush()
+
+                def write(name: str, to: int = new.fileno(), origin: int = old.fileno()) -> None:
+                    place, entry = entries[name].start, entries[name]  # noqa: B023 - done before the loop goes on
+                    parts = changed(name, source.tensor(name))
+                    if parts is None:
+                        for at in range(entry.start, entry.stop, CHUNK):
+                            _put(to, os.pread(origin, min(CHUNK, entry.stop - at), at), at)
+                    else:
+                        for part in parts:
+                            place += _put(to, _bytes(part), place)
+
+                for _ in concurrently(write, list(entries), threads):
+                    pass
+        except OSError as error:
+            raise DefenseKitError(f"{path.name} could not be written: {error.strerror or error}") from error
+    if (source.folder / INDEX).is_file():
+        (target / INDEX).write_bytes((source.folder / INDEX).read_bytes())
+
+
+def _bytes(tensor: "Tensor") -> memoryview:
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _put(file: int, content: bytes | memoryview, place: int) -> int:
+    """Write all of it at a place; the number of bytes."""
+    view, done = memoryview(content), 0
+    while done < len(view):
+        done += os.pwrite(file, view[done:], place + done)
+    return done

@@ -1,0 +1,219 @@
+"""Selections: what a selector answers, held to its contract, looked at a part of a tensor at a time, in numbers."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from defensekit.components import Selector, blame, fault
+from defensekit.ranking import concurrently, upper_in_order
+from defensekit.scoring import Computed, Scored, Scores, TensorView, Views
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A selection of one tensor by score alone: the eligible dimensions whose score is ``above`` a number, and the
+    first ``ties`` of those that equal it. It takes no memory, whatever the tensor's size."""
+
+    above: float
+    ties: int = 0
+
+    def take(self, scored: Scored) -> "Tensor":
+        """The selection of a tensor or a part of one; of a part, ``ties`` counts from its beginning."""
+        chosen = scored.eligible & (scored.score > self.above)
+        if self.ties:
+            equal = (scored.eligible & (scored.score == self.above)).reshape(-1).nonzero().reshape(-1)[: self.ties]
+            chosen.view(-1)[equal] = True
+        return chosen
+
+
+class Selection(Mapping[str, "Tensor"]):
+    """A selection for every tensor of some scores: bool, or soft in [0, 1]; made of its `Cut` when it is looked at."""
+
+    def __init__(self, scores: Scores, chosen: "Mapping[str, Tensor | Cut]") -> None:
+        self.scores, self.chosen = scores, chosen
+
+    def __getitem__(self, name: str) -> "Tensor":
+        chosen = self.chosen[name]
+        return chosen.take(self.scores[name]) if isinstance(chosen, Cut) else chosen
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def views(self) -> Views:
+        """What the scores are computed from."""
+        assert isinstance(self.scores, Computed)
+        return self.scores.views
+
+    def nothing(self, name: str) -> bool:
+        """Whether it is known without looking at a score that nothing of a tensor is taken."""
+        chosen = self.chosen[name]
+        return chosen.above == math.inf if isinstance(chosen, Cut) else not bool(chosen.any())
+
+    def taker(self, name: str) -> "Callable[[Scored], Tensor]":
+        """What says of each part of a tensor, flattened, what is taken of it; it has to be asked in their order."""
+        chosen, done = self.chosen[name], 0
+
+        def of_cut(part: Scored) -> "Tensor":
+            nonlocal chosen
+            assert isinstance(chosen, Cut)
+            taken = chosen.take(part)
+            if chosen.ties:
+                chosen = Cut(chosen.above, chosen.ties - int((taken & (part.score == chosen.above)).sum()))
+            return taken
+
+        def of_tensor(part: Scored) -> "Tensor":
+            nonlocal done
+            assert not isinstance(chosen, Cut)
+            done += part.score.numel()
+            return chosen.reshape(-1)[done - part.score.numel() : done]
+
+        return of_cut if isinstance(chosen, Cut) else of_tensor
+
+    def seen(self, name: str) -> "Iterator[tuple[TensorView, Scored, Tensor]]":
+        """The parts of a tensor as the scorer saw them, their scores, and what is taken of them."""
+        assert isinstance(self.scores, Computed)
+        take = self.taker(name)
+        return ((view, part, take(part)) for view, part in self.scores.seen(name))
+
+
+def select(scores: Scores, selector: Selector) -> Selection:
+    """The selection, held to its contract.
+
+    Raises:
+        DefenseKitError: it misses a tensor, has another shape, leaves [0, 1] or takes a dimension that is not eligible.
+    """
+    import torch
+
+    chosen = blame(selector, selector.select, scores)
+    if chosen.keys() != scores.keys():
+        odd = sorted(chosen.keys() ^ scores.keys())[0]
+        raise fault(selector, f"must answer for the tensors it was given; they differ in {odd}")
+    for name, taken in chosen.items():
+        if isinstance(taken, Cut):
+            continue
+        scored = scores[name]
+        if taken.shape != scored.score.shape:
+            wanted = list(scored.score.shape)
+            raise fault(selector, f"gave shape {list(taken.shape)} for {name}, expected {wanted}")
+        if taken.dtype != torch.bool and not bool(((taken >= 0) & (taken <= 1)).all()):
+            raise fault(selector, f"gave values outside [0, 1] for {name}")
+        if bool((taken.bool() & ~scored.eligible).any()):
+            raise fault(selector, f"took dimensions of {name} that are not eligible")
+    return Selection(scores, chosen)
+
+
+# -- in numbers --------------------------------------------------------------------------------------------------------
+
+# Sign, exponent and 5 bits more: enough for a picture, and little to add up for every part.
+BITS = 14
+BINS = 1 << BITS
+
+
+@dataclass
+class Tally:
+    """Counts of dimensions: all, eligible, selected; how the scores of eligible and selected ones are spread over the
+    upper `BITS` bits of float32; for each statistic, eligible and selected ones where it is 0."""
+
+    counts: "Tensor"
+    spread: "Tensor"
+    zero: "dict[str, Tensor]"
+
+    def __add__(self, other: "Tally") -> "Tally":
+        zero = {name: self.zero[name] + other.zero[name] for name in self.zero}
+        return Tally(self.counts + other.counts, self.spread + other.spread, zero)
+
+
+def tally(selection: Selection, name: str) -> Tally:
+    """Counts of one tensor."""
+    import torch
+
+    found = Tally(torch.zeros(3, dtype=torch.long), torch.zeros(2 * BINS, dtype=torch.long), {})
+    found.zero = {statistic: torch.zeros(2, dtype=torch.long) for statistic in selection.views.statistics}
+    for view, part, taken in selection.seen(name):
+        chosen = taken.bool()
+        eligible, selected = torch.count_nonzero(part.eligible), torch.count_nonzero(chosen)
+        found.counts += torch.stack([torch.tensor(chosen.numel()), eligible, selected])
+        found.spread += spread(part, chosen)
+        for statistic, values in view.statistics.items():
+            nothing = part.eligible & (values == 0)
+            found.zero[statistic] += torch.stack([torch.count_nonzero(nothing), torch.count_nonzero(nothing & chosen)])
+    return found
+
+
+def spread(part: Scored, chosen: "Tensor") -> "Tensor":
+    """Eligible dimensions by the upper `BITS` bits of their scores: those that are not chosen, then those that are."""
+    import torch
+
+    bits = ((part.score + 0.0).reshape(-1).view(torch.int32) >> 32 - BITS).bitwise_and_(BINS - 1)
+    bits.masked_fill_(~part.eligible.reshape(-1), BINS - 1)  # a NaN's, which no score has
+    return torch.bincount(bits.add_(chosen.reshape(-1).int() << BITS), minlength=2 * BINS)
+
+
+def describe(selection: Selection) -> dict[str, Any]:
+    """What was selected of a pair's computed scores: of all dimensions, of those in scope, of the eligible ones, by
+    tensor."""
+    pair, names = selection.views.pair, list(selection)
+    tensors, total = {}, None
+    found = concurrently(lambda name: tally(selection, name), names, selection.scores.threads)
+    for name, counted in zip(names, found, strict=True):
+        tensors[name] = counted.counts.tolist()
+        total = counted if total is None else total + counted
+    assert total is not None  # a pair has tensors
+    scope, eligible, selected = total.counts.tolist()
+    return {
+        "dimensions": pair.dimensions(),
+        "in_scope": scope,
+        "eligible": eligible,
+        "selected": selected,
+        "eligible_where_zero": {statistic: int(counts[0]) for statistic, counts in total.zero.items()},
+        "selected_where_zero": {statistic: int(counts[1]) for statistic, counts in total.zero.items()},
+        "head": pair.head,
+        "tensors": tensors,
+        "scores": histogram(total.spread),
+    }
+
+
+def histogram(spread: "Tensor", bins: int = 120) -> dict[str, Any]:
+    """How the scores of eligible dimensions are spread, and those of the selected ones among them.
+
+    Args:
+        spread: what `spread` counts, summed. The upper bits tell scores apart that differ by more than one part in 32;
+            bounds and places are as exact as that.
+        bins: how many.
+
+    Returns:
+        ``counts`` and ``selected``: dimensions per bin, between ``low`` and ``high``. Where no score is negative the
+        bins are of equal width in log10 (``log``, and so are the bounds), and scores below 4e-40 are ``zero``.
+    """
+    import torch
+
+    both = torch.stack([upper_in_order(half) for half in spread.view(2, BINS)])
+    both[0] += both[1]
+    first = torch.arange(BINS, dtype=torch.int32)
+    edges = torch.where(first < BINS // 2, ~first, first - BINS // 2) << 32 - BITS
+    edges = edges.view(torch.float32).double()  # of each bin, the end that is nearer to 0
+    log = not bool(both[0, : BINS // 2].any())
+    zero = int(both[0, BINS // 2]) if log else 0
+    if log:
+        both[:, BINS // 2] = 0
+    filled = both[0].nonzero().reshape(-1)
+    axis = edges.log10() if log else edges
+    low, high = (float(axis[filled[0]]), float(axis[filled[-1]])) if len(filled) else (0.0, 0.0)
+    places = ((axis[filled] - low) * (bins / (high - low or 1.0))).long().clamp_(0, bins - 1)
+    counts, selected = torch.zeros(2, bins, dtype=torch.long).index_add_(1, places, both[:, filled])
+    return {
+        "log": log,
+        "low": low,
+        "high": high,
+        "zero": zero,
+        "counts": counts.tolist(),
+        "selected": selected.tolist(),
+    }

@@ -1,0 +1,143 @@
+"""Purify a model that somebody has: into a folder that loads, whole or not at all, whatever stops the program."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from defensekit.checkpoint import Checkpoint
+from defensekit.errors import UsageError
+from defensekit.pair import Pair
+from defensekit.purifying import _alone, purify_into, recipe_for
+from tests.conftest import make_sentences, write_table
+
+QUICK = ["defense.choose.values=[0.5]", "defense.purifier.1.epochs=1", "data.max_length=32"]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_table(tmp_path / "rows.csv", make_sentences(150))
+
+
+@pytest.mark.parametrize("fine_tuned", [True, False])
+def test_a_folder_that_loads_wherever_the_suspect_did(
+    tmp_path: Path, base: Path, suspect: Path, rows: Path, fine_tuned: bool
+) -> None:
+    quick = QUICK if fine_tuned else ["defense.purifier=[reset]", "defense.choose=", "data.max_length=32"]
+    recipe = recipe_for(str(base), suspect, str(rows), settings=quick)
+    unique = len({text.lower() for text, _ in make_sentences(150)})
+    assert (recipe.sizes.clean, recipe.sizes.dev) == (unique * 2 // 5, unique * 2 // 5 if fine_tuned else 0)
+    result = purify_into(tmp_path / "out", recipe, tmp_path / "w")
+    out = tmp_path / "out"
+    loaded = transformers.pipeline("text-classification", str(out), device="cpu")
+    assert loaded("the film is superb")[0]["label"] in ("LABEL_0", "LABEL_1", "negative", "positive")
+    manifest = json.loads((out / "manifest.json").read_text())
+    before, after = load_file(suspect / "model.safetensors"), load_file(out / "model.safetensors")
+    assert manifest["tensors"] == {
+        name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in after.items()
+    }
+    assert manifest["files"].keys() == {p.name for p in out.iterdir()} - {"manifest.json", "README.md"}
+    card = (out / "README.md").read_text()
+    assert "| suspect | 0." in card
+    assert "| purified | 0." in card
+    assert "No certificate" in card
+    assert str(tmp_path) not in card
+    assert before.keys() == after.keys()
+    if not fine_tuned:  # every dimension is the suspect's or the base's, to the bit
+        pair = Pair(Checkpoint(base), Checkpoint(suspect))
+        for own, name in pair.by_file_name.items():
+            ours, theirs = pair.block(name)
+            assert bool(((after[own] == ours) | (after[own] == theirs)).all())
+        reset = result.models["purified"].reset
+        assert reset is not None
+        changed = sum(int((after[own] != before[own]).sum()) for own in after)
+        assert changed == reset.selected == round(reset.eligible / 2)
+        assert torch.equal(after["classifier.weight"], before["classifier.weight"])
+    # Again: it is there already, and left as it is. Something else of that name is not touched.
+    stamp = (out / "model.safetensors").stat().st_mtime_ns
+    purify_into(out, recipe, tmp_path / "w")
+    assert (out / "model.safetensors").stat().st_mtime_ns == stamp
+    other = recipe_for(str(base), suspect, str(rows), settings=[*quick, "seed=1"])
+    with pytest.raises(UsageError, match="holds another model already"):
+        purify_into(out, other, tmp_path / "w")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is there already; name a folder that is not"):
+        purify_into(tmp_path / "mine", recipe, tmp_path / "w")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_recipe_that_poisons_gives_its_defense(tmp_path: Path, recipe: Path, base: Path, suspect: Path) -> None:
+    made = recipe_for(str(base), suspect, str(tmp_path / "rows.csv"), recipe)
+    assert made.attack is None
+    assert made.suspect
+    assert (made.sizes.clean, made.sizes.dev) == (32, 32)
+    assert made.defense.scorer.name == "diffusion"
+
+
+def test_a_full_disk_is_found_before_anything_is_computed(
+    tmp_path: Path, base: Path, suspect: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000})())
+    with pytest.raises(UsageError, match=r"the workspace takes 0.00 GB, and .* has 0.00 GB free"):
+        purify_into(tmp_path / "out", recipe_for(str(base), suspect, str(rows), settings=QUICK), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def command(tmp_path: Path, base: Path, suspect: Path, rows: Path) -> list[str]:
+    settings = [part for setting in QUICK for part in ("--set", setting)]
+    options = ["--base", str(base), "--suspect", str(suspect), "--clean", str(rows), "--out", str(tmp_path / "out")]
+    return [sys.executable, "-m", "defensekit", "purify", *options, "-w", str(tmp_path / "w"), *settings]
+
+
+def test_killed_it_leaves_no_half_model_and_goes_on(tmp_path: Path, base: Path, suspect: Path, rows: Path) -> None:
+    """Killed for real when some stages are there; beside it a second process on the same folder."""
+    artifacts = tmp_path / "w/store/artifacts"
+    process = subprocess.Popen(
+        command(tmp_path, base, suspect, rows), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    while process.poll() is None and len(list(artifacts.glob("*/manifest.json"))) < 5:
+        time.sleep(0.005)
+    with pytest.raises(UsageError, match="another process is writing"), _alone(tmp_path / "out"):
+        pass
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    finished = {path.parent.name for path in artifacts.glob("*/manifest.json")}
+    done = subprocess.run([*command(tmp_path, base, suspect, rows), "--json", "-q"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {stage["key"] for stage in result["stages"] if stage["reused"]} >= finished
+    Checkpoint(tmp_path / "out").check_finite()
+    assert (tmp_path / "out/manifest.json").is_file()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_killed_while_it_is_copied_there_is_no_folder(tmp_path: Path, base: Path, suspect: Path, rows: Path) -> None:
+    script = (
+        "import os, signal, shutil\nfrom pathlib import Path\nfrom defensekit import purifying\n"
+        "real = shutil.copytree\n"
+        "def half(source, target):\n"
+        "    if Path(target).name == '.out.part':\n"
+        "        Path(target).mkdir(); Path(target, 'config.json').write_text('{')\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(source, target)\n"
+        "shutil.copytree = half\n"
+        f"recipe = purifying.recipe_for({str(base)!r}, Path({str(suspect)!r}), {str(rows)!r}, settings={QUICK!r})\n"
+        f"purifying.purify_into(Path({str(tmp_path / 'out')!r}), recipe, {str(tmp_path / 'w')!r})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    recipe = recipe_for(str(base), suspect, str(rows), settings=QUICK)
+    result = purify_into(tmp_path / "out", recipe, tmp_path / "w")
+    assert all(stage["reused"] for stage in result.stages)
+    assert Checkpoint(tmp_path / "out").tensors
+    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,252 @@
+"""Scores, selection and reset a part at a time: the same bits as by the dumbest code that holds everything."""
+
+import json
+import os
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from defensekit import defending, scoring
+from defensekit.checkpoint import Checkpoint
+from defensekit.components import Scorer, WeightStep
+from defensekit.errors import DefenseKitError
+from defensekit.headers import read_header
+from defensekit.pair import Pair, layer_of
+from defensekit.ranking import concurrently
+from defensekit.scoring import TensorView, Views, score
+from defensekit.selecting import Selection, describe, select
+from defensekit_baselines.scorers import Magnitude, Random, Spectral
+from defensekit_finepurifying.purifiers import Reset
+from defensekit_finepurifying.scorers import Diffusion
+from defensekit_finepurifying.selectors import Fraction
+
+BENCHMARK = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks/streaming.py"))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    own = torch.get_num_threads()
+    yield
+    torch.set_num_threads(own)
+
+
+def write(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> Path:
+    """A model folder of so many files, with metadata of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "made", "hidden_size": 1}))
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", {"format": "pt", "made": "by hand"})
+        return folder
+    weight_map = {name: f"model-{i % shards}.safetensors" for i, name in enumerate(tensors)}
+    for file in set(weight_map.values()):
+        held = {name: tensor for name, tensor in tensors.items() if weight_map[name] == file}
+        save_file(held, folder / file, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+@st.composite
+def models(draw: st.DrawFn) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Base, suspect and curvature: few values, so that many scores are equal; any dtype, any shape, 0 sizes too."""
+    base, suspect, curvature = {}, {}, {}
+    for i in range(draw(st.integers(1, 5))):
+        shape = draw(st.lists(st.integers(0, 5), min_size=0, max_size=3)) if i else [draw(st.integers(1, 20))]
+        generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+        dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+        name = f"layer.{i % 2}.t{i}" if i else "embeddings"
+        base[name] = torch.randint(-2, 3, shape, generator=generator).to(draw(dtypes))
+        suspect[name] = torch.randint(-2, 3, shape, generator=generator).to(draw(dtypes))
+        curvature[name] = torch.randint(0, 3, shape, generator=generator).float()
+    suspect["classifier.weight"] = torch.ones(2, 3)
+    return base, suspect, curvature
+
+
+@given(
+    made=models(),
+    fraction=st.floats(0, 1),
+    scope=st.sampled_from(["global", "layer", "tensor"]),
+    scorer=st.sampled_from([Magnitude(), Diffusion(), Random(), Spectral(rank=1)]),
+    part=st.integers(1, 30),
+    shards=st.integers(1, 3),
+    count=st.integers(1, 3),
+)
+@settings(deadline=None, max_examples=40, phases=[Phase.generate])
+@pytest.mark.usefixtures("threads")
+def test_a_part_at_a_time_is_all_at_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    made: tuple[dict[str, torch.Tensor], ...],
+    fraction: float,
+    scope: str,
+    scorer: Scorer,
+    part: int,
+    shards: int,
+    count: int,
+) -> None:
+    base, suspect, curvature = made
+    folder = tmp_path_factory.mktemp("streamed")
+    torch.set_num_threads(count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "PART", part)
+        pair = Pair(Checkpoint(write(folder / "base", base, shards)), Checkpoint(write(folder / "suspect", suspect, 1)))
+        views = Views(pair, 3, {"curvature": curvature.get})
+        selection = select(score(views, scorer), Fraction(fraction=fraction, scope=scope))  # type: ignore[arg-type]
+        facts = describe(selection)
+        purify(pair, selection, [Reset()], folder / "out")
+        dense = {name: selection[name] for name in selection}
+    # The dumbest way, all in memory: whole tensors, scores in a list, sorted by score, then name, then place.
+    groups: dict[str, list[tuple[float, str, int]]] = {}
+    for name in sorted(pair.scope):
+        ours, theirs = base[name].to(suspect[name].dtype).float(), suspect[name].float()
+        view = TensorView(name, ours, theirs, 3, {"curvature": curvature[name]}, views._quantile)
+        values = scorer.score(view).flatten().tolist()
+        group = {"global": "", "layer": layer_of(name), "tensor": name}[scope]
+        moved = (theirs - ours).flatten().tolist()
+        groups.setdefault(group, []).extend((-v, name, i) for i, v in enumerate(values) if moved[i] != 0)
+    expected = {name: torch.zeros(suspect[name].shape, dtype=torch.bool) for name in pair.scope}
+    for group in groups.values():
+        for _, name, place in sorted(group)[: round(fraction * len(group))]:
+            expected[name].view(-1)[place] = True
+    assert all(torch.equal(dense[name], expected[name]) for name in pair.scope)
+    assert facts["tensors"] == {
+        name: [
+            suspect[name].numel(),
+            sum(n == name for group in groups.values() for _, n, _ in group),
+            int(expected[name].sum()),
+        ]
+        for name in pair.scope
+    }
+    written = load_file(folder / "out/model.safetensors")
+    for name, weight in suspect.items():
+        chosen = expected.get(name, torch.tensor(False))
+        wanted = torch.where(chosen, base[name].to(weight.dtype), weight) if name in base else weight
+        assert written[name].dtype == weight.dtype
+        assert torch.equal(written[name], wanted)
+
+
+def purify(pair: Pair, selection: Selection | None, steps: list[WeightStep], target: Path) -> None:
+    defending.purify(
+        pair, selection, steps, [], target, max_length=8, precision="float32", seed=0, report=lambda done, total: None
+    )
+
+
+def test_what_is_not_changed_is_copied_byte_for_byte(tmp_path: Path) -> None:
+    """Metadata, order, buffers of whole numbers, shards and index: nothing is written anew but what was selected."""
+    base = {"layer.0.a": torch.zeros(4), "norm.b": torch.zeros(3, 2)}
+    suspect = {"position_ids": torch.arange(5), "norm.b": torch.ones(3, 2).half(), "layer.0.a": torch.ones(4)}
+    for shards in (1, 2):
+        own = tmp_path / str(shards)
+        pair = Pair(Checkpoint(write(own / "base", base, 1)), Checkpoint(write(own / "suspect", suspect, shards)))
+        purify(pair, None, [Reset()], own / "same")
+        nothing = select(score(Views(pair, 0), Magnitude()), Fraction(fraction=0))
+        purify(pair, nothing, [Reset()], own / "nothing")
+        some = select(score(Views(pair, 0), Magnitude()), Fraction(fraction=0.5))
+        purify(pair, some, [Reset()], own / "some")
+        for path in (own / "suspect").iterdir():
+            assert (own / "same" / path.name).read_bytes() == path.read_bytes()
+            assert (own / "nothing" / path.name).read_bytes() == path.read_bytes()
+        for path in pair.suspect.files:
+            before, after = path.read_bytes(), (own / "some" / path.name).read_bytes()
+            begins = min(entry.start for entry in read_header(path).values())
+            assert after[:begins] == before[:begins]
+            assert len(after) == len(before)
+            for name, entry in read_header(path).items():
+                same = before[entry.start : entry.stop] == after[entry.start : entry.stop]
+                assert same == (name == "position_ids")
+        written = Checkpoint(own / "some")
+        # 5 of 10 equal scores: the four of the first name, and the first of the next.
+        assert written.tensor("layer.0.a").tolist() == [0, 0, 0, 0]
+        assert written.tensor("norm.b").flatten().tolist() == [0, 1, 1, 1, 1, 1]
+
+
+class Whole(WeightStep):
+    """Needs the tensor as it is: a row at a time is reset, or none."""
+
+    def apply(self, t: TensorView, weight: torch.Tensor, selection: torch.Tensor) -> torch.Tensor:
+        assert t.base.dim() == weight.dim() == selection.dim()
+        return torch.where(selection, t.base.to(weight.dtype), weight)
+
+
+class Rude(WeightStep):
+    """Touches what was not selected: a zero's sign, which `==` does not see."""
+
+    elementwise = True
+
+    def apply(self, t: TensorView, weight: torch.Tensor, selection: torch.Tensor) -> torch.Tensor:
+        return torch.where(selection, t.base.to(weight.dtype), -weight)
+
+
+def test_steps_see_whole_tensors_unless_they_say_otherwise(tmp_path: Path, base: Path, suspect: Path) -> None:
+    pair = Pair(Checkpoint(base), Checkpoint(suspect))
+    selection = select(score(Views(pair, 0), Magnitude()), Fraction(fraction=0.5))
+    purify(pair, selection, [Whole()], tmp_path / "whole")
+    purify(pair, selection, [Reset()], tmp_path / "parts")
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "parts/model.safetensors").read_bytes()
+
+
+def test_a_changed_sign_of_zero_is_a_change(tmp_path: Path) -> None:
+    base, suspect = {"norm": torch.zeros(4)}, {"norm": torch.tensor([0.0, 0.0, 1.0, 2.0])}
+    pair = Pair(Checkpoint(write(tmp_path / "base", base, 1)), Checkpoint(write(tmp_path / "suspect", suspect, 1)))
+    selection = select(score(Views(pair, 0), Magnitude()), Fraction(fraction=1.0))
+    with pytest.raises(DefenseKitError, match=r"the purifier Rude changed .* unselected weights of norm"):
+        purify(pair, selection, [Rude()], tmp_path / "out")
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """What is held beside the mapped files, as the benchmark sees it, is a few parts and not 5 bytes a weight."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    rows = 1 << 12
+    base = {f"layer.{i}.w": torch.zeros(rows, 2048, dtype=torch.bfloat16) for i in range(6)}
+    suspect = {name: weight + 1 for name, weight in base.items()}
+    pair = Pair(Checkpoint(write(tmp_path / "base", base, 1)), Checkpoint(write(tmp_path / "suspect", suspect, 1)))
+    weights = sum(weight.numel() for weight in base.values())
+    del base, suspect
+
+    def own() -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        return int(line.split()[1]) * 1024
+
+    class Watching(Magnitude):
+        def score(self, t: TensorView) -> torch.Tensor:
+            peak[0] = max(peak[0], own())
+            return super().score(t)
+
+    peak, before = [0], own()
+    selection = select(score(Views(pair, 0), Watching()), Fraction(fraction=0.5))
+    purify(pair, selection, [Reset()], tmp_path / "out")
+    assert peak[0] - before < weights, f"{(peak[0] - before) / weights:.2f} bytes a weight"
+
+
+def test_work_done_at_once_comes_in_order_and_ends_with_its_error() -> None:
+    assert list(concurrently(lambda i: i * i, range(50), 3)) == [i * i for i in range(50)]
+    own = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        list(concurrently(lambda i: 1 // (20 - i), range(50), 3))
+    assert torch.get_num_threads() == own
+
+
+def test_a_full_disk_is_found_before_the_work(
+    tmp_path: Path, base: Path, suspect: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, start: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DefenseKitError, match=r"model.safetensors could not be written: No space left on device"):
+        purify(Pair(Checkpoint(base), Checkpoint(suspect)), None, [], tmp_path / "out")
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    found = BENCHMARK["measure"]("tiny", tmp_path, None)
+    assert found["parameters"] == sum(
+        torch.Size(shape).numel() for shape in BENCHMARK["shapes"](BENCHMARK["SIZES"]["tiny"]).values()
+    )
+    assert found["jobs"].keys() == {"copy", "magnitude", "diffusion"}
+    assert found["jobs"]["diffusion"]["parts"].keys() == {"select", "describe", "reset"}
+    assert len(Checkpoint(tmp_path / "suspect").files) > 1
