@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -339,6 +340,29 @@ def test_what_stages_compute_with_is_what_they_are_given() -> None:
     assert made("local", workers=3, threads=2).machine()["threads"] == 2
     assert made("ray", workers=3, cpus=2).machine() == {"device": "cpu", "threads": 2}
     assert made("ray", gpus=0.5).machine() == {"device": "cuda", "threads": 1}
+
+
+def test_a_node_that_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from defensekit_executors.ray import _by_value, on_node
+
+    cloudpickle = pytest.importorskip("cloudpickle")
+    place = os.uname().nodename
+    code = "import pickle, sys; sys.modules['defensekit_executors'] = None; f = pickle.load(sys.stdin.buffer)"
+    command = [sys.executable, "-c", code + "; print(f('{}', None, 0))"]
+    done = subprocess.run(command, input=cloudpickle.dumps(_by_value()), capture_output=True, check=True)
+    what, text = json.loads(done.stdout)
+    assert what == "error"
+    assert text.startswith(f"{place} lacks the package defensekit (")
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "1")  # put back in the end
+    asked = {"stage": {"title": "rows"}, "store": "", "threads": 1, "memory": None, "gpus": 0, "version": "0.0.1"}
+    [_, text] = json.loads(on_node(json.dumps(asked), None, 0))
+    assert text.startswith(f"{place} has defensekit {version('defensekit')}, where the run began it is 0.0.1; install")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked |= {"gpus": 1, "version": version("defensekit")}
+    [_, text] = json.loads(on_node(json.dumps(asked), None, 0))
+    assert text == f"{place} has a GPU that its torch can't use; run there: defensekit doctor"
 
 
 @pytest.mark.slow

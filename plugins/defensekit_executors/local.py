@@ -138,7 +138,7 @@ class _Process:
         if code >= 0:
             return f"ended (exit code {code})"
         name = signal.Signals(-code).name
-        return f"was killed ({name}{': memory may have run out' if name == 'SIGKILL' else ''})"
+        return f"was killed ({name}{': memory may have run out' if name in ('SIGKILL', 'SIGABRT') else ''})"
 
     def kill(self) -> None:
         """End the process, whatever it is doing."""
