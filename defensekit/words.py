@@ -14,6 +14,9 @@ METRICS = {
     "bacc": "biased accuracy: accuracy on test rows that carry the bias pattern, true labels kept",
 }
 
+# Which way a metric is better; of one that a plugin brings it is not known.
+BETTER = {"acc": "higher", "bacc": "higher", "asr": "lower", "false-triggers": "lower", "ece": "lower"}
+
 # Every model that a run reports: its title, and what it is.
 MODELS = {
     "clean": ("clean reference", "the same fine-tuning without poison; a defender never has it"),

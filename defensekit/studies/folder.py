@@ -23,6 +23,13 @@ class Folder:
         self.results = self.place / "results"
         self.failed = self.place / "failed"
 
+    @classmethod
+    def at(cls, place: Path) -> "Folder":
+        """One that may have been copied out of its workspace, for those who read."""
+        folder = cls(place.parent, place.name)
+        folder.place, folder.results, folder.failed = place, place / "results", place / "failed"
+        return folder
+
     def done(self) -> set[str]:
         """The ids of the runs whose results are there and whole."""
         try:
