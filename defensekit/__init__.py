@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from defensekit.pipeline import run
     from defensekit.report import write as write_report
     from defensekit.results import Result
+    from defensekit.studies.frame import results
     from defensekit.workbench import estimate, evaluate, load_data, load_pair, plot, purify, score, select
 
 # The user's door is lazy: `import defensekit` costs nothing until a name is used.
@@ -18,6 +19,7 @@ _DOOR = {
     "Result": "results",
     "load_recipe": "loading",
     "preview": "dryrun",
+    "results": "studies.frame",
     "run": "pipeline",
     "write_report": "report:write",
     **dict.fromkeys(
@@ -36,6 +38,7 @@ __all__ = [
     "plot",
     "preview",
     "purify",
+    "results",
     "run",
     "score",
     "select",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defensekit.cli import plugins, recipes, store
+from defensekit.cli import plugins, recipes, store, study
 from defensekit.cli.shared import Files, Workspace, fail
 from defensekit.errors import DefenseKitError, UsageError, nearest
 
@@ -126,6 +126,7 @@ def doctor() -> None:
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(store.app, name="store")
+app.add_typer(study.app, name="study")
 
 
 def main() -> None:

@@ -22,7 +22,9 @@ from defensekit.report.pivot import (
     varying,
     within,
 )
+from defensekit.results import Reset
 from defensekit.studies.frame import Finished, RunRecord
+from defensekit.studies.keys import Label
 from defensekit.words import BETTER, MODELS
 
 MARGINS = (0.01, 0.02, 0.05)  # of test ACC below the suspect's
@@ -141,12 +143,18 @@ class Comparison:
         ended: list[float | None] = [] if self.axis else [None]
         return ended + (list(MARGINS) if self.over and "acc" in self.numbers.metrics else [])
 
-    def called(self, choice: float | None) -> str:
-        """A choice in words."""
+    def called(self, choice: float | None, label: str) -> str:
+        """How a defense's points were chosen, in words."""
         if choice is not None:
             return f"oracle-matched, {choice * 100:g} point{'s' * (choice != 0.01)}"
-        rules = list(dict.fromkeys(self.study.frame["rule"].dropna()))
-        return ", ".join(rules) if rules else "as run"
+        rules = dict.fromkeys(self.rules[run.id] for run in self._runs(label) if run.id in self.rules)
+        return ", ".join(rules) or "as run"
+
+    @cached_property
+    def rules(self) -> dict[str, str]:
+        """What chose, by run."""
+        ruled = self.study.frame[self.study.frame["rule"].notna()][["run", "rule"]]
+        return dict(ruled.itertuples(index=False, name=None))
 
     def taken(self, group: Group, line: Line, choice: float | None) -> dict[int, Point]:
         """The point of every seed: of a margin the largest value whose test ACC is that close to the suspect's."""
@@ -161,6 +169,22 @@ class Comparison:
             if seed not in found or point.value > (found[seed].value or 0.0):
                 found[seed] = point
         return found
+
+    def resets(self, group: Group) -> dict[str, list[Reset]]:
+        """What the defenses of a group selected, one of each seed: as the run ended, or in the middle of the axis."""
+        found: dict[str, list[Reset]] = {}
+        for label, line in group.lines.items():
+            runs = [run for run in line.runs if self.axis is None or run.axes[self.axis] == self.middle]
+            ended = [self.study.result(run.id) for run in runs if run.id in self.study.done]
+            resets = [reset for result in ended if (reset := result.models["purified"].reset)]
+            found |= {label: resets} if resets else {}
+        return found
+
+    @property
+    def middle(self) -> Label | None:
+        """The value in the middle of the axis, where there is one."""
+        values = sorted({run.axes[self.axis] for run in self.runs}) if self.axis else []
+        return values[len(values) // 2] if values else None
 
     # -- tables --------------------------------------------------------------------------------------------------------
 
@@ -177,7 +201,7 @@ class Comparison:
         for choice in self.choices:
             for label in self.labels:
                 cells = [cell for group in self.groups for cell in self._chosen(group, group.lines.get(label), choice)]
-                rows.append(Row((self.called(choice), label), tuple(cells), oracle=self.oracle(label)))
+                rows.append(Row((self.called(choice, label), label), tuple(cells), oracle=self.oracle(label)))
         notes = (
             "oracle-matched: the largest value whose ACC on the test rows is within so many points of the suspect's. "
             "No defender has that ACC: this compares defenses at the same price, and is no result of a defense.",
@@ -205,7 +229,7 @@ class Comparison:
             for label in self.labels:
                 if label != against:
                     cells = [cell for group in self.groups for cell in self._differences(group, label, against, choice)]
-                    rows.append(Row((self.called(choice), label), tuple(cells), oracle=self.oracle(label)))
+                    rows.append(Row((self.called(choice, label), label), tuple(cells), oracle=self.oracle(label)))
         notes = [
             f"Each minus {against}: the mean over seeds, [95 % of it when test rows are drawn anew in pairs, "
             f"{RESAMPLES:,} times, within each seed]; every seed's own.",
@@ -233,9 +257,10 @@ class Comparison:
 
     def oracle(self, label: str) -> str:
         """What a defense looked at that a defender can't see."""
-        return self.numbers.oracle(
-            run for group in self.groups if label in group.lines for run in group.lines[label].runs
-        )
+        return self.numbers.oracle(self._runs(label))
+
+    def _runs(self, label: str) -> list[RunRecord]:
+        return [run for group in self.groups if label in group.lines for run in group.lines[label].runs]
 
     def _floor(self, group: Group, metric: str) -> float | None:
         floors = group.references["clean"][metric].values() if metric == "asr" else ()

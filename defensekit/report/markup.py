@@ -32,9 +32,9 @@ def flat(text: str) -> str:
     return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
-def heading(column: Column) -> str:
+def heading(column: Column, floored: bool = True) -> str:
     """A column's title, with an arrow to where it is better, and the floor."""
-    floor = f" (floor {column.number(column.floor)})" if column.floor is not None else ""
+    floor = f" (floor {column.number(column.floor)})" if floored and column.floor is not None else ""
     return f"{column.title}{' ' + ARROWS[column.better] if column.better else ''}{floor}"
 
 
@@ -51,7 +51,7 @@ def html(table: Table) -> str:
         loader=PackageLoader("defensekit.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("table.html").render(
-        table=table, groups=_groups(table), heading=heading, labels=labels, parted=_parted(table)
+        table=table, groups=_groups(table), heading=heading, labels=labels, parted=parted(table)
     )
 
 
@@ -85,8 +85,8 @@ def latex(table: Table) -> str:
         above = [rf"\multicolumn{{{count}}}{{c}}{{{tex(group)}}}" for group, count in _groups(table)]
         lines.append(" & ".join([*[""] * len(table.heads), *above]) + r" \\")
     lines += [line([*table.heads, *map(heading, table.columns)]), r"\midrule"]
-    for row, parted in zip(table.rows, _parted(table), strict=True):
-        lines += [r"\midrule"] * parted
+    for row, apart in zip(table.rows, parted(table), strict=True):
+        lines += [r"\midrule"] * apart
         lines.append(line([*labels(row), *_texts(table, row)]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
@@ -100,7 +100,7 @@ def _groups(table: Table) -> list[tuple[str, int]]:
     return [(group, len(list(found))) for group, found in groupby(column.group for column in table.columns)]
 
 
-def _parted(table: Table) -> list[bool]:
+def parted(table: Table) -> list[bool]:
     """Whether a line parts a row from the one above it: where its kind, or its first label, is another."""
     kinds = [(row.reference, row.labels[0] if not row.reference and len(table.heads) > 1 else "") for row in table.rows]
     return [i > 0 and kinds[i - 1] != kind for i, kind in enumerate(kinds)]

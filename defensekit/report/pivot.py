@@ -88,10 +88,15 @@ class Table:
 
     def text(self, cell: Cell, column: Column) -> str:
         """A cell in words: ``0.815 ± 0.012``, with n where a seed is not in it."""
-        lost = [f"{count} {why}" for why, count in (("failed", cell.failed), ("missing", cell.missing)) if count]
-        lost += [f"none on {cell.unmet}"] if cell.unmet else []
+        number, note = self.parts(cell, column)
+        return f"{number} ({note})" if number and note else number or note
+
+    def parts(self, cell: Cell, column: Column) -> tuple[str, str]:
+        """A cell's number, and what there is to say of seeds that are not in it."""
+        counts = {f"{cell.failed} failed": cell.failed, f"{cell.missing} missing": cell.missing}
+        lost = [text for text, count in {**counts, f"none on {cell.unmet}": cell.unmet}.items() if count]
         if cell.mean is None:
-            return ", ".join(lost) or NOT_THERE
+            return "", ", ".join(lost) or NOT_THERE
         text = column.number(cell.mean)
         if cell.interval:
             text += f" [{column.number(cell.interval[0])}, {column.number(cell.interval[1])}]"
@@ -99,7 +104,7 @@ class Table:
             text += f" ± {cell.spread:.{column.digits}f}"
         if column.signed and cell.n > 1:
             text += f"; {', '.join(map(column.number, cell.values))}"
-        return text if cell.n == self.seeds and not lost else f"{text} ({', '.join([f'n={cell.n}', *lost])})"
+        return text, "" if cell.n == self.seeds and not lost else ", ".join([f"n={cell.n}", *lost])
 
 
 def pivot(

@@ -41,6 +41,7 @@ _COLUMNS = {
     "asr_floor": "Float64",
     "clean_rows": "Int64",
     "oracle": "string",
+    "machine": "string",
 }
 _FIRST = 5
 
@@ -55,7 +56,7 @@ def results(folder: str | Path) -> "DataFrame":
     metric with its 95 % interval over ``rows`` test rows; ``seconds`` is what making the model took, statistics
     included, and ``peak_memory`` the bytes of memory at the peak of that (neither is known of trials); ``chosen`` is
     the value of ``over`` that ``rule`` took; ``dev_accuracy`` is what it saw of a trial; ``oracle`` names what looked
-    at what a defender can't see.
+    at what a defender can't see; ``machine`` made the numbers.
 
     Args:
         folder: a study's folder, ``WORKSPACE/studies/NAME``.
@@ -188,6 +189,8 @@ class Finished:
             "asr_floor": result.asr_floor,
             "clean_rows": result.clean_budget,
             "oracle": ", ".join(result.oracle) or None,
+            "machine": f"{result.environment.device_name}, {result.environment.device}, "
+            f"threads {result.environment.threads}",
         }
         if result.chosen:
             about |= {"rule": result.chosen.rule, "over": result.chosen.over, "chosen": result.chosen.value}
