@@ -4,7 +4,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from defensekit.results import Result
+    from defensekit.result import Result
 
 METRICS = {
     "acc": "accuracy on clean test rows",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.components import Measured
-from defensekit.results import (
+from defensekit.result import (
     Chosen,
     Environment,
     Histogram,

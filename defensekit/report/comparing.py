@@ -22,7 +22,7 @@ from defensekit.report.pivot import (
     varying,
     within,
 )
-from defensekit.results import Reset
+from defensekit.result import Reset
 from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
 from defensekit.words import BETTER, MODELS

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from defensekit.results import Histogram, Result
+from defensekit.result import Histogram, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

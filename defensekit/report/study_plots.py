@@ -9,7 +9,7 @@ from defensekit.report.comparing import Group, Line, Point
 from defensekit.report.markup import flat
 from defensekit.report.page import Heat, heat
 from defensekit.report.plots import COLOURS, canvas
-from defensekit.results import Reset
+from defensekit.result import Reset
 from defensekit.words import MODELS
 
 if TYPE_CHECKING:

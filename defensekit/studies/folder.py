@@ -10,7 +10,7 @@ from typing import Any
 
 from defensekit.errors import DefenseKitError
 from defensekit.files import write_whole
-from defensekit.results import Result
+from defensekit.result import Result
 
 SUM = ".sha256"
 

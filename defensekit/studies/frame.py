@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from defensekit.errors import DefenseKitError
-from defensekit.results import ModelResult, Result
+from defensekit.result import ModelResult, Result
 from defensekit.studies.folder import Folder
 from defensekit.studies.keys import Label
 from defensekit.words import MODELS
