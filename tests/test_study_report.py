@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,10 @@ def real(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     """A study of two scorers with two seeds, run in this process; its folder."""
     place = tmp_path_factory.mktemp("real")
     write_table(place / "rows.csv", make_sentences(300))
-    recipe = RECIPE.format(base=base).replace("epochs: 8", "epochs: 4").replace("train: 240", "train: 120")
-    (place / "pico.yaml").write_text(recipe.replace("max_drop: 0.1", "max_drop: 0.3"))
+    recipe = RECIPE.format(base=base).replace("epochs: 8", "epochs: 2").replace("train: 240", "train: 64")
+    recipe = recipe.replace("[reset, {name: fine-tune, epochs: 2, learning_rate: 3e-3, batch_size: 8}]", "[reset]")
+    recipe = recipe.replace("[0.25, 0.5], max_drop: 0.1", "[0.5], max_drop: 0.5")
+    (place / "pico.yaml").write_text(recipe + "  compare: {}\n")
     (place / "study.yaml").write_text(STUDY)
     outcome = run_study(load_study(place / "study.yaml"), place / "workspace")
     assert not outcome.failed
@@ -69,13 +70,13 @@ def test_the_frame_is_what_the_results_say(real: Path) -> None:
                 row = mine[mine.trial.isna() & (mine.model == name) & (mine.metric == metric)].iloc[0]
                 assert (row.value, row.low, row.rows) == (measured["value"], measured["low"], measured["rows"])
                 assert row.seconds == found["seconds"]
-                assert row.peak_memory > 2**20
+                assert pandas.isna(row.peak_memory) or row.peak_memory > 2**20  # not known of what was removed
                 count += 1
         for trial in written["curve"]:
             row = mine[(mine.trial == trial["value"]) & (mine.metric == "asr")].iloc[0]
             assert (row.value, row.dev_accuracy) == (trial["metrics"]["asr"]["value"], trial["dev_accuracy"])
             count += 2
-    assert len(frame) == count == 4 * (5 * 2 + 2 * 2)
+    assert len(frame) == count == 4 * (3 * 2 + 2 * 2)
 
 
 def test_intervals_are_over_the_stored_answers(real: Path) -> None:
@@ -272,8 +273,8 @@ def test_a_studys_text_is_text_in_the_browser_too(browser: webdriver.Chrome, tmp
 
 
 @pytest.fixture
-def commands() -> Iterator[CliRunner]:
-    yield CliRunner()
+def commands() -> CliRunner:
+    return CliRunner()
 
 
 def test_report_prints_the_table_and_writes_the_rest(commands: CliRunner, tmp_path: Path) -> None:

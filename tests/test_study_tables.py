@@ -207,6 +207,27 @@ def test_a_run_beside_the_matrix_is_as_the_recipe_on_axes_it_does_not_name(tmp_p
     assert found["purified", "as the recipe", "b"][0] == "0.700"
 
 
+def test_an_oracle_among_others_is_marked_where_it_is(tmp_path: Path) -> None:
+    runs: list[Any] = [
+        ({SCORER: "a", ATTACK: "word"}, 0, ended(0.8, 0.2)),
+        ({SCORER: "b", ATTACK: "word"}, 0, ended(0.7, 0.1, oracle=["oracle-floor"], chosen=0.5)),
+    ]
+    study = Finished(write_study(tmp_path / "studies/oracle", runs))
+    table = pivot(study, rows=[ATTACK], cols=[SCORER], metrics=["asr"])
+    assert texts(table)["purified", "word"][:2] == ["0.200", "0.100 (oracle)"]
+    assert texts(table)["suspect", "word"][:2] == ["1.000", "1.000"]
+    assert "oracle" in " ".join(table.notes)
+    assert [row.oracle for row in pivot(study).rows] == ["", "", "", "oracle-floor"]
+
+
+def test_what_defenses_share_is_known_from_any_of_them(tmp_path: Path) -> None:
+    runs: list[Any] = [({SCORER: "a", ATTACK: "word"}, 0, None), ({SCORER: "b", ATTACK: "word"}, 0, ended(0.7, 0.1))]
+    table = pivot(Finished(write_study(tmp_path / "studies/shared", runs)), rows=[ATTACK], cols=[SCORER])
+    found = texts(table)
+    assert found["clean reference", "word"][:4] == ["0.900", "0.100"] * 2
+    assert found["purified", "word"][:2] == ["1 missing"] * 2
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -350,7 +371,7 @@ def test_the_bootstrap_is_the_one_that_draws_rows() -> None:
     rng = np.random.default_rng(0)
     pairs = [rng.choice([-1, 0, 1], size=rows, p=[0.1, 0.6, 0.3]) for rows in (200, 150, 300)]
     draws = []
-    for _ in range(4000):
+    for _ in range(2000):
         draws.append(statistics.fmean(float(rng.choice(found, len(found)).mean()) for found in pairs))
     low, high = bootstrap(pairs)
     expected = np.quantile(draws, [0.025, 0.975])

@@ -1,7 +1,7 @@
 """A table of a study's results: any axes as rows and columns, mean and spread over seeds in the cells."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from statistics import fmean, stdev
 
@@ -20,7 +20,8 @@ NOT_THERE = "–"
 class Cell:
     """One number per seed, in the order of the seeds; how many runs failed, are missing, or have no such number.
 
-    ``interval`` is 95 % of the mean, where one was computed. A cell of a run that the study has not is empty.
+    ``interval`` is 95 % of the mean, where one was computed; ``oracle`` says that the cell is one in a row that as a
+    whole is none. A cell of a run that the study has not is empty.
     """
 
     values: tuple[float, ...] = ()
@@ -28,6 +29,7 @@ class Cell:
     missing: int = 0
     unmet: int = 0
     interval: tuple[float, float] | None = None
+    oracle: bool = False
 
     @property
     def n(self) -> int:
@@ -104,7 +106,8 @@ class Table:
             text += f" ± {cell.spread:.{column.digits}f}"
         if column.signed and cell.n > 1:
             text += f"; {', '.join(map(column.number, cell.values))}"
-        return text, "" if cell.n == self.seeds and not lost else ", ".join([f"n={cell.n}", *lost])
+        notes = [] if cell.n == self.seeds and not lost else [f"n={cell.n}", *lost]
+        return text, ", ".join([*notes, *["oracle"] * cell.oracle])
 
 
 def pivot(
@@ -155,24 +158,35 @@ def pivot(
 
     def row(place: Place, model: str) -> Row:
         mine = within(runs, place)
-        cells = [numbers.cell(within(mine, group), model, metric) for group in groups for metric in shown]
-        cells += [numbers.cost(mine, model, name) for name in ("seconds", "peak_memory")]
         labels = [shown_label(place[axis]) if axis in place else NOT_THERE for axis in down]
-        reference = model in REFERENCES
-        oracle = "" if reference else numbers.oracle(mine)
+        oracles = [""] * len(groups)
+        if reference := model in REFERENCES:
+            there = [within(mine, _shared(study, group)) for group in groups]
+        else:
+            there = [within(mine, group) for group in groups]
+            oracles = [numbers.oracle(found) for found in there]
+        whole = all(oracle for oracle, found in zip(oracles, there, strict=True) if found)
+        cells = [
+            replace(numbers.cell(found, model, metric), oracle=bool(oracle) and not whole)
+            for found, oracle in zip(there, oracles, strict=True)
+            for metric in shown
+        ]
+        cells += [numbers.cost(mine, model, name) for name in ("seconds", "peak_memory")]
+        oracle = numbers.oracle(mine) if whole and not reference else ""
         return Row((MODELS.get(model, (model,))[0], *labels), tuple(cells), reference, oracle)
 
     found: list[Row] = []
     before: Place | None = None
     for place in places(study, runs, down):
-        shared = {axis: label for axis, label in place.items() if axis not in study.defenses}
+        shared = _shared(study, place)
         if shared != before:
             found += [row(shared, model) for model in REFERENCES]
             before = shared
         found += [row(place, model) for model in models if model not in REFERENCES]
     columns += [Column("", "seconds", digits=0), Column("", "memory, MiB", digits=0)]
     seeds = len({run.seed for run in runs})
-    notes = _notes(study, runs, seeds, any(row.oracle for row in found))
+    oracle = any(row.oracle or cell.oracle for row in found for cell in row.cells)
+    notes = _notes(study, runs, seeds, oracle)
     return Table(study.name, ("model", *down), tuple(columns), tuple(found), seeds, notes)
 
 
@@ -285,6 +299,11 @@ def named(place: Place, axes: Sequence[str] = ()) -> str:
     )
 
 
+def _shared(study: Finished, place: Place) -> Place:
+    """Of a place what all defenses at it share."""
+    return {axis: label for axis, label in place.items() if axis not in study.defenses}
+
+
 def _floor(numbers: Numbers, runs: Sequence[RunRecord], group: Place, metric: str) -> float | None:
     """The clean reference's mean ASR in a column, if all of its rows share it."""
     if metric != "asr":
@@ -302,7 +321,7 @@ def _notes(study: Finished, runs: Sequence[RunRecord], seeds: int, oracle: bool)
     if lost := [f"{states.count(state)} {state}" for state in ("failed", "missing") if state in states]:
         notes.append(f"Of {len(runs)} runs, {' and '.join(lost)}.")
     if oracle:
-        notes.append("Rows with the word oracle used what a defender can't see.")
+        notes.append("What has the word oracle used what a defender can't see.")
     fixed = {axis: runs[0].axes.get(axis) for axis in study.axes if axis not in varying(study, runs)} if runs else {}
     if fixed:
         notes.append(
