@@ -235,6 +235,7 @@ def test_what_defenses_share_is_known_from_any_of_them(tmp_path: Path) -> None:
         ({"metrics": ["acx"]}, r"no metric 'acx'. Did you mean 'acc'\?"),
         ({"models": ["purfied"]}, r"no model 'purfied'. Did you mean 'purified'\?"),
         ({"where": {ATTACK: "wrd"}}, r"has no value 'wrd'. Did you mean 'word'\? \(values: word, sentence\)"),
+        ({"where": {ATTACK: "sentence", SCORER: "random"}}, "no run has attack.name = sentence and defense.scorer = r"),
         ({"rows": [SCORER], "cols": [SCORER]}, "can't be both rows and columns"),
     ],
 )

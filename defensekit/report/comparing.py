@@ -60,8 +60,8 @@ class Group:
 class Comparison:
     """The defenses of a study in groups that share what they defend.
 
-    What varies within a line is what its rule tried, or, where a study has no rule, the axis ``over``: its fractions,
-    or the first axis of the defense that has numbers and nothing else.
+    What varies along a line, ``over``, is what its rule tried or, in a study whose rules tried nothing, an axis of
+    numbers of the selector, such as its fraction.
     """
 
     def __init__(self, study: Finished, where: Place | None = None) -> None:
@@ -73,17 +73,15 @@ class Comparison:
         self.unpaired = False  # whether some answers could not be held against each other
         self.tried = self._trials()
         axes = varying(study, self.runs)
-        numeric = [
-            axis
-            for axis in axes
-            if axis in study.defenses
-            and all(isinstance(label, int | float) and not isinstance(label, bool) for label in study.axes[axis])
-        ]
-        fractions = [axis for axis in numeric if axis == "defense.selector.fraction"]
-        self.axis = next(iter([*fractions, *numeric]), None) if not self.tried else None
+        self.axis = None if self.tried else next((axis for axis in axes if self._is_strength(axis)), None)
         self.over = self.axis or ", ".join(dict.fromkeys(study.frame["over"].dropna()))
         self.shared = [axis for axis in axes if axis not in study.defenses]
         self.own = [axis for axis in axes if axis in study.defenses and axis != self.axis]
+
+    def _is_strength(self, axis: str) -> bool:
+        values = self.study.axes[axis]
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        return axis.startswith("defense.selector.") and numbers
 
     def _trials(self) -> dict[str, dict[float, dict[str, float]]]:
         frame = self.study.frame
@@ -164,7 +162,8 @@ class Comparison:
         for point in line.points:
             seed = point.run.seed
             before = group.references["suspect"]["acc"].get(seed)
-            if before is None or point.value is None or point.metrics["acc"] < before - choice - 1e-9:
+            after = point.metrics.get("acc")
+            if before is None or point.value is None or after is None or after < before - choice - 1e-9:
                 continue
             if seed not in found or point.value > (found[seed].value or 0.0):
                 found[seed] = point
@@ -296,7 +295,7 @@ class Comparison:
         self, runs: Sequence[RunRecord], ours: dict[int, Point], theirs: dict[int, Point], metric: str
     ) -> Cell:
         """One metric's differences by seed, with an interval over rows where their answers are stored."""
-        both = [seed for seed in sorted(ours) if seed in theirs and metric in ours[seed].metrics]
+        both = [s for s in sorted(ours) if s in theirs and metric in ours[s].metrics and metric in theirs[s].metrics]
         cell = self._cell(runs, {seed: ours[seed].metrics[metric] - theirs[seed].metrics[metric] for seed in both})
         if metric not in ROWS or not both:
             return cell

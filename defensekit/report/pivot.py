@@ -254,7 +254,7 @@ def selected(study: Finished, where: Place) -> list[RunRecord]:
     """The runs with some values on some axes; a value may be given as its text.
 
     Raises:
-        UsageError: there is no such axis or value.
+        UsageError: there is no such axis or value, or no run that has all of them.
     """
     runs = study.runs
     for axis, label in where.items():
@@ -264,6 +264,10 @@ def selected(study: Finished, where: Place) -> list[RunRecord]:
             hint = nearest(shown_label(label), known)
             raise UsageError(f"the axis {axis!r} has no value {shown_label(label)!r}.{hint} (values: {listing(known)})")
         runs = [run for run in runs if shown_label(run.axes.get(axis)) == shown_label(label)]
+    if not runs:
+        raise UsageError(
+            f"no run has {' and '.join(f'{axis} = {shown_label(label)}' for axis, label in where.items())}"
+        )
     return runs
 
 
