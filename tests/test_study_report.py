@@ -105,23 +105,19 @@ def test_intervals_are_over_the_stored_answers(real: Path) -> None:
         assert cell.interval == bootstrap(pairs)
 
 
-def test_the_report_of_a_real_study_is_whole(real: Path, tmp_path: Path) -> None:
+def test_the_report_of_a_real_study_is_whole_and_changes_nothing(real: Path, tmp_path: Path) -> None:
+    workspace = real.parents[1]
+    before = {path: path.stat().st_mtime_ns for path in workspace.rglob("*")}
     made = report(real)
     assert [table.title for table in made.tables] == ["real", "At matched ACC", "Differences from diffusion"]
     assert made.write(tmp_path) == tmp_path / "report.html"
     assert {path.name for path in tmp_path.rglob("*.*")} == {
         "report.html", "tables.md", "tables.tex", "tradeoff-1.pdf", "resets-1.pdf",
     }  # fmt: skip
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
-    report(real).write(tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
     assert "oracle-matched" in (tmp_path / "tables.tex").read_text()
-
-
-def test_reading_runs_nothing_and_changes_nothing(real: Path, tmp_path: Path) -> None:
-    workspace = real.parents[1]
-    before = {path: path.stat().st_mtime_ns for path in workspace.rglob("*")}
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     report(real).write(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == written
     assert {path: path.stat().st_mtime_ns for path in workspace.rglob("*")} == before
 
 
@@ -152,8 +148,14 @@ def wide(place: Path, name: str = "made-up", scorers: tuple[str, ...] = ("a", "b
     return write_study(place / "workspace/studies" / name, runs)
 
 
-def test_the_page_says_what_is_not_there_and_what_is_an_oracle(tmp_path: Path) -> None:
-    page = report(wide(tmp_path)).page()
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a made-up study."""
+    return report(wide(tmp_path_factory.mktemp("wide"))).write()
+
+
+def test_the_page_says_what_is_not_there_and_what_is_an_oracle(written: Path) -> None:
+    page = written.read_text()
     for part in (
         "18 runs: 16 done, 1 failed, 1 missing.",
         "n=2, 1 missing",
@@ -168,7 +170,7 @@ def test_the_page_says_what_is_not_there_and_what_is_an_oracle(tmp_path: Path) -
         "out of memory",
         "3 seeds carry no rank test",
         "CPU, cpu, threads 1",
-        f"defensekit study report {tmp_path}/workspace/studies/made-up",
+        f"defensekit study report {written.parent}",
     ):
         assert part in page, part
 
@@ -227,6 +229,20 @@ def test_lines_are_means_and_bands_one_standard_deviation(tmp_path: Path) -> Non
     assert len(styles) == 3  # told apart without colour
 
 
+def test_labels_that_begin_alike_are_lines_of_their_own(tmp_path: Path) -> None:
+    comparison = Comparison(Finished(wide(tmp_path, scorers=("x" * 60 + "1", "x" * 60 + "2"))))
+    figure = tradeoff(comparison.groups[0], comparison.over)
+    assert len(figure.axes) == 3
+    assert len(figure.legends[0].get_texts()) == 5  # two lines, suspect, clean reference, floor
+
+
+def test_a_group_in_which_nothing_is_done_has_a_figure_without_lines(tmp_path: Path) -> None:
+    fractions = [({"defense.selector.fraction": value}, 0, None) for value in (0.1, 0.2)]
+    comparison = Comparison(Finished(write_study(tmp_path / "w/studies/none", fractions)))
+    assert comparison.over == "defense.selector.fraction"
+    assert len(tradeoff(comparison.groups[0], comparison.over).axes) == 1
+
+
 def test_the_heat_map_of_a_study_is_the_mean_over_seeds() -> None:
     one, other = reset({"l.0.q": (10, 10, 2), "l.1.q": (10, 0, 0)}), reset({"l.0.q": (10, 10, 6), "l.1.q": (10, 0, 0)})
     figure = heats({"a": [one, other]}, "title")
@@ -245,9 +261,8 @@ def test_a_label_is_text_in_a_figure() -> None:
 
 
 @pytest.mark.parametrize("width", [1200, 360])
-def test_a_studys_page_is_visible_at_any_width(browser: webdriver.Chrome, tmp_path: Path, width: int) -> None:
-    page = report(wide(tmp_path)).write()
-    assert open_page(browser, page, width) == []
+def test_a_studys_page_is_visible_at_any_width(browser: webdriver.Chrome, written: Path, width: int) -> None:
+    assert open_page(browser, written, width) == []
     for name in ("results", "tradeoffs", "matched", "differences", "heats", "failures", "repeat"):
         assert browser.find_element(By.ID, name).is_displayed(), name
     for image in browser.find_elements(By.TAG_NAME, "img"):

@@ -35,8 +35,8 @@ def tradeoff(group: Group, over: str) -> "Figure":
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 
-    lines = {plain(label): found for label, line in group.lines.items() if (found := _along(line))}
-    legend: dict[str, Any] = {}
+    lines = [(plain(label), *found) for label, line in group.lines.items() if (found := _along(line))]
+    legend: list[tuple[str, Any]] = []
     columns = min(4, len(lines) + 1)
     rows = -(-(len(lines) + 1) // columns)
     with canvas(2.1 * columns + 1.9, 2.1 * rows + 0.5, columns, rows) as (figure, panels):
@@ -44,22 +44,23 @@ def tradeoff(group: Group, over: str) -> "Figure":
             if i > len(lines):
                 axes.remove()
                 continue
-            for k, (label, (means, spreads, values)) in enumerate(lines.items()):
+            for k, (label, means, spreads, values) in enumerate(lines):
                 if i == 0 or i == k + 1:
                     colour, mark, dash = COLOURS[k % len(COLOURS)], MARKS[k % len(MARKS)], DASHES[k % len(DASHES)]
                     style: Any = {"color": colour, "marker": mark, "linestyle": dash, "zorder": 3}
                     drawn = axes.plot(*means.T, markersize=4, linewidth=1.3, **style)
-                    legend.setdefault(label, drawn[0])
+                    legend += [(label, drawn[0])] if i == 0 else []
                 else:
                     axes.plot(*means.T, color="#CFCFCF", linewidth=0.9, zorder=1)
                 if i == k + 1:
                     axes.set_title(label, fontsize=9)
                     if np.isfinite(spreads).any():
                         _band(axes, means, np.nan_to_num(spreads), colour)
-                    _beside(axes, f"{values[-1]:g}", means[-1], "left")
+                    _beside(axes, values[-1], means[-1], "left")
                     if len(values) > 1:
-                        _beside(axes, f"{values[0]:g}", means[0], "right")
-            legend |= _references(axes, group)
+                        _beside(axes, values[0], means[0], "right")
+            points = _references(axes, group)
+            legend += points if i == 0 else []
             axes.set_ylim(-0.04, 1.04)
             axes.sharex(panels[0])
             axes.tick_params(labelsize=8, labelleft=i % columns == 0)
@@ -68,7 +69,8 @@ def tradeoff(group: Group, over: str) -> "Figure":
         figure.suptitle(f"{plain(group.label) + ': ' if group.label else ''}over {plain(over)}", fontsize=10)
         figure.supxlabel("ACC on test rows (right is better)", fontsize=9)
         figure.supylabel("ASR (down is better)", fontsize=9)
-        figure.legend(list(legend.values()), list(legend), loc="outside right center", fontsize=8, handlelength=3.4)
+        handles, texts = [handle for _, handle in legend], [text for text, _ in legend]
+        figure.legend(handles, texts, loc="outside right center", fontsize=8, handlelength=3.4)
         return figure
 
 
@@ -129,34 +131,34 @@ def _shares(one: Heat, kinds: Sequence[str], layers: Sequence[str]) -> "np.ndarr
     return np.array([[known.get((kind, layer)) for layer in layers] for kind in kinds], dtype=float)
 
 
-def _along(line: Line) -> "tuple[np.ndarray, np.ndarray, list[float]] | None":
+def _along(line: Line) -> "tuple[np.ndarray, np.ndarray, list[str]] | None":
     """Means and spreads of ACC and ASR over seeds, (values, 2) each, for every value that was tried, and the values."""
     import numpy as np
 
-    found: dict[float, list[Point]] = {}
+    found: dict[float | None, list[Point]] = {}
     for point in line.points:
         if {"acc", "asr"} <= point.metrics.keys():
-            found.setdefault(0.0 if point.value is None else point.value, []).append(point)
+            found.setdefault(point.value, []).append(point)
     if not found:
         return None
-    values = sorted(found)
+    values = sorted(found, key=lambda value: (value is not None, value))
     places = [np.array([[p.metrics["acc"], p.metrics["asr"]] for p in found[value]]) for value in values]
     means = np.array([place.mean(axis=0) for place in places])
     spreads = np.array([place.std(axis=0, ddof=1) if len(place) > 1 else [np.nan, np.nan] for place in places])
-    return means, spreads, values
+    return means, spreads, ["" if value is None else f"{value:g}" for value in values]
 
 
-def _references(axes: "Axes", group: Group) -> dict[str, Any]:
+def _references(axes: "Axes", group: Group) -> list[tuple[str, Any]]:
     """Suspect and clean reference as points, and the floor as a line; what a legend says of them."""
-    legend: dict[str, Any] = {}
+    legend: list[tuple[str, Any]] = []
     style: Any = {"color": "black", "markerfacecolor": "white", "linestyle": "", "clip_on": False, "zorder": 4}
     for model, mark in (("suspect", "*"), ("clean", "h")):
         found = group.references[model]
         if found.get("acc") and found.get("asr"):
             x, y = (fmean(found[metric].values()) for metric in ("acc", "asr"))
-            [legend[MODELS[model][0]]] = axes.plot([x], [y], marker=mark, markersize=8, **style)
+            legend += [(MODELS[model][0], axes.plot([x], [y], marker=mark, markersize=8, **style)[0])]
             if model == "clean":
-                legend["ASR floor"] = axes.axhline(y, color="black", linestyle=":", linewidth=1.1, zorder=1)
+                legend += [("ASR floor", axes.axhline(y, color="black", linestyle=":", linewidth=1.1, zorder=1))]
     return legend
 
 
