@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed (the [mlflow] extra)")
+pytest.importorskip("sqlalchemy", reason="MLflow's local store is not installed (the [mlflow] extra)")
 
 from defensekit.components import Observer  # noqa: E402
 from defensekit.errors import DefenseKitError  # noqa: E402
@@ -24,8 +25,8 @@ RESULT = result(
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    return (tmp_path / "mlruns").as_uri()
+    monkeypatch.chdir(tmp_path)  # artifacts go into mlruns/ here
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 def observer(**parameters: Any) -> Observer:
