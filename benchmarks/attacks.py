@@ -21,7 +21,7 @@ from typing import Any
 from defensekit.cli.progress import Progress
 from defensekit.loading import load_recipe
 from defensekit.pipeline import run_attack
-from defensekit.results import ModelResult
+from defensekit.result import ModelResult
 
 STRENGTHS = (0.3, 0.5, 0.7, 1.0)
 BACKDOOR: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from typing import Any
 from defensekit.cli.progress import Progress
 from defensekit.loading import load_recipe
 from defensekit.pipeline import run
-from defensekit.results import Result
+from defensekit.result import Result
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
 

@@ -9,15 +9,17 @@ if TYPE_CHECKING:
     from defensekit.loading import load_recipe
     from defensekit.pipeline import run
     from defensekit.report import write as write_report
-    from defensekit.results import Result
+    from defensekit.result import Result
+    from defensekit.studies.frame import results
     from defensekit.workbench import estimate, evaluate, load_data, load_pair, plot, purify, score, select
 
 # The user's door is lazy: `import defensekit` costs nothing until a name is used.
 _DOOR = {
     "Progress": "cli.progress",
-    "Result": "results",
+    "Result": "result",
     "load_recipe": "loading",
     "preview": "dryrun",
+    "results": "studies.frame",
     "run": "pipeline",
     "write_report": "report:write",
     **dict.fromkeys(
@@ -36,6 +38,7 @@ __all__ = [
     "plot",
     "preview",
     "purify",
+    "results",
     "run",
     "score",
     "select",

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from defensekit import yaml
-from defensekit.results import Result
+from defensekit.result import Result
 from defensekit.words import METRICS, MODELS, NOT_PROMISED, named, story
 
 CARD = "README.md"

@@ -31,7 +31,7 @@ from defensekit.loading import load_recipe
 from defensekit.logs import log, logged
 from defensekit.plan import External, Plan, Stage, trial_title
 from defensekit.recipe import Defense, Recipe
-from defensekit.results import Chosen, Environment, Example, ModelResult, PluginRecord, Reset, Result, TrialResult
+from defensekit.result import Chosen, Environment, Example, ModelResult, PluginRecord, Reset, Result, TrialResult
 from defensekit.runner import Runner
 from defensekit.store import DISTRIBUTIONS, Artifact, Store
 from defensekit.survey import at, survey

@@ -21,7 +21,7 @@ from defensekit.store import MANIFEST
 
 if TYPE_CHECKING:
     from defensekit.recipe import Recipe
-    from defensekit.results import Result
+    from defensekit.result import Result
 
 DEFAULT = "purify"
 # Of the clean rows, where nothing else is said: two fifths to fit, two to choose by, at most so many each; the rest

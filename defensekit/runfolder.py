@@ -13,7 +13,7 @@ from defensekit.components import Observer
 from defensekit.files import data_digest, file_digests, write_whole
 from defensekit.logs import log
 from defensekit.recipe import Recipe
-from defensekit.results import Result
+from defensekit.result import Result
 from defensekit.store import MANIFEST
 
 

@@ -9,7 +9,7 @@ from defensekit.components import Observer, Workers, blame
 from defensekit.errors import DefenseKitError
 from defensekit.logs import log
 from defensekit.plan import Stage
-from defensekit.results import StageRecord
+from defensekit.result import StageRecord
 from defensekit.store import Artifact, Damaged, Store
 
 

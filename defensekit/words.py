@@ -4,7 +4,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from defensekit.results import Result
+    from defensekit.result import Result
 
 METRICS = {
     "acc": "accuracy on clean test rows",
@@ -13,6 +13,9 @@ METRICS = {
     "ece": "expected calibration error on clean test rows, |accuracy - confidence|",
     "bacc": "biased accuracy: accuracy on test rows that carry the bias pattern, true labels kept",
 }
+
+# Which way a metric is better; of one that a plugin brings it is not known.
+BETTER = {"acc": "higher", "bacc": "higher", "asr": "lower", "false-triggers": "lower", "ece": "lower"}
 
 # Every model that a run reports: its title, and what it is.
 MODELS = {

@@ -37,7 +37,7 @@ from defensekit.files import environment_path
 from defensekit.host import load_plugins
 from defensekit.notebook import html_table
 from defensekit.pair import Pair
-from defensekit.results import Histogram, Result
+from defensekit.result import Histogram, Result
 from defensekit.scoring import Views
 from defensekit.sources import hub_parameters
 from defensekit.specs import Spec, called, component, model_folder, several

@@ -23,7 +23,7 @@ import defensekit
 from defensekit.components import Executor, Observer, Workers
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.host import load_plugins, plain
-from defensekit.results import Result
+from defensekit.result import Result
 from defensekit.store import Store, key_of
 from tests.conftest import RECIPE, make_sentences, write_table
 from tests.test_pipeline import shape

@@ -20,7 +20,7 @@ from defensekit.components import Observer
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.files import file_digest
 from defensekit.loading import load_recipe
-from defensekit.results import Result
+from defensekit.result import Result
 from tests.conftest import ARCHITECTURES, make_base, make_sentences, make_suspect, write_table
 
 MODELS = ["clean", "suspect", "fine-tuned", "random", "purified"]

@@ -20,7 +20,7 @@ from defensekit.card import CARD, card
 from defensekit.loading import load_recipe
 from defensekit.report import render, write
 from defensekit.report.page import _pieces, heat
-from defensekit.results import Result
+from defensekit.result import Result
 from tests.conftest import RECIPE, make_sentences, write_table
 
 EVIL = (

@@ -25,7 +25,7 @@ from defensekit.identity import IDENTITY, NOT_IDENTITY, identified, identity
 from defensekit.keys import Top
 from defensekit.loading import load_recipe
 from defensekit.recipe import Named
-from defensekit.results import Result
+from defensekit.result import Result
 from defensekit.store import Store, key_of
 from defensekit.studies.loading import label_of, load_study
 from defensekit.studies.planning import plan_study

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from defensekit.components import Observer
     from defensekit.recipe import Recipe
-    from defensekit.results import Result
+    from defensekit.result import Result
 
 app = typer.Typer(
     help="Find and remove backdoors and biases in fine-tuned language models.",

@@ -5,13 +5,16 @@ import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
 
 from defensekit.cli.shared import Workspace, checked, console, fail, table
-from defensekit.errors import DefenseKitError
+from defensekit.errors import DefenseKitError, UsageError, nearest, printable
+
+if TYPE_CHECKING:
+    from defensekit.report.pivot import Table
 
 app = typer.Typer(help="Many runs as one: a matrix over a recipe, with seeds.", no_args_is_help=True)
 
@@ -24,6 +27,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 SHOWN = 40  # runs in a table; more are counted
+Which = Annotated[Path, typer.Argument(metavar="STUDY", help="A study as YAML, or its folder.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to write into.")]
+Names = list[str] | None
+WIDEST = 1000  # characters of a table that is piped somewhere
 
 
 @app.command()
@@ -123,23 +130,18 @@ def run(
 
 
 @app.command()
-def status(
-    study: Annotated[str, typer.Argument(help="A study's name, or its file.")],
-    workspace: Workspace = Path("workspace"),
-    as_json: Json = False,
-) -> None:
+def status(study: Which, workspace: Workspace = Path("workspace"), as_json: Json = False) -> None:
     """Say how far a study is, from any terminal, while it runs or afterwards."""
+    from defensekit.outlook import duration
     from defensekit.studies.status import status_of
 
-    name = study if not study.endswith((".yaml", ".yml")) else _name_in(Path(study))
-    found = status_of(workspace, name)
+    folder = place(study, workspace)
+    found = status_of(folder)
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
         return
-    from defensekit.outlook import duration
-
     out = console()
-    out.print(f"{name}: {found['done']} of {found['runs']} runs have a result, {len(found['failed'])} failed")
+    out.print(f"{folder.name}: {found['done']} of {found['runs']} runs have a result, {len(found['failed'])} failed")
     for told in found["failed"]:
         out.print(Text(f"  failed: {told}"))
     for process in found["processes"]:
@@ -151,14 +153,6 @@ def status(
             out.print(Text(f"  {title}: for {duration(stage['for'])}{share}"))
     if not found["processes"]:
         out.print("nobody is at work on it")
-
-
-def _name_in(path: Path) -> str:
-    from defensekit import yaml
-
-    checked(path, "study")
-    data = yaml.load(path).data
-    return str(data.get("name")) if isinstance(data, dict) else ""
 
 
 @app.command()
@@ -211,3 +205,99 @@ def rerun(
         out.print(f"{found.before.name} ({found.before.identity[:16]}): {told}")
     if not found.same:
         raise DefenseKitError(f"{len(found.inputs)} inputs and {len(found.numbers)} numbers differ")
+
+
+@app.command()
+def report(
+    study: Which,
+    rows: Annotated[Names, typer.Option("--rows", metavar="AXIS", help="An axis as rows; may be repeated.")] = None,
+    cols: Annotated[Names, typer.Option("--cols", metavar="AXIS", help="An axis as columns; may be repeated.")] = None,
+    metric: Annotated[Names, typer.Option("--metric", help="A metric to show; all, if none is named.")] = None,
+    model: Annotated[
+        Names, typer.Option("--model", help="A model to show beside the references: purified, random, fine-tuned, ...")
+    ] = None,
+    where: Annotated[
+        Names, typer.Option("--where", metavar="AXIS=VALUE", help="Hold an axis at a value; may be repeated.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="DEFENSE", help="What defenses are held against; the first, if not named.")
+    ] = None,
+    out: Out = None,
+    workspace: Workspace = Path("workspace"),
+) -> None:
+    """Show a study's results as a table, and write the report of it all.
+
+    Writes report.html, tables.md, tables.tex and plots/ into the study's folder, or into --out. Nothing is run.
+    """
+    folder = place(study, workspace)
+    fixed = dict(_setting(text) for text in where or ())
+    from defensekit.report.study import report as read
+
+    found = read(folder, rows or (), cols or (), metric or (), model or ("purified",), fixed, against)
+    show(found.main)
+    console().print(f"report: {found.write(out)}")
+
+
+@app.command()
+def export(study: Which, out: Out = None, workspace: Workspace = Path("workspace")) -> None:
+    """Write a study's results as CSV and Parquet: a row per run, model and metric.
+
+    They go into the study's folder, or into --out.
+    """
+    folder = place(study, workspace)
+    from defensekit.studies.frame import export as write
+
+    for path in write(folder, out or folder):
+        console().print(str(path))
+
+
+def place(study: Path, workspace: Path) -> Path:
+    """The folder of a study, given as that folder or as the YAML that names it.
+
+    Raises:
+        UsageError: there is no such folder or file, or the study never ran in the workspace.
+    """
+    folder = study
+    if study.is_file():
+        from defensekit import yaml
+
+        data = yaml.load(study).data
+        if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+            raise UsageError(f"{study} is no study: it has no `name:`")
+        folder = workspace / "studies" / data["name"]
+        if not folder.resolve().is_relative_to((workspace / "studies").resolve()):
+            raise UsageError(f"{study}: {data['name']!r} names no study")
+    if not (folder / "study.json").is_file():
+        beside = [str(path.parent) for path in folder.parent.glob("*/study.json")]
+        hint = f".{nearest(str(folder), beside)}" if folder == study else " (--workspace says where it ran)"
+        raise UsageError(f"no study has run in {folder}{hint}")
+    return folder
+
+
+def show(found: "Table") -> None:
+    """A table on standard output, with its notes."""
+    from defensekit.report.markup import heading, labels, parted
+
+    out = console()
+    if not out.is_terminal:
+        out.width = WIDEST
+    drawn = table()
+    for head in found.heads:
+        drawn.add_column(printable(head), overflow="fold")
+    for column in found.columns:
+        drawn.add_column(printable(f"{column.group}\n{heading(column)}".strip()), justify="right")
+    for row, apart in zip(found.rows, parted(found), strict=True):
+        if apart:
+            drawn.add_section()
+        cells = [found.text(cell, column) for cell, column in zip(row.cells, found.columns, strict=True)]
+        drawn.add_row(*map(printable, [*labels(row), *cells]))
+    out.print(drawn)
+    for note in found.notes:
+        out.print(printable(note))
+
+
+def _setting(text: str) -> tuple[str, str]:
+    axis, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--where {text!r}: expected AXIS=VALUE")
+    return axis, value

@@ -12,7 +12,7 @@ from defensekit.cli.shared import console, table
 from defensekit.components import Planned
 from defensekit.errors import printable
 from defensekit.recipe import Recipe
-from defensekit.results import ModelResult, Result
+from defensekit.result import ModelResult, Result
 from defensekit.words import MODELS
 
 

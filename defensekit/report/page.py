@@ -9,7 +9,7 @@ from pathlib import Path
 from defensekit import yaml
 from defensekit.files import write_whole
 from defensekit.report import plots
-from defensekit.results import Example, ModelResult, Reset, Result
+from defensekit.result import Example, ModelResult, Reset, Result
 from defensekit.words import METRICS, MODELS, story
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from defensekit.results import Histogram, Result
+from defensekit.result import Histogram, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,14 +28,14 @@ _STYLE: Any = {
 
 
 @contextmanager
-def _figure(width: float, height: float, columns: int = 1) -> "Iterator[tuple[Figure, list[Axes]]]":
+def canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> "Iterator[tuple[Figure, list[Axes]]]":
     """A figure in our style, whatever the style outside; it belongs to no window and no global list."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, list(figure.subplots(1, columns, squeeze=False)[0])
+        yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def curve(result: Result) -> "Figure":
@@ -48,7 +48,7 @@ def curve(result: Result) -> "Figure":
         raise ValueError("nothing was chosen in this run: there is no curve")
     trials = sorted(result.curve, key=lambda trial: trial.value)
     values = [trial.value for trial in trials]
-    with _figure(7, 3.6) as (figure, [axes]):
+    with canvas(7, 3.6) as (figure, [axes]):
         dev = [trial.dev_accuracy for trial in trials]
         axes.plot(values, dev, "x--", color="#555555", label="accuracy on dev rows: what the rule sees")
         for i, name in enumerate(trials[0].metrics):
@@ -76,7 +76,7 @@ def scores(histogram: Histogram, scorer: str = "score") -> "Figure":
     counts, selected = np.array(histogram.counts, float), np.array(histogram.selected, float)
     total = max(counts.sum() + histogram.zero, 1.0)
     axis = f"log10 of the score ({scorer})" if histogram.log else f"score ({scorer})"
-    with _figure(7, 3.1, columns=2) as (figure, [spread, tail]):
+    with canvas(7, 3.1, columns=2) as (figure, [spread, tail]):
         width = (edges[1] - edges[0]) or 1.0
         bars: Any = {"width": width, "align": "edge"}
         spread.bar(edges[:-1], (counts - selected) / total, color="#BBBBBB", label="kept", **bars)

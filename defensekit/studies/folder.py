@@ -10,7 +10,7 @@ from typing import Any
 
 from defensekit.errors import DefenseKitError
 from defensekit.files import write_whole
-from defensekit.results import Result
+from defensekit.result import Result
 
 SUM = ".sha256"
 
@@ -22,6 +22,13 @@ class Folder:
         self.place = (workspace / "studies" / name).absolute()
         self.results = self.place / "results"
         self.failed = self.place / "failed"
+
+    @classmethod
+    def at(cls, place: Path) -> "Folder":
+        """One that may have been copied out of its workspace, for those who read."""
+        folder = cls(place.parent, place.name)
+        folder.place, folder.results, folder.failed = place, place / "results", place / "failed"
+        return folder
 
     def done(self) -> set[str]:
         """The ids of the runs whose results are there and whole."""

@@ -14,7 +14,7 @@ from defensekit.errors import UsageError
 from defensekit.files import write_whole
 from defensekit.loading import load_recipe
 from defensekit.pipeline import run
-from defensekit.results import Result
+from defensekit.result import Result
 
 
 @dataclass(frozen=True)

@@ -78,13 +78,13 @@ class Status(Observer):
             write_whole(self._path, json.dumps(facts).encode())
 
 
-def status_of(workspace: Path, name: str) -> dict[str, Any]:
-    """How far a study is: counts of runs, what failed, and the processes that are at work on it.
+def status_of(place: Path) -> dict[str, Any]:
+    """How far the study of a folder is: counts of runs, what failed, and the processes that are at work on it.
 
     Raises:
         DefenseKitError: it never ran in this workspace.
     """
-    folder = Folder(workspace, name)
+    folder = Folder.at(place)
     ids = {run["id"] for run in folder.read()["runs"]}
     done = folder.done() & ids
     failed = {id: facts for id, facts in folder.failures().items() if id in ids - done}

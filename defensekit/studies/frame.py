@@ -1,0 +1,239 @@
+"""The results of a study as a table: read from its folder, nothing is run."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from defensekit.errors import DefenseKitError
+from defensekit.result import ModelResult, Result
+from defensekit.studies.folder import Folder
+from defensekit.studies.keys import Label
+from defensekit.words import MODELS
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# What a column holds; the axes stand between the first five and the rest.
+_COLUMNS = {
+    "study": "string",
+    "run": "string",
+    "seed": "Int64",
+    "state": "string",
+    "error": "string",
+    "model": "string",
+    "trial": "Float64",
+    "metric": "string",
+    "value": "Float64",
+    "low": "Float64",
+    "high": "Float64",
+    "rows": "Int64",
+    "seconds": "Float64",
+    "peak_memory": "Int64",
+    "reset_of_eligible": "Float64",
+    "reset_of_all": "Float64",
+    "dev_accuracy": "Float64",
+    "rule": "string",
+    "over": "string",
+    "chosen": "Float64",
+    "asr_floor": "Float64",
+    "clean_rows": "Int64",
+    "oracle": "string",
+    "machine": "string",
+}
+_FIRST = 5
+
+
+def results(folder: str | Path) -> "DataFrame":
+    """The results of a study as a tidy frame: one row per run, model and metric.
+
+    Every run that the study had when it last ran is there. ``state`` is ``done``, ``failed`` (with its ``error``) or
+    ``missing``; of the last two there is one row, without model and metric. An axis is a column of its name (``axis.``
+    before it, where another column is called so). ``trial`` is the value that the rule tried, and nothing for the
+    models of a result: ``frame[frame.trial.isna()]`` leaves the trials out. ``value``, ``low`` and ``high`` are the
+    metric with its 95 % interval over ``rows`` test rows; ``seconds`` is what making the model took, statistics
+    included, and ``peak_memory`` the bytes of memory at the peak of that (neither is known of trials); ``chosen`` is
+    the value of ``over`` that ``rule`` took; ``dev_accuracy`` is what it saw of a trial; ``oracle`` names what looked
+    at what a defender can't see; ``machine`` made the numbers.
+
+    Args:
+        folder: a study's folder, ``WORKSPACE/studies/NAME``.
+
+    Raises:
+        DefenseKitError: there is no study in the folder, or one of its files is damaged.
+    """
+    return Finished(Path(folder)).frame
+
+
+def export(folder: str | Path, to: str | Path) -> list[Path]:
+    """Write `results` as ``results.csv`` and ``results.parquet`` into a folder; returns the two paths.
+
+    Raises:
+        DefenseKitError: as `results`.
+    """
+    frame, place = results(folder), Path(to)
+    place.mkdir(parents=True, exist_ok=True)
+    paths = [place / "results.csv", place / "results.parquet"]
+    frame.to_csv(paths[0], index=False)
+    frame.to_parquet(paths[1], index=False)
+    return paths
+
+
+class RunRecord(BaseModel):
+    """A run, as a study's ``study.json`` knows it."""
+
+    id: str = Field(pattern=r"^[0-9a-f]{16}$")
+    axes: dict[str, Label]
+    seed: int
+
+
+class _Record(BaseModel):
+    study: dict[str, Any]
+    axes: dict[str, list[Label]]
+    runs: list[RunRecord]
+
+
+class Finished:
+    """A study's folder, for those who read it."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place.absolute()
+        self.folder = Folder.at(self.place)
+        try:
+            self.record = _Record.model_validate(self.folder.read())
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise DefenseKitError(
+                f"{self.place / 'study.json'} is damaged (at {where}); running the study writes it again"
+            ) from error
+        self.name = str(self.record.study.get("name", self.place.name))
+        self.runs = self.record.runs
+        self.done = self.folder.done()
+        self.failures = {id: facts for id, facts in self.folder.failures().items() if id not in self.done}
+
+    @cached_property
+    def axes(self) -> dict[str, list[Label | None]]:
+        """The values on every axis in the study's order; None where a run beside the matrix does not lie on it."""
+        names = dict.fromkeys([*self.record.axes, *(axis for run in self.runs for axis in run.axes)])
+        found: dict[str, list[Label | None]] = {}
+        for name in names:
+            there = dict.fromkeys(run.axes.get(name) for run in self.runs)
+            order = dict.fromkeys([*self.record.axes.get(name, ()), *there])
+            found[name] = [value for value in order if value in there]
+        return found
+
+    @cached_property
+    def defenses(self) -> set[str]:
+        """The axes that change nothing but the defense, so that suspect and clean reference are the same along them."""
+        matrix = self.record.study.get("matrix", {})
+        found = set()
+        for axis in self.axes:
+            given = matrix.get(axis)
+            paths = {path for over in given.values() for path in over} if isinstance(given, dict) else {axis}
+            if all(path == "defense" or path.startswith("defense.") for path in paths):
+                found.add(axis)
+        return found
+
+    def result(self, id: str) -> Result:
+        """The result of a run that is done.
+
+        Raises:
+            DefenseKitError: it was written by another version.
+        """
+        path = self.folder.results / f"{id}.json"
+        try:
+            found = Result.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            known = Result.model_fields["schema_version"].default
+            raise DefenseKitError(
+                f"{path} is no result of schema version {known}; remove it, and running the study writes it again"
+            ) from error
+        return found.model_copy(update={"folder": str(self.place)})
+
+    def state(self, id: str) -> str:
+        """``done``, ``failed`` or ``missing``."""
+        return "done" if id in self.done else "failed" if id in self.failures else "missing"
+
+    def column(self, axis: str) -> str:
+        """What the column of an axis is called."""
+        return f"axis.{axis}" if axis in _COLUMNS else axis
+
+    @cached_property
+    def frame(self) -> "DataFrame":
+        """What `results` gives."""
+        import pandas
+
+        records = [record for run in self.runs for record in self._records(run)]
+        names = list(_COLUMNS)
+        order = [*names[:_FIRST], *map(self.column, self.axes), *names[_FIRST:]]
+        frame = pandas.DataFrame.from_records(records, columns=order).astype(_COLUMNS)
+        for axis, values in self.axes.items():
+            frame[self.column(axis)] = frame[self.column(axis)].astype(_kind(values))
+        return frame
+
+    def _records(self, run: RunRecord) -> Iterator[dict[str, Any]]:
+        state = self.state(run.id)
+        kinds = {axis: _kind(values) for axis, values in self.axes.items()}
+        labels = {
+            self.column(axis): str(label) if kinds[axis] == "string" else label for axis, label in run.axes.items()
+        }
+        about: dict[str, Any] = {"study": self.name, "run": run.id, "seed": run.seed, "state": state, **labels}
+        if state != "done":
+            error = self.failures.get(run.id, {}).get("error")
+            yield about if error is None else {**about, "error": str(error)}
+            return
+        result = self.result(run.id)
+        about |= {
+            "asr_floor": result.asr_floor,
+            "clean_rows": result.clean_budget,
+            "oracle": ", ".join(result.oracle) or None,
+            "machine": f"{result.environment.device_name}, {result.environment.device}, "
+            f"threads {result.environment.threads}",
+        }
+        if result.chosen:
+            about |= {"rule": result.chosen.rule, "over": result.chosen.over, "chosen": result.chosen.value}
+        for name, model in result.models.items():
+            made: dict[str, Any] = {
+                "model": name,
+                "seconds": model.seconds,
+                "peak_memory": _memory(result, name, model),
+            }
+            if model.reset:
+                made |= {"reset_of_eligible": model.reset.of_eligible, "reset_of_all": model.reset.of_all}
+            for metric, found in model.metrics.items():
+                yield {**about, **made, "metric": metric, **found.model_dump(exclude={"parts"})}
+        for trial in result.curve:
+            tried = {"model": "purified", "trial": trial.value, "dev_accuracy": trial.dev_accuracy}
+            for metric, found in trial.metrics.items():
+                yield {**about, **tried, "metric": metric, **found.model_dump(exclude={"parts"})}
+
+
+def titles(result: Result, model: str) -> list[str]:
+    """What stages of a model may be called: a stage that two models share has the title of whichever came first."""
+    from defensekit.plan import trial_title
+
+    found = [model]
+    if model == "purified" and result.chosen:
+        found.append(trial_title(result.chosen.over, result.chosen.value))
+    found += [name for name, other in result.models.items() if name != model and other == result.models[model]]
+    return [title for name in found for title in dict.fromkeys([name, MODELS.get(name, (name,))[0]])]
+
+
+def _memory(result: Result, name: str, model: ModelResult) -> int | None:
+    """Bytes at the peak of what made a model, as far as they are known."""
+    wanted = set(titles(result, name))
+    if model.statistics:
+        wanted.add(f"statistics ({model.statistics['estimator']})")
+    return max((s.peak_memory for s in result.stages if s.title in wanted and s.peak_memory is not None), default=None)
+
+
+def _kind(values: list[Label | None]) -> str:
+    """The type of an axis's column: numbers, where it has nothing else."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int}:
+        return "Int64"
+    if kinds == {bool}:
+        return "boolean"
+    return "Float64" if kinds and kinds <= {int, float} else "string"
