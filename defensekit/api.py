@@ -34,6 +34,7 @@ from defensekit.errors import DefenseKitError, UsageError, nearest
 from defensekit.executors import InProcess
 from defensekit.files import cache_folder, file_digest
 from defensekit.hookspecs import hookimpl
+from defensekit.mixture import count_bins, fit_mixture
 from defensekit.scoring import Scores, TensorView, cutoff
 from defensekit.tables import read_table
 from defensekit.text import Row, changed, label_number
@@ -73,8 +74,10 @@ __all__ = [
     "WeightStep",
     "cache_folder",
     "changed",
+    "count_bins",
     "cutoff",
     "file_digest",
+    "fit_mixture",
     "hookimpl",
     "label_number",
     "nearest",

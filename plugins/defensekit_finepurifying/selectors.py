@@ -1,8 +1,10 @@
 """Selectors by score alone."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from defensekit.api import Field, Scores, Selector, cutoff
+from pydantic import model_validator
+
+from defensekit.api import Field, Scores, Selector, count_bins, cutoff, fit_mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,3 +61,47 @@ class Threshold(Selector):
 
     def select(self, scores: Scores) -> "dict[str, Tensor]":
         return {name: scored.eligible & (scored.score > self.above) for name, scored in scores.items()}
+
+
+class GammaMixture(Selector):
+    """Every eligible dimension that more likely belongs to the abnormal one of two Gamma laws.
+
+    For scores r = delta^2 / H (``scorer: diffusion``): by the theory those of clean dimensions follow Gamma(1/2, 2k),
+    those of poisonous ones the same with a larger k (Zhang et al. 2023; whether the paper selects in this way is not
+    verified). Both are fitted by maximum likelihood to all positive scores of eligible dimensions
+    (`defensekit.mixture`). Where their means are closer than a factor of four there is one law, and nothing is
+    selected. Models trained by AdamW do not follow it: `defensekit scan` says how far off they are.
+
+        selector: {name: gamma-mixture, false_discovery_rate: 0.1}
+    """
+
+    posterior: float | None = Field(
+        None, gt=0, lt=1, description="select where the probability to be abnormal is above this (0.5)"
+    )
+    false_discovery_rate: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="or as many as keep the expected share of normal ones among the selected under this",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.posterior is not None and self.false_discovery_rate is not None:
+            raise ValueError("expected either `posterior` or `false_discovery_rate`")
+        return self
+
+    def select(self, scores: Scores) -> "dict[str, Tensor]":
+        import numpy as np
+        import torch
+
+        positive = {name: scored.eligible & (scored.score > 0) for name, scored in scores.items()}
+        counts = np.sum([count_bins(s.score[positive[name]].double().log2()) for name, s in scores.items()], axis=0)
+        if not counts.any():
+            return {name: torch.zeros_like(scored.eligible) for name, scored in scores.items()}
+        fitted = fit_mixture(counts)
+        if self.false_discovery_rate is not None:
+            above = fitted.above_false_discovery(counts, self.false_discovery_rate)
+        else:
+            above = fitted.above(0.5 if self.posterior is None else self.posterior)
+        return {name: positive[name] & (scored.score.double() > above) for name, scored in scores.items()}
