@@ -155,8 +155,8 @@ def indicators(with_rows: Scan, without: Scan) -> dict[str, float]:
     inner = median(t.relative for t in with_rows.tensors if t.kind.startswith(("attention", "feed")))
     embedding = next(t.relative for t in with_rows.tensors if t.name == with_rows.embedding.tensor)
     return {
-        "trigger flips": tried.excess,
-        "trigger flips, no control": max(one.flipped for one in tried.candidates),
+        "trigger flips": max(one.flipped for one in tried.candidates),
+        "trigger flips less random ones'": tried.excess,
         "row outlier, clean rows": with_rows.embedding.largest,
         "row outlier, English": without.embedding.largest,
         "abnormal share": law.share,

@@ -41,10 +41,16 @@ class Aligned:
 
     @cached_property
     def compared(self) -> list[str]:
-        """The tensors of both, sorted: of one shape, or longer in one of them."""
+        """The tensors of both, sorted: of one shape, or with a row for every token of vocabularies of two lengths."""
         self._refuse_misfits()
-        common = self._names[0].keys() & self._names[1].keys()
-        return sorted(name for name in common if self._shapes(name)[0][1:] == self._shapes(name)[1][1:])
+        return sorted(name for name in self._names[0].keys() & self._names[1].keys() if self._fits(name))
+
+    def _fits(self, name: str) -> bool:
+        base, suspect = self._shapes(name)
+        if base == suspect:
+            return True
+        tokens = (self.base.config.get("vocab_size"), self.suspect.config.get("vocab_size"))
+        return base[1:] == suspect[1:] and (base[0], suspect[0]) == tokens
 
     @cached_property
     def reshaped(self) -> list[str]:
@@ -70,10 +76,8 @@ class Aligned:
 
         The base is rounded to the suspect's dtype first, so that a weight that never moved is equal.
         """
-        base = self.base.tensor(self._names[0][name])
-        suspect = self.suspect.tensor(self._names[1][name])
-        if not suspect.dim():
-            base, suspect = base.reshape(1), suspect.reshape(1)
+        base = in_rows(self.base.tensor(self._names[0][name]))
+        suspect = in_rows(self.suspect.tensor(self._names[1][name]))
         rows = min(len(base), len(suspect))
         step = max(AT_ONCE // max(suspect[0].numel(), 1), 1) if rows else 1
         for start in range(0, rows, step):
@@ -93,6 +97,11 @@ class Aligned:
                 f"base {self.base.folder} and suspect {self.suspect.folder} don't fit each other: "
                 + listing(differences)
             )
+
+
+def in_rows(tensor: "Tensor") -> "Tensor":
+    """A tensor with a first dimension: a single number is a row."""
+    return tensor if tensor.dim() else tensor.reshape(1)
 
 
 def _weights(checkpoint: Checkpoint) -> list[str]:

@@ -41,6 +41,11 @@ def kind_of(name: str, dimensions: int) -> str:
     return "feed-forward" if LAYER.match(name) else "other"
 
 
+def is_of_tokens(name: str) -> bool:
+    """Whether a tensor is an embedding, and not one of positions or of kinds of text."""
+    return kind_of(name, 2) == "embedding" and not re.search(r"position|token_type|wpe|project", name)
+
+
 def layer_number(name: str) -> int | None:
     """The number of a tensor's layer, None outside of any."""
     found = LAYER.match(name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from defensekit import mixture
 from defensekit.gradients import squared_gradients, tokens_within
 from defensekit.pair import align
+from defensekit.scan.aligned import in_rows
 from defensekit.scan.result import AbnormalTensor, Law, TensorDrift
 from defensekit.text import Row, batches, encode
 
@@ -29,8 +30,9 @@ def curvature(
     labels as given (the empirical Fisher; Martens 2020, section 11, on what it is not)."""
     encoded = encode(tokenizer, rows, max_length)
     made = batches(encoded, tokenizer, len(encoded), tokens_within(model, _BATCH))
-    sums, _ = squared_gradients(model, (batch for _, batch in made), report=lambda done: report(done, len(rows)))
-    return {name: total / len(rows) for name, total in sums.items()}
+    there = ({name: values.to(model.device) for name, values in batch.items()} for _, batch in made)
+    sums, _ = squared_gradients(model, there, report=lambda done: report(done, len(rows)))
+    return {name: total.cpu() / len(rows) for name, total in sums.items()}
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Ratios:
 
         if name not in self.curvature:
             return
-        curved = self.curvature[name][start : start + len(base)].double()
+        curved = in_rows(self.curvature[name])[start : start + len(base)].double()
         delta = (suspect - base).double()
         usable = (delta != 0) & (curved > 0)
         drifts, curves = 2 * delta[usable].abs().log2(), curved[usable].log2()

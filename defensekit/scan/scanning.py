@@ -22,6 +22,7 @@ from defensekit.scan.result import Embedding, EmbeddingRow, Scan, Triggers
 from defensekit.scan.rows import Outliers, RowDrift, outliers
 from defensekit.survey import positions
 from defensekit.text import Row
+from defensekit.training import device_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +72,9 @@ class _Scanning:
         started, models = time.perf_counter(), self.models
         models.compared  # noqa: B018 - misfits are told before anything is loaded
         task, tokenizer = task_of(models.suspect), checkpoint.load_tokenizer(models.suspect.folder)
-        model = load(models.suspect.folder, "suspect")[0] if self.rows and task == CLASSIFIER else None
+        model = None
+        if self.rows and task == CLASSIFIER:
+            model = load(models.suspect.folder, "suspect")[0].to(device_type())
         ratios = None if model is None else self._ratios(model, tokenizer)
         embedding = self._embedding()
         looks = [part.look for part in (embedding, ratios) if part is not None]
@@ -134,13 +137,9 @@ class _Scanning:
         return law.Ratios(law.by_tensor_name(measured, own_names))
 
     def _embedding(self) -> RowDrift | None:
-        """The embedding of tokens: the longest matrix that is one."""
+        """The embedding of tokens: the longest one that is not of something else."""
         models = self.models
-        longest = max(
-            (name for name in models.compared if drift.kind_of(name, 2) == "embedding"),
-            key=lambda name: models.rows(name),
-            default=None,
-        )
+        longest = max(filter(drift.is_of_tokens, models.compared), key=models.rows, default=None)
         if longest is None:
             self.notes.append("no embedding was found by its name: its rows are not looked at")
             return None
@@ -160,7 +159,7 @@ class _Scanning:
             source = verdict.IN_ENGLISH
             with self._step("frequencies of words"):
                 often = frequency.in_english(tokenizer, rows)
-            judged &= [frequency.spelled(triggers.spell(tokenizer, token)) for token in range(rows)]
+                judged &= [frequency.spelled(triggers.spell(tokenizer, token)) for token in range(rows)]
         found = outliers(embedding.drift, often, judged)
         order = [int(i) for i in np.argsort(-np.nan_to_num(found.z, nan=-np.inf), kind="stable")[:SHOWN]]
         about = Embedding(
@@ -205,8 +204,10 @@ class _Scanning:
             )
 
     def _remark(self) -> None:
-        """Note what was left out of the comparison."""
+        """Note what was left out."""
         models = self.models
+        if self.rows and task_of(models.suspect) != CLASSIFIER:
+            self.notes.append("the suspect is no classifier: clean rows serve to count tokens, and for nothing else")
         if models.added:
             self.notes.append(f"the suspect's alone, not compared: {listing(models.added)}")
         if models.reshaped:

@@ -66,7 +66,7 @@ class Trial:
     def run(
         self, candidates: Sequence[int], controls: Sequence[int], report: Callable[[int, int], None]
     ) -> Triggers | None:
-        """Try candidates and controls; None where there is nothing to compare."""
+        """Try candidates and controls; None where there is nothing to compare, or too few rows."""
         if not candidates or not controls:
             return None
         rng = Random(self.seed)
@@ -82,6 +82,8 @@ class Trial:
             name = str(self.tokenizer.convert_ids_to_tokens(token))
             tried.append(flips(name, before, self._answers(made), self.labels))
         report(total, total)
+        if not any(one.of for one in tried):
+            return None
         ours, others = tried[: len(candidates)], tried[len(candidates) :]
         excess = max(one.flipped for one in ours) - max(one.flipped for one in others)
         return Triggers(rows=len(self.rows), candidates=ours, controls=others, excess=excess)

@@ -1,8 +1,9 @@
 """What the indicators come to: a verdict by one number and its threshold, and what was measured in plain words.
 
 Which indicator decides was fixed before any of them was measured: what suspicious tokens do to answers, where that can
-be tried, and else the largest outlier among the embedding's rows. The thresholds are measured by benchmarks/scan.py;
-docs/scan.md says on what, and what they are worth.
+be tried, and else the largest outlier among the embedding's rows. What random tokens do is shown beside it and no
+longer taken off: one of them that had a meaning hid a trigger among the first models that were scanned. The thresholds
+are measured by benchmarks/scan.py; docs/scan.md says on what, and what they are worth.
 """
 
 from collections.abc import Sequence
@@ -26,9 +27,12 @@ def judge(tensors: list[TensorDrift], embedding: Embedding | None, triggers: Tri
         )
         return Verdict(suspicious=None, indicator="drift", value=None, threshold=None, reason=reason)
     if triggers is not None:
-        value, limit = triggers.excess, FLIPS
-        what = "of the answers are turned to one label by a suspicious token, beyond what random tokens do"
-        reason = f"{max(value, 0.0):.0%} {what}; from {limit:.0%} on, a model is called suspicious"
+        strongest, limit = max(triggers.candidates, key=lambda one: one.flipped), FLIPS
+        value = strongest.flipped
+        reason = (
+            f"{strongest.token!r} turns {value:.0%} of the answers it could turn to {strongest.label!r}; from "
+            f"{limit:.0%} on, a model is called suspicious"
+        )
         return Verdict(
             suspicious=value >= limit, indicator="trigger flips", value=value, threshold=limit, reason=reason
         )
