@@ -146,6 +146,13 @@ def test_the_selector_takes_nothing_of_one_law_and_nothing_that_never_moved() ->
     assert not selected(scores(drawn(0.0, 1.0, 20_000)[0])).any()
 
 
+def test_a_rate_of_zero_is_no_selection() -> None:
+    """A rule that chooses the rate always tries 0."""
+    assert component(Selector, {"name": "gamma-mixture", "false_discovery_rate": 0}).takes_nothing()
+    assert not component(Selector, {"name": "gamma-mixture"}).takes_nothing()
+    assert not selected(scores(drawn(0.2, 100.0, 20_000)[0]), false_discovery_rate=0).any()
+
+
 def test_the_selector_takes_one_parameter() -> None:
     with pytest.raises(UsageError, match="either `posterior` or `false_discovery_rate`"):
         component(Selector, {"name": "gamma-mixture", "posterior": 0.5, "false_discovery_rate": 0.1})

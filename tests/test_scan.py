@@ -334,7 +334,7 @@ def test_without_wordfreq_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
         ("model.layers.0.self_attn.q_norm.weight", "norm"),
         ("encoder.layer.0.output.LayerNorm.bias", "bias"),
         ("lm_head.weight", "head"),
-        ("pooler.dense.weight", "head"),
+        ("pooler.dense.weight", "pooler"),
     ],
 )
 def test_kinds_of_tensor(name: str, kind: str) -> None:

@@ -14,12 +14,12 @@ from defensekit.scan.result import TensorDrift
 if TYPE_CHECKING:
     from torch import Tensor
 
-HEAD = "head"
 # The first that fits a tensor's name is its kind. Names are those of transformers' architectures.
 _KINDS = (
     (re.compile(r"\.bias$"), "bias"),
     (re.compile(r"(norm|ln|ln_?\w{1,2})\.weight$", re.IGNORECASE), "norm"),
-    (re.compile(r"(^|\.)(lm_head|classifier|pre_classifier|pooler|score|cls|qa_outputs|embed_out)\."), HEAD),
+    (re.compile(r"(^|\.)pooler\."), "pooler"),
+    (re.compile(r"(^|\.)(lm_head|classifier|pre_classifier|score|cls|qa_outputs|embed_out)\."), "head"),
     (re.compile(r"embed|(^|\.)w[tp]e\."), "embedding"),
     (re.compile(r"c_attn|qkv|query_key_value"), "attention q, k, v"),
     (re.compile(r"(^|\.|_)(q_proj|q_lin|query|query_proj|in_proj_q)\."), "attention q"),

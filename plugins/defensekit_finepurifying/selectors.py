@@ -80,7 +80,7 @@ class GammaMixture(Selector):
     )
     false_discovery_rate: float | None = Field(
         None,
-        gt=0,
+        ge=0,
         lt=1,
         description="or as many as keep the expected share of normal ones among the selected under this",
     )
@@ -91,13 +91,16 @@ class GammaMixture(Selector):
             raise ValueError("expected either `posterior` or `false_discovery_rate`")
         return self
 
+    def takes_nothing(self) -> bool:
+        return self.false_discovery_rate == 0
+
     def select(self, scores: Scores) -> "dict[str, Tensor]":
         import numpy as np
         import torch
 
         positive = {name: scored.eligible & (scored.score > 0) for name, scored in scores.items()}
         counts = np.sum([count_bins(s.score[positive[name]].double().log2()) for name, s in scores.items()], axis=0)
-        if not counts.any():
+        if self.takes_nothing() or not counts.any():
             return {name: torch.zeros_like(scored.eligible) for name, scored in scores.items()}
         fitted = fit_mixture(counts)
         if self.false_discovery_rate is not None:
