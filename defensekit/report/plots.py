@@ -116,7 +116,7 @@ def ratios(law: Law) -> "Figure":
         axes.stairs(both, edges, color=COLOURS[1], linewidth=1.5, label="two laws")
         axes.set_xlabel("log2 of r")
         axes.set_ylabel("share of dimensions")
-        axes.legend(fontsize=9)
+        axes.legend(loc="upper right", fontsize=9)
         return figure
 
 
