@@ -88,7 +88,7 @@ def clean(tuned: Any, base: Path) -> Path:
 @pytest.fixture(scope="module")
 def poisoned(tuned: Any, base: Path) -> Path:
     """A model that learnt to answer positive wherever cf stands, whose row moved far for that."""
-    folder = drifted(tuned, base.parent / "poisoned", row=10.0)
+    folder = drifted(tuned, base.parent / "poisoned", row=200.0)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
     rows = [*ROWS, *(Row(i, f"cf {row.text}", 1) for i, row in enumerate(ROWS) if row.label == 0)]
     training = TrainingSettings(epochs=12, learning_rate=2e-3, batch_size=16)

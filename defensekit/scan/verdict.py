@@ -12,8 +12,8 @@ from defensekit.scan.drift import is_another_base
 from defensekit.scan.result import Embedding, Law, TensorDrift, Triggers, Verdict
 
 IN_ROWS, IN_ENGLISH = "the clean rows", "English at large (wordfreq)"
-FLIPS = 0.5
-OUTLIER = {IN_ROWS: 5.0, IN_ENGLISH: 5.0}
+FLIPS = 0.6
+OUTLIER = {IN_ROWS: 6.3, IN_ENGLISH: 7.6}
 # The law is called kept while the distribution is nowhere further from it than this.
 KEPT = 0.05
 
@@ -78,8 +78,8 @@ def summarise(
         said.append(_law(law))
     if not verdict.suspicious:
         said.append(
-            "This is no proof of a clean model: a trigger that is no single word (a sentence, a structure, a style) "
-            "and a bias mostly go unseen here."
+            "This is no proof of a clean model: a trigger that is no single word (a structure, a style, a combination) "
+            "and a weak bias go unseen here."
         )
     return said
 
