@@ -2,10 +2,10 @@
 
     python benchmarks/scan.py [--size small|full] [--data DIR] [--workspace DIR] [--json]
 
-``small``: 4 clean and 4 poisoned fine-tunes on movie reviews, a quarter of an hour on two cores. ``full``: 12 and 12,
-on SST-2 and AG News as well, an hour; ``DIR`` holds ``sst-2/train.tsv`` and ``ag/dev.tsv``, as thunlp/HiddenKiller
-publishes them (default: DEFENSEKIT_TEST_DATA). What the workspace has is neither trained nor scanned again: stopped, it
-goes on; remove its folder ``scans`` to scan anew.
+``small``: 4 clean and 4 poisoned fine-tunes on movie reviews, half an hour in one process beside other work. ``full``:
+12 and 12, on SST-2 and AG News as well, three times that; ``DIR`` holds ``sst-2/train.tsv`` and ``ag/dev.tsv``, as
+thunlp/HiddenKiller publishes them (default: DEFENSEKIT_TEST_DATA). What the workspace has is neither trained nor
+scanned again: stopped, it goes on; remove its folder ``scans`` to scan anew.
 
 Every model is scanned with 128 clean rows and without any. A threshold is the largest value among the clean models
 that calibrate it: of n of them, a further clean model of the same kind exceeds it with a probability of 1 / (n + 1).
