@@ -36,6 +36,7 @@ from defensekit.executors import compute
 from defensekit.files import cache_folder, file_digest
 from defensekit.hookspecs import hookimpl
 from defensekit.mirror import Mirror
+from defensekit.mixture import count_bins, fit_mixture
 from defensekit.ranking import cutoff
 from defensekit.scoring import Scores, TensorView
 from defensekit.selecting import Cut
@@ -80,8 +81,10 @@ __all__ = [
     "cache_folder",
     "changed",
     "compute",
+    "count_bins",
     "cutoff",
     "file_digest",
+    "fit_mixture",
     "hookimpl",
     "label_number",
     "nearest",

@@ -105,20 +105,27 @@ def _external(recipe: Recipe, named: Named, key: str) -> External:
     return at(recipe, key, look)
 
 
+def positions(model: Checkpoint) -> int | None:
+    """How many tokens a model has positions for; None where there is no last one."""
+    if model.config.get("relative_attention"):
+        return None
+    for key in ("max_position_embeddings", "n_positions"):
+        limit = model.config.get(key)
+        if isinstance(limit, int):
+            # RoBERTa counts positions from behind the padding token's number.
+            return limit - (2 if "roberta" in str(model.config.get("model_type")) else 0)
+    return None
+
+
 def _check_length(recipe: Recipe, base: External) -> None:
     """Raise UsageError where rows would be longer than the model has positions for."""
     at(recipe, "data.max_length", partial(_enough_positions, Checkpoint(base.path), recipe.sizes.max_length))
 
 
 def _enough_positions(base: Checkpoint, max_length: int) -> None:
-    if base.config.get("relative_attention"):
-        return  # there is no last position
-    for key in ("max_position_embeddings", "n_positions"):
-        limit = base.config.get(key)
-        # RoBERTa counts positions from behind the padding token's number.
-        offset = 2 if "roberta" in str(base.config.get("model_type")) else 0
-        if isinstance(limit, int) and max_length > limit - offset:
-            raise UsageError(f"the model has {limit - offset} positions ({key}: {limit}), got {max_length}")
+    limit = positions(base)
+    if limit is not None and max_length > limit:
+        raise UsageError(f"the model has {limit} positions, got {max_length}")
 
 
 def labels_of(suspect: Checkpoint) -> list[str] | None:

@@ -35,7 +35,7 @@ class Record(NamedTuple):
             columns = [str(name) for name in self.values]
             raise UsageError(
                 f"{self.where}: there is no column {column!r}.{nearest(column, columns)} "
-                f"(columns: {listing(columns)}; say which one to use with `text:`, `pair:` and `label:`)"
+                f"(columns: {listing(columns)}; say which of them are the `text`, the `pair` and the `label`)"
             )
         value = self.values[column]
         return "" if value is None else str(value).strip()

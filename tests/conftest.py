@@ -3,7 +3,8 @@
 import json
 import os
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import torch
 import transformers
+from selenium import webdriver
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -160,3 +162,28 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("DEFENSEKIT_TEST_DATA names no folder with published data sets (see CONTRIBUTING.md)")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[webdriver.Chrome]:
+    found = [shutil.which(name) for name in ("chromium", "google-chrome")]
+    binary, driver = next(filter(None, found), None), shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("there is no Chromium with its driver on this machine (see CONTRIBUTING.md)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+def open_page(browser: webdriver.Chrome, page: Path, width: int) -> list[dict[str, Any]]:
+    """Show a page in a window of a width; what the console said."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    log: list[dict[str, Any]] = browser.get_log("browser")
+    return log

@@ -9,6 +9,7 @@ import pytest
 
 from defensekit.loading import load_recipe
 
+SCAN = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks/scan.py"))
 ATTACKS = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks/attacks.py"))
 
 
@@ -34,3 +35,28 @@ def test_every_attacks_recipe_loads(name: str, tmp_path: Path, real_data: Path) 
 def test_goals(name: str, measured: dict[str, Any], reached: bool | None) -> None:
     found = ATTACKS["goal"](name, [{"attack": name, **measured}, {"attack": name, **measured}])
     assert (found if found is None else found[1]) is reached
+
+
+def test_every_scanned_models_recipe_loads(tmp_path: Path, real_data: Path) -> None:
+    for model in (*SCAN["CLEAN"], *SCAN["POISONED"]):
+        (tmp_path / "recipe.yaml").write_text(json.dumps(model.recipe(real_data.resolve())))
+        assert load_recipe(tmp_path / "recipe.yaml").seed == model.seed
+
+
+def test_the_area_under_the_roc_curve() -> None:
+    auc = SCAN["auc"]
+    assert auc([0, 1], [2, 3]) == 1
+    assert auc([0, 2], [2, 3]) == 0.875
+    assert auc([1, 1], [1, 1]) == 0.5
+
+
+def test_a_threshold_is_set_on_some_clean_models_and_tried_on_others() -> None:
+    rows = [
+        {"attack": attack, "calibrates": calibrates, "indicators": {"x": value}}
+        for attack, calibrates, value in [
+            (None, True, 0.1), (None, True, 0.4), (None, False, 0.3), (None, False, 0.5), ("word", False, 0.9)
+        ]
+    ]  # fmt: skip
+    found = SCAN["assess"]("x", rows)
+    assert (found["threshold"], found["false_positives"], found["found"]) == (0.4, [1, 2], [1, 1])
+    assert found["low"] <= found["auc"] == 1 == found["high"]

@@ -32,6 +32,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     [
         ["--help"],
         ["run", "--help"],
+        ["scan", "--help"],
         ["plugins", "list"],
         ["store", "list"],
         ["recipes", "list"],

@@ -37,13 +37,9 @@ def test_a_wheel_brings_recipes_pages_and_the_kernels_source(tmp_path: Path) -> 
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "recipes").glob("*.yaml"):
         assert f"defensekit/recipes/{path.name}" in names
-    assert {
-        "defensekit/report/page.html",
-        "defensekit/report/study.html",
-        "defensekit/report/style.css",
-        "defensekit/card.md",
-        "defensekit/gradients/kernel.c",
-    } <= names
+    pages = ("page.html", "scan.html", "study.html", "style.css")
+    assert {f"defensekit/report/{name}" for name in pages} <= names
+    assert {"defensekit/card.md", "defensekit/gradients/kernel.c"} <= names
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = "from defensekit import shipped; print(shipped.folder(), *shipped.names())"
     command = [sys.executable, "-c", code]

@@ -2,12 +2,9 @@
 
 import json
 import re
-import shutil
 import time
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transformers
@@ -21,7 +18,7 @@ from defensekit.loading import load_recipe
 from defensekit.report import render, write
 from defensekit.report.page import _pieces, heat
 from defensekit.result import Result
-from tests.conftest import RECIPE, make_sentences, write_table
+from tests.conftest import RECIPE, make_sentences, open_page, write_table
 
 EVIL = (
     "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\"> & \"quoted\" [a](b) | `c`"
@@ -154,31 +151,6 @@ def test_a_text_of_any_length_is_shown_at_once() -> None:
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    found = [shutil.which(name) for name in ("chromium", "google-chrome")]
-    binary, driver = next(filter(None, found), None), shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip("there is no Chromium with its driver on this machine (see CONTRIBUTING.md)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
-
-
-def open_page(browser: webdriver.Chrome, page: Path, width: int) -> list[dict[str, Any]]:
-    """Show a page in a window of a width; what the console said."""
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get(page.as_uri())
-    log: list[dict[str, Any]] = browser.get_log("browser")
-    return log
 
 
 @pytest.mark.parametrize("width", [1200, 360])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defensekit.cli import plugins, recipes, store, study
+from defensekit.cli import plugins, recipes, scan, store, study
 from defensekit.cli.shared import Files, Workspace, checked, fail
 from defensekit.errors import DefenseKitError, UsageError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Find and remove backdoors and biases in fine-tuned language models.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 130 stopped by Ctrl-C.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 scanned and suspicious, 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -193,6 +193,7 @@ def doctor() -> None:
         sys.exit(1)
 
 
+app.command("scan")(scan.scan)
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(store.app, name="store")

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Any
 
 from defensekit import yaml
 from defensekit.files import write_whole
@@ -22,15 +23,11 @@ def write(result: Result, folder: str | Path | None = None) -> Path:
 
 def render(result: Result) -> str:
     """The page. Every text that comes from outside is escaped, and nothing on it runs or is fetched."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("defensekit.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     names = list(dict.fromkeys(name for model in result.models.values() for name in model.metrics))
     reset = result.models["purified"].reset
     scorer = result.recipe["defense"].get("scorer", {}).get("name", "")
-    return environment.get_template("page.html").render(
+    return fill(
+        "page.html",
         result=result,
         story=story(result),
         metrics=names,
@@ -45,6 +42,16 @@ def render(result: Result) -> str:
         recipe=yaml.dump(result.recipe),
         command=_command(Path(result.folder)),
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """A page of this folder, filled in. Every text is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("defensekit.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(template).render(**values)
 
 
 def _command(folder: Path) -> str:

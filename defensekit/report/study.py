@@ -10,6 +10,7 @@ from defensekit.files import write_whole
 from defensekit.report import study_plots
 from defensekit.report.comparing import Comparison
 from defensekit.report.markup import html, latex, markdown
+from defensekit.report.page import fill
 from defensekit.report.pivot import Place, Table, pivot
 from defensekit.report.plots import image
 from defensekit.studies.frame import Finished
@@ -39,16 +40,13 @@ class StudyReport:
 
     def page(self) -> str:
         """The page. Every text that comes from outside is escaped, and nothing on it runs or is fetched."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
         from markupsafe import Markup
 
-        environment = Environment(
-            loader=PackageLoader("defensekit.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-        )
         states = [self.study.state(run.id) for run in self.study.runs]
         frame = self.study.frame
         metrics = [name for name in METRICS if name in set(frame["metric"].dropna())]
-        return environment.get_template("study.html").render(
+        return fill(
+            "study.html",
             study=self.study,
             states={state: states.count(state) for state in ("done", "failed", "missing")},
             tables={name: Markup(html(table)) if table else None for name, table in self._named().items()},

@@ -28,6 +28,7 @@ def defensekit_selectors():  # type: ignore[no-untyped-def]
     return {
         "fraction": "defensekit_finepurifying.selectors:Fraction",
         "threshold": "defensekit_finepurifying.selectors:Threshold",
+        "gamma-mixture": "defensekit_finepurifying.selectors:GammaMixture",
     }
 
 

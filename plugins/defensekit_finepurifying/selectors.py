@@ -1,8 +1,11 @@
 """Selectors by score alone."""
 
-from typing import Literal
+import math
+from typing import Literal, Self
 
-from defensekit.api import Cut, Field, Scores, Selector
+from pydantic import model_validator
+
+from defensekit.api import Cut, Field, Scores, Selector, count_bins, fit_mixture
 
 
 class Fraction(Selector):
@@ -44,3 +47,50 @@ class Threshold(Selector):
 
     def select(self, scores: Scores) -> dict[str, Cut]:
         return {name: Cut(self.above) for name in scores}
+
+
+class GammaMixture(Selector):
+    """Every eligible dimension that more likely belongs to the abnormal one of two Gamma laws.
+
+    For scores r = delta^2 / H (``scorer: diffusion``): by the theory those of clean dimensions follow Gamma(1/2, 2k),
+    those of poisonous ones the same with a larger k (Zhang et al. 2023; whether the paper selects in this way is not
+    verified). Both are fitted by maximum likelihood to all positive scores of eligible dimensions
+    (`defensekit.mixture`). Where their means are closer than a factor of four there is one law, and nothing is
+    selected. Models trained by AdamW do not follow it: `defensekit scan` says how far off they are.
+
+        selector: {name: gamma-mixture, false_discovery_rate: 0.1}
+    """
+
+    posterior: float | None = Field(
+        None, gt=0, lt=1, description="select where the probability to be abnormal is above this (0.5)"
+    )
+    false_discovery_rate: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="or as many as keep the expected share of normal ones among the selected under this",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.posterior is not None and self.false_discovery_rate is not None:
+            raise ValueError("expected either `posterior` or `false_discovery_rate`")
+        return self
+
+    def takes_nothing(self) -> bool:
+        return self.false_discovery_rate == 0
+
+    def select(self, scores: Scores) -> dict[str, Cut]:
+        counts = None
+        for name in scores:
+            for part in scores.parts(name):
+                found = count_bins(part.score[part.eligible & (part.score > 0)].double().log2())
+                counts = found if counts is None else counts + found
+        if self.takes_nothing() or counts is None or not counts.any():
+            return {name: Cut(math.inf) for name in scores}
+        fitted = fit_mixture(counts)
+        if self.false_discovery_rate is not None:
+            above = fitted.above_false_discovery(counts, self.false_discovery_rate)
+        else:
+            above = fitted.above(0.5 if self.posterior is None else self.posterior)
+        return {name: Cut(above) for name in scores}

@@ -1,0 +1,78 @@
+"""`defensekit scan`: is something odd with a model, and where?"""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from defensekit.cli.shared import console, table
+from defensekit.errors import DefenseKitError, printable
+
+if TYPE_CHECKING:
+    from defensekit.scan.result import Scan
+
+SUSPICIOUS = 3
+
+
+def scan(
+    base: Annotated[
+        str, typer.Option("--base", help="The model it was fine-tuned from: a folder, owner/name@revision.")
+    ],
+    suspect: Annotated[str, typer.Option("--suspect", help="The model that is not trusted, likewise.")],
+    clean: Annotated[
+        Path | None, typer.Option("--clean", help="Clean rows of its task (CSV, TSV, JSONL, Parquet); a hundred do.")
+    ] = None,
+    text: Annotated[str, typer.Option("--text", help="Their column with the text.")] = "text",
+    label: Annotated[str, typer.Option("--label", help="Their column with the label.")] = "label",
+    pair: Annotated[str | None, typer.Option("--pair", help="Their column with the second text, for pairs.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for scan.html and scan.json.")] = Path("scan"),
+    seed: Annotated[int, typer.Option("--seed", help="Seed of all that is drawn.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Look at a suspect beside its base, and say whether something is odd, and where.
+
+    Exit code 3: suspicious; 0: not by this measure; 1: no verdict, the base being another one, say.
+    """
+    from defensekit.cli.progress import Progress
+
+    with Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
+        progress.message("loading libraries")
+        from defensekit.checkpoint import Checkpoint
+        from defensekit.report.scan import write_scan
+        from defensekit.scan.clean import read_clean
+        from defensekit.scan.scanning import scan as run_scan
+        from defensekit.specs import model_folder
+
+        models = model_folder(base), model_folder(suspect)
+        rows = None if clean is None else read_clean(clean, Checkpoint(models[1]), text, label, pair)
+        result = run_scan(*models, rows, seed=seed, observers=[progress])
+        page = write_scan(result, out)
+    if json:
+        sys.stdout.write(result.model_dump_json() + "\n")
+    else:
+        show(result, page)
+    if result.verdict.suspicious is None:
+        raise DefenseKitError(f"no verdict: {result.verdict.reason}")
+    if result.verdict.suspicious:
+        sys.exit(SUSPICIOUS)
+
+
+def show(result: "Scan", page: Path) -> None:
+    """The summary, the most suspicious tokens, and where the rest lies."""
+    out = console()
+    for sentence in result.summary:
+        out.print(printable(sentence))
+    tried = {one.token: one for one in result.triggers.candidates} if result.triggers else {}
+    if result.embedding and result.embedding.suspicious:
+        found = table("token", "outlier", "frequency", "answers turned")
+        for row in result.embedding.suspicious[:10]:
+            one = tried.get(row.token)
+            turned = f"{one.flipped:.0%} to {one.label}" if one and one.of else "-"
+            found.add_row(printable(row.token), f"{row.outlier:.1f}", f"{row.frequency:.3g}", printable(turned))
+        out.print(found)
+    for note in result.notes:
+        out.print(printable(note))
+    out.print(f"{result.seconds:.0f} s; report: {page}")

@@ -1,0 +1,66 @@
+"""Clean rows for a scan, from a file."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from defensekit.checkpoint import Checkpoint
+from defensekit.errors import UsageError
+from defensekit.stages import match_labels
+from defensekit.tables import File, read_table
+from defensekit.text import Row
+
+CLASSIFIER, CAUSAL = "sequence classification", "causal language model"
+
+
+def task_of(model: Checkpoint) -> str:
+    """What a model is for, by the class that its config names: one of two tasks, or the name of that class."""
+    names = model.config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "unknown"
+    if name.endswith("ForSequenceClassification"):
+        return CLASSIFIER
+    return CAUSAL if name.endswith(("ForCausalLM", "LMHeadModel")) else name
+
+
+def label_names(model: Checkpoint) -> list[str]:
+    """The names of a classifier's labels, by their numbers, as its config has them.
+
+    Raises:
+        UsageError: the config does not number them from 0.
+    """
+    found = model.config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers leaves out
+    try:
+        return [str(found[str(i)]) for i in range(len(found))]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{model.folder / 'config.json'}: `id2label` does not number the labels from 0") from error
+
+
+def read_clean(
+    path: Path, suspect: Checkpoint, text: str = "text", label: str = "label", pair: str | None = None
+) -> list[Row]:
+    """The rows of a CSV, TSV, JSONL or Parquet file, with the suspect's numbers for their labels.
+
+    Only a classifier's rows need labels. Labels are the suspect's names or numbers.
+
+    Raises:
+        UsageError: there is no such file or column, a label is not one of the suspect's, or there is no row.
+    """
+    if task_of(suspect) != CLASSIFIER:
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}")
+        texts = [record.cell(text) for record in read_table(path)]
+        rows = [Row(number, found, 0) for number, found in enumerate(texts) if found]
+    else:
+        dataset = File(path=path, text=text, label=label, pair=pair).load()
+        numbers = _numbers(dataset.labels, label_names(suspect), path)
+        rows = [replace(row, label=numbers[row.label]) for row in dataset.train]
+    if not rows:
+        raise UsageError(f"{path}: there are no rows")
+    return rows
+
+
+def _numbers(ours: Sequence[str], theirs: Sequence[str], path: Path) -> list[int]:
+    try:
+        return match_labels(ours, theirs)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error

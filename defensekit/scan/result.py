@@ -1,0 +1,153 @@
+"""What a scan found: the schema of ``scan.json``."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class TensorDrift(_Schema):
+    """One tensor: ``drift`` is |suspect - base|, ``base`` is |base|, ``moved`` of its ``dimensions`` differ at all.
+
+    ``layer`` is None outside of the layers.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    dimensions: int
+    moved: int
+    drift: float
+    base: float
+
+    @property
+    def relative(self) -> float:
+        """The drift as a share of the base's norm (0 where that is 0)."""
+        return self.drift / self.base if self.base else 0.0
+
+
+class EmbeddingRow(_Schema):
+    """A row of the embedding and its token: its ``drift``, what is ``typical`` for tokens as frequent, and how many
+    spreads above that it lies on a logarithmic scale (``outlier``)."""
+
+    token: str
+    id: int
+    frequency: float
+    drift: float
+    typical: float
+    outlier: float
+
+
+class Embedding(_Schema):
+    """Rows of the embedding: how many there are in both models, moved (beyond weight decay), and were judged.
+
+    ``frequencies`` says where those of tokens come from; ``added`` counts the suspect's rows that the base does not
+    have; ``decay`` is the share by which weight decay shrank every row; ``suspicious`` has the judged rows with the
+    largest outliers, largest first.
+    """
+
+    tensor: str
+    frequencies: str
+    rows: int
+    moved: int
+    judged: int
+    added: int
+    decay: float
+    suspicious: list[EmbeddingRow]
+
+    @property
+    def largest(self) -> float:
+        """The largest outlier (0 where no row is judged)."""
+        return self.suspicious[0].outlier if self.suspicious else 0.0
+
+
+class AbnormalTensor(_Schema):
+    """The mean probability of a tensor's dimensions to be abnormal, over those that the law is about."""
+
+    name: str
+    kind: str
+    layer: int | None
+    dimensions: int
+    share: float
+
+
+class Law(_Schema):
+    """r = delta^2 / H against Gamma(1/2, 2k), over dimensions with delta != 0 and H > 0.
+
+    ``share`` of the dimensions belong to the abnormal one of two laws with means ``normal`` and ``abnormal``, with a
+    95 % interval by a bootstrap over tensors; where the two are not ``apart`` that means nothing. ``distance`` is
+    Kolmogorov and Smirnov's between what was seen and the mixture, ``single_distance`` to one law alone. ``slope`` is
+    that of log delta^2 over log H: 1 by the theory of SGD, about 0 for AdamW. ``counts`` are dimensions per factor of
+    two of r, the first one at 2^``first``; ``tensors`` has every tensor, the most abnormal first.
+    """
+
+    rows: int
+    dimensions: int
+    normal: float
+    abnormal: float
+    share: float
+    low: float
+    high: float
+    apart: bool
+    distance: float
+    single_distance: float
+    slope: float
+    first: int
+    counts: list[int]
+    tensors: list[AbnormalTensor]
+
+
+class Tried(_Schema):
+    """A token put into clean rows: of the ``of`` rows not answered with ``label`` before, the share ``flipped`` are
+    afterwards; ``label`` is the one with the largest share."""
+
+    token: str
+    label: str
+    flipped: float
+    of: int
+
+
+class Triggers(_Schema):
+    """Suspicious tokens tried on clean rows, beside as many random tokens of similar frequency.
+
+    ``excess`` is the largest share flipped by a suspicious token less the largest by a random one.
+    """
+
+    rows: int
+    candidates: list[Tried]
+    controls: list[Tried]
+    excess: float
+
+
+class Verdict(_Schema):
+    """``suspicious`` where ``value`` of the ``indicator`` reaches ``threshold``; None where nothing can be said."""
+
+    suspicious: bool | None
+    indicator: str
+    value: float | None
+    threshold: float | None
+    reason: str
+
+
+class Scan(_Schema):
+    """A finished scan."""
+
+    schema_version: int = 1
+    base: str
+    suspect: str
+    task: str
+    dtypes: list[str]
+    verdict: Verdict
+    summary: list[str]
+    tensors: list[TensorDrift]
+    added: list[str]
+    reshaped: list[str]
+    embedding: Embedding | None
+    law: Law | None
+    triggers: Triggers | None
+    clean_rows: int
+    notes: list[str]
+    seed: int
+    versions: dict[str, str]
+    seconds: float
