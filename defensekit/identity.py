@@ -10,7 +10,7 @@ from defensekit.store import FORMAT
 
 # Every key of a recipe stands in one of these; a new one belongs to identity unless the numbers can't depend on it.
 IDENTITY = {"model", "data", "attack", "suspect", "triggered", "training", "precision", "defense", "metrics", "seed"}
-NOT_IDENTITY = {"name", "extends", "plugins", "executor", "observers"}
+NOT_IDENTITY = {"name", "extends", "plugins", "requires", "executor", "observers"}
 
 
 def parts(recipe: Recipe) -> Iterator[tuple[str, Named]]:

@@ -178,8 +178,9 @@ def _climb(
         belongs = weight * expit(odds)
         rest = weight - belongs
         share = float(np.clip(belongs.sum(), 1e-12, 1 - 1e-12))
-        abnormal = float(max(belongs @ r / max(belongs.sum(), 1e-300), 1e-300))
-        normal = float(max(rest @ r / max(rest.sum(), 1e-300), 1e-300))
+        # A mean lies among the values; where nothing belongs to a law, rounding would say otherwise.
+        abnormal = float(np.clip(belongs @ r / max(belongs.sum(), 1e-300), r[0], r[-1]))
+        normal = float(np.clip(rest @ r / max(rest.sum(), 1e-300), r[0], r[-1]))
         if normal > abnormal:
             share, normal, abnormal = 1 - share, abnormal, normal
     return reached, share, normal, abnormal

@@ -16,7 +16,8 @@ from defensekit.components import Estimate, Estimator, EstimatorContext, ModelSt
 from defensekit.defending import purify
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.pair import Pair
-from defensekit.scoring import Scored, Scores, TensorView, Views, score, select
+from defensekit.scoring import Scored, Scores, TensorView, Views, score
+from defensekit.selecting import select
 from defensekit.text import Row
 from defensekit_baselines.embeddings import EmbeddingDrift
 from defensekit_baselines.estimators.head_variance import HeadVariance as MeasureHeads
@@ -61,7 +62,7 @@ def purified(pair: Pair, made: Views, scorer: Scorer, selector: Selector, steps:
     """(weights by the pair's names, selection)."""
     chosen = select(score(made, scorer), selector)
     nothing: Any = lambda *done: None  # noqa: E731
-    purify(made, chosen, steps, ROWS, folder, max_length=64, precision="float32", seed=0, report=nothing)
+    purify(made.pair, chosen, steps, ROWS, folder, max_length=64, precision="float32", seed=0, report=nothing)
     return {n.removeprefix("bert."): t for n, t in load_file(folder / "model.safetensors").items()}, chosen
 
 
@@ -202,7 +203,7 @@ def test_clp_finds_the_neuron_whose_bound_stands_out(architecture: str, tmp_path
     assert torch.allclose(got.double(), expected, atol=1e-4)
     loud = TensorView(first, weight.float(), (weight * 1).float(), 0)
     loud.suspect.select(1 - across, 7).mul_(30)
-    taken = Threshold(above=3).select(Scores({first: Scored(Lipschitz().score(loud), loud.suspect != 0, "a")}))
+    taken = select(Scores({first: Scored(Lipschitz().score(loud), loud.suspect != 0, "a")}), Threshold(above=3))
     assert torch.nonzero(taken[first].all(across)).flatten().tolist() == [7]
 
 
@@ -341,7 +342,7 @@ def test_ties_trims_elects_and_averages_who_agrees() -> None:
 def merge(pair: Pair, folder: Path, **parameters: Any) -> dict[str, torch.Tensor]:
     step = Merge(**parameters)
     nothing: Any = lambda *done: None  # noqa: E731
-    purify(views(pair), {}, [step], ROWS, folder, max_length=64, precision="float32", seed=0, report=nothing)
+    purify(pair, None, [step], ROWS, folder, max_length=64, precision="float32", seed=0, report=nothing)
     return load_file(folder / "model.safetensors")
 
 

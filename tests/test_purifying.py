@@ -138,6 +138,6 @@ def test_killed_while_it_is_copied_there_is_no_folder(tmp_path: Path, base: Path
     assert not (tmp_path / "out").exists()
     recipe = recipe_for(str(base), suspect, str(rows), settings=QUICK)
     result = purify_into(tmp_path / "out", recipe, tmp_path / "w")
-    assert all(stage["reused"] for stage in result.stages)
+    assert all(stage.reused for stage in result.stages)
     assert Checkpoint(tmp_path / "out").tensors
     assert not list(tmp_path.glob(".*"))
