@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from defensekit.report import write as write_report
     from defensekit.result import Result
     from defensekit.studies.frame import results
+    from defensekit.studies.loading import load_study
+    from defensekit.studies.running import run_study
     from defensekit.workbench import estimate, evaluate, load_data, load_pair, plot, purify, score, select
 
 # The user's door is lazy: `import defensekit` costs nothing until a name is used.
@@ -18,9 +20,11 @@ _DOOR = {
     "Progress": "cli.progress",
     "Result": "result",
     "load_recipe": "loading",
+    "load_study": "studies.loading",
     "preview": "dryrun",
     "results": "studies.frame",
     "run": "pipeline",
+    "run_study": "studies.running",
     "write_report": "report:write",
     **dict.fromkeys(
         ("estimate", "evaluate", "load_data", "load_pair", "plot", "purify", "score", "select"), "workbench"
@@ -35,11 +39,13 @@ __all__ = [
     "load_data",
     "load_pair",
     "load_recipe",
+    "load_study",
     "plot",
     "preview",
     "purify",
     "results",
     "run",
+    "run_study",
     "score",
     "select",
     "write_report",
