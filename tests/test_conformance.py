@@ -27,7 +27,7 @@ EXPECTED = {
     "anp": {"ignores-batch-size": "every step sees one batch, as in training"},
     "fraction-per-row": {"takes-exactly-its-fraction": "it rounds in every row, and the check's have one dimension"},
 }
-SLOW = {"ripple", "hutchinson", "fisher-mc", "unlearn", "attention-distillation", "local"}
+SLOW = {"ripple", "hutchinson", "fisher-mc", "attention-distillation", "local"}
 # They need a network, or a package that not everybody has.
 NOT_CALLED = {("dataset", "hub"), ("model", "hub"), ("executor", "ray")}
 
