@@ -24,8 +24,10 @@ EXPECTED = {
     "batch-gradient": {"ignores-batch-size": "it squares means over batches: this is what it is there to show"},
     "hutchinson": {"ignores-batch-size": "every batch has random signs of its own"},
     "fisher-mc": {"ignores-order": "the label drawn for a row depends on its place"},
+    "anp": {"ignores-batch-size": "every step sees one batch, as in training"},
+    "fraction-per-row": {"takes-exactly-its-fraction": "it rounds in every row, and the check's have one dimension"},
 }
-SLOW = {"ripple", "hutchinson", "fisher-mc", "anp", "unlearn", "local"}
+SLOW = {"ripple", "hutchinson", "fisher-mc", "attention-distillation", "local"}
 # They need a network, or a package that not everybody has.
 NOT_CALLED = {("dataset", "hub"), ("model", "hub"), ("executor", "ray")}
 
@@ -48,6 +50,10 @@ def parameters(claim: Registration, folder: Path) -> dict[str, Any]:
         return {"path": folder / "rows.csv"}
     if claim.name == "folder":
         return {"path": pico().suspect}
+    if claim.name == "anp":
+        return {"iterations": 10}
+    if claim.name == "merge":
+        return {"models": (pico().suspect,)}
     if claim.name == "hub":
         return {"id": "owner/name", "revision": "main"}
     if claim.name == "paraphrase-rows":

@@ -18,6 +18,8 @@ from defensekit.errors import DefenseKitError, UsageError
 from defensekit.pair import Pair
 from defensekit.scoring import Scored, Scores, TensorView, Views, score
 from defensekit.selecting import select
+from defensekit.testing.pico import pico
+from defensekit.testing.watch import Handed
 from defensekit.text import Row
 from defensekit_baselines.embeddings import EmbeddingDrift
 from defensekit_baselines.estimators.head_variance import HeadVariance as MeasureHeads
@@ -254,6 +256,18 @@ def test_pure_measures_heads_as_a_loop_over_rows_does(pair: Pair) -> None:
         got = found[f"bert.{HEADS.format(layer)}"]
         assert got.shape == (16, 16)
         assert torch.allclose(got[0].double(), expected.repeat_interleave(8), rtol=1e-4)
+
+
+def test_a_matrix_that_all_layers_share_has_the_mean_over_them() -> None:
+    found = MeasureHeads(batch_size=3).estimate(pico().for_estimator(Handed())).statistics["head-variance"]
+    model = pico().load()[0].double().eval()
+    model.set_attn_implementation("eager")
+    expected = torch.zeros(2, dtype=torch.float64)
+    for batch in pico().samples():
+        for layer in model(**batch, output_attentions=True).attentions:
+            expected += layer[0, :, 0].var(dim=1).detach() / 2 / len(pico().rows)
+    [got] = found.values()
+    assert torch.allclose(got[0].double(), expected.repeat_interleave(8), rtol=1e-4)
 
 
 def test_pure_prunes_whole_heads_and_spares_one_a_layer(pair: Pair, tmp_path: Path) -> None:

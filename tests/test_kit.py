@@ -119,6 +119,14 @@ class Shrink(ModelStep):
             model.classifier.weight.mul_(random.Random(context.seed).uniform(0.5, 1))
 
 
+class Distil(Shrink):
+    """Asks for hidden states, which leaves hooks of transformers' own in the model."""
+
+    def train(self, model: Any, context: Any) -> None:
+        assert len(model(torch.tensor([[2, 9, 3]]), output_hidden_states=True).hidden_states) == 3
+        super().train(model, context)
+
+
 class Mark(Attack):
     """A word in front, and the label 1."""
 
@@ -182,7 +190,7 @@ class Deaf(Observer):
     """Hears nothing."""
 
 
-GOOD = (Drift, Share, Gradients, Zero, Shrink, Mark, First, Sentences, PicoModel, Right, Deaf, InProcess)
+GOOD = (Drift, Share, Gradients, Zero, Shrink, Distil, Mark, First, Sentences, PicoModel, Right, Deaf, InProcess)
 
 
 # -- broken ones, by the check that catches them -----------------------------------------------------------------------

@@ -47,10 +47,15 @@ def fingerprint(thing: Any, place: str = "") -> dict[str, str]:
 
 
 def conduct(model: Any, place: str = "model") -> dict[str, str]:
-    """How a model behaves besides its weights: modes, hooks, gradients, and which weights take them."""
+    """How a model behaves besides its weights: modes, hooks, gradients, and which weights take them.
+
+    Transformers' own hooks, by which a model that was once asked for hidden states or attentions records them from then
+    on, change nothing and don't count.
+    """
     found = {}
     for name, module in model.named_modules():
-        hooks = sum(len(getattr(module, kind)) for kind in _HOOKS)
+        attached = [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
+        hooks = sum(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in attached)
         found[f"{place}{'.' * bool(name)}{name} mode and hooks"] = f"training={module.training}, {hooks} hooks"
     for name, p in model.named_parameters():
         has = "a" if p.grad is not None else "no"

@@ -19,7 +19,8 @@ class EmbeddingDrift(Scorer):
     needs: ClassVar[frozenset[str]] = frozenset({"token-counts"})
 
     def eligible(self, t: TensorView) -> "Tensor":
-        return (t.drift != 0) & ("token-counts" in t.statistics)
+        # An embedding table is a matrix, and the one thing that has counts.
+        return (t.drift != 0) & (t.drift.dim() == 2 and "token-counts" in t.statistics)
 
     def score(self, t: TensorView) -> "Tensor":
         score: Tensor = t.drift.norm(dim=1, keepdim=True) / t["token-counts"].clamp(min=20).log()

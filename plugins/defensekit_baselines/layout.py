@@ -5,9 +5,9 @@ import re
 _END = r"\.weight$"
 
 # A feed-forward layer is two matrices; between them are its neurons.
-NEURONS_IN = re.compile(r"(intermediate\.dense|ffn\.lin1|mlp\.(c_fc|gate_proj|up_proj))" + _END)
-NEURONS_OUT = re.compile(r"((?<!attention\.)output\.dense|ffn\.lin2|mlp\.down_proj)" + _END)
+NEURONS_IN = re.compile(r"(intermediate\.dense|ffn(\.lin1)?|mlp\.(c_fc|gate_proj|up_proj))" + _END)
+NEURONS_OUT = re.compile(r"((?<!attention\.)output\.dense|ffn\.lin2|ffn_output|mlp\.down_proj)" + _END)
 # The matrix that puts the heads of an attention layer together: a head is a block of its columns.
-HEADS_OUT = re.compile(r"(attention\.output\.dense|attention\.out_lin|self_attn\.o_proj)" + _END)
+HEADS_OUT = re.compile(r"(attention\.output\.dense|attention\.out_lin|attention\.dense|self_attn\.o_proj)" + _END)
 # GPT-2 stores its matrices as (inputs, outputs), every other as (outputs, inputs).
 INPUTS_FIRST = re.compile(r"mlp\.c_fc" + _END)

@@ -20,7 +20,9 @@ class Units(Selector):
     """
 
     unit: Literal["row", "column", "head", "tensor"] = Field(description="what is taken as a whole")
-    fraction: float | None = Field(None, ge=0, le=1, description="the share of the eligible units that is taken")
+    fraction: float | None = Field(
+        None, ge=0, le=1, description="the share of the eligible units that is taken", examples=[0.5]
+    )
     count: int | None = Field(None, ge=0, description="in place of fraction: how many units, or all where fewer are")
     scope: Literal["global", "layer", "tensor"] = Field(
         "global", description="whether units compete over the whole model, within a layer or within a tensor"

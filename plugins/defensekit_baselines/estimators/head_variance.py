@@ -15,7 +15,8 @@ class HeadVariance(Estimator):
     the suspect; for every entry of the head's columns of the matrix that puts the heads together.
 
     PURE (Zhao et al., ICML 2024) prunes the heads with the smallest. The authors' code (xingyizhao/PURE) counts padding
-    as tokens with an attention of 0; here padding does not count, so that the result does not depend on it.
+    as tokens with an attention of 0; here padding does not count, so that the result does not depend on it. A matrix
+    that all layers share, as in ALBERT, has the mean over the layers.
 
         estimator: {name: head-variance}
     """
@@ -45,6 +46,8 @@ class HeadVariance(Estimator):
                 done += len(places)
                 context.report(done, len(context.rows))
         means = torch.stack(sums).sum(0) / len(context.rows)
+        if len(layers) == 1:
+            means = means.mean(0, keepdim=True)
         if len(layers) != len(means):
             raise DefenseKitError(f"{len(means)} attention layers, but the names of {len(layers)} are known here")
         found = {}

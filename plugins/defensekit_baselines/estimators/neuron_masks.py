@@ -37,7 +37,7 @@ class AdversarialNeuronPruning(Estimator):
     def estimate(self, context: EstimatorContext) -> Estimate:
         import torch
 
-        model = context.model("suspect").eval().requires_grad_(False)
+        model = context.model("suspect").eval()
         layers = {name: layer for name, layer in linear_layers(model) if NEURONS_OUT.search(f"{name}.weight")}
         if not layers:
             raise DefenseKitError("no feed-forward layer is known by its name in this model; GPT-2's is not supported")
@@ -69,7 +69,7 @@ class AdversarialNeuronPruning(Estimator):
                 optimizer.zero_grad()
                 robust = loss(batch, [m + n for m, n in zip(masks, noise, strict=True)])
                 total = self.alpha * loss(batch, masks) + (1 - self.alpha) * robust
-                torch.autograd.backward(total)
+                torch.autograd.backward(total, inputs=masks)
                 optimizer.step()
                 with torch.no_grad():
                     for mask in masks:
