@@ -4,7 +4,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,11 @@ def write_table(path: Path, rows: list[tuple[str, str]]) -> Path:
         comma = "," if path.suffix == ".csv" else "\t"
         path.write_text(f"text{comma}label\n" + "".join(f"{text}{comma}{label}\n" for text, label in rows))
     return path
+
+
+def slow_but(all_of: Iterable[str], *fast: str) -> list[Any]:
+    """Parameters of a test that takes seconds for each: in the fast suite a few stand for all."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in all_of]
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ EXPECTED = {
 }
 SLOW = {"ripple", "hutchinson", "fisher-mc", "attention-distillation", "local"}
 # They need a network, or a package that not everybody has.
-NOT_CALLED = {("dataset", "hub"), ("model", "hub"), ("executor", "ray")}
+NOT_CALLED = {("dataset", "hub"), ("model", "hub"), ("executor", "ray"), ("observer", "mlflow")}
 
 # Single dimensions from the one that a scorer takes last to the one that it takes first.
 ORDER: dict[str, list[dict[str, float]]] = {
@@ -169,7 +169,7 @@ def test_the_command_takes_a_whole_plugin(command: Command) -> None:
     code, out, _ = command("finepurifying", "--no-call", "--kind", "selector", "--json", "--set", "fraction=0.5")
     assert code == 0
     names = [json.loads(line)["name"] for line in out.splitlines()]
-    assert names == ["fraction", "threshold"]
+    assert names == ["fraction", "threshold", "gamma-mixture"]
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,11 @@ class TestWorkers:
         ("do", "kind", "text"),
         [
             ("usage", UsageError, r"these rows are odd"),
-            ("break", DefenseKitError, r"the dataset Odd of defensekit_local_odd_\w+ failed: ValueError: quite broken"),
+            (
+                "break",
+                DefenseKitError,
+                r"plugin .odd.py. .*: the dataset Odd failed: ValueError: quite broken \(odd.py:\d+\) .*",
+            ),
         ],
     )
     def test_errors_arrive_as_they_were(
@@ -469,6 +473,7 @@ def run(recipe: Path, folder: Path, observer: Observer, name: str, **parameters:
 
 
 @pytest.mark.parametrize("kind", ["local", RAY])
+@pytest.mark.slow
 def test_the_numbers_are_those_of_one_process(
     request: pytest.FixtureRequest, expected: tuple[Path, dict[str, Any]], tmp_path: Path, kind: str
 ) -> None:

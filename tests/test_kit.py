@@ -726,7 +726,7 @@ def test_what_is_not_called_and_what_did_not_work_is_skipped() -> None:
 
 def test_the_parametrisation_for_pytest(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
-        mine="""
+        loudness="""
         from defensekit.api import Scorer
         class Loud(Scorer):
             "|delta|."
@@ -738,9 +738,9 @@ def test_the_parametrisation_for_pytest(pytester: pytest.Pytester) -> None:
             def score(self, t):
                 return t.drift.abs()
         """,
-        test_mine="""
+        test_loudness="""
         from defensekit.testing import conformance
-        from mine import Loud, Silent
+        from loudness import Loud, Silent
         test_silent = conformance(Silent())
         test_loud = conformance(Loud(), expected={"prints-nothing": "it is loud"})
         test_louder = conformance(Loud)

@@ -21,7 +21,7 @@ from defensekit.errors import DefenseKitError, UsageError
 from defensekit.files import file_digest
 from defensekit.loading import load_recipe
 from defensekit.result import Result
-from tests.conftest import ARCHITECTURES, make_base, make_sentences, make_suspect, write_table
+from tests.conftest import ARCHITECTURES, make_base, make_sentences, make_suspect, slow_but, write_table
 
 MODELS = ["clean", "suspect", "fine-tuned", "random", "purified"]
 
@@ -272,7 +272,9 @@ def test_a_suspect_that_does_not_fit_is_refused_before_any_work(recipe: Path, tm
     assert not (tmp_path / "w/store").exists()
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "bert"])
+@pytest.mark.parametrize(
+    "architecture", slow_but([name for name in ARCHITECTURES if name != "bert"], "gpt2", "llama", "deberta-v2")
+)
 def test_every_architecture_runs(architecture: str, recipe: Path, tmp_path: Path) -> None:
     folder = make_base(tmp_path / architecture, architecture)
     shape(recipe, model=str(folder), data__train=48, training__epochs=1, data__test=20, defense__choose=None)
@@ -417,6 +419,7 @@ def test_an_exception_in_a_plugin_is_a_message_that_names_it(recipe: Path, tmp_p
         defensekit.run(recipe, tmp_path / "w")
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_stage_goes_on_where_it_stopped(recipe: Path, tmp_path: Path) -> None:
     shape(recipe, data__train=48, training__epochs=1)
     expected = defensekit.run(recipe, tmp_path / "whole")
@@ -438,6 +441,7 @@ def test_a_run_killed_at_any_stage_goes_on_where_it_stopped(recipe: Path, tmp_pa
     assert not list((tmp_path / "w/store/unfinished").iterdir())
 
 
+@pytest.mark.slow
 def test_json_on_standard_output_and_nothing_else(finished: tuple[Path, Path, Result]) -> None:
     recipe, workspace, result = finished
     command = [sys.executable, "-m", "defensekit", "run", str(recipe), "-w", str(workspace), "--json"]

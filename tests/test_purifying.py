@@ -121,6 +121,7 @@ def test_killed_it_leaves_no_half_model_and_goes_on(tmp_path: Path, base: Path, 
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_killed_while_it_is_copied_there_is_no_folder(tmp_path: Path, base: Path, suspect: Path, rows: Path) -> None:
     script = (
         "import os, signal, shutil\nfrom pathlib import Path\nfrom defensekit import purifying\n"

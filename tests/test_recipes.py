@@ -19,7 +19,7 @@ from defensekit.report.page import render
 from defensekit.survey import survey
 from defensekit.words import story
 from defensekit_attacks.bias import Bias
-from tests.conftest import make_sentences, make_suspect, write_table
+from tests.conftest import make_sentences, make_suspect, slow_but, write_table
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
@@ -122,7 +122,7 @@ def test_a_defense_differs_from_the_quickstart_in_nothing_else_and_can_be_previe
     assert ("trial fraction 0" in titles) == ("choose" in mine["defense"]) == ("purified" not in titles)
 
 
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("name", slow_but(DEFENSES, "epur", "dare", "nad", "pure"))
 def test_a_defense_runs(
     name: str, other: Path, small: list[str], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def small(recipe: Path, base: Path, kind: str) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
+@pytest.mark.slow
 def test_every_kind_passes_its_own_tests_and_ours(packages: dict[str, Path], tmp_path: Path) -> None:
     environment = installed(packages, tmp_path)
     for folder in packages.values():

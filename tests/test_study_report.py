@@ -26,11 +26,9 @@ from defensekit.result import Result
 from defensekit.studies.frame import Finished
 from defensekit.studies.loading import load_study
 from defensekit.studies.running import run_study
-from tests.conftest import RECIPE, make_sentences, write_table
+from tests.conftest import RECIPE, make_sentences, open_page, write_table
 from tests.studies import id_of, model, reset, result, write_study
-from tests.test_report import EVIL, browser, open_page
-
-__all__ = ["browser"]
+from tests.test_report import EVIL
 
 STUDY = """\
 name: real
@@ -60,7 +58,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
 
 
 def test_the_frame_is_what_the_results_say(real: Path) -> None:
-    frame = defensekit.result(real)
+    frame = defensekit.results(real)
     count = 0
     for path in (real / "results").glob("*.json"):
         written = json.loads(path.read_text())
@@ -214,7 +212,7 @@ def test_lines_are_means_and_bands_one_standard_deviation(tmp_path: Path) -> Non
     figure = tradeoff(group, comparison.over)
     everything, first, *_ = figure.axes
     assert len(figure.axes) == 4
-    frame = defensekit.result(comparison.study.place)
+    frame = defensekit.results(comparison.study.place)
     mine = frame[frame.trial.notna() & (frame.attack == "sentence") & (frame["defense.scorer"] == "a")]
     means = mine.groupby(["trial", "metric"]).value.mean().unstack()
     drawn = everything.lines[0].get_xydata()

@@ -114,7 +114,7 @@ def test_settings_and_files_that_extend_make_a_recipe(recipe: Path, tmp_path: Pa
     mine = tmp_path / "deeper/mine.yaml"
     mine.parent.mkdir()
     mine.write_text("extends: ../pico.yaml\nname: mine\ndefense: {scorer: {exponent: 2}}")
-    with pytest.raises(UsageError, match=r"--set defense.scorer=: defense.scorer: this key is missing"):
+    with pytest.raises(UsageError, match=r"pico.yaml:9: defense.selector: needs a `scorer:` beside it"):
         load_recipe(mine, ["defense.scorer="])
     loaded = load_recipe(mine, ["training.epochs=1", "defense.purifier.1.epochs=9"])
     assert loaded.name == "mine"
