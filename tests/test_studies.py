@@ -101,6 +101,15 @@ def test_every_combination_is_a_run_and_some_are_taken_out_or_put_beside(recipe:
     assert rows[3].recipe.resolved() == by_hand.resolved()
 
 
+@pytest.mark.parametrize("order", [("defense.choose", "defense.scorer"), ("defense.scorer", "defense.choose")])
+def test_a_variant_takes_a_key_back_wherever_it_says_so(recipe: Path, order: tuple[str, str]) -> None:
+    shape(recipe, defense__choose={"rule": "accuracy-floor", "values": [0.5]})
+    changes = {"defense.choose": None, "defense.scorer": "magnitude"}
+    path = study(recipe, matrix={"how": {"fixed": {key: changes[key] for key in order}}})
+    [row] = load_study(path).rows
+    assert (row.recipe.choose, row.recipe.defense.scorer.name) == (None, "magnitude")
+
+
 def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Path) -> None:
     inline = yaml.safe_load(recipe.read_text())
     del inline["name"]
