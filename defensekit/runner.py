@@ -43,7 +43,7 @@ class Runner:
         artifact, reused = self._there(stage), True
         while artifact is None:
             if stage.key in self.failed:
-                raise self.failed[stage.key]
+                raise self.failed[stage.key].with_traceback(None)  # or it grows with every run that raises it
             for needed in stage.inputs:
                 self.make(needed)
             with self.store.lock(stage.key, lambda: self._wait(stage)):
