@@ -76,6 +76,9 @@ class _Matrix:
         self.known: dict[Hashable, Any] = {}
         self.loading = Loading(document, self.known)
         self.keys = self.loading.keys(StudyKeys, document.data, ())
+        for i, seed in enumerate(self.keys.seeds):
+            if seed in self.keys.seeds[:i]:
+                raise self.loading.error(("seeds", i), f"{seed} stands twice")
 
     def study(self) -> Study:
         base = self.base()
@@ -103,6 +106,9 @@ class _Matrix:
     def base(self) -> Document:
         """The recipe that every run starts from."""
         if isinstance(self.keys.recipe, dict):
+            if "extends" in self.keys.recipe:
+                why = "a recipe that builds on another one is a file; name it here, as in `recipe: mine.yaml`"
+                raise self.loading.error(("recipe", "extends"), why)
             return moved(self.document, ("recipe",), ())
         place = self.document.place(("recipe",))
         path = self.loading.at(("recipe",), lambda: place.folder / environment_path(cast(str, self.keys.recipe)))
@@ -142,7 +148,9 @@ class _Matrix:
         if (key := str(path[0])) in NO_AXIS:
             raise UsageError(f"{key!r} is no axis: {NO_AXIS[key]}")
 
-    def matrix(self, base: Document, axes: Mapping[str, dict[Label, list[Document]]]) -> Iterator[tuple[Axes, Document]]:
+    def matrix(
+        self, base: Document, axes: Mapping[str, dict[Label, list[Document]]]
+    ) -> Iterator[tuple[Axes, Document]]:
         """Every run of the matrix but those left out."""
         if not self.keys.matrix:
             if not self.keys.include:
@@ -161,7 +169,9 @@ class _Matrix:
 
         yield from expand({}, base, list(axes))
 
-    def included(self, base: Document, axes: Mapping[str, dict[Label, list[Document]]]) -> Iterator[tuple[Axes, Document]]:
+    def included(
+        self, base: Document, axes: Mapping[str, dict[Label, list[Document]]]
+    ) -> Iterator[tuple[Axes, Document]]:
         """Runs beside the matrix; on an axis that one does not name it is as the recipe is."""
         for i, entry in enumerate(self.keys.include):
             document, labels = base, {}
