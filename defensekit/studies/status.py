@@ -85,12 +85,12 @@ def status_of(place: Path) -> dict[str, Any]:
         DefenseKitError: it never ran in this workspace.
     """
     folder = Folder.at(place)
-    ids = {run["id"] for run in folder.read()["runs"]}
-    done = folder.done() & ids
-    failed = {id: facts for id, facts in folder.failures().items() if id in ids - done}
+    ids = [run["id"] for run in folder.read()["runs"]]
+    done = folder.done()
+    failed = {id: facts for id, facts in folder.failures().items() if id in set(ids) - done}
     return {
         "runs": len(ids),
-        "done": len(done),
+        "done": sum(id in done for id in ids),
         "failed": [f"{facts['run']}: {facts['error']}" for facts in failed.values()],
         "processes": list(_processes(folder)),
     }
