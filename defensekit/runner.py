@@ -94,7 +94,7 @@ class Runner:
         return True
 
     def _there(self, stage: Stage, locked: bool = False) -> Artifact | None:
-        """The artifact, if it is whole. Only who has the lock clears a damaged one away: it may be a new one by then."""
+        """The artifact, if it is whole; a damaged one is cleared away under its lock, since it may be new by then."""
         if not self.store.has(stage.key):
             return None
         try:
