@@ -108,7 +108,7 @@ def test_a_variant_takes_a_key_back_wherever_it_says_so(recipe: Path, order: tup
     changes = {"defense.choose": None, "defense.scorer": "magnitude"}
     path = study(recipe, matrix={"how": {"fixed": {key: changes[key] for key in order}}})
     [row] = load_study(path).rows
-    assert (row.recipe.choose, row.recipe.defense.scorer.name) == (None, "magnitude")
+    assert (row.recipe.choose, row.recipe.defense.scorer and row.recipe.defense.scorer.name) == (None, "magnitude")
 
 
 def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Path) -> None:
