@@ -43,12 +43,12 @@ class Runner:
         artifact, reused = self._there(stage), True
         while artifact is None:
             if stage.key in self.failed:
-                raise self.failed[stage.key]
+                raise self.failed[stage.key].with_traceback(None)  # or it grows with every run that raises it
             for needed in stage.inputs:
                 self.make(needed)
             with self.store.lock(stage.key, lambda: self._wait(stage)):
                 # Somebody else may have made it since, or removed a model that it needs.
-                artifact = self._there(stage)
+                artifact = self._there(stage, locked=True)
                 if artifact is None and all(self.store.has(needed.key) for needed in stage.inputs):
                     reused = False
                     artifact = self._compute(stage)
@@ -93,12 +93,14 @@ class Runner:
         )
         return True
 
-    def _there(self, stage: Stage) -> Artifact | None:
+    def _there(self, stage: Stage, locked: bool = False) -> Artifact | None:
+        """The artifact, if it is whole; a damaged one is cleared away under its lock, since it may be new by then."""
         if not self.store.has(stage.key):
             return None
         try:
             return self.store.open(stage.key)
         except Damaged as error:
-            self.tell("message", f"{error}; it is made again")
-            self.store.remove(stage.key)
+            if locked:
+                self.tell("message", f"{error}; it is made again")
+                self.store.remove(stage.key)
             return None

@@ -21,6 +21,8 @@ def hub_parameters(text: str) -> dict[str, str] | None:
 class FolderModel(ModelSource):
     """A model in a local folder."""
 
+    location: ClassVar[frozenset[str]] = frozenset({"path"})
+
     path: Path = Field(description="the folder with config.json, tokenizer and safetensors")
 
     def folder(self) -> Path:
@@ -30,6 +32,7 @@ class FolderModel(ModelSource):
 class HubModel(ModelSource):
     """A model of a hub, at a revision; only configs, tokenizers and safetensors are fetched."""
 
+    location: ClassVar[frozenset[str]] = frozenset({"id", "revision"})
     _files: ClassVar = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
     id: str = Field(description="the hub's name for it, as in owner/name")

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import yaml
 
 import defensekit
 from defensekit.components import Executor, Observer, Workers
-from defensekit.errors import UsageError
+from defensekit.errors import DefenseKitError, UsageError
 from defensekit.executors import compute
 from defensekit.identity import IDENTITY, NOT_IDENTITY, identified, identity
 from defensekit.keys import Top
@@ -95,11 +96,21 @@ def test_every_combination_is_a_run_and_some_are_taken_out_or_put_beside(recipe:
     sentence = rows[4].recipe
     assert sentence.attack is not None
     assert (sentence.attack.name, sentence.training.epochs) == ("sentence", 2)
+    assert sentence.defense.scorer is not None
     assert sentence.defense.scorer.parameters()["exponent"] == 2.0
     assert (rows[-1].recipe.defense.scorer.name, rows[-1].recipe.seed) == ("diffusion", 7)
     # A run is the recipe that a person would have written.
     by_hand = load_recipe(recipe, ["defense.scorer.exponent=2", "attack.rate=0.1", "seed=7"])
     assert rows[3].recipe.resolved() == by_hand.resolved()
+
+
+@pytest.mark.parametrize("order", [("defense.choose", "defense.scorer"), ("defense.scorer", "defense.choose")])
+def test_a_variant_takes_a_key_back_wherever_it_says_so(recipe: Path, order: tuple[str, str]) -> None:
+    shape(recipe, defense__choose={"rule": "accuracy-floor", "values": [0.5]})
+    changes = {"defense.choose": None, "defense.scorer": "magnitude"}
+    path = study(recipe, matrix={"how": {"fixed": {key: changes[key] for key in order}}})
+    [row] = load_study(path).rows
+    assert (row.recipe.choose, row.recipe.defense.scorer and row.recipe.defense.scorer.name) == (None, "magnitude")
 
 
 def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Path) -> None:
@@ -126,6 +137,9 @@ def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Pat
         ({"executor": "lokal"}, r"study.yaml:\d+: executor.*Did you mean 'local'"),
         ({"keep": "all"}, r"study.yaml:\d+: keep: "),
         ({"seeds": []}, r"study.yaml:\d+: seeds: "),
+        ({"seeds": [0, -1]}, r"study.yaml:\d+: seeds.1: "),
+        ({"seeds": [3, 0, 3]}, r"study.yaml:\d+: seeds.2: 3 stands twice"),
+        ({"recipe": {"extends": "pico.yaml"}}, r"study.yaml:\d+: recipe.extends: .*name it here"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_study_are_told_with_their_place(recipe: Path, keys: dict[str, Any], said: str) -> None:
@@ -168,6 +182,8 @@ def test_a_runs_identity_is_the_same_before_and_after_and_elsewhere(recipe: Path
     result = defensekit.run(recipe, tmp_path / "w")
     assert result.identity == before == identity(json.loads(result.model_dump_json())["identified"])
     assert str(tmp_path) not in json.dumps(result.identified)
+    elsewhere = shutil.copytree(load_recipe(recipe).model.parameters()["path"], tmp_path / "elsewhere")
+    assert identity(identified(survey(load_recipe(recipe, f"model={elsewhere}"), lambda text: None))) == before
     renamed = shape(recipe, name="other", observers=[])
     assert identity(identified(survey(load_recipe(renamed), lambda text: None))) == before
 
@@ -265,6 +281,8 @@ def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: P
     assert (found.runs, found.before, found.done, found.failed, seen) == (4, 0, 4, {}, ["small"] * 4)
     assert max(workers.computed.values()) == 1
     assert set(workers.computed) == set(plan_study(load_study(path), tmp_path / "none").stages)
+    for file in (found.folder / "results").glob("*.json"):
+        assert not any(stage["reused"] for stage in json.loads(file.read_text())["stages"])
     # Models are gone, answers are there.
     assert {artifact["stage"]["kind"] for _, artifact, _ in Store(tmp_path / "w/store").entries()} == {
         "data", "poison", "trigger", "predict"
@@ -313,6 +331,33 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(recipe: Path, tmp_path:
     mine.write_text(mine.read_text().replace("raise ValueError('unlucky')", "return t.drift.abs()"))
     mended = run_study(load_study(path), tmp_path / "w")
     assert (mended.before, mended.done, mended.failed) == (2, 4, {})
+
+
+def test_two_places_of_a_matrix_may_be_the_same_run(recipe: Path, tmp_path: Path) -> None:
+    path = study(
+        recipe, matrix={"defense.scorer": ["magnitude"]}, include=[{}], executor={"name": "local", "workers": 2}
+    )
+    shape(recipe, defense__scorer="magnitude")
+    found = run_study(load_study(path), tmp_path / "w")
+    assert (found.runs, found.done, found.failed) == (2, 2, {})
+    status = status_of(found.folder)
+    assert (status["runs"], status["done"]) == (2, 2)
+
+
+def test_who_watches_and_fails_leaves_no_answer_behind(recipe: Path, tmp_path: Path) -> None:
+    """A worker whose progress nobody took is not asked for another stage: its next answer would be the old one's."""
+
+    class Failing(Observer):
+        def progress(self, title: str, done: int, total: int) -> None:
+            if title == "purified" and not raised:
+                raised.append(ValueError("tired"))
+                raise raised[0]
+
+    raised: list[ValueError] = []
+    path = study(recipe, matrix={"defense.scorer": ["magnitude", "random"]}, executor={"name": "local", "workers": 1})
+    found = run_study(load_study(path), tmp_path / "w", [Failing()])
+    assert (found.done, len(found.failed)) == (1, 1)
+    assert "tired" in next(iter(found.failed.values()))
 
 
 @pytest.mark.parametrize("damage", slow_but(["half", "gone", "other", "no sum"], "half", "no sum"))
@@ -370,6 +415,30 @@ def test_models_of_others_stay(recipe: Path, tmp_path: Path) -> None:
     assert alone.files("purified").is_dir()
 
 
+def test_models_that_others_made_anew_stay(recipe: Path, tmp_path: Path) -> None:
+    """A study made and removed them before, or could not make them."""
+    path = study(recipe, matrix={"defense.scorer": ["magnitude"]})
+    run_study(load_study(path), tmp_path / "w", resume="only-cache")
+    first = run_study(load_study(path), tmp_path / "w")
+    [entry] = (first.folder / "results").glob("*.json")
+    for stage in json.loads(entry.read_text())["stages"]:
+        if stage["kind"] == "predict":
+            Store(tmp_path / "w/store").remove(stage["key"])
+    alone = defensekit.run(load_study(path).rows[0].recipe, tmp_path / "w")
+    entry.unlink()
+    run_study(load_study(path), tmp_path / "w")
+    assert alone.files("suspect").is_dir()
+
+
+def test_what_is_kept_is_as_the_study_says_now(recipe: Path, tmp_path: Path) -> None:
+    path = study(recipe, matrix={"defense.scorer": ["magnitude"]})
+    run_study(load_study(path), tmp_path / "w")
+    path = study(recipe, matrix={"defense.scorer": ["diffusion"]}, keep="suspects")
+    run_study(load_study(path), tmp_path / "w")
+    kinds = Counter(artifact["stage"]["kind"] for _, artifact, _ in Store(tmp_path / "w/store").entries())
+    assert (kinds["train"], kinds["purify"]) == (1, 0)
+
+
 def test_a_rule_chooses_in_every_run(recipe: Path, tmp_path: Path) -> None:
     choose = {"rule": "accuracy-floor", "values": [0.25, 0.5], "max_drop": 0.5}
     path = study(shape(recipe, defense__choose=choose), matrix={"defense.scorer": ["diffusion", "magnitude"]})
@@ -390,8 +459,12 @@ def test_a_row_is_run_again_from_its_file_alone(recipe: Path, tmp_path: Path) ->
     [file] = (found.folder / "results").glob("*.json")
     copy = tmp_path / "row.json"
     copy.write_text(file.read_text())
+    mine = tmp_path / "fresh" / f"{json.loads(copy.read_text())['name']}.yaml"
+    mine.parent.mkdir()
+    mine.write_text("mine")
     again = rerun(copy, tmp_path / "fresh")
     assert again.same
+    assert mine.read_text() == "mine"
     assert again.after.identity == again.before.identity
     changed = json.loads(copy.read_text())
     changed["models"]["purified"]["metrics"]["acc"]["value"] += 0.25
@@ -512,6 +585,35 @@ def test_a_study_killed_fifty_times_ends_as_an_undisturbed_one(recipe: Path, tmp
     for i in range(5):  # a study is over after a few kills
         (tmp_path / str(i)).mkdir()
         killed(recipe, tmp_path / str(i), 10, ("in-process", "local")[i % 2], scorers=5)
+
+
+def test_a_study_that_is_stopped_writes_down_no_failures(recipe: Path, tmp_path: Path) -> None:
+    """Ctrl-C meets the main thread while it waits for another one's stage."""
+    path = study(recipe, matrix={"defense.scorer": ["magnitude", "random"]})
+    goes_on, pressed = threading.Event(), threading.Timer(3, os.kill, [os.getpid(), signal.SIGINT])
+
+    class Blocked(Workers):
+        slots = 2
+
+        def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                pressed.start()
+                goes_on.wait(60)
+                raise DefenseKitError("the workers are gone")
+            compute(stage, store, report)
+
+    class Blocking(Executor):
+        @contextmanager
+        def open(self) -> Iterator[Workers]:
+            yield Blocked()
+
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        run_study(replace(load_study(path), executor=Named("blocking", Blocking())), tmp_path / "w")
+    goes_on.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert not (tmp_path / "w/studies/small/failed").exists()
 
 
 # -- the command line --------------------------------------------------------------------------------------------------

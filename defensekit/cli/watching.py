@@ -83,9 +83,11 @@ class Watching(Observer):
     def _table(self) -> Group:
         now = time.monotonic()
         table = Table("run", "stage", "for", "", box=box.SIMPLE_HEAD, pad_edge=False)
-        for (run, title), (since, share) in list(self._stages.items()):
+        stages = dict(self._stages)  # the runs' threads change it meanwhile
+        for (run, title), (since, share) in stages.items():
             table.add_row(Text(run), Text(title), duration(now - since), share)
-        waiting = [run for run in self._runs if run not in {run for run, _ in self._stages}]
+        going = {run for run, _ in stages}
+        waiting = [run for run in list(self._runs) if run not in going]
         lines = [f"{self._done} done, {self._failed} failed, {len(self._runs)} to come; {self._pace.left() or '...'}"]
         lines += [f"next: {run}" for run in waiting[:NEXT]]
         return Group(table, *(Text(line) for line in lines))

@@ -13,6 +13,7 @@ from defensekit.files import write_whole
 from defensekit.result import Result
 
 SUM = ".sha256"
+GONE = "-"  # before the key of a model that was removed again
 
 
 class Folder:
@@ -96,17 +97,21 @@ class Folder:
 
     def made(self) -> set[str]:
         """The keys of the models that runs of this study made, so that they may be removed again."""
+        found: set[str] = set()
         try:
-            return set((self.place / "models.txt").read_text(encoding="ascii").split())
+            for line in (self.place / "models.txt").read_text(encoding="ascii").split():
+                key = line.removeprefix(GONE)
+                (found.discard if line.startswith(GONE) else found.add)(key)
         except FileNotFoundError:
-            return set()
+            pass
+        return found
 
-    def note(self, keys: Iterable[str]) -> None:
-        """Take note of models that are about to be made."""
+    def note(self, keys: Iterable[str], gone: bool = False) -> None:
+        """Take note of models that are about to be made, or that were removed: whoever makes them then owns them."""
         self.place.mkdir(parents=True, exist_ok=True)
         # Several threads and processes append: a line is written at once.
         with (self.place / "models.txt").open("a", encoding="ascii") as file:
-            file.write("".join(f"{key}\n" for key in keys))
+            file.write("".join(f"{GONE if gone else ''}{key}\n" for key in keys))
 
 
 def _sum(name: str, content: bytes) -> str:

@@ -1,6 +1,6 @@
 """The keys of a study: their types, bounds and meaning."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,7 @@ class StudyKeys(Keys):
         [], description="runs beside the matrix: axes and values; others as the recipe"
     )
     exclude: list[dict[str, Label]] = Field([], description="runs of the matrix to leave out: axes and values")
-    seeds: list[int] = Field([0], min_length=1, description="every run is repeated with each")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="every run is repeated with each")
     executor: Spec = Field("in-process", description="where stages run")
     observers: list[Spec] = Field([], description="who watches")
     keep: Literal["predictions", "suspects", "models"] = Field(

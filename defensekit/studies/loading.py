@@ -76,6 +76,9 @@ class _Matrix:
         self.known: dict[Hashable, Any] = {}
         self.loading = Loading(document, self.known)
         self.keys = self.loading.keys(StudyKeys, document.data, ())
+        for i, seed in enumerate(self.keys.seeds):
+            if seed in self.keys.seeds[:i]:
+                raise self.loading.error(("seeds", i), f"{seed} stands twice")
 
     def study(self) -> Study:
         base = self.base()
@@ -103,6 +106,9 @@ class _Matrix:
     def base(self) -> Document:
         """The recipe that every run starts from."""
         if isinstance(self.keys.recipe, dict):
+            if "extends" in self.keys.recipe:
+                why = "a recipe that builds on another one is a file; name it here, as in `recipe: mine.yaml`"
+                raise self.loading.error(("recipe", "extends"), why)
             return moved(self.document, ("recipe",), ())
         place = self.document.place(("recipe",))
         path = self.loading.at(("recipe",), lambda: place.folder / environment_path(cast(str, self.keys.recipe)))
@@ -111,17 +117,17 @@ class _Matrix:
             raise self.loading.error(("recipe",), f"there is no file {path}.{nearest(path.name, beside)}")
         return yaml.load(path, (), KEPT)
 
-    def values(self, axis: str) -> dict[Label, Document]:
-        """Every value of an axis, by its label, as what it lays over a recipe."""
+    def values(self, axis: str) -> dict[Label, list[Document]]:
+        """Every value of an axis, by its label, as what it lays over a recipe, one after the other."""
         given, place = self.keys.matrix[axis], ("matrix", axis)
-        found: dict[Label, Document] = {}
+        found: dict[Label, list[Document]] = {}
         keys: Sequence[str | int] = list(given) if isinstance(given, dict) else range(len(given))
         for key in keys:
             label: Label
             if isinstance(given, dict):
                 label, over = str(key), self.variant((*place, key))
             else:
-                label, over = label_of(given[cast(int, key)]), moved(self.document, (*place, key), _path(axis))
+                label, over = label_of(given[cast(int, key)]), [moved(self.document, (*place, key), _path(axis))]
                 self.loading.at(place, partial(self.may_change, _path(axis)))
             if label in found:
                 raise self.loading.error((*place, key), f"two values are called {label!r}; name them as variants")
@@ -130,21 +136,21 @@ class _Matrix:
             raise self.loading.error(place, "an axis needs values")
         return found
 
-    def variant(self, place: Path_) -> Document:
-        """Several paths of a recipe, changed at once."""
+    def variant(self, place: Path_) -> list[Document]:
+        """Several paths of a recipe, changed at once; each over the recipe itself, where null takes a key back."""
         given = cast(dict[str, dict[str, dict[str, Any]]], self.keys.matrix)[cast(str, place[1])][cast(str, place[2])]
-        over = Document(self.document.name, {}, {(): self.document.place(place)})
         for dotted in given:
             self.loading.at((*place, dotted), partial(self.may_change, _path(dotted)))
-            over = overlay(over, moved(self.document, (*place, dotted), _path(dotted)), {})
-        return over
+        return [moved(self.document, (*place, dotted), _path(dotted)) for dotted in given]
 
     def may_change(self, path: Path_) -> None:
         """Raise UsageError where a key of a recipe is no axis."""
         if (key := str(path[0])) in NO_AXIS:
             raise UsageError(f"{key!r} is no axis: {NO_AXIS[key]}")
 
-    def matrix(self, base: Document, axes: Mapping[str, dict[Label, Document]]) -> Iterator[tuple[Axes, Document]]:
+    def matrix(
+        self, base: Document, axes: Mapping[str, dict[Label, list[Document]]]
+    ) -> Iterator[tuple[Axes, Document]]:
         """Every run of the matrix but those left out."""
         if not self.keys.matrix:
             if not self.keys.include:
@@ -159,11 +165,13 @@ class _Matrix:
                 yield labels, document
                 return
             for label, over in axes[rest[0]].items():
-                yield from expand({**labels, rest[0]: label}, overlay(document, over, KEPT), rest[1:])
+                yield from expand({**labels, rest[0]: label}, laid(document, over), rest[1:])
 
         yield from expand({}, base, list(axes))
 
-    def included(self, base: Document, axes: Mapping[str, dict[Label, Document]]) -> Iterator[tuple[Axes, Document]]:
+    def included(
+        self, base: Document, axes: Mapping[str, dict[Label, list[Document]]]
+    ) -> Iterator[tuple[Axes, Document]]:
         """Runs beside the matrix; on an axis that one does not name it is as the recipe is."""
         for i, entry in enumerate(self.keys.include):
             document, labels = base, {}
@@ -177,13 +185,13 @@ class _Matrix:
                     raise self.loading.error(place, f"unknown variant.{hint} (known: {known})")
                 else:
                     self.loading.at(place, partial(self.may_change, _path(axis)))
-                    over = moved(self.document, place, _path(axis))
+                    over = [moved(self.document, place, _path(axis))]
                 labels[axis] = label
-                document = overlay(document, over, KEPT)
+                document = laid(document, over)
             order = [*axes, *(axis for axis in labels if axis not in axes)]
             yield {axis: labels[axis] for axis in order if axis in labels}, document
 
-    def chosen(self, entry: Mapping[str, Label], axes: Mapping[str, dict[Label, Document]], place: Path_) -> Axes:
+    def chosen(self, entry: Mapping[str, Label], axes: Mapping[str, dict[Label, list[Document]]], place: Path_) -> Axes:
         for axis, label in entry.items():
             if axis not in axes:
                 known = listing(axes, 20)
@@ -201,6 +209,13 @@ class _Matrix:
             return recipe_of(document, self.known)
         except PlacedError as error:
             raise PlacedError(f"{error} (in the run {_called(labels)})") from error
+
+
+def laid(document: Document, over: Sequence[Document]) -> Document:
+    """A recipe with changes laid over it."""
+    for change in over:
+        document = overlay(document, change, KEPT)
+    return document
 
 
 def _path(axis: str) -> Path_:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,7 +12,6 @@ from pydantic import ValidationError
 from defensekit import yaml
 from defensekit.components import Observer
 from defensekit.errors import UsageError
-from defensekit.files import write_whole
 from defensekit.loading import load_recipe
 from defensekit.pipeline import run
 from defensekit.result import Result
@@ -66,9 +66,10 @@ def rerun(path: str | Path, workspace: str | Path, observers: Sequence[Observer]
         DefenseKitError: a stage failed.
     """
     before = read_result(path)
-    recipe = Path(workspace) / f"{before.name}.yaml"
-    write_whole(recipe, yaml.dump(before.recipe).encode())
-    after = run(load_recipe(recipe), workspace, observers)
+    with TemporaryDirectory() as scratch:  # the name is the file's word, and a workspace may hold a recipe of that name
+        recipe = Path(scratch) / "recipe.yaml"
+        recipe.write_text(yaml.dump(before.recipe), encoding="utf-8")
+        after = run(load_recipe(recipe), workspace, observers)
     return Repeated(
         before,
         after,

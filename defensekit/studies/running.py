@@ -3,7 +3,7 @@
 import heapq
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from defensekit.components import Executor, Observer, Planned, Workers
+from defensekit.components import Executor, Observer, Planned, Workers, blame
 from defensekit.errors import DefenseKitError, UsageError, listing, nearest
 from defensekit.logs import log, logged
 from defensekit.pipeline import Run
@@ -81,9 +81,9 @@ def run_study(
     try:
         with logged(log_file):
             plan = plan_study(study, place, partial(_say, watching))
-            before = {run.id for run in plan.runs} & plan.done
+            before = sum(run.id in plan.done for run in plan.runs)
             if resume == "never" and before:
-                raise UsageError(f"{plan.folder.place} has {len(before)} results already, and resume is never")
+                raise UsageError(f"{plan.folder.place} has {before} results already, and resume is never")
             if resume == "always":
                 plan.done.clear()
             plan.store.sweep()
@@ -94,13 +94,14 @@ def run_study(
                 failed = _Driver(plan, workers, [*watching, status], anew=resume == "always").drive()
     except OSError as error:
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
-    done = plan.folder.done() & {run.id for run in plan.runs}
-    return Outcome(len(plan.runs), len(before), len(done), failed, plan.folder.place)
+    there = plan.folder.done()
+    done = sum(run.id in there for run in plan.runs)  # two places in a matrix may be the same run
+    return Outcome(len(plan.runs), before, done, failed, plan.folder.place)
 
 
 def _say(observers: Sequence[Observer], text: str) -> None:
     for observer in observers:
-        observer.message(text)
+        blame(observer, observer.message, text)
 
 
 def description(plan: StudyPlan) -> dict[str, Any]:
@@ -121,17 +122,31 @@ class _Noting(Workers):
         self.folder = folder
         self.kinds = kinds
         self.noted = folder.made()
+        self.made: set[str] = set()
 
     @property
     def slots(self) -> int:
         return self.workers.slots
 
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        key = key_of(stage)
+        self.made.add(key)
         if stage["kind"] in self.kinds:
-            key = key_of(stage)
             self.folder.note([key])
             self.noted.add(key)
+            try:
+                self.workers.execute(stage, store, report)
+            except Exception:
+                self.forget([key])  # it was not made: if it is there one day, somebody else made it
+                raise
+            return
         self.workers.execute(stage, store, report)
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Write down that models are not there any more."""
+        if keys:
+            self.noted.difference_update(keys)
+            self.folder.note(keys, gone=True)
 
 
 @dataclass(order=True)
@@ -175,7 +190,11 @@ class _Driver:
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.workers.slots - 1)]
         for thread in threads:
             thread.start()
-        self._work()
+        try:
+            self._work()
+        except BaseException as error:  # Ctrl-C meets this thread while it waits as well
+            self.stopped = self.stopped or error
+            raise
         if self.stopped:
             raise self.stopped
         for thread in threads:
@@ -222,7 +241,7 @@ class _Driver:
 
         with self.telling:
             for observer in self.observers:
-                observer.planned(self._planned())
+                blame(observer, observer.planned, self._planned())
         for what in [*(stage for _, stage in first.values()), *range(len(self.runs))]:
             if not waiting[what]:
                 start(what)
@@ -273,8 +292,12 @@ class _Driver:
         runner.tell("run_started", run.row.recipe.resolved())
         try:
             made = Run(run.plan, runner).result(self.plan.folder.place, examples=0)
-            result = made.model_copy(update={"study": self.plan.study.name, "axes": run.row.axes})
-            self.plan.folder.write(run.id, result)
+            # Most stages were there when the run was put together, made by this study a moment before.
+            stages = [one.model_copy(update={"reused": one.key not in self.workers.made}) for one in made.stages]
+            result = made.model_copy(update={"study": self.plan.study.name, "axes": run.row.axes, "stages": stages})
+            # A result and its digest are two files. No stage has this lock: theirs begin with hexadecimal digits.
+            with self.store.lock("results"):
+                self.plan.folder.write(run.id, result)
         except Exception as error:
             self._fail(run, runner, error)
             return
@@ -283,6 +306,8 @@ class _Driver:
 
     def _fail(self, run: PlannedRun, runner: Runner, error: Exception) -> None:
         """Write down what went wrong; the stages of the run stay for the next time."""
+        if self.stopped:
+            return  # the workers were taken from it
         text = str(_known(error))
         log.error("%s: %s", run.row, text, exc_info=error)
         self.failed[run.id] = f"{run.row}: {text}"
@@ -296,7 +321,7 @@ class _Driver:
         with self.telling:
             if run.id not in self.watchers:
                 axes = run.row.axes
-                self.watchers[run.id] = [observer.for_run(str(run.row), axes) for observer in self.observers]
+                self.watchers[run.id] = [blame(one, one.for_run, str(run.row), axes) for one in self.observers]
         return Runner(self.store, self.workers, self.watchers[run.id], self.failed_stages, self.telling)
 
     def _release(self, run: PlannedRun, runner: Runner) -> None:
@@ -307,9 +332,12 @@ class _Driver:
             self._remove({key for key in {*held, *runner.made} & self.workers.noted if self.holders[key] <= 0})
 
     def _remove(self, keys: set[str]) -> None:
-        for key in keys:
-            self.store.remove(key)
-        self.workers.noted -= keys
+        # Some may have been made when `keep` said otherwise.
+        found = {key: self.store.peek(key) for key in keys}
+        for key, artifact in found.items():
+            if artifact and artifact.stage["kind"] in self.dropped:
+                self.store.remove(key)
+        self.workers.forget([key for key, artifact in found.items() if not self.store.has(key)])
 
 
 def _known(error: Exception) -> DefenseKitError:

@@ -40,6 +40,9 @@ class Status(Observer):
         made._path.parent.mkdir(parents=True, exist_ok=True)
         return made
 
+    def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
+        return _Run(whole=self, name=name)
+
     def __enter__(self) -> "Status":
         return self
 
@@ -50,25 +53,26 @@ class Status(Observer):
         self._pace = Pace(stages, self._slots)
         self._write(0)
 
-    def stage_started(self, title: str) -> None:
-        self._facts["stages"][title] = {"since": time.time(), "done": 0, "total": 0}
+    def begin(self, what: str) -> None:
+        """A stage of a run is being made."""
+        self._facts["stages"][what] = {"since": time.time(), "done": 0, "total": 0}
         self._write(0)
 
-    def progress(self, title: str, done: int, total: int) -> None:
-        if title in self._facts["stages"]:
-            self._facts["stages"][title] |= {"done": done, "total": total}
+    def go_on(self, what: str, done: int, total: int) -> None:
+        """So much of it is done."""
+        if what in self._facts["stages"]:
+            self._facts["stages"][what] |= {"done": done, "total": total}
         self._write(EVERY)
 
-    def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
-        self._facts["stages"].pop(title, None)
+    def end(self, what: str, title: str, seconds: float, reused: bool) -> None:
+        """It is there."""
+        self._facts["stages"].pop(what, None)
         self._pace.finish(title, seconds, reused)
         self._write(EVERY)
 
-    def stage_failed(self, title: str, error: str) -> None:
-        self._facts["stages"].pop(title, None)
-        self._write(0)
-
-    def run_finished(self, result: Mapping[str, Any]) -> None:
+    def drop(self, what: str) -> None:
+        """It failed."""
+        self._facts["stages"].pop(what, None)
         self._write(0)
 
     def _write(self, every: float) -> None:
@@ -78,6 +82,25 @@ class Status(Observer):
             write_whole(self._path, json.dumps(facts).encode())
 
 
+class _Run(Observer):
+    """Tells the whole what one run's stages do."""
+
+    whole: Status
+    name: str
+
+    def stage_started(self, title: str) -> None:
+        self.whole.begin(f"{self.name}: {title}")
+
+    def progress(self, title: str, done: int, total: int) -> None:
+        self.whole.go_on(f"{self.name}: {title}", done, total)
+
+    def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+        self.whole.end(f"{self.name}: {title}", title, seconds, reused)
+
+    def stage_failed(self, title: str, error: str) -> None:
+        self.whole.drop(f"{self.name}: {title}")
+
+
 def status_of(place: Path) -> dict[str, Any]:
     """How far the study of a folder is: counts of runs, what failed, and the processes that are at work on it.
 
@@ -85,12 +108,12 @@ def status_of(place: Path) -> dict[str, Any]:
         DefenseKitError: it never ran in this workspace.
     """
     folder = Folder.at(place)
-    ids = {run["id"] for run in folder.read()["runs"]}
-    done = folder.done() & ids
-    failed = {id: facts for id, facts in folder.failures().items() if id in ids - done}
+    ids = [run["id"] for run in folder.read()["runs"]]
+    done = folder.done()
+    failed = {id: facts for id, facts in folder.failures().items() if id in set(ids) - done}
     return {
         "runs": len(ids),
-        "done": len(done),
+        "done": sum(id in done for id in ids),
         "failed": [f"{facts['run']}: {facts['error']}" for facts in failed.values()],
         "processes": list(_processes(folder)),
     }

@@ -77,6 +77,9 @@ class _Crew(Workers):
                             f"{stage['title']}: the worker {how} while computing it{again}"
                         ) from error
         finally:
+            if process and process.busy:  # whoever watches raised: what it still answers is no other stage's
+                process.kill()
+                process = None
             self.idle.put(process)
 
     def _start(self) -> "_Process":
@@ -100,6 +103,7 @@ class _Process:
     def __init__(self, threads: int, memory: float | None) -> None:
         ours, theirs = socket.socketpair()
         self.line = Connection(ours.detach())
+        self.busy = False
         with theirs:
             # Ctrl-C is for whoever started us, who then ends the workers; what a worker prints is no result.
             self.process = subprocess.Popen(
@@ -118,12 +122,14 @@ class _Process:
 
     def compute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
         """Raises EOFError when the process died."""
+        self.busy = True
         with _hanging_up():
             self.line.send_bytes(json.dumps({"stage": stage, "store": str(store.absolute())}).encode())
         while True:
             with _hanging_up():
                 what, *values = json.loads(self.line.recv_bytes())
             if what != "progress":
+                self.busy = False
                 return check(what, *values)
             report(*values)
 

@@ -116,6 +116,7 @@ class _Crew(Workers):
         self.closed = False
         self.going = 0
         self.state = threading.Condition()
+        self.here = threading.Lock()
 
     @property
     def slots(self) -> int:
@@ -128,8 +129,10 @@ class _Crew(Workers):
             if self.mirror is None:
                 self._run(stage, {"store": str(store.absolute())}, report)
             elif "machine" not in stage:
-                # Rows are made here, where the files are that they come from.
-                compute(stage, store, report)
+                # Rows are made here, where the files are that they come from; plugins may draw from a global random
+                # state, so one after the other.
+                with self.here:
+                    compute(stage, store, report)
             elif not self.mirror.take(stage, store):
                 self.mirror.offer(stage, store)
                 self._run(stage, {"url": self.mirror.url}, report)
