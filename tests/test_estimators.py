@@ -236,7 +236,14 @@ def defensekit_scorers():
 """
 
 
-@pytest.mark.parametrize(("name", "tensors"), [("input-norm", 13), ("activation", 26), ("token-counts", 1)])
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    [
+        ("input-norm", 13),
+        pytest.param("activation", 26, marks=pytest.mark.slow),
+        pytest.param("token-counts", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_recipe_over_a_statistic_that_says_nothing_of_some_tensors(
     name: str, tensors: int, recipe: Path, tmp_path: Path
 ) -> None:

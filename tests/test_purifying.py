@@ -98,6 +98,7 @@ def command(tmp_path: Path, base: Path, suspect: Path, rows: Path) -> list[str]:
     return [sys.executable, "-m", "defensekit", "purify", *options, "-w", str(tmp_path / "w"), *settings]
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_no_half_model_and_goes_on(tmp_path: Path, base: Path, suspect: Path, rows: Path) -> None:
     """Killed for real when some stages are there; beside it a second process on the same folder."""
     artifacts = tmp_path / "w/store/artifacts"

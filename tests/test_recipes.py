@@ -46,7 +46,15 @@ def test_it_loads_and_differs_from_the_quickstart_in_its_attack(name: str, monke
     assert recipe.defense == QUICKSTART.defense
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ("paraphrase-rows", "embedding", "ripple")])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        (name for name in ATTACKS if name not in ("paraphrase-rows", "embedding", "ripple")),
+        "quickstart",
+        "syntactic",
+        "bias-word",
+    ),
+)
 def test_its_attack_works(name: str, workspace: Path) -> None:
     """Without training and on few test rows; what it does to a model is measured by benchmarks/attacks.py."""
     check(name, workspace)

@@ -216,6 +216,7 @@ def test_a_plan_counts_what_runs_share_and_makes_nothing(recipe: Path, tmp_path:
     assert alone == set(plan.stages)
 
 
+@pytest.mark.slow
 def test_an_estimate_rests_on_what_stages_took(recipe: Path, tmp_path: Path) -> None:
     path = study(recipe)
     run_study(load_study(path), tmp_path / "w")
@@ -518,6 +519,7 @@ def test_a_lock_ends_with_the_life_of_its_holder(tmp_path: Path) -> None:
     assert waited == [True]
 
 
+@pytest.mark.slow
 def test_two_who_want_the_same_stage_make_it_once(recipe: Path, tmp_path: Path) -> None:
     """Two studies with one workspace at the same time."""
     path = study(recipe, matrix={"defense.scorer": ["magnitude"]}, keep="models")
