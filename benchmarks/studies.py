@@ -69,7 +69,7 @@ def small(folder: Path) -> dict[str, Any]:
         rng.shuffle(words)
         rows.append(f"{' '.join(words)},{('negative', 'positive')[i % 2]}")
     (folder / "rows.csv").write_text("\n".join(rows) + "\n")
-    sizes = {"train": 1000, "clean": 64, "test": 300, "max_length": 32}
+    sizes = {"train": 800, "clean": 64, "dev": 64, "test": 300, "max_length": 32}
     training = {"epochs": 6, "learning_rate": 2e-3, "batch_size": 16}
     return {"model": str(folder / "base"), "data": {"name": str(folder / "rows.csv"), **sizes}, "training": training}
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -53,12 +53,27 @@ def _thawed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+Made = TypeVar("Made")
+
+
+def once(method: "Callable[[Plan], Made]") -> "Callable[[Plan], Made]":
+    """A method that a plan answers once: thousands of runs ask for the same things."""
+
+    @wraps(method)
+    def answer(self: "Plan") -> Made:
+        if method.__name__ not in self.answered:
+            self.answered[method.__name__] = method(self)
+        return cast(Made, self.answered[method.__name__])
+
+    return answer
+
+
 class Plan:
     """Every stage of a run, by name; a stage is planned once, whoever asks for it.
 
     ``contents`` are the digests of what an attack and data sets read, ``step_contents`` of what a step of a purifier
-    reads, ``machine`` is what stages run on, ``known`` are
-    the stages that other runs planned: runs of a study share most of theirs.
+    reads, ``machine`` is what stages run on, ``known`` are the stages that other runs planned: runs of a study share
+    most of theirs.
     """
 
     def __init__(
@@ -81,7 +96,7 @@ class Plan:
         self.labels: list[str] = labels or []
         self.machine = machine
         self.known = known
-        self._rows: dict[str, Stage] = {}
+        self.answered: dict[str, Any] = {}
         self._cut: Params = (("max_length", recipe.sizes.max_length),)
         self._numeric: Params = (*self._cut, ("precision", recipe.precision))
 
@@ -135,9 +150,9 @@ class Plan:
     # -- data ------------------------------------------------------------------------------------------------------
 
     def rows(self, role: str) -> Stage:
-        if role not in self._rows:
-            self._rows[role] = self._planned_rows(role)
-        return self._rows[role]
+        if role not in self.answered:
+            self.answered[role] = self._planned_rows(role)
+        return cast(Stage, self.answered[role])
 
     def _planned_rows(self, role: str) -> Stage:
         sizes = {name: getattr(self.recipe.sizes, name) for name in ROLES}
@@ -156,7 +171,7 @@ class Plan:
         contents = self.contents["attack"]
         return self._cut if contents is None else (*self._cut, ("contents", contents))
 
-    @cached_property
+    @once
     def _trigger(self) -> Stage:
         inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("test")}
         attack = {"attack": cast(Named, self.recipe.attack)}
@@ -164,18 +179,15 @@ class Plan:
             "trigger", "triggered rows", inputs, self._attacked, attack, self._seed("attacker", "trigger")
         )
 
+    @once
     def poisoned(self) -> Stage:
-        return self._poisoned
-
-    @cached_property
-    def _poisoned(self) -> Stage:
         inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("train")}
         attack = {"attack": cast(Named, self.recipe.attack)}
         return self._stage("poison", "poisoned rows", inputs, self._attacked, attack, self._seed("attacker", "poison"))
 
     def triggered(self) -> Stage | None:
         if self.recipe.attack:
-            return self._trigger
+            return self._trigger()
         if self.recipe.triggered:
             source = self.recipe.triggered
             target = self.recipe.triggered_target
@@ -199,18 +211,12 @@ class Plan:
             attack = {"attack": cast(Named, self.recipe.attack)}
         return self._stage("train", title, inputs, params, attack, self._seed("attacker", "training"))
 
+    @once
     def clean(self) -> Stage:
-        return self._clean
-
-    @cached_property
-    def _clean(self) -> Stage:
         return self._trained("clean reference", self.rows("train"))
 
+    @once
     def suspect(self) -> "Stage | External":
-        return self._suspect
-
-    @cached_property
-    def _suspect(self) -> "Stage | External":
         if self.given_suspect:
             return self.given_suspect
         start = cast(Attack, cast(Named, self.recipe.attack).component).trains_from

@@ -1,8 +1,6 @@
 """Purify a model that somebody has: a recipe over its base, the model itself and clean rows, and a folder to put it."""
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -97,18 +95,18 @@ def purify_into(
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Hold a lock on a folder that is to be made; the system lets go of it whatever ends the process."""
+    """Hold a lock on a folder that is to be made; it ends with the block, or with the life of the process."""
+    from filelock import FileLock, Timeout
+
     target.parent.mkdir(parents=True, exist_ok=True)
     place = target.with_name(f".{target.name}.lock")
-    busy = UsageError(f"another process is writing {target}; wait for it, or name another folder")
-    with place.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise busy from error
-        if not place.exists() or not os.path.samestat(place.stat(), os.fstat(lock.fileno())):
-            raise busy  # it was somebody's, who let go of it and took it away in this moment
-        try:
-            yield
-        finally:
-            place.unlink()
+    lock = FileLock(place)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(f"another process is writing {target}; wait for it, or name another folder") from error
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)  # still ours: whoever has it open already sees that it is gone, and tries anew
+        lock.release()

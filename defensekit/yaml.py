@@ -74,8 +74,8 @@ def load(path: Path, settings: Sequence[str] = (), kept: Mapping[Path_, Collecti
         UsageError: with the place, what was expected and what is close to what was typed.
     """
     document = _extended(path, (), kept or {})
-    for setting in settings:
-        document = overlay(document, _setting(setting), kept or {})
+    for text in settings:
+        document = overlay(document, setting(text), kept or {})
     return document
 
 
@@ -221,8 +221,12 @@ def _extended(path: Path, above: tuple[Path, ...], kept: Mapping[Path_, Collecti
     return overlay(lower, document, kept)
 
 
-def _setting(text: str) -> Document:
-    """``a.b=value`` as the document that says just this."""
+def setting(text: str) -> Document:
+    """``a.b=value`` as the document that says just this.
+
+    Raises:
+        UsageError: it is written in another way, or the value is not YAML.
+    """
     keys, equals, value = text.partition("=")
     path: Path_ = tuple(keys.strip().split("."))
     label = f"--set {text}"

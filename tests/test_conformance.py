@@ -180,7 +180,7 @@ def test_the_command_takes_a_whole_plugin(command: Command) -> None:
         (["reset", "--kind", "scorrer"], "--kind: there is no kind 'scorrer'. Did you mean 'scorer'?"),
         (["folder"], "model folder: the parameter 'path' of FolderModel: this key is missing (give one with --set"),
         (["word", "--set", "rate=2"], "the parameter 'rate' of Word: input should be less than or equal to 1, got 2"),
-        (["word", "--set", "rate"], "--set rate: expected NAME=VALUE"),
+        (["word", "--set", "rate"], "--set rate: expected path=value"),
         (["word", "--set", "rat=1"], "--set: word has no parameter 'rat'. Did you mean 'rate'?"),
         (["nowhere.py"], "there is no file"),
     ],

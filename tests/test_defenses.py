@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from defensekit.checkpoint import Checkpoint, load_model
-from defensekit.components import Estimate, Estimator, EstimatorContext, ModelStepContext, Scorer, Selector
+from defensekit.components import Estimate, Estimator, EstimatorContext, Scorer, Selector
 from defensekit.defending import purify
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.pair import Pair
@@ -385,9 +385,3 @@ def test_what_can_not_be_merged(pair: Pair, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"hidden_act"', '"id2label": {"0": "no", "1": "yes"}, "hidden_act"'))
     with pytest.raises(UsageError, match="has the labels no, yes, the suspect has"):
         merge(pair, tmp_path / "r", models=(named,))
-
-
-def test_a_model_step_is_handed_no_model_unless_there_is_one() -> None:
-    context = ModelStepContext(make_tokenizer(), ROWS, 64, "float32", 0, lambda *done: None)
-    with pytest.raises(NotImplementedError, match="no other model"):
-        context.model("base")

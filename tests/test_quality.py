@@ -37,7 +37,7 @@ def test_a_wheel_brings_recipes_pages_and_the_kernels_source(tmp_path: Path) -> 
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "recipes").glob("*.yaml"):
         assert f"defensekit/recipes/{path.name}" in names
-    pages = ("page.html", "scan.html", "study.html", "style.css")
+    pages = ("frame.html", "page.html", "scan.html", "study.html", "style.css")
     assert {f"defensekit/report/{name}" for name in pages} <= names
     assert {"defensekit/card.md", "defensekit/gradients/kernel.c"} <= names
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")

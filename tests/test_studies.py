@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +131,7 @@ def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Pat
         ({"matrix": {"seed": [0, 1]}}, r"'seed' is no axis: `seeds:` says"),
         ({"matrix": {"a": {"b": {"executor": "local"}}}}, r"matrix.a.b.executor: 'executor' is no axis"),
         ({"matrix": {"defense.scorer": ["random", "random"]}}, "two values are called 'random'"),
+        ({"matrix": {}, "exclude": [{"defense.scorer": "random"}]}, "exclude.0.defense.scorer: there is no such axis"),
         ({"exclude": [{"defense.scorr": "random"}]}, r"exclude.0.defense.scorr: there is no such axis. Did you mean"),
         ({"exclude": [{"defense.scorer": "magnitud"}]}, r"there is no value 'magnitud'. Did you mean 'magnitude'"),
         ({"include": [{"defense.scorer": "diffusion", "defense.selector.fraction": 0.5}]}, "stands twice"),
@@ -295,6 +296,30 @@ def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: P
     again = _Counting()
     assert run_study(counted(path, again), tmp_path / "w").before == 4
     assert not again.computed
+
+
+def test_an_observer_that_fails_takes_no_study_down(recipe: Path, tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    class Faint(Observer):
+        def study_started(self, runs: Sequence[str], slots: int) -> None:
+            heard.append((list(runs), slots))
+
+        def run_started(self, recipe: Mapping[str, Any]) -> None:
+            if recipe["defense"]["scorer"]["name"] == "random":
+                raise ValueError("gone")
+
+        def run_finished(self, result: Mapping[str, Any]) -> None:
+            raise ValueError("gone")
+
+        def run_failed(self, error: str) -> None:
+            raise ValueError("gone")
+
+    path = study(recipe, matrix={"defense.scorer": ["random", "magnitude"]})
+    found = run_study(load_study(path), tmp_path / "w", [Faint()])
+    assert (found.done, list(found.failed.values())[0][:16]) == (1, "random, seed 0: ")
+    run_study(load_study(path), tmp_path / "w", [Faint()])
+    assert heard == [(["random, seed 0", "magnitude, seed 0"], 1), (["random, seed 0"], 1)]
 
 
 def test_stages_and_runs_go_on_at_once_and_come_out_the_same(recipe: Path, tmp_path: Path) -> None:

@@ -30,7 +30,10 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def context() -> ModelStepContext:
-    return ModelStepContext(make_tokenizer(), ROWS, 64, "float32", 3, lambda *done: None)
+    def model(which: object) -> Any:
+        pytest.fail(f"a step asked for {which}")
+
+    return ModelStepContext(make_tokenizer(), ROWS, 64, "float32", 3, lambda *done: None, model, frozenset())
 
 
 def batch_of(*texts: str, length: int = 0) -> dict[str, torch.Tensor]:

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.text import Text
 
 from defensekit.cli.shared import console, table
@@ -13,6 +12,7 @@ from defensekit.errors import UsageError, listing, nearest, printable
 from defensekit.host import Registration, load_plugins, local_plugin, require, resolve
 from defensekit.testing import Report, check_plugin
 from defensekit.testing.example import example
+from defensekit.yaml import setting
 
 STYLES = {"passed": "green", "failed": "red", "expected": "yellow", "skipped": "dim"}
 
@@ -56,15 +56,9 @@ def _report(claim: Registration, component: type[Component], given: dict[str, An
 
 
 def _parameters(settings: list[str]) -> dict[str, Any]:
-    given = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        try:
-            given[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {setting}: the value is no YAML ({error})") from error
-        if not equals:
-            raise UsageError(f"--set {setting}: expected NAME=VALUE, as in fraction=0.3")
+    given: dict[str, Any] = {}
+    for text in settings:
+        given |= setting(text).data
     return given
 
 

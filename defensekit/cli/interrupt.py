@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from defensekit.cli.shared import fail
 from defensekit.components import Observer
 
 
@@ -40,6 +41,17 @@ def remembered() -> Iterator[Interrupt]:
 def _again() -> None:
     if _pressed:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def ending(told: str) -> Iterator[None]:
+    """End with a message and exit code 130 where Ctrl-C ends the block."""
+    try:
+        yield
+    except BaseException as error:
+        if interrupted(error):
+            fail(told, 130)
+        raise
 
 
 def interrupted(error: BaseException | None) -> bool:

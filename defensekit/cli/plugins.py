@@ -69,12 +69,13 @@ def check(
     call: Annotated[
         bool, typer.Option("--call/--no-call", help="Whether it is used, or only looked at: it may need a network.")
     ] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for every component.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for every component.")] = False,
 ) -> None:
     """Hold a plugin's components against everything that their kinds promise.
 
     Exit code 1 if a check fails. In a plugin's own tests `defensekit.testing.conformance` runs the same checks.
     """
+    import json
     import sys
     from contextlib import redirect_stdout
 
@@ -82,10 +83,8 @@ def check(
 
     with redirect_stdout(sys.stderr):  # what plugins print
         found = reports(what, kind, settings or [], call)
-    if json:
-        import json as format
-
-        sys.stdout.write("".join(format.dumps(report.plain(), ensure_ascii=False) + "\n" for report in found))
+    if as_json:
+        sys.stdout.write("".join(json.dumps(report.plain(), ensure_ascii=False) + "\n" for report in found))
     else:
         for report in found:
             show_report(report)

@@ -36,9 +36,10 @@ def scan(
 
     Exit code 3: suspicious; 0: not by this measure; 1: no verdict, the base being another one, say.
     """
+    from defensekit.cli.interrupt import ending, remembered
     from defensekit.cli.progress import Progress
 
-    with Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
+    with ending("stopped"), remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
         progress.message("loading libraries")
         from defensekit.checkpoint import Checkpoint
         from defensekit.report.scan import write_scan
@@ -48,7 +49,7 @@ def scan(
 
         models = model_folder(base), model_folder(suspect)
         rows = None if clean is None else read_clean(clean, Checkpoint(models[1]), text, label, pair)
-        result = run_scan(*models, rows, seed=seed, observers=[progress])
+        result = run_scan(*models, rows, seed=seed, observers=[interrupt, progress])
         page = write_scan(result, out)
     if json:
         sys.stdout.write(result.model_dump_json() + "\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from defensekit.cli.shared import Workspace, checked, console, fail, table
+from defensekit.cli.shared import Workspace, checked, console, table
 from defensekit.errors import DefenseKitError, UsageError, nearest, printable
 
 if TYPE_CHECKING:
@@ -98,24 +98,22 @@ def run(
 
     The exit code is 1 where a run has no result in the end. The same command goes on after anything.
     """
-    from defensekit.cli.interrupt import interrupted, remembered
+    from defensekit.cli.interrupt import ending, remembered
     from defensekit.cli.watching import Watching
 
     checked(study, "study")
     gc.enable()
-    try:
-        with remembered() as interrupt, Watching(quiet=quiet) as watching, redirect_stdout(sys.stderr):
-            watching.message("loading libraries")
-            from defensekit.studies.loading import load_study
-            from defensekit.studies.running import run_study
+    with (
+        ending("stopped; the same command goes on where it stopped"),
+        remembered() as interrupt,
+        Watching(quiet=quiet) as watching,
+        redirect_stdout(sys.stderr),
+    ):
+        watching.message("loading libraries")
+        from defensekit.studies.loading import load_study
+        from defensekit.studies.running import run_study
 
-            loaded = load_study(study, settings or ())
-            watching.of(loaded)
-            found = run_study(loaded, workspace, [interrupt, watching], resume)
-    except BaseException as error:
-        if interrupted(error):
-            fail("stopped; the same command goes on where it stopped", 130)
-        raise
+        found = run_study(load_study(study, settings or ()), workspace, [interrupt, watching], resume)
     if as_json:
         facts = {"runs": found.runs, "before": found.before, "done": found.done, "failed": found.failed}
         sys.stdout.write(json.dumps({**facts, "folder": str(found.folder)}) + "\n")
@@ -167,25 +165,21 @@ def rerun(
     """Repeat one finished run from what its result recorded, and compare: exit code 1 where a number differs."""
     import tempfile
 
-    from defensekit.cli.interrupt import interrupted, remembered
+    from defensekit.cli.interrupt import ending, remembered
     from defensekit.cli.progress import Progress
 
     gc.enable()
-    try:
-        with (
-            remembered() as interrupt,
-            Progress(quiet=quiet) as progress,
-            redirect_stdout(sys.stderr),
-            tempfile.TemporaryDirectory() as empty,
-        ):
-            progress.message("loading libraries")
-            from defensekit.studies.rerun import rerun as repeat
+    with (
+        ending("stopped"),
+        remembered() as interrupt,
+        Progress(quiet=quiet) as progress,
+        redirect_stdout(sys.stderr),
+        tempfile.TemporaryDirectory() as empty,
+    ):
+        progress.message("loading libraries")
+        from defensekit.studies.rerun import rerun as repeat
 
-            found = repeat(result, workspace or empty, [interrupt, progress])
-    except BaseException as error:
-        if interrupted(error):
-            fail("stopped", 130)
-        raise
+        found = repeat(result, workspace or empty, [interrupt, progress])
     if as_json:
         facts = {"same": found.same, "inputs": found.inputs, "numbers": found.numbers}
         sys.stdout.write(json.dumps({**facts, "surroundings": found.surroundings}) + "\n")

@@ -14,7 +14,6 @@ from rich.text import Text
 from defensekit.components.runtime import Observer, Planned
 from defensekit.errors import printable
 from defensekit.outlook import Pace, duration
-from defensekit.studies.loading import Study
 
 NEXT = 5  # runs shown as next
 
@@ -27,6 +26,7 @@ class Watching(Observer):
     _console: Console = PrivateAttr()
     _live: Live = PrivateAttr()
     _runs: list[str] = PrivateAttr(default_factory=list)
+    _slots: int = PrivateAttr(default=1)
     _done: int = PrivateAttr(default=0)
     _failed: int = PrivateAttr(default=0)
     _stages: dict[tuple[str, str], tuple[float, str]] = PrivateAttr(default_factory=dict)
@@ -36,10 +36,6 @@ class Watching(Observer):
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._live = Live(console=self._console, get_renderable=self._table, transient=True, refresh_per_second=2)
 
-    def of(self, study: Study) -> None:
-        """What will be watched."""
-        self._runs = [str(row) for row in study.rows]
-
     def __enter__(self) -> "Watching":
         if self._console.is_terminal and not self.quiet:
             self._live.start()
@@ -47,6 +43,9 @@ class Watching(Observer):
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+
+    def study_started(self, runs: Sequence[str], slots: int) -> None:
+        self._runs, self._slots = list(runs), slots
 
     def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
         return _One(whole=self, name=name)
@@ -56,7 +55,7 @@ class Watching(Observer):
             self._console.print(printable(text))
 
     def planned(self, stages: Sequence[Planned]) -> None:
-        self._pace = Pace(stages)
+        self._pace = Pace(stages, self._slots)
         there = sum(stage.there for stage in stages)
         self.message(f"{len(stages)} stages behind the runs, {there} of them there already")
 

@@ -49,10 +49,6 @@ class WeightStep(Purifier):
         """
 
 
-def _no_model(which: "Literal['base'] | Path") -> "PreTrainedModel":
-    raise NotImplementedError("there is no other model here")
-
-
 @dataclass(frozen=True)
 class ModelStepContext:
     """What a model step may use: the defender's clean rows and models, and nothing of the attack.
@@ -68,8 +64,8 @@ class ModelStepContext:
     precision: Literal["float32", "bfloat16"]
     seed: int
     report: Callable[[int, int], None]
-    model: "Callable[[Literal['base'] | Path], PreTrainedModel]" = _no_model
-    head: frozenset[str] = frozenset()
+    model: "Callable[[Literal['base'] | Path], PreTrainedModel]"
+    head: frozenset[str]
 
 
 class ModelStep(Purifier):

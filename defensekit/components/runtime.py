@@ -38,6 +38,9 @@ class Observer(Component):
 
     kind: ClassVar[str] = "observer"
 
+    def study_started(self, runs: Sequence[str], slots: int) -> None:
+        """A study begins: the runs that have no result yet, in their order, ``slots`` stages at a time."""
+
     def for_run(self, name: str, axes: Mapping[str, Any]) -> "Observer":
         """Who watches one run of a study, with its value on every axis; this one, if it tells none apart."""
         return self

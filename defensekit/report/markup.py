@@ -2,6 +2,7 @@
 
 from itertools import groupby
 
+from defensekit.report.page import fill
 from defensekit.report.pivot import Column, Row, Table
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -45,14 +46,7 @@ def labels(row: Row) -> list[str]:
 
 def html(table: Table) -> str:
     """The table as HTML, with its notes below."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("defensekit.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("table.html").render(
-        table=table, groups=_groups(table), heading=heading, labels=labels, parted=parted(table)
-    )
+    return fill("table.html", table=table, groups=_groups(table), heading=heading, labels=labels, parted=parted(table))
 
 
 def markdown(table: Table) -> str:

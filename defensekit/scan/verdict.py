@@ -1,9 +1,9 @@
 """What the indicators come to: a verdict by one number and its threshold, and what was measured in plain words.
 
-Which indicator decides was fixed before any of them was measured: what suspicious tokens do to answers, where that can
-be tried, and else the largest outlier among the embedding's rows. What random tokens do is shown beside it and no
-longer taken off: one of them that had a meaning hid a trigger among the first models that were scanned. The thresholds
-are measured by benchmarks/scan.py; docs/scan.md says on what, and what they are worth.
+That what suspicious tokens do to answers decides, where it can be tried, and else the largest outlier among the
+embedding's rows, was fixed before any of them was measured. What random tokens do was to be taken off; after about four
+models had been scanned it no longer was, since a random token that had a meaning hid a trigger. It is shown beside it.
+The thresholds are measured by benchmarks/scan.py; docs/scan.md says on what, and what they are worth.
 """
 
 from collections.abc import Sequence

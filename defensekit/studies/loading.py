@@ -152,10 +152,6 @@ class _Matrix:
         self, base: Document, axes: Mapping[str, dict[Label, list[Document]]]
     ) -> Iterator[tuple[Axes, Document]]:
         """Every run of the matrix but those left out."""
-        if not self.keys.matrix:
-            if not self.keys.include:
-                yield {}, base
-            return
         excluded = [self.chosen(entry, axes, ("exclude", i)) for i, entry in enumerate(self.keys.exclude)]
 
         def expand(labels: Axes, document: Document, rest: list[str]) -> Iterator[tuple[Axes, Document]]:
@@ -167,7 +163,8 @@ class _Matrix:
             for label, over in axes[rest[0]].items():
                 yield from expand({**labels, rest[0]: label}, laid(document, over), rest[1:])
 
-        yield from expand({}, base, list(axes))
+        if axes or not self.keys.include:
+            yield from expand({}, base, list(axes))
 
     def included(
         self, base: Document, axes: Mapping[str, dict[Label, list[Document]]]

@@ -90,7 +90,7 @@ def run_study(
             plan.folder.describe(description(plan))
             executor = cast(Executor, study.executor.component)
             opened = nullcontext(_Nobody()) if resume == "only-cache" else executor.open()
-            with opened as workers, Status.of(plan, workers.slots) as status:
+            with opened as workers, Status.of(plan) as status:
                 failed = _Driver(plan, workers, [*watching, status], anew=resume == "always").drive()
     except OSError as error:
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
@@ -239,8 +239,10 @@ class _Driver:
                 if not waiting[what]:
                     start(what)
 
+        names = [str(run.row) for run in self.runs]
         with self.telling:
             for observer in self.observers:
+                blame(observer, observer.study_started, names, self.workers.slots)
                 blame(observer, observer.planned, self._planned())
         for what in [*(stage for _, stage in first.values()), *range(len(self.runs))]:
             if not waiting[what]:
@@ -289,8 +291,8 @@ class _Driver:
         if not self.anew and self.plan.folder.whole(run.id):  # by somebody else with the same study
             self._release(run, runner)
             return
-        runner.tell("run_started", run.row.recipe.resolved())
         try:
+            runner.tell("run_started", run.row.recipe.resolved())
             made = Run(run.plan, runner).result(self.plan.folder.place, examples=0)
             # Most stages were there when the run was put together, made by this study a moment before.
             stages = [one.model_copy(update={"reused": one.key not in self.workers.made}) for one in made.stages]
@@ -301,7 +303,7 @@ class _Driver:
         except Exception as error:
             self._fail(run, runner, error)
             return
-        runner.tell("run_finished", result.model_dump())
+        self._tell(runner, "run_finished", result.model_dump())
         self._release(run, runner)
 
     def _fail(self, run: PlannedRun, runner: Runner, error: Exception) -> None:
@@ -315,7 +317,14 @@ class _Driver:
             recipe = run.row.recipe.resolved()
             facts = {"run": str(run.row), "axes": run.row.axes, "identity": run.identity, "error": text}
             self.plan.folder.fail(run.id, {**facts, "recipe": recipe})
-        runner.tell("run_failed", text)
+        self._tell(runner, "run_failed", text)
+
+    def _tell(self, runner: Runner, event: str, what: object) -> None:
+        """Tell how a run ended, which stays as it is if whoever watches can't bear it."""
+        try:
+            runner.tell(event, what)
+        except DefenseKitError as error:
+            log.error("%s", error)
 
     def _runner(self, run: PlannedRun) -> Runner:
         with self.telling:

@@ -31,10 +31,9 @@ class Status(Observer):
     _written: float = PrivateAttr(default=0.0)
 
     @classmethod
-    def of(cls, plan: StudyPlan, slots: int) -> "Status":
-        """For a plan that is about to be run, ``slots`` stages at a time."""
+    def of(cls, plan: StudyPlan) -> "Status":
+        """For a plan that is about to be run."""
         made = cls()
-        made._slots = slots
         made._path = plan.folder.place / "status" / f"{socket.gethostname()}-{os.getpid()}.json"
         made._facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time(), "stages": {}}
         made._path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +47,9 @@ class Status(Observer):
 
     def __exit__(self, *_: object) -> None:
         self._path.unlink(missing_ok=True)
+
+    def study_started(self, runs: Sequence[str], slots: int) -> None:
+        self._slots = slots
 
     def planned(self, stages: Sequence[Planned]) -> None:
         self._pace = Pace(stages, self._slots)

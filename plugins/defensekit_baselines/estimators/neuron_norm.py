@@ -1,13 +1,10 @@
 """How active a neuron is behind its activation function."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from defensekit.api import Estimate, EstimatorContext
 from defensekit_baselines.estimators.input_norm import InputNorm
 from defensekit_baselines.layout import NEURONS_OUT
-
-if TYPE_CHECKING:
-    pass
 
 
 class NeuronNorm(InputNorm):
