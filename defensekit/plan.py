@@ -150,9 +150,9 @@ class Plan:
     # -- data ------------------------------------------------------------------------------------------------------
 
     def rows(self, role: str) -> Stage:
-        if role not in self.answered:
-            self.answered[role] = self._planned_rows(role)
-        return cast(Stage, self.answered[role])
+        if (wanted := f"{role} rows") not in self.answered:
+            self.answered[wanted] = self._planned_rows(role)
+        return cast(Stage, self.answered[wanted])
 
     def _planned_rows(self, role: str) -> Stage:
         sizes = {name: getattr(self.recipe.sizes, name) for name in ROLES}

@@ -317,7 +317,7 @@ def test_an_observer_that_fails_takes_no_study_down(recipe: Path, tmp_path: Path
 
     path = study(recipe, matrix={"defense.scorer": ["random", "magnitude"]})
     found = run_study(load_study(path), tmp_path / "w", [Faint()])
-    assert (found.done, list(found.failed.values())[0][:16]) == (1, "random, seed 0: ")
+    assert (found.done, next(iter(found.failed.values()))[:16]) == (1, "random, seed 0: ")
     run_study(load_study(path), tmp_path / "w", [Faint()])
     assert heard == [(["random, seed 0", "magnitude, seed 0"], 1), (["random, seed 0"], 1)]
 
