@@ -28,10 +28,12 @@ def folder_digest(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
     return data_digest(file_digests(folder, patterns))
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def data_digest(data: Any) -> str:
     """SHA-256 of plain data in canonical JSON."""
-    text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(data).encode()).hexdigest()
 
 
 def cache_folder() -> Path:
