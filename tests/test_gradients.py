@@ -298,6 +298,48 @@ class InPlace(nn.Module):
         return y.relu_()
 
 
+class Hooked(nn.Module):
+    """A layer to whose output a hook adds what another makes of the same input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.inner, self.adapter = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.inner.register_forward_hook(self.added)
+
+    def added(self, module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = output + self.adapter(inputs[0])
+        return made
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.inner(self.before(x))
+        return made
+
+
+class Replaced(Hooked):
+    """The same, done by replacing the layer's forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.inner.forward = self.replaced  # type: ignore[method-assign]
+
+    def replaced(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = nn.functional.linear(x, self.inner.weight, self.inner.bias) + self.adapter(x)
+        return made
+
+
+class Pooled(nn.Module):
+    """Of the tokens only one is used."""
+
+    def __init__(self, layer: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.before, self.inner = layer(), layer()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.inner(self.before(x).tanh())
+        return made[:, :1]
+
+
 class Checkpointed(nn.Module):
     def __init__(self, reentrant: bool) -> None:
         super().__init__()
@@ -317,6 +359,10 @@ MIDDLES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "shifted norm": (Shifted, set()),
     "shared positions": (Shared, set()),
     "in place": (InPlace, set()),
+    "hooked": (Hooked, set()),
+    "replaced": (Replaced, set()),
+    "pooled": (lambda: Pooled(lambda: nn.Linear(6, 6)), set()),
+    "pooled conv1d": (lambda: Pooled(lambda: transformers.pytorch_utils.Conv1D(6, 6)), set()),
     "reentrant": (lambda: Checkpointed(True), set()),
     "not reentrant": (lambda: Checkpointed(False), set()),
     "positions without samples": (SharedFlat, {"table.weight"}),

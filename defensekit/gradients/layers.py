@@ -74,6 +74,30 @@ def _affine(names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums, tran
         sums.add(names["bias"], g.sum(1))
 
 
+def input_gradient(module: "Module") -> "Callable[[Tensor], Tensor] | None":
+    """What makes the gradient of a Linear's or Conv1D's input from that of its output, (samples, ..., features).
+
+    Autograd multiplies rows that are 0 too: in the last layer all but the pooled token's. None for other modules, and
+    for one whose forward was replaced by something that may do more.
+    """
+    if "forward" in vars(module) or (layer := layer_for(module)) not in (linear, conv1d):
+        return None
+    weight = cast("Tensor", module.weight).detach()
+    if layer is conv1d:
+        weight = weight.T
+
+    def back(g: "Tensor") -> "Tensor":
+        w = weight.to(g.dtype)
+        used = used_rows(_rows(g)).flatten()
+        if 2 * int(used.sum()) > len(used):
+            return g @ w
+        x = g.new_zeros(len(used), w.shape[1])
+        x[used] = g.reshape(len(used), -1)[used] @ w
+        return x.view(*g.shape[:-1], -1)
+
+    return back
+
+
 def embedding(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums) -> None:
     """Rows of a table: summed by (sample, row) first, then squared; never samples x rows x features."""
     import torch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from defensekit.errors import DefenseKitError
-from defensekit.gradients.layers import Layer, Sums, layer_for
+from defensekit.gradients.layers import Layer, Sums, input_gradient, layer_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,20 +52,22 @@ def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], tria
     from torch.nn import Embedding
 
     class Tap(torch.autograd.Function):
-        """Hands its first argument on, and its gradient to a function together with ``x``, which is kept as autograd
-        keeps what it needs: checkpointing and offloading apply to it too."""
+        """Hands its first argument on, and its gradient to ``seen`` together with ``x``, which is kept as autograd
+        keeps what it needs: checkpointing and offloading apply to it too. With ``back``, which turns that gradient
+        into the gradient of ``x``, the first argument comes detached from what made it, and ``x`` does not."""
 
         @staticmethod
-        def forward(ctx: Any, output: "Tensor", x: "Tensor", anchor: "Tensor", seen: Any) -> "Tensor":
+        def forward(ctx: Any, output: "Tensor", x: "Tensor", anchor: "Tensor", seen: Any, back: Any) -> "Tensor":
             ctx.save_for_backward(x)
-            ctx.seen = seen
+            ctx.seen, ctx.back = seen, back
             ctx.mark_dirty(output)
             return output
 
         @staticmethod
-        def backward(ctx: Any, g: "Tensor") -> tuple["Tensor", None, None, None]:
+        def backward(ctx: Any, g: "Tensor") -> tuple["Tensor | None", ...]:
+            g = g.contiguous()  # once, not by each who reads it
             ctx.seen(ctx.saved_tensors[0], g)
-            return g, None, None, None
+            return g, ctx.back(g) if ctx.back else None, None, None, None
 
     reached: set[str] = set()
     anchor = torch.zeros((), requires_grad=True)  # so that there is a backward pass below layers that are frozen
@@ -99,11 +101,17 @@ def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], tria
             elif x.dim() == 0 or len(x) != samples or output.shape[:1] != x.shape[:1]:
                 refused.add(what.name)
                 return None
-            return Tap.apply(output, x.detach(), anchor, seen)  # type: ignore[no-untyped-call]
+            back = input_gradient(module) if x.requires_grad and not trial else None
+            if back is None:
+                x = x.detach()
+            else:
+                output = output.detach()
+            return Tap.apply(output, x, anchor, seen, back)  # type: ignore[no-untyped-call]
 
         return forward
 
-    handles = [what.module.register_forward_hook(hook(what)) for what in tapped]
+    # Before the hooks of others, which may change what comes out: what is tapped is the layer's own.
+    handles = [what.module.register_forward_hook(hook(what), prepend=True) for what in tapped]
     try:
         yield reached
     finally:
