@@ -6,8 +6,11 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from mkdocs.config import load_config
+from mkdocs.structure.files import get_files
 from selenium import webdriver
 
 from tests.conftest import open_page
@@ -57,6 +60,28 @@ def test_it_loads_nothing_from_elsewhere(site: Path) -> None:
 def test_nothing_of_the_machinery_is_published(site: Path) -> None:
     assert not [path for path in site.rglob("*.py") if "assets" not in path.parts]
     assert (site / "index.html").read_text().count("<h1") == 1
+
+
+@pytest.mark.parametrize(
+    ("page", "written", "shown"),
+    [
+        ("index.md", "[x](docs/scan.md#when-it-is-blind)", "[x](scan.md#when-it-is-blind)"),
+        ("index.md", "[![a report](docs/images/report.png)](docs/images/report.png)",
+         "[![a report](images/report.png)](images/report.png)"),
+        ("index.md", "[Contributing](CONTRIBUTING.md)", "[Contributing](contributing.md)"),
+        ("hooks/scorers.md", "[x](../../README.md#measured)", "[x](../index.md#measured)"),
+        ("attacks.md", "[the code](../plugins/defensekit_attacks/fronting.py)",
+         "the code (`plugins/defensekit_attacks/fronting.py`)"),
+        ("attacks.md", "[recipes/](../recipes)", "recipes/"),
+        ("attacks.md", "[x](https://arxiv.org/abs/2305.04547), [x](#gallery)",
+         "[x](https://arxiv.org/abs/2305.04547), [x](#gallery)"),
+    ],
+)  # fmt: skip
+def test_links_between_files_become_links_between_pages(page: str, written: str, shown: str) -> None:
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    files = config.plugins.on_files(get_files(config), config=config)
+    found = SimpleNamespace(file=files.get_file_from_path(page))
+    assert config.plugins.on_page_markdown(written, page=found, config=config, files=files) == shown
 
 
 @pytest.mark.parametrize("page", ["index", "idea", "numbers", "scan", "reference/recipe", "hooks/scorers"])
