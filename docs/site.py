@@ -18,8 +18,8 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 API = "reference/api.md"
 
 _log = logging.getLogger("mkdocs.hooks.site")
-_LINK = re.compile(r"\[([^\[\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
-_IMAGE_LINK = re.compile(r"(?<=\]\()([^)\s#:]+)()(?=\))")
+_PICTURE = r"!\[[^\]]*\]\([^)\s]+\)"
+_LINK = re.compile(rf"\[({_PICTURE}|[^\[\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -34,7 +34,8 @@ def _api() -> str:
     says, *lines = (ROOT / "docs/api.txt").read_text(encoding="utf-8").splitlines()
     text = f"# Public API\n\n{says.lstrip('# ')}\n"
     for module, names in groupby(lines, lambda line: ".".join(line.split(".")[:2])):
-        text += f"\n## {module}\n\n```text\n" + "\n".join(name.removeprefix(f"{module}.") for name in names) + "\n```\n"
+        listed = "\n".join(name.removeprefix(f"{module}.") for name in names).replace("\nclass ", "\n\nclass ")
+        text += f"\n## {module}\n\n```text\n{listed}\n```\n"
     return text
 
 
@@ -55,18 +56,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     def link(match: re.Match[str]) -> str:
         text, target, anchor = match.groups()
+        text = _LINK.sub(link, text)  # a picture that is a link
         if there := moved(target):
             return f"[{text}]({there}{anchor or ''})"
         path = os.path.relpath(folder / target, ROOT)
         return text if path in text else f"{text} (`{path}`)"
 
-    def image(match: re.Match[str]) -> str:
-        return moved(match[1]) or match[1]
-
-    # A picture that is a link holds brackets of its own; both of its targets are files.
-    picture = re.compile(r"\[!\[[^\]]*\]\([^)\s]+\)\]\([^)\s]+\)")
-    parts, last = [], 0
-    for match in picture.finditer(markdown):
-        parts += [_LINK.sub(link, markdown[last : match.start()]), _IMAGE_LINK.sub(image, match[0])]
-        last = match.end()
-    return "".join([*parts, _LINK.sub(link, markdown[last:])])
+    return _LINK.sub(link, markdown)
