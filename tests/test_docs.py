@@ -1,17 +1,22 @@
 """What the documentation says is so."""
 
 import importlib.util
+import inspect
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import defensekit
+from defensekit import hookspecs
+from defensekit.components import KINDS
 from defensekit.hookspecs import HOOKS
 from defensekit.host import load_plugins
 from defensekit.keys import DefenseKeys, Sizes, Top
 from defensekit.loading import load_recipe
+from defensekit.schema import recipe_schema
 from defensekit.testing import check_plugin
 from defensekit.training import TrainingSettings
 
@@ -70,32 +75,63 @@ def test_every_parameter_of_an_attack_is_documented() -> None:
             assert f"`{key}`" in page, f"{name}: {key}"
 
 
-def test_the_gallery_is_what_the_attacks_give() -> None:
-    spec = importlib.util.spec_from_file_location("gallery", ROOT / "benchmarks/gallery.py")
+def script(path: Path) -> ModuleType:
+    """A script that makes a part of the pages."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_gallery_is_what_the_attacks_give() -> None:
+    module = script(ROOT / "benchmarks/gallery.py")
     page = module.PAGE.read_text()
     shown = page.partition(module.START)[2].partition(module.END)[0]
     assert shown.strip() == module.gallery().strip(), "run: python benchmarks/gallery.py --write"
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", DOCS / "recipes.md", DOCS / "defenses.md"], ids=lambda path: path.name
-)
-def test_recipes_in_the_documentation_load(path: Path, tmp_path: Path) -> None:
-    found = blocks(path, "yaml")
-    assert found
-    (tmp_path / "quickstart.yaml").write_text((ROOT / "recipes/quickstart.yaml").read_text())
-    (tmp_path / "my-reviews.csv").write_text("review,stars\ngood,5\nbad,1\n")
-    for number, text in enumerate(found):
-        (tmp_path / f"{number}.yaml").write_text(text)
-        load_recipe(tmp_path / f"{number}.yaml")
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    return script(DOCS / "generate.py")
+
+
+def test_what_is_generated_is_fresh(generate: ModuleType) -> None:
+    for page in DOCS.rglob("*.md"):
+        text = page.read_text()
+        assert generate.refreshed(text) == text, f"{page} is stale; run: python docs/generate.py --write"
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_every_hook_has_a_page_with_its_signature(kind: str, generate: ModuleType) -> None:
+    text = (DOCS / f"hooks/{HOOKS[kind].removeprefix('defensekit_')}.md").read_text()
+    assert f"<!-- generated: hook {kind} -->" in text
+    returns = inspect.signature(getattr(hookspecs, HOOKS[kind])).return_annotation
+    assert returns == hookspecs.Table
+    assert f"\n@hookimpl\ndef {HOOKS[kind]}() -> Table: ...\n" in text
+    for name, method in vars(KINDS[kind]).items():
+        if getattr(method, "__isabstractmethod__", False):
+            assert f"def {name}(" in text, name
+
+
+def test_a_stale_page_is_seen(generate: ModuleType) -> None:
+    text = (DOCS / "hooks/scorers.md").read_text()
+    stale = text.replace("def score(self, t:", "def score(self, tensor:")
+    assert stale != text
+    assert generate.refreshed(stale) == text
+
+
+def test_the_reference_has_every_key_of_the_schema() -> None:
+    page, recipe = (DOCS / "reference/recipe.md").read_text(), recipe_schema(load_plugins())["else"]
+    assert recipe["properties"]
+    for part in (recipe, *(recipe["properties"][key] for key in ("training", "defense", "triggered"))):
+        for key in part["properties"]:
+            assert f"| `{key}` |" in page, key
 
 
 def test_the_readme_explains_the_recipe_that_ships() -> None:
     shipped = load_recipe(ROOT / "recipes/quickstart.yaml")
-    [text] = blocks(ROOT / "README.md", "yaml")
+    text, _ = blocks(ROOT / "README.md", "yaml")
     assert text == (ROOT / "recipes/quickstart.yaml").read_text()
     assert shipped.name == "quickstart"

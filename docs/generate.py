@@ -1,0 +1,212 @@
+"""The parts of the pages that the code says better: hooks, recipe keys, the command line.
+
+    python docs/generate.py [--write]
+
+A page has two comments, `<!-- generated: WHAT -->` and `<!-- end of generated -->`. What stands between them is made
+here. A test holds every page to a fresh one. Prints the names of the pages that differ, or mends them.
+"""
+
+import argparse
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+from typer.cli import get_docs_for_click
+
+from defensekit import api, hookspecs
+from defensekit.cli.main import app
+from defensekit.components import KINDS, Component
+from defensekit.host import Host, load_plugins
+from defensekit.keys import DefenseKeys, Sizes, Top, TriggeredKeys
+from defensekit.schema import Parameter, parameters
+from defensekit.testing import checks  # noqa: F401 - the checks register themselves
+from defensekit.testing.kit import CHECKS
+from defensekit.training import TrainingSettings
+
+DOCS = Path(__file__).parent
+_BLOCK = re.compile(r"(<!-- generated: (\w+) ?(\w*) -->\n).*?(<!-- end of generated -->\n)", re.DOTALL)
+
+
+def refreshed(page: str) -> str:
+    """A page with everything in it that is generated made anew."""
+    return _BLOCK.sub(lambda match: f"{match[1]}\n{MAKERS[match[2]](*filter(None, [match[3]]))}\n{match[4]}", page)
+
+
+# -- hooks -------------------------------------------------------------------------------------------------------------
+
+
+def hook(kind: str) -> str:
+    """A kind of component: the hook, what to subclass, what it meets, what it is held to, what there is."""
+    classes = [KINDS[kind], *(found for found in _classes() if found.__base__ is KINDS[kind])]
+    source = re.sub(r'""".*?"""', "", "".join(map(outline, classes)), flags=re.DOTALL)
+    met = [found for found in _classes() if not issubclass(found, Component) and _names(found.__name__, source)]
+    own = [check for check in CHECKS if any(issubclass(of, KINDS[kind]) for of in check.kinds)]
+    return "\n\n".join(
+        [
+            f"## The hook\n\n{_code(signature(kind))}",
+            f"The table is a `{_table()}`: names, as they are written in YAML, and components.",
+            f"## What to subclass\n\n{_code(*map(outline, classes))}",
+            *([f"## What it meets\n\n{_code(*map(outline, met))}"] if met else []),
+            "## What it is held to\n\n`defensekit plugins check` tries, beside what "
+            "[every component](../plugins.md#checking) promises:\n\n"
+            + (_rows(("check", "what it says"), [(f"`{check.name}`", check.says) for check in own]) or "nothing more."),
+            f"## What there is\n\n{_shipped(kind)}",
+        ]
+    )
+
+
+def signature(kind: str) -> str:
+    """A hook as its specification has it."""
+    return f"@hookimpl\n{_declared(getattr(hookspecs, hookspecs.HOOKS[kind]))} ...\n"
+
+
+def _table() -> str:
+    [found] = [line for line in inspect.getsource(hookspecs).splitlines() if line.startswith("Table = ")]
+    return found.removeprefix("Table = ").replace('"', "")
+
+
+def _declared(function: Callable[..., object]) -> str:
+    """The lines from `def` to the colon."""
+    lines = inspect.getsource(function).splitlines()
+    node = ast.parse(inspect.cleandoc("\n".join(lines))).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    declared = "\n".join(lines[node.lineno - 1 : node.body[0].lineno - 1])
+    return re.sub(r"\s*# type: ignore\S*", "", declared)
+
+
+def outline(found: type) -> str:
+    """A class as its source has it, docstrings included, without methods' bodies and without what is private."""
+    lines = inspect.getsource(found).splitlines()
+    [node] = ast.parse("\n".join(lines)).body
+    assert isinstance(node, ast.ClassDef)
+    first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+    kept = lines[first - 1 : node.body[0].lineno - 1]
+    for part, after in zip(node.body, [*node.body[1:], None], strict=True):
+        target = getattr(part, "target", None) or next(iter(getattr(part, "targets", [])), None)
+        name = getattr(part, "name", getattr(target, "id", ""))
+        if name.startswith("_") and name not in ("__init__", "__getitem__"):
+            continue
+        if not isinstance(part, ast.FunctionDef):
+            kept += lines[part.lineno - 1 : part.end_lineno]
+            kept += [""] if isinstance(part, ast.Expr) and isinstance(after, ast.Assign | ast.AnnAssign) else []
+            continue
+        head = min([part.lineno, *(one.lineno for one in part.decorator_list)])
+        says = part.body[0]
+        if ast.get_docstring(part):
+            kept += ["", *lines[head - 1 : says.end_lineno]]
+        else:
+            kept += ["", *lines[head - 1 : says.lineno - 2], f"{lines[says.lineno - 2]} ..."]
+    return "\n".join(kept) + "\n"
+
+
+def _classes() -> list[type]:
+    return [found for name in api.__all__ if isinstance(found := getattr(api, name), type)]
+
+
+def _names(name: str, source: str) -> bool:
+    return re.search(rf"\b{name}\b", source) is not None
+
+
+def _shipped(kind: str) -> str:
+    host = load_plugins()
+    rows = [
+        (f"[`{name}`](../reference/recipe.md#{kind}-{name})", _says(host, kind, name), f"`{plugin.name}`")
+        for name in host.names(kind)
+        if _ours(plugin := host.plugin_of(kind, name))
+    ]
+    return _rows((kind, "what it does", "plugin"), rows) or "None ships."
+
+
+# -- recipes -----------------------------------------------------------------------------------------------------------
+
+
+def keys() -> str:
+    """Every key of a recipe and every parameter of every component, from what the JSON schema is made of."""
+    host = load_plugins()
+    groups = {
+        "At the top": Top,
+        "Under `data`": Sizes,
+        "Under `training`": TrainingSettings,
+        "Under `defense`": DefenseKeys,
+        "Under `triggered`": TriggeredKeys,
+    }
+    text = [f"## {title}\n\n{_parameters(parameters(model))}" for title, model in groups.items()]
+    for kind in KINDS:
+        names = [name for name in host.names(kind) if _ours(host.plugin_of(kind, name))]
+        if names:
+            text.append(f"## {hookspecs.HOOKS[kind].removeprefix('defensekit_').capitalize()}")
+        for name in names:
+            described = _parameters(parameters(host.find(kind, name))) or "No parameters."
+            text.append(f"### {kind} `{name}`\n\n{_says(host, kind, name)}\n\n{described}")
+    return "\n\n".join(text)
+
+
+def _ours(plugin: object) -> bool:
+    return getattr(plugin, "origin", "") == "defensekit"
+
+
+def _says(host: Host, kind: str, name: str) -> str:
+    """The first paragraph of a component's docstring."""
+    return " ".join((inspect.getdoc(host.find(kind, name)) or "").partition("\n\n")[0].split())
+
+
+def _parameters(found: list[Parameter]) -> str:
+    rows = [
+        (
+            f"`{one.name}`",
+            re.sub(r"\bobject\b", "mapping", one.type) + (f" (`{one.bounds}`)" if one.bounds else ""),
+            "(required)" if one.default is None else f"`{one.default}`" if one.default else "",
+            one.meaning,
+        )
+        for one in found
+    ]
+    return _rows(("key", "type", "default", "meaning"), rows)
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def commands() -> str:
+    """What `--help` says of every command, by typer's own generator of documentation."""
+    command = typer.main.get_command(app)
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="defensekit")
+    return text.partition("\n")[2].strip().replace("```console\n$ ", "```text\n")
+
+
+# -- Markdown ----------------------------------------------------------------------------------------------------------
+
+
+def _code(*parts: str) -> str:
+    return "```python\n" + "\n\n".join(parts) + "```"
+
+
+def _rows(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    cells = [" | ".join(re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in line) for line in lines]
+    return "\n".join(f"| {line} |" for line in cells) if rows else ""
+
+
+MAKERS = {"hook": hook, "keys": keys, "commands": commands}
+
+
+def main() -> None:
+    """Say which pages are stale, or mend them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    write, stale = parser.parse_args().write, 0
+    for page in sorted(DOCS.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if (fresh := refreshed(text)) != text:
+            print(page)
+            stale += not write
+            if write:
+                page.write_text(fresh, encoding="utf-8")
+    sys.exit(min(stale, 1))
+
+
+if __name__ == "__main__":
+    main()
