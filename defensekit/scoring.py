@@ -68,6 +68,15 @@ class Views:
         for part in slices(self.pair.dimensions(name)):
             yield view(part)
 
+    @cached_property
+    def sample(self) -> slice:
+        """Some dimensions of a flattened tensor, evenly spread; of all tensors about 4 million at most."""
+        return slice(0, None, max(257, self.pair.dimensions() >> 22 | 1))  # odd: not the same columns over and over
+
+    def few(self, name: str) -> TensorView:
+        """The sample of a tensor."""
+        return self._opened(name)(self.sample)
+
     def _opened(self, name: str) -> Callable[[slice | None], TensorView]:
         """What makes the view of a part, or of the whole; the files are opened once."""
         base, suspect = self.pair.stored(name)
@@ -93,20 +102,24 @@ class Views:
     def _quantile(self, statistic: str, q: float) -> float:
         import torch
 
-        read, nothing = self.statistics[statistic], torch.tensor(torch.nan)
+        read = self.statistics[statistic]
 
-        def positive(name: str) -> "Iterator[Tensor]":
+        def positive(name: str, some: Callable[[int], Iterable[slice]] = slices) -> "Iterator[tuple[Tensor, Tensor]]":
             if (values := read(name)) is not None:
-                for part in slices(values.numel()):
-                    some = values.reshape(-1)[part].float()
-                    yield torch.where(some > 0, some, nothing)
+                for part in some(values.numel()):
+                    cut = values.reshape(-1)[part].float()
+                    yield cut, cut > 0
 
         with self._lock:
             if (statistic, q) not in self._quantiles:
                 sources = [partial(positive, name) for name in self.pair.scope]
+                few = [cut[more] for name in self.pair.scope for cut, more in positive(name, lambda _: [self.sample])]
                 found = kth_largest(
-                    sources, lambda count: count - int(q * (count - 1)) if count else 0, torch.get_num_threads()
-                )[0]
+                    sources,
+                    lambda count: count - int(q * (count - 1)) if count else 0,
+                    torch.get_num_threads(),
+                    torch.cat(few) if few else None,
+                ).value
                 self._quantiles[statistic, q] = found if math.isfinite(found) else 0.0
             return self._quantiles[statistic, q]
 
@@ -129,6 +142,7 @@ class Scores(Mapping[str, Scored]):
     """
 
     threads = 1
+    _equal: tuple[float, dict[str, int]] = (math.nan, {})  # what the last cut counted on its way
 
     def __init__(self, tensors: Mapping[str, Scored], head_size: int | None = None) -> None:
         self._tensors = {name: tensors[name] for name in sorted(tensors)}
@@ -157,14 +171,17 @@ class Scores(Mapping[str, Scored]):
         """The k-th largest score of the eligible dimensions of some tensors, exactly, and how many of those equal to it
         belong to the k largest; ``wanted`` says k for the number of them. Where k is 0: (infinity, 0)."""
 
-        def eligible(name: str) -> "Iterator[Tensor]":
-            import torch
+        def values(name: str) -> "Iterator[tuple[Tensor, Tensor]]":
+            return ((scored.score, scored.eligible) for scored in self.parts(name))
 
-            nothing = torch.tensor(torch.nan)
-            for scored in self.parts(name):
-                yield torch.where(scored.eligible, scored.score, nothing)
+        names = list(names)
+        found = kth_largest([partial(values, name) for name in names], wanted, self.threads, self._sample(names))
+        self._equal = (found.value, dict(zip(names, found.equal or [], strict=False)))
+        return found.value, found.ties
 
-        return kth_largest([partial(eligible, name) for name in names], wanted, self.threads)
+    def _sample(self, names: list[str]) -> "Tensor | None":
+        """Some of the eligible scores, if they cost less than all."""
+        return None
 
     def equal(self, names: Iterable[str], value: float) -> dict[str, int]:
         """How many eligible dimensions of each tensor have exactly that score."""
@@ -173,6 +190,9 @@ class Scores(Mapping[str, Scored]):
             return sum(int((scored.eligible & (scored.score == value)).sum()) for scored in self.parts(name))
 
         names = list(names)
+        last, known = self._equal
+        if last == value and known.keys() >= set(names):
+            return {name: known[name] for name in names}
         return dict(zip(names, concurrently(count, names, self.threads), strict=True))
 
 
@@ -203,6 +223,14 @@ class Computed(Scores):
     def parts(self, name: str) -> Iterator[Scored]:
         return (scored for _, scored in self.seen(name)) if self.scorer.elementwise else super().parts(name)
 
+    def _sample(self, names: list[str]) -> "Tensor | None":
+        import torch
+
+        if not self.scorer.elementwise:
+            return None
+        few = [self._score(self.views.few(name)) for name in names]
+        return torch.cat([scored.score[scored.eligible] for scored in few])
+
     def seen(self, name: str) -> Iterator[tuple[TensorView, Scored]]:
         """The parts of a tensor beside what the scorer saw of them."""
         if self.scorer.elementwise:
@@ -219,7 +247,7 @@ class Computed(Scores):
         eligible = blame(who, who.eligible, view)
         if eligible.shape != view.suspect.shape or eligible.dtype != torch.bool:
             raise fault(who, f"must say of every dimension of {view.name} whether it is eligible, as bool")
-        result = blame(who, who.score, view) if bool(eligible.any()) else torch.zeros_like(view.suspect)
+        result = blame(who, who.score, view) if anything(eligible) else torch.zeros_like(view.suspect)
         if versions(shown) != before:
             raise fault(who, f"wrote into the tensors it was shown of {view.name}, expected a new tensor of scores")
         if not isinstance(result, torch.Tensor) or result.shape != view.suspect.shape:
@@ -230,6 +258,13 @@ class Computed(Scores):
         if not math.isfinite(float(result.sum())) and not bool(torch.isfinite(result[eligible]).all()):
             raise fault(who, f"gave NaN or infinity for {view.name}, expected finite scores")
         return Scored(result, eligible, layer_of(view.name))
+
+
+def anything(mask: "Tensor") -> bool:
+    """Whether anything is True; the largest byte is found many times faster than by ``any``."""
+    import torch
+
+    return mask.numel() > 0 and bool(mask.contiguous().view(torch.uint8).max())
 
 
 def versions(tensors: "Iterable[Tensor]") -> list[int]:
