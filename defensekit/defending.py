@@ -27,7 +27,7 @@ from defensekit.errors import UsageError, listing
 from defensekit.files import data_digest
 from defensekit.pair import Pair, check_loaded
 from defensekit.rewriting import rewrite
-from defensekit.scoring import TensorView, slices, versions
+from defensekit.scoring import TensorView, anything, slices, versions
 from defensekit.selecting import Selection
 from defensekit.text import Row
 
@@ -227,7 +227,7 @@ def _stepped(selection: Selection, name: str, steps: Sequence[WeightStep], weigh
     else:
         shown, weights = [(selection.views[name], selection[name])], [weight]
     for (view, chosen), part in zip(shown, weights, strict=True):
-        if bool(chosen.any()):
+        if anything(chosen.bool()):
             for step in steps:
                 kept = step.acts_on == "kept"
                 part = _step(step, view, part, (chosen == 0) & (view.drift != 0) if kept else chosen)
@@ -247,6 +247,6 @@ def _step(step: WeightStep, view: TensorView, weight: "Tensor", acted_on: "Tenso
     if versions([weight, acted_on]) != before:
         raise fault(step, f"wrote into what it was handed of {view.name}, expected a new tensor")
     fits = made.shape == weight.shape and made.dtype == weight.dtype
-    if not fits or bool(((_bits(made) != _bits(weight)) & (acted_on == 0)).any()):
+    if not fits or anything((_bits(made) != _bits(weight)) & ~acted_on.bool()):
         raise fault(step, f"changed the shape, the dtype or unselected weights of {view.name}")
     return made

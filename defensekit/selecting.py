@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.components import Selector, blame, fault
 from defensekit.ranking import concurrently, upper_in_order
-from defensekit.scoring import Computed, Scored, Scores, TensorView, Views
+from defensekit.scoring import Computed, Scored, Scores, TensorView, Views, anything
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +25,10 @@ class Cut:
         """The selection of a tensor or a part of one; of a part, ``ties`` counts from its beginning."""
         chosen = scored.eligible & (scored.score > self.above)
         if self.ties:
-            equal = (scored.eligible & (scored.score == self.above)).reshape(-1).nonzero().reshape(-1)[: self.ties]
-            chosen.view(-1)[equal] = True
+            equal = scored.eligible & (scored.score == self.above)
+            if int(equal.count_nonzero()) > self.ties:
+                equal &= equal.reshape(-1).cumsum(0).reshape(equal.shape) <= self.ties
+            chosen |= equal
         return chosen
 
 
@@ -55,7 +57,7 @@ class Selection(Mapping[str, "Tensor"]):
     def nothing(self, name: str) -> bool:
         """Whether it is known without looking at a score that nothing of a tensor is taken."""
         chosen = self.chosen[name]
-        return chosen.above == math.inf if isinstance(chosen, Cut) else not bool(chosen.any())
+        return chosen.above == math.inf if isinstance(chosen, Cut) else not anything(chosen.bool())
 
     def taker(self, name: str) -> "Callable[[Scored], Tensor]":
         """What says of each part of a tensor, flattened, what is taken of it; it has to be asked in their order."""
@@ -66,7 +68,7 @@ class Selection(Mapping[str, "Tensor"]):
             assert isinstance(chosen, Cut)
             taken = chosen.take(part)
             if chosen.ties:
-                chosen = Cut(chosen.above, chosen.ties - int((taken & (part.score == chosen.above)).sum()))
+                chosen = Cut(chosen.above, chosen.ties - int((taken & (part.score == chosen.above)).count_nonzero()))
             return taken
 
         def of_tensor(part: Scored) -> "Tensor":
@@ -153,7 +155,7 @@ def spread(part: Scored, chosen: "Tensor") -> "Tensor":
     import torch
 
     bits = ((part.score + 0.0).reshape(-1).view(torch.int32) >> 32 - BITS).bitwise_and_(BINS - 1)
-    bits.masked_fill_(~part.eligible.reshape(-1), BINS - 1)  # a NaN's, which no score has
+    bits |= -(~part.eligible.reshape(-1)).int() & BINS - 1  # a NaN's, which no score has
     return torch.bincount(bits.add_(chosen.reshape(-1).int() << BITS), minlength=2 * BINS)
 
 
