@@ -30,7 +30,13 @@ def parts(recipe: Recipe) -> Iterator[tuple[str, Named]]:
 
 
 def _defense(place: str, defense: Defense) -> Iterator[tuple[str, Named]]:
-    for part, named in (("estimator", defense.estimator), ("scorer", defense.scorer), ("selector", defense.selector)):
+    for part, named in (
+        ("estimator", defense.estimator),
+        ("scorer", defense.scorer),
+        ("selector", defense.selector),
+        ("sanitizer", defense.sanitizer),
+        ("sanitizer.model", defense.language_model),
+    ):
         if named:
             yield f"{place}.{part}", named
     for i, step in enumerate(defense.purifier):
@@ -50,6 +56,8 @@ def identified(plan: Plan) -> dict[str, Any]:
     for place, named in parts(recipe):
         if ".purifier." in place and (found := plan.step_contents(named)) is not None:
             contents[place] = found
+        if place.endswith(".sanitizer.model"):
+            contents[place] = plan.language_model(named).digest
     return {
         "format": FORMAT,
         "parts": {
