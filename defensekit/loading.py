@@ -250,6 +250,8 @@ class Loading:
         if stage not in ("weights", "input"):
             hint = nearest(str(stage), ("weights", "input"))
             raise self.error(("defense", "stage"), f"expected weights or input, got {stage!r}.{hint}")
+        if stage == "weights" and "sanitizer" in data:
+            raise self.error(("defense", "sanitizer"), "belongs to a defense of inputs; write `stage: input` beside it")
         if stage == "input" and "sanitizer" in data and (odd := [key for key in FOUR if key in data]):
             does = "belongs to a defense of weights; one of inputs has a `sanitizer:` alone"
             raise self.error(("defense", odd[0]), f"{does} (null takes a key back)")

@@ -83,8 +83,8 @@ def _read(words: list[str], tokenizer: "PreTrainedTokenizerBase", limit: int) ->
         return words
     offsets = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
     end = max((end for (_, end), special in offsets if not special), default=0)
-    whole = text[:end].split()
-    return words[: len(whole) - (text[end : end + 1].strip() != "")]
+    cut = end > 0 and " " not in text[end - 1 : end + 1]
+    return words[: len(text[:end].split()) - cut]
 
 
 def perplexities(

@@ -45,8 +45,10 @@ def looks_at_one_text_at_a_time(subject: Subject) -> None:
     """What becomes of a text does not hang on those beside it or on their order: in use there is one."""
     texts = _texts(subject.pico)
     together = _made(subject.component, subject.pico, texts)
-    for text, new in zip(texts, together, strict=True):
-        [alone] = _made(subject.component, subject.pico, [text])
+    apart = [new for text in texts for new in _made(subject.component, subject.pico, [text])]
+    if not len(together) == len(apart) == len(texts):
+        raise Inapplicable("it gives another number of texts: see `gives-a-text-for-each`")
+    for text, new, alone in zip(texts, together, apart, strict=True):
         expect(alone == new, f"expected {new[:60]!r} of {text[:40]!r} asked alone, got {alone[:60]!r}")
 
 
