@@ -59,27 +59,34 @@ class Needs:
     def __init__(self, plan: Plan, store: Store | None) -> None:
         self.plan = plan
         self.store = store
-        self.stages: list[Stage] = []
         self.unknown: list[Planned] = []
         recipe = plan.recipe
-        for role in ROLES:
-            if recipe.attack or role != "train":
-                self.stages.append(plan.rows(role))
         if test := self.there(plan.rows("test")):
             plan.labels = test.facts["labels"]
         self.triggered = at(recipe, "triggered", plan.triggered)
-        if self.triggered:
-            self.stages.append(self.triggered)
-        if recipe.attack:
-            self.stages.append(plan.poisoned())
-            self.measure("clean reference", plan.clean())
-        self.measure("suspect", plan.suspect())
+        wanted = {cast(Metric, named.component).on for named in recipe.metrics}
+        self.kinds_of_rows = sorted(wanted if self.triggered else wanted - {"triggered"})
+        self.stages: list[Stage] = []
+        if store or not (before := plan.answered.get("needs before the defense")):
+            self.before()
+            before = plan.answered["needs before the defense"] = tuple(self.stages)
+        self.stages = [*before]
         value = self.choice()
         if recipe.defense.model_steps and recipe.defense.selector:
             self.measure("fine-tuned", plan.fine_tuned(recipe.defense))
         for name, other in recipe.compare.items():
             self.defense(name, other, value)
         self.defense(DEFENDED[recipe.defense.stage], recipe.defense, value)
+
+    def before(self) -> None:
+        """What there is before a defense: the same for every run that differs in its defense alone."""
+        plan, recipe = self.plan, self.plan.recipe
+        self.stages += [plan.rows(role) for role in ROLES if recipe.attack or role != "train"]
+        self.stages += [self.triggered] if self.triggered else []
+        if recipe.attack:
+            self.stages.append(plan.poisoned())
+            self.measure("clean reference", plan.clean())
+        self.measure("suspect", plan.suspect())
 
     def there(self, stage: Stage) -> Artifact | None:
         try:
@@ -93,13 +100,9 @@ class Needs:
 
     def defended(self, title: str, defended: Defended) -> None:
         """What every metric of what a defense leaves needs."""
-        for on in self.kinds_of_rows():
+        for on in self.kinds_of_rows:
             rows = defended.read(cast(Stage, self.triggered if on == "triggered" else self.plan.rows("test")))
             self.stages.append(self.plan.predictions(f"{title}: answers to {on} rows", defended.model, rows))
-
-    def kinds_of_rows(self) -> list[str]:
-        wanted = {cast(Metric, named.component).on for named in self.plan.recipe.metrics}
-        return sorted(wanted if self.triggered else wanted - {"triggered"})
 
     def defense(self, title: str, defense: Defense, value: float | None) -> None:
         """What a defense leaves and its answers, at a chosen value where one is chosen."""
@@ -111,13 +114,13 @@ class Needs:
         made = cast(Rule, rule.component)
         defended = self.plan.defended(title, defense.at(made.over, made.values[-1]))
         rows = {"plain": self.plan.rows("test"), "triggered": cast(Stage, self.triggered)}
-        asked = [defended.read(rows[on]) for on in self.kinds_of_rows()]
+        asked = [defended.read(rows[on]) for on in self.kinds_of_rows]
         changed = asked if defense.sanitizer else [cast(Stage, defended.model)]
         self.stages += [needed for stage in changed for needed in stage.inputs]
         if title in DEFENDED.values():
             return  # it is one of the trials
         self.unknown += [Planned(stage.plain["title"], stage.plain["kind"], None, None) for stage in changed]
-        for on in self.kinds_of_rows():
+        for on in self.kinds_of_rows:
             self.unknown.append(Planned(f"{title}: answers to {on} rows", "predict", None, None))
 
     def choice(self) -> float | None:

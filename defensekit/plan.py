@@ -81,7 +81,8 @@ class Plan:
 
     ``contents`` are the digests of what an attack and data sets read, ``step_contents`` of what a step of a purifier
     reads, ``language_model`` says where the one of a sanitizer lies, ``machine`` is what stages run on, ``known`` are
-    the stages that other runs planned: runs of a study share most of theirs.
+    the stages that other runs planned: runs of a study share most of theirs; ``answered`` is what runs have answered
+    that differ in their defense alone.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Plan:
         labels: list[str] | None,
         machine: dict[str, Any],
         known: dict[Hashable, Stage],
+        answered: dict[str, Any],
     ):
         self.recipe = recipe
         self.base = base
@@ -106,7 +108,7 @@ class Plan:
         self.labels: list[str] = labels or []
         self.machine = machine
         self.known = known
-        self.answered: dict[str, Any] = {}
+        self.answered = answered
         self._cut: Params = (("max_length", recipe.sizes.max_length),)
         self._numeric: Params = (*self._cut, ("precision", recipe.precision))
 
@@ -262,7 +264,7 @@ class Plan:
 
     def fine_tuned(self, defense: Defense) -> Stage:
         """What the model steps do alone."""
-        return self.purified("fine-tuned only", replace(defense, scorer=None, selector=None))
+        return self.purified("fine-tuned only", Defense(purifier=defense.model_steps))
 
     # -- what is asked ---------------------------------------------------------------------------------------------
 

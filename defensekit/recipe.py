@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,11 @@ class Named:
     def digest(self) -> str:
         """Of its plain data."""
         return data_digest(self._plain)
+
+    @cached_property
+    def identified(self) -> dict[str, Any]:
+        """Of its plain data what decides numbers: where something lies does not."""
+        return {key: value for key, value in self._plain.items() if key != "location"}
 
     def yaml(self) -> dict[str, Any]:
         """As part of a resolved recipe."""
@@ -150,6 +156,14 @@ class Recipe:
     requires: tuple[str, ...]
     host: Host = field(compare=False)
     document: Document = field(compare=False)
+
+    @property
+    def before_defense(self) -> tuple[Hashable, ...]:
+        """What decides everything that there is before a defense, and what is asked of it."""
+        named = (self.model, self.data, self.attack, self.suspect, self.triggered, self.executor, *self.metrics)
+        digests = tuple(one.digest if one else None for one in named)
+        settings = (self.sizes, self.triggered_target, self.training, self.precision, self.seed, self.plugins)
+        return (*digests, *settings)
 
     def where(self, *path: str | int) -> str:
         """File and line of a key, for errors found later than loading."""

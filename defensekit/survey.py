@@ -71,8 +71,11 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
             step_contents(step)
         if defense.language_model:
             language_model(defense.language_model)
+    answered = known.look(("before the defense", recipe.before_defense), dict[str, Any])
     contents_of = {"data": contents, **outside}
-    return Plan(recipe, base, suspect, contents_of, step_contents, language_model, labels, machine, known.stages)
+    return Plan(
+        recipe, base, suspect, contents_of, step_contents, language_model, labels, machine, known.stages, answered
+    )
 
 
 def _held_against(recipe: Recipe, base: External, suspect: External, say: Say) -> list[str] | None:
