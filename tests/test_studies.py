@@ -409,6 +409,39 @@ def test_two_places_of_a_matrix_may_be_the_same_run(recipe: Path, tmp_path: Path
     assert (status["runs"], status["done"]) == (2, 2)
 
 
+@pytest.mark.parametrize("event", ["for_run", "run_started", "run_finished"])
+@pytest.mark.parametrize("error", [ValueError("tired"), OSError("no room")], ids=["a mistake", "a full disk"])
+def test_who_watches_and_fails_ends_no_run(recipe: Path, tmp_path: Path, event: str, error: Exception) -> None:
+    class Failing(Observer):
+        def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
+            return self._do("for_run") or self
+
+        def run_started(self, recipe: Mapping[str, Any]) -> None:
+            self._do("run_started")
+
+        def run_finished(self, result: Mapping[str, Any]) -> None:
+            self._do("run_finished")
+
+        def _do(self, what: str) -> None:
+            if what == event:
+                raise error
+
+    class Beside(Observer):
+        def warning(self, text: str) -> None:
+            warned.append(text)
+
+        def run_finished(self, result: Mapping[str, Any]) -> None:
+            finished.append(result["name"])
+
+    warned: list[str] = []
+    finished: list[str] = []
+    path = study(recipe, matrix={"defense.scorer": ["magnitude", "random"]})
+    found = run_study(load_study(path), tmp_path / "w", [Failing(), Beside()])
+    assert (found.done, found.failed) == (2, {})
+    assert len(finished) == len(warned) == 2
+    assert all("the observer Failing of" in text and str(error) in text for text in warned)
+
+
 def test_who_watches_and_fails_leaves_no_answer_behind(recipe: Path, tmp_path: Path) -> None:
     """A worker whose progress nobody took is not asked for another stage: its next answer would be the old one's."""
 
