@@ -298,14 +298,8 @@ def test_latex_is_escaped(evil: Table) -> None:
     assert all(line.count("{") == line.count("}") for line in made.replace(r"\{", "").replace(r"\}", "").splitlines())
 
 
-HOSTILE = [
-    "*a_b%c&d#e$f{g}h\\i~j^k<l>m|n\"o'p`q",
-    "Ünï – “quo” … ± ×",
-    "世 😀 Ωμ Жук «ąđ»",
-    "--- --",
-    "[opt] *star",
-    "?` !`",
-]
+HOSTILE = ["*a_b%c&d#e$f{g}h\\i~j^k<l>m|n\"o'p`q", "Ünï – “quo” … ± ×", "世 😀 Ωμ Жук «ąđ»"]
+HOSTILE += ["--- --", "[opt] *star", "?` !`"]
 
 
 def hostile() -> Table:
