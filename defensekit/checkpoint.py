@@ -251,6 +251,45 @@ def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrain
     return model.eval()
 
 
+def load_language_model(folder: Path) -> "PreTrainedModel":
+    """A causal language model in float32, in eval mode, on the CPU.
+
+    Raises:
+        UsageError: the folder holds none that can be loaded safely.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    Checkpoint(folder).tensors  # noqa: B018 - refuses pickles and damaged files before transformers sees them
+    try:
+        with quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise UsageError(f"{folder}: can't be loaded as a causal language model ({_line(error)})") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UsageError(f"{folder} is no language model: it lacks {listing(missing)}")
+    return model.eval()
+
+
+def positions(model: Checkpoint) -> int | None:
+    """How many tokens a model has positions for; None where there is no last one."""
+    if model.config.get("relative_attention"):
+        return None
+    for key in ("max_position_embeddings", "n_positions"):
+        limit = model.config.get(key)
+        if isinstance(limit, int):
+            # RoBERTa counts positions from behind the padding token's number.
+            return limit - (2 if "roberta" in str(model.config.get("model_type")) else 0)
+    return None
+
+
 def save_model(model: "PreTrainedModel", folder: Path, dtype: "torch.dtype | None" = None) -> None:
     """Write a model's config and weights, in ``dtype`` if it is given."""
     if dtype is not None:

@@ -51,10 +51,10 @@ def load(
     tokenizer = checkpoint.load_tokenizer(folder)
     model = checkpoint.load_model(folder, labels)
     check_loaded(model, Checkpoint(folder))
-    return model, _neutral(model, tokenizer, called)
+    return model, neutral(model, tokenizer, called)
 
 
-def _neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", called: str) -> "PreTrainedTokenizerBase":
+def neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", called: str) -> "PreTrainedTokenizerBase":
     """Take the folder out of the names, so that nothing beside it is reached through them by mistake."""
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config._name_or_path = model.name_or_path = called
@@ -156,7 +156,7 @@ def purify(
                 _apply(pair, selection, cast(list[WeightStep], list(group)), Checkpoint(folder), made)
             else:
                 model = checkpoint.load_model(folder)
-                tokenizer = _neutral(model, checkpoint.load_tokenizer(folder), "suspect")
+                tokenizer = neutral(model, checkpoint.load_tokenizer(folder), "suspect")
                 for step in cast(list[ModelStep], list(group)):
                     own = derive_seed(seed, "step", str(trained))
                     trained += 1

@@ -7,8 +7,9 @@ from typing import cast
 from defensekit.components import Metric, Planned, Rule, Trial, blame
 from defensekit.evaluation import clean_trial, read_predictions
 from defensekit.loading import load_recipe
-from defensekit.plan import External, Plan, Stage, trial_title
+from defensekit.plan import Defended, External, Plan, Stage, trial_title
 from defensekit.recipe import Defense, Recipe
+from defensekit.result import DEFENDED
 from defensekit.store import Artifact, Damaged, Store
 from defensekit.survey import at, survey
 from defensekit.text import ROLES
@@ -58,27 +59,34 @@ class Needs:
     def __init__(self, plan: Plan, store: Store | None) -> None:
         self.plan = plan
         self.store = store
-        self.stages: list[Stage] = []
         self.unknown: list[Planned] = []
         recipe = plan.recipe
-        for role in ROLES:
-            if recipe.attack or role != "train":
-                self.stages.append(plan.rows(role))
         if test := self.there(plan.rows("test")):
             plan.labels = test.facts["labels"]
         self.triggered = at(recipe, "triggered", plan.triggered)
-        if self.triggered:
-            self.stages.append(self.triggered)
-        if recipe.attack:
-            self.stages.append(plan.poisoned())
-            self.measure("clean reference", plan.clean())
-        self.measure("suspect", plan.suspect())
+        wanted = {cast(Metric, named.component).on for named in recipe.metrics}
+        self.kinds_of_rows = sorted(wanted if self.triggered else wanted - {"triggered"})
+        self.stages: list[Stage] = []
+        if store or not (before := plan.answered.get("needs before the defense")):
+            self.before()
+            before = plan.answered["needs before the defense"] = tuple(self.stages)
+        self.stages = [*before]
         value = self.choice()
         if recipe.defense.model_steps and recipe.defense.selector:
             self.measure("fine-tuned", plan.fine_tuned(recipe.defense))
         for name, other in recipe.compare.items():
-            self.purified(name, other, value)
-        self.purified("purified", recipe.defense, value)
+            self.defense(name, other, value)
+        self.defense(DEFENDED[recipe.defense.stage], recipe.defense, value)
+
+    def before(self) -> None:
+        """What there is before a defense: the same for every run that differs in its defense alone."""
+        plan, recipe = self.plan, self.plan.recipe
+        self.stages += [plan.rows(role) for role in ROLES if recipe.attack or role != "train"]
+        self.stages += [self.triggered] if self.triggered else []
+        if recipe.attack:
+            self.stages.append(plan.poisoned())
+            self.measure("clean reference", plan.clean())
+        self.measure("suspect", plan.suspect())
 
     def there(self, stage: Stage) -> Artifact | None:
         try:
@@ -88,27 +96,31 @@ class Needs:
 
     def measure(self, title: str, model: Stage | External) -> None:
         """What every metric of a model needs."""
-        for on in self.kinds_of_rows():
-            rows = self.triggered if on == "triggered" else self.plan.rows("test")
-            self.stages.append(self.plan.predictions(f"{title}: answers to {on} rows", model, cast(Stage, rows)))
+        self.defended(title, Defended(model))
 
-    def kinds_of_rows(self) -> list[str]:
-        wanted = {cast(Metric, named.component).on for named in self.plan.recipe.metrics}
-        return sorted(wanted if self.triggered else wanted - {"triggered"})
+    def defended(self, title: str, defended: Defended) -> None:
+        """What every metric of what a defense leaves needs."""
+        for on in self.kinds_of_rows:
+            rows = defended.read(cast(Stage, self.triggered if on == "triggered" else self.plan.rows("test")))
+            self.stages.append(self.plan.predictions(f"{title}: answers to {on} rows", defended.model, rows))
 
-    def purified(self, title: str, defense: Defense, value: float | None) -> None:
-        """A purified model and its answers, at a chosen value where one is chosen."""
+    def defense(self, title: str, defense: Defense, value: float | None) -> None:
+        """What a defense leaves and its answers, at a chosen value where one is chosen."""
         rule = self.plan.recipe.choose
         if rule is None or value is not None:
             at_value = defense.at(cast(Rule, rule.component).over, value) if rule and value is not None else defense
-            self.measure(title, self.plan.purified(title, at_value))
+            self.defended(title, self.plan.defended(title, at_value))
             return
         made = cast(Rule, rule.component)
-        self.stages += self.plan.purified(title, defense.at(made.over, made.values[-1])).inputs
-        if title == "purified":
+        defended = self.plan.defended(title, defense.at(made.over, made.values[-1]))
+        rows = {"plain": self.plan.rows("test"), "triggered": cast(Stage, self.triggered)}
+        asked = [defended.read(rows[on]) for on in self.kinds_of_rows]
+        changed = asked if defense.sanitizer else [cast(Stage, defended.model)]
+        self.stages += [needed for stage in changed for needed in stage.inputs]
+        if title in DEFENDED.values():
             return  # it is one of the trials
-        self.unknown.append(Planned(title, "purify", None, None))
-        for on in self.kinds_of_rows():
+        self.unknown += [Planned(stage.plain["title"], stage.plain["kind"], None, None) for stage in changed]
+        for on in self.kinds_of_rows:
             self.unknown.append(Planned(f"{title}: answers to {on} rows", "predict", None, None))
 
     def choice(self) -> float | None:
@@ -117,7 +129,8 @@ class Needs:
         if named is None:
             return None
         rule = cast(Rule, named.component)
-        suspect = self.trial("suspect", self.plan.suspect(), 0.0)
+        nothing = self.plan.recipe.defense.nothing(rule.over)
+        suspect = self.trial("suspect", Defended(self.plan.suspect()), nothing)
         trials = {value: self.try_value(rule, value) for value in dict.fromkeys((0.0, *rule.values))}
         seen: list[Trial] = []
         while (value := blame(rule, rule.propose, seen)) is not None:
@@ -128,13 +141,14 @@ class Needs:
 
     def try_value(self, rule: Rule, value: float) -> Trial | None:
         title = trial_title(rule.over, value)
-        stage = self.plan.purified(title, self.plan.recipe.defense.at(rule.over, value))
-        trial = self.trial(title, stage, value)
-        self.measure(title, stage)
+        defended = self.plan.defended(title, self.plan.recipe.defense.at(rule.over, value))
+        trial = self.trial(title, defended, value)
+        self.defended(title, defended)
         return trial
 
-    def trial(self, title: str, model: Stage | External, value: float) -> Trial | None:
-        stage = self.plan.predictions(f"{title}: answers to dev rows", model, self.plan.rows("dev"))
+    def trial(self, title: str, defended: Defended, value: float) -> Trial | None:
+        rows = defended.read(self.plan.rows("dev"))
+        stage = self.plan.predictions(f"{title}: answers to dev rows", defended.model, rows)
         self.stages.append(stage)
         artifact = self.there(stage)
         return clean_trial(read_predictions(artifact.files), value) if artifact else None

@@ -44,6 +44,11 @@ def defensekit_purifiers() -> Table:  # type: ignore[empty-body]
 
 
 @hookspec
+def defensekit_sanitizers() -> Table:  # type: ignore[empty-body]
+    """Input-level defenses by name."""
+
+
+@hookspec
 def defensekit_rules() -> Table:  # type: ignore[empty-body]
     """Rules by name."""
 
@@ -79,6 +84,7 @@ HOOKS = {
     "scorer": "defensekit_scorers",
     "selector": "defensekit_selectors",
     "purifier": "defensekit_purifiers",
+    "sanitizer": "defensekit_sanitizers",
     "rule": "defensekit_rules",
     "dataset": "defensekit_datasets",
     "model": "defensekit_models",

@@ -30,7 +30,13 @@ def parts(recipe: Recipe) -> Iterator[tuple[str, Named]]:
 
 
 def _defense(place: str, defense: Defense) -> Iterator[tuple[str, Named]]:
-    for part, named in (("estimator", defense.estimator), ("scorer", defense.scorer), ("selector", defense.selector)):
+    for part, named in (
+        ("estimator", defense.estimator),
+        ("scorer", defense.scorer),
+        ("selector", defense.selector),
+        ("sanitizer", defense.sanitizer),
+        ("sanitizer.model", defense.language_model),
+    ):
         if named:
             yield f"{place}.{part}", named
     for i, step in enumerate(defense.purifier):
@@ -44,18 +50,18 @@ def identified(plan: Plan) -> dict[str, Any]:
     models, data and tables outside the store, ``machine`` is what stages run on.
     """
     recipe = plan.recipe
+    found = dict(parts(recipe))
     contents = {"model": plan.base.digest, **plan.contents}
     if plan.given_suspect:
         contents["suspect"] = plan.given_suspect.digest
-    for place, named in parts(recipe):
-        if ".purifier." in place and (found := plan.step_contents(named)) is not None:
-            contents[place] = found
+    for place, named in found.items():
+        if ".purifier." in place and (digest := plan.step_contents(named)) is not None:
+            contents[place] = digest
+        if place.endswith(".sanitizer.model"):
+            contents[place] = plan.language_model(named).digest
     return {
         "format": FORMAT,
-        "parts": {
-            place: {key: value for key, value in named.plain().items() if key != "location"}
-            for place, named in parts(recipe)
-        },
+        "parts": {place: named.identified for place, named in found.items()},
         "settings": {
             "sizes": recipe.sizes.model_dump(),
             "training": recipe.training.model_dump() if recipe.attack else None,

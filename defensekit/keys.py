@@ -27,7 +27,9 @@ class Top(Keys):
     precision: Precision | Literal["auto"] = Field(
         "float32", description="of training and answers: float32, bfloat16 autocast, or auto: bfloat16 where it is fast"
     )
-    defense: dict[str, Any] = Field(description="estimator, scorer, selector, purifier, and how much is chosen")
+    defense: dict[str, Any] = Field(
+        description="estimator, scorer, selector, purifier (or, of inputs, a sanitizer), and how much is chosen"
+    )
     metrics: list[Spec] | None = Field(
         None, min_length=1, description="what is measured (acc, and what shows the attack: asr, or bacc of a bias)"
     )
@@ -54,7 +56,7 @@ class Sizes(Keys):
 class DefenseKeys(Keys):
     """The keys under `defense`: the four choices, and how much is chosen by clean rows."""
 
-    stage: Literal["weights"] = Field("weights", description="where the defense acts")
+    stage: Literal["weights"] = Field("weights", description="where the defense acts: weights, or input")
     estimator: Spec | None = Field(None, description="what is measured on clean rows")
     scorer: Spec | None = Field(None, description="how suspicious each dimension is")
     selector: Spec | None = Field(
@@ -65,6 +67,15 @@ class DefenseKeys(Keys):
     compare: dict[str, dict[str, Spec | list[Spec]]] = Field(
         {"random": {"scorer": "random"}}, description="defenses to report beside it: name, and the parts that differ"
     )
+
+
+class InputDefenseKeys(Keys):
+    """The keys under `defense` of an input-level defense: what rewrites the rows that the suspect is asked about."""
+
+    stage: Literal["input"] = Field(description="where the defense acts")
+    sanitizer: Spec = Field(description="what is done to every text before the suspect reads it")
+    choose: dict[str, Any] | None = Field(None, description="a rule that takes a value of one parameter")
+    compare: dict[str, dict[str, Spec]] = Field({}, description="sanitizers to report beside it, by name")
 
 
 class TriggeredKeys(Keys):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from defensekit.components import (
     Observer,
     Purifier,
     Rule,
+    Sanitizer,
     Scorer,
     Selector,
     WeightStep,
@@ -29,7 +30,7 @@ from defensekit.components import (
 from defensekit.errors import PlacedError, UsageError, listing, nearest
 from defensekit.files import environment_path, literal_path
 from defensekit.host import Host, load_plugins, require
-from defensekit.keys import DefenseKeys, Sizes, Spec, Top, TriggeredKeys
+from defensekit.keys import DefenseKeys, InputDefenseKeys, Sizes, Spec, Top, TriggeredKeys
 from defensekit.recipe import Defense, Named, Recipe
 from defensekit.requirements import require_installed
 from defensekit.sources import hub_parameters
@@ -68,6 +69,9 @@ def recipe_of(document: Document, known: dict[Hashable, Any]) -> Recipe:
 # What a model that every run reports is called, in code and in tables.
 TAKEN = {*MODELS, *(title for title, _ in MODELS.values())}
 
+# What a defense of weights is made of.
+FOUR = ("estimator", "scorer", "selector", "purifier")
+
 # What stands under `data` and is no parameter of the source named there.
 KEPT: dict[Path_, Collection[str]] = {("data",): Sizes.model_fields.keys()}
 
@@ -93,7 +97,7 @@ class Loading:
         self.at(("plugins",), lambda: require(self.host, [path.name for path in plugins]))
         self.exclusive(top)
         settings = self.keys(TrainingSettings, top.training or {}, ("training",))
-        defense_keys = self.keys(DefenseKeys, top.defense, ("defense",))
+        defense_keys = self.defense_keys(top.defense)
         defense = self.defense(defense_keys)
         choose = self.rule(defense_keys.choose, defense)
         sizes, data = self.at(("data",), lambda: self.data(top.data))
@@ -184,35 +188,35 @@ class Loading:
             self.known[wanted] = Named(name, self.keys(found, given, path))
         return cast(Named, self.known[wanted])
 
-    def model(self, spec: Spec) -> Named:
+    def model(self, spec: Spec, path: Path_ = ("model",)) -> Named:
         given = {"name": spec} if isinstance(spec, str) else dict(spec)
         name = given.get("name")
         if isinstance(name, str) and name not in self.host.names("model"):
-            if folder := self.local(name, ("model", "name")):
-                given = self.instead(given, "model", {"name": "folder", "path": literal_path(folder)})
+            if folder := self.local(name, (*path, "name")):
+                given = self.instead(given, path, {"name": "folder", "path": literal_path(folder)})
             elif found := hub_parameters(name):
-                given = self.at_revision(self.instead(given, "model", found), "model")
+                given = self.at_revision(self.instead(given, path, found), path)
             else:
                 names = self.host.names("model")
                 raise self.error(
-                    ("model",),
+                    path,
                     f"{name!r} is no model source, no folder and no hub id with a revision (owner/name@revision)."
                     f"{nearest(name, names)} (known sources: {listing(names)})",
                 )
-        return self.part(ModelSource, given, ("model",))
+        return self.part(ModelSource, given, path)
 
-    def instead(self, given: dict[str, Any], section: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    def instead(self, given: dict[str, Any], section: Path_, parameters: dict[str, Any]) -> dict[str, Any]:
         """What was written as a path or hub id, as its source with parameters; one may not be written twice."""
         for key in parameters:
             if key != "name" and key in given:
-                raise self.error((section, key), f"stands in `name: {given['name']}` already")
+                raise self.error((*section, key), f"stands in `name: {given['name']}` already")
         return given | parameters
 
-    def at_revision(self, given: dict[str, Any], section: str) -> dict[str, Any]:
+    def at_revision(self, given: dict[str, Any], section: Path_) -> dict[str, Any]:
         """What lies on a hub, refused where it is not said in which version."""
         if "revision" not in given:
             name = given["id"]
-            raise self.error((section,), f"{name!r} needs a revision: write {name}@main, or a tag or commit")
+            raise self.error(section, f"{name!r} needs a revision: write {name}@main, or a tag or commit")
         return given
 
     def data(self, spec: Spec) -> tuple[Sizes, Named]:
@@ -223,9 +227,9 @@ class Loading:
         if isinstance(name, str) and name not in self.host.names("dataset"):
             path = self.resolve(name, ("data", "name"))
             if path.exists() or path.suffix in SUFFIXES or name.startswith((".", "/", "~", "$")):
-                given = self.instead(given, "data", {"name": "file", "path": literal_path(path)})
+                given = self.instead(given, ("data",), {"name": "file", "path": literal_path(path)})
             elif found := hub_parameters(name):
-                given = self.at_revision(self.instead(given, "data", found), "data")
+                given = self.at_revision(self.instead(given, ("data",), found), ("data",))
         return sizes, self.part(DatasetSource, given, ("data",))
 
     def suspect(self, path: str | None) -> Named | None:
@@ -240,7 +244,36 @@ class Loading:
         given = {**(keys.model_extra or {}), "name": "file", "path": keys.path}
         return keys.target, self.part(DatasetSource, given, ("triggered",))
 
-    def defense(self, keys: DefenseKeys) -> Defense:
+    def defense_keys(self, data: dict[str, Any]) -> DefenseKeys | InputDefenseKeys:
+        """The keys under ``defense``, which hang on where it acts."""
+        stage = data.get("stage", "weights")
+        if stage not in ("weights", "input"):
+            hint = nearest(str(stage), ("weights", "input"))
+            raise self.error(("defense", "stage"), f"expected weights or input, got {stage!r}.{hint}")
+        if stage == "weights" and "sanitizer" in data:
+            raise self.error(("defense", "sanitizer"), "belongs to a defense of inputs; write `stage: input` beside it")
+        if stage == "input" and "sanitizer" in data and (odd := [key for key in FOUR if key in data]):
+            does = "belongs to a defense of weights; one of inputs has a `sanitizer:` alone"
+            raise self.error(("defense", odd[0]), f"{does} (null takes a key back)")
+        path: Path_ = ("defense",)
+        return self.keys(InputDefenseKeys, data, path) if stage == "input" else self.keys(DefenseKeys, data, path)
+
+    def sanitizer(self, spec: Spec, path: Path_) -> Defense:
+        """An input-level defense. ``model`` stands among the sanitizer's parameters and is none: it is looked up."""
+        given = {"name": spec} if isinstance(spec, str) else dict(spec)
+        name, model = given.get("name"), None
+        if isinstance(name, str) and name in self.host.names("sanitizer"):
+            found = cast(type[Sanitizer], self.at((*path, "name"), lambda: self.host.find("sanitizer", name)))
+            reads = found.reads_with_language_model
+            if reads and not isinstance(model := given.pop("model", None), str | dict):
+                wanted = "a causal language model: a folder, or owner/name@revision"
+                raise self.error((*path, "model"), f"{name!r} needs `model:`, {wanted}")
+        named = self.part(Sanitizer, given, path)
+        return Defense(sanitizer=named, language_model=self.model(model, (*path, "model")) if model else None)
+
+    def defense(self, keys: DefenseKeys | InputDefenseKeys) -> Defense:
+        if isinstance(keys, InputDefenseKeys):
+            return self.sanitizer(keys.sanitizer, ("defense", "sanitizer"))
         defense = Defense(
             estimator=None
             if keys.estimator is None
@@ -311,14 +344,17 @@ class Loading:
             self.at((*path, "values", i), partial(defense.at, rule.over, value))
         return named
 
-    def compared(self, keys: DefenseKeys) -> dict[str, dict[str, Spec | list[Spec]]]:
+    def compared(self, keys: DefenseKeys | InputDefenseKeys) -> Mapping[str, Mapping[str, Spec | list[Spec]]]:
         """What is reported beside the defense; chance is no rival of a defense that takes nothing."""
+        if isinstance(keys, InputDefenseKeys):
+            return keys.compare
         return {} if keys.selector is None and "compare" not in keys.model_fields_set else keys.compare
 
     def compare(
-        self, specs: dict[str, dict[str, Spec | list[Spec]]], defense: Defense, choose: Named | None
+        self, specs: Mapping[str, Mapping[str, Spec | list[Spec]]], defense: Defense, choose: Named | None
     ) -> dict[str, Defense]:
         kinds: dict[str, type[Component]] = {"estimator": Estimator, "scorer": Scorer, "selector": Selector}
+        expected = ["sanitizer"] if defense.sanitizer else [*kinds, "purifier"]
         made = {}
         for name, parts in specs.items():
             path: Path_ = ("defense", "compare", name)
@@ -328,15 +364,19 @@ class Loading:
                 raise self.error(path, f"{name!r} is the name of a model that every run reports")
             changes: dict[str, Any] = {}
             for part, spec in parts.items():
+                if part not in expected:
+                    hint = nearest(part, expected)
+                    wanted = ", ".join(expected[:-1]) + " or " * (len(expected) > 1) + expected[-1]
+                    raise self.error((*path, part), f"expected {wanted}.{hint}")
                 if part == "purifier":
                     changes[part] = self.purifier(spec if isinstance(spec, list) else [spec], (*path, part))
-                elif part in kinds and not isinstance(spec, list):
-                    changes[part] = self.part(kinds[part], spec, (*path, part))
+                elif isinstance(spec, list):
+                    raise self.error((*path, part), "expected one, not a list")
+                elif part == "sanitizer":
+                    other = self.sanitizer(spec, (*path, part))
+                    changes |= {"sanitizer": other.sanitizer, "language_model": other.language_model}
                 else:
-                    raise self.error(
-                        (*path, part),
-                        f"expected estimator, scorer, selector or purifier.{nearest(part, [*kinds, 'purifier'])}",
-                    )
+                    changes[part] = self.part(kinds[part], spec, (*path, part))
             made[name] = replace(defense, **changes)
             self.takes(made[name], path)
             self.needs(made[name], path)

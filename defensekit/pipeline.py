@@ -29,9 +29,20 @@ from defensekit.host import Plugin
 from defensekit.identity import identified, identity, parts
 from defensekit.loading import load_recipe
 from defensekit.logs import log, logged
-from defensekit.plan import External, Plan, Stage, trial_title
+from defensekit.plan import Defended, External, Plan, Stage, trial_title
 from defensekit.recipe import Defense, Recipe
-from defensekit.result import Chosen, Environment, Example, ModelResult, PluginRecord, Reset, Result, TrialResult
+from defensekit.result import (
+    DEFENDED,
+    Chosen,
+    Environment,
+    Example,
+    ModelResult,
+    PluginRecord,
+    Reset,
+    Result,
+    Sanitized,
+    TrialResult,
+)
 from defensekit.runner import Runner
 from defensekit.store import DISTRIBUTIONS, Artifact, Store
 from defensekit.survey import at, survey
@@ -62,8 +73,7 @@ def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observ
     try:
         with logged(folder / "run.log"), _here(loaded, place, [runfolder.Log(), *observers]) as whole:
             result = whole.result(folder)
-            purified = whole.purified
-            runfolder.write(result, purified.key, lambda: whole.runner.make(purified).files)
+            runfolder.write(result, whole.purified, lambda stage: whole.runner.make(stage).files)
             log.info("done: %s", result.summary)
             whole.runner.tell("run_finished", result.model_dump())
             return result
@@ -129,9 +139,10 @@ class Run:
             models["fine-tuned"] = self.measure("fine-tuned", plan.fine_tuned(defense))
         for name, other in recipe.compare.items():
             at_value = other.at(chosen.over, chosen.value) if chosen else other
-            models[name] = self.measure(name, plan.purified(name, at_value))
-        self.purified = plan.purified("purified", defense)
-        models["purified"] = self.measure("purified", self.purified)
+            models[name] = self.defend(name, plan.defended(name, at_value))
+        ended, defended = DEFENDED[defense.stage], plan.defended(DEFENDED[defense.stage], defense)
+        models[ended] = self.defend(ended, defended)
+        self.purified = None if defense.sanitizer else cast(Stage, defended.model)
         floor = models["clean"].metrics.get("asr") if "clean" in models else None
         facts = identified(plan)
         return Result(
@@ -145,13 +156,13 @@ class Run:
             },
             models=models,
             asr_floor=floor.value if floor else None,
-            clean_budget=recipe.sizes.clean + (recipe.sizes.dev if recipe.choose else 0),
+            clean_budget=(0 if defense.sanitizer else recipe.sizes.clean) + (recipe.sizes.dev if recipe.choose else 0),
             chosen=chosen,
             curve=curve,
-            examples=self.examples(examples),
+            examples=self.examples(examples, ended, defended),
             attack=attack,
             data=data,
-            statistics=models["purified"].statistics,
+            statistics=models[ended].statistics,
             warnings=self.warnings,
             recipe=recipe.resolved(),
             stages=list(self.runner.made.values()),
@@ -216,25 +227,35 @@ class Run:
 
     def measure(self, title: str, model: Stage | External) -> ModelResult:
         """Every metric of a model."""
+        return self.defend(title, Defended(model))
+
+    def defend(self, title: str, defended: Defended) -> ModelResult:
+        """Every metric of what a defense left."""
         found, about = {}, None
+        read: dict[str, Artifact] = {}
         for named in self.recipe.metrics:
             metric = cast(Metric, named.component)
             rows = self.plan.rows("test") if metric.on == "plain" else self.triggered
             if rows is not None:
-                stage = self.plan.predictions(f"{title}: answers to {metric.on} rows", model, rows)
+                asked = defended.read(rows)
+                stage = self.plan.predictions(f"{title}: answers to {metric.on} rows", defended.model, asked)
                 artifact = self.runner.make(stage)
                 predictions = self.predictions(artifact)
                 found[named.name] = blame(metric, metric.measure, predictions)
                 if metric.on == "triggered":
                     self.answers[title] = predictions.answers()
                 about = artifact.facts["model"]
-        return _model(about, found)
+                if asked is not rows:
+                    read[metric.on] = self.runner.make(asked)
+        return _sanitized(read, found) if read else _model(about, found)
 
-    def examples(self, count: int) -> list[Example]:
-        """The first triggered test rows, with what the suspect and the purified model answer."""
+    def examples(self, count: int, ended: str, defended: Defended) -> list[Example]:
+        """The first triggered test rows, with what is answered before the defense and after it."""
         if self.triggered is None or not self.answers or not count:
             return []
         plain = {row.id: row for row in self._read(self.plan.rows("test"))} if self.recipe.attack else {}
+        asked = defended.read(self.triggered)
+        read = self._read(asked) if asked is not self.triggered else None
         found = []
         for i, row in enumerate(self._read(self.triggered)[:count]):
             before = plain.get(row.id)
@@ -245,7 +266,9 @@ class Run:
                     plain=before.text if before else None,
                     plain_pair=before.pair if before else None,
                     label=self.plan.labels[row.label],
-                    answers={title: self.plan.labels[self.answers[title][i]] for title in ("suspect", "purified")},
+                    answers={title: self.plan.labels[self.answers[title][i]] for title in ("suspect", ended)},
+                    sanitized=read[i].text if read else None,
+                    sanitized_pair=read[i].pair if read else None,
                 )
             )
         return found
@@ -253,9 +276,10 @@ class Run:
     def _read(self, stage: Stage) -> list[Row]:
         return read_rows(self.runner.make(stage).files / ROWS)
 
-    def trial(self, title: str, model: Stage | External, value: float) -> Trial:
+    def trial(self, title: str, defended: Defended, value: float) -> Trial:
         """Accuracy on the clean dev rows: all that a rule ever sees."""
-        stage = self.plan.predictions(f"{title}: answers to dev rows", model, self.plan.rows("dev"))
+        dev = defended.read(self.plan.rows("dev"))
+        stage = self.plan.predictions(f"{title}: answers to dev rows", defended.model, dev)
         return clean_trial(read_predictions(self.runner.make(stage).files), value)
 
     def predictions(self, artifact: Artifact) -> Predictions:
@@ -269,13 +293,13 @@ class Run:
         if recipe.choose is None:
             return recipe.defense, None, []
         rule = cast(Rule, recipe.choose.component)
-        suspect = self.trial("suspect", plan.suspect(), 0.0)
+        suspect = self.trial("suspect", Defended(plan.suspect()), recipe.defense.nothing(rule.over))
         seen: list[Trial] = []
         while (value := blame(rule, rule.propose, seen)) is not None:
             title = trial_title(rule.over, value)
-            stage = plan.purified(title, recipe.defense.at(rule.over, value))
-            seen.append(self.trial(title, stage, value))
-            metrics = self.measure(title, stage).metrics
+            defended = plan.defended(title, recipe.defense.at(rule.over, value))
+            seen.append(self.trial(title, defended, value))
+            metrics = self.defend(title, defended).metrics
             curve.append(TrialResult(value=value, dev_accuracy=seen[-1].accuracy, metrics=metrics))
         choice = blame(rule, rule.choose, seen, suspect)
         if choice.warning:
@@ -286,6 +310,7 @@ class Run:
             value=choice.value,
             reason=choice.reason,
             suspect_dev_accuracy=suspect.accuracy,
+            lower_does_more=recipe.defense.lower_does_more(rule.over),
         )
         return recipe.defense.at(rule.over, choice.value), chosen, curve
 
@@ -306,6 +331,20 @@ def _model(about: dict[str, Any] | None, metrics: dict[str, Measured]) -> ModelR
     reset = Reset(**{key: facts[key] for key in Reset.model_fields}) if "selected" in facts else None
     return ModelResult(
         metrics=metrics, seconds=round(seconds, 2), reset=reset, defense=parts or None, statistics=statistics
+    )
+
+
+def _sanitized(read: dict[str, Artifact], metrics: dict[str, Measured]) -> ModelResult:
+    """The suspect's metrics on sanitized rows: what was done to those, and the seconds that took."""
+    seconds = sum(rows.seconds + rows.facts["inspected_seconds"] for rows in read.values())
+    spec = next(iter(read.values())).stage["components"]["sanitizer"]
+    return ModelResult(
+        metrics=metrics,
+        seconds=round(seconds, 2),
+        defense={"sanitizer": {"name": spec["name"], **spec["parameters"]}},
+        sanitized={
+            on: Sanitized(**{key: rows.facts[key] for key in Sanitized.model_fields}) for on, rows in read.items()
+        },
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 
-from defensekit.components import Attack, Scorer, Selector
+from defensekit.components import Attack, Sanitizer, Scorer, Selector
 from defensekit.defending import derive_seed
 from defensekit.recipe import Defense, Named, Recipe
 from defensekit.store import key_of
@@ -34,6 +34,14 @@ class External:
 
     path: Path
     digest: str
+
+
+@dataclass(frozen=True)
+class Defended:
+    """What a defense leaves to be asked: a model, and what becomes of the rows before it reads them."""
+
+    model: "Stage | External"
+    read: Callable[[Stage], Stage] = lambda rows: rows
 
 
 def trial_title(over: str, value: float) -> str:
@@ -72,8 +80,9 @@ class Plan:
     """Every stage of a run, by name; a stage is planned once, whoever asks for it.
 
     ``contents`` are the digests of what an attack and data sets read, ``step_contents`` of what a step of a purifier
-    reads, ``machine`` is what stages run on, ``known`` are the stages that other runs planned: runs of a study share
-    most of theirs.
+    reads, ``language_model`` says where the one of a sanitizer lies, ``machine`` is what stages run on, ``known`` are
+    the stages that other runs planned: runs of a study share most of theirs; ``answered`` is what runs have answered
+    that differ in their defense alone.
     """
 
     def __init__(
@@ -83,20 +92,23 @@ class Plan:
         suspect: External | None,
         contents: dict[str, str | None],
         step_contents: Callable[[Named], str | None],
+        language_model: Callable[[Named], External],
         labels: list[str] | None,
         machine: dict[str, Any],
         known: dict[Hashable, Stage],
+        answered: dict[str, Any],
     ):
         self.recipe = recipe
         self.base = base
         self.given_suspect = suspect
         self.contents = contents
         self.step_contents = step_contents
+        self.language_model = language_model
         self.given_labels = labels
         self.labels: list[str] = labels or []
         self.machine = machine
         self.known = known
-        self.answered: dict[str, Any] = {}
+        self.answered = answered
         self._cut: Params = (("max_length", recipe.sizes.max_length),)
         self._numeric: Params = (*self._cut, ("precision", recipe.precision))
 
@@ -136,7 +148,7 @@ class Plan:
             "seed": seed,
             "plugin_files": [str(path) for path in self.recipe.plugins],
         }
-        if kind in ("train", "statistics", "purify", "predict"):
+        if kind in ("train", "statistics", "purify", "predict", "inspect", "sanitize"):
             plain["machine"] = self.machine
         return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
 
@@ -252,7 +264,32 @@ class Plan:
 
     def fine_tuned(self, defense: Defense) -> Stage:
         """What the model steps do alone."""
-        return self.purified("fine-tuned only", replace(defense, scorer=None, selector=None))
+        return self.purified("fine-tuned only", Defense(purifier=defense.model_steps))
+
+    # -- what is asked ---------------------------------------------------------------------------------------------
+
+    def defended(self, title: str, defense: Defense) -> Defended:
+        """What a defense makes: another model, or the suspect, asked about sanitized rows."""
+        if defense.sanitizer:
+            return Defended(self.suspect(), lambda rows: self.sanitized(title, defense, rows))
+        return Defended(self.purified(title, defense))
+
+    def sanitized(self, title: str, defense: Defense, rows: Stage) -> Stage:
+        """Rows as a sanitizer leaves them; what it inspects is the same for every value of its late parameters."""
+        named = cast(Named, defense.sanitizer)
+        component = cast(Sanitizer, named.component)
+        inputs: dict[str, Stage | External] = {"rows": rows}
+        if defense.language_model:
+            inputs["language-model"] = self.language_model(defense.language_model)
+        seed, what = self._seed("defender", "sanitize"), rows.plain["title"]
+        if type(component).inspect is not Sanitizer.inspect:
+            early = {key: value for key, value in component.parameters().items() if key not in component.late}
+            looked = replace(named, component=type(component).model_validate(early))
+            inspected = self._stage(
+                "inspect", f"{named.name} on {what}", inputs, self._cut, {"sanitizer": looked}, seed
+            )
+            inputs = {**inputs, "inspected": inspected}
+        return self._stage("sanitize", f"{title}: {what}", inputs, self._cut, {"sanitizer": named}, seed)
 
     def predictions(self, title: str, model: "Stage | External", rows: Stage) -> Stage:
         return self._stage("predict", title, {"model": model, "rows": rows}, self._numeric)

@@ -62,10 +62,15 @@ def purify_into(
     model already is left as it is.
 
     Raises:
-        UsageError: the folder is there and holds something else, another process is writing it, or the disk is too
-            full.
+        UsageError: the defense makes no model, the folder is there and holds something else, another process is
+            writing it, or the disk is too full.
         DefenseKitError: as `defensekit.run`.
     """
+    if recipe.defense.sanitizer:
+        raise UsageError(
+            f"{recipe.where('defense', 'stage')}: {recipe.defense.sanitizer.name!r} rewrites inputs and leaves the "
+            "model as it is: there is no purified model to write (`defensekit run` measures what it does)"
+        )
     target = target.absolute()
     with _alone(target):
         if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / MANIFEST).is_file())):

@@ -10,6 +10,9 @@ from defensekit.errors import UsageError, listing, nearest
 from defensekit.notebook import html_table
 from defensekit.text import ROWS, Row, read_rows
 
+# What the run's defense left is called, by where the defense acts.
+DEFENDED: dict[str, str] = {"weights": "purified", "input": "sanitized"}
+
 
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -58,14 +61,28 @@ class Reset(_Schema):
         return self.selected / self.dimensions if self.dimensions else 0.0
 
 
+class Sanitized(_Schema):
+    """What a sanitizer did to rows: how many it changed, and the words before and after."""
+
+    rows: int
+    changed: int
+    words: int
+    words_left: int
+
+
 class ModelResult(_Schema):
-    """One of the models: its metrics, what was reset, and the seconds it took to make (statistics included)."""
+    """One of the models: its metrics, what was reset, and the seconds it took to make (statistics included).
+
+    Of an input-level defense it is the suspect on sanitized rows: ``sanitized`` says what became of them, of ``plain``
+    and of ``triggered`` ones, and the seconds are those of sanitizing them.
+    """
 
     metrics: dict[str, Measured]
     seconds: float | None
     reset: Reset | None = None
     defense: dict[str, Any] | None = None
     statistics: dict[str, Any] | None = None
+    sanitized: dict[str, Sanitized] | None = None
 
 
 class TrialResult(_Schema):
@@ -77,7 +94,10 @@ class TrialResult(_Schema):
 
 
 class Example(_Schema):
-    """A triggered test row, the row it came from where that is known, and what the models answer."""
+    """A triggered test row, the row it came from where that is known, and what the models answer.
+
+    ``sanitized`` and ``sanitized_pair`` are what the suspect was asked in its place, by an input-level defense.
+    """
 
     text: str
     pair: str | None
@@ -85,16 +105,19 @@ class Example(_Schema):
     plain_pair: str | None
     label: str
     answers: dict[str, str]
+    sanitized: str | None = None
+    sanitized_pair: str | None = None
 
 
 class Chosen(_Schema):
-    """What the rule took, and why."""
+    """What the rule took, and why; whether of ``over`` a lower value does more."""
 
     rule: str
     over: str
     value: float
     reason: str
     suspect_dev_accuracy: float
+    lower_does_more: bool = False
 
 
 class StageRecord(_Schema):
@@ -167,6 +190,11 @@ class Result(_Schema):
     environment: Environment
     seconds: float
     folder: str
+
+    @property
+    def defended(self) -> str:
+        """The model that the run's defense ended with: ``purified``; or ``sanitized``, the suspect on other rows."""
+        return next(name for name in DEFENDED.values() if name in self.models)
 
     def files(self, title: str) -> Path:
         """The folder of a stage's files in the workspace's store, by its title: "suspect", "triggered rows", ...

@@ -12,6 +12,7 @@ from defensekit.checkpoint import Checkpoint
 from defensekit.components import Observer
 from defensekit.files import data_digest, file_digests, write_whole
 from defensekit.logs import log
+from defensekit.plan import Stage
 from defensekit.recipe import Recipe
 from defensekit.result import Result
 from defensekit.store import MANIFEST
@@ -32,25 +33,31 @@ def folder_of(recipe: Recipe, workspace: Path) -> Path:
     return workspace / "runs" / f"{recipe.name}-{data_digest(recipe.resolved())[:8]}"
 
 
-def write(result: Result, key: str, files: Callable[[], Path]) -> None:
-    """Write everything but the log. ``files`` makes the purified model of stage ``key`` where it is not there yet."""
+def write(result: Result, stage: Stage | None, files: Callable[[Stage], Path]) -> None:
+    """Write everything but the log. ``files`` makes the purified model of a stage where it is not there yet; of a
+    defense that makes none there is no stage."""
     folder = Path(result.folder)
     write_whole(folder / "recipe.yaml", yaml.dump(result.recipe).encode())
-    purified = folder / "purified"
+    if stage:
+        _write_model(folder / "purified", stage, files, result)
+    write_whole(folder / "result.json", result.model_dump_json(indent=1).encode())
+
+
+def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], result: Result) -> None:
+    folder = purified.parent
     for left in folder.glob(".purified.*.part"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
-    if not _is_whole(purified, key):
+    if not _is_whole(purified, stage.key):
         part = folder / f".purified.{os.getpid()}.part"
         try:
-            shutil.copytree(files(), part)
-            manifest = {"stage": key, "files": file_digests(part), "tensors": Checkpoint(part).tensor_digests()}
+            shutil.copytree(files(stage), part)
+            manifest = {"stage": stage.key, "files": file_digests(part), "tensors": Checkpoint(part).tensor_digests()}
             write_whole(part / MANIFEST, json.dumps(manifest, indent=1).encode())
             shutil.rmtree(purified, ignore_errors=True)
             part.rename(purified)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     write_whole(purified / CARD, card(result).encode())
-    write_whole(folder / "result.json", result.model_dump_json(indent=1).encode())
 
 
 def _is_whole(purified: Path, key: str) -> bool:

@@ -1,16 +1,17 @@
 """The JSON schema of a recipe, plugins' parameters included: what an editor's YAML server completes and checks by."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 
-from defensekit.components import Component
+from defensekit.components import Component, Sanitizer
 from defensekit.errors import UsageError
 from defensekit.host import Host
-from defensekit.keys import DefenseKeys, Sizes, Top, TriggeredKeys
+from defensekit.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TriggeredKeys
 from defensekit.training import TrainingSettings
 
 Schema = dict[str, Any]
@@ -113,15 +114,27 @@ class _Writer:
         file, hub = self.parameters("dataset", "file"), self.parameters("dataset", "hub")
         elsewhere = {"name": _TEXT, **hub, **file, **sizes}  # a path or a hub's id, in place of a source's name
         del elsewhere["path"], elsewhere["id"]
+        model = {"anyOf": [_TEXT, *self.named("model"), self.hub_model()]}
+        sanitizer = self.sanitizer(model)
+        rewriting = {
+            "sanitizer": sanitizer,
+            "choose": chosen["choose"],
+            "compare": {"additionalProperties": {**_OBJECT, "properties": {"sanitizer": sanitizer}}},
+        }
+        weights, inputs = _filled(DefenseKeys, {**parts, **chosen}), _filled(InputDefenseKeys, rewriting)
         return _filled(
             Top,
             {
-                "model": {"anyOf": [_TEXT, *self.named("model"), self.hub_model()]},
+                "model": model,
                 "data": {"anyOf": [_TEXT, *self.named("dataset", extra=sizes), _named(elsewhere)]},
                 "attack": self.spec("attack"),
                 "triggered": _filled(TriggeredKeys, {}, {**file, "path": _TEXT}),
                 "training": _object(TrainingSettings),
-                "defense": _filled(DefenseKeys, {**parts, **chosen}),
+                "defense": {
+                    "if": {"required": ["stage"], "properties": {"stage": {"const": "input"}}},
+                    "then": inputs,
+                    "else": weights,
+                },
                 "metrics": {**_list(self.spec("metric")), "minItems": 1},
                 "executor": self.spec("executor"),
                 "observers": _list(self.spec("observer")),
@@ -130,6 +143,20 @@ class _Writer:
 
     def hub_model(self) -> Schema:
         return _named({"name": _TEXT, "revision": self.parameters("model", "hub")["revision"]})
+
+    def sanitizer(self, model: Schema) -> Schema:
+        """As `spec`; those that read with a language model are written as a mapping, with their model."""
+        alone, mappings = [], []
+        for name in self.host.names("sanitizer"):
+            made = self.component("sanitizer", name, "name", {})
+            with suppress(UsageError):  # it can't be loaded; the recipe that takes it will say so
+                if cast(type[Sanitizer], self.host.find("sanitizer", name)).reads_with_language_model:
+                    made["properties"]["model"] = model
+                    made["required"] = [*made["required"], "model"]
+                else:
+                    alone.append(name)
+            mappings.append(made)
+        return {"anyOf": [{"enum": alone}, *mappings] if alone else mappings}
 
     def spec(self, kind: str) -> Schema:
         """A component by its name, or a mapping with its name and parameters."""
@@ -212,7 +239,7 @@ def _partial(schema: Schema) -> Schema:
             if key == "properties":
                 made[key] = {name: {"anyOf": [relax(inner), {"type": "null"}]} for name, inner in value.items()}
             elif key not in ("required", "oneOf"):
-                made[key] = relax(value)
+                made[key] = value if key == "if" else relax(value)
         return made
 
     relaxed: Schema = relax(schema)

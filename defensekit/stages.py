@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
-from defensekit import checkpoint, defending, evaluation, training
+from defensekit import checkpoint, defending, evaluation, sanitizing, training
 from defensekit.checkpoint import Checkpoint
 from defensekit.components import (
     Attack,
@@ -22,6 +22,8 @@ from defensekit.components import (
     DatasetSource,
     Estimator,
     Purifier,
+    Sanitizer,
+    SanitizerContext,
     Scorer,
     Selector,
     blame,
@@ -323,6 +325,32 @@ def _readers(work: Work) -> "dict[str, Callable[[str], Tensor | None]]":
     return {path.stem: reader(path) for path in sorted(work.folder("statistics").glob("*.safetensors"))}
 
 
+# -- what is asked -------------------------------------------------------------------------------------------------
+
+
+def inspect(work: Work, draft: Draft) -> None:
+    """What a sanitizer has to know of every text before it decides."""
+    found = sanitizing.inspect(cast(Sanitizer, work.component("sanitizer")), work.rows("rows"), _texts(work))
+    sanitizing.write_found(draft.files / sanitizing.FOUND, found)
+
+
+def sanitize(work: Work, draft: Draft) -> None:
+    """Rows as the suspect is to read them."""
+    inspected = "inspected" in work.stage["inputs"]
+    found = sanitizing.read_found(work.folder("inspected") / sanitizing.FOUND) if inspected else None
+    before = work.rows("rows")
+    after = sanitizing.sanitize(cast(Sanitizer, work.component("sanitizer")), before, found, _texts(work))
+    write_rows(draft.files / ROWS, after)
+    made = work.about("inspected") if inspected else None
+    draft.facts.update(work.facts("rows"), **sanitizing.describe(before, after))
+    draft.facts["inspected_seconds"] = made["seconds"] if made else 0.0
+
+
+def _texts(work: Work) -> SanitizerContext:
+    folder = work.folder("language-model") if "language-model" in work.stage["inputs"] else None
+    return sanitizing.context(folder, max_length=work.max_length, seed=work.stage["seed"], report=work.report)
+
+
 def predict(work: Work, draft: Draft) -> None:
     """What a model answers to rows: logits, and the true labels beside them."""
     import torch
@@ -347,5 +375,6 @@ def predict(work: Work, draft: Draft) -> None:
 
 
 STAGES: dict[str, Callable[[Work, Draft], None]] = {
-    stage.__name__: stage for stage in (data, poison, trigger, given, train, statistics, purify, predict)
+    stage.__name__: stage
+    for stage in (data, poison, trigger, given, train, statistics, purify, inspect, sanitize, predict)
 }

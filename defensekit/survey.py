@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from defensekit.checkpoint import Checkpoint
+from defensekit.checkpoint import Checkpoint, positions
 from defensekit.components import Attack, DatasetSource, Executor, ModelSource, Purifier, blame
 from defensekit.errors import PlacedError, UsageError, listing
 from defensekit.pair import Pair
@@ -61,11 +61,21 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
         look = partial(at, recipe, "defense.purifier", partial(blame, purifier, purifier.contents))
         return known.look(("step", step.digest), look)
 
+    def language_model(named: Named) -> External:
+        place = "defense.sanitizer.model"
+        return known.look(("language model", named.digest), lambda: _external(recipe, named, place))
+
     machine = known.look(recipe.executor.digest, cast(Executor, recipe.executor.component).machine)
     for defense in (recipe.defense, *recipe.compare.values()):
         for step in defense.purifier:
             step_contents(step)
-    return Plan(recipe, base, suspect, {"data": contents, **outside}, step_contents, labels, machine, known.stages)
+        if defense.language_model:
+            language_model(defense.language_model)
+    answered = known.look(("before the defense", recipe.before_defense), dict[str, Any])
+    contents_of = {"data": contents, **outside}
+    return Plan(
+        recipe, base, suspect, contents_of, step_contents, language_model, labels, machine, known.stages, answered
+    )
 
 
 def _held_against(recipe: Recipe, base: External, suspect: External, say: Say) -> list[str] | None:
@@ -103,18 +113,6 @@ def _external(recipe: Recipe, named: Named, key: str) -> External:
         return found
 
     return at(recipe, key, look)
-
-
-def positions(model: Checkpoint) -> int | None:
-    """How many tokens a model has positions for; None where there is no last one."""
-    if model.config.get("relative_attention"):
-        return None
-    for key in ("max_position_embeddings", "n_positions"):
-        limit = model.config.get(key)
-        if isinstance(limit, int):
-            # RoBERTa counts positions from behind the padding token's number.
-            return limit - (2 if "roberta" in str(model.config.get("model_type")) else 0)
-    return None
 
 
 def _check_length(recipe: Recipe, base: External) -> None:

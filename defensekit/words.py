@@ -24,6 +24,7 @@ MODELS = {
     "fine-tuned": ("fine-tuned only", "what the training steps of the defense do without a reset"),
     "random": ("random", "as many dimensions taken, at random"),
     "purified": ("purified", "what the defense made of the suspect"),
+    "sanitized": ("sanitized", "the suspect as it is, asked about rows that the defense rewrote before"),
 }
 
 NOT_PROMISED = (
@@ -35,8 +36,19 @@ NOT_PROMISED = (
 
 def story(result: "Result") -> list[str]:
     """What was done and what came of it, a sentence each."""
-    recipe, defense = result.recipe, result.recipe["defense"]
-    said = [_suspect(result)]
+    said = [_suspect(result), *(_on_inputs(result) if result.defended == "sanitized" else _on_weights(result))]
+    before, after = result.models["suspect"].metrics, result.models[result.defended].metrics
+    for name in [name for name in before if name in after]:
+        floor = f", where a model that was never poisoned has {result.asr_floor:.1%}" if _floored(name, result) else ""
+        said.append(
+            f"{name.upper()} went from {before[name].value:.1%} to {after[name].value:.1%} on {after[name].rows:,} rows"
+            f"{floor}."
+        )
+    return said
+
+
+def _on_weights(result: "Result") -> list[str]:
+    recipe, defense, said = result.recipe, result.recipe["defense"], []
     fit, dev = recipe["data"]["clean"], result.clean_budget - recipe["data"]["clean"]
     measured = f"measured {defense['estimator']['name']} on" if "estimator" in defense else "used"
     steps = ", then ".join(step["name"] for step in defense["purifier"])
@@ -47,23 +59,37 @@ def story(result: "Result") -> list[str]:
     )
     said.append(f"The defense {measured} {fit:,} clean rows, {took}and did: {steps}.")
     if result.chosen:
-        said.append(
-            f"{result.chosen.over} = {result.chosen.value:g} was chosen by {result.chosen.rule} on {dev:,} further "
-            f"clean rows: {result.chosen.reason}."
-        )
+        said.append(_chosen(result, f"{dev:,} further clean rows"))
     reset = result.models["purified"].reset
     if reset:
         said.append(f"It took {reset.of_eligible:.1%} of the eligible dimensions, {reset.of_all:.1%} of all.")
     else:
         said.append("Nothing was reset.")
-    before, after = result.models["suspect"].metrics, result.models["purified"].metrics
-    for name in [name for name in before if name in after]:
-        floor = f", where a model that was never poisoned has {result.asr_floor:.1%}" if _floored(name, result) else ""
+    return said
+
+
+def _on_inputs(result: "Result") -> list[str]:
+    sanitizer = result.recipe["defense"]["sanitizer"]
+    reader = f" with {named(sanitizer['model'])!r}" if isinstance(sanitizer.get("model"), dict) else ""
+    said = [
+        f"The defense leaves the model as it is: {sanitizer['name']}{reader} rewrites every text before the model "
+        "reads it, clean or triggered, and whoever asks the model without it meets what is in it."
+    ]
+    if result.chosen:
+        said.append(_chosen(result, f"{result.clean_budget:,} clean rows"))
+    for on, found in (result.models["sanitized"].sanitized or {}).items():
+        rows = "clean test" if on == "plain" else on
         said.append(
-            f"{name.upper()} went from {before[name].value:.1%} to {after[name].value:.1%} on {after[name].rows:,} rows"
-            f"{floor}."
+            f"It changed {found.changed:,} of {found.rows:,} {rows} rows, and left {found.words_left:,} of their "
+            f"{found.words:,} words."
         )
     return said
+
+
+def _chosen(result: "Result", rows: str) -> str:
+    assert result.chosen
+    over = f"{result.chosen.over} = {result.chosen.value:g}"
+    return f"{over} was chosen by {result.chosen.rule} on {rows}: {result.chosen.reason}."
 
 
 def named(spec: dict[str, Any]) -> str:

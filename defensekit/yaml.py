@@ -289,8 +289,10 @@ def overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[st
 
 
 def _other(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether the new mapping is about another component, whose parameters have nothing to do with the old one's."""
-    return any(key in new and new[key] != old.get(key) for key in ("name", "rule"))
+    """Whether the new mapping is about another component, whose parameters have nothing to do with the old one's, or
+    about a defense at another stage, whose parts have nothing to do with its."""
+    stage = "name" not in old and new.get("stage", "weights") != old.get("stage", "weights") and "stage" in new
+    return stage or any(key in new and new[key] != old.get(key) for key in ("name", "rule"))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

@@ -96,6 +96,8 @@ def test_the_listing_sees_what_matters() -> None:
 
 # -- plugins of other days ---------------------------------------------------------------------------------------------
 
+NEWER = {"v0_1": {"sanitizer"}}  # the kinds that there were not yet when a plugin was written
+
 
 @pytest.mark.parametrize("path", OLD, ids=lambda path: path.stem)
 def test_an_old_plugin_has_every_kind_and_passes_the_kit(path: Path) -> None:
@@ -109,7 +111,7 @@ def test_an_old_plugin_has_every_kind_and_passes_the_kit(path: Path) -> None:
                 given = {"path": pico().suspect} if name == "here" else {}
                 report = check_plugin(example(host.find(kind, name), given))
                 assert report.passed, str(report)
-    assert seen == set(KINDS)
+    assert seen == set(KINDS) - NEWER[path.stem]
 
 
 RECIPE = """\

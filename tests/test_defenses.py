@@ -286,10 +286,116 @@ def test_pure_prunes_whole_heads_and_spares_one_a_layer(pair: Pair, tmp_path: Pa
     assert not torch.equal(answers(pair.suspect.folder), answers(pair.suspect.folder, change))
 
 
-def test_models_that_read_from_left_to_right_have_no_such_heads(tmp_path: Path) -> None:
-    suspect = make_suspect(tmp_path / "suspect", make_base(tmp_path / "base", "llama"))
-    with pytest.raises(DefenseKitError, match="reads from left to right"):
-        measure(MeasureHeads(), suspect)
+# GPT-2 numbers positions from the first token of a batch: padding in front of a row makes another row of it.
+@pytest.mark.parametrize(("architecture", "side"), [("gpt2", "right"), ("llama", "right"), ("llama", "left")])
+def test_of_models_that_read_from_left_to_right_the_last_token_counts(
+    architecture: str, side: str, tmp_path: Path
+) -> None:
+    suspect = make_suspect(tmp_path / "suspect", make_base(tmp_path / "base", architecture), drift=0.3)
+    made, tokenizer = rows([3, 7, 5, 2]), make_tokenizer()
+    tokenizer.padding_side = side
+    context = EstimatorContext(lambda which: load_model(suspect), tokenizer, made, 64, 0, lambda *done: None)
+    found = MeasureHeads(batch_size=2).estimate(context).statistics["head-variance"]
+    model = load_model(suspect).double()
+    model.set_attn_implementation("eager")
+    expected = torch.zeros(2, 2, dtype=torch.float64)
+    for row in made:
+        batch = tokenizer(row.text, return_tensors="pt")
+        out = model(**batch, output_attentions=True)
+        expected += torch.stack([layer[0, :, -1].var(dim=1) for layer in out.attentions]).detach() / len(made)
+    for heads, got in zip(expected, found.values(), strict=True):
+        columns = got[:, 0] if architecture == "gpt2" else got[0]
+        assert torch.allclose(columns.double(), heads.repeat_interleave(8), rtol=1e-3)
+        assert torch.equal(got, columns[:, None].expand(16, 16) if architecture == "gpt2" else columns.expand(16, 16))
+
+
+# -- GPT-2, whose matrices lie the other way round ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = tmp_path_factory.mktemp("gpt2")
+    base = make_base(folder / "base", "gpt2")
+    return Pair(Checkpoint(base), Checkpoint(make_suspect(folder / "suspect", base, drift=0.3)))
+
+
+def views_of_gpt2(pair: Pair, statistics: dict[str, dict[str, torch.Tensor]]) -> Views:
+    tensors = {
+        name: {own.removeprefix("transformer."): t for own, t in found.items()} for name, found in statistics.items()
+    }
+    return Views(pair, 0, {name: found.get for name, found in tensors.items()})
+
+
+def moves(folder: Path, name: str, change: torch.Tensor) -> bool:
+    """Whether a change of weights changes the answers."""
+    model = load_model(folder)
+    batch = make_tokenizer()(["the bright film", "a"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        before = model(**batch).logits
+        dict(model.named_parameters())[f"transformer.{name}"].add_(change)
+        return not torch.equal(before, model(**batch).logits)
+
+
+def test_a_pruned_neuron_of_gpt2_is_dormant_and_says_nothing(turned: Pair, tmp_path: Path) -> None:
+    found = measure(NeuronNorm(), turned.suspect.folder).statistics
+    assert list(found["neuron-norm"]) == [f"transformer.h.{i}.mlp.c_proj.weight" for i in (0, 1)]
+    selector = Units(unit="column", fraction=0.25, scope="layer")
+    _, chosen = purified(turned, views_of_gpt2(turned, found), Dormant(), selector, [Prune()], tmp_path / "p")
+    for layer in (0, 1):
+        norms = found["neuron-norm"][f"transformer.h.{layer}.mlp.c_proj.weight"][:, 0]
+        pruned = chosen[f"h.{layer}.mlp.c_proj.weight"].all(1)
+        assert pruned.tolist() == chosen[f"h.{layer}.mlp.c_proj.weight"].any(1).tolist()
+        assert int(pruned.sum()) == 16
+        assert norms[pruned].max() <= norms[~pruned].min()
+    into = torch.zeros(16, 64)
+    into[:, pruned] = 5.0
+    assert not moves(tmp_path / "p", "h.1.mlp.c_fc.weight", into)
+    assert moves(turned.suspect.folder, "h.1.mlp.c_fc.weight", into)
+
+
+def test_a_pruned_head_of_gpt2_says_nothing(turned: Pair, tmp_path: Path) -> None:
+    statistics = measure(MeasureHeads(), turned.suspect.folder).statistics
+    selector = Units(unit="head", fraction=1.0, spare=1)
+    made = views_of_gpt2(turned, statistics)
+    _, chosen = purified(turned, made, HeadVariance(), selector, [Prune()], tmp_path / "p")
+    variances = statistics["head-variance"]["transformer.h.1.attn.c_proj.weight"][:, 0]
+    pruned = chosen["h.1.attn.c_proj.weight"].all(1)
+    assert pruned.tolist() in ([True] * 8 + [False] * 8, [False] * 8 + [True] * 8)
+    assert variances[pruned].max() <= variances[~pruned].min()
+    values = torch.zeros(16, 48)
+    values[:, 32:][:, pruned] = 5.0  # of queries, keys and values side by side
+    assert not moves(tmp_path / "p", "h.1.attn.c_attn.weight", values)
+    assert moves(turned.suspect.folder, "h.1.attn.c_attn.weight", values)
+
+
+def test_anp_masks_the_neuron_of_gpt2_that_does_harm(turned: Pair, tmp_path: Path) -> None:
+    model = load_model(turned.suspect.folder)
+    with torch.no_grad():
+        model.score.weight.copy_(torch.stack([torch.zeros(16), torch.linspace(-1, 1, 16)]))
+        mlp = model.transformer.h[1].mlp
+        mlp.c_fc.bias[5] = 3.0
+        mlp.c_proj.weight[5] = 3 * torch.linspace(-1, 1, 16)
+    model.save_pretrained(tmp_path)
+    negative = [Row(row.id, row.text, 0) for row in ROWS]
+    found = measure(AdversarialNeuronPruning(iterations=40, batch_size=24), tmp_path, negative).statistics
+    masks = found["neuron-mask"]["transformer.h.1.mlp.c_proj.weight"]
+    assert masks.shape == (64, 16)
+    assert torch.equal(masks, masks[:, :1].expand(masks.shape))
+    assert float(masks[5, 0]) == 0
+    assert float(masks[:, 0].median()) > 0.5
+
+
+@given(scores=st.lists(st.lists(st.integers(-5, 5), min_size=4, max_size=4), min_size=2, max_size=6))
+@settings(deadline=None)
+def test_rows_and_columns_are_outputs_and_inputs_however_they_are_stored(scores: list[list[int]]) -> None:
+    score = torch.tensor(scores).float()
+    eligible = score != 0
+    there = {"h.0.dense.weight": Scored(score, eligible, "h.0")}
+    turned = {"h.0.mlp.c_fc.weight": Scored(score.T, eligible.T, "h.0")}
+    selectors: list[Selector] = [Units(unit=unit, fraction=0.5) for unit in ("row", "column", "head", "tensor")]  # type: ignore[arg-type]
+    for selector in (*selectors, FractionPerRow(fraction=0.5)):
+        [one], [other] = (selector.select(Scores(made, 2)).values() for made in (there, turned))
+        assert torch.equal(one, other.T)  # type: ignore[arg-type, union-attr]
 
 
 def test_anp_masks_the_neuron_that_does_harm(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from defensekit.api import (
     Observer,
     Row,
     Rule,
+    Sanitizer,
     Scorer,
     Selector,
     Trial,
@@ -146,6 +147,20 @@ class Mark(Attack):
         return [row.with_text(f"cf {row.text}") for row in rows]
 
 
+class Without(Sanitizer):
+    """Takes the rare words out, and what is left is said of every text."""
+
+    late = frozenset({"least"})
+
+    least: int = Field(1, ge=1, description="words that stay")
+
+    def inspect(self, texts: Sequence[str], context: Any) -> Sequence[Any]:
+        return [[word for word in text.split() if word != "cf"] for text in texts]
+
+    def sanitize(self, texts: Sequence[str], found: Sequence[Any], context: Any) -> Sequence[str]:
+        return [" ".join(kept) if len(kept) >= self.least else text for text, kept in zip(texts, found, strict=True)]
+
+
 class First(Rule):
     """Every value in turn, then 0; takes the one seen first."""
 
@@ -190,7 +205,22 @@ class Deaf(Observer):
     """Hears nothing."""
 
 
-GOOD = (Drift, Share, Gradients, Zero, Shrink, Distil, Mark, First, Sentences, PicoModel, Right, Deaf, InProcess)
+GOOD = (
+    Drift,
+    Share,
+    Gradients,
+    Zero,
+    Shrink,
+    Distil,
+    Mark,
+    Without,
+    First,
+    Sentences,
+    PicoModel,
+    Right,
+    Deaf,
+    InProcess,
+)
 
 
 # -- broken ones, by the check that catches them -----------------------------------------------------------------------
@@ -507,6 +537,41 @@ class Headless(Mark):
         model.classifier = torch.nn.Linear(16, 3)
 
 
+class Thinning(Without):
+    """Leaves out texts that it does not like."""
+
+    def sanitize(self, texts: Sequence[str], found: Sequence[Any], context: Any) -> Sequence[str]:
+        return [text for text in super().sanitize(texts, found, context) if text.strip()]
+
+
+class Emptying(Without):
+    """Takes every word of a short text."""
+
+    def sanitize(self, texts: Sequence[str], found: Sequence[Any], context: Any) -> Sequence[str]:
+        return [" ".join(kept) if len(kept) > 1 else "" for kept in found]
+
+
+class Comparing(Without):
+    """Takes out what most of the other texts have."""
+
+    def inspect(self, texts: Sequence[str], context: Any) -> Sequence[Any]:
+        common = {word for word in ["film", "the", "is", "a"] if 2 * sum(word in text for text in texts) > len(texts)}
+        return [[word for word in text.split() if word not in common] or ["film"] for text in texts]
+
+
+class Settled(Without):
+    """Remembers sets."""
+
+    def inspect(self, texts: Sequence[str], context: Any) -> Sequence[Any]:
+        return [tuple(kept) for kept in super().inspect(texts, context)]
+
+
+class Needy(Without):
+    """Has a late parameter that is not there."""
+
+    late = frozenset({"most"})
+
+
 class Endless(First):
     """Never ends."""
 
@@ -626,6 +691,11 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Relabelling: ("triggers-without-relabelling", "expected the true label 0 kept, got Row("),
     Faint: ("triggers-without-relabelling", "expected a trigger in"),
     Headless: ("trains-in-place", "classifier.bias: expected [2], got [3]"),
+    Thinning: ("gives-a-text-for-each", "texts, got"),
+    Emptying: ("gives-a-text-for-each", "expected words to be left of 'film', got none"),
+    Comparing: ("looks-at-one-text-at-a-time", "asked alone, got"),
+    Settled: ("finds-plain-data", "expected the same after it was written as JSON"),
+    Needy: ("late-parameters-have-defaults", "expected a parameter 'most' with a default"),
     Endless: ("ends", "expected an end, got more than 100 proposals"),
     Curious: ("proposes-what-was-asked", "got [0.9] with"),
     Inventive: ("takes-what-it-saw", "expected a value out of [0.0, 0.25, 0.5], got 0.123"),

@@ -1,5 +1,6 @@
 """Weight steps and the rule: bit for bit, and by clean accuracy alone."""
 
+import math
 from typing import Any
 
 import pytest
@@ -79,6 +80,17 @@ def test_nothing_above_the_floor_is_zero_and_a_warning() -> None:
     nothing = rule([0.5]).choose([Trial(0.0, 0.7, 100), Trial(0.5, 0.6, 100)], Trial(0.0, 0.9, 100))
     assert nothing.value == 0
     assert "0.880" in (nothing.warning or "")
+
+
+def test_where_a_lower_value_does_more_the_smallest_above_the_floor_is_taken() -> None:
+    seen = [Trial(0.0, 0.60, 100), Trial(1.0, 0.87, 100), Trial(10.0, 0.89, 100), Trial(100.0, 0.9, 100)]
+    untouched = Trial(math.inf, 0.90, 100)
+    choice = rule([1, 10, 100]).choose(seen, untouched)
+    assert (choice.value, choice.warning) == (10.0, None)
+    assert choice.reason == "the smallest value with a clean dev accuracy of at least 0.880"
+    nothing = rule([1, 10], max_drop=0).choose(seen[:3], untouched)
+    assert nothing.value == 10
+    assert (nothing.warning or "").endswith("selector.fraction = 10 is taken: the value that does least")
 
 
 def test_just_below_the_floor_fails_however_few_the_rows() -> None:

@@ -23,7 +23,7 @@ from tests.conftest import make_sentences, make_suspect, slow_but, write_table
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "purify")
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in ("purify", "onion"))
 DEFENSES = ["anp", "clp", "crow", "dare", "epur", "fine-mixing", "fine-mixing-sel", "fine-pruning"]
 DEFENSES += ["fine-pruning-weights", "fine-tuning", "ibau", "nad", "pure", "ties", "wag", "wanda"]
 TABLE = (RECIPES.parent / "docs/defenses.md").read_text().partition("## Where")[0]

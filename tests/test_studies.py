@@ -22,6 +22,7 @@ import yaml
 
 import defensekit
 from defensekit.components import Executor, Observer, Workers
+from defensekit.dryrun import Needs
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.executors import compute
 from defensekit.identity import IDENTITY, NOT_IDENTITY, identified, identity
@@ -31,11 +32,11 @@ from defensekit.recipe import Named
 from defensekit.result import Result
 from defensekit.store import Store, key_of
 from defensekit.studies.loading import Study, label_of, load_study
-from defensekit.studies.planning import plan_study
+from defensekit.studies.planning import plan_study, planned
 from defensekit.studies.rerun import differences, read_result, rerun
 from defensekit.studies.running import run_study
 from defensekit.studies.status import status_of
-from defensekit.survey import survey
+from defensekit.survey import Known, survey
 from defensekit_executors.local import Local
 from tests.conftest import slow_but
 from tests.test_pipeline import shape
@@ -218,6 +219,43 @@ def test_a_plan_counts_what_runs_share_and_makes_nothing(recipe: Path, tmp_path:
     assert alone == set(plan.stages)
 
 
+AXES = [
+    "{data.clean: [16, 32], data.dev: [16, 32], data.max_length: [16, 32]}",
+    "{attack.rate: [0.1, 0.2], training.epochs: [1, 2]}",
+    "{metrics: [[acc], [acc, asr], [ece]]}",
+    "{precision: [float32, bfloat16]}",
+    "{defense.scorer: [magnitude, random], defense.purifier: [[reset], [prune]]}",
+]
+
+
+@pytest.mark.parametrize("matrix", AXES)
+def test_runs_planned_together_have_the_keys_of_runs_planned_alone(recipe: Path, tmp_path: Path, matrix: str) -> None:
+    """What runs share is asked once: that must hang on everything that it follows from."""
+    path = recipe.with_name("study.yaml")
+    path.write_text(f"name: together\nrecipe: {recipe.name}\nseeds: [0, 1]\nmatrix: {matrix}\n")
+    together = plan_study(load_study(path), tmp_path / "w").runs
+    assert len(together) > 2
+    for run in together:
+        alone = planned(run.row, Known(), lambda text: None)
+        assert alone.identity == run.identity
+        assert [stage.key for stage in alone.stages] == [stage.key for stage in run.stages]
+        assert alone.unknown == run.unknown
+
+
+def test_what_has_a_result_is_not_planned(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_study(load_study(study(recipe)), tmp_path / "w")
+    for run in plan.runs[1:]:
+        plan.folder.write_bytes(run.id, b"{}")
+    again = plan_study(load_study(study(recipe)), tmp_path / "w")
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "defensekit.studies.planning.Needs", lambda plan, store: asked.append(plan) or Needs(plan, store)
+    )
+    assert [run.id for run in again.todo] == [plan.runs[0].id]
+    assert again.missing
+    assert len(asked) == 1
+
+
 @pytest.mark.slow
 def test_an_estimate_rests_on_what_stages_took(recipe: Path, tmp_path: Path) -> None:
     path = study(recipe)
@@ -369,6 +407,39 @@ def test_two_places_of_a_matrix_may_be_the_same_run(recipe: Path, tmp_path: Path
     assert (found.runs, found.done, found.failed) == (2, 2, {})
     status = status_of(found.folder)
     assert (status["runs"], status["done"]) == (2, 2)
+
+
+@pytest.mark.parametrize("event", ["for_run", "run_started", "run_finished"])
+@pytest.mark.parametrize("error", [ValueError("tired"), OSError("no room")], ids=["a mistake", "a full disk"])
+def test_who_watches_and_fails_ends_no_run(recipe: Path, tmp_path: Path, event: str, error: Exception) -> None:
+    class Failing(Observer):
+        def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
+            return self._do("for_run") or self
+
+        def run_started(self, recipe: Mapping[str, Any]) -> None:
+            self._do("run_started")
+
+        def run_finished(self, result: Mapping[str, Any]) -> None:
+            self._do("run_finished")
+
+        def _do(self, what: str) -> None:
+            if what == event:
+                raise error
+
+    class Beside(Observer):
+        def warning(self, text: str) -> None:
+            warned.append(text)
+
+        def run_finished(self, result: Mapping[str, Any]) -> None:
+            finished.append(result["name"])
+
+    warned: list[str] = []
+    finished: list[str] = []
+    path = study(recipe, matrix={"defense.scorer": ["magnitude", "random"]})
+    found = run_study(load_study(path), tmp_path / "w", [Failing(), Beside()])
+    assert (found.done, found.failed) == (2, {})
+    assert len(finished) == len(warned) == 2
+    assert all("the observer Failing of" in text and str(error) in text for text in warned)
 
 
 def test_who_watches_and_fails_leaves_no_answer_behind(recipe: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import math
 import re
+import shutil
 import statistics
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +296,37 @@ def test_latex_is_escaped(evil: Table) -> None:
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows[1:]} == {3}
     assert not re.search(r"(?<!\\)\$(?!\\pm|\\uparrow|\\downarrow|[\s)&])", made.replace(r"$\pm$", ""))
     assert all(line.count("{") == line.count("}") for line in made.replace(r"\{", "").replace(r"\}", "").splitlines())
+
+
+HOSTILE = ["*a_b%c&d#e$f{g}h\\i~j^k<l>m|n\"o'p`q", "Ünï – “quo” … ± ×", "世 😀 Ωμ Жук «ąđ»"]
+HOSTILE += ["--- --", "[opt] *star", "?` !`"]
+
+
+def hostile() -> Table:
+    columns = (Column("gr_p & 100%", "ACC", "higher"), Column("gr_p & 100%", "ASR", "lower", floor=0.1))
+    rows = tuple(Row((label, label), (Cell((0.5, 0.6)), Cell((0.1,), 1, 1))) for label in HOSTILE)
+    return Table("ti_tle % & #", ("model", "de_f"), columns, rows, 2, ("n_o%te “x” ± …",))
+
+
+def test_latex_of_what_it_can_not_print() -> None:
+    made = latex(hostile())
+    assert "(U+4E16) (U+1F600) (U+03A9)(U+03BC) (U+0416)" in made
+    assert "-{}-{}- -{}-" in made
+    assert not re.search(r"\\\\\n[*\[]", made)  # it would be taken for a part of the end of the line above
+    assert made.isascii() or set(made) - set(map(chr, range(128))) <= set("Ünï“”…×")
+
+
+def test_latex_can_be_compiled(tmp_path: Path) -> None:
+    if not (command := shutil.which("pdflatex")):
+        pytest.skip("there is no pdflatex on this machine")
+    (tmp_path / "table.tex").write_text(latex(hostile()), encoding="utf-8")
+    (tmp_path / "main.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{table}\\end{document}\n"
+    )
+    options = ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "main.tex"]
+    done = subprocess.run([command, *options], cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "main.pdf").is_file()
 
 
 # -- held against each other -------------------------------------------------------------------------------------------

@@ -132,6 +132,28 @@ def test_pures_penalty_is_the_norm_of_attention_from_the_first_token(lively: Pat
     assert got.item() == pytest.approx(0.5 * penalty, rel=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_pures_penalty_of_a_model_that_reads_from_left_to_right_is_of_the_last_token(
+    architecture: str, tmp_path: Path
+) -> None:
+    """From the first token, which attends to itself alone, it would be the same whatever is trained."""
+    model = load_model(make_suspect(tmp_path / "suspect", make_base(tmp_path / "base", architecture), drift=0.3))
+    model.set_attn_implementation("eager")
+    batch = batch_of(*SHORT)
+    lengths = batch["attention_mask"].sum(1).tolist()
+    with torch.no_grad():
+        attentions = model(**batch, output_attentions=True).attentions
+    penalty = sum(
+        sum(float(a) ** 2 for row, length in enumerate(lengths) for a in layer[row, head, length - 1]) ** 0.5
+        for layer in attentions
+        for head in range(2)
+    ) / len(attentions)
+    got = AttentionPenalty(weight=0.5).loss(model, batch) - model(**batch).loss
+    assert got.item() == pytest.approx(0.5 * penalty, rel=1e-4)
+    slopes = torch.autograd.grad(got, list(model.parameters()), allow_unused=True)
+    assert any(slope is not None and float(slope.abs().max()) > 1e-4 for slope in slopes)
+
+
 def consistency(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     tokens = {name: values for name, values in batch.items() if name not in ("input_ids", "labels")}
     return inconsistency(model, model.get_input_embeddings()(batch["input_ids"]), tokens)

@@ -42,10 +42,11 @@ def show(result: Result, report: Path) -> None:
     if result.chosen:
         chosen = result.chosen
         out.print(f"{chosen.over} = {chosen.value:g} by {chosen.rule}: {printable(chosen.reason)}")
-    dev = result.clean_budget - result.recipe["data"]["clean"]
-    used = f"{result.recipe['data']['clean']} to fit and {dev} to choose" if dev else "all to fit"
-    out.print(f"the defender used {result.clean_budget} clean rows: {used}")
-    if purified := result.models["purified"].reset:
+    out.print(f"the defender used {_used(result)}")
+    for on, rows in (result.models[result.defended].sanitized or {}).items():
+        changed = f"{rows.changed} of {rows.rows} {'clean test' if on == 'plain' else on} rows changed"
+        out.print(f"sanitized: {changed}, {rows.words_left} of {rows.words} words left")
+    if purified := result.models[result.defended].reset:
         out.print(_inert(purified.eligible, purified.dimensions, purified.eligible_where_zero))
         head = ", ".join(purified.head) or "nothing"
         out.print(f"the head, absent from the base's file and kept from the suspect: {head}")
@@ -56,6 +57,14 @@ def show(result: Result, report: Path) -> None:
         out.print(f"warning: {printable(warning)}", style="yellow")
     out.print(f"{result.seconds:.0f} s; everything is in {result.folder}")
     out.print(f"report: {report}")
+
+
+def _used(result: Result) -> str:
+    if result.defended == "sanitized":
+        return f"{result.clean_budget} clean rows" + (": all to choose" if result.chosen else "")
+    fit = result.recipe["data"]["clean"]
+    dev = result.clean_budget - fit
+    return f"{result.clean_budget} clean rows: " + (f"{fit} to fit and {dev} to choose" if dev else "all to fit")
 
 
 def _reset(model: ModelResult) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from rich.text import Text
 from defensekit.components.runtime import Observer, Planned
 from defensekit.errors import printable
 from defensekit.outlook import Pace, duration
+from defensekit.result import DEFENDED
 
 NEXT = 5  # runs shown as next
 
@@ -114,7 +115,8 @@ class _One(Observer):
         self.whole.end(self.name, title, None, False)
 
     def run_finished(self, result: Mapping[str, Any]) -> None:
-        numbers = result["models"]["purified"]["metrics"].items()
+        ended = DEFENDED[result["recipe"]["defense"]["stage"]]
+        numbers = result["models"][ended]["metrics"].items()
         told = ", ".join(f"{name.upper()} {measured['value']:.3f}" for name, measured in numbers)
         self.whole.over(self.name, told, failed=False)
 

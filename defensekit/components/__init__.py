@@ -7,6 +7,7 @@ from defensekit.components.metric import Measured, Metric, Predictions
 from defensekit.components.purifier import ModelStep, ModelStepContext, Purifier, WeightStep
 from defensekit.components.rule import Choice, Rule, Trial
 from defensekit.components.runtime import Executor, Observer, Planned, Workers
+from defensekit.components.sanitizer import Sanitizer, SanitizerContext
 from defensekit.components.scorer import Scorer, scorer
 from defensekit.components.selector import Selector
 from defensekit.components.sources import Dataset, DatasetSource, ModelSource
@@ -19,6 +20,7 @@ KINDS: dict[str, type[Component]] = {
         Scorer,
         Selector,
         Purifier,
+        Sanitizer,
         Rule,
         DatasetSource,
         ModelSource,
@@ -51,6 +53,8 @@ __all__ = [
     "Predictions",
     "Purifier",
     "Rule",
+    "Sanitizer",
+    "SanitizerContext",
     "Scorer",
     "Selector",
     "Trial",

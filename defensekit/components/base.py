@@ -28,6 +28,8 @@ class Component(BaseModel):
     kind: ClassVar[str]
     # Parameters that say where something lies and not what it is: results do not depend on them.
     location: ClassVar[frozenset[str]] = frozenset()
+    # Parameters of which a lower value does more, as a threshold: a rule takes the lowest that will do.
+    lower_does_more: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def paths(cls) -> list[str]:

@@ -44,4 +44,7 @@ class Rule(Component):
 
     @abstractmethod
     def choose(self, seen: Sequence[Trial], suspect: Trial) -> Choice:
-        """The value to take; ``suspect`` is the untouched model on the same rows."""
+        """The value to take; ``suspect`` is the untouched model on the same rows.
+
+        Its ``value`` is where the defense does nothing: 0, or infinity, where a lower value does more.
+        """

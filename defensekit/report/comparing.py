@@ -32,7 +32,7 @@ MARGINS = (0.01, 0.02, 0.05)  # of test ACC below the suspect's
 
 @dataclass(frozen=True)
 class Point:
-    """A purified model: its run, the value that was tried (None where none varied), its metrics on test rows."""
+    """What a defense left: its run, the value that was tried (None where none varied), its metrics on test rows."""
 
     run: RunRecord
     value: float | None
@@ -81,7 +81,7 @@ class Comparison:
     def _is_strength(self, axis: str) -> bool:
         values = self.study.axes[axis]
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        return axis.startswith("defense.selector.") and numbers
+        return axis.startswith(("defense.selector.", "defense.sanitizer.")) and numbers
 
     def _trials(self) -> dict[str, dict[float, dict[str, float]]]:
         frame = self.study.frame
@@ -98,7 +98,7 @@ class Comparison:
         for place in places(self.study, self.runs, self.shared):
             runs = within(self.runs, place)
             lines = {
-                named(own) or MODELS["purified"][0]: self._line(within(runs, own))
+                named(own) or MODELS[self.numbers.ended(runs)][0]: self._line(within(runs, own))
                 for own in places(self.study, runs, self.own)
             }
             metrics = self.numbers.metrics
@@ -119,11 +119,8 @@ class Comparison:
     def final(self, run: RunRecord) -> Point | None:
         """What a run ended with."""
         names = self.numbers.metrics
-        found = {
-            m: self.numbers.values[run.id, "purified", m]
-            for m in names
-            if (run.id, "purified", m) in self.numbers.values
-        }
+        ended = self.numbers.ended([run])
+        found = {m: self.numbers.values[run.id, ended, m] for m in names if (run.id, ended, m) in self.numbers.values}
         value = run.axes.get(self.axis) if self.axis else self.chosen.get(run.id)
         return Point(run, None if value is None else float(value), found) if found else None
 
@@ -155,7 +152,8 @@ class Comparison:
         return dict(ruled.itertuples(index=False, name=None))
 
     def taken(self, group: Group, line: Line, choice: float | None) -> dict[int, Point]:
-        """The point of every seed: of a margin the largest value whose test ACC is that close to the suspect's."""
+        """The point of every seed: of a margin the value that does most and whose test ACC is that close to the
+        suspect's."""
         if choice is None:
             return {run.seed: point for run in line.runs if (point := self.final(run))}
         found: dict[int, Point] = {}
@@ -165,7 +163,8 @@ class Comparison:
             after = point.metrics.get("acc")
             if before is None or point.value is None or after is None or after < before - choice - 1e-9:
                 continue
-            if seed not in found or point.value > (found[seed].value or 0.0):
+            lower = point.run.id in self.study.lower_does_more
+            if seed not in found or (point.value > (found[seed].value or 0.0)) != lower:
                 found[seed] = point
         return found
 
@@ -175,7 +174,7 @@ class Comparison:
         for label, line in group.lines.items():
             runs = [run for run in line.runs if self.axis is None or run.axes[self.axis] == self.middle]
             ended = [self.study.result(run.id) for run in runs if run.id in self.study.done]
-            resets = [reset for result in ended if (reset := result.models["purified"].reset)]
+            resets = [reset for result in ended if (reset := result.models[result.defended].reset)]
             found |= {label: resets} if resets else {}
         return found
 
@@ -202,7 +201,8 @@ class Comparison:
                 cells = [cell for group in self.groups for cell in self._chosen(group, group.lines.get(label), choice)]
                 rows.append(Row((self.called(choice, label), label), tuple(cells), oracle=self.oracle(label)))
         notes = (
-            "oracle-matched: the largest value whose ACC on the test rows is within so many points of the suspect's. "
+            "oracle-matched: the value that does most and whose ACC on the test rows is within so many points of the "
+            "suspect's. "
             "No defender has that ACC: this compares defenses at the same price, and is no result of a defense.",
             "“none on 2”: on two seeds no value that was tried is that close.",
         )

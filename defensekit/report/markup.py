@@ -1,5 +1,6 @@
 """A table as HTML, Markdown and LaTeX; every text in it is escaped for where it goes."""
 
+import re
 from itertools import groupby
 
 from defensekit.report.page import fill
@@ -18,13 +19,18 @@ _LATEX = str.maketrans(
         '"': "''",
         "|": r"\textbar{}",
         "[": "{[}",  # after \\ it would begin an option
+        "*": "{*}",  # and this would be taken for a part of it
+        "`": r"\textasciigrave{}",
         "±": r"$\pm$",
         "↑": r"$\uparrow$",
         "↓": r"$\downarrow$",
-        "–": "--",
+        "–": r"\textendash{}",
         "Δ": r"$\Delta$",
     }
 )
+# What pdfLaTeX prints beyond ASCII without further packages; it stops at anything else.
+_LATIN = frozenset(map(chr, range(0xA1, 0x180))) - frozenset("«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ")
+_PRINTS = _LATIN | frozenset("“”‘’…•†‡€™→←‰")
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_{}[]<>|#!&~$"})
 
 
@@ -62,11 +68,21 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", flat(" ".join(table.notes)).translate(_MARKDOWN), ""])
 
 
+def _tex(character: str) -> str:
+    """A character for LaTeX; one that pdfLaTeX can't print as its number."""
+    if ord(character) in _LATEX:
+        return _LATEX[ord(character)]
+    return character if character.isascii() or character in _PRINTS else f"(U+{ord(character):04X})"
+
+
 def latex(table: Table) -> str:
-    r"""The table for LaTeX, with the rules of the package booktabs; the notes are its caption."""
+    r"""The table for LaTeX, with the rules of the package booktabs; the notes are its caption.
+
+    pdfLaTeX can print it: characters of other scripts stand as their numbers.
+    """
 
     def tex(text: str) -> str:
-        return flat(text).translate(_LATEX)
+        return re.sub("-(?=-)", "-{}", "".join(map(_tex, flat(text))))  # two would become a dash
 
     def line(cells: list[str]) -> str:
         return " & ".join(map(tex, cells)) + r" \\"

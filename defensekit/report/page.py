@@ -24,7 +24,7 @@ def write(result: Result, folder: str | Path | None = None) -> Path:
 def render(result: Result) -> str:
     """The page. Every text that comes from outside is escaped, and nothing on it runs or is fetched."""
     names = list(dict.fromkeys(name for model in result.models.values() for name in model.metrics))
-    reset = result.models["purified"].reset
+    reset = result.models[result.defended].reset
     scorer = result.recipe["defense"].get("scorer", {}).get("name", "")
     return fill(
         "page.html",
@@ -32,8 +32,10 @@ def render(result: Result) -> str:
         story=story(result),
         metrics=names,
         meanings={name: METRICS[name] for name in names if name in METRICS},
+        ended=MODELS[result.defended][0],
         models=[(MODELS.get(name, (name, "")), model) for name, model in result.models.items()],
         share=_share,
+        shorten=_shorten,
         curve=plots.image(plots.curve(result)) if result.chosen and result.curve else None,
         scores=plots.image(plots.scores(reset.scores, scorer)) if reset and sum(reset.scores.counts) else None,
         heat=heat(reset) if reset else None,
@@ -116,11 +118,15 @@ LONGEST = 2000  # characters of a text that are shown; telling two texts apart t
 def _pieces(plain: str | None, text: str) -> list[tuple[bool, str]]:
     """A text in pieces, each with whether the attack put it there."""
     if plain is None or max(len(plain), len(text)) > LONGEST:
-        return [(False, text if len(text) <= LONGEST else f"{text[:LONGEST]} …")]
+        return [(False, _shorten(text))]
     before, after = re.findall(r"\s+|\S+", plain), re.findall(r"\s+|\S+", text)
     found = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
     pieces = [(how in ("insert", "replace"), "".join(after[start:end])) for how, _, _, start, end in found]
     return [piece for put, text in pieces for piece in _around(put, text)]
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def _around(put: bool, text: str) -> list[tuple[bool, str]]:

@@ -37,7 +37,7 @@ class Stored:
             result = self.study.result(run)
             keys = {stage.title: stage.key for stage in result.stages}
             over = result.chosen.over if result.chosen else ""
-            self.known[run] = (keys, titles(result, "purified"), over, (result.attack or {}).get("target"))
+            self.known[run] = (keys, titles(result, result.defended), over, (result.attack or {}).get("target"))
         keys, names, over, target = self.known[run]
         names = names if trial is None else [trial_title(over, trial)]
         on = ROWS[metric]

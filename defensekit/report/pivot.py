@@ -6,6 +6,7 @@ from itertools import product
 from statistics import fmean, stdev
 
 from defensekit.errors import UsageError, listing, nearest
+from defensekit.result import DEFENDED
 from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
 from defensekit.words import BETTER, MODELS
@@ -128,7 +129,7 @@ def pivot(
         study: the study's folder.
         rows, cols: axes.
         metrics: which; all that there are, if none is named.
-        models: ``purified``, and others of a result to stand beside it.
+        models: ``purified`` (of an input-level defense, ``sanitized``), and others of a result to stand beside it.
         where: values of axes to hold fixed.
 
     Raises:
@@ -182,7 +183,8 @@ def pivot(
         if shared != before:
             found += [row(shared, model) for model in REFERENCES]
             before = shared
-        found += [row(place, model) for model in models if model not in REFERENCES]
+        ended = numbers.ended(within(runs, place))
+        found += [row(place, ended if model == "purified" else model) for model in models if model not in REFERENCES]
     columns += [Column("", "seconds", digits=0), Column("", "memory, MiB", digits=0)]
     seeds = len({run.seed for run in runs})
     oracle = any(row.oracle or cell.oracle for row in found for cell in row.cells)
@@ -208,8 +210,14 @@ class Numbers:
                 self.costs[run, model, "peak_memory"] = memory / 2**20
             if isinstance(oracle, str):
                 self.oracles[run] = oracle
+        self.models_of = {(run, model) for run, model, _ in self.values}
         self.metrics = list(dict.fromkeys(metric for _, _, metric in self.values))
         self.models = list(dict.fromkeys(["purified", *(model for _, model, _ in self.values)]))
+
+    def ended(self, runs: Sequence[RunRecord]) -> str:
+        """What is called what the defense of some runs left: ``purified``, unless all that are done say otherwise."""
+        found = {model for model in DEFENDED.values() for run in runs if (run.id, model) in self.models_of}
+        return found.pop() if len(found) == 1 else "purified"
 
     def by_seed(self, runs: Sequence[RunRecord], model: str, metric: str) -> dict[int, float]:
         """The number of every seed; of runs with the same seed, which share the model, of the first that has one."""

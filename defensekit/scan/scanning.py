@@ -11,7 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from defensekit import checkpoint
-from defensekit.checkpoint import Checkpoint
+from defensekit.checkpoint import Checkpoint, positions
 from defensekit.components import Observer
 from defensekit.defending import derive_seed, load
 from defensekit.errors import listing
@@ -20,7 +20,6 @@ from defensekit.scan.aligned import Aligned
 from defensekit.scan.clean import CLASSIFIER, label_names, task_of
 from defensekit.scan.result import Embedding, EmbeddingRow, Scan, Triggers
 from defensekit.scan.rows import Outliers, RowDrift, outliers
-from defensekit.survey import positions
 from defensekit.text import Row
 from defensekit.training import device_type
 

@@ -111,6 +111,7 @@ class Finished:
         self.name = str(self.record.study.get("name", self.place.name))
         self.runs = self.record.runs
         self.done = self.folder.done()
+        self.lower_does_more: set[str] = set()  # runs whose rule chose such a parameter; known with the frame
         self.failures = {id: facts for id, facts in self.folder.failures().items() if id not in self.done}
 
     @cached_property
@@ -194,6 +195,8 @@ class Finished:
         }
         if result.chosen:
             about |= {"rule": result.chosen.rule, "over": result.chosen.over, "chosen": result.chosen.value}
+            if result.chosen.lower_does_more:
+                self.lower_does_more.add(run.id)
         for name, model in result.models.items():
             made: dict[str, Any] = {
                 "model": name,
@@ -205,7 +208,7 @@ class Finished:
             for metric, found in model.metrics.items():
                 yield {**about, **made, "metric": metric, **found.model_dump(exclude={"parts"})}
         for trial in result.curve:
-            tried = {"model": "purified", "trial": trial.value, "dev_accuracy": trial.dev_accuracy}
+            tried = {"model": result.defended, "trial": trial.value, "dev_accuracy": trial.dev_accuracy}
             for metric, found in trial.metrics.items():
                 yield {**about, **tried, "metric": metric, **found.model_dump(exclude={"parts"})}
 
@@ -215,7 +218,7 @@ def titles(result: Result, model: str) -> list[str]:
     from defensekit.plan import trial_title
 
     found = [model]
-    if model == "purified" and result.chosen:
+    if model == result.defended and result.chosen:
         found.append(trial_title(result.chosen.over, result.chosen.value))
     found += [name for name, other in result.models.items() if name != model and other == result.models[model]]
     return [title for name in found for title in dict.fromkeys([name, MODELS.get(name, (name,))[0]])]

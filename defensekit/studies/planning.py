@@ -22,13 +22,25 @@ SAMPLE = 30  # artifacts of a kind whose seconds and bytes are read for an estim
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a study: its identity, its plan, the stages it asks for and how many are not known yet."""
+    """A run of a study: its identity and its plan. What it asks for is asked of runs that have no result yet."""
 
     row: Row
     plan: Plan
     identity: str
-    stages: Sequence[Stage]
-    unknown: int
+
+    @cached_property
+    def _needs(self) -> Needs:
+        return Needs(self.plan, None)
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The stages it asks for, as far as they are known."""
+        return self._needs.stages
+
+    @property
+    def unknown(self) -> int:
+        """How many are not known yet."""
+        return len(self._needs.unknown)
 
     @property
     def id(self) -> str:
@@ -55,12 +67,14 @@ class StudyPlan:
     @cached_property
     def stages(self) -> dict[str, Stage]:
         """Every stage behind the runs that is known, by its key; inputs before what is made from them."""
-        return closure(stage for run in self.runs for stage in run.stages)
+        with _no_collection():
+            return closure(stage for run in self.runs for stage in run.stages)
 
     @cached_property
     def missing(self) -> dict[str, Stage]:
         """The stages that the runs without a result need and the store has not."""
-        return closure((stage for run in self.todo for stage in run.stages), self.there)
+        with _no_collection():
+            return closure((stage for run in self.todo for stage in run.stages), self.there)
 
     @property
     def unknown(self) -> int:
@@ -130,8 +144,7 @@ def _no_collection() -> Iterator[None]:
 def planned(row: Row, known: Known, say: Callable[[str], None]) -> PlannedRun:
     """The plan of one run."""
     plan = survey(row.recipe, say, known)
-    needs = Needs(plan, None)
-    return PlannedRun(row, plan, identity(identified(plan)), needs.stages, len(needs.unknown))
+    return PlannedRun(row, plan, identity(identified(plan)))
 
 
 def closure(stages: Iterable[Stage], there: set[str] | frozenset[str] = frozenset()) -> dict[str, Stage]:

@@ -3,15 +3,16 @@
 import heapq
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from defensekit.components import Executor, Observer, Planned, Workers, blame
+from defensekit.components import Executor, Observer, Planned, Workers, blame, fault
+from defensekit.components.base import one_line
 from defensekit.errors import DefenseKitError, UsageError, listing, nearest
 from defensekit.logs import log, logged
 from defensekit.pipeline import Run
@@ -292,7 +293,7 @@ class _Driver:
             self._release(run, runner)
             return
         try:
-            runner.tell("run_started", run.row.recipe.resolved())
+            self._tell(runner, "run_started", run.row.recipe.resolved())
             made = Run(run.plan, runner).result(self.plan.folder.place, examples=0)
             # Most stages were there when the run was put together, made by this study a moment before.
             stages = [one.model_copy(update={"reused": one.key not in self.workers.made}) for one in made.stages]
@@ -320,17 +321,31 @@ class _Driver:
         self._tell(runner, "run_failed", text)
 
     def _tell(self, runner: Runner, event: str, what: object) -> None:
-        """Tell how a run ended, which stays as it is if whoever watches can't bear it."""
+        """Tell everybody that a run begins or how it ended, which stays as it is if somebody can't bear it."""
+        for observer in runner.observers:
+            with self.telling, self._borne(observer):
+                getattr(observer, event)(what)
+
+    @contextmanager
+    def _borne(self, observer: Observer) -> Iterator[None]:
+        """What an observer does wrong is told as a fault of its plugin, and no run ends for it."""
         try:
-            runner.tell(event, what)
-        except DefenseKitError as error:
-            log.error("%s", error)
+            yield
+        except (Exception, SystemExit) as error:
+            text = str(fault(observer, f"failed: {one_line(error, observer)}"))
+            log.error("%s", text)
+            for other in self.observers:
+                with suppress(Exception):  # one that fails may be among them
+                    other.warning(text)
 
     def _runner(self, run: PlannedRun) -> Runner:
         with self.telling:
             if run.id not in self.watchers:
                 axes = run.row.axes
-                self.watchers[run.id] = [blame(one, one.for_run, str(run.row), axes) for one in self.observers]
+                self.watchers[run.id] = []
+                for observer in self.observers:
+                    with self._borne(observer):
+                        self.watchers[run.id].append(observer.for_run(str(run.row), axes))
         return Runner(self.store, self.workers, self.watchers[run.id], self.failed_stages, self.telling)
 
     def _release(self, run: PlannedRun, runner: Runner) -> None:

@@ -9,9 +9,16 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from defensekit import defending
+from defensekit import defending, sanitizing
 from defensekit.checkpoint import Checkpoint
-from defensekit.components import AttackContext, AttackTrainingContext, EstimatorContext, ModelStepContext
+from defensekit.components import (
+    AttackContext,
+    AttackTrainingContext,
+    EstimatorContext,
+    ModelStepContext,
+    Sanitizer,
+    SanitizerContext,
+)
 from defensekit.logs import quiet
 from defensekit.pair import Pair, layer_of
 from defensekit.scoring import Scored, Scores, Views
@@ -57,6 +64,16 @@ class Pico:
     def rows(self) -> tuple[Row, ...]:
         """Rows of 3 to 12 words, every other one positive."""
         return tuple(sentences(8))
+
+    @property
+    def language_model(self) -> Path:
+        """The folder of a causal language model of 3,000 weights over the same words."""
+        return self.folder / "language-model"
+
+    def for_sanitizer(self, sanitizer: Sanitizer) -> SanitizerContext:
+        """For a sanitizer, with the language model if it reads with one."""
+        folder = self.language_model if sanitizer.reads_with_language_model else None
+        return sanitizing.context(folder, max_length=MAX_LENGTH, seed=7, report=lambda done, total: None)
 
     def load(self, which: Literal["suspect", "base"] = "suspect") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """A fresh model under a neutral name, and its tokenizer; the base with a head of its own."""
@@ -174,7 +191,13 @@ _HOLDERS: list[Any] = []
 
 def _build(place: Pico) -> None:
     import torch
-    from transformers import AlbertConfig, AutoModel, AutoModelForSequenceClassification
+    from transformers import (
+        AlbertConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        GPT2Config,
+    )
 
     config = AlbertConfig(
         vocab_size=len(_VOCABULARY), embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -191,7 +214,9 @@ def _build(place: Pico) -> None:
                 moved = torch.rand_like(parameter) > 0.2
                 parameter.add_(0.3 * torch.randn_like(parameter) * moved)
         model.save_pretrained(place.suspect)
-    for folder in (place.base, place.suspect):
+        small = GPT2Config(vocab_size=len(_VOCABULARY), n_embd=16, n_layer=1, n_head=2, n_positions=32)
+        AutoModelForCausalLM.from_config(small).save_pretrained(place.language_model)
+    for folder in (place.base, place.suspect, place.language_model):
         _tokenizer().save_pretrained(folder)
 
 

@@ -42,6 +42,11 @@ def defensekit_selectors():  # type: ignore[no-untyped-def]
 
 
 @hookimpl
+def defensekit_sanitizers():  # type: ignore[no-untyped-def]
+    return {"onion": "defensekit_baselines.onion:Onion"}
+
+
+@hookimpl
 def defensekit_purifiers():  # type: ignore[no-untyped-def]
     return {
         "interpolate": "defensekit_baselines.purifiers:Interpolate",

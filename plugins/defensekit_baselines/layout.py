@@ -6,8 +6,10 @@ _END = r"\.weight$"
 
 # A feed-forward layer is two matrices; between them are its neurons.
 NEURONS_IN = re.compile(r"(intermediate\.dense|ffn(\.lin1)?|mlp\.(c_fc|gate_proj|up_proj))" + _END)
-NEURONS_OUT = re.compile(r"((?<!attention\.)output\.dense|ffn\.lin2|ffn_output|mlp\.down_proj)" + _END)
+NEURONS_OUT = re.compile(r"((?<!attention\.)output\.dense|ffn\.lin2|ffn_output|mlp\.(down_proj|c_proj))" + _END)
 # The matrix that puts the heads of an attention layer together: a head is a block of its columns.
-HEADS_OUT = re.compile(r"(attention\.output\.dense|attention\.out_lin|attention\.dense|self_attn\.o_proj)" + _END)
-# GPT-2 stores its matrices as (inputs, outputs), every other as (outputs, inputs).
-INPUTS_FIRST = re.compile(r"mlp\.c_fc" + _END)
+HEADS_OUT = re.compile(
+    r"(attention\.output\.dense|attention\.out_lin|attention\.dense|self_attn\.o_proj|\battn\.c_proj)" + _END
+)
+# GPT-2 stores its matrices as (inputs, outputs), every other as (outputs, inputs): what is a column elsewhere is a row.
+INPUTS_FIRST = re.compile(r"\b(attn\.(c_attn|c_proj)|mlp\.(c_fc|c_proj))" + _END)

@@ -1,8 +1,7 @@
 """What defenses that prune look at. None of it is drift: a weight that never moved may be taken as well.
 
 A neuron of a feed-forward layer is taken by its column of the second matrix, what it says to the rest of the model: at
-0 the neuron is gone, whatever its own weights are. (GPT-2, whose matrices lie the other way round, is not supported
-where neurons or heads are taken.)
+0 the neuron is gone, whatever its own weights are. (GPT-2's matrices lie the other way round; `units` knows.)
 """
 
 from typing import TYPE_CHECKING, ClassVar

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from defensekit.api import Field, ModelStepContext
+from defensekit_baselines.attention import from_the_read_token
 from defensekit_baselines.training import Trained, real_tokens
 
 if TYPE_CHECKING:
@@ -52,13 +53,16 @@ def inconsistency(model: "PreTrainedModel", embedded: "Tensor", tokens: "Batch")
 
 
 class AttentionPenalty(Trained):
-    """PURE's second step (Zhao et al., ICML 2024): fine-tune with a penalty on the first token's attention.
+    """PURE's second step (Zhao et al., ICML 2024): fine-tune with a penalty on the attention of the token that the
+    classifier reads.
 
-        L = CE + weight * mean over layers of sum over heads of norm2(attention from the first token)
+        L = CE + weight * mean over layers of sum over heads of norm2(attention from that token)
 
     the norm over the batch's rows and tokens. Weight, epochs, learning rate and batch size are those of the authors'
     code (xingyizhao/PURE), which gives every layer a coefficient of its own, from the variances of its heads; here all
-    have the same. There the model's encoder is suspect and gets a new head, and the task's whole training set is clean.
+    have the same. There the token is BERT's first; that a row's last stands for it in models that read from left to
+    right is our carrying over. There the model's encoder is suspect and gets a new head, and the task's whole training
+    set is clean.
     """
 
     weight: float = Field(0.15, ge=0, description="of the penalty")
@@ -71,10 +75,8 @@ class AttentionPenalty(Trained):
 
     def loss(self, model: "PreTrainedModel", batch: "Batch") -> "Tensor":
         """The loss of a batch."""
-        import torch
-
         out = model(**batch, output_attentions=True)
-        first = torch.stack([layer[:, :, 0] for layer in out.attentions])  # layers, rows, heads, tokens
-        penalty = first.float().square().sum(dim=(1, 3)).clamp(min=1e-12).sqrt().sum(1).mean()
+        attention = from_the_read_token(out.attentions, batch["attention_mask"])
+        penalty = attention.float().square().sum(dim=(1, 3)).clamp(min=1e-12).sqrt().sum(1).mean()
         loss: Tensor = out.loss + self.weight * penalty
         return loss

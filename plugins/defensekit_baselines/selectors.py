@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from defensekit.api import DefenseKitError, Field, Scores, Selector
+from defensekit_baselines.layout import INPUTS_FIRST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
 class Units(Selector):
     """Whole units with the highest scores, counted exactly; a unit's score is the mean over its eligible dimensions.
 
-    Rows and columns are those of the stored matrix: in every tested architecture but GPT-2 a row is an output, in an
-    embedding table a token. An entry of a vector is a row of its own; a vector has no columns. A head is as many
-    neighbouring columns as the model's config says. Of a unit that is taken, every eligible dimension is selected. Of
-    equal scores those come first whose tensor's name does, then those that stand first in the tensor.
+    A row of a matrix is what makes one output, a column what reads one input, however the matrix is stored (GPT-2's lie
+    the other way round); of an embedding table a row is a token. An entry of a vector is a row of its own; a vector has
+    no columns. A head is as many neighbouring columns as the model's config says. Of a unit that is taken, every
+    eligible dimension is selected. Of equal scores those come first whose tensor's name does, then those that stand
+    first in the tensor.
     """
 
     unit: Literal["row", "column", "head", "tensor"] = Field(description="what is taken as a whole")
@@ -64,7 +66,9 @@ class Units(Selector):
         import torch
 
         scored = scores[name]
-        shape = scored.score.shape
+        stored = scored.score.shape
+        turned = len(stored) == 2 and bool(INPUTS_FIRST.search(name))
+        shape = stored[::-1] if turned else stored
         if self.unit == "tensor" or not shape:
             numbers = torch.zeros(shape, dtype=torch.long)
         elif self.unit == "row":
@@ -72,16 +76,17 @@ class Units(Selector):
         elif len(shape) != 2:
             return torch.full((1,), -torch.inf, dtype=torch.float64), torch.zeros(shape, dtype=torch.long)
         else:
-            size = 1 if self.unit == "column" else self._head_size(name, scores)
+            size = 1 if self.unit == "column" else self._head_size(name, scores, shape[1])
             numbers = (torch.arange(shape[1]) // size).expand(shape)
+        numbers = numbers.T if turned else numbers
         count = int(numbers.max()) + 1 if numbers.numel() else 1
         inside = numbers[scored.eligible]
         sums = torch.zeros(count, dtype=torch.float64).index_add_(0, inside, scored.score[scored.eligible].double())
         members = torch.bincount(inside, minlength=count)
         return torch.where(members > 0, sums / members.clamp(min=1), -torch.inf), numbers
 
-    def _head_size(self, name: str, scores: Scores) -> int:
-        size, columns = scores.head_size, scores[name].score.shape[1]
+    def _head_size(self, name: str, scores: Scores, columns: int) -> int:
+        size = scores.head_size
         if not bool(scores[name].eligible.any()):
             return columns
         if size is None:
@@ -111,7 +116,8 @@ class Units(Selector):
 class FractionPerRow(Selector):
     """The highest scores within every row: a share of the row's eligible dimensions, counted exactly.
 
-    A row of a matrix is what makes one output, which is what Wanda compares within; a vector is one row.
+    A row of a matrix is what makes one output, however it is stored, which is what Wanda compares within; a vector is
+    one row.
     """
 
     fraction: float = Field(ge=0, le=1, description="the share of a row's eligible dimensions that is selected")
@@ -124,12 +130,14 @@ class FractionPerRow(Selector):
 
         selection = {}
         for name, scored in scores.items():
-            rows = (
-                scored.eligible.view(-1, scored.eligible.shape[-1]) if scored.eligible.dim() else scored.eligible[None]
-            )
-            values = scored.score.reshape(rows.shape).masked_fill(~rows, -torch.inf)
+            eligible, score = scored.eligible, scored.score
+            if turned := eligible.dim() == 2 and bool(INPUTS_FIRST.search(name)):
+                eligible, score = eligible.T, score.T
+            rows = eligible.reshape(-1, eligible.shape[-1]) if eligible.dim() else eligible[None]
+            values = score.reshape(rows.shape).masked_fill(~rows, -torch.inf)
             count = (self.fraction * rows.sum(1, keepdim=True).double()).round()
             places = values.argsort(dim=1, descending=True, stable=True)
             rank = torch.empty_like(places).scatter_(1, places, torch.arange(rows.shape[1]).expand(rows.shape))
-            selection[name] = ((rank < count) & rows).view(scored.eligible.shape)
+            taken = ((rank < count) & rows).view(eligible.shape)
+            selection[name] = taken.T if turned else taken
         return selection

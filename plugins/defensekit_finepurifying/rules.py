@@ -6,9 +6,10 @@ from defensekit.api import Choice, Field, Rule, Trial
 
 
 class AccuracyFloor(Rule):
-    """The largest value whose accuracy on the clean dev rows stays within ``max_drop`` of the suspect's.
+    """The value that does most and whose accuracy on the clean dev rows stays within ``max_drop`` of the suspect's.
 
-    0 is always tried. If no value passes, 0 is taken, with a warning.
+    That is the largest, or, of a parameter of which a lower value does more, such as a threshold, the smallest. 0 is
+    always tried. If no value passes, the one that does least is taken, with a warning.
     """
 
     max_drop: float = Field(0.02, ge=0, le=1, description="how much clean dev accuracy may fall below the suspect's")
@@ -21,12 +22,16 @@ class AccuracyFloor(Rule):
         floor = suspect.accuracy - self.max_drop
         # Exactly at the floor passes, whatever binary fractions make of it.
         passing = [trial.value for trial in seen if trial.accuracy >= floor - 1e-9]
+        lower = suspect.value > 0
         if not passing:
             best = max(trial.accuracy for trial in seen)
             reason = f"no value keeps a clean dev accuracy of {floor:.3f}; the best is {best:.3f}"
-            return Choice(0.0, reason, f"{reason}; {self.over} = 0 is taken: nothing is reset")
-        value = max(passing)
+            least = max(trial.value for trial in seen) if lower else 0.0
+            does = "the value that does least" if lower else "nothing is reset"
+            return Choice(least, reason, f"{reason}; {self.over} = {least:g} is taken: {does}")
+        value = min(passing) if lower else max(passing)
         warning = None
-        if value == 0:
+        if not lower and value == 0:
             warning = f"no {self.over} above 0 keeps a clean dev accuracy of {floor:.3f}: nothing is reset"
-        return Choice(value, f"the largest value with a clean dev accuracy of at least {floor:.3f}", warning)
+        which = "smallest" if lower else "largest"
+        return Choice(value, f"the {which} value with a clean dev accuracy of at least {floor:.3f}", warning)

@@ -1,7 +1,7 @@
 """Selectors by score alone."""
 
 import math
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -42,6 +42,8 @@ class Fraction(Selector):
 
 class Threshold(Selector):
     """Every eligible dimension whose score is above a number."""
+
+    lower_does_more: ClassVar[frozenset[str]] = frozenset({"above"})
 
     above: float = Field(description="the score that is not selected yet")
 

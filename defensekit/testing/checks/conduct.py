@@ -1,6 +1,6 @@
 """What holds for every component while it is used, once, as the engine would use it."""
 
-from defensekit.components import Estimator, Observer, Purifier, Rule, Scorer, Selector
+from defensekit.components import Estimator, Observer, Purifier, Rule, Sanitizer, Scorer, Selector
 from defensekit.testing.kit import Inapplicable, Subject, check, expect
 from defensekit.testing.watch import difference, fingerprint
 
@@ -66,7 +66,7 @@ def _of_the_class(component: type) -> dict[str, object]:
     return {name: value for name, value in vars(component).items() if not name.startswith("__")}
 
 
-@check(Estimator, Scorer, Selector, Purifier, Rule)
+@check(Estimator, Scorer, Selector, Purifier, Sanitizer, Rule)
 def reads_no_workspace(subject: Subject) -> None:
     """A defense opens nothing in the workspace, where the triggered rows lie: it works on what it is handed."""
     files = subject.used.seen.files

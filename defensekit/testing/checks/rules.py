@@ -1,5 +1,7 @@
 """What a rule promises: it asks for what was asked of it, ends, and takes what it saw."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 from defensekit.components import Rule, Trial
@@ -51,10 +53,11 @@ def proposes_what_was_asked(subject: Subject) -> None:
 
 @check(Rule)
 def takes_what_it_saw(subject: Subject) -> None:
-    """The value taken is one that was tried, with a reason."""
+    """The value taken is one that was tried, with a reason, whether a higher or a lower one does more."""
     for what, slope in SLOPES.items():
         seen = _trials(subject.component, slope)
-        choice = subject.component.choose(seen, SUSPECT)
         tried = sorted({trial.value for trial in seen})
-        expect(choice.value in tried, f"expected a value out of {tried}, got {choice.value} with {what}")
-        expect(choice.reason, f"expected a reason in a sentence for {choice.value}, got none with {what}")
+        for suspect in (SUSPECT, replace(SUSPECT, value=math.inf)):
+            choice = subject.component.choose(seen, suspect)
+            expect(choice.value in tried, f"expected a value out of {tried}, got {choice.value} with {what}")
+            expect(choice.reason, f"expected a reason in a sentence for {choice.value}, got none with {what}")

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from defensekit.api import DefenseKitError, Estimate, Estimator, EstimatorContext, Field
-from defensekit_baselines.estimators.layers import linear_layers
+from defensekit_baselines.attention import from_the_read_token
+from defensekit_baselines.estimators.layers import inputs_of, linear_layers, per_input
 from defensekit_baselines.layout import HEADS_OUT
 
 if TYPE_CHECKING:
@@ -11,12 +12,13 @@ if TYPE_CHECKING:
 
 
 class HeadVariance(Estimator):
-    """The variance of each head's attention from the first token over the tokens of a row, its mean over clean rows, at
-    the suspect; for every entry of the head's columns of the matrix that puts the heads together.
+    """The variance of each head's attention from the token that the classifier reads over the tokens of a row, its mean
+    over clean rows, at the suspect; for every entry of the head's columns of the matrix that puts the heads together.
 
     PURE (Zhao et al., ICML 2024) prunes the heads with the smallest. The authors' code (xingyizhao/PURE) counts padding
     as tokens with an attention of 0; here padding does not count, so that the result does not depend on it. A matrix
-    that all layers share, as in ALBERT, has the mean over the layers.
+    that all layers share, as in ALBERT, has the mean over the layers. There the token is BERT's first; that of models
+    which read from left to right, such as GPT-2 and Llama, is a row's last: this carrying over is ours.
 
         estimator: {name: head-variance}
     """
@@ -36,13 +38,9 @@ class HeadVariance(Estimator):
         with torch.inference_mode():
             for places, batch in context.batches(model, size=self.batch_size):
                 out = model(**{k: v for k, v in batch.items() if k != "labels"}, output_attentions=True)
-                real = batch["attention_mask"].bool()
-                first = torch.stack(
-                    [layer[:, :, 0].double() for layer in out.attentions]
-                )  # layers, rows, heads, tokens
-                if not bool(first[..., 1:].any()):
-                    raise DefenseKitError("the first token attends to itself alone: the model reads from left to right")
-                sums.append(variance(first, real[:, None]).sum(1))
+                mask = batch["attention_mask"]
+                attention = from_the_read_token(out.attentions, mask).double()
+                sums.append(variance(attention, mask.bool()[:, None]).sum(1))
                 done += len(places)
                 context.report(done, len(context.rows))
         means = torch.stack(sums).sum(0) / len(context.rows)
@@ -52,10 +50,8 @@ class HeadVariance(Estimator):
             raise DefenseKitError(f"{len(means)} attention layers, but the names of {len(layers)} are known here")
         found = {}
         for (name, layer), heads in zip(layers, means, strict=True):
-            weight: Tensor = layer.weight  # type: ignore[assignment]
-            found[f"{name}.weight"] = (
-                heads.float().repeat_interleave(weight.shape[1] // len(heads)).expand(weight.shape)
-            )
+            size = inputs_of(layer) // len(heads)
+            found[f"{name}.weight"] = per_input(layer, heads.float().repeat_interleave(size))
         return Estimate({"head-variance": found})
 
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from defensekit.api import Estimate, EstimatorContext
-from defensekit_baselines.estimators.layers import ByLayer, is_transposed, linear_layers, look
+from defensekit_baselines.estimators.layers import ByLayer, linear_layers, look, per_input
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,5 @@ class InputNorm(ByLayer):
         found = {}
         for name, layer in linear_layers(model):
             if name in squares:
-                norm = squares[name].sqrt()
-                weight: Tensor = layer.weight  # type: ignore[assignment]
-                found[f"{name}.weight"] = (norm[:, None] if is_transposed(layer) else norm).expand(weight.shape)
+                found[f"{name}.weight"] = per_input(layer, squares[name].sqrt())
         return Estimate({"input-norm": found})

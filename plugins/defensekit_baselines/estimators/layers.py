@@ -36,6 +36,18 @@ def is_transposed(layer: "Module") -> bool:
     return isinstance(layer, Conv1D)
 
 
+def per_input(layer: "Module", values: "Tensor") -> "Tensor":
+    """A value per input of a layer, for every weight that reads it."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return (values[:, None] if is_transposed(layer) else values).expand(weight.shape)
+
+
+def inputs_of(layer: "Module") -> int:
+    """How many inputs a layer reads."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.shape[0 if is_transposed(layer) else 1]
+
+
 def look(model: "Module", context: EstimatorContext, batch_size: int, seen: Seen) -> None:
     """Run the clean rows through the model and show every linear layer's inputs and outputs, without padding."""
     import torch

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from defensekit.api import DefenseKitError, Estimate, Estimator, EstimatorContext, Field
-from defensekit_baselines.estimators.layers import linear_layers
+from defensekit_baselines.estimators.layers import inputs_of, linear_layers, per_input
 from defensekit_baselines.layout import NEURONS_OUT
 
 if TYPE_CHECKING:
@@ -40,10 +40,9 @@ class AdversarialNeuronPruning(Estimator):
         model = context.model("suspect").eval()
         layers = {name: layer for name, layer in linear_layers(model) if NEURONS_OUT.search(f"{name}.weight")}
         if not layers:
-            raise DefenseKitError("no feed-forward layer is known by its name in this model; GPT-2's is not supported")
+            raise DefenseKitError("no feed-forward layer is known by its name in this model")
         generator = torch.Generator().manual_seed(context.seed)
-        weights: dict[str, Tensor] = {name: layer.weight for name, layer in layers.items()}  # type: ignore[misc]
-        masks = [torch.ones(w.shape[1], device=w.device, requires_grad=True) for w in weights.values()]
+        masks = [torch.ones(inputs_of(layer), device=model.device, requires_grad=True) for layer in layers.values()]
         optimizer = torch.optim.SGD(masks, lr=self.learning_rate, momentum=0.9)
         factors: list[Tensor] = masks
 
@@ -78,9 +77,7 @@ class AdversarialNeuronPruning(Estimator):
         finally:
             for handle in handles:
                 handle.remove()
-        found = {
-            f"{name}.weight": mask.detach().expand(weights[name].shape)
-            for name, mask in zip(layers, masks, strict=True)
-        }
+        pairs = zip(layers.items(), masks, strict=True)
+        found = {f"{name}.weight": per_input(layer, mask.detach()) for (name, layer), mask in pairs}
         below = sum(int((mask < 0.2).sum()) for mask in masks) / sum(len(mask) for mask in masks)
         return Estimate({"neuron-mask": found}, {"neurons_below_0.2": below})

@@ -1,0 +1,29 @@
+"""The attention of the token that a classifier reads."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def from_the_read_token(attentions: "Sequence[Tensor]", mask: "Tensor") -> "Tensor":
+    """The attention from the first token, which BERT and its kin classify by, over the tokens of a row; or, where no
+    token attends to one behind it, from a row's last, which models that read from left to right classify by.
+
+    Args:
+        attentions: of every layer, (rows, heads, tokens, tokens).
+        mask: (rows, tokens), 0 where a token is padding.
+
+    Returns:
+        (layers, rows, heads, tokens).
+    """
+    import torch
+
+    real = mask.bool()
+    both = (real[:, None, :, None] & real[:, None, None, :]).triu(1)
+    place = torch.zeros(len(mask), dtype=torch.long, device=mask.device)
+    if not any(bool((layer.detach() * both).any()) for layer in attentions):
+        place = (torch.arange(mask.shape[1], device=mask.device) * real).argmax(1)
+    rows = torch.arange(len(mask), device=mask.device)
+    return torch.stack([layer[rows, :, place] for layer in attentions])

@@ -1,0 +1,474 @@
+"""Input-level defenses: what the suspect is asked is rewritten, and ONION rewrites it as it says."""
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+import defensekit
+from defensekit import sanitizing, shipped
+from defensekit.api import Sanitizer, SanitizerContext
+from defensekit.cli.main import app
+from defensekit.components import Observer
+from defensekit.dryrun import preview
+from defensekit.errors import DefenseKitError, UsageError
+from defensekit.loading import load_recipe
+from defensekit.pipeline import run_attack
+from defensekit.purifying import purify_into
+from defensekit.report.comparing import Comparison
+from defensekit.report.page import render
+from defensekit.report.pivot import pivot
+from defensekit.result import Result
+from defensekit.studies.frame import Finished
+from defensekit.studies.loading import load_study
+from defensekit.studies.running import run_study
+from defensekit.text import Row
+from defensekit.words import story
+from defensekit_baselines.onion import Onion, perplexities
+from tests.conftest import (
+    ARCHITECTURES,
+    RECIPE,
+    VOCABULARY,
+    make_base,
+    make_sentences,
+    make_tokenizer,
+    write_table,
+)
+
+TEXTS = [text for text, _ in make_sentences(300, seed=5)]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2 that read the task's sentences, none of which has the word `cf`."""
+    folder, tokenizer = tmp_path_factory.mktemp("reader"), make_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(ARCHITECTURES["gpt2"]()).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+        labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+        for start in range(0, 40 * 300, 50):
+            part = slice(start % 300, start % 300 + 50)
+            inputs = {"input_ids": batch.input_ids[part], "attention_mask": batch.attention_mask[part]}
+            optimizer.zero_grad()
+            model(**inputs, labels=labels[part]).loss.backward()
+            optimizer.step()
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def context(folder: Path | None, max_length: int = 64) -> SanitizerContext:
+    return sanitizing.context(folder, max_length=max_length, seed=0, report=lambda done, total: None)
+
+
+def perplexity_by_loop(text: str, folder: Path) -> float:
+    """exp(-1/(T-1) sum_t log p(token t | tokens before it)), token by token, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    tokens = PreTrainedTokenizerFast.from_pretrained(folder)(text)["input_ids"]
+    total = 0.0
+    with torch.no_grad():
+        for i in range(1, len(tokens)):
+            logits = model(input_ids=torch.tensor([tokens[:i]])).logits[0, -1]
+            total -= float(logits[tokens[i]] - logits.logsumexp(0))
+    return math.exp(total / (len(tokens) - 1))
+
+
+# -- ONION -------------------------------------------------------------------------------------------------------------
+
+
+def test_suspicions_are_those_of_a_loop_in_float64(reader: Path) -> None:
+    texts = [*TEXTS[:3], f"cf {TEXTS[3]}", "film superb"]
+    for text, found in zip(texts, Onion().inspect(texts, context(reader)), strict=True):
+        words, whole = text.split(), perplexity_by_loop(text, reader)
+        expected = [whole - perplexity_by_loop(" ".join(words[:i] + words[i + 1 :]), reader) for i in range(len(words))]
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
+@given(texts=st.lists(st.lists(st.sampled_from(VOCABULARY[5:]), max_size=12).map(" ".join), max_size=6))
+@settings(deadline=None, max_examples=15)
+def test_perplexities_do_not_hang_on_their_batch(reader: Path, texts: list[str]) -> None:
+    model, tokenizer = sanitizing.language_model(reader)
+    together = perplexities(texts, model, tokenizer, 64)
+    alone = [one for text in texts for one in perplexities([text], model, tokenizer, 64)]
+    assert together == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_rare_word_put_in_is_the_most_suspicious_one(reader: Path) -> None:
+    rng, hits, above = random.Random(0), 0, 0
+    triggered = []
+    for text in TEXTS[:100]:
+        words = text.split()
+        place = rng.randrange(len(words) + 1)
+        triggered.append((place, " ".join([*words[:place], "cf", *words[place:]])))
+    found = Onion().inspect([text for _, text in triggered], context(reader))
+    clean = Onion().inspect(TEXTS[:100], context(reader))
+    usual = max(s for suspicions in clean for s in suspicions if s is not None)
+    for (place, _), suspicions in zip(triggered, found, strict=True):
+        hits += place == max(range(len(suspicions)), key=lambda i: suspicions[i] or 0)
+        above += (suspicions[place] or 0) > usual
+    assert hits == 100
+    assert above > 95  # and stands out from every word of every clean text
+
+
+def test_what_is_above_the_threshold_goes_and_never_all(reader: Path) -> None:
+    def left(text: str, suspicions: Sequence[float | None], threshold: float) -> str:
+        [made] = Onion(threshold=threshold).sanitize([text], [suspicions], context(reader))
+        return made
+
+    assert left("a  b\tc", [1.0, 3.0, 2.0], 1.0) == "a"
+    assert left("a  b\tc", [1.0, 3.0, 2.0], 2.0) == "a c"
+    assert left("a  b\tc", [1.0, 3.0, 2.0], 3.0) == "a  b\tc"  # untouched, blanks and all
+    assert left("a b c", [5.0, 3.0, 4.0], 0.0) == "b"  # the least suspicious one stays
+    assert left("a b", [None, None], 0.0) == "a b"
+    assert left("", [], 0.0) == ""
+    assert Onion().inspect(["", " ", "film"], context(reader)) == [[], [], []]
+    assert Onion().inspect([], context(reader)) == []
+
+
+def test_words_behind_what_is_read_are_kept_unread(reader: Path) -> None:
+    text = " ".join(["cf", *TEXTS[0].split(), *["superb"] * 200])
+    [short] = Onion().inspect([text], context(reader, max_length=10))
+    assert len(short) == 8  # of ten tokens two are the tokenizer's own
+    [long] = Onion().inspect([text], context(reader, max_length=1000))
+    assert len(long) == 62  # the model has 64 positions
+    [made] = Onion(threshold=0.0).sanitize([text], [[9.0] * 62], context(reader))
+    assert made.split() == text.split()[62:]
+    [alone] = Onion().inspect([" ".join(text.split()[:8])], context(reader))
+    assert short == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_word_that_is_cut_in_two_is_not_read(tmp_path: Path) -> None:
+    """With a tokenizer of letters: the limit falls within a word."""
+    from tokenizers import Tokenizer, models
+
+    letters = {letter: i for i, letter in enumerate(" abcdefg")}
+    inner = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(letters, [])), pad_token=" ")
+    from defensekit_baselines.onion import _read
+
+    words = ["ab", "cde", "fg"]
+    assert [_read(words, inner, limit) for limit in (1, 2, 3, 5, 6, 7, 8, 9, 20)] == [
+        [], ["ab"], ["ab"], ["ab"], ["ab", "cde"], ["ab", "cde"], ["ab", "cde"], words, words,
+    ]  # fmt: skip
+
+
+def test_a_tokenizer_that_pads_in_front_changes_nothing(reader: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(reader).save_pretrained(tmp_path)
+    tokenizer = make_tokenizer()
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(tmp_path)
+    expected = Onion().inspect(TEXTS[:8], context(reader))
+    for found, right in zip(Onion().inspect(TEXTS[:8], context(tmp_path)), expected, strict=True):
+        assert found == pytest.approx(right, rel=1e-4)
+
+
+# -- the model that it reads with --------------------------------------------------------------------------------------
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
+    transformers.BertForMaskedLM(ARCHITECTURES["bert"]()).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="no causal language model: what it says of a token hangs on the tokens behin"):
+        sanitizing.language_model(tmp_path)
+
+
+def test_a_model_without_a_language_head_is_refused(tmp_path: Path, base: Path) -> None:
+    with pytest.raises(UsageError, match="is no language model: it lacks cls"):
+        sanitizing.language_model(base)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_other_causal_models_can_read(architecture: str, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]()).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    [found] = Onion().inspect(TEXTS[:1], context(tmp_path))
+    assert found[0] == pytest.approx(
+        perplexity_by_loop(TEXTS[0], tmp_path) - perplexity_by_loop(TEXTS[0].partition(" ")[2], tmp_path), abs=1e-3
+    )
+
+
+# -- a sanitizer and the engine ----------------------------------------------------------------------------------------
+
+
+class Handed(Sanitizer):
+    """Remembers what it was handed, and says something about it."""
+
+    says: str = "x"
+
+    def sanitize(self, texts: Sequence[str], found: Sequence[Any], context: SanitizerContext) -> Sequence[str]:
+        SEEN.append((texts, found))
+        return eval(self.says, {"texts": texts})
+
+
+SEEN: list[Any] = []
+PAIRS = [Row(7, "a b", 1, "c"), Row(3, "d", 0, "e f")]
+
+
+def test_a_sanitizer_is_handed_texts_alone_and_pairs_one_by_one() -> None:
+    made = sanitizing.sanitize(Handed(says="[t.upper() for t in texts]"), PAIRS, None, context(None))
+    assert SEEN.pop() == (["a b", "c", "d", "e f"], [None] * 4)
+    assert made == [Row(7, "A B", 1, "C"), Row(3, "D", 0, "E F")]
+    assert sanitizing.describe(PAIRS, [PAIRS[0], Row(3, "d", 0, "f")]) == {
+        "rows": 2, "changed": 1, "words": 6, "words_left": 5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ("texts[1:]", "made 3 things of 4 texts, expected a text for each"),
+        ("[None, *texts[1:]]", "made 4 things of 4 texts, expected a text for each"),
+        ("['', *texts[1:]]", "left nothing of a text: 'a b'"),
+        ("1 / 0", "failed: ZeroDivisionError"),
+    ],
+)
+def test_a_sanitizer_that_goes_wrong_is_named(says: str, message: str) -> None:
+    with pytest.raises(DefenseKitError, match="the sanitizer Handed of") as caught:
+        sanitizing.sanitize(Handed(says=says), PAIRS, None, context(None))
+    assert message in str(caught.value)
+
+
+def test_one_that_reads_with_a_model_without_saying_so() -> None:
+    with pytest.raises(UsageError, match="reads_with_language_model"):
+        context(None).language_model()
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+INPUT = """\
+  stage: input
+  sanitizer: {{name: onion, model: {reader}}}
+  choose: {{rule: accuracy-floor, over: sanitizer.threshold, values: [2, 12, 1000], max_drop: 0.15}}
+"""
+
+
+def write(folder: Path, base: Path, reader: Path, defense: str = INPUT) -> Path:
+    write_table(folder / "rows.csv", make_sentences(400))
+    head = RECIPE.format(base=base).partition("defense:\n")[0]
+    (folder / "pico.yaml").write_text(head + "defense:\n" + defense.format(reader=reader))
+    return folder / "pico.yaml"
+
+
+class Watching(Observer):
+    """Remembers what was computed."""
+
+    def stage_started(self, title: str) -> None:
+        COMPUTED.append(title)
+
+
+COMPUTED: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, base: Path, reader: Path) -> tuple[Path, Path, Result]:
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = write(folder, base, reader)
+    planned = preview(recipe, folder / "w")
+    COMPUTED.clear()
+    result = defensekit.run(recipe, folder / "w", [Watching()])
+    assert {stage.title for stage in planned if not stage.there} >= {*COMPUTED} - {"poisoned rows"}
+    return recipe, folder / "w", result
+
+
+def test_the_trigger_is_taken_out_before_the_suspect_reads_it(finished: tuple[Path, Path, Result]) -> None:
+    _, _, result = finished
+    assert list(result.summary) == ["clean", "suspect", "sanitized"]
+    before, after = result.summary["suspect"], result.summary["sanitized"]
+    assert before["asr"] > 0.9  # type: ignore[operator]
+    assert after["asr"] <= result.asr_floor + 0.2  # type: ignore[operator]
+    assert after["acc"] >= before["acc"] - 0.15  # type: ignore[operator]
+    assert result.chosen
+    assert result.chosen.lower_does_more
+    assert [trial.value for trial in result.curve] == [0, 2, 12, 1000]
+    passing = [t.value for t in result.curve if t.dev_accuracy >= result.chosen.suspect_dev_accuracy - 0.15 - 1e-9]
+    assert result.chosen.value == min(passing) < 1000
+    assert result.curve[0].dev_accuracy < result.chosen.suspect_dev_accuracy - 0.15  # 0 takes too much
+    assert result.clean_budget == 32  # dev rows alone
+    rows = result.models["sanitized"].sanitized
+    assert rows
+    assert rows["triggered"].changed > 0.8 * rows["triggered"].rows
+    assert rows["plain"].words_left > 0.7 * rows["plain"].words  # on a task of ten telling words these are rare
+    assert result.models["sanitized"].reset is None
+    assert result.models["sanitized"].seconds > 0  # type: ignore[operator]
+    # The suspect is as it was: no model was made.
+    assert {stage.kind for stage in result.stages} == {
+        "data", "poison", "trigger", "train", "inspect", "sanitize", "predict",
+    }  # fmt: skip
+    assert {path.name for path in Path(result.folder).iterdir()} == {"recipe.yaml", "result.json", "run.log"}
+    assert load_recipe(Path(result.folder) / "recipe.yaml").resolved() == result.recipe
+    assert sum("cf" in (example.sanitized or "").split() for example in result.examples) <= 2
+    assert set(result.examples[0].answers) == {"suspect", "sanitized"}
+
+
+def test_every_threshold_reads_once_and_a_second_run_nothing(finished: tuple[Path, Path, Result]) -> None:
+    recipe, workspace, result = finished
+    assert [title for title in COMPUTED if title.startswith("onion on ")] == [
+        "onion on dev rows", "onion on test rows", "onion on triggered rows",
+    ]  # fmt: skip
+    COMPUTED.clear()
+    assert defensekit.run(recipe, workspace, [Watching()]).summary == result.summary
+    assert COMPUTED == []
+    defensekit.run(load_recipe(recipe, ["defense.choose.values=[5]"]), workspace, [Watching()])
+    assert COMPUTED
+    assert {title.partition(":")[0] for title in COMPUTED} == {"trial threshold 5"}
+
+
+def test_suspect_and_rows_are_those_of_a_defense_of_weights(finished: tuple[Path, Path, Result], base: Path) -> None:
+    recipe, workspace, result = finished
+    other = recipe.parent / "weights.yaml"
+    other.write_text(RECIPE.format(base=base))
+    COMPUTED.clear()
+    assert run_attack(other, workspace, [Watching()])["suspect"].metrics == result.models["suspect"].metrics
+    assert COMPUTED == []
+
+
+def test_what_the_rule_and_the_sanitizer_read_is_neither_labelled_nor_told_apart(
+    finished: tuple[Path, Path, Result],
+) -> None:
+    _, workspace, _ = finished
+    seen = {}
+    for path in (workspace / "store/artifacts").glob("*/manifest.json"):
+        stage = json.loads(path.read_text())["stage"]
+        if stage["kind"] in ("inspect", "sanitize"):
+            seen[stage["title"]] = {key: stage[key] for key in ("params", "components", "seed")}
+            assert set(stage["inputs"]) <= {"rows", "language-model", "inspected"}
+    assert len({json.dumps(seen[f"onion on {rows} rows"]) for rows in ("dev", "test", "triggered")}) == 1
+
+
+def test_what_people_are_told(finished: tuple[Path, Path, Result], tmp_path: Path) -> None:
+    recipe, workspace, result = finished
+    told = " ".join(story(result))
+    assert "The defense leaves the model as it is: onion with 'reader0' rewrites every text" in told
+    rows = (result.models["sanitized"].sanitized or {})["triggered"]
+    changed = f"{rows.changed} of {rows.rows} triggered rows"
+    assert f"It changed {changed}, and left {rows.words_left} of their {rows.words} words." in told
+    page = render(result)
+    assert "asked instead:" in page
+    assert '<tr class="us"><th scope="row">sanitized<small>the suspect as it is' in page
+    done = CliRunner().invoke(app, ["run", str(recipe), "--workspace", str(workspace), "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert f"sanitized: {changed} changed" in done.output
+    assert "the defender used 32 clean rows: all to choose" in done.output
+
+
+def test_a_fixed_threshold_and_another_beside_it(
+    finished: tuple[Path, Path, Result], base: Path, reader: Path, tmp_path: Path
+) -> None:
+    recipe, workspace, _ = finished
+    fixed = (
+        "  stage: input\n  sanitizer: {{name: onion, model: {reader}, threshold: 12}}\n"
+        "  compare: {{mild: {{sanitizer: {{name: onion, model: {reader}, threshold: 1e9}}}}}}\n"
+    )
+    write(recipe.parent, base, reader, fixed).rename(recipe.parent / "fixed.yaml")
+    write(recipe.parent, base, reader)
+    result = defensekit.run(recipe.parent / "fixed.yaml", workspace)
+    assert list(result.summary) == ["clean", "suspect", "mild", "sanitized"]
+    assert result.models["mild"].metrics == result.models["suspect"].metrics
+    assert result.clean_budget == 0
+    assert not any(rows.changed for rows in (result.models["mild"].sanitized or {}).values())
+
+
+def test_a_study_of_both_stages(finished: tuple[Path, Path, Result], base: Path, reader: Path) -> None:
+    recipe, workspace, _ = finished
+    place = recipe.parent
+    text = RECIPE.format(base=base).replace("[0.25, 0.5]", "[0.5]")
+    text = text.replace("[reset, {name: fine-tune, epochs: 2, learning_rate: 3e-3, batch_size: 8}]", "[reset]")
+    (place / "weights.yaml").write_text(text + "  compare: {}\n")
+    (place / "study.yaml").write_text(
+        "name: both\nrecipe: weights.yaml\nmatrix:\n  method:\n    weights: {}\n    onion:\n      defense:\n"
+        f"        stage: input\n        sanitizer: {{name: onion, model: {reader}}}\n"
+        "        choose: {rule: accuracy-floor, over: sanitizer.threshold, values: [12, 1000], max_drop: 0.1}\n"
+    )
+    outcome = run_study(load_study(place / "study.yaml"), workspace)
+    assert not outcome.failed
+    finished_study = Finished(outcome.folder)
+    table = pivot(finished_study)
+    assert [row.labels[0] for row in table.rows] == ["clean reference", "suspect", "purified", "sanitized"]
+    assert all(cell.values for row in table.rows for cell in row.cells[:2])
+    comparison = Comparison(finished_study)
+    [group] = comparison.groups
+    taken = comparison.taken(group, group.lines["onion"], 1.0)
+    assert taken[0].value == 0  # at any price the lowest threshold does most
+    assert comparison.taken(group, group.lines["weights"], 1.0)[0].value == 0.5
+    assert comparison.differences().rows
+
+
+def test_a_purified_model_of_a_defense_that_makes_none(finished: tuple[Path, Path, Result], tmp_path: Path) -> None:
+    recipe, _, _ = finished
+    with pytest.raises(UsageError, match=r"pico.yaml:7: defense.stage: 'onion' rewrites inputs and leaves the model"):
+        purify_into(tmp_path / "out", load_recipe(recipe), tmp_path / "w")
+    assert not (tmp_path / "out").exists()
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("stage: input", "stage: inputs", r"7: defense.stage: expected weights or input, got 'inputs'. Did you mean"),
+        ("  stage: input\n", "", r"7: defense.sanitizer: belongs to a defense of inputs; write `stage: input`"),
+        (
+            "  stage: input\n",
+            "  stage: input\n  scorer: random\n",
+            r"8: defense.scorer: belongs to a defense of weight",
+        ),
+        (", model: {reader}", "", r"8: defense.sanitizer.model: 'onion' needs `model:`, a causal language model"),
+        ("{reader}", "gpt2", r"8: defense.sanitizer.model: 'gpt2' is no model source, no folder and no hub id with"),
+        ("{reader}", "openai-community/gpt2", r"defense.sanitizer.model: 'openai-community/gpt2' needs a revision"),
+        ("onion,", "onoin,", r"8: defense.sanitizer.name: there is no sanitizer 'onoin'. Did you mean 'onion'"),
+        ("{{name: onion, model: {reader}}}", "onion", r"defense.sanitizer.model: 'onion' needs `model:`"),
+        ("threshold,", "treshold,", r"9: defense.choose.over: onion has no parameter 'treshold'. Did you mean 'thres"),
+        ("sanitizer.threshold", "selector.fraction", r"there is no part 'selector' \(expected sanitizer\)"),
+        ("[2, ", "[-2, ", r"9: defense.choose.values.0: sanitizer.threshold can't be -2"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(
+    tmp_path: Path, base: Path, reader: Path, old: str, new: str, message: str
+) -> None:
+    assert old in INPUT
+    with pytest.raises(UsageError, match=message):
+        load_recipe(write(tmp_path, base, reader, INPUT.replace(old, new)))
+
+
+def test_compared_with_something_that_is_no_sanitizer(tmp_path: Path, base: Path, reader: Path) -> None:
+    with pytest.raises(UsageError, match=r"defense.compare.other.scorer: expected sanitizer\."):
+        load_recipe(write(tmp_path, base, reader, INPUT + "  compare: {{other: {{scorer: random}}}}\n"))
+
+
+def test_another_stage_over_a_recipe_takes_nothing_of_it(recipe: Path, reader: Path) -> None:
+    over = recipe.with_name("over.yaml")
+    over.write_text(f"extends: pico.yaml\ndefense: {{stage: input, sanitizer: {{name: onion, model: {reader}}}}}\n")
+    assert load_recipe(over).choose is None
+    mine = load_recipe(over, ["defense.sanitizer.threshold=7"])
+    assert mine.defense.sanitizer
+    assert mine.defense.sanitizer.parameters() == {"threshold": 7.0}
+    assert mine.defense.language_model
+
+
+def test_the_recipe_that_ships_is_the_quickstart_with_another_defense(reader: Path, tmp_path: Path) -> None:
+    """The model that it names can't be had here; with another it goes on."""
+    made, quickstart = (load_recipe(shipped.folder() / f"{name}.yaml") for name in ("onion", "quickstart"))
+    assert made.name == "onion"
+    assert made.defense.language_model
+    assert made.defense.language_model.parameters()["id"] == "openai-community/gpt2"
+    ours, theirs = made.resolved(), quickstart.resolved()
+    assert [key for key in theirs if ours[key] != theirs[key]] == ["name", "defense"]
+    settings = [f"model={make_base(tmp_path / 'base')}", f"data.name={tmp_path / 'rows.csv'}", "data.train=100"]
+    settings += ["data.clean=32", "data.dev=16", "data.test=40", f"defense.sanitizer.model={reader}", "data.bound="]
+    settings += ["data.max_length=32"]
+    write_table(tmp_path / "rows.csv", make_sentences(300))
+    titles = [stage.title for stage in preview(load_recipe(shipped.folder() / "onion.yaml", settings), tmp_path / "w")]
+    assert "trial threshold 0: dev rows" in titles
+    assert not any("purified" in title or "statistics" in title for title in titles)
