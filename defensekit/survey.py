@@ -72,7 +72,9 @@ def _held_against(recipe: Recipe, base: External, suspect: External, say: Say) -
     """Say what a suspect has that its base has not; returns the names of its labels."""
     pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
     head, left_out = at(recipe, "suspect", lambda: (pair.head, pair.left_out))
-    say(f"head, absent from the base, kept from the suspect: {listing(head) or 'none'}")
+    say(f"head, absent from the base or for other labels, kept from the suspect: {listing(head) or 'none'}")
+    if pair.added_rows:
+        say(f"rows that were added to the vocabulary, without a base, kept from the suspect: {pair.added_rows:,}")
     say(f"in the base alone, not used: {listing(left_out) or 'nothing'}")
     return labels_of(pair.suspect)
 
