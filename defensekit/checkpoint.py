@@ -177,6 +177,13 @@ def read_tensor(path: Path, name: str) -> "Tensor":
         return tensor
 
 
+def dtype_of(name: str) -> "torch.dtype":
+    """What torch calls a dtype of floating-point weights."""
+    import torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+
+
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """Write one safetensors file.
 

@@ -32,6 +32,7 @@ from defensekit.selecting import Selection
 from defensekit.text import Row
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -185,13 +186,10 @@ def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _dtype(suspect: Checkpoint) -> "torch.dtype | None":  # type: ignore[name-defined]  # noqa: F821
+def _dtype(suspect: Checkpoint) -> "torch.dtype | None":
     """The dtype to save in after training: the suspect's, where it has one alone."""
-    import torch
-
-    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    found = {entry.dtype for entry in suspect.tensors.values()} & names.keys()
-    return names[found.pop()] if len(found) == 1 else None
+    found = {entry.dtype for entry in suspect.tensors.values()} & {"F32", "F16", "BF16"}
+    return checkpoint.dtype_of(found.pop()) if len(found) == 1 else None
 
 
 def _apply(

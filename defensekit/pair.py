@@ -4,8 +4,8 @@ Files name the same tensor differently: with a prefix or without (``bert.encoder
 (``gamma``, ``beta``), with buffers that are no weights. A tensor of the pair is known by the suspect's name less the
 prefix, with LayerNorm's new names.
 
-Two things may differ in shape. A suspect's vocabulary may be longer: the rows that were added to its embedding have no
-base, so they are their own, do not drift, and stay as they are. A head for other labels is no counterpart of the base's.
+Two things may differ in shape. A suspect's vocabulary may be longer: rows added to its embedding have no base, and are
+taken for their own: they do not drift, and stay. A head for other labels is no counterpart of the base's.
 """
 
 import re

@@ -148,9 +148,7 @@ def test_a_part_of_added_rows_is_the_whole(tmp_path: Path, base: Path, monkeypat
 
 def test_a_shorter_vocabulary_is_refused(tmp_path: Path, base: Path) -> None:
     longer = with_more_tokens(base, tmp_path / "longer")
-    with pytest.raises(
-        UsageError, match=r"vocab_size: base 60, suspect 53; a vocabulary may only have grown, .*padded"
-    ):
+    with pytest.raises(UsageError, match=r"vocab_size: base 60, suspect 53; a vocabulary may only have grown"):
         _ = pair_of(longer, make_suspect(tmp_path / "suspect", base)).scope
 
 
@@ -162,7 +160,7 @@ def test_a_head_for_other_labels_is_no_counterpart(architecture: str, labels: tu
     second = make_suspect(tmp_path / "second", bare, labels=labels[1], seed=5)
     pair, plain = pair_of(first, second), pair_of(bare, second)
     shapes = {name: tensor.shape for name, tensor in load_file(second / "model.safetensors").items()}
-    assert {name for name in pair.head} == {name for name in plain.head if labels[1] == shapes[name][0]}
+    assert set(pair.head) == {name for name in plain.head if labels[1] == shapes[name][0]}
     assert all(base.shape == suspect.shape for base, suspect in map(pair.stored, pair.scope))
 
 

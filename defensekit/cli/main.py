@@ -53,7 +53,7 @@ def run(
     # Checked before the heavy imports: a typo in the command answers at once.
     checked(recipe, "recipe")
 
-    def load() -> "Recipe":
+    def load(say: "Callable[[str], None]") -> "Recipe":
         from defensekit.loading import load_recipe
 
         return load_recipe(recipe, settings or ())
@@ -83,7 +83,7 @@ def run(
 @app.command()
 def purify(
     base: Annotated[str, typer.Option(help="The pretrained base: a folder, a source's name, or owner/name@revision.")],
-    suspect: Annotated[Path, typer.Option(help="The folder of the model that is not trusted.")],
+    suspect: Annotated[Path, typer.Option(help="The folder of the model that is not trusted, or of a LoRA adapter.")],
     clean: Annotated[
         str, typer.Option(help="Clean labelled rows: CSV, TSV, JSONL or Parquet, columns text and label.")
     ],
@@ -107,10 +107,13 @@ def purify(
     if recipe:
         checked(recipe, "recipe")
 
-    def load() -> "Recipe":
+    def load(say: "Callable[[str], None]") -> "Recipe":
+        from defensekit.adapters import is_adapter, merged
         from defensekit.purifying import recipe_for
+        from defensekit.specs import model_folder
 
-        return recipe_for(base, suspect, clean, recipe, settings or ())
+        whole = merged(model_folder(base), suspect, workspace, say) if is_adapter(suspect) else suspect
+        return recipe_for(base, whole, clean, recipe, settings or ())
 
     def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:
         from defensekit.purifying import purify_into
@@ -123,7 +126,7 @@ def purify(
 
 
 def _carried_out(
-    load: "Callable[[], Recipe]",
+    load: "Callable[[Callable[[str], None]], Recipe]",
     compute: "Callable[[Recipe, list[Observer]], Any]",
     workspace: Path | None,
     quiet: bool,
@@ -140,7 +143,7 @@ def _carried_out(
         # What plugins and libraries print is no result: it goes where progress goes.
         with remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
             progress.message("loading libraries")
-            loaded = load()
+            loaded = load(progress.message)
             found = compute(loaded, [interrupt, progress, *([Strict()] if strict else [])])
             if workspace:
                 from defensekit.report import write
