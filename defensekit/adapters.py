@@ -291,6 +291,10 @@ class Merged:
         self.deltas  # noqa: B018 - what does not fit is told before anything is written
         return found
 
+    def from_base(self, name: str) -> "Tensor | None":
+        """The base's values of a tensor, None where it has none."""
+        return self.base.tensor(self._in_base[name]) if name in self._in_base else None
+
     def parts(self, name: str) -> "Iterator[Tensor]":
         """A tensor's values, in blocks of rows."""
         saved = self.adapter.whole.get(name)

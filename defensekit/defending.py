@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from defensekit import checkpoint, training
-from defensekit.checkpoint import Checkpoint
+from defensekit.causal import token_losses
+from defensekit.checkpoint import CAUSAL, Checkpoint
 from defensekit.components import (
     Estimate,
     Estimator,
@@ -73,12 +74,15 @@ def estimate(
     """
     import torch
 
+    causal = pair.suspect.task == CAUSAL
+    if causal and not estimator.any_loss:
+        name = type(estimator).__name__
+        raise UsageError(f"the estimator {name} measures classifiers alone, and the suspect is a {CAUSAL}")
     suspect, tokenizer = load(pair.suspect.folder, "suspect")
     parameters = [name for name, _ in suspect.named_parameters()]
     del suspect
-    context = EstimatorContext(
-        partial(other_model, pair), tokenizer, rows, max_length, derive_seed(seed, "estimator"), report
-    )
+    loss, own = token_losses if causal else None, derive_seed(seed, "estimator")
+    context = EstimatorContext(partial(other_model, pair), tokenizer, rows, max_length, own, report, loss)
     with training.forked_random(derive_seed(seed, "global")):
         found = blame(estimator, estimator.estimate, context)
     names = pair.named_like_the_pair(parameters)

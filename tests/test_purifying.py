@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from defensekit.checkpoint import Checkpoint
 from defensekit.errors import UsageError
 from defensekit.pair import Pair
-from defensekit.purifying import _alone, purify_into, recipe_for
+from defensekit.purifying import alone, purify_into, recipe_for
 from tests.conftest import make_sentences, write_table
 
 QUICK = ["defense.choose.values=[0.5]", "defense.purifier.1.epochs=1", "data.max_length=32"]
@@ -107,7 +107,7 @@ def test_killed_it_leaves_no_half_model_and_goes_on(tmp_path: Path, base: Path, 
     )
     while process.poll() is None and len(list(artifacts.glob("*/manifest.json"))) < 5:
         time.sleep(0.005)
-    with pytest.raises(UsageError, match="another process is writing"), _alone(tmp_path / "out"):
+    with pytest.raises(UsageError, match="another process is writing"), alone(tmp_path / "out"):
         pass
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

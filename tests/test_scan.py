@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from defensekit.checkpoint import Checkpoint
+from defensekit.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.cli.main import main
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.report.scan import drift_table, render_scan, write_scan
 from defensekit.scan import aligned, frequency
-from defensekit.scan.clean import CAUSAL, CLASSIFIER, read_clean
+from defensekit.scan.clean import read_clean
 from defensekit.scan.drift import kind_of
 from defensekit.scan.result import Scan
 from defensekit.scan.rows import FEWEST, RowDrift, outliers
