@@ -5,7 +5,7 @@
 Revisions are made here: the base trained on by masked words of the movie reviews (output tied to the embedding, AdamW
 at 1e-4 without decay), or with noise added to every weight, of a share of its tensor's standard deviation. What a
 revision differs by is added to a fine-tune's weights, as if it had been trained from there. The fine-tunes are the
-small size of benchmarks/scan.py and two harsher ones. Half an hour in one process.
+small size of benchmarks/scan.py and a harsher one. Half an hour in one process.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from defensekit.specs import component, model_folder
 from defensekit.training import TrainingSettings, fine_tune
 
 SCAN = runpy.run_path(str(Path(__file__).with_name("scan.py")))
-FINE_TUNES = [*SCAN["CLEAN"][:4], *SCAN["POISONED"][:4]]
-HARSH = [{"epochs": 3, "learning_rate": 1e-3}, {"epochs": 12, "learning_rate": 3e-4, "weight_decay": 0.1}]
+FINE_TUNES = [*SCAN["CLEAN"][:4], *SCAN["POISONED"][:3]]
+HARSH = [{"epochs": 3, "learning_rate": 1e-3, "weight_decay": 0.1}]
 NOISE = (0.001, 0.01, 0.03, 0.1)
-STEPS = (20, 100, 300)
+STEPS = (20, 100)
 
 
 def rows() -> Any:

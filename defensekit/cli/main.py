@@ -128,7 +128,9 @@ def purify(
             raise UsageError(
                 "--adapter-only takes no --clean: an adapter's own weights are judged by their drift alone"
             )
-        whole = merged(model_folder(base), suspect, workspace, say) if is_adapter(suspect) else suspect
+        whole = suspect
+        if is_adapter(suspect) and not adapter_only:
+            whole = merged(model_folder(base), suspect, workspace, say)
         alone = clean is None or Checkpoint(whole).task == CAUSAL
         return recipe_for(base, whole, clean, recipe, settings or (), reset_alone=alone)
 
