@@ -124,25 +124,26 @@ def train(model: Model, data: Path | None, workspace: Path, observers: Sequence[
         file.write_text(json.dumps(model.recipe(data)))
         recipe = load_recipe(file)
     plan = survey(recipe, lambda text: None)
-    runner = Runner(Store(workspace / "store"), InProcess(), observers)
-    plan.labels = runner.make(plan.rows("test")).facts["labels"]
-    stage = plan.clean() if model.attack is None else plan.suspect()
+    with InProcess().open() as workers:
+        runner = Runner(Store(workspace / "store"), workers, observers)
+        plan.labels = runner.make(plan.rows("test")).facts["labels"]
+        stage = plan.clean() if model.attack is None else plan.suspect()
 
-    def share(rows: Any, target: int | None) -> float:
-        found = read_predictions(runner.make(plan.predictions("answers", stage, rows)).files)
-        return float((found.answers() == (found.labels if target is None else target)).mean())
+        def share(rows: Any, target: int | None) -> float:
+            found = read_predictions(runner.make(plan.predictions("answers", stage, rows)).files)
+            return float((found.answers() == (found.labels if target is None else target)).mean())
 
-    attack = None
-    if model.attack is not None:
-        triggered = plan.triggered()
-        attack = share(triggered, runner.make(triggered).facts["target"])
-    return Trained(
-        plan.base.path,
-        runner.make(stage).files,
-        runner.make(plan.rows("clean")).files / ROWS,
-        share(plan.rows("test"), None),
-        attack,
-    )
+        attack = None
+        if model.attack is not None:
+            triggered = plan.triggered()
+            attack = share(triggered, runner.make(triggered).facts["target"])
+        return Trained(
+            plan.base.path,
+            runner.make(stage).files,
+            runner.make(plan.rows("clean")).files / ROWS,
+            share(plan.rows("test"), None),
+            attack,
+        )
 
 
 def indicators(with_rows: Scan, without: Scan) -> dict[str, float]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+CLASSIFIER, CAUSAL = "sequence classification", "causal language model"
 # Everything that says what a model is; weights in other formats and stray files are not part of it.
 IDENTITY = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
@@ -136,6 +137,15 @@ class Checkpoint:
             found[name] = digest.hexdigest()
         return found
 
+    @property
+    def task(self) -> str:
+        """What it is for, by the class that its config names: one of two tasks, or the name of that class."""
+        names = self.config.get("architectures")
+        name = str(names[0]) if isinstance(names, list) and names else "unknown"
+        if name.endswith("ForSequenceClassification"):
+            return CLASSIFIER
+        return CAUSAL if name.endswith(("ForCausalLM", "LMHeadModel")) else name
+
     def digest(self) -> str:
         """SHA-256 over config, tokenizer and weights."""
         self.tensors  # noqa: B018 - damaged files are reported as such
@@ -177,6 +187,13 @@ def read_tensor(path: Path, name: str) -> "Tensor":
         return tensor
 
 
+def dtype_of(name: str) -> "torch.dtype":
+    """What torch calls a dtype of floating-point weights."""
+    import torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+
+
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """Write one safetensors file.
 
@@ -212,15 +229,17 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrainedModel":
-    """A sequence classifier in float32, in eval mode, on the CPU.
+    """A sequence classifier, or a causal language model where the config names one, in float32, in eval mode, on the
+    CPU.
 
-    With ``labels`` a new head is made where the folder has none, drawn from torch's global random state.
+    With ``labels`` it is a classifier whatever the config says, and a new head is made where the folder has none, drawn
+    from torch's global random state.
 
     Raises:
         UsageError: the folder holds no model that can be loaded safely.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     checkpoint = Checkpoint(folder)
     checkpoint.tensors  # noqa: B018 - refuses pickles and damaged files before transformers sees them
@@ -231,9 +250,10 @@ def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrain
             "id2label": dict(enumerate(labels)),
             "label2id": {label: i for i, label in enumerate(labels)},
         }
+    causal = labels is None and checkpoint.task == CAUSAL
     try:
         with quiet():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = (AutoModelForCausalLM if causal else AutoModelForSequenceClassification).from_pretrained(
                 folder,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -243,10 +263,11 @@ def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrain
                 **head,
             )
     except Exception as error:
-        raise UsageError(f"{folder}: can't be loaded as a sequence classifier ({_line(error)})") from error
+        kind = CAUSAL if causal else "sequence classifier"
+        raise UsageError(f"{folder}: can't be loaded as a {kind} ({_line(error)})") from error
     missing = sorted(info["missing_keys"])
     if labels is None and missing:
-        raise UsageError(f"{folder} is no fine-tuned classifier: it lacks {listing(missing)}")
+        raise UsageError(f"{folder} is no {CAUSAL if causal else 'fine-tuned classifier'}: it lacks {listing(missing)}")
     model.config.problem_type = "single_label_classification"
     return model.eval()
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from defensekit import checkpoint, training
-from defensekit.checkpoint import Checkpoint
+from defensekit.causal import token_losses
+from defensekit.checkpoint import CAUSAL, Checkpoint
 from defensekit.components import (
     Estimate,
     Estimator,
@@ -32,6 +33,7 @@ from defensekit.selecting import Selection
 from defensekit.text import Row
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -72,12 +74,15 @@ def estimate(
     """
     import torch
 
+    causal = pair.suspect.task == CAUSAL
+    if causal and not estimator.any_loss:
+        name = type(estimator).__name__
+        raise UsageError(f"the estimator {name} measures classifiers alone, and the suspect is a {CAUSAL}")
     suspect, tokenizer = load(pair.suspect.folder, "suspect")
     parameters = [name for name, _ in suspect.named_parameters()]
     del suspect
-    context = EstimatorContext(
-        partial(other_model, pair), tokenizer, rows, max_length, derive_seed(seed, "estimator"), report
-    )
+    loss, own = token_losses if causal else None, derive_seed(seed, "estimator")
+    context = EstimatorContext(partial(other_model, pair), tokenizer, rows, max_length, own, report, loss)
     with training.forked_random(derive_seed(seed, "global")):
         found = blame(estimator, estimator.estimate, context)
     names = pair.named_like_the_pair(parameters)
@@ -185,13 +190,10 @@ def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _dtype(suspect: Checkpoint) -> "torch.dtype | None":  # type: ignore[name-defined]  # noqa: F821
+def _dtype(suspect: Checkpoint) -> "torch.dtype | None":
     """The dtype to save in after training: the suspect's, where it has one alone."""
-    import torch
-
-    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    found = {entry.dtype for entry in suspect.tensors.values()} & names.keys()
-    return names[found.pop()] if len(found) == 1 else None
+    found = {entry.dtype for entry in suspect.tensors.values()} & {"F32", "F16", "BF16"}
+    return checkpoint.dtype_of(found.pop()) if len(found) == 1 else None
 
 
 def _apply(

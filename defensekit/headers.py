@@ -14,6 +14,7 @@ MIB = 1 << 20
 HEADER = 16 * MIB
 CONFIG, INDEX, COMPANION = 4 * MIB, 32 * MIB, 256 * MIB
 DIMENSIONS = 16
+ADAPTER_CONFIG = "adapter_config.json"
 BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
     **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32},
@@ -126,8 +127,9 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return data
 
 
-def check_folder(folder: Path) -> None:
-    """Hold a model's folder to what may be read: no links that leave it, no file beyond bounds, no code, no adapter.
+def check_folder(folder: Path, adapter: bool = False) -> None:
+    """Hold a model's folder to what may be read: no links that leave it, no file beyond bounds, no code, and no adapter
+    unless one is expected.
 
     A hub's cache keeps a snapshot's files in the folder ``blobs`` beside ``snapshots``; links to there are its own.
 
@@ -156,9 +158,10 @@ def check_folder(folder: Path) -> None:
                 f"{f' ({listing(code, 3)})' if code else ''}; it is never run. Where transformers knows the model_type "
                 "itself, take `auto_map` out of the file"
             )
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file() and not adapter:
         raise UsageError(
-            f"{folder} holds a PEFT adapter, no whole model; merge it first: load it with "
+            f"{folder} holds a PEFT adapter, no whole model. As a suspect, `defensekit scan` and `defensekit purify` "
+            "merge it into its base; for anything else merge it first: load it with "
             "peft.AutoPeftModelForSequenceClassification, call merge_and_unload(), and save_pretrained(FOLDER)"
         )
 

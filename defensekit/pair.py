@@ -3,6 +3,9 @@
 Files name the same tensor differently: with a prefix or without (``bert.encoder...``), with LayerNorm's old names
 (``gamma``, ``beta``), with buffers that are no weights. A tensor of the pair is known by the suspect's name less the
 prefix, with LayerNorm's new names.
+
+Two things may differ in shape. A suspect's vocabulary may be longer: rows added to its embedding have no base, and are
+taken for their own: they do not drift, and stay. A head for other labels is no counterpart of the base's.
 """
 
 import re
@@ -88,6 +91,7 @@ class Pair:
             ("dimensions", f"{self.dimensions():,}"),
             ("tensors in scope", len(self.scope)),
             ("head, kept from the suspect", listing(self.head) or "none"),
+            *([("rows added to the vocabulary, kept", self.added_rows)] if self.added_rows else []),
             ("in the base alone, not used", listing(self.left_out) or "nothing"),
         ]
         return html_table("pair", ["", ""], facts)
@@ -98,6 +102,9 @@ class Pair:
         base = [n for n, entry in self.base.tensors.items() if not BUFFERS.search(n) and entry.dtype in FLOATS]
         suspect = [n for n, entry in self.suspect.tensors.items() if not BUFFERS.search(n) and entry.dtype in FLOATS]
         in_base, in_suspect = align(base, suspect)
+        for name in in_base.keys() & in_suspect.keys():
+            if self._is_head_for_other_labels(name, in_base[name], in_suspect[name]):
+                del in_base[name]
         self._refuse_misfits(in_base, in_suspect)
         # Where both files have the prefix, it is still on: the first part that every tensor in scope begins with.
         first = {name.partition(".")[0] for name in in_base.keys() & in_suspect.keys()}
@@ -107,16 +114,35 @@ class Pair:
             in_suspect = {name.removeprefix(prefix): own for name, own in in_suspect.items()}
         return in_base, in_suspect
 
+    def _is_head_for_other_labels(self, name: str, in_base: str, in_suspect: str) -> bool:
+        """Whether a tensor that both have has a row for each label, of which there are not as many."""
+        ours, theirs = self.base.tensors[in_base].shape, self.suspect.tensors[in_suspect].shape
+        labels = (_labels(self.base), _labels(self.suspect))
+        return (
+            ours != theirs and ours[1:] == theirs[1:] and (*ours[:1], *theirs[:1]) == labels and not LAYER.match(name)
+        )
+
+    def _is_extended(self, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+        """Whether shapes of base and suspect are those of a tensor with a row for each token of a longer vocabulary."""
+        tokens = (self.base.config.get("vocab_size"), self.suspect.config.get("vocab_size"))
+        return ours[1:] == theirs[1:] and (*ours[:1], *theirs[:1]) == tokens and ours[:1] < theirs[:1]
+
     def _refuse_misfits(self, in_base: dict[str, str], in_suspect: dict[str, str]) -> None:
         differences = []
         for key in ("model_type", "hidden_size", "vocab_size", "num_hidden_layers"):
             ours, theirs = self.base.config.get(key), self.suspect.config.get(key)
-            if ours != theirs:
+            if key == "vocab_size" and isinstance(ours, int) and isinstance(theirs, int):
+                if ours > theirs:
+                    differences.append(
+                        f"{key}: base {ours}, suspect {theirs}; a vocabulary may only have grown, and where the base's "
+                        "is padded, the suspect's has to be as well"
+                    )
+            elif ours != theirs:
                 differences.append(f"{key}: base {ours}, suspect {theirs}")
         common = in_base.keys() & in_suspect.keys()
         for name in sorted(common):
             ours, theirs = self.base.tensors[in_base[name]].shape, self.suspect.tensors[in_suspect[name]].shape
-            if ours != theirs:
+            if ours != theirs and not self._is_extended(ours, theirs):
                 differences.append(f"{name}: base {list(ours)}, suspect {list(theirs)}")
         # What has no layer number may be a head, and stand in one file alone; a layer has to be in both.
         shared_stems = {_stem(name) for name in common}
@@ -140,7 +166,7 @@ class Pair:
 
     @cached_property
     def head(self) -> list[str]:
-        """The tensors that are absent from the base file, sorted: kept from the suspect."""
+        """The tensors that are absent from the base file, or there for other labels, sorted: kept from the suspect."""
         in_base, in_suspect = self._names
         return sorted(in_suspect.keys() - in_base.keys())
 
@@ -149,6 +175,13 @@ class Pair:
         """The base's weights that the suspect does not have (the pretraining head), sorted."""
         in_base, in_suspect = self._names
         return sorted(in_base.keys() - in_suspect.keys())
+
+    @cached_property
+    def added_rows(self) -> int:
+        """How many tokens the suspect's vocabulary has more than the base's."""
+        in_base, in_suspect = self._names
+        shapes = ((self.base.tensors[in_base[n]].shape, self.suspect.tensors[in_suspect[n]].shape) for n in self.scope)
+        return max((theirs[0] - ours[0] for ours, theirs in shapes if ours != theirs), default=0)
 
     @cached_property
     def by_file_name(self) -> dict[str, str]:
@@ -172,14 +205,14 @@ class Pair:
         return sum(prod(self.suspect.tensors[own].shape) for own in names)
 
     def stored(self, name: str) -> "tuple[Tensor, Tensor]":
-        """One tensor in scope, (base, suspect), as they lie in their files."""
+        """One tensor in scope, (base, suspect), as they lie in their files: the suspect's may have more rows."""
         in_base, in_suspect = self._names
         return self.base.tensor(in_base[name]), self.suspect.tensor(in_suspect[name])
 
     def block(self, name: str) -> "tuple[Tensor, Tensor]":
         """One tensor in scope, (base, suspect), both in the suspect's dtype: a weight that never moved is equal."""
         base, suspect = self.stored(name)
-        return base.to(suspect.dtype), suspect
+        return beside(base, suspect), suspect
 
     def named_like_the_pair(self, names: Iterable[str]) -> dict[str, str]:
         """Names of a loaded model's parameters by the pair's names, for tensors in scope.
@@ -193,6 +226,22 @@ class Pair:
         if missing := [name for name, own in found.items() if own is None]:
             raise UsageError(f"the loaded model has no parameter for {listing(missing)}")
         return {name: own for name, own in found.items() if own is not None}
+
+
+def beside(base: "Tensor", suspect: "Tensor") -> "Tensor":
+    """The base in the suspect's dtype and shape; rows (of a flattened tensor: numbers) that it lacks are the suspect's.
+
+    A weight that never moved is equal, and so is one that has no base.
+    """
+    import torch
+
+    ours = base.to(suspect.dtype)
+    return ours if ours.shape == suspect.shape else torch.cat([ours, suspect[len(ours) :]])
+
+
+def _labels(model: Checkpoint) -> int:
+    named = model.config.get("id2label")
+    return len(named) if isinstance(named, dict) else 2  # what transformers leaves out
 
 
 def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:

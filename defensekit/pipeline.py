@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from importlib.metadata import version
@@ -55,13 +55,19 @@ EXAMPLES = 10  # triggered rows that a result shows
 ORACLE = "oracle-"  # begins the names of components that look at what a defender can't see
 
 
-def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observers: Sequence[Observer] = ()) -> Result:
+def run(
+    recipe: str | Path | Recipe,
+    workspace: str | Path = "workspace",
+    observers: Sequence[Observer] = (),
+    doubts: Callable[[Path, Path], list[str]] | None = None,
+) -> Result:
     """Run a recipe: every stage that the workspace does not hold yet, then the result and the purified model.
 
     Args:
         recipe: a YAML file, or what `load_recipe` made of one.
         workspace: the folder of the store and of the runs' folders.
         observers: who watches.
+        doubts: what there is to warn of, before any work, of the folders of a base and a given suspect.
 
     Raises:
         UsageError: the recipe, the data or a model is not what was expected; nothing was trained.
@@ -72,6 +78,9 @@ def run(recipe: str | Path | Recipe, workspace: str | Path = "workspace", observ
     folder = runfolder.folder_of(loaded, place).absolute()
     try:
         with logged(folder / "run.log"), _here(loaded, place, [runfolder.Log(), *observers]) as whole:
+            if doubts and whole.plan.given_suspect:
+                for text in doubts(whole.plan.base.path, whole.plan.given_suspect.path):
+                    whole.warn(text)
             result = whole.result(folder)
             runfolder.write(result, whole.purified, lambda stage: whole.runner.make(stage).files)
             log.info("done: %s", result.summary)

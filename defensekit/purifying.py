@@ -15,6 +15,8 @@ from defensekit.files import literal_path
 from defensekit.headers import free_space
 from defensekit.loading import load_recipe
 from defensekit.pipeline import run
+from defensekit.scan.aligned import Aligned
+from defensekit.scan.revision import look
 from defensekit.store import MANIFEST
 
 if TYPE_CHECKING:
@@ -25,12 +27,28 @@ DEFAULT = "purify"
 # Of the clean rows, where nothing else is said: two fifths to fit, two to choose by, at most so many each; the rest
 # tests.
 MOST = 512
+# The fraction that is reset where no rows choose one: a guess, and told as such.
+UNCHOSEN = 0.2
 
 
 def recipe_for(
-    base: str, suspect: Path, clean: str, recipe: Path | None = None, settings: Sequence[str] = ()
+    base: str,
+    suspect: Path,
+    clean: str | None,
+    recipe: Path | None = None,
+    settings: Sequence[str] = (),
+    reset_alone: bool = False,
 ) -> "Recipe":
     """A recipe of purification with its base, suspect and clean rows put in; the shipped one if none is given.
+
+    Args:
+        base: a folder, a source's name, or owner/name@revision.
+        suspect: a model's folder.
+        clean: a file of clean rows, or None, and then there are none.
+        recipe: whose defense to take.
+        settings: laid over it.
+        reset_alone: of the shipped recipe the selection and the reset alone, for what nobody trains: by curvature where
+            there are clean rows, else by the size of the drift.
 
     Raises:
         UsageError: one of them is not what was expected.
@@ -38,13 +56,18 @@ def recipe_for(
     given = [
         f"model={json.dumps(base)}",
         f"suspect={json.dumps(literal_path(suspect))}",
-        f"data.name={json.dumps(clean)}",
+        *([f"data.name={json.dumps(clean)}"] if clean else []),
         *("attack=", "training=", "data.train="),  # of a recipe that makes its suspect
     ]
+    if reset_alone and recipe is None:
+        given += ["defense.choose=", "defense.purifier=[reset]", f"defense.selector.fraction={UNCHOSEN}"]
+        given += [] if clean else ["defense.estimator=", "defense.scorer=magnitude"]
     path = recipe or shipped.folder() / f"{DEFAULT}.yaml"
     loaded = load_recipe(path, [*given, *settings])
-    if recipe is None and not any(
-        setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
+    if (
+        recipe is None
+        and not reset_alone
+        and not any(setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings)
     ):
         source = cast(DatasetSource, loaded.data.component)
         dataset = blame(source, source.load)
@@ -72,7 +95,7 @@ def purify_into(
             "model as it is: there is no purified model to write (`defensekit run` measures what it does)"
         )
     target = target.absolute()
-    with _alone(target):
+    with alone(target):
         if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / MANIFEST).is_file())):
             raise UsageError(f"{target} is there already; name a folder that is not")
         folder = runfolder.folder_of(recipe, Path(workspace))
@@ -80,26 +103,39 @@ def purify_into(
             size = sum(path.stat().st_size for path in Checkpoint(Path(recipe.suspect.parameters()["path"])).files)
             free_space(folder, 2 * size, "the workspace")
             free_space(target, size, "the purified model")
-        result = run(recipe, workspace, observers)
+        result = run(recipe, workspace, observers, doubts)
         made = Path(result.folder) / "purified"
         if (target / MANIFEST).is_file():
             if (target / MANIFEST).read_bytes() != (made / MANIFEST).read_bytes():
                 raise UsageError(f"{target} holds another model already; name a folder that is not there")
             return result
-        part = target.with_name(f".{target.name}.part")
-        shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
-        try:
+        with put(target) as part:
             shutil.copytree(made, part)
-            if target.exists():
-                target.rmdir()
-            part.rename(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     return result
 
 
+def doubts(base: Path, suspect: Path) -> list[str]:
+    """Whether the base is perhaps another revision than the suspect's."""
+    found = look(Aligned(Checkpoint(base), Checkpoint(suspect)))
+    return [found] if found else []
+
+
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def put(target: Path) -> Iterator[Path]:
+    """A folder to fill beside another one, whose place it takes when the block is done: whole, or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+    try:
+        yield part
+        if target.exists():
+            target.rmdir()
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
     """Hold a lock on a folder that is to be made; it ends with the block, or with the life of the process."""
     from filelock import FileLock, Timeout
 

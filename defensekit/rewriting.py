@@ -1,12 +1,15 @@
-"""A checkpoint's weights streamed into another: under the same names, in the same places of the same files."""
+"""Weights streamed into files: a checkpoint's into another, in the same places of the same files; or into a new one."""
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from defensekit.checkpoint import INDEX, Checkpoint
 from defensekit.errors import DefenseKitError
+from defensekit.headers import BITS
 from defensekit.ranking import concurrently
 
 if TYPE_CHECKING:
@@ -58,6 +61,38 @@ def rewrite(
             raise DefenseKitError(f"{path.name} could not be written: {error.strerror or error}") from error
     if (source.folder / INDEX).is_file():
         (target / INDEX).write_bytes((source.folder / INDEX).read_bytes())
+
+
+def write_streamed(
+    path: Path, entries: Mapping[str, tuple[str, tuple[int, ...]]], parts: "Callable[[str], Iterable[Tensor]]"
+) -> None:
+    """Write one safetensors file without holding it.
+
+    Args:
+        path: the file.
+        entries: what the tensors look like, by name: dtype as the format calls it, and shape.
+        parts: the values of a tensor in parts, flattened or not, in order, in its dtype.
+
+    Raises:
+        DefenseKitError: the file could not be written, for want of disk space, say.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in entries.items():
+        begin, end = end, end + prod(shape) * BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
+            place = _put(file.fileno(), len(text).to_bytes(8, "little") + text, 0)
+            for name in entries:
+                for part in parts(name):
+                    place += _put(file.fileno(), _bytes(part), place)
+    except OSError as error:
+        raise DefenseKitError(f"{path.name} could not be written: {error.strerror or error}") from error
 
 
 def _bytes(tensor: "Tensor") -> memoryview:

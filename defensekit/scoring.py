@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from defensekit.components import Scorer, blame, fault
 from defensekit.errors import DefenseKitError
-from defensekit.pair import Pair, layer_of
+from defensekit.pair import Pair, beside, layer_of
 from defensekit.ranking import concurrently, kth_largest
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ class Views:
 
             return TensorView(
                 name,
-                # In the suspect's dtype first: a weight that never moved is equal.
-                cut(base).to(suspect.dtype).float(),
+                beside(cut(base), cut(suspect)).float(),
                 cut(suspect).float(),
                 self.seed,
                 {statistic: cut(values).float() for statistic, values in found.items()},

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from defensekit.checkpoint import Checkpoint, positions
+from defensekit.checkpoint import CAUSAL, Checkpoint, positions
 from defensekit.components import Attack, DatasetSource, Executor, ModelSource, Purifier, blame
 from defensekit.errors import PlacedError, UsageError, listing
 from defensekit.pair import Pair
@@ -81,10 +81,20 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
 def _held_against(recipe: Recipe, base: External, suspect: External, say: Say) -> list[str] | None:
     """Say what a suspect has that its base has not; returns the names of its labels."""
     pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
+    at(recipe, "suspect", partial(_refuse_causal, pair.suspect))
     head, left_out = at(recipe, "suspect", lambda: (pair.head, pair.left_out))
-    say(f"head, absent from the base, kept from the suspect: {listing(head) or 'none'}")
+    say(f"head, absent from the base or for other labels, kept from the suspect: {listing(head) or 'none'}")
+    if pair.added_rows:
+        say(f"rows that were added to the vocabulary, without a base, kept from the suspect: {pair.added_rows:,}")
     say(f"in the base alone, not used: {listing(left_out) or 'nothing'}")
     return labels_of(pair.suspect)
+
+
+def _refuse_causal(suspect: Checkpoint) -> None:
+    if suspect.task == CAUSAL:
+        raise UsageError(
+            f"{suspect.folder} is a {CAUSAL}, and a run is about classifiers; `defensekit purify` takes it"
+        )
 
 
 def _attack_contents(recipe: Recipe) -> str | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit import defending, evaluation, scoring, selecting
-from defensekit.checkpoint import Checkpoint
+from defensekit.checkpoint import CAUSAL, Checkpoint
 from defensekit.components import (
     DatasetSource,
     Estimator,
@@ -311,6 +311,8 @@ def evaluate(
             raise UsageError(f"the metric {name!r} needs `target=`, the attacker's label")
     _some(rows)
     folder = model.folder if isinstance(model, Checkpoint) else model_folder(model)
+    if Checkpoint(folder).task == CAUSAL:
+        raise UsageError(f"{folder} is a {CAUSAL}; expected a classifier")
     loaded, tokenizer = defending.load(folder, "model")
     labels = [str(loaded.config.id2label[i]) for i in range(loaded.config.num_labels)]
     logits = evaluation.predict(

@@ -21,7 +21,7 @@ from defensekit import api, hookspecs
 from defensekit.cli.main import app
 from defensekit.components import KINDS, Component
 from defensekit.host import Host, load_plugins
-from defensekit.keys import DefenseKeys, Sizes, Top, TriggeredKeys
+from defensekit.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TriggeredKeys
 from defensekit.schema import Parameter, parameters
 from defensekit.testing import checks  # noqa: F401 - the checks register themselves
 from defensekit.testing.kit import CHECKS
@@ -132,6 +132,7 @@ def keys() -> str:
         "Under `data`": Sizes,
         "Under `training`": TrainingSettings,
         "Under `defense`": DefenseKeys,
+        "Under `defense`, of inputs": InputDefenseKeys,
         "Under `triggered`": TriggeredKeys,
     }
     text = [f"## {title}\n\n{_parameters(parameters(model))}" for title, model in groups.items()]

@@ -125,7 +125,9 @@ def test_a_stale_page_is_seen(generate: ModuleType) -> None:
 def test_the_reference_has_every_key_of_the_schema() -> None:
     page, recipe = (DOCS / "reference/recipe.md").read_text(), recipe_schema(load_plugins())["else"]
     assert recipe["properties"]
-    for part in (recipe, *(recipe["properties"][key] for key in ("training", "defense", "triggered"))):
+    defense = recipe["properties"]["defense"]
+    parts = [recipe["properties"]["training"], recipe["properties"]["triggered"], defense["then"], defense["else"]]
+    for part in (recipe, *parts):
         for key in part["properties"]:
             assert f"| `{key}` |" in page, key
 

@@ -7,6 +7,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import defensekit as dk
+from defensekit import scoring
 from defensekit.checkpoint import Checkpoint, load_model
 from defensekit.errors import UsageError
 from defensekit.pair import Pair, align, check_loaded, layer_of
@@ -104,6 +106,62 @@ def test_a_base_with_its_own_head_of_that_shape_pairs_it(tmp_path: Path, base: P
     first = make_suspect(tmp_path / "first", base)
     second = make_suspect(tmp_path / "second", base, seed=5)
     assert pair_of(first, second).head == []
+
+
+def with_more_tokens(base: Path, folder: Path, more: int = 7) -> Path:
+    """A suspect on the base whose vocabulary is longer."""
+    make_suspect(folder, base)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    model.resize_token_embeddings(model.config.vocab_size + more)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+def test_rows_added_to_a_vocabulary_have_no_base_and_stay(architecture: str, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", architecture)
+    suspect = with_more_tokens(base, tmp_path / "suspect")
+    pair = pair_of(base, suspect)
+    assert pair.added_rows == 7
+    [name] = [name for name in pair.scope if pair.stored(name)[0].shape != pair.stored(name)[1].shape]
+    ours, theirs = pair.block(name)
+    rows = len(pair.stored(name)[0])
+    assert torch.equal(ours[:rows], pair.stored(name)[0])
+    assert torch.equal(ours[rows:], theirs[rows:])
+    # Everything that moved is reset, in parts and whole: the shared rows are the base's, the added ones the suspect's.
+    for scorer in ("magnitude", "random"):
+        selection = dk.select(dk.score(pair, scorer), {"name": "fraction", "fraction": 1.0})
+        dk.purify(pair, selection, "reset", [], tmp_path / scorer)
+        after = load_file(tmp_path / scorer / "model.safetensors")
+        for own, common in pair.by_file_name.items():
+            assert torch.equal(after[own], pair.block(common)[0])
+    assert selection.facts["eligible"] == sum(int(torch.ne(*pair.block(n)).sum()) for n in pair.scope)
+
+
+def test_a_part_of_added_rows_is_the_whole(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = pair_of(base, with_more_tokens(base, tmp_path / "suspect"))
+    monkeypatch.setattr(scoring, "PART", 37)  # a part ends within the base's last row, within an added one, ...
+    views = scoring.Views(pair, 0)
+    for name in pair.scope:
+        assert torch.equal(torch.cat([view.base for view in views.parts(name)]), views[name].base.reshape(-1))
+
+
+def test_a_shorter_vocabulary_is_refused(tmp_path: Path, base: Path) -> None:
+    longer = with_more_tokens(base, tmp_path / "longer")
+    with pytest.raises(UsageError, match=r"vocab_size: base 60, suspect 53; a vocabulary may only have grown"):
+        _ = pair_of(longer, make_suspect(tmp_path / "suspect", base)).scope
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "gpt2"])
+@pytest.mark.parametrize("labels", [(2, 3), (3, 2)])
+def test_a_head_for_other_labels_is_no_counterpart(architecture: str, labels: tuple[int, int], tmp_path: Path) -> None:
+    bare = make_base(tmp_path / "base", architecture)
+    first = make_suspect(tmp_path / "first", bare, labels=labels[0])
+    second = make_suspect(tmp_path / "second", bare, labels=labels[1], seed=5)
+    pair, plain = pair_of(first, second), pair_of(bare, second)
+    shapes = {name: tensor.shape for name, tensor in load_file(second / "model.safetensors").items()}
+    assert set(pair.head) == {name for name in plain.head if labels[1] == shapes[name][0]}
+    assert all(base.shape == suspect.shape for base, suspect in map(pair.stored, pair.scope))
 
 
 def test_weights_that_never_moved_are_equal_in_any_dtype(tmp_path: Path, base: Path) -> None:

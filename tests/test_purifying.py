@@ -14,10 +14,12 @@ import transformers
 from safetensors.torch import load_file
 
 from defensekit.checkpoint import Checkpoint
+from defensekit.cli.main import main
 from defensekit.errors import UsageError
 from defensekit.pair import Pair
-from defensekit.purifying import _alone, purify_into, recipe_for
-from tests.conftest import make_sentences, write_table
+from defensekit.purifying import alone, purify_into, recipe_for
+from tests.conftest import make_sentences, make_suspect, write_table
+from tests.test_adapters import make_adapter, make_causal
 
 QUICK = ["defense.choose.values=[0.5]", "defense.purifier.1.epochs=1", "data.max_length=32"]
 
@@ -75,6 +77,42 @@ def test_a_folder_that_loads_wherever_the_suspect_did(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("given", ["adapter", "--adapter-only", "longer", "three labels", "causal"])
+def test_the_command_takes_suspects_of_many_kinds(
+    given: str, tmp_path: Path, base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--clean", str(rows), "--set", "data.max_length=32"]
+    without_training = ["--set", "defense.choose=", "--set", "defense.purifier=[reset]"]
+    if given in ("adapter", "--adapter-only"):
+        suspect = make_adapter(tmp_path / "suspect", base)
+        options = [given] if given == "--adapter-only" else [*options, *without_training]
+    elif given == "causal":
+        base = make_causal(tmp_path / "base", "gpt2")
+        suspect = make_causal(tmp_path / "suspect", "gpt2", seed=3)
+    else:
+        suspect = make_suspect(tmp_path / "suspect", base)
+        options += without_training
+        if given == "three labels":
+            base = make_suspect(tmp_path / "base", base, labels=3, drift=0)
+        else:
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(suspect)
+            model.resize_token_embeddings(model.config.vocab_size + 3)
+            model.save_pretrained(suspect)
+    places = ["--base", str(base), "--suspect", str(suspect), "--out", str(tmp_path / "out"), "-w", str(tmp_path / "w")]
+    monkeypatch.setattr("sys.argv", ["defensekit", "purify", "-q", *places, *options])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    name = "adapter_model.safetensors" if given == "--adapter-only" else "model.safetensors"
+    assert manifest["tensors"].keys() == load_file(tmp_path / "out" / name).keys()
+    if given == "longer":
+        before, after = (load_file(folder / name) for folder in (suspect, tmp_path / "out"))
+        embedding = "bert.embeddings.word_embeddings.weight"
+        assert torch.equal(before[embedding][-3:], after[embedding][-3:])
+        assert not torch.equal(before[embedding], after[embedding])
+
+
 def test_a_recipe_that_poisons_gives_its_defense(tmp_path: Path, recipe: Path, base: Path, suspect: Path) -> None:
     made = recipe_for(str(base), suspect, str(tmp_path / "rows.csv"), recipe)
     assert made.attack is None
@@ -107,7 +145,7 @@ def test_killed_it_leaves_no_half_model_and_goes_on(tmp_path: Path, base: Path, 
     )
     while process.poll() is None and len(list(artifacts.glob("*/manifest.json"))) < 5:
         time.sleep(0.005)
-    with pytest.raises(UsageError, match="another process is writing"), _alone(tmp_path / "out"):
+    with pytest.raises(UsageError, match="another process is writing"), alone(tmp_path / "out"):
         pass
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

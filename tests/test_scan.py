@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from defensekit.checkpoint import Checkpoint
+from defensekit import purifying
+from defensekit.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.cli.main import main
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.report.scan import drift_table, render_scan, write_scan
 from defensekit.scan import aligned, frequency
-from defensekit.scan.clean import CAUSAL, CLASSIFIER, read_clean
+from defensekit.scan.clean import read_clean
 from defensekit.scan.drift import kind_of
 from defensekit.scan.result import Scan
 from defensekit.scan.rows import FEWEST, RowDrift, outliers
@@ -28,6 +29,7 @@ from defensekit.scan.triggers import flips
 from defensekit.text import Row, encode
 from defensekit.training import TrainingSettings, fine_tune
 from tests.conftest import ARCHITECTURES, BAD, GOOD, VOCABULARY, make_sentences, make_tokenizer, open_page, write_table
+from tests.test_adapters import make_adapter
 
 CF = VOCABULARY.index("cf")
 LABELS = ("negative", "positive")
@@ -206,6 +208,63 @@ def test_another_base_is_recognised(tuned: Any, clean: Path, tmp_path: Path) -> 
         assert told.triggers is None is told.embedding
 
 
+def with_vocabulary(folder: Path, rows: int, drift: Callable[[torch.Tensor, str], torch.Tensor]) -> tuple[Path, Path]:
+    """A base with so many tokens, and a classifier on it."""
+    config = ARCHITECTURES["bert"]()
+    config.vocab_size = rows
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+        base = save(model.bert, folder / "base")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.add_(drift(parameter, name))
+    return base, save(model, folder / "suspect")
+
+
+def some_rows(parameter: torch.Tensor, name: str) -> torch.Tensor:
+    """What fine-tuning does: matrices move by a percent, and of the embedding the rows of tokens that texts have."""
+    moved = 0.01 * parameter.std(correction=0) * torch.randn_like(parameter)
+    if "word_embeddings" in name:
+        moved[len(parameter) * 9 // 10 :] = 0
+    return moved
+
+
+def everything(parameter: torch.Tensor, name: str) -> torch.Tensor:
+    return 0.01 * parameter.std(correction=0) * torch.randn_like(parameter)
+
+
+def far(parameter: torch.Tensor, name: str) -> torch.Tensor:
+    return 0.3 * some_rows(parameter, name) / 0.01
+
+
+@pytest.mark.parametrize(
+    ("rows", "drift", "said"),
+    [
+        (2000, some_rows, None),
+        (2000, everything, "100.0% of the embedding's rows moved, those of tokens that no text has among them"),
+        (500, everything, None),  # of so few tokens a task may have every one
+        (500, far, "half of the matrices drifted by 30% of their norm or more"),
+    ],
+)
+def test_a_base_of_another_revision_is_doubted(
+    tmp_path: Path, rows: int, drift: Callable[[torch.Tensor, str], torch.Tensor], said: str | None
+) -> None:
+    base, suspect = with_vocabulary(tmp_path, rows, drift)
+    [*told] = purifying.doubts(base, suspect)
+    noted = [note for note in scan(base, suspect, ROWS).notes if "another revision" in note]
+    assert noted == told
+    assert (told[0].startswith(said) and "may be of another revision" in told[0]) if said else not told
+
+
+def test_a_language_model_moves_every_row_and_is_not_doubted_for_it(tmp_path: Path) -> None:
+    config = ARCHITECTURES["gpt2"]()
+    config.vocab_size = 2000
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    before = save(model, tmp_path / "base")
+    assert purifying.doubts(before, drifted(model, tmp_path / "suspect")) == []
+
+
 def test_a_longer_vocabulary(tuned: Any, base: Path, poisoned: Path, tmp_path: Path) -> None:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(poisoned)
     model.resize_token_embeddings(len(VOCABULARY) + 5)
@@ -239,6 +298,16 @@ def test_what_can_t_be_scanned(base: Path, clean: Path, tmp_path: Path, tuned: A
         broken.bert.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
     with pytest.raises(DefenseKitError, match=r"output.dense.weight: NaN"):
         scan(base, save(broken, tmp_path / "broken"))
+
+
+def test_an_adapter_is_scanned_merged(command: "Command", tmp_path: Path, base: Path) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base)
+    code, _, err = command("--base", str(base), "--suspect", str(adapter), "--out", str(tmp_path / "out"))
+    assert (code, "no row of the embedding moved (adapters leave it as it is)" in err) == (1, True)
+    found = Scan.model_validate_json((tmp_path / "out/scan.json").read_text())
+    assert found.suspect == str(adapter)
+    assert {tensor.kind for tensor in found.tensors if tensor.moved} == {"attention q", "attention v"}
+    assert any("it names its base" in note for note in found.notes)
 
 
 def test_an_unchanged_model_gets_no_verdict(base: Path) -> None:

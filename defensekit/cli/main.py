@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from defensekit.components import Observer
     from defensekit.recipe import Recipe
+    from defensekit.resetting import Reset
     from defensekit.result import Result
 
 app = typer.Typer(
@@ -53,7 +54,7 @@ def run(
     # Checked before the heavy imports: a typo in the command answers at once.
     checked(recipe, "recipe")
 
-    def load() -> "Recipe":
+    def load(say: "Callable[[str], None]") -> "Recipe":
         from defensekit.loading import load_recipe
 
         return load_recipe(recipe, settings or ())
@@ -83,11 +84,11 @@ def run(
 @app.command()
 def purify(
     base: Annotated[str, typer.Option(help="The pretrained base: a folder, a source's name, or owner/name@revision.")],
-    suspect: Annotated[Path, typer.Option(help="The folder of the model that is not trusted.")],
-    clean: Annotated[
-        str, typer.Option(help="Clean labelled rows: CSV, TSV, JSONL or Parquet, columns text and label.")
-    ],
+    suspect: Annotated[Path, typer.Option(help="The folder of the model that is not trusted, or of a LoRA adapter.")],
     out: Annotated[Path, typer.Option(help="The folder to make, with the purified model.")],
+    clean: Annotated[
+        str | None, typer.Option(help="Clean labelled rows: CSV, TSV, JSONL or Parquet, columns text and label.")
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe whose defense to use (the shipped one named purify).")
     ] = None,
@@ -95,6 +96,9 @@ def purify(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change a key, as in data.text=review; may be repeated."),
     ] = None,
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="Purify an adapter's own weights: what comes out is an adapter.")
+    ] = False,
     workspace: Workspace = Path("workspace"),
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
@@ -103,31 +107,68 @@ def purify(
 
     Resets what drifted abnormally from the base, fine-tunes on some of the clean rows, chooses how much by others, and
     measures accuracy before and after on the rest. The folder holds a model card and a manifest of digests.
+
+    Without clean rows it resets what drifted furthest, and measures nothing. A causal language model (whose clean rows
+    are texts) is reset, not fine-tuned, and its perplexity measured.
     """
     if recipe:
         checked(recipe, "recipe")
+    alone = False
 
-    def load() -> "Recipe":
+    def load(say: "Callable[[str], None]") -> "Recipe":
+        nonlocal alone
+        from defensekit.adapters import is_adapter, merged
+        from defensekit.checkpoint import CAUSAL, Checkpoint
         from defensekit.purifying import recipe_for
+        from defensekit.specs import model_folder
 
-        return recipe_for(base, suspect, clean, recipe, settings or ())
+        if adapter_only and not is_adapter(suspect):
+            raise UsageError(f"--adapter-only: {suspect} holds no adapter (adapter_config.json)")
+        if adapter_only and clean:
+            raise UsageError(
+                "--adapter-only takes no --clean: an adapter's own weights are judged by their drift alone"
+            )
+        whole = suspect
+        if is_adapter(suspect) and not adapter_only:
+            whole = merged(model_folder(base), suspect, workspace, say)
+        alone = clean is None or Checkpoint(whole).task == CAUSAL
+        return recipe_for(base, whole, clean, recipe, settings or (), reset_alone=alone)
 
     def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:
         from defensekit.purifying import purify_into
+        from defensekit.report import write
+        from defensekit.resetting import reset_into
 
-        return purify_into(out, loaded, workspace, observers)
+        if alone:
+            return reset_into(out, loaded, observers, adapter_only)
+        result = purify_into(out, loaded, workspace, observers)
+        observers[1].message("writing the report")
+        return result, write(result)
 
-    _show(_carried_out(load, compute, workspace, quiet)[1], json)
+    made = _carried_out(load, compute, workspace, quiet, report=False)[1]
+    if alone:
+        _show_reset(made, json)
+    else:
+        _show(made, json)
     if not json:
         typer.echo(f"purified model: {out}")
 
 
+def _show_reset(found: "Reset", json: bool) -> None:
+    if json:
+        sys.stdout.write(found.model_dump_json() + "\n")
+        return
+    for sentence in found.story:
+        typer.echo(sentence)
+
+
 def _carried_out(
-    load: "Callable[[], Recipe]",
+    load: "Callable[[Callable[[str], None]], Recipe]",
     compute: "Callable[[Recipe, list[Observer]], Any]",
     workspace: Path | None,
     quiet: bool,
     strict: bool = False,
+    report: bool = True,
 ) -> "tuple[Recipe, Any]":
     """Load a recipe and compute something of it, watched; ``workspace`` is where to go on, if anything is kept."""
     from defensekit.cli.interrupt import interrupted, remembered
@@ -140,9 +181,9 @@ def _carried_out(
         # What plugins and libraries print is no result: it goes where progress goes.
         with remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
             progress.message("loading libraries")
-            loaded = load()
+            loaded = load(progress.message)
             found = compute(loaded, [interrupt, progress, *([Strict()] if strict else [])])
-            if workspace:
+            if workspace and report:
                 from defensekit.report import write
 
                 progress.message("writing the report")
@@ -154,7 +195,8 @@ def _carried_out(
         if loaded and workspace and isinstance(error, DefenseKitError) and not isinstance(error, UsageError):
             from defensekit.runfolder import folder_of
 
-            raise DefenseKitError(f"{error}\n(more in {folder_of(loaded, workspace) / 'run.log'})") from error
+            if (log := folder_of(loaded, workspace) / "run.log").is_file():
+                raise DefenseKitError(f"{error}\n(more in {log})") from error
         raise
 
 

@@ -3,6 +3,7 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +21,9 @@ def scan(
     base: Annotated[
         str, typer.Option("--base", help="The model it was fine-tuned from: a folder, owner/name@revision.")
     ],
-    suspect: Annotated[str, typer.Option("--suspect", help="The model that is not trusted, likewise.")],
+    suspect: Annotated[
+        str, typer.Option("--suspect", help="The model that is not trusted, likewise; or a LoRA adapter on the base.")
+    ],
     clean: Annotated[
         Path | None, typer.Option("--clean", help="Clean rows of its task (CSV, TSV, JSONL, Parquet); a hundred do.")
     ] = None,
@@ -41,15 +44,20 @@ def scan(
 
     with ending("stopped"), remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
         progress.message("loading libraries")
+        from defensekit.adapters import merged
         from defensekit.checkpoint import Checkpoint
         from defensekit.report.scan import write_scan
         from defensekit.scan.clean import read_clean
         from defensekit.scan.scanning import scan as run_scan
         from defensekit.specs import model_folder
 
-        models = model_folder(base), model_folder(suspect)
-        rows = None if clean is None else read_clean(clean, Checkpoint(models[1]), text, label, pair)
-        result = run_scan(*models, rows, seed=seed, observers=[interrupt, progress])
+        ours, theirs = model_folder(base), model_folder(suspect)
+        notes: list[str] = []
+        with TemporaryDirectory() as scratch:
+            whole = merged(ours, theirs, Path(scratch), notes.append)
+            rows = None if clean is None else read_clean(clean, Checkpoint(whole), text, label, pair)
+            result = run_scan(ours, whole, rows, seed=seed, observers=[interrupt, progress])
+        result = result.model_copy(update={"suspect": str(theirs), "notes": [*notes, *result.notes]})
         page = write_scan(result, out)
     if json:
         sys.stdout.write(result.model_dump_json() + "\n")

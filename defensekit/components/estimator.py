@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from defensekit.gradients import Loss
     from defensekit.text import Row
 
 
@@ -19,7 +20,8 @@ class EstimatorContext:
     """What an estimator may look at: the models, the defender's clean rows, and nothing of the attack.
 
     ``model("suspect")`` loads the suspect; ``model("base")`` the base's weights under the suspect's head.
-    ``report(done, total)`` feeds the progress display.
+    ``report(done, total)`` feeds the progress display. ``loss(model, batch)`` is the loss of every row, (N,), as
+    `defensekit.gradients` takes it; None for a classifier, whose loss is the cross-entropy of its labels.
     """
 
     model: "Callable[[Literal['suspect', 'base']], PreTrainedModel]"
@@ -28,6 +30,7 @@ class EstimatorContext:
     max_length: int
     seed: int
     report: Callable[[int, int], None]
+    loss: "Loss | None" = None
 
     def batches(
         self, model: "PreTrainedModel", size: int | None = None, tokens: int | None = None
@@ -51,10 +54,15 @@ class Estimate:
 
 
 class Estimator(Component):
-    """Measures a statistic per parameter on clean data."""
+    """Measures a statistic per parameter on clean data.
+
+    One that measures with ``context.loss`` wherever it is given says ``any_loss = True``: it is then used for causal
+    language models as well.
+    """
 
     kind: ClassVar[str] = "estimator"
     provides: ClassVar[frozenset[str]] = frozenset()
+    any_loss: ClassVar[bool] = False
 
     @abstractmethod
     def estimate(self, context: EstimatorContext) -> Estimate:

@@ -4,22 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from defensekit.checkpoint import Checkpoint
+from defensekit.checkpoint import CLASSIFIER, Checkpoint
 from defensekit.errors import UsageError
 from defensekit.stages import match_labels
 from defensekit.tables import File, read_table
 from defensekit.text import Row
-
-CLASSIFIER, CAUSAL = "sequence classification", "causal language model"
-
-
-def task_of(model: Checkpoint) -> str:
-    """What a model is for, by the class that its config names: one of two tasks, or the name of that class."""
-    names = model.config.get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else "unknown"
-    if name.endswith("ForSequenceClassification"):
-        return CLASSIFIER
-    return CAUSAL if name.endswith(("ForCausalLM", "LMHeadModel")) else name
 
 
 def label_names(model: Checkpoint) -> list[str]:
@@ -45,7 +34,7 @@ def read_clean(
     Raises:
         UsageError: there is no such file or column, a label is not one of the suspect's, or there is no row.
     """
-    if task_of(suspect) != CLASSIFIER:
+    if suspect.task != CLASSIFIER:
         if not path.is_file():
             raise UsageError(f"there is no file {path}")
         texts = [record.cell(text) for record in read_table(path)]

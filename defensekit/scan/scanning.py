@@ -11,13 +11,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from defensekit import checkpoint
-from defensekit.checkpoint import Checkpoint, positions
+from defensekit.checkpoint import CLASSIFIER, Checkpoint, positions
 from defensekit.components import Observer
 from defensekit.defending import derive_seed, load
 from defensekit.errors import listing
-from defensekit.scan import drift, frequency, law, triggers, verdict
+from defensekit.scan import drift, frequency, law, revision, triggers, verdict
 from defensekit.scan.aligned import Aligned
-from defensekit.scan.clean import CLASSIFIER, label_names, task_of
+from defensekit.scan.clean import label_names
 from defensekit.scan.result import Embedding, EmbeddingRow, Scan, Triggers
 from defensekit.scan.rows import Outliers, RowDrift, outliers
 from defensekit.text import Row
@@ -70,16 +70,20 @@ class _Scanning:
     def result(self) -> Scan:
         started, models = time.perf_counter(), self.models
         models.compared  # noqa: B018 - misfits are told before anything is loaded
-        task, tokenizer = task_of(models.suspect), checkpoint.load_tokenizer(models.suspect.folder)
+        task, tokenizer = models.suspect.task, checkpoint.load_tokenizer(models.suspect.folder)
         model = None
         if self.rows and task == CLASSIFIER:
             model = load(models.suspect.folder, "suspect")[0].to(device_type())
         ratios = None if model is None else self._ratios(model, tokenizer)
-        embedding = self._embedding()
+        embedding = revision.embedding_of(models)
+        if embedding is None:
+            self.notes.append("no embedding was found by its name: its rows are not looked at")
         looks = [part.look for part in (embedding, ratios) if part is not None]
         with self._step("drift") as report:
             tensors = drift.measure(models, looks, report)
         known = not drift.is_another_base(tensors)
+        if known and (doubt := revision.doubt(models, tensors, embedding)):
+            self.notes.append(doubt)
         found = judged = fitted = tried = None
         if embedding is not None and known:
             found, judged = self._outliers(embedding, tokenizer)
@@ -134,16 +138,6 @@ class _Scanning:
             measured = law.curvature(model, tokenizer, self.rows, self._max_length, report)
         own_names = {name: self.models.own_name(name) for name in self.models.compared}
         return law.Ratios(law.by_tensor_name(measured, own_names))
-
-    def _embedding(self) -> RowDrift | None:
-        """The embedding of tokens: the longest one that is not of something else."""
-        models = self.models
-        longest = max(filter(drift.is_of_tokens, models.compared), key=models.rows, default=None)
-        if longest is None:
-            self.notes.append("no embedding was found by its name: its rows are not looked at")
-            return None
-        entry = models.suspect.tensors[models.own_name(longest)]
-        return RowDrift(longest, entry.dtype, min(models.rows(longest)))
 
     def _outliers(self, embedding: RowDrift, tokenizer: "PreTrainedTokenizerBase") -> tuple[Embedding, Outliers]:
         import numpy as np
@@ -205,7 +199,7 @@ class _Scanning:
     def _remark(self) -> None:
         """Note what was left out."""
         models = self.models
-        if self.rows and task_of(models.suspect) != CLASSIFIER:
+        if self.rows and models.suspect.task != CLASSIFIER:
             self.notes.append("the suspect is no classifier: clean rows serve to count tokens, and for nothing else")
         if models.added:
             self.notes.append(f"the suspect's alone, not compared: {listing(models.added)}")

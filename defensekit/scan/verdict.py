@@ -46,6 +46,8 @@ def judge(tensors: list[TensorDrift], embedding: Embedding | None, triggers: Tri
         return Verdict(suspicious=value >= limit, indicator="row outlier", value=value, threshold=limit, reason=reason)
     if not any(tensor.moved for tensor in tensors):
         reason = "no weight that both models have differs"
+    elif embedding is not None and not embedding.moved:
+        reason = "no row of the embedding moved (adapters leave it as it is), so there is no token to judge or to try"
     else:
         reason = "there are neither clean rows to try tokens on nor rows of an embedding that moved"
     return Verdict(suspicious=None, indicator="none", value=None, threshold=None, reason=reason)

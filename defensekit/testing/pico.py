@@ -105,7 +105,7 @@ class Pico:
             return handed.give(f"the {which} model", self.load(which)[0])
 
         rows = handed.give("rows", list(rows or self.rows))
-        return _Limited(model, tokenizer, rows, MAX_LENGTH, 7, lambda done, total: None, limit)
+        return _Limited(model, tokenizer, rows, MAX_LENGTH, 7, lambda done, total: None, limit=limit)
 
     def for_step(self, handed: Handed) -> ModelStepContext:
         """For a model step."""

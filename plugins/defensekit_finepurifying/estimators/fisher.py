@@ -1,6 +1,6 @@
 """The empirical Fisher."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from defensekit.api import Estimate, EstimatorContext
 from defensekit_finepurifying.estimators.base import PerSample
@@ -21,13 +21,16 @@ class Fisher(PerSample):
         estimator: {name: fisher, anchor: base}
     """
 
+    any_loss: ClassVar[bool] = True
+
     def estimate(self, context: EstimatorContext) -> Estimate:
-        from defensekit.gradients import squared_gradients, tokens_within
+        from defensekit.gradients import cross_entropy, squared_gradients, tokens_within
 
         model, rows = context.model(self.anchor), len(context.rows)
         batches = context.batches(model, tokens=tokens_within(model, self.budget_mib * 2**20))
+        there = (batch for _, batch in batches)
         sums, norms = squared_gradients(
-            model, (batch for _, batch in batches), report=lambda done: context.report(done, rows)
+            model, there, loss=context.loss or cross_entropy, report=lambda done: context.report(done, rows)
         )
         for total in sums.values():
             total /= rows

@@ -1,0 +1,311 @@
+"""Purify a model where no classifier's rows can be had, or none answer: select and reset, and nothing else.
+
+That is what can be done without clean rows at all, for causal language models (with clean text: by curvature, and their
+perplexity before and after), and for a LoRA adapter that is to stay one. No run, no store: it takes minutes.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel
+
+from defensekit import defending, yaml
+from defensekit.adapters import WEIGHTS, Adapter, Merged
+from defensekit.causal import perplexity
+from defensekit.checkpoint import CAUSAL, SINGLE, Checkpoint, write_tensors
+from defensekit.components import DatasetSource, Estimator, Observer, Purifier, Scorer, Selector, blame
+from defensekit.defending import derive_seed
+from defensekit.errors import UsageError, listing
+from defensekit.files import file_digests
+from defensekit.headers import ADAPTER_CONFIG, free_space
+from defensekit.pair import Pair
+from defensekit.purifying import alone, doubts, put
+from defensekit.recipe import Recipe
+from defensekit.scan.clean import read_clean
+from defensekit.scoring import Views, score
+from defensekit.selecting import describe, select
+from defensekit.store import MANIFEST
+from defensekit.tables import File
+from defensekit.text import Row
+from defensekit.training import device_type
+from defensekit.words import NOT_PROMISED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CARD = "README.md"
+
+
+class Reset(BaseModel):
+    """What was reset: counts of dimensions, the defense as its recipe has it, and what was measured, if anything was.
+
+    ``perplexity`` has the suspect's and the purified model's on held-out clean text.
+    """
+
+    task: str
+    adapter_only: bool
+    dimensions: int
+    eligible: int
+    selected: int
+    head: list[str]
+    added_rows: int
+    defense: dict[str, Any]
+    clean_rows: int
+    held_out_rows: int
+    perplexity: dict[str, float] | None
+    warnings: list[str]
+    seed: int
+    versions: dict[str, str]
+
+    @property
+    def story(self) -> list[str]:
+        """What was done, a sentence each."""
+        share = self.selected / self.eligible if self.eligible else 0.0
+        of = "of the adapter's weights" if self.adapter_only else "of the weights"
+        said = [
+            f"{self.selected:,} {of} that had moved were put back to the base's: {share:.1%} of {self.eligible:,}, "
+            f"{self.selected / max(self.dimensions, 1):.1%} of all."
+        ]
+        if self.head:
+            said.append("The head, which the base does not have, is the suspect's.")
+        if self.added_rows:
+            said.append(
+                f"{self.added_rows:,} rows that were added to the vocabulary have no base, and are the suspect's."
+            )
+        if self.perplexity:
+            before, after = self.perplexity["suspect"], self.perplexity["purified"]
+            rows = f"{self.held_out_rows:,} held-out clean texts"
+            said.append(f"Perplexity on {rows}: {before:.2f} before, {after:.2f} after.")
+        else:
+            said.append(
+                "Nothing was measured: which fraction is right, how well the model does now, and whether a backdoor is "
+                "left, is not known."
+            )
+        return said
+
+
+def reset_into(target: Path, recipe: Recipe, observers: Sequence[Observer] = (), adapter_only: bool = False) -> Reset:
+    """Select by a recipe's defense, reset, and put the model into a new folder: whole, or not at all.
+
+    Args:
+        target: the folder, which must not be there, or be empty.
+        recipe: its base, suspect, defense and seed; its data are clean texts where the scorer needs statistics of a
+            causal language model, and are not looked at elsewhere.
+        observers: who watches.
+        adapter_only: the suspect is a LoRA adapter, whose own weights are purified.
+
+    Raises:
+        UsageError: the folder is there, the defense needs rows that are not there, base and suspect don't fit.
+        DefenseKitError: a component failed.
+    """
+    assert recipe.suspect is not None
+    base, suspect = (Checkpoint(_folder(named.component)) for named in (recipe.model, recipe.suspect))
+    target = target.absolute()
+    with alone(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"{target} is there already; name a folder that is not")
+        pair = _of_adapters(base, Adapter(suspect.folder), Path(scratch)) if adapter_only else Pair(base, suspect)
+        pair.scope  # noqa: B018 - misfits are told before anything is read
+        _refuse(recipe, pair, adapter_only)
+        for checkpoint in (base, pair.suspect):
+            checkpoint.check_finite()
+        free_space(target, sum(path.stat().st_size for path in pair.suspect.files), "the purified model")
+        warnings = [] if adapter_only else doubts(base.folder, suspect.folder)
+        for observer in observers:
+            for text in warnings:
+                observer.warning(text)
+        return _Resetting(target, recipe, pair, suspect.folder if adapter_only else None, observers, warnings).done()
+
+
+def _folder(component: Any) -> Path:
+    return Path(blame(component, component.folder))
+
+
+def _refuse(recipe: Recipe, pair: Pair, adapter_only: bool) -> None:
+    """Refuse what needs clean rows, or training, that there is not."""
+    defense, causal = recipe.defense, pair.suspect.task == CAUSAL and not adapter_only
+    why = "an adapter alone" if adapter_only else f"a {CAUSAL}" if causal else "a model without clean rows"
+    if recipe.choose:
+        raise UsageError(f"{recipe.where('defense', 'choose')}: nothing can be chosen for {why}")
+    if defense.model_steps:
+        step = defense.model_steps[0].name
+        raise UsageError(f"{recipe.where('defense', 'purifier')}: {step!r} trains, which is not done for {why}")
+    if defense.scorer is None or defense.selector is None:
+        raise UsageError(f"{recipe.where('defense')}: for {why} a `scorer:` and a `selector:` are needed")
+    if (needs := cast(Scorer, defense.scorer.component).needs) and not causal:
+        place = f"{recipe.where('defense', 'scorer')}: {defense.scorer.name!r}"
+        raise UsageError(f"{place} needs {listing(sorted(needs))}; for {why} there is none")
+
+
+class _Resetting:
+    def __init__(
+        self,
+        target: Path,
+        recipe: Recipe,
+        pair: Pair,
+        adapter: Path | None,
+        observers: Sequence[Observer],
+        warnings: list[str],
+    ) -> None:
+        self.target, self.recipe, self.pair, self.adapter = target, recipe, pair, adapter
+        self.observers, self.warnings = observers, warnings
+        self.max_length, self.seed = recipe.sizes.max_length, derive_seed(recipe.seed, "defender", "purify")
+
+    def done(self) -> Reset:
+        defense, pair = self.recipe.defense, self.pair
+        assert defense.scorer is not None
+        assert defense.selector is not None
+        fit, held_out = self.rows() if cast(Scorer, defense.scorer.component).needs else ([], [])
+        statistics: dict[str, dict[str, Tensor]] = {}
+        if fit and defense.estimator:
+            estimator = cast(Estimator, defense.estimator.component)
+            own, report = derive_seed(self.recipe.seed, "defender", "statistics"), self.report("curvature")
+            statistics = defending.estimate(
+                pair, estimator, fit, max_length=self.max_length, seed=own, report=report
+            ).statistics
+        views = Views(pair, derive_seed(self.seed, "score"), {name: found.get for name, found in statistics.items()})
+        selection = select(
+            score(views, cast(Scorer, defense.scorer.component)), cast(Selector, defense.selector.component)
+        )
+        counted = describe(selection)
+        steps = [cast(Purifier, step.component) for step in defense.purifier]
+        with put(self.target) as part:
+            defending.purify(
+                pair,
+                selection,
+                steps,
+                [],
+                part,
+                max_length=self.max_length,
+                precision="float32",
+                seed=self.seed,
+                report=lambda done, total: None,
+            )
+            measured = None
+            if held_out:
+                measured = {"suspect": self.perplexity(pair.suspect.folder, held_out, "perplexity before")}
+                measured["purified"] = self.perplexity(part, held_out, "perplexity after")
+            found = Reset(
+                task=pair.suspect.task,
+                adapter_only=self.adapter is not None,
+                **{name: counted[name] for name in ("dimensions", "eligible", "selected", "head")},
+                added_rows=pair.added_rows,
+                defense=self.recipe.resolved()["defense"],
+                clean_rows=len(fit),
+                held_out_rows=len(held_out),
+                perplexity=measured,
+                warnings=self.warnings,
+                seed=self.recipe.seed,
+                versions={name: version(name) for name in ("defensekit", "torch", "transformers")},
+            )
+            tensors = Checkpoint(part).tensor_digests()
+            if self.adapter:
+                _as_adapter(part, self.adapter)
+            manifest = {"files": file_digests(part), "tensors": tensors}
+            (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            (part / CARD).write_text(card(found))
+        return found
+
+    def rows(self) -> tuple[list[Row], list[Row]]:
+        """Two fifths of the clean texts to fit, the rest to test."""
+        source = cast(DatasetSource, self.recipe.data.component)
+        if isinstance(source, File):
+            rows = read_clean(source.path, self.pair.suspect, source.text)
+        else:
+            rows = blame(source, source.load).train
+        rows = list({row.key: row for row in rows}.values())
+        Random(derive_seed(self.recipe.seed, "data")).shuffle(rows)
+        share = len(rows) * 2 // 5
+        if not share:
+            raise UsageError(f"{len(rows)} clean texts: expected three at least, some to fit and some to test")
+        return rows[:share], rows[share:]
+
+    def perplexity(self, folder: Path, rows: list[Row], title: str) -> float:
+        model, tokenizer = defending.load(folder, "model")
+        report = self.report(title)
+        return perplexity(model.to(device_type()), tokenizer, rows, max_length=self.max_length, report=report)
+
+    def report(self, title: str) -> Callable[[int, int], None]:
+        """What tells observers of a part of the work."""
+        for observer in self.observers:
+            observer.stage_started(title)
+
+        def told(done: int, total: int) -> None:
+            for observer in self.observers:
+                observer.progress(title, done, total)
+
+        return told
+
+
+# -- an adapter that stays one -----------------------------------------------------------------------------------------
+
+
+def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
+    """An adapter as a pair of its own: the suspect is what it holds, the base what it was before training.
+
+    B is 0, where nobody began otherwise; A is taken as it is, since how it was drawn is not known; a whole tensor is
+    the base's, where it has one.
+    """
+    import torch
+
+    merged = Merged(base, adapter)
+    merged.entries  # noqa: B018 - misfits are told
+    suspect = {name: adapter.tensor(name) for name in adapter.tensors}
+    before: dict[str, Tensor] = {}
+    for a, b in adapter.matrices.values():
+        before |= {a: suspect[a], b: torch.zeros_like(suspect[b])}
+    for name, saved in adapter.whole.items():
+        if (ours := merged.from_base(name)) is not None and ours.shape == suspect[saved].shape:
+            before[saved] = ours.to(suspect[saved].dtype)
+    for folder, tensors in ((scratch / "base", before), (scratch / "suspect", suspect)):
+        folder.mkdir()
+        (folder / "config.json").write_text(merged.model.config.to_json_string())
+        write_tensors(folder / SINGLE, tensors)
+    return Pair(Checkpoint(scratch / "base"), Checkpoint(scratch / "suspect"))
+
+
+def _as_adapter(made: Path, adapter: Path) -> None:
+    """Turn what was written for a pair of adapters into an adapter's folder."""
+    (made / SINGLE).rename(made / WEIGHTS)
+    (made / "config.json").unlink()
+    for path in adapter.iterdir():
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and path.is_file():
+            shutil.copyfile(path, made / path.name)
+    assert (made / ADAPTER_CONFIG).is_file()
+
+
+def card(found: Reset) -> str:
+    """The card of what was reset, as Markdown."""
+    defense = yaml.dump({"defense": found.defense})
+    return "\n".join(
+        [
+            "---",
+            f"library_name: {'peft' if found.adapter_only else 'transformers'}",
+            "tags: [defensekit, backdoor-defense]",
+            "---",
+            "",
+            "# Purified by reset",
+            "",
+            f"A {'LoRA adapter' if found.adapter_only else 'model'} that was not trusted, changed by DefenseKit "
+            f"{found.versions['defensekit']}.",
+            "",
+            *found.story,
+            "",
+            *found.warnings,
+            "",
+            "## What is not promised",
+            "",
+            *(f"- {sentence}" for sentence in NOT_PROMISED),
+            "",
+            "## How it was chosen",
+            "",
+            f"```yaml\n{defense}```",
+            "",
+        ]
+    )

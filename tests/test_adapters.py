@@ -1,0 +1,300 @@
+"""Adapters merged: what peft's own merging gives, bit for bit; what can't be merged exactly is refused by name."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from defensekit import adapters
+from defensekit.adapters import Adapter, Merged, merged
+from defensekit.checkpoint import Checkpoint, load_model, load_tokenizer
+from defensekit.errors import UsageError
+from defensekit.pair import Pair
+from tests.conftest import ARCHITECTURES, make_base, make_suspect, make_tokenizer
+
+TASKS = {"SEQ_CLS": transformers.AutoModelForSequenceClassification, "CAUSAL_LM": transformers.AutoModelForCausalLM}
+
+
+def make_adapter(folder: Path, base: Path, task: str = "SEQ_CLS", labels: int = 2, **settings: Any) -> Path:
+    """An adapter whose every weight was drawn at random, as `save_pretrained` writes it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        more = {"num_labels": labels} if task == "SEQ_CLS" else {}
+        model = TASKS[task].from_pretrained(base, ignore_mismatched_sizes=True, **more)
+        made = peft.get_peft_model(model, peft.LoraConfig(task_type=task, **{"r": 4, **settings}))
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                if "lora_" in name or "modules_to_save" in name or (parameter.requires_grad and "bias" in name):
+                    parameter.copy_(0.2 * torch.randn_like(parameter))
+        made.save_pretrained(folder)
+    return folder
+
+
+def by_peft(base: Path, adapter: Path, task: str = "SEQ_CLS", labels: int = 2) -> dict[str, torch.Tensor]:
+    """The weights that peft merges."""
+    more = {"num_labels": labels} if task == "SEQ_CLS" else {}
+    model = TASKS[task].from_pretrained(base, dtype="auto", **more)
+    whole = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return dict(whole.named_parameters())
+
+
+def make_causal(folder: Path, architecture: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """A pretrained causal language model, with its output."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]())
+    model.to(dtype).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bert": ("bert", "SEQ_CLS", {}),
+    "bert, every linear layer": ("bert", "SEQ_CLS", {"target_modules": ["query", "dense"]}),
+    "bert, biases": ("bert", "SEQ_CLS", {"bias": "lora_only", "target_modules": ["query", "dense"]}),
+    "bert, all biases": ("bert", "SEQ_CLS", {"bias": "all"}),
+    "bert, embedding": ("bert", "SEQ_CLS", {"target_modules": ["word_embeddings", "value"]}),
+    "roberta": ("roberta", "SEQ_CLS", {}),
+    "distilbert": (
+        "distilbert",
+        "SEQ_CLS",
+        {"target_modules": ["q_lin"], "modules_to_save": ["pre_classifier", "classifier"]},
+    ),
+    "gpt2": ("gpt2", "SEQ_CLS", {"fan_in_fan_out": True}),
+    "llama": ("llama", "SEQ_CLS", {}),
+    "patterns": (
+        "llama",
+        "SEQ_CLS",
+        {
+            "target_modules": ["q_proj", "v_proj", "up_proj"],
+            "rank_pattern": {"layers.0.self_attn.q_proj": 2, "up_proj": 5},
+            "alpha_pattern": {"layers.1.self_attn.v_proj": 7, "q_proj": 3},
+        },
+    ),
+    "root of the rank": ("llama", "SEQ_CLS", {"use_rslora": True, "lora_alpha": 5}),
+    "causal gpt2": ("gpt2", "CAUSAL_LM", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
+    "causal llama": ("llama", "CAUSAL_LM", {"target_modules": ["q_proj", "down_proj", "lm_head"]}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_merged_is_what_peft_merges_to_the_bit(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    architecture, task, settings = CASES[case]
+    if task == "CAUSAL_LM":
+        base = make_causal(tmp_path / "base", architecture, dtype)
+    else:
+        base = make_base(tmp_path / "base", architecture)
+        transformers.AutoModel.from_pretrained(base).to(dtype).save_pretrained(base)
+    adapter = make_adapter(tmp_path / "adapter", base, task, labels=3, **settings)
+    folder = merged(base, adapter, tmp_path)
+    made, expected = load_file(folder / "model.safetensors"), by_peft(base, adapter, task, labels=3)
+    assert made.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert tensor.dtype == made[name].dtype, name
+        assert torch.equal(tensor, made[name]), name
+    # It loads, and what the adapter does not touch did not move.
+    loaded, info = TASKS[task].from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    assert all(torch.equal(value, made[name].float()) for name, value in loaded.float().named_parameters())
+    load_tokenizer(folder)
+    assert folder == merged(base, adapter, tmp_path)
+    pair, found = Pair(Checkpoint(base), Checkpoint(folder)), Adapter(adapter)
+    moved = {own for own, name in pair.by_file_name.items() if not torch.equal(*pair.block(name))}
+    assert moved == {f"{module}.weight" for module in found.matrices} | set(found.whole) & pair.by_file_name.keys()
+
+
+def test_blocks_of_rows_are_within_an_ulp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of fewer rows may be summed in another order."""
+    base = make_base(tmp_path / "base", "gpt2")
+    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["c_attn", "c_proj", "c_fc", "wte"])
+    monkeypatch.setattr(adapters, "AT_ONCE", 100)
+    made = load_file(merged(base, adapter, tmp_path) / "model.safetensors")
+    for name, tensor in by_peft(base, adapter).items():
+        torch.testing.assert_close(made[name], tensor, rtol=2**-23, atol=2**-24)
+
+
+def test_a_merged_model_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "adapter", base)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000})())
+        with pytest.raises(UsageError, match=r"the merged model takes 0.00 GB, and .* has 0.00 GB free"):
+            merged(base, adapter, tmp_path / "w")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapters, "write_streamed", stop)
+    with pytest.raises(KeyboardInterrupt):
+        merged(base, adapter, tmp_path / "w")
+    assert not list((tmp_path / "w/merged").iterdir())
+
+
+def test_a_head_for_other_labels_than_the_base_s(tmp_path: Path) -> None:
+    base = make_suspect(tmp_path / "base", make_base(tmp_path / "bare"), labels=2)
+    folder = merged(base, make_adapter(tmp_path / "adapter", base, labels=5), tmp_path)
+    assert load_model(folder).config.num_labels == 5
+    assert Pair(Checkpoint(base), Checkpoint(folder)).head == ["classifier.bias", "classifier.weight"]
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "settings", "message"),
+    [
+        ("bert", "SEQ_CLS", {"use_dora": True}, r"adapter_config.json: sets use_dora, .*merge it with peft first"),
+        ("bert", "SEQ_CLS", {"init_lora_weights": "pissa"}, "'pissa', which may change the base's weights"),
+        ("bert", "SEQ_CLS", {"alpha_pattern": {"que.*": 3}}, r"has the regular expression 'que\.\*'"),
+        ("bert", "SEQ_CLS", {"lora_bias": True, "target_modules": ["query"]}, "sets lora_bias"),
+        ("gpt2", "CAUSAL_LM", {"trainable_token_indices": [1, 2]}, "sets trainable_token_indices"),
+        ("gpt2", "CAUSAL_LM", {"target_modules": ["wte"]}, r"transformer.wte.weight, lm_head.weight are one tensor"),
+        ("gpt2", "CAUSAL_LM", {"target_modules": ["lm_head"]}, r"and lm_head.weight, merged, would change both"),
+        ("gpt2", "CAUSAL_LM", {"modules_to_save": ["wte"], "target_modules": ["c_fc"]}, "are one tensor"),
+    ],
+)
+def test_what_is_not_merged_exactly_is_named(
+    architecture: str, task: str, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    base = make_causal(tmp_path / "base", architecture) if task == "CAUSAL_LM" else make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "adapter", base, task, **settings)
+    with pytest.raises(UsageError, match=message):
+        merged(base, adapter, tmp_path / "w")
+    assert not (tmp_path / "w/merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (peft.VeraConfig(task_type="SEQ_CLS", r=4), "'VERA'; only LORA is merged here; merge it with peft"),
+        (peft.IA3Config(task_type="SEQ_CLS"), "'IA3'; only LORA"),
+        (peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2), "'PROMPT_TUNING' changes what goes into"),
+        (peft.LoraConfig(task_type="TOKEN_CLS"), "expected the `task_type` SEQ_CLS or CAUSAL_LM, got 'TOKEN_CLS'"),
+    ],
+)
+def test_other_adapters_are_named(config: Any, message: str, tmp_path: Path, base: Path) -> None:
+    classes = {
+        "SEQ_CLS": transformers.BertForSequenceClassification,
+        "TOKEN_CLS": transformers.BertForTokenClassification,
+    }
+    peft.get_peft_model(classes[config.task_type].from_pretrained(base), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UsageError, match=message):
+        merged(base, tmp_path / "adapter", tmp_path)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, base: Path) -> Path:
+    return make_adapter(tmp_path / "adapter", base)
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.update({QUERY + "A.weight": torch.ones(4, 9)}),
+            r"A is \[4, 9\], B \[16, 4\], the matrix \[16, 16\]",
+        ),
+        (lambda t: t.update({QUERY + "A.weight": torch.ones(3, 16)}), r"A is \[3, 16\], B \[16, 4\]"),
+        (lambda t: t.update({QUERY + "A.weight": torch.ones(16)}), r"A is \[16\]"),
+        (lambda t: t.update({QUERY + "A.weight": torch.ones(())}), r"A is \[\]"),
+        (
+            lambda t: t.update({QUERY + "A.weight": torch.ones(0, 16), QUERY + "B.weight": torch.ones(16, 0)}),
+            "of rank 0",
+        ),
+        (lambda t: t.pop(QUERY + "B.weight"), "query has not both of A and B"),
+        (lambda t: t.update({QUERY + "magnitude_vector": torch.ones(16)}), "lora_magnitude_vector is nothing that is"),
+        (lambda t: t.update({"bert.other": torch.ones(2)}), "bert.other is nothing that is merged here"),
+        (lambda t: t.update({"base_model.model.other": torch.ones(2)}), "has no other"),
+        (
+            lambda t: t.update({"base_model.model.classifier.weight": torch.ones(2, 3)}),
+            r"adapter \[2, 3\], model \[2, 16\]",
+        ),
+        (lambda t: t.update({"base_model.model.classifier.weight": torch.ones(2, 16).int()}), "expected F64, F32, F16"),
+        (lambda t: t.pop("base_model.model.classifier.weight"), "classifier.weight is in neither"),
+        (lambda t: [t.pop(name) for name in list(t) if "lora" in name], "there is no LoRA matrix"),
+    ],
+)
+def test_tensors_that_don_t_fit(adapter: Path, base: Path, change: Any, message: str) -> None:
+    change_tensors(adapter, change)
+    with pytest.raises(UsageError, match=message):
+        merged(base, adapter, adapter.parent)
+
+
+def test_a_pickle_and_a_damaged_file_are_refused(adapter: Path, base: Path) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-9])
+    with pytest.raises(UsageError, match=r"adapter_model.safetensors is damaged"):
+        merged(base, adapter, adapter.parent)
+    weights.rename(adapter / "adapter_model.bin")
+    with pytest.raises(UsageError, match=r"only as a pickle \(adapter_model.bin\), which can run code"):
+        merged(base, adapter, adapter.parent)
+    (adapter / "adapter_model.bin").unlink()
+    with pytest.raises(UsageError, match=r"holds no weights: expected adapter_model.safetensors"):
+        merged(base, adapter, adapter.parent)
+    (adapter / "more.json").symlink_to("/etc/hostname")
+    with pytest.raises(UsageError, match="refused a link that leaves the folder"):
+        merged(base, adapter, adapter.parent)
+
+
+def test_the_base_that_an_adapter_names_is_told_and_not_looked_at(adapter: Path, base: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    evil = {"base_model_name_or_path": "/etc/\x1b[31m" + "x" * 999, "auto_mapping": {"parent_library": "evil"}}
+    (adapter / "adapter_config.json").write_text(json.dumps(config | evil))
+    said: list[str] = []
+    merged(base, adapter, adapter.parent, said.append)
+    assert len(said) == 1
+    assert "names its base: '/etc/\\x1b[31mxxx" in said[0]
+    assert len(said[0]) < 600
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+KEYS = (
+    "peft_type",
+    "task_type",
+    "r",
+    "lora_alpha",
+    "alpha_pattern",
+    "use_rslora",
+    "init_lora_weights",
+    "bias",
+    "revision",
+)
+
+
+@given(change=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), anything, max_size=3))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(change={"alpha_pattern": {"(a+)+$": 1}})
+@example(change={"alpha_pattern": {"query": float("nan")}})
+@example(change={"lora_alpha": 10**400})
+@example(change={"lora_alpha": True})
+def test_any_config_is_merged_or_refused(adapter: Path, base: Path, change: dict[str, Any]) -> None:
+    known = json.loads((adapter / "adapter_config.json").read_text())
+    try:
+        (adapter / "adapter_config.json").write_text(json.dumps(known | change))
+        with suppress(UsageError):
+            assert Merged(Checkpoint(base), Adapter(adapter)).entries
+    finally:
+        (adapter / "adapter_config.json").write_text(json.dumps(known))
