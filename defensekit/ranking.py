@@ -74,30 +74,32 @@ def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: i
     def count(source: Source) -> "tuple[np.ndarray[Any, Any], Tensor]":
         nonlocal room
         # In one piece: many small ones, each at the end of where a part was, would keep the memory of every part.
-        found, kept = np.zeros(4, dtype=np.int64), bytearray()
+        found, kept = np.zeros(5, dtype=np.int64), bytearray()
         for part, counted in source():
             # numpy compares these several times faster than torch.
             values = part.flatten().numpy()
             masks = [values == values, values > high, values == high, values == low, (values < high) & (values > low)]
             if counted is not None:
                 masks = [mask & counted.flatten().numpy() for mask in masks]
-            found += [np.count_nonzero(mask) for mask in masks[:4]]
-            if room > 0:
+            found += [np.count_nonzero(mask) for mask in masks]
+            if room > 0:  # a hint among threads; whether all were kept is counted
                 more = values[masks[4]]
                 room -= len(more)
                 kept += more.tobytes()
         return found, torch.from_numpy(np.frombuffer(kept, dtype=np.float32))
 
     counts, kept = zip(*concurrently(count, sources, threads), strict=True)
-    total, above, at_high, at_low = np.sum(counts, axis=0).tolist()
+    total, above, at_high, at_low, inside = np.sum(counts, axis=0).tolist()
     left = _wanted(wanted, total) - above
     if left + above == 0:
         return Kth(math.inf, 0)
-    if room <= 0 or left <= 0:
+    if left <= 0 or sum(map(len, kept)) < inside:
         return None
     if left <= at_high:
         return Kth(high, left, [int(found[2]) for found in counts])
     left -= at_high
+    if high == low:
+        return None
     between = torch.cat(kept)
     if left <= len(between):
         value = float(between.kthvalue(len(between) + 1 - left).values)

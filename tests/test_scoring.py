@@ -58,6 +58,16 @@ def test_a_sample_changes_nothing_whatever_it_says(values: list[list[float]], da
         assert found.equal == wanted
 
 
+def test_a_sample_that_saw_one_value_alone_misleads_no_cut() -> None:
+    """What a stranger could arrange, who knows which places are looked at."""
+    values = torch.rand(3000, generator=torch.Generator().manual_seed(0)) / 2
+    values[::3] = 1.0
+    for count in (500, 1000, 1001, 1500, 3000):
+        found = kth_largest([lambda: [(values, None)]], lambda total, k=count: k * total // 3000, 1, values[::3])  # type: ignore[misc]
+        assert found.value == float(values.sort(descending=True).values[count - 1])
+        assert int((values > found.value).sum()) + found.ties == count
+
+
 def view(seed: int = 0, shape: tuple[int, ...] = (6, 4)) -> TensorView:
     generator = torch.Generator().manual_seed(seed)
     base, suspect = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
