@@ -356,9 +356,9 @@ def test_an_observer_that_fails_takes_no_study_down(recipe: Path, tmp_path: Path
 
     path = study(recipe, matrix={"defense.scorer": ["random", "magnitude"]})
     found = run_study(load_study(path), tmp_path / "w", [Faint()])
-    assert (found.done, next(iter(found.failed.values()))[:16]) == (1, "random, seed 0: ")
+    assert (found.done, found.failed) == (2, {})
     run_study(load_study(path), tmp_path / "w", [Faint()])
-    assert heard == [(["random, seed 0", "magnitude, seed 0"], 1), (["random, seed 0"], 1)]
+    assert heard == [(["random, seed 0", "magnitude, seed 0"], 1), ([], 1)]
 
 
 def test_stages_and_runs_go_on_at_once_and_come_out_the_same(recipe: Path, tmp_path: Path) -> None:
