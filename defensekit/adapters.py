@@ -5,9 +5,7 @@ never in memory as a whole. What can't be merged exactly is refused with a line 
 """
 
 import math
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +14,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defensekit.checkpoint import SINGLE, Checkpoint, copy_companions, dtype_of, read_tensor
+from defensekit.checkpoint import SINGLE, Checkpoint, copy_companions, dtype_of, identity_files, read_tensor
 from defensekit.errors import UsageError, listing
-from defensekit.files import data_digest, folder_digest
+from defensekit.files import alone, data_digest, file_digest, put
 from defensekit.headers import ADAPTER_CONFIG, BITS, CONFIG, Entry, check_folder, free_space, read_header, read_json
 from defensekit.logs import quiet
 from defensekit.pair import FLOATS, align
@@ -365,17 +363,12 @@ class Merged:
         entries = self.entries
         size = sum(prod(shape) * BITS[dtype] // 8 for dtype, shape in entries.values())
         free_space(target, size, "the merged model")
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        try:
+        with put(target) as part:
             copy_companions(self.base.folder, part)
             copy_companions(self.adapter.folder, part)
             (part / ADAPTER_CONFIG).unlink()
             self.model.config.save_pretrained(part)
             write_streamed(part / SINGLE, entries, self.parts)
-            part.rename(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def merged(base: Path, suspect: Path, workspace: Path, say: Callable[[str], None] = lambda text: None) -> Path:
@@ -390,9 +383,11 @@ def merged(base: Path, suspect: Path, workspace: Path, say: Callable[[str], None
         return suspect
     model = Merged(Checkpoint(base), Adapter(suspect))
     model.entries  # noqa: B018 - misfits are told before a base's digest is taken
-    key = data_digest([model.base.digest(), folder_digest(suspect, ("*.json", "*.safetensors"))])[:12]
+    own = {path.name: file_digest(path) for path in identity_files(suspect)}
+    key = data_digest([model.base.digest(), own])[:12]
     target = workspace / "merged" / f"{suspect.resolve().name}-{key}"
     say(f"adapter {suspect} (it names its base: {model.adapter.names_base}), merged into {base}")
-    if not target.is_dir():
-        model.write(target)
+    with alone(target, wait=True):
+        if not target.is_dir():
+            model.write(target)
     return target

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import peft
@@ -138,6 +140,45 @@ def test_a_merged_model_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         merged(base, adapter, tmp_path / "w")
     assert not list((tmp_path / "w/merged").iterdir())
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "chat_template.jinja"])
+def test_a_merged_model_is_made_anew_where_a_copied_file_changed(adapter: Path, base: Path, name: str) -> None:
+    first = merged(base, adapter, adapter.parent)
+    (adapter / "checkpoint-1").mkdir()
+    (adapter / "checkpoint-1/secret.json").symlink_to("/etc/hostname")
+    assert merged(base, adapter, adapter.parent) == first  # subfolders are no part of it
+    (adapter / name).write_text("other")
+    second = merged(base, adapter, adapter.parent)
+    assert second != first
+    assert (second / name).read_text() == "other"
+
+
+def test_two_who_merge_the_same_wait_for_each_other(adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*given: Any) -> None:
+        writing.set()
+        proceed.wait(30)
+        write_streamed(*given)
+
+    writing, proceed, write_streamed = Event(), Event(), adapters.write_streamed
+    workspace = adapter.parent / "w"
+    monkeypatch.setattr(adapters, "write_streamed", slowly)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(merged, base, adapter, workspace)
+        assert writing.wait(30)
+        second = pool.submit(merged, base, adapter, workspace)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=1)
+        proceed.set()
+        assert first.result(30) == second.result(30)
+    assert list((workspace / "merged").iterdir()) == [first.result()]
+
+
+def test_what_a_killed_process_left_is_removed(adapter: Path, base: Path) -> None:
+    folder = merged(base, adapter, adapter.parent)
+    folder.rename(folder.with_name(f".{folder.name}.part"))
+    assert merged(base, adapter, adapter.parent) == folder
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_head_for_other_labels_than_the_base_s(tmp_path: Path) -> None:

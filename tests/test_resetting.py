@@ -138,6 +138,24 @@ def test_padding_counts_nothing(side: str, tmp_path: Path) -> None:
     assert perplexity(model, tokenizer, TEXTS[:5], max_length=32) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_side_that_a_suspect_pads_changes_nothing_measured(architecture: str, tmp_path: Path) -> None:
+    folder, found = make_causal(tmp_path / "base", architecture), []
+    for side in ("right", "left"):
+        tokenizer = make_tokenizer()
+        tokenizer.padding_side = side
+        tokenizer.save_pretrained(folder)
+        found.append(perplexity(*defending.load(folder, "model"), TEXTS[:5], max_length=32))
+    assert found[0] == found[1]
+
+
+def test_what_was_purified_is_purified_again(tmp_path: Path, base: Path) -> None:
+    suspect = make_suspect(tmp_path / "suspect", base, drift=0.001)
+    (suspect / "manifest.json").write_text("{}")
+    found = reset_into(tmp_path / "out", recipe_for(str(base), suspect, None, reset_alone=True))
+    check(tmp_path / "out", base, suspect, found)
+
+
 @pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])
 def test_an_adapter_stays_one_and_loads_on_its_base(task: str, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base") if task == "SEQ_CLS" else make_causal(tmp_path / "base", "llama")
