@@ -5,9 +5,7 @@ never in memory as a whole. What can't be merged exactly is refused with a line 
 """
 
 import math
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +14,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defensekit.checkpoint import SINGLE, Checkpoint, copy_companions, dtype_of, read_tensor
+from defensekit.checkpoint import SINGLE, Checkpoint, copy_companions, dtype_of, identity_files, read_tensor
 from defensekit.errors import UsageError, listing
-from defensekit.files import data_digest, folder_digest
+from defensekit.files import alone, data_digest, file_digest, put
 from defensekit.headers import ADAPTER_CONFIG, BITS, CONFIG, Entry, check_folder, free_space, read_header, read_json
 from defensekit.logs import quiet
 from defensekit.pair import FLOATS, align
@@ -29,22 +27,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS = "adapter_model.safetensors"
+MOST_LABELS = 10_000
+MOST_NAMES = 1_000
 AT_ONCE = 1 << 22  # numbers of a matrix that are merged at once
 _WRAPPED = "base_model.model."
-_LORA = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
+_LORA = re.compile(r"(.+)\.lora_(?:embedding_([AB])|([AB])\.weight)")
+_NAME = re.compile(r"[\w.]+")
 _PLAIN_PATTERN = re.compile(r"\^?[\w.]+")
 
 # Keys of adapter_config.json that do not decide what the merged weights are (or, like `r`, that the tensors tell as
 # well), and those that do. Whatever else is set asks for something that is not done here.
 _TOLD = {
     "auto_mapping", "base_model_name_or_path", "revision", "peft_type", "task_type", "inference_mode", "peft_version",
-    "r", "target_modules", "exclude_modules", "lora_dropout", "modules_to_save", "layers_to_transform",
-    "layers_pattern", "rank_pattern", "megatron_core", "qalora_group_size", "init_lora_weights", "eva_config",
-    "runtime_config", "bias", "fan_in_fan_out", "ensure_weight_tying",
+    "r", "lora_dropout", "layers_pattern", "rank_pattern", "megatron_core", "qalora_group_size", "init_lora_weights",
+    "eva_config", "runtime_config", "bias", "fan_in_fan_out", "ensure_weight_tying",
 }  # fmt: skip
-_USED = {"lora_alpha", "alpha_pattern", "use_rslora"}
+_USED = {"lora_alpha", "alpha_pattern", "use_rslora", "target_modules", "modules_to_save"}
 # Ways to begin that leave the base as it is; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take something out of it.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+# Weights of a whole model, by the names that transformers looks for.
+_WHOLE = ("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*")
 
 _TASKS = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
 _FIRST = "merge it with peft first: load it, call merge_and_unload(), and save_pretrained(FOLDER)"
@@ -73,6 +76,12 @@ class Adapter:
         path = self.folder / ADAPTER_CONFIG
         config = read_json(path, CONFIG)
 
+        if whole := sorted(p.name for pattern in _WHOLE for p in self.folder.glob(pattern)):
+            raise UsageError(
+                f"{self.folder} holds an adapter and weights of a whole model ({listing(whole, 3)}): which of them is "
+                "meant depends on who loads it; put one of them into a folder of its own"
+            )
+
         def refuse(what: str) -> UsageError:
             return UsageError(f"{path}: {what}; {_FIRST}")
 
@@ -85,11 +94,18 @@ class Adapter:
         if config.get("init_lora_weights") not in _BEGINNINGS:
             began = short(config["init_lora_weights"])
             raise refuse(f"`init_lora_weights` is {began}, which may change the base's weights when it is loaded")
-        if odd := sorted(key for key, value in config.items() if value and key not in _TOLD | _USED):
+        if odd := sorted(key for key, value in config.items() if _is_set(value) and key not in _TOLD | _USED):
             raise refuse(f"sets {listing(odd, 3)}, which is not merged here")
+        for key in ("target_modules", "modules_to_save"):
+            names = config.get(key) or []
+            if not isinstance(names, list) or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in names):
+                raise refuse(f"`{key}` is {short(names)}; a list of names is understood here")
         alphas = config.get("alpha_pattern") or {}
         if not isinstance(alphas, dict) or not all(map(_is_number, [config.get("lora_alpha"), *alphas.values()])):
             raise UsageError(f"{path}: expected numbers in `lora_alpha` and `alpha_pattern`")
+        for key in ("target_modules", "modules_to_save", "alpha_pattern"):  # each is held to every module
+            if (count := len(config.get(key) or ())) > MOST_NAMES:
+                raise UsageError(f"{path}: `{key}` has {count:,} names, expected {MOST_NAMES:,} at most")
         if odd := sorted(key for key in alphas if not _PLAIN_PATTERN.fullmatch(key)):
             raise refuse(f"`alpha_pattern` has the regular expression {short(odd[0])}; names alone are understood here")
         return config
@@ -124,11 +140,19 @@ class Adapter:
         found: dict[str, dict[str, str]] = {}
         for name in self.tensors:
             if lora := _LORA.fullmatch(name):
-                found.setdefault(lora[1].removeprefix(_WRAPPED), {})[lora[2]] = name
+                parts, part = found.setdefault(lora[1].removeprefix(_WRAPPED), {}), lora[2] or lora[3]
+                if part in parts:
+                    raise UsageError(f"{self.folder / WEIGHTS}: {parts[part]} and {name} are one matrix's")
+                parts[part] = name
         if not found:
             raise UsageError(f"{self.folder / WEIGHTS}: there is no LoRA matrix")
         if odd := sorted(module for module, parts in found.items() if len(parts) < 2):
             raise UsageError(f"{self.folder / WEIGHTS}: {listing(odd, 3)} has not both of A and B")
+        if odd := sorted(module for module in found if not self.targets(module)):
+            raise UsageError(
+                f"{self.folder / WEIGHTS}: {listing(odd, 3)} is not among the `target_modules` of {ADAPTER_CONFIG}; "
+                "peft passes over what it holds for that"
+            )
         return {module: (parts["A"], parts["B"]) for module, parts in sorted(found.items())}
 
     @cached_property
@@ -137,11 +161,23 @@ class Adapter:
 
         With ``bias="all"`` a saved module's biases stand there three times; peft reads the one without these names.
         """
-        return {
-            name.removeprefix(_WRAPPED).replace(".base_layer.", "."): name
-            for name in self.tensors
-            if not _LORA.fullmatch(name) and not re.search(r"\.(original_module|modules_to_save)\.", name)
-        }
+        found = {}
+        for saved in self.tensors:
+            if _LORA.fullmatch(saved) or re.search(r"\.(original_module|modules_to_save)\.", saved):
+                continue
+            owner, _, last = saved.removeprefix(_WRAPPED).rpartition(".")
+            module = owner.removesuffix(".base_layer")
+            if (module != owner) != self.targets(module):
+                other = f"{_WRAPPED}{module}{'.base_layer' if module == owner else ''}.{last}"
+                raise UsageError(f"{self.folder / WEIGHTS}: peft passes over {saved}; expected {other}")
+            found[f"{module}.{last}" if module else last] = saved
+        return found
+
+    def targets(self, module: str) -> bool:
+        """Whether peft puts LoRA on a module, as the config has it: what it saves whole it leaves alone."""
+        if any(f".{name}." in f".{module}." for name in self.config.get("modules_to_save") or ()):
+            return False
+        return any(f".{module}".endswith(f".{name}") for name in self.config.get("target_modules") or ())
 
     def scale(self, module: str) -> float:
         """s, the factor of BA: alpha over the rank, or over its root (`use_rslora`)."""
@@ -160,6 +196,10 @@ class Adapter:
         """What the adapter calls its base: told, and never fetched."""
         name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
         return "nothing" if not name else short(f"{name}@{revision}" if revision else name)
+
+
+def _is_set(value: Any) -> bool:
+    return bool(value) or type(value) is int  # the layer 0 is one
 
 
 def _is_number(value: Any) -> bool:
@@ -202,8 +242,11 @@ class Merged:
         for name, value in model.named_parameters():
             if saved := self.adapter.whole.get(name):
                 wanted, given = tuple(value.shape), self.adapter.tensors[saved].shape
-                if wanted[1:] == given[1:] and wanted[:1] == (model.config.num_labels,) != given[:1]:
-                    return self._built(num_labels=given[0])  # a head for other labels than the base's config has
+                if len(given) != 2 or wanted != (model.config.num_labels, *given[1:]) or wanted == given:
+                    continue
+                if given[0] > MOST_LABELS:  # before a model of that size is made
+                    raise self._misfit(f"{name} is a head for {given[0]:,} labels; expected {MOST_LABELS:,} at most")
+                return self._built(num_labels=given[0])  # a head for other labels than the base's config has
         return model
 
     def _built(self, **labels: int) -> "PreTrainedModel":
@@ -211,7 +254,7 @@ class Merged:
         import transformers
 
         task = self.adapter.config.get("task_type")
-        if task not in _TASKS:
+        if not isinstance(task, str) or task not in _TASKS:
             place = self.adapter.folder / ADAPTER_CONFIG
             raise UsageError(f"{place}: expected the `task_type` SEQ_CLS or CAUSAL_LM, got {short(task)}; {_FIRST}")
         self.base.tensors  # noqa: B018 - what must not be read is refused before transformers sees it
@@ -249,9 +292,12 @@ class Merged:
     def _delta(self, module: str) -> Delta:
         name, (a, b) = f"{module}.weight", self.adapter.matrices[module]
         wanted, inner, outer = self._shape(name), self.adapter.tensors[a].shape, self.adapter.tensors[b].shape
-        transposed = ".lora_embedding_" in a or type(self.model.get_submodule(module)).__name__ == "Conv1D"
+        kind = type(self.model.get_submodule(module)).__name__
+        embedding, transposed = kind == "Embedding", kind in ("Embedding", "Conv1D")
+        if odd := [part for part in (a, b) if (".lora_embedding_" in part) != embedding]:
+            raise self._misfit(f"{module} is of the class {kind}, and peft passes over {listing(odd)}")
         made = (inner[1:] + outer[:1]) if transposed else (outer[:1] + inner[1:])
-        if made != wanted or outer[1:] != inner[:1]:
+        if not len(wanted) == len(inner) == len(outer) == 2 or made != wanted or outer[1:] != inner[:1]:
             raise self._misfit(f"{name}: A is {list(inner)}, B {list(outer)}, the matrix {list(wanted)}")
         return Delta(a, b, self.adapter.scale(module), transposed)
 
@@ -317,17 +363,12 @@ class Merged:
         entries = self.entries
         size = sum(prod(shape) * BITS[dtype] // 8 for dtype, shape in entries.values())
         free_space(target, size, "the merged model")
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        try:
+        with put(target) as part:
             copy_companions(self.base.folder, part)
             copy_companions(self.adapter.folder, part)
             (part / ADAPTER_CONFIG).unlink()
             self.model.config.save_pretrained(part)
             write_streamed(part / SINGLE, entries, self.parts)
-            part.rename(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def merged(base: Path, suspect: Path, workspace: Path, say: Callable[[str], None] = lambda text: None) -> Path:
@@ -342,9 +383,11 @@ def merged(base: Path, suspect: Path, workspace: Path, say: Callable[[str], None
         return suspect
     model = Merged(Checkpoint(base), Adapter(suspect))
     model.entries  # noqa: B018 - misfits are told before a base's digest is taken
-    key = data_digest([model.base.digest(), folder_digest(suspect, ("*.json", "*.safetensors"))])[:12]
+    own = {path.name: file_digest(path) for path in identity_files(suspect)}
+    key = data_digest([model.base.digest(), own])[:12]
     target = workspace / "merged" / f"{suspect.resolve().name}-{key}"
     say(f"adapter {suspect} (it names its base: {model.adapter.names_base}), merged into {base}")
-    if not target.is_dir():
-        model.write(target)
+    with alone(target, wait=True):
+        if not target.is_dir():
+            model.write(target)
     return target

@@ -153,7 +153,12 @@ class Checkpoint:
 
     def model_files(self) -> list[Path]:
         """Its config, tokenizer and weights: what of the folder is the model."""
-        return sorted({path for pattern in IDENTITY for path in self.folder.glob(pattern)})
+        return identity_files(self.folder)
+
+
+def identity_files(folder: Path) -> list[Path]:
+    """What of a folder, its subfolders aside, says what the model or adapter in it is."""
+    return sorted({path for pattern in IDENTITY for path in folder.glob(pattern) if path.is_file()})
 
 
 @contextmanager

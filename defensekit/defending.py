@@ -53,6 +53,8 @@ def load(
     tokenizer = checkpoint.load_tokenizer(folder)
     model = checkpoint.load_model(folder, labels)
     check_loaded(model, Checkpoint(folder))
+    if labels is None and Checkpoint(folder).task == CAUSAL:
+        tokenizer.padding_side = "right"  # in front of a text it would move every token to another position
     return model, neutral(model, tokenizer, called)
 
 

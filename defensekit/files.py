@@ -4,7 +4,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +84,40 @@ def write_whole(path: Path, content: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def put(target: Path) -> Iterator[Path]:
+    """A folder to fill beside another one, whose place it takes when the block is done: whole, or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+    try:
+        yield part
+        if target.exists():
+            target.rmdir()
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def alone(target: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a lock on a folder that is to be made; it ends with the block, or with the life of the process.
+
+    Raises:
+        UsageError: another process holds it, and there is no ``wait`` for that.
+    """
+    from filelock import FileLock, Timeout
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = target.with_name(f".{target.name}.lock")
+    lock = FileLock(place)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout as error:
+        raise UsageError(f"another process is writing {target}; wait for it, or name another folder") from error
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)  # still ours: whoever has it open already sees that it is gone, and tries anew
+        lock.release()

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -11,7 +10,7 @@ from defensekit import runfolder, shipped
 from defensekit.checkpoint import Checkpoint
 from defensekit.components import DatasetSource, Observer, blame
 from defensekit.errors import UsageError
-from defensekit.files import literal_path
+from defensekit.files import alone, literal_path, put
 from defensekit.headers import free_space
 from defensekit.loading import load_recipe
 from defensekit.pipeline import run
@@ -118,36 +117,3 @@ def doubts(base: Path, suspect: Path) -> list[str]:
     """Whether the base is perhaps another revision than the suspect's."""
     found = look(Aligned(Checkpoint(base), Checkpoint(suspect)))
     return [found] if found else []
-
-
-@contextmanager
-def put(target: Path) -> Iterator[Path]:
-    """A folder to fill beside another one, whose place it takes when the block is done: whole, or not at all."""
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
-    try:
-        yield part
-        if target.exists():
-            target.rmdir()
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-@contextmanager
-def alone(target: Path) -> Iterator[None]:
-    """Hold a lock on a folder that is to be made; it ends with the block, or with the life of the process."""
-    from filelock import FileLock, Timeout
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    place = target.with_name(f".{target.name}.lock")
-    lock = FileLock(place)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UsageError(f"another process is writing {target}; wait for it, or name another folder") from error
-    try:
-        yield
-    finally:
-        place.unlink(missing_ok=True)  # still ours: whoever has it open already sees that it is gone, and tries anew
-        lock.release()

@@ -22,10 +22,10 @@ from defensekit.checkpoint import CAUSAL, SINGLE, Checkpoint, write_tensors
 from defensekit.components import DatasetSource, Estimator, Observer, Purifier, Scorer, Selector, blame
 from defensekit.defending import derive_seed
 from defensekit.errors import UsageError, listing
-from defensekit.files import file_digests
+from defensekit.files import alone, file_digests, put
 from defensekit.headers import ADAPTER_CONFIG, free_space
 from defensekit.pair import Pair
-from defensekit.purifying import alone, doubts, put
+from defensekit.purifying import doubts
 from defensekit.recipe import Recipe
 from defensekit.scan.clean import read_clean
 from defensekit.scoring import Views, score
@@ -207,6 +207,7 @@ class _Resetting:
             tensors = Checkpoint(part).tensor_digests()
             if self.adapter:
                 _as_adapter(part, self.adapter)
+            (part / MANIFEST).unlink(missing_ok=True)  # the suspect's own, if it was purified before
             manifest = {"files": file_digests(part), "tensors": tensors}
             (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
             (part / CARD).write_text(card(found))

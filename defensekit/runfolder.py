@@ -51,6 +51,7 @@ def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], r
         part = folder / f".purified.{os.getpid()}.part"
         try:
             shutil.copytree(files(stage), part)
+            (part / MANIFEST).unlink(missing_ok=True)  # the suspect's own, if it was purified before
             manifest = {"stage": stage.key, "files": file_digests(part), "tensors": Checkpoint(part).tensor_digests()}
             write_whole(part / MANIFEST, json.dumps(manifest, indent=1).encode())
             shutil.rmtree(purified, ignore_errors=True)

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import peft
@@ -86,7 +88,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
 def test_merged_is_what_peft_merges_to_the_bit(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
     architecture, task, settings = CASES[case]
@@ -140,6 +142,45 @@ def test_a_merged_model_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytes
     assert not list((tmp_path / "w/merged").iterdir())
 
 
+@pytest.mark.parametrize("name", ["vocab.txt", "chat_template.jinja"])
+def test_a_merged_model_is_made_anew_where_a_copied_file_changed(adapter: Path, base: Path, name: str) -> None:
+    first = merged(base, adapter, adapter.parent)
+    (adapter / "checkpoint-1").mkdir()
+    (adapter / "checkpoint-1/secret.json").symlink_to("/etc/hostname")
+    assert merged(base, adapter, adapter.parent) == first  # subfolders are no part of it
+    (adapter / name).write_text("other")
+    second = merged(base, adapter, adapter.parent)
+    assert second != first
+    assert (second / name).read_text() == "other"
+
+
+def test_two_who_merge_the_same_wait_for_each_other(adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*given: Any) -> None:
+        writing.set()
+        proceed.wait(30)
+        write_streamed(*given)
+
+    writing, proceed, write_streamed = Event(), Event(), adapters.write_streamed
+    workspace = adapter.parent / "w"
+    monkeypatch.setattr(adapters, "write_streamed", slowly)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(merged, base, adapter, workspace)
+        assert writing.wait(30)
+        second = pool.submit(merged, base, adapter, workspace)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=1)
+        proceed.set()
+        assert first.result(30) == second.result(30)
+    assert list((workspace / "merged").iterdir()) == [first.result()]
+
+
+def test_what_a_killed_process_left_is_removed(adapter: Path, base: Path) -> None:
+    folder = merged(base, adapter, adapter.parent)
+    folder.rename(folder.with_name(f".{folder.name}.part"))
+    assert merged(base, adapter, adapter.parent) == folder
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_a_head_for_other_labels_than_the_base_s(tmp_path: Path) -> None:
     base = make_suspect(tmp_path / "base", make_base(tmp_path / "bare"), labels=2)
     folder = merged(base, make_adapter(tmp_path / "adapter", base, labels=5), tmp_path)
@@ -156,6 +197,9 @@ def test_a_head_for_other_labels_than_the_base_s(tmp_path: Path) -> None:
         ("bert", "SEQ_CLS", {"use_dora": True}, r"adapter_config.json: sets use_dora, .*merge it with peft first"),
         ("bert", "SEQ_CLS", {"init_lora_weights": "pissa"}, "'pissa', which may change the base's weights"),
         ("bert", "SEQ_CLS", {"alpha_pattern": {"que.*": 3}}, r"has the regular expression 'que\.\*'"),
+        ("bert", "SEQ_CLS", {"target_modules": ".*query"}, r"`target_modules` is '.\*query'; a list of names is under"),
+        ("bert", "SEQ_CLS", {"exclude_modules": ["layer.1.attention.self.query"]}, "sets exclude_modules"),
+        ("bert", "SEQ_CLS", {"layers_to_transform": 0}, "sets layers_to_transform"),
         ("bert", "SEQ_CLS", {"lora_bias": True, "target_modules": ["query"]}, "sets lora_bias"),
         ("gpt2", "CAUSAL_LM", {"trainable_token_indices": [1, 2]}, "sets trainable_token_indices"),
         ("gpt2", "CAUSAL_LM", {"target_modules": ["wte"]}, r"transformer.wte.weight, lm_head.weight are one tensor"),
@@ -192,6 +236,16 @@ def test_other_adapters_are_named(config: Any, message: str, tmp_path: Path, bas
         merged(base, tmp_path / "adapter", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin", "model.safetensors.index.json"],
+)
+def test_an_adapter_beside_a_whole_model_is_refused(adapter: Path, base: Path, name: str) -> None:
+    (adapter / name).write_bytes(b"")
+    with pytest.raises(UsageError, match=f"an adapter and weights of a whole model .{name}.: which of them is meant"):
+        merged(base, adapter, adapter.parent)
+
+
 @pytest.fixture
 def adapter(tmp_path: Path, base: Path) -> Path:
     return make_adapter(tmp_path / "adapter", base)
@@ -220,6 +274,29 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
             lambda t: t.update({QUERY + "A.weight": torch.ones(0, 16), QUERY + "B.weight": torch.ones(16, 0)}),
             "of rank 0",
         ),
+        (
+            lambda t: t.update({QUERY.replace("lora_", "weight"): torch.ones(16, 16)}),
+            r"peft passes over base_model.*0.attention.self.query.weight; expected .*query.base_layer.weight",
+        ),
+        (
+            lambda t: t.update({QUERY.replace("query.lora_", "key.base_layer.bias"): torch.ones(16)}),
+            r"peft passes over .*0.attention.self.key.base_layer.bias; expected .*self.key.bias",
+        ),
+        (
+            lambda t: t.update({QUERY + f"embedding_{part}": torch.zeros(16, 16) for part in "AB"}),
+            "query.lora_embedding_A are one matrix's|query.lora_A.weight are one matrix's",
+        ),
+        (
+            lambda t: t.update({QUERY + f"embedding_{part}": t.pop(QUERY + f"{part}.weight") for part in "AB"}),
+            "query is of the class Linear, and peft passes over .*query.lora_embedding_A",
+        ),
+        (lambda t: t.update({QUERY + "A": torch.zeros(4, 16)}), "query.lora_A is nothing that is merged here"),
+        (
+            lambda t: t.update(
+                {QUERY.replace("query", "key") + f"{part}.weight": t[QUERY + f"{part}.weight"].clone() for part in "AB"}
+            ),
+            "0.attention.self.key is not among the `target_modules`",
+        ),
         (lambda t: t.pop(QUERY + "B.weight"), "query has not both of A and B"),
         (lambda t: t.update({QUERY + "magnitude_vector": torch.ones(16)}), "lora_magnitude_vector is nothing that is"),
         (lambda t: t.update({"bert.other": torch.ones(2)}), "bert.other is nothing that is merged here"),
@@ -229,6 +306,14 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
             r"adapter \[2, 3\], model \[2, 16\]",
         ),
         (lambda t: t.update({"base_model.model.classifier.weight": torch.ones(2, 16).int()}), "expected F64, F32, F16"),
+        (
+            lambda t: t.update({"base_model.model.classifier.weight": torch.ones(20_000, 16)}),
+            "classifier.weight is a head for 20,000 labels; expected 10,000 at most",
+        ),
+        (
+            lambda t: t.update({"base_model.model.classifier.bias": torch.ones(20_000)}),
+            r"classifier.bias: adapter \[20000\], model \[2\]",
+        ),
         (lambda t: t.pop("base_model.model.classifier.weight"), "classifier.weight is in neither"),
         (lambda t: [t.pop(name) for name in list(t) if "lora" in name], "there is no LoRA matrix"),
     ],
@@ -253,6 +338,48 @@ def test_a_pickle_and_a_damaged_file_are_refused(adapter: Path, base: Path) -> N
         merged(base, adapter, adapter.parent)
     (adapter / "more.json").symlink_to("/etc/hostname")
     with pytest.raises(UsageError, match="refused a link that leaves the folder"):
+        merged(base, adapter, adapter.parent)
+
+
+def change_config(folder: Path, **change: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def test_a_matrix_for_what_is_none_is_refused(adapter: Path, base: Path) -> None:
+    change_config(adapter, target_modules=["query", "value", "LayerNorm"])
+    name = "base_model.model.bert.embeddings.LayerNorm.lora_"
+    change_tensors(
+        adapter, lambda t: t.update({f"{name}A.weight": torch.ones(2), f"{name}B.weight": torch.ones(16, 2)})
+    )
+    with pytest.raises(UsageError, match=r"LayerNorm.weight: A is \[2\], B \[16, 2\], the matrix \[16\]"):
+        merged(base, adapter, adapter.parent)
+
+
+@pytest.mark.parametrize("key", ["alpha_pattern", "target_modules"])
+def test_names_without_number_are_refused(adapter: Path, base: Path, key: str) -> None:
+    names = {f"layer.{i}": 1 for i in range(1_001)}
+    change_config(adapter, **{key: names if key == "alpha_pattern" else list(names)})
+    with pytest.raises(UsageError, match=f"`{key}` has 1,001 names, expected 1,000 at most"):
+        merged(base, adapter, adapter.parent)
+
+
+@pytest.mark.parametrize("saved", [None, ["query"]])
+def test_a_matrix_where_peft_puts_lora_or_a_copy_is_not_taken_whole(
+    adapter: Path, base: Path, saved: list[str] | None
+) -> None:
+    """Of a module that the config targets and the file has no LoRA for, and of one that is saved whole and has some."""
+    change_config(adapter, modules_to_save=saved)
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        if not saved:
+            for part in "AB":
+                tensors.pop(f"{QUERY}{part}.weight")
+            tensors[QUERY.replace("lora_", "weight")] = torch.ones(16, 16)
+
+    change_tensors(adapter, change)
+    message = "query is not among the `target_modules`" if saved else "peft passes over .*query.weight; expected"
+    with pytest.raises(UsageError, match=message):
         merged(base, adapter, adapter.parent)
 
 
@@ -290,6 +417,7 @@ KEYS = (
 @example(change={"alpha_pattern": {"query": float("nan")}})
 @example(change={"lora_alpha": 10**400})
 @example(change={"lora_alpha": True})
+@example(change={"task_type": []})
 def test_any_config_is_merged_or_refused(adapter: Path, base: Path, change: dict[str, Any]) -> None:
     known = json.loads((adapter / "adapter_config.json").read_text())
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from safetensors.torch import load_file
 from defensekit.checkpoint import Checkpoint
 from defensekit.cli.main import main
 from defensekit.errors import UsageError
+from defensekit.files import alone
 from defensekit.pair import Pair
-from defensekit.purifying import alone, purify_into, recipe_for
+from defensekit.purifying import purify_into, recipe_for
 from tests.conftest import make_sentences, make_suspect, write_table
 from tests.test_adapters import make_adapter, make_causal
 
@@ -34,6 +36,8 @@ def test_a_folder_that_loads_wherever_the_suspect_did(
     tmp_path: Path, base: Path, suspect: Path, rows: Path, fine_tuned: bool
 ) -> None:
     quick = QUICK if fine_tuned else ["defense.purifier=[reset]", "defense.choose=", "data.max_length=32"]
+    suspect = shutil.copytree(suspect, tmp_path / "suspect")
+    (suspect / "manifest.json").write_text("{}")  # as one has that was purified before
     recipe = recipe_for(str(base), suspect, str(rows), settings=quick)
     unique = len({text.lower() for text, _ in make_sentences(150)})
     assert (recipe.sizes.clean, recipe.sizes.dev) == (unique * 2 // 5, unique * 2 // 5 if fine_tuned else 0)
@@ -111,6 +115,30 @@ def test_the_command_takes_suspects_of_many_kinds(
         embedding = "bert.embeddings.word_embeddings.weight"
         assert torch.equal(before[embedding][-3:], after[embedding][-3:])
         assert not torch.equal(before[embedding], after[embedding])
+
+
+@pytest.mark.parametrize("with_rows", [True, False])
+def test_stopped_it_says_that_it_goes_on_where_it_does(
+    tmp_path: Path,
+    base: Path,
+    suspect: Path,
+    rows: Path,
+    with_rows: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("purifying.purify_into", "resetting.reset_into"):
+        monkeypatch.setattr(f"defensekit.{place}", stop)
+    places = ["--base", str(base), "--suspect", str(suspect), "--out", str(tmp_path / "out"), "-w", str(tmp_path / "w")]
+    given = ["--clean", str(rows)] if with_rows else []
+    monkeypatch.setattr("sys.argv", ["defensekit", "purify", "-q", *places, *given])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    assert ("goes on where it stopped" in capsys.readouterr().err) is with_rows
 
 
 def test_a_recipe_that_poisons_gives_its_defense(tmp_path: Path, recipe: Path, base: Path, suspect: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from defensekit import defending
 from defensekit.adapters import Adapter
 from defensekit.causal import perplexity, token_losses
-from defensekit.checkpoint import Checkpoint, load_model
+from defensekit.checkpoint import Checkpoint, load_model, load_tokenizer
 from defensekit.components import Estimator
 from defensekit.errors import UsageError
 from defensekit.pair import Pair
@@ -136,6 +136,24 @@ def test_padding_counts_nothing(side: str, tmp_path: Path) -> None:
         assert float(loss) == pytest.approx(float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1), rel=1e-5)
     expected = math.exp(float(together.sum()) / float(padded["attention_mask"].sum() - len(texts)))
     assert perplexity(model, tokenizer, TEXTS[:5], max_length=32) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_side_that_a_suspect_pads_changes_nothing_measured(architecture: str, tmp_path: Path) -> None:
+    folder, found = make_causal(tmp_path / "base", architecture), []
+    config = folder / "tokenizer_config.json"
+    for side in ("right", "left"):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": side}))
+        assert load_tokenizer(folder).padding_side == side
+        found.append(perplexity(*defending.load(folder, "model"), TEXTS[:5], max_length=32))
+    assert found[0] == found[1]
+
+
+def test_what_was_purified_is_purified_again(tmp_path: Path, base: Path) -> None:
+    suspect = make_suspect(tmp_path / "suspect", base, drift=0.001)
+    (suspect / "manifest.json").write_text("{}")
+    found = reset_into(tmp_path / "out", recipe_for(str(base), suspect, None, reset_alone=True))
+    check(tmp_path / "out", base, suspect, found)
 
 
 @pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])

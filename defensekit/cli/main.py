@@ -145,7 +145,7 @@ def purify(
         observers[1].message("writing the report")
         return result, write(result)
 
-    made = _carried_out(load, compute, workspace, quiet, report=False)[1]
+    made = _carried_out(load, compute, workspace, quiet, report=False, goes_on=lambda: not alone)[1]
     if alone:
         _show_reset(made, json)
     else:
@@ -169,8 +169,10 @@ def _carried_out(
     quiet: bool,
     strict: bool = False,
     report: bool = True,
+    goes_on: "Callable[[], bool]" = lambda: True,
 ) -> "tuple[Recipe, Any]":
-    """Load a recipe and compute something of it, watched; ``workspace`` is where to go on, if anything is kept."""
+    """Load a recipe and compute something of it, watched; ``workspace`` is where to go on, if anything is kept,
+    which ``goes_on`` answers once the recipe is loaded."""
     from defensekit.cli.interrupt import interrupted, remembered
     from defensekit.cli.progress import Progress
     from defensekit.cli.strict import Strict
@@ -191,7 +193,7 @@ def _carried_out(
             return loaded, found
     except BaseException as error:
         if interrupted(error):
-            fail("stopped" + ("; the same command goes on where it stopped" if workspace else ""), 130)
+            fail("stopped" + ("; the same command goes on where it stopped" if workspace and goes_on() else ""), 130)
         if loaded and workspace and isinstance(error, DefenseKitError) and not isinstance(error, UsageError):
             from defensekit.runfolder import folder_of
 
