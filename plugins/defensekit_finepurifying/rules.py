@@ -9,7 +9,8 @@ class AccuracyFloor(Rule):
     """The value that does most and whose accuracy on the clean dev rows stays within ``max_drop`` of the suspect's.
 
     That is the largest, or, of a parameter of which a lower value does more, such as a threshold, the smallest of
-    ``values``. 0 is always tried, and taken where it does nothing or was given. If no value passes, the one that does least is taken, with a warning.
+    ``values``. 0 is always tried, and taken where it does nothing or was given. If no value passes, the one that does
+    least is taken, with a warning.
     """
 
     max_drop: float = Field(0.02, ge=0, le=1, description="how much clean dev accuracy may fall below the suspect's")
