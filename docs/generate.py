@@ -137,7 +137,7 @@ def keys() -> str:
     }
     also = {
         "Under `data`": "The source's own keys stand here as well: of a file those of [dataset `file`](#dataset-file).",
-        "Under `defense`, of inputs": "A sanitizer that reads with a language model, such as `onion`, also takes `model`, "
+        "Under `defense`, of inputs": "A sanitizer that reads with a language model (`onion`) also takes `model`, "
         "written as the base is.",
     }
     text = [
