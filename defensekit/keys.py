@@ -63,7 +63,9 @@ class DefenseKeys(Keys):
         None, description="which dimensions are taken; a defense that only trains has neither"
     )
     purifier: list[Spec] = Field(min_length=1, description="what is done, in order")
-    choose: dict[str, Any] | None = Field(None, description="a rule that takes a value of one parameter")
+    choose: dict[str, Any] | None = Field(
+        None, description="a rule that takes a value of one parameter: its name and parameters, see Rules"
+    )
     compare: dict[str, dict[str, Spec | list[Spec]]] = Field(
         {"random": {"scorer": "random"}}, description="defenses to report beside it: name, and the parts that differ"
     )
@@ -74,7 +76,9 @@ class InputDefenseKeys(Keys):
 
     stage: Literal["input"] = Field(description="where the defense acts")
     sanitizer: Spec = Field(description="what is done to every text before the suspect reads it")
-    choose: dict[str, Any] | None = Field(None, description="a rule that takes a value of one parameter")
+    choose: dict[str, Any] | None = Field(
+        None, description="a rule that takes a value of one parameter: its name and parameters, see Rules"
+    )
     compare: dict[str, dict[str, Spec]] = Field({}, description="sanitizers to report beside it, by name")
 
 

@@ -135,7 +135,15 @@ def keys() -> str:
         "Under `defense`, of inputs": InputDefenseKeys,
         "Under `triggered`": TriggeredKeys,
     }
-    text = [f"## {title}\n\n{_parameters(parameters(model))}" for title, model in groups.items()]
+    also = {
+        "Under `data`": "The source's own keys stand here as well: of a file those of [dataset `file`](#dataset-file).",
+        "Under `defense`, of inputs": "A sanitizer that reads with a language model (`onion`) also takes `model`, "
+        "written as the base is.",
+    }
+    text = [
+        "\n\n".join([f"## {title}", _parameters(parameters(model)), *([also[title]] if title in also else [])])
+        for title, model in groups.items()
+    ]
     for kind in KINDS:
         names = [name for name in host.names(kind) if _ours(host.plugin_of(kind, name))]
         if names:

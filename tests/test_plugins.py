@@ -102,3 +102,9 @@ def test_exactly_at_the_floor_passes_whatever_the_rounding(rows: int) -> None:
     for lost in range(1, rows):
         suspect, trial = Trial(0, 1.0, rows), Trial(0.5, (rows - lost) / rows, rows)
         assert rule([0.5], max_drop=lost / rows).choose([Trial(0, 1.0, rows), trial], suspect).value == 0.5
+
+
+def test_a_rule_never_takes_a_threshold_of_0_that_nobody_gave() -> None:
+    seen = [Trial(0.0, 0.9, 100), Trial(3.0, 0.9, 100)]
+    assert rule([3.0]).choose(seen, Trial(math.inf, 0.9, 100)).value == 3
+    assert rule([0.0, 3.0]).choose(seen, Trial(math.inf, 0.9, 100)).value == 0

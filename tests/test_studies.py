@@ -150,6 +150,14 @@ def test_mistakes_in_a_study_are_told_with_their_place(recipe: Path, keys: dict[
         load_study(study(recipe, **keys))
 
 
+def test_an_axis_that_the_rule_chooses_is_refused(recipe: Path) -> None:
+    chosen = {"rule": "accuracy-floor", "values": [0.5]}
+    shaped = shape(recipe, defense__choose=chosen)
+    with pytest.raises(UsageError, match=r"matrix.defense.selector.fraction: the rule 'accuracy-floor' chooses this"):
+        load_study(study(shaped))
+    load_study(study(shaped, matrix={"defense.choose.max_drop": [0.01, 0.02]}))
+
+
 @pytest.mark.parametrize(
     ("value", "label"),
     [

@@ -109,7 +109,8 @@ def purify(
     measures accuracy before and after on the rest. The folder holds a model card and a manifest of digests.
 
     Without clean rows it resets what drifted furthest, and measures nothing. A causal language model (whose clean rows
-    are texts) is reset, not fine-tuned, and its perplexity measured.
+    are texts) is reset, not fine-tuned, and its perplexity measured. A LoRA adapter is merged into the base and comes
+    out as a whole model.
     """
     if recipe:
         checked(recipe, "recipe")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from defensekit import yaml
-from defensekit.components import Executor, Observer
+from defensekit.components import Executor, Observer, Rule
 from defensekit.errors import PlacedError, UsageError, listing, nearest
 from defensekit.files import environment_path
 from defensekit.loading import KEPT, Loading, recipe_of
@@ -96,6 +96,7 @@ class _Matrix:
         rows, seen = [], set()
         for labels, document in documents:
             recipe = replace(self.recipe(labels, document), executor=executor, observers=())
+            self.may_vary(labels, recipe)
             if (place := tuple(labels.items())) in seen:
                 raise self.loading.error(("include",), f"the run {_called(labels)} stands twice")
             seen.add(place)
@@ -147,6 +148,17 @@ class _Matrix:
         """Raise UsageError where a key of a recipe is no axis."""
         if (key := str(path[0])) in NO_AXIS:
             raise UsageError(f"{key!r} is no axis: {NO_AXIS[key]}")
+
+    def may_vary(self, labels: Axes, recipe: Recipe) -> None:
+        """Raise UsageError where an axis sets what the recipe's rule chooses: its runs would all be the same."""
+        choose = recipe.choose
+        over = cast(Rule, choose.component).over if choose else ""
+        if choose and (axis := f"defense.{over}") in self.keys.matrix and axis in labels:
+            raise self.loading.error(
+                ("matrix", axis),
+                f"the rule {choose.name!r} chooses this, so the axis has no effect (in the run {_called(labels)}); "
+                "vary `defense.choose.values`, or take the rule back with `choose: null` in the recipe",
+            )
 
     def matrix(
         self, base: Document, axes: Mapping[str, dict[Label, list[Document]]]

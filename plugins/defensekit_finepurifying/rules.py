@@ -8,8 +8,9 @@ from defensekit.api import Choice, Field, Rule, Trial
 class AccuracyFloor(Rule):
     """The value that does most and whose accuracy on the clean dev rows stays within ``max_drop`` of the suspect's.
 
-    That is the largest, or, of a parameter of which a lower value does more, such as a threshold, the smallest. 0 is
-    always tried. If no value passes, the one that does least is taken, with a warning.
+    That is the largest, or, of a parameter of which a lower value does more, such as a threshold, the smallest of
+    ``values``. 0 is always tried, and taken where it does nothing or was given. If no value passes, the one that does
+    least is taken, with a warning.
     """
 
     max_drop: float = Field(0.02, ge=0, le=1, description="how much clean dev accuracy may fall below the suspect's")
@@ -21,8 +22,10 @@ class AccuracyFloor(Rule):
     def choose(self, seen: Sequence[Trial], suspect: Trial) -> Choice:
         floor = suspect.accuracy - self.max_drop
         # Exactly at the floor passes, whatever binary fractions make of it.
-        passing = [trial.value for trial in seen if trial.accuracy >= floor - 1e-9]
         lower = suspect.value > 0
+        # Where a lower value does more, 0 does most: nobody's choice unless it was given.
+        seen = [trial for trial in seen if not lower or trial.value in self.values]
+        passing = [trial.value for trial in seen if trial.accuracy >= floor - 1e-9]
         if not passing:
             best = max(trial.accuracy for trial in seen)
             reason = f"no value keeps a clean dev accuracy of {floor:.3f}; the best is {best:.3f}"

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 
 class Diffusion(Scorer):
-    """Drift over curvature, r = delta^2 / (H^p + eps) (Zhang et al. 2023, with p = 1).
+    """Drift over curvature, r = delta^2 / (H^p + eps^p) (Zhang et al. 2023, with p = 1).
 
     For plain SGD the noise of clean training makes delta^2 proportional to H, so r is even over clean dimensions;
-    for AdamW it is not, which is what ``exponent`` is for. eps is a low quantile of the positive H of the whole model,
-    to the power p: a dimension that moved where the clean loss is flat ranks as abnormal, by how far it moved.
+    for AdamW it is not, which is what ``exponent`` is for. eps is a low quantile of the positive H of the whole model:
+    a dimension that moved where the clean loss is flat ranks as abnormal, by how far it moved.
     """
 
     elementwise: ClassVar[bool] = True
