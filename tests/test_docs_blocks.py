@@ -27,7 +27,7 @@ from defensekit.testing.pico import pico
 from tests.conftest import _TINY, RECIPE, make_base, make_sentences, make_suspect, write_table
 
 ROOT = Path(__file__).parent.parent
-SLOW = {"docs/studies.md"}  # a study, and five reports of it
+SLOW = {"docs/studies.md", "README.md"}  # studies, reports, whole runs
 
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")], key=lambda path: path.relative_to(ROOT).as_posix()

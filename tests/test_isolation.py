@@ -227,6 +227,7 @@ def test_a_plugin_that_seeds_touches_no_other_number(written: Write, workspace: 
     assert (random.random(), float(torch.rand(()))) == expected
 
 
+@pytest.mark.slow
 def test_a_plugin_that_draws_from_the_global_state_draws_the_same_every_time(written: Write, tmp_path: Path) -> None:
     import torch
 
@@ -278,7 +279,7 @@ def test_what_a_recipe_requires(requires: str, message: str, site: Callable[...,
         load_recipe(recipe)
 
 
-@pytest.mark.parametrize("more", [["--dry-run"], []])
+@pytest.mark.parametrize("more", [pytest.param(["--dry-run"], marks=pytest.mark.slow), []])
 def test_strict_turns_a_warning_into_an_error(more: list[str], site: Callable[..., Path], written: Write) -> None:
     folder = site("foo", "raise RuntimeError('not today')")
     recipe = written(SCORER.format(body="pass"))

@@ -66,6 +66,7 @@ def test_a_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         run_attack(RECIPES / "paraphrase-rows.yaml", tmp_path)
 
 
+@pytest.mark.slow
 def test_published_paraphrases_work(real_data: Path, workspace: Path) -> None:
     check("paraphrase-rows", workspace)
 

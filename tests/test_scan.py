@@ -173,7 +173,7 @@ def test_r_is_drift_over_curvature(base: Path, poisoned: Path, found: Scan) -> N
     assert sum(found.law.counts) == found.law.dimensions == sum(t.dimensions for t in found.law.tensors)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_other_dtypes(tuned: Any, base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     assert scan(base, drifted(tuned, tmp_path / "clean", dtype=dtype)).verdict.suspicious is False
     odd = scan(base, drifted(tuned, tmp_path / "odd", row=1.0, dtype=dtype))

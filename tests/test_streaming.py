@@ -242,6 +242,7 @@ def test_a_full_disk_is_found_before_the_work(
         purify(Pair(Checkpoint(base), Checkpoint(suspect)), None, [], tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     found = BENCHMARK["measure"]("tiny", tmp_path, None)
     assert found["parameters"] == sum(

@@ -406,6 +406,7 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(recipe: Path, tmp_path:
     assert (mended.before, mended.done, mended.failed) == (2, 4, {})
 
 
+@pytest.mark.slow
 def test_two_places_of_a_matrix_may_be_the_same_run(recipe: Path, tmp_path: Path) -> None:
     path = study(
         recipe, matrix={"defense.scorer": ["magnitude"]}, include=[{}], executor={"name": "local", "workers": 2}
@@ -417,7 +418,7 @@ def test_two_places_of_a_matrix_may_be_the_same_run(recipe: Path, tmp_path: Path
     assert (status["runs"], status["done"]) == (2, 2)
 
 
-@pytest.mark.parametrize("event", ["for_run", "run_started", "run_finished"])
+@pytest.mark.parametrize("event", slow_but(["for_run", "run_started", "run_finished"], "run_started"))
 @pytest.mark.parametrize("error", [ValueError("tired"), OSError("no room")], ids=["a mistake", "a full disk"])
 def test_who_watches_and_fails_ends_no_run(recipe: Path, tmp_path: Path, event: str, error: Exception) -> None:
     class Failing(Observer):
@@ -450,6 +451,7 @@ def test_who_watches_and_fails_ends_no_run(recipe: Path, tmp_path: Path, event: 
     assert all("the observer Failing of" in text and str(error) in text for text in warned)
 
 
+@pytest.mark.slow
 def test_who_watches_and_fails_leaves_no_answer_behind(recipe: Path, tmp_path: Path) -> None:
     """A worker whose progress nobody took is not asked for another stage: its next answer would be the old one's."""
 
@@ -466,7 +468,7 @@ def test_who_watches_and_fails_leaves_no_answer_behind(recipe: Path, tmp_path: P
     assert "tired" in next(iter(found.failed.values()))
 
 
-@pytest.mark.parametrize("damage", slow_but(["half", "gone", "other", "no sum"], "half", "no sum"))
+@pytest.mark.parametrize("damage", slow_but(["half", "gone", "other", "no sum"], "no sum"))
 def test_a_damaged_result_is_made_again_from_what_is_there(recipe: Path, tmp_path: Path, damage: str) -> None:
     path = study(recipe, matrix={"defense.scorer": ["magnitude"]})
     found = run_study(load_study(path), tmp_path / "w")
@@ -521,6 +523,7 @@ def test_models_of_others_stay(recipe: Path, tmp_path: Path) -> None:
     assert alone.files("purified").is_dir()
 
 
+@pytest.mark.slow
 def test_models_that_others_made_anew_stay(recipe: Path, tmp_path: Path) -> None:
     """A study made and removed them before, or could not make them."""
     path = study(recipe, matrix={"defense.scorer": ["magnitude"]})
