@@ -54,7 +54,7 @@ _FIRST = "merge it with peft first: load it, call merge_and_unload(), and save_p
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and no whole model."""
+    """Whether a folder holds an adapter; one beside a whole model is refused when it is read."""
     return (folder / ADAPTER_CONFIG).is_file()
 
 

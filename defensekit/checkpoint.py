@@ -243,11 +243,10 @@ def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrain
     Raises:
         UsageError: the folder holds no model that can be loaded safely.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     checkpoint = Checkpoint(folder)
-    checkpoint.tensors  # noqa: B018 - refuses pickles and damaged files before transformers sees them
+    checkpoint.tensors  # noqa: B018 - refuses pickles and damaged files before the config is believed
+    if labels is None and checkpoint.task == CAUSAL:
+        return load_language_model(folder)
     head: dict[str, Any] = {}
     if labels is not None:
         head = {
@@ -255,26 +254,11 @@ def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrain
             "id2label": dict(enumerate(labels)),
             "label2id": {label: i for i, label in enumerate(labels)},
         }
-    causal = labels is None and checkpoint.task == CAUSAL
-    try:
-        with quiet():
-            model, info = (AutoModelForCausalLM if causal else AutoModelForSequenceClassification).from_pretrained(
-                folder,
-                trust_remote_code=False,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **head,
-            )
-    except Exception as error:
-        kind = CAUSAL if causal else "sequence classifier"
-        raise UsageError(f"{folder}: can't be loaded as a {kind} ({_line(error)})") from error
-    missing = sorted(info["missing_keys"])
+    model, missing = _pretrained(checkpoint, CLASSIFIER, **head)
     if labels is None and missing:
-        raise UsageError(f"{folder} is no {CAUSAL if causal else 'fine-tuned classifier'}: it lacks {listing(missing)}")
+        raise UsageError(f"{folder} is no fine-tuned classifier: it lacks {listing(missing)}")
     model.config.problem_type = "single_label_classification"
-    return model.eval()
+    return model
 
 
 def load_language_model(folder: Path) -> "PreTrainedModel":
@@ -283,25 +267,35 @@ def load_language_model(folder: Path) -> "PreTrainedModel":
     Raises:
         UsageError: the folder holds none that can be loaded safely.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    model, missing = _pretrained(Checkpoint(folder), CAUSAL)
+    if missing:
+        raise UsageError(f"{folder} is no {CAUSAL}: it lacks {listing(missing)}")
+    return model
 
-    Checkpoint(folder).tensors  # noqa: B018 - refuses pickles and damaged files before transformers sees them
+
+def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreTrainedModel, list[str]]":
+    """A model in float32, in eval mode, on the CPU; and the parameters that its files lack."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    checkpoint.tensors  # noqa: B018 - refuses pickles and damaged files before transformers sees them
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder,
+            model, info = (
+                AutoModelForCausalLM if task == CAUSAL else AutoModelForSequenceClassification
+            ).from_pretrained(
+                checkpoint.folder,
                 trust_remote_code=False,
                 local_files_only=True,
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
+                **config,
             )
     except Exception as error:
-        raise UsageError(f"{folder}: can't be loaded as a causal language model ({_line(error)})") from error
-    if missing := sorted(info["missing_keys"]):
-        raise UsageError(f"{folder} is no language model: it lacks {listing(missing)}")
-    return model.eval()
+        kind = CAUSAL if task == CAUSAL else "sequence classifier"
+        raise UsageError(f"{checkpoint.folder}: can't be loaded as a {kind} ({_line(error)})") from error
+    return model.eval(), sorted(info["missing_keys"])
 
 
 def positions(model: Checkpoint) -> int | None:

@@ -184,7 +184,7 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_language_head_is_refused(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(UsageError, match="is no language model: it lacks cls"):
+    with pytest.raises(UsageError, match="is no causal language model: it lacks cls"):
         sanitizing.language_model(base)
 
 
