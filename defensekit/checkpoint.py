@@ -116,7 +116,7 @@ class Checkpoint:
 
         def finite(name: str) -> bool:
             # A finite sum has finite terms; it is many times cheaper than to look at each.
-            parts = torch.split(self.tensor(name).reshape(-1), 1 << 17)
+            parts = torch.split(self.tensor(name).reshape(-1), 1 << 18)
             return all(math.isfinite(float(p.float().sum())) or bool(p.isfinite().all()) for p in parts)
 
         names = list(self.tensors)

@@ -238,10 +238,13 @@ def _stepped(selection: Selection, name: str, steps: Sequence[WeightStep], weigh
         yield part
 
 
-def _bits(weight: "Tensor") -> "Tensor":
+def _differ(one: "Tensor", other: "Tensor") -> "Tensor":
+    """Where the bits of two tensors of one dtype differ; numpy compares several times faster than torch."""
     import torch
 
-    return weight.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()])
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    bits = [tensor.reshape(-1).view(whole).numpy() for tensor in (one, other)]
+    return torch.from_numpy(bits[0] != bits[1]).reshape(one.shape)
 
 
 def _step(step: WeightStep, view: TensorView, weight: "Tensor", acted_on: "Tensor") -> "Tensor":
@@ -251,6 +254,6 @@ def _step(step: WeightStep, view: TensorView, weight: "Tensor", acted_on: "Tenso
     if versions([weight, acted_on]) != before:
         raise fault(step, f"wrote into what it was handed of {view.name}, expected a new tensor")
     fits = made.shape == weight.shape and made.dtype == weight.dtype
-    if not fits or anything((_bits(made) != _bits(weight)) & ~acted_on.bool()):
+    if not fits or anything(_differ(made, weight) & ~acted_on.bool()):
         raise fault(step, f"changed the shape, the dtype or unselected weights of {view.name}")
     return made

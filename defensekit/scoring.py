@@ -15,8 +15,9 @@ from defensekit.ranking import concurrently, kth_largest
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Dimensions scored at a time: few enough for a processor's cache, enough to make the calls' own cost small.
-PART = 1 << 17
+# Dimensions scored at a time: few enough for a processor's cache, enough that threads seldom wait for each other to
+# call torch (with half of it two threads are no faster than one).
+PART = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ class Computed(Scores):
         if not isinstance(result, torch.Tensor) or result.shape != view.suspect.shape:
             got = f"shape {list(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
             raise fault(who, f"gave {got} for {view.name}, expected shape {list(view.suspect.shape)}")
-        result = result.float()
+        result = result.detach().float()
         # A finite sum has finite terms; it is many times cheaper than to look at each.
         if not math.isfinite(float(result.sum())) and not bool(torch.isfinite(result[eligible]).all()):
             raise fault(who, f"gave NaN or infinity for {view.name}, expected finite scores")

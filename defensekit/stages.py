@@ -34,6 +34,7 @@ from defensekit.errors import DefenseKitError, UsageError, lacks_memory, listing
 from defensekit.files import file_digest
 from defensekit.host import Host, load_plugins, source_digest
 from defensekit.pair import Pair
+from defensekit.rewriting import write_streamed
 from defensekit.scoring import Views, score
 from defensekit.selecting import describe, select
 from defensekit.store import Draft, Store
@@ -286,7 +287,8 @@ def statistics(work: Work, draft: Draft) -> None:
         work.pair, estimator, work.rows("clean"), max_length=work.max_length, seed=seed, report=work.report
     )
     for statistic, tensors in found.statistics.items():
-        checkpoint.write_tensors(draft.files / f"{statistic}.safetensors", tensors)
+        entries = {name: ("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
+        write_streamed(draft.files / f"{statistic}.safetensors", entries, lambda name: [tensors[name]])  # noqa: B023
     draft.facts.update(found.facts)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defensekit.gradients import kernel
-from defensekit.gradients.products import _batched, add_squared_products
+from defensekit.gradients.products import _batched, add_squared_products, add_squared_sums
 from defensekit.testing import check_squared_gradients
 from tests.test_gradients import classifier, padded, rows
 
@@ -42,6 +42,32 @@ def test_products_of_any_size(samples: int, tokens: int, a: int, b: int, kept: f
     products = torch.einsum("nta,ntb->nab", left.double(), right.double()).square()
     torch.testing.assert_close(sums.double(), 1 + products.sum(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(norms, 1 + products.sum((1, 2)), rtol=1e-4, atol=1e-5)
+
+
+@given(
+    samples=st.integers(1, 9),
+    tokens=st.integers(0, 20),
+    features=st.integers(1, 150),
+    factor=st.booleans(),
+    apart=st.booleans(),
+    seed=st.integers(0, 99),
+    way=st.sampled_from(["kernel", "no kernel"]),
+)
+@settings(deadline=None, max_examples=60)
+def test_sums_of_any_size(
+    samples: int, tokens: int, features: int, factor: bool, apart: bool, seed: int, way: str
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    g, f = (torch.randn(samples, tokens, 2 * features, generator=generator) for _ in range(2))
+    g, f = (g[..., ::2], f[..., ::2]) if apart else (g[..., :features].contiguous(), f[..., :features].contiguous())
+    sums, norms = torch.ones(features), torch.ones(samples, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "no kernel":
+            patch.setattr(kernel, "load", lambda: None)
+        add_squared_sums(g, f if factor else None, sums, norms)
+    squared = (g.double() * (f.double() if factor else 1)).sum(1).square()
+    torch.testing.assert_close(sums.double(), 1 + squared.sum(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norms, 1 + squared.sum(1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

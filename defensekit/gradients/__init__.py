@@ -1,6 +1,16 @@
 """Per-sample squared gradients and gradients of batches, by parameter name."""
 
 from defensekit.gradients.batched import squared_gradients, tokens_within
+from defensekit.gradients.grouped import mean_squared_gradients
 from defensekit.gradients.plain import Batch, Loss, cross_entropy, finite, mean_gradient
 
-__all__ = ["Batch", "Loss", "cross_entropy", "finite", "mean_gradient", "squared_gradients", "tokens_within"]
+__all__ = [
+    "Batch",
+    "Loss",
+    "cross_entropy",
+    "finite",
+    "mean_gradient",
+    "mean_squared_gradients",
+    "squared_gradients",
+    "tokens_within",
+]

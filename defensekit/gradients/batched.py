@@ -10,7 +10,7 @@ go the plain way. What the trial can't see is a use that begins with later sampl
 without its layer, for long ones only.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -135,7 +135,7 @@ class _Engine:
         into = Sums(sums, torch.zeros(samples, dtype=torch.float64, device=batch["labels"].device))
         refused: set[str] = set()
         if self.tapped or self.idle:
-            with _trainable(self.parameters, self.idle), taps(self.tapped, samples, into, refused):
+            with trainable(self.parameters, self.idle), taps(self.tapped, samples, into, refused):
                 losses = finite(self.loss(self.model, batch))
                 if losses.requires_grad:
                     losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -146,7 +146,7 @@ class _Engine:
             self.tapped.remove(what)
             self.plain |= {name: self.parameters[name] for name in what.names.values()}
         if self.plain:
-            with _trainable(self.parameters, self.plain):
+            with trainable(self.parameters, self.plain):
                 add_one_by_one(self.model, self.plain, batch, self.loss, sums, into.norms)
         if not bool(torch.isfinite(into.norms).all()):
             # The last in the model is the first of the backward pass, nearest to the cause.
@@ -156,7 +156,7 @@ class _Engine:
 
 
 @contextmanager
-def _trainable(parameters: Mapping[str, "Parameter"], chosen: Mapping[str, "Parameter"]) -> Iterator[None]:
+def trainable(parameters: Mapping[str, "Parameter"], chosen: Collection[str]) -> Iterator[None]:
     """Only the chosen parameters require a gradient; all did before, and do afterwards."""
     try:
         for name, p in parameters.items():

@@ -1,9 +1,9 @@
 /* S += sum over samples of (g_n^T x_n)^2, without a per-sample product ever reaching memory.
 
-   Rows are tokens. ``index`` names those that are used, sample by sample; sample n has its entries offsets[n] to
-   offsets[n + 1]. A tile of the product stays in registers while the rows of one sample are summed, is squared, and added to a tile of S that
-   stays in the first-level cache while all samples pass. A tile of S belongs to one thread and its samples come in
-   order: the result does not depend on the number of threads. */
+   Rows are tokens. A tile of the product stays in registers while the rows of one sample are summed, is squared, and
+   added to a tile of S that stays in the first-level cache while all samples pass, as does a sample's panel of inputs
+   while all tiles beside each other pass over it. A tile of S belongs to one thread and its samples come in order: the
+   result does not depend on the number of threads. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -22,13 +22,17 @@ enum { INPUTS = LANES * VECTORS };
 enum { CHUNK = 2048 };
 /* Rows copied at a time, so that they are read once. */
 enum { BLOCK = 8 };
-/* Tiles of outputs that make one piece of work for a thread. */
+/* Tiles of outputs that make one piece of work for a thread; with a sample's inputs they fill the first-level cache. */
 enum { GROUP = 16 };
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-/* Panel p holds the columns p * width to (p + 1) * width of the indexed rows, one row after the other; zeros beyond. */
-static inline void pack(const float *from, const int64_t *index, float *to, int64_t rows, int64_t columns,
+/* Columns summed at a time, by one thread. */
+enum { SLAB = 64 };
+
+/* Panel p holds the columns p * width to (p + 1) * width of the indexed rows, one row after the other; zeros beyond.
+   It has room for an odd number of rows: panels a power of two apart would fight for the same lines of the cache. */
+static inline void pack(const float *from, const int64_t *index, float *to, int64_t rows, int64_t room, int64_t columns,
                         const int64_t width) {
     int64_t whole = columns / width, rest = columns % width;
 #pragma omp parallel for schedule(static)
@@ -36,55 +40,53 @@ static inline void pack(const float *from, const int64_t *index, float *to, int6
         int64_t last = block + BLOCK < rows ? block + BLOCK : rows;
         for (int64_t p = 0; p < whole; p++)
             for (int64_t t = block; t < last; t++)
-                memcpy(to + (p * rows + t) * width, from + index[t] * columns + p * width, width * sizeof(float));
+                memcpy(to + (p * room + t) * width, from + index[t] * columns + p * width, width * sizeof(float));
         if (rest)
             for (int64_t t = block; t < last; t++) {
-                float *row = to + (whole * rows + t) * width;
+                float *row = to + (whole * room + t) * width;
                 memset(row, 0, width * sizeof(float));
                 memcpy(row, from + index[t] * columns + whole * width, rest * sizeof(float));
             }
     }
 }
 
-static void tile(const float *g, const float *x, const int64_t *offsets, int64_t samples, vector *sum, vector *norms) {
-    int64_t start = offsets[0];
-    for (int64_t n = 0; n < samples; n++) {
-        vector product[OUTPUTS][VECTORS] = {0}, squares[VECTORS] = {0};
-        for (int64_t t = offsets[n] - start; t < offsets[n + 1] - start; t++) {
-            vector inputs[VECTORS];
+/* One sample's product of OUTPUTS rows of g and INPUTS of x, squared and added. */
+static inline void tile(const float *g, const float *x, int64_t rows, vector *sum, vector *norm) {
+    vector product[OUTPUTS][VECTORS] = {0}, squares[VECTORS] = {0};
+    for (int64_t t = 0; t < rows; t++) {
+        vector inputs[VECTORS];
 #pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) inputs[v] = *(const vector *)(x + t * INPUTS + v * LANES);
+        for (int v = 0; v < VECTORS; v++) inputs[v] = *(const vector *)(x + t * INPUTS + v * LANES);
 #pragma GCC unroll 8
-            for (int o = 0; o < OUTPUTS; o++) {
-                vector gradient = g[t * OUTPUTS + o] - (vector){0};
+        for (int o = 0; o < OUTPUTS; o++) {
+            vector gradient = g[t * OUTPUTS + o] - (vector){0};
 #pragma GCC unroll 8
-                for (int v = 0; v < VECTORS; v++) product[o][v] += gradient * inputs[v];
-            }
+            for (int v = 0; v < VECTORS; v++) product[o][v] += gradient * inputs[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int o = 0; o < OUTPUTS; o++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) {
+            sum[o * VECTORS + v] += product[o][v] * product[o][v];
+            squares[v] += product[o][v] * product[o][v];
         }
 #pragma GCC unroll 8
-        for (int o = 0; o < OUTPUTS; o++)
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) {
-                sum[o * VECTORS + v] += product[o][v] * product[o][v];
-                squares[v] += product[o][v] * product[o][v];
-            }
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) norms[n] += squares[v];
-    }
+    for (int v = 0; v < VECTORS; v++) *norm += squares[v];
 }
 
 static int chunk(const float *g, const float *x, const int64_t *index, const int64_t *offsets, int64_t samples,
                  int64_t outputs, int64_t inputs, float *sums, double *norms) {
-    int64_t rows = offsets[samples] - offsets[0];
+    int64_t rows = offsets[samples] - offsets[0], room = rows + 1 + rows % 2;
     if (rows == 0) return 0;
     int64_t tiles = (outputs + OUTPUTS - 1) / OUTPUTS, panels = (inputs + INPUTS - 1) / INPUTS;
     int64_t groups = (tiles + GROUP - 1) / GROUP;
-    float *gs = malloc(rows * tiles * OUTPUTS * sizeof(float)), *xs = malloc(rows * panels * INPUTS * sizeof(float));
+    float *gs = malloc(room * tiles * OUTPUTS * sizeof(float)), *xs = malloc(room * panels * INPUTS * sizeof(float));
     double *parts = malloc(panels * groups * samples * sizeof(double));
     int failed = !gs || !xs || !parts;
     if (!failed) {
-        pack(g, index + offsets[0], gs, rows, outputs, OUTPUTS);
-        pack(x, index + offsets[0], xs, rows, inputs, INPUTS);
+        pack(g, index + offsets[0], gs, rows, room, outputs, OUTPUTS);
+        pack(x, index + offsets[0], xs, rows, room, inputs, INPUTS);
 #pragma omp parallel for schedule(dynamic) reduction(| : failed)
         for (int64_t work = 0; work < panels * groups; work++) {
             int64_t panel = work / groups, first = work % groups * GROUP;
@@ -95,15 +97,19 @@ static int chunk(const float *g, const float *x, const int64_t *index, const int
                 failed = 1;
                 continue;
             }
-            for (int64_t o = first; o < last; o++) {
-                float here[OUTPUTS * INPUTS] __attribute__((aligned(64))) = {0};
-                int64_t top = o * OUTPUTS, high = outputs - top < OUTPUTS ? outputs - top : OUTPUTS;
-                for (int64_t r = 0; r < high; r++)
-                    memcpy(here + r * INPUTS, sums + (top + r) * inputs + left, wide * sizeof(float));
-                tile(gs + o * rows * OUTPUTS, xs + panel * rows * INPUTS, offsets, samples, (vector *)here, squares);
-                for (int64_t r = 0; r < high; r++)
-                    memcpy(sums + (top + r) * inputs + left, here + r * INPUTS, wide * sizeof(float));
+            float here[GROUP][OUTPUTS * INPUTS] __attribute__((aligned(64)));
+            memset(here, 0, sizeof here);
+            for (int64_t o = first; o < last; o++)
+                for (int64_t r = 0; r < OUTPUTS && o * OUTPUTS + r < outputs; r++)
+                    memcpy(here[o - first] + r * INPUTS, sums + (o * OUTPUTS + r) * inputs + left, wide * sizeof(float));
+            for (int64_t n = 0; n < samples; n++) {
+                int64_t begin = offsets[n] - offsets[0], many = offsets[n + 1] - offsets[n];
+                for (int64_t o = first; o < last; o++)
+                    tile(gs + (o * room + begin) * OUTPUTS, xs + (panel * room + begin) * INPUTS, many, (vector *)here[o - first], squares + n);
             }
+            for (int64_t o = first; o < last; o++)
+                for (int64_t r = 0; r < OUTPUTS && o * OUTPUTS + r < outputs; r++)
+                    memcpy(sums + (o * OUTPUTS + r) * inputs + left, here[o - first] + r * INPUTS, wide * sizeof(float));
             for (int64_t n = 0; n < samples; n++) {
                 double total = 0;
                 for (int i = 0; i < LANES; i++) total += squares[n][i];
@@ -121,14 +127,59 @@ static int chunk(const float *g, const float *x, const int64_t *index, const int
     return failed;
 }
 
-/* g: (all rows, outputs), x: (all rows, inputs), sums: (outputs, inputs), norms: (samples,), all contiguous; sums and
-   norms are added to. Returns 0, or 1 where memory was refused. */
-int squared_products(const float *g, const float *x, const int64_t *index, const int64_t *offsets, int64_t samples,
+/* g: (samples, tokens, outputs), x: (samples, tokens, inputs), used: (samples, tokens), which rows count; sums:
+   (outputs, inputs), norms: (samples,); all contiguous; sums and norms are added to. Returns 0, or 1 where memory was
+   refused. */
+int squared_products(const float *g, const float *x, const uint8_t *used, int64_t samples, int64_t tokens,
                      int64_t outputs, int64_t inputs, float *sums, double *norms) {
-    for (int64_t first = 0, last; first < samples; first = last) {
-        for (last = first + 1; last < samples && offsets[last + 1] - offsets[first] <= CHUNK;) last++;
-        if (chunk(g, x, index, offsets + first, last - first, outputs, inputs, sums, norms + first)) return 1;
+    /* The rows that count, sample by sample; sample n has its entries offsets[n] to offsets[n + 1]. */
+    int64_t *index = malloc((samples * tokens + samples + 1) * sizeof(int64_t)), *offsets = index + samples * tokens;
+    int failed = !index;
+    if (!failed) {
+        int64_t found = 0;
+        for (int64_t n = 0; n < samples; n++) {
+            offsets[n] = found;
+            for (int64_t t = n * tokens; t < (n + 1) * tokens; t++)
+                if (used[t]) index[found++] = t;
+        }
+        offsets[samples] = found;
+        for (int64_t first = 0, last; first < samples && !failed; first = last) {
+            for (last = first + 1; last < samples && offsets[last + 1] - offsets[first] <= CHUNK;) last++;
+            failed = chunk(g, x, index, offsets + first, last - first, outputs, inputs, sums, norms + first);
+        }
     }
+    free(index);
+    return failed;
+}
+
+/* S[c] += sum over n of s(n, c)^2 and norms[n] += sum over c of it, where s(n, c) is the sum over t of g[n, t, c], or of
+   g[n, t, c] * f[n, t, c] where there is an f; all contiguous. Returns 0, or 1 where memory was refused. */
+int squared_sums(const float *g, const float *f, int64_t samples, int64_t tokens, int64_t columns, float *sums,
+                 double *norms) {
+    int64_t slabs = (columns + SLAB - 1) / SLAB;
+    double *parts = calloc(slabs * samples, sizeof(double));
+    if (!parts) return 1;
+#pragma omp parallel for schedule(static)
+    for (int64_t slab = 0; slab < slabs; slab++) {
+        int64_t left = slab * SLAB, wide = columns - left < SLAB ? columns - left : SLAB;
+        for (int64_t n = 0; n < samples; n++) {
+            float sum[SLAB] = {0};
+            for (int64_t t = n * tokens; t < (n + 1) * tokens; t++) {
+                const float *row = g + t * columns + left, *with = f ? f + t * columns + left : NULL;
+                if (with)
+                    for (int64_t c = 0; c < wide; c++) sum[c] += row[c] * with[c];
+                else
+                    for (int64_t c = 0; c < wide; c++) sum[c] += row[c];
+            }
+            for (int64_t c = 0; c < wide; c++) {
+                sums[left + c] += sum[c] * sum[c];
+                parts[slab * samples + n] += (double)sum[c] * sum[c];
+            }
+        }
+    }
+    for (int64_t slab = 0; slab < slabs; slab++)
+        for (int64_t n = 0; n < samples; n++) norms[n] += parts[slab * samples + n];
+    free(parts);
     return 0;
 }
 

@@ -57,8 +57,10 @@ def load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(build(os.environ.get("CC", "cc"), torch.backends.cpu.get_cpu_capability())))
         pointer, size = ctypes.c_void_p, ctypes.c_int64
-        library.squared_products.argtypes = [pointer] * 4 + [size] * 3 + [pointer] * 2
+        library.squared_products.argtypes = [pointer] * 3 + [size] * 4 + [pointer] * 2
         library.squared_products.restype = ctypes.c_int
+        library.squared_sums.argtypes = [pointer] * 2 + [size] * 3 + [pointer] * 2
+        library.squared_sums.restype = ctypes.c_int
         library.used_rows.argtypes = [pointer, size, size, pointer]
         library.used_rows.restype = None
     except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError, ValueError) as error:
@@ -70,21 +72,27 @@ def load() -> ctypes.CDLL | None:
 
 
 def squared_products(
-    library: ctypes.CDLL,
-    left: "Tensor",
-    right: "Tensor",
-    index: "Tensor",
-    offsets: "Tensor",
-    sums: "Tensor",
-    norms: "Tensor",
+    library: ctypes.CDLL, left: "Tensor", right: "Tensor", used: "Tensor", sums: "Tensor", norms: "Tensor"
 ) -> None:
-    """Add the squared products of the rows ``index[offsets[n]:offsets[n + 1]]`` of every sample n; see kernel.c.
+    """Add every sample's squared product of the rows that are used; see kernel.c.
 
-    Shapes (rows, A), (rows, B), (used rows,), (samples + 1,), (A, B), (samples,); all contiguous.
+    Shapes (samples, tokens, A), (samples, tokens, B), (samples, tokens), (A, B), (samples,); all contiguous.
     """
-    sizes = len(offsets) - 1, left.shape[1], right.shape[1]
-    pointers = [tensor.data_ptr() for tensor in (left, right, index, offsets)]
-    if library.squared_products(*pointers, *sizes, sums.data_ptr(), norms.data_ptr()):
+    pointers = [tensor.data_ptr() for tensor in (left, right, used)]
+    _done(library.squared_products(*pointers, *left.shape, right.shape[2], sums.data_ptr(), norms.data_ptr()))
+
+
+def squared_sums(library: ctypes.CDLL, g: "Tensor", f: "Tensor | None", sums: "Tensor", norms: "Tensor") -> None:
+    """Add every sample's squared sum over tokens of g, times f where there is one; see kernel.c.
+
+    Shapes (samples, tokens, features) twice, (features,), (samples,); all contiguous.
+    """
+    factor = None if f is None else f.data_ptr()
+    _done(library.squared_sums(g.data_ptr(), factor, *g.shape, sums.data_ptr(), norms.data_ptr()))
+
+
+def _done(failed: int) -> None:
+    if failed:
         raise DefenseKitError("out of memory: a smaller budget or data.max_length takes less")
 
 

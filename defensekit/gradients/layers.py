@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from defensekit.gradients.products import add_squared_products, used_rows
+from defensekit.gradients.products import add_squared_products, add_squared_sums, used_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +21,6 @@ class Sums:
 
     squares: "Mapping[str, Tensor]"
     norms: "Tensor"
-
-    def add(self, name: str, gradients: "Tensor") -> None:
-        """Per-sample gradients of a parameter, (samples, *shape)."""
-        squared = gradients.square()
-        self.squares[name].add_(squared.sum(0))
-        self.norms.add_(squared.flatten(1).double().sum(1))
 
 
 # module, its trainable parameters' full names by their own, input, output gradient
@@ -71,7 +65,7 @@ def _affine(names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums, tran
         left, right = (x, g) if transposed else (g, x)
         add_squared_products(left, right, used_rows(g), sums.squares[names["weight"]], sums.norms)
     if "bias" in names:
-        sums.add(names["bias"], g.sum(1))
+        add_squared_sums(g, None, sums.squares[names["bias"]], sums.norms)
 
 
 def input_gradient(module: "Module") -> "Callable[[Tensor], Tensor] | None":
@@ -132,9 +126,9 @@ def scale(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", 
                 for value in (1.0, 0.0)
             ]
             f = at[0] - at[1]
-        sums.add(names["weight"], _rows(g * f).sum(1))
+        add_squared_sums(_rows(g), _rows(f), sums.squares[names["weight"]], sums.norms)
     if "bias" in names:
-        sums.add(names["bias"], _rows(g).sum(1))
+        add_squared_sums(_rows(g), None, sums.squares[names["bias"]], sums.norms)
 
 
 def _rows(values: "Tensor") -> "Tensor":

@@ -22,8 +22,8 @@ def add_squared_products(left: "Tensor", right: "Tensor", used: "Tensor", sums: 
         P_n = sum_t left[n, t]^T right[n, t],   sums += sum_n P_n^2,   norms[n] += sum P_n^2
 
     2 N T A B floating-point operations, as many as the ordinary weight gradient takes. Rows that are not ``used`` cost
-    nothing (padding, and all but the pooled token in the last layer), and samples with one row left are a single matrix
-    product over samples, (left^2)^T right^2.
+    nothing (padding, and all but the pooled token in the last layer). Without the kernel, samples with one row left are
+    a single matrix product over samples, (left^2)^T right^2.
 
     Args:
         left: (samples, tokens, A), contiguous or not.
@@ -41,8 +41,11 @@ def add_squared_products(left: "Tensor", right: "Tensor", used: "Tensor", sums: 
     if expected != (sums.shape, right.shape[:2], used.shape, right.dtype, sums.dtype) or not sums.is_contiguous():
         shapes = [list(tensor.shape) for tensor in (left, right, used, sums)]
         raise ValueError(f"expected (N, T, A), (N, T, B), (N, T) and (A, B) of one dtype, got {shapes}")
-    counts = used.sum(1)
-    single = counts == 1
+    library = _kernel(left)
+    if library is not None:
+        kernel.squared_products(library, left.contiguous(), right.contiguous(), used.contiguous(), sums, norms)
+        return
+    single = used.sum(1) == 1
     if bool(single.any()):
         alone = used & single[:, None]
         left2, right2 = left[alone].square_(), right[alone].square_()
@@ -54,20 +57,34 @@ def add_squared_products(left: "Tensor", right: "Tensor", used: "Tensor", sums: 
     if left.device.type != "cpu":
         _batched(left * used[..., None], right, sums, norms)
         return
-    rows_left, rows_right = left.flatten(0, 1).contiguous(), right.flatten(0, 1).contiguous()
-    index = used.flatten().nonzero().flatten()
     offsets = torch.nn.functional.pad(used.sum(1).cumsum(0), (1, 0))
-    library = _kernel(left)
-    if library is None:
-        _one_by_one(rows_left[index], rows_right[index], offsets.tolist(), sums, norms)
-    else:
-        kernel.squared_products(library, rows_left, rows_right, index, offsets, sums, norms)
+    _one_by_one(left[used], right[used], offsets.tolist(), sums, norms)
 
 
 def used_rows(g: "Tensor") -> "Tensor":
     """Which rows of (samples, tokens, features) are not exactly 0: (samples, tokens), bool."""
     library = _kernel(g)
     return g.any(-1) if library is None else kernel.used_rows(library, g.contiguous())
+
+
+def add_squared_sums(g: "Tensor", f: "Tensor | None", sums: "Tensor", norms: "Tensor") -> None:
+    """Add every sample's squared sum over tokens to ``sums`` and the sum of its entries to ``norms``.
+
+        s_n = sum_t g[n, t] * f[n, t]  (without f: sum_t g[n, t]),   sums += sum_n s_n^2,   norms[n] += sum s_n^2
+
+    Args:
+        g: (samples, tokens, features).
+        f: the same, or None.
+        sums: (features,), contiguous, of the same dtype.
+        norms: (samples,), float64.
+    """
+    library = _kernel(g)
+    if library is not None:
+        kernel.squared_sums(library, g.contiguous(), None if f is None else f.contiguous(), sums, norms)
+        return
+    squared = (g if f is None else g * f).sum(1).square_()
+    sums += squared.sum(0)
+    norms += squared.double().sum(1)
 
 
 def _kernel(values: "Tensor") -> "ctypes.CDLL | None":

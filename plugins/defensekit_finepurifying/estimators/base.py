@@ -19,3 +19,8 @@ class PerSample(Curvature):
     """An estimator that rests on squared per-sample gradients."""
 
     budget_mib: int = Field(16, ge=1, description="MiB held besides activations and the result; sets the batch size")
+    held_mib: int = Field(
+        4096,
+        ge=1,
+        description="MiB of the result held at a time; of larger models it is measured some layers at a time",
+    )

@@ -24,17 +24,19 @@ class Fisher(PerSample):
     any_loss: ClassVar[bool] = True
 
     def estimate(self, context: EstimatorContext) -> Estimate:
-        from defensekit.gradients import cross_entropy, squared_gradients, tokens_within
+        from defensekit.gradients import cross_entropy, mean_squared_gradients, tokens_within
 
-        model, rows = context.model(self.anchor), len(context.rows)
-        batches = context.batches(model, tokens=tokens_within(model, self.budget_mib * 2**20))
-        there = (batch for _, batch in batches)
-        sums, norms = squared_gradients(
-            model, there, loss=context.loss or cross_entropy, report=lambda done: context.report(done, rows)
+        model = context.model(self.anchor)
+        tokens = tokens_within(model, self.budget_mib * 2**20)
+        means, norms = mean_squared_gradients(
+            model,
+            lambda: (batch for _, batch in context.batches(model, tokens=tokens)),
+            len(context.rows),
+            held=self.held_mib * 2**20,
+            loss=context.loss or cross_entropy,
+            report=context.report,
         )
-        for total in sums.values():
-            total /= rows
-        return Estimate({"curvature": sums}, {"effective_rows": effective_rows(norms)})
+        return Estimate({"curvature": means}, {"effective_rows": effective_rows(norms)})
 
 
 def effective_rows(norms: "Tensor") -> float:

@@ -31,23 +31,24 @@ class FisherMC(PerSample):
     def estimate(self, context: EstimatorContext) -> Estimate:
         import torch
 
-        from defensekit.gradients import squared_gradients, tokens_within
+        from defensekit.gradients import mean_squared_gradients, tokens_within
 
         model, rows = context.model(self.anchor), len(context.rows)
         tokens = tokens_within(model, self.budget_mib * 2**20)
         uniform = torch.rand(self.samples, rows, generator=torch.Generator().manual_seed(context.seed))
-        batches = (
-            {**batch, "uniform": draw[places].to(model.device)}
-            for draw in uniform
-            for places, batch in context.batches(model, tokens=tokens)
+        means, norms = mean_squared_gradients(
+            model,
+            lambda: (
+                {**batch, "uniform": draw[places].to(model.device)}
+                for draw in uniform
+                for places, batch in context.batches(model, tokens=tokens)
+            ),
+            rows * self.samples,
+            held=self.held_mib * 2**20,
+            loss=drawn_cross_entropy,
+            report=context.report,
         )
-        total = rows * self.samples
-        sums, norms = squared_gradients(
-            model, batches, loss=drawn_cross_entropy, report=lambda done: context.report(done, total)
-        )
-        for squares in sums.values():
-            squares /= total
-        return Estimate({"curvature": sums}, {"effective_draws": effective_rows(norms)})
+        return Estimate({"curvature": means}, {"effective_draws": effective_rows(norms)})
 
 
 def drawn_cross_entropy(model: "torch.nn.Module", batch: "Batch") -> "Tensor":

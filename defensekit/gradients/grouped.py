@@ -1,0 +1,93 @@
+"""Squared gradients of a model whose result does not fit in memory beside it: some parameters at a time."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from defensekit.errors import DefenseKitError
+from defensekit.gradients.batched import squared_gradients, trainable
+from defensekit.gradients.plain import Batch, Loss, cross_entropy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# Bytes a weight: its sum and, while layers are tried out, its gradient.
+HELD = 8
+
+
+def groups(model: "torch.nn.Module", held: int) -> list[list[str]]:
+    """The trainable parameters in groups of neighbours whose sums take at most ``held`` bytes, with what trying them
+    out takes; a parameter that takes more is a group of its own."""
+    found: list[list[str]] = [[]]
+    room = held
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        if found[-1] and HELD * p.numel() > room:
+            found.append([])
+            room = held
+        found[-1].append(name)
+        room -= HELD * p.numel()
+    return found
+
+
+def mean_squared_gradients(
+    model: "torch.nn.Module",
+    batches: Callable[[], Iterable[Batch]],
+    samples: int,
+    *,
+    held: int,
+    loss: Loss = cross_entropy,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> "tuple[dict[str, Tensor], Tensor]":
+    """The mean over samples of squared per-sample gradients, as `squared_gradients` gives their sum.
+
+    Where the sums take more than ``held`` bytes, the parameters are done in `groups`, each by a forward pass of all
+    samples and a backward pass down to the group. What is done waits in a file without a name in the folder for
+    temporary files, mapped, so that memory can let go of it.
+
+    Args:
+        batches: gives the same batches anew for each group.
+        samples: how many there are.
+        report: told how many samples are done of how many, all groups taken together.
+
+    Raises:
+        DefenseKitError: as `squared_gradients` does; or the folder for temporary files has no room.
+    """
+    parts = groups(model, held)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    means: dict[str, Tensor] = {}
+    norms: Tensor | None = None
+    for number, group in enumerate(parts):
+
+        def done(count: int, before: int = number * samples) -> None:
+            report(before + count, len(parts) * samples)
+
+        with trainable(parameters, group):
+            sums, squared = squared_gradients(model, batches(), loss=loss, report=done)
+        norms = squared if norms is None else norms + squared
+        for name in group:
+            mean = sums.pop(name).div_(samples)
+            means[name] = mean if len(parts) == 1 else _aside(mean)
+    assert norms is not None  # there is at least one group
+    return means, norms
+
+
+def _aside(tensor: "Tensor") -> "Tensor":
+    """The same numbers in a file that has no name any more and goes when they do."""
+    import torch
+
+    size = tensor.numel() * tensor.element_size()
+    with tempfile.NamedTemporaryFile(prefix="defensekit-") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when the pages are written
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+        except OSError as error:
+            place = tempfile.gettempdir()
+            raise DefenseKitError(
+                f"{place} has no room for {size / 2**20:,.0f} MiB of curvature ({error.strerror}); TMPDIR names another"
+            ) from error
+        mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+        return mapped.copy_(tensor.cpu().reshape(-1)).reshape(tensor.shape)
