@@ -11,7 +11,6 @@ is read from /proc every 20 ms: anonymous (its own) and resident (with mapped fi
 import argparse
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from streaming import SIZES as STREAMED
-from streaming import shapes, watched
+from streaming import config, shapes, watched
 
 SIZES = {
-    "full": STREAMED["full"] | {"head": 64},
+    "full": STREAMED["full"],
     # The shape of a model of 3 billion weights.
     "triple": {
         "hidden": 3072,
@@ -33,7 +32,7 @@ SIZES = {
         "vocabulary": 32000,
         "shard": 2 << 30,
     },
-    "tiny": STREAMED["tiny"] | {"vocabulary": 32000, "head": 16},
+    "tiny": STREAMED["tiny"] | {"vocabulary": 32000},
 }
 
 
@@ -45,21 +44,8 @@ def make(folder: Path, size: dict[str, int]) -> int:
     from defensekit.checkpoint import load_tokenizer
     from defensekit_demo.minilm import MiniLM
 
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": size["hidden"],
-        "intermediate_size": size["inner"],
-        "num_hidden_layers": size["layers"],
-        "num_attention_heads": size["hidden"] // size["head"],
-        "num_key_value_heads": size["key_value"] // size["head"],
-        "head_dim": size["head"],
-        "vocab_size": size["vocabulary"],
-        "torch_dtype": "bfloat16",
-        "tie_word_embeddings": False,
-    }
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config(size)))
     load_tokenizer(MiniLM().folder()).save_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     shard: dict[str, Any] = {}
@@ -67,10 +53,9 @@ def make(folder: Path, size: dict[str, int]) -> int:
     total = held = 0
     wanted = shapes(size)
     for name, shape in wanted.items():
-        plain = len(shape) == 1
-        shard[name] = (
-            torch.ones(shape).bfloat16() if plain else torch.randn(shape, generator=generator).mul_(0.02).bfloat16()
-        )
+        norm = len(shape) == 1
+        values = torch.ones(shape) if norm else torch.randn(shape, generator=generator).mul_(0.02)
+        shard[name] = values.bfloat16()
         total, held = total + shard[name].numel(), held + 2 * shard[name].numel()
         if held > size["shard"] or len(weight_map) + len(shard) == len(wanted):
             file = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
@@ -83,7 +68,7 @@ def make(folder: Path, size: dict[str, int]) -> int:
 
 
 def measure(folder: Path, held: int, rows: int) -> dict[str, float]:
-    """One estimate, written as a run writes it."""
+    """Seconds of one estimate."""
     import torch  # noqa: F401 - so that its import counts in no part
 
     from defensekit import defending
@@ -126,7 +111,6 @@ def main() -> None:
             job = ["--job", str(held), "--folder", name, "--rows", str(given.rows)]
             rows.append({"held_mib": held, **watched([sys.executable, __file__, *job])})
             sys.stderr.write(f"{rows[-1]}\n")
-        shutil.rmtree(folder / "model")
     if given.json:
         print(json.dumps({"weights": weights, "samples": given.rows, "cpus": os.cpu_count(), "rows": rows}))
         return

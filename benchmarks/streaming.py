@@ -21,9 +21,25 @@ from typing import Any
 
 SIZES = {
     # TinyLlama's shape, 1.1 billion weights.
-    "full": {"hidden": 2048, "layers": 22, "inner": 5632, "key_value": 256, "vocabulary": 32000, "shard": 500 << 20},
-    "third": {"hidden": 2048, "layers": 6, "inner": 5632, "key_value": 256, "vocabulary": 32000, "shard": 200 << 20},
-    "tiny": {"hidden": 64, "layers": 2, "inner": 128, "key_value": 16, "vocabulary": 200, "shard": 1 << 17},
+    "full": {
+        "hidden": 2048,
+        "layers": 22,
+        "inner": 5632,
+        "key_value": 256,
+        "head": 64,
+        "vocabulary": 32000,
+        "shard": 500 << 20,
+    },
+    "third": {
+        "hidden": 2048,
+        "layers": 6,
+        "inner": 5632,
+        "key_value": 256,
+        "head": 64,
+        "vocabulary": 32000,
+        "shard": 200 << 20,
+    },
+    "tiny": {"hidden": 64, "layers": 2, "inner": 128, "key_value": 16, "head": 16, "vocabulary": 200, "shard": 1 << 17},
 }
 GIB = 1 << 30
 
@@ -41,29 +57,33 @@ def shapes(size: dict[str, int]) -> dict[str, tuple[int, ...]]:
     return found | {"model.norm.weight": (hidden,), "lm_head.weight": (size["vocabulary"], hidden)}
 
 
+def config(size: dict[str, int]) -> dict[str, Any]:
+    """The config of the model that has these tensors."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": size["hidden"],
+        "intermediate_size": size["inner"],
+        "num_hidden_layers": size["layers"],
+        "num_attention_heads": size["hidden"] // size["head"],
+        "num_key_value_heads": size["key_value"] // size["head"],
+        "head_dim": size["head"],
+        "vocab_size": size["vocabulary"],
+        "torch_dtype": "bfloat16",
+    }
+
+
 def make(folder: Path, size: dict[str, int]) -> int:
     """Write ``base``, ``suspect`` and ``curvature.safetensors``; the number of weights."""
     import torch
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(0)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": size["hidden"],
-        "intermediate_size": size["inner"],
-        "num_hidden_layers": size["layers"],
-        "num_attention_heads": size["hidden"] // 16,
-        "num_key_value_heads": size["key_value"] // 16,
-        "head_dim": 16,
-        "vocab_size": size["vocabulary"],
-        "torch_dtype": "bfloat16",
-    }
     total, written = 0, 0
     curvature, shard, weight_map = {}, {}, {}
     for model in ("base", "suspect"):
         (folder / model).mkdir()
-        (folder / model / "config.json").write_text(json.dumps(config))
+        (folder / model / "config.json").write_text(json.dumps(config(size)))
 
     for name, shape in shapes(size).items():
         base = torch.randn(shape, generator=generator).mul_(0.02)

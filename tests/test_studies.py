@@ -718,12 +718,13 @@ def test_a_study_that_is_stopped_writes_down_no_failures(recipe: Path, tmp_path:
             yield Blocked()
 
     before = set(threading.enumerate())
-    gc.disable()  # Ctrl-C while hypothesis is called back by a collection is swallowed there
+    called_back = gc.callbacks.copy()
+    gc.callbacks.clear()  # Ctrl-C while hypothesis is called back by a collection is swallowed there
     try:
         with pytest.raises(KeyboardInterrupt):
             run_study(replace(load_study(path), executor=Named("blocking", Blocking())), tmp_path / "w")
     finally:
-        gc.enable()
+        gc.callbacks.extend(called_back)
         goes_on.set()
     for thread in set(threading.enumerate()) - before:
         thread.join(60)
