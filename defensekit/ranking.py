@@ -78,14 +78,21 @@ def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: i
         for part, counted in source():
             # numpy compares these several times faster than torch.
             values = part.flatten().numpy()
-            masks = [values == values, values > high, values == high, values == low, (values < high) & (values > low)]
+            above, between = values > high, values >= low
+            between &= values <= high
+            total = values.size
             if counted is not None:
-                masks = [mask & counted.flatten().numpy() for mask in masks]
-            found += [np.count_nonzero(mask) for mask in masks]
+                mask = counted.flatten().numpy()
+                above &= mask
+                between &= mask
+                total = int(np.count_nonzero(mask))
+            few = values[between]
+            at_high, at_low = few == high, few == low
+            inside = few[~(at_high | at_low)]
+            found += [total, np.count_nonzero(above), np.count_nonzero(at_high), np.count_nonzero(at_low), inside.size]
             if room > 0:  # a hint among threads; whether all were kept is counted
-                more = values[masks[4]]
-                room -= len(more)
-                kept += more.tobytes()
+                room -= inside.size
+                kept += inside.tobytes()
         return found, torch.from_numpy(np.frombuffer(kept, dtype=np.float32))
 
     counts, kept = zip(*concurrently(count, sources, threads), strict=True)

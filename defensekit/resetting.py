@@ -173,7 +173,6 @@ class _Resetting:
         selection = select(
             score(views, cast(Scorer, defense.scorer.component)), cast(Selector, defense.selector.component)
         )
-        counted = describe(selection)
         steps = [cast(Purifier, step.component) for step in defense.purifier]
         with put(self.target) as part:
             defending.purify(
@@ -187,7 +186,7 @@ class _Resetting:
                 seed=self.seed,
                 report=lambda done, total: None,
             )
-            measured = None
+            counted, measured = describe(selection), None
             if held_out:
                 measured = {"suspect": self.perplexity(pair.suspect.folder, held_out, "perplexity before")}
                 measured["purified"] = self.perplexity(part, held_out, "perplexity after")

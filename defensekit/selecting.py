@@ -1,8 +1,10 @@
 """Selections: what a selector answers, held to its contract, looked at a part of a tensor at a time, in numbers."""
 
 import math
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from defensekit.components import Selector, blame, fault
@@ -51,6 +53,8 @@ class Selection(Mapping[str, "Tensor"]):
 
     def __init__(self, scores: Scores, chosen: "Mapping[str, Tensor | Cut]") -> None:
         self.scores, self.chosen = scores, chosen
+        self._tally = Tally()
+        self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> "Tensor":
         chosen = self.chosen[name]
@@ -93,10 +97,31 @@ class Selection(Mapping[str, "Tensor"]):
         return of_cut if isinstance(chosen, Cut) else of_tensor
 
     def seen(self, name: str) -> "Iterator[tuple[TensorView, Scored, Tensor]]":
-        """The parts of a tensor as the scorer saw them, their scores, and what is taken of them."""
+        """The parts of a tensor as the scorer saw them, their scores, and what is taken of them.
+
+        They are counted when they are first seen to the end: to compute them once more would cost more.
+        """
         assert isinstance(self.scores, Computed)
-        take = self.taker(name)
-        return ((view, part, take(part)) for view, part in self.scores.seen(name))
+        take, tally = self.taker(name), Tally({name: [0, 0, 0]})  # a tensor may be empty
+        known = name in self._tally.tensors
+        for view, part in self.scores.seen(name):
+            taken = take(part)
+            if not known:
+                tally.add(name, view, part, taken)
+            yield view, part, taken
+        if not known:
+            with self._lock:
+                self._tally += tally
+
+    def tally(self) -> "Tally":
+        """Counts of all tensors; those that were not seen yet are seen now."""
+
+        def see(name: str) -> None:
+            deque(self.seen(name), maxlen=0)
+
+        for _ in concurrently(see, [name for name in self if name not in self._tally.tensors], self.scores.threads):
+            pass
+        return self._tally
 
 
 def select(scores: Scores, selector: Selector) -> Selection:
@@ -134,35 +159,45 @@ BINS = 1 << BITS
 
 @dataclass
 class Tally:
-    """Counts of dimensions: all, eligible, selected; how the scores of eligible and selected ones are spread over the
-    upper `BITS` bits of float32; for each statistic, eligible and selected ones where it is 0."""
+    """Counts of dimensions. By tensor: all, eligible, selected. Of all tensors: how the scores of eligible and selected
+    ones are spread over the upper `BITS` bits of float32; for each statistic, eligible and selected ones where it is
+    0."""
 
-    counts: "Tensor"
-    spread: "Tensor"
-    zero: "dict[str, Tensor]"
+    tensors: dict[str, list[int]] = field(default_factory=dict)
+    spread: "Tensor" = field(default_factory=lambda: _no_spread())
+    zero: dict[str, list[int]] = field(default_factory=dict)
 
-    def __add__(self, other: "Tally") -> "Tally":
-        zero = {name: self.zero[name] + other.zero[name] for name in self.zero}
-        return Tally(self.counts + other.counts, self.spread + other.spread, zero)
-
-
-def tally(selection: Selection, name: str) -> Tally:
-    """Counts of one tensor."""
-    import numpy as np
-    import torch
-
-    found = Tally(torch.zeros(3, dtype=torch.long), torch.zeros(2 * BINS, dtype=torch.long), {})
-    found.zero = {statistic: torch.zeros(2, dtype=torch.long) for statistic in selection.views.statistics}
-    for view, part, taken in selection.seen(name):
+    def add(self, name: str, view: TensorView, part: Scored, taken: "Tensor") -> None:
+        """Count a part of a tensor."""
         chosen = taken.bool()
-        both = [np.count_nonzero(mask.numpy()) for mask in (part.eligible, chosen)]  # four times as fast as torch's
-        found.counts += torch.tensor([chosen.numel(), *both])
-        found.spread += spread(part, chosen)
+        _add(self.tensors, name, [chosen.numel(), _count(part.eligible), _count(chosen)])
+        self.spread += spread(part, chosen)
         for statistic, values in view.statistics.items():
             nothing = part.eligible & ~values.bool()
-            both = [np.count_nonzero(mask.numpy()) for mask in (nothing, nothing & chosen)]
-            found.zero[statistic] += torch.tensor(both)
-    return found
+            _add(self.zero, statistic, [_count(nothing), _count(nothing & chosen)])
+
+    def __iadd__(self, other: "Tally") -> "Tally":
+        self.spread += other.spread
+        for mine, more in ((self.tensors, other.tensors), (self.zero, other.zero)):
+            for name, counts in more.items():
+                _add(mine, name, counts)
+        return self
+
+
+def _add(counts: dict[str, list[int]], name: str, more: list[int]) -> None:
+    counts[name] = [a + b for a, b in zip(counts.get(name, [0] * len(more)), more, strict=True)]
+
+
+def _count(mask: "Tensor") -> int:
+    import numpy as np
+
+    return int(np.count_nonzero(mask.numpy()))  # four times as fast as torch's
+
+
+def _no_spread() -> "Tensor":
+    import torch
+
+    return torch.zeros(2 * BINS, dtype=torch.long)
 
 
 def spread(part: Scored, chosen: "Tensor") -> "Tensor":
@@ -178,24 +213,20 @@ def spread(part: Scored, chosen: "Tensor") -> "Tensor":
 def describe(selection: Selection) -> dict[str, Any]:
     """What was selected of a pair's computed scores: of all dimensions, of those in scope, of the eligible ones, by
     tensor."""
-    pair, names = selection.views.pair, list(selection)
-    tensors, total = {}, None
-    found = concurrently(lambda name: tally(selection, name), names, selection.scores.threads)
-    for name, counted in zip(names, found, strict=True):
-        tensors[name] = counted.counts.tolist()
-        total = counted if total is None else total + counted
-    assert total is not None  # a pair has tensors
-    scope, eligible, selected = total.counts.tolist()
+    pair, found = selection.views.pair, selection.tally()
+    tensors = {name: found.tensors[name] for name in selection}
+    scope, eligible, selected = (sum(counts) for counts in zip(*tensors.values(), strict=True))
+    zero = {statistic: found.zero.get(statistic, [0, 0]) for statistic in selection.views.statistics}
     return {
         "dimensions": pair.dimensions(),
         "in_scope": scope,
         "eligible": eligible,
         "selected": selected,
-        "eligible_where_zero": {statistic: int(counts[0]) for statistic, counts in total.zero.items()},
-        "selected_where_zero": {statistic: int(counts[1]) for statistic, counts in total.zero.items()},
+        "eligible_where_zero": {statistic: counts[0] for statistic, counts in zero.items()},
+        "selected_where_zero": {statistic: counts[1] for statistic, counts in zero.items()},
         "head": pair.head,
         "tensors": tensors,
-        "scores": histogram(total.spread),
+        "scores": histogram(found.spread),
     }
 
 

@@ -300,9 +300,6 @@ def purify(work: Work, draft: Draft) -> None:
     if "selector" in work.stage["components"]:
         scorer, selector = cast(Scorer, work.component("scorer")), cast(Selector, work.component("selector"))
         selection = select(score(views, scorer), selector)
-        draft.facts.update(describe(selection))
-        if "statistics" in work.stage["inputs"]:
-            draft.facts["statistics"] = work.about("statistics")
     defending.purify(
         work.pair,
         selection,
@@ -314,6 +311,10 @@ def purify(work: Work, draft: Draft) -> None:
         seed=work.stage["seed"],
         report=work.report,
     )
+    if selection:
+        draft.facts.update(describe(selection))
+        if "statistics" in work.stage["inputs"]:
+            draft.facts["statistics"] = work.about("statistics")
 
 
 def _readers(work: Work) -> "dict[str, Callable[[str], Tensor | None]]":

@@ -95,9 +95,11 @@ def test_a_part_at_a_time_is_all_at_once(
         patch.setattr(scoring, "PART", part)
         pair = Pair(Checkpoint(write(folder / "base", base, shards)), Checkpoint(write(folder / "suspect", suspect, 1)))
         views = Views(pair, 3, {"curvature": curvature.get})
-        selection = select(score(views, scorer), Fraction(fraction=fraction, scope=scope))  # type: ignore[arg-type]
-        facts = describe(selection)
+        selector = Fraction(fraction=fraction, scope=scope)  # type: ignore[arg-type]
+        selection = select(score(views, scorer), selector)
         purify(pair, selection, [Reset()], folder / "out")
+        facts = describe(selection)  # counted on the way, where there was a way
+        assert facts == describe(select(score(views, scorer), selector)) == describe(selection)
         dense = {name: selection[name] for name in selection}
     # The dumbest way, all in memory: whole tensors, scores in a list, sorted by score, then name, then place.
     groups: dict[str, list[tuple[float, str, int]]] = {}

@@ -30,6 +30,9 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 /* Columns summed at a time, by one thread. */
 enum { SLAB = 64 };
 
+/* Memory for so many numbers, at the beginning of a cache line: a vector across two of them is read twice. */
+static float *lines(int64_t many) { return aligned_alloc(64, (many * sizeof(float) + 63) / 64 * 64); }
+
 /* Panel p holds the columns p * width to (p + 1) * width of the indexed rows, one row after the other; zeros beyond.
    It has room for an odd number of rows: panels a power of two apart would fight for the same lines of the cache. */
 static inline void pack(const float *from, const int64_t *index, float *to, int64_t rows, int64_t room, int64_t columns,
@@ -81,7 +84,7 @@ static int chunk(const float *g, const float *x, const int64_t *index, const int
     if (rows == 0) return 0;
     int64_t tiles = (outputs + OUTPUTS - 1) / OUTPUTS, panels = (inputs + INPUTS - 1) / INPUTS;
     int64_t groups = (tiles + GROUP - 1) / GROUP;
-    float *gs = malloc(room * tiles * OUTPUTS * sizeof(float)), *xs = malloc(room * panels * INPUTS * sizeof(float));
+    float *gs = lines(room * tiles * OUTPUTS), *xs = lines(room * panels * INPUTS);
     double *parts = malloc(panels * groups * samples * sizeof(double));
     int failed = !gs || !xs || !parts;
     if (!failed) {
