@@ -202,12 +202,18 @@ def _no_spread() -> "Tensor":
 
 def spread(part: Scored, chosen: "Tensor") -> "Tensor":
     """Eligible dimensions by the upper `BITS` bits of their scores: those that are not chosen, then those that are."""
+    import numpy as np
     import torch
 
-    bits = ((part.score + 0.0).reshape(-1).view(torch.int32) >> 32 - BITS).bitwise_and_(BINS - 1)
-    if not bool(part.eligible.all()):
-        bits |= -(~part.eligible.reshape(-1)).int() & BINS - 1  # a NaN's, which no score has
-    return torch.bincount(bits.add_(chosen.reshape(-1).int() << BITS), minlength=2 * BINS)
+    # In 16 bits, by numpy: torch takes three times as long, which is more than most scores do.
+    score, eligible, taken = (tensor.reshape(-1).numpy() for tensor in (part.score, part.eligible, chosen))
+    bits = (score.view(np.uint32) >> 32 - BITS).astype(np.uint16)
+    bits |= (eligible.astype(np.uint16) - np.uint16(1)) >> 16 - BITS  # a NaN's where not eligible, which no score has
+    bits |= taken.astype(np.uint16) << BITS
+    counts = torch.bincount(torch.from_numpy(bits.view(np.int16)), minlength=2 * BINS).view(2, BINS)
+    counts[:, 0] += counts[:, BINS // 2]  # -0.0, and what these bits don't tell from it
+    counts[:, BINS // 2] = 0
+    return counts.view(-1)
 
 
 def describe(selection: Selection) -> dict[str, Any]:

@@ -26,9 +26,9 @@ class Diffusion(Scorer):
     def score(self, t: TensorView) -> "Tensor":
         import torch
 
-        # In float64: H reaches 1e-20 where clean rows hardly touch a weight, and its powers leave float32. In place:
-        # what a part takes would not stay in a processor's cache otherwise.
+        # A power of H leaves float32: it reaches 1e-20 where clean rows hardly touch a weight.
+        dtype = torch.float32 if self.exponent == 1 else torch.float64
         eps = max(t.quantile("curvature", self.eps_quantile), torch.finfo(torch.float32).tiny)
-        below = t["curvature"].double().pow_(self.exponent).add_(eps**self.exponent)
-        ratio = t.drift.double().square_().div_(below)
+        below = t["curvature"].to(dtype).pow(self.exponent).add_(eps**self.exponent)
+        ratio = t.drift.to(dtype).square().div_(below)
         return ratio.clamp_(max=torch.finfo(torch.float32).max).float()
