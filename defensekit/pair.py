@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
 FLOATS = ("F64", "F32", "F16", "BF16")
 LAYER = re.compile(r"^(.*?\.)??(\d+)\.")
+EMBEDDING = re.compile(r"embed|(^|\.)w[tp]e\.")
 
 
 def modern(name: str) -> str:
@@ -38,6 +39,11 @@ def layer_of(name: str) -> str:
     """The layer a tensor belongs to: its name up to the layer's number, or else its first part (``embeddings``)."""
     found = LAYER.match(name)
     return found[0].rstrip(".") if found else name.partition(".")[0]
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor belongs to the embeddings of tokens, positions or kinds of text: transformers' names tell."""
+    return EMBEDDING.search(name) is not None
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from defensekit.components import Scorer, blame, fault
 from defensekit.errors import DefenseKitError
-from defensekit.pair import Pair, beside, layer_of
+from defensekit.pair import Pair, beside, is_embedding, layer_of
 from defensekit.ranking import concurrently, kth_largest
 
 if TYPE_CHECKING:
@@ -160,6 +160,10 @@ class Scores(Mapping[str, Scored]):
     def layer(self, name: str) -> str:
         """The layer of a tensor."""
         return self._tensors[name].layer
+
+    def embedding(self, name: str) -> bool:
+        """Whether a tensor belongs to the embeddings: of tokens, positions or kinds of text."""
+        return is_embedding(name)
 
     def parts(self, name: str) -> Iterator[Scored]:
         """A tensor, flattened, in parts, in order."""

@@ -11,7 +11,7 @@ import defensekit as dk
 from defensekit import scoring
 from defensekit.checkpoint import Checkpoint, load_model
 from defensekit.errors import UsageError
-from defensekit.pair import Pair, align, check_loaded, layer_of
+from defensekit.pair import Pair, align, check_loaded, is_embedding, layer_of
 from tests.conftest import ARCHITECTURES, make_base, make_suspect
 
 
@@ -203,6 +203,7 @@ def test_another_architecture_is_refused(tmp_path: Path, suspect: Path) -> None:
 def test_layers() -> None:
     names = ["encoder.layer.11.output.dense.weight", "embeddings.LayerNorm.bias", "h.3.ln_1.weight", "norm.weight"]
     assert [layer_of(name) for name in names] == ["encoder.layer.11", "embeddings", "h.3", "norm"]
+    assert [is_embedding(name) for name in (*names, "wte.weight", "embed_tokens.weight")] == [0, 1, 0, 0, 1, 1]
 
 
 def test_align_never_merges_two_names() -> None:

@@ -144,10 +144,11 @@ def scores(draw: st.DrawFn) -> Scores:
             st.sampled_from([-1.0, 0.0, 1.0, 2.0]) | floats, min_size=rows * columns, max_size=rows * columns
         )
         eligible = st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns)
-        tensors[f"layer.{i % 2}.t{i}"] = Scored(
+        layer = f"layer.{i % 2}" if i < 3 else "embeddings"
+        tensors[f"{layer}.t{i}"] = Scored(
             torch.tensor(draw(values)).view(rows, columns),
             torch.tensor(draw(eligible)).view(rows, columns),
-            f"layer.{i % 2}",
+            layer,
         )
     return Scores(tensors)
 
@@ -163,14 +164,15 @@ def dumbest(group: list[tuple[str, Scored]], fraction: float) -> set[tuple[str, 
     return {(name, place) for _, name, place in sorted(eligible)[: round(fraction * len(eligible))]}
 
 
-@given(scores=scores(), fraction=st.floats(0, 1), scope=st.sampled_from(["global", "layer", "tensor"]))
+@given(scores=scores(), fraction=st.floats(0, 1), scope=st.sampled_from(["global", "layer", "tensor", "embeddings"]))
 @settings(deadline=None)
 def test_fraction_takes_exactly_the_highest(scores: Scores, fraction: float, scope: str) -> None:
     got = select(scores, Fraction(fraction=fraction, scope=scope))  # type: ignore[arg-type]
     taken = {(name, int(place)) for name, chosen in got.items() for place in chosen.flatten().nonzero()}
     groups: dict[str, list[tuple[str, Scored]]] = {}
     for name, scored in scores.items():
-        groups.setdefault({"global": "", "layer": scored.layer, "tensor": name}[scope], []).append((name, scored))
+        group = {"global": "", "layer": scored.layer, "tensor": name, "embeddings": str("embed" in name)}[scope]
+        groups.setdefault(group, []).append((name, scored))
     assert taken == set().union(*(dumbest(group, fraction) for group in groups.values()))
 
 

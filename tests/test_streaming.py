@@ -70,7 +70,7 @@ def models(draw: st.DrawFn) -> tuple[dict[str, torch.Tensor], dict[str, torch.Te
 @given(
     made=models(),
     fraction=st.floats(0, 1),
-    scope=st.sampled_from(["global", "layer", "tensor"]),
+    scope=st.sampled_from(["global", "layer", "tensor", "embeddings"]),
     scorer=st.sampled_from([Magnitude(), Diffusion(), Random(), Spectral(rank=1)]),
     part=st.integers(1, 30),
     shards=st.integers(1, 3),
@@ -107,7 +107,7 @@ def test_a_part_at_a_time_is_all_at_once(
         ours, theirs = base[name].to(suspect[name].dtype).float(), suspect[name].float()
         view = TensorView(name, ours, theirs, 3, {"curvature": curvature[name]}, views._quantile)
         values = scorer.score(view).flatten().tolist()
-        group = {"global": "", "layer": layer_of(name), "tensor": name}[scope]
+        group = {"global": "", "layer": layer_of(name), "tensor": name, "embeddings": str(name == "embeddings")}[scope]
         moved = (theirs - ours).flatten().tolist()
         groups.setdefault(group, []).extend((-v, name, i) for i, v in enumerate(values) if moved[i] != 0)
     expected = {name: torch.zeros(suspect[name].shape, dtype=torch.bool) for name in pair.scope}

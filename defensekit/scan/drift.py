@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from defensekit.errors import DefenseKitError
-from defensekit.pair import LAYER
+from defensekit.pair import EMBEDDING, LAYER
 from defensekit.scan.aligned import Aligned
 from defensekit.scan.result import TensorDrift
 
@@ -20,7 +20,7 @@ _KINDS = (
     (re.compile(r"(norm|ln|ln_?\w{1,2})\.weight$", re.IGNORECASE), "norm"),
     (re.compile(r"(^|\.)pooler\."), "pooler"),
     (re.compile(r"(^|\.)(lm_head|classifier|pre_classifier|score|cls|qa_outputs|embed_out)\."), "head"),
-    (re.compile(r"embed|(^|\.)w[tp]e\."), "embedding"),
+    (EMBEDDING, "embedding"),
     (re.compile(r"c_attn|qkv|query_key_value"), "attention q, k, v"),
     (re.compile(r"(^|\.|_)(q_proj|q_lin|query|query_proj|in_proj_q)\."), "attention q"),
     (re.compile(r"(^|\.|_)(k_proj|k_lin|key|key_proj)\."), "attention k"),

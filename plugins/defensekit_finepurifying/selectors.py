@@ -16,8 +16,10 @@ class Fraction(Selector):
     """
 
     fraction: float = Field(ge=0, le=1, description="the share of eligible dimensions that is selected")
-    scope: Literal["global", "layer", "tensor"] = Field(
-        "global", description="whether scores compete over the whole model, within a layer or within a tensor"
+    scope: Literal["global", "layer", "tensor", "embeddings"] = Field(
+        "global",
+        description="whether scores compete over the whole model, within a layer or a tensor, or over the embeddings "
+        "and over the rest apart",
     )
 
     def takes_nothing(self) -> bool:
@@ -26,7 +28,8 @@ class Fraction(Selector):
     def select(self, scores: Scores) -> dict[str, Cut]:
         groups: dict[str, list[str]] = {}
         for name in scores:
-            group = {"global": "", "layer": scores.layer(name), "tensor": name}[self.scope]
+            apart = "embeddings" if scores.embedding(name) else ""
+            group = {"global": "", "layer": scores.layer(name), "tensor": name, "embeddings": apart}[self.scope]
             groups.setdefault(group, []).append(name)
         return {name: cut for names in groups.values() for name, cut in self._highest(scores, names).items()}
 
