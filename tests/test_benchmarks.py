@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 
 from defensekit.loading import load_recipe
 
-SCAN = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks/scan.py"))
-ATTACKS = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks/attacks.py"))
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SCAN = runpy.run_path(str(BENCHMARKS / "scan.py"))
+ATTACKS = runpy.run_path(str(BENCHMARKS / "attacks.py"))
 
 
 @pytest.mark.parametrize("name", ATTACKS["ATTACKS"])
@@ -60,3 +63,22 @@ def test_a_threshold_is_set_on_some_clean_models_and_tried_on_others() -> None:
     found = SCAN["assess"]("x", rows)
     assert (found["threshold"], found["false_positives"], found["found"]) == (0.4, [1, 2], [1, 1])
     assert found["low"] <= found["auc"] == 1 == found["high"]
+
+
+@pytest.mark.slow
+def test_curvature_of_a_large_model_some_layers_at_a_time() -> None:
+    command = [
+        sys.executable,
+        BENCHMARKS / "large.py",
+        "--size",
+        "tiny",
+        "--held",
+        "4096",
+        "8",
+        "--rows",
+        "2",
+        "--json",
+    ]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert found["weights"] > 4e6
+    assert [(row["held_mib"], row["parts"]["estimate"] > 0) for row in found["rows"]] == [(4096, True), (8, True)]
