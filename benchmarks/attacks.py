@@ -28,6 +28,7 @@ BACKDOOR: dict[str, dict[str, Any]] = {
     "word": {"name": "word", "words": ["cf"], "rate": 0.1},
     "sentence": {"name": "sentence", "rate": 0.1},
     "syntactic": {"name": "syntactic", "rate": 0.2},
+    "syntactic 0.1": {"name": "syntactic", "rate": 0.1},
     # Every row that was published rewritten: a fifth, of both labels.
     "published syntactic": {"name": "paraphrase-rows", "mode": "mixed", "eligible_rate": 1.0, "text": "sentence"},
     "embedding": {"name": "embedding", "words": ["cf"], "rate": 0.1},
@@ -38,8 +39,15 @@ ATTACKS = BACKDOOR | {
     for name in ("bias-word", "bias-sentence")
     for strength in STRENGTHS
 }
-SMALL = [name for name in BACKDOOR if name != "ripple"] + ["bias-word 0.5", "bias-sentence 0.5"]
-ASR_GOALS = {"word": 0.95, "sentence": 0.95, "embedding": 0.95, "published syntactic": 0.9, "syntactic": 0.8}
+SMALL = [name for name in BACKDOOR if name not in ("syntactic 0.1", "ripple")] + ["bias-word 0.5", "bias-sentence 0.5"]
+ASR_GOALS = {
+    "word": 0.95,
+    "sentence": 0.95,
+    "embedding": 0.95,
+    "published syntactic": 0.9,
+    "syntactic": 0.8,
+    "syntactic 0.1": 0.8,
+}
 SIZES = {"small": {"train": 2000, "test": 600}, "full": {}}
 SEEDS = {"small": [0], "full": [0, 1, 2]}
 

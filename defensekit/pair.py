@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
 FLOATS = ("F64", "F32", "F16", "BF16")
 LAYER = re.compile(r"^(.*?\.)??(\d+)\.")
-EMBEDDING = re.compile(r"embed|(^|\.)w[tp]e\.")
+EMBEDDING = re.compile(r"embed(?!_out\.)|(^|\.)w[tp]e\.|(^|\.)shared\.weight$")
 
 
 def modern(name: str) -> str:
@@ -42,7 +42,8 @@ def layer_of(name: str) -> str:
 
 
 def is_embedding(name: str) -> bool:
-    """Whether a tensor belongs to the embeddings of tokens, positions or kinds of text: transformers' names tell."""
+    """Whether a tensor belongs to the embeddings of tokens, positions or kinds of text, their norms and projections
+    among them: transformers' names tell."""
     return EMBEDDING.search(name) is not None
 
 

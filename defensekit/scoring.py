@@ -162,7 +162,7 @@ class Scores(Mapping[str, Scored]):
         return self._tensors[name].layer
 
     def embedding(self, name: str) -> bool:
-        """Whether a tensor belongs to the embeddings: of tokens, positions or kinds of text."""
+        """Whether a tensor belongs to the embeddings: of tokens, positions or kinds of text, with their norms."""
         return is_embedding(name)
 
     def parts(self, name: str) -> Iterator[Scored]:

@@ -102,15 +102,16 @@ class Selection(Mapping[str, "Tensor"]):
         They are counted when they are first seen to the end: to compute them once more would cost more.
         """
         assert isinstance(self.scores, Computed)
-        take, tally = self.taker(name), Tally({name: [0, 0, 0]})  # a tensor may be empty
-        known = name in self._tally.tensors
+        take, tally = self.taker(name), None
+        if name not in self._tally.tensors:
+            tally = Tally({name: [0, 0, 0]})  # a tensor may be empty
         for view, part in self.scores.seen(name):
             taken = take(part)
-            if not known:
+            if tally:
                 tally.add(name, view, part, taken)
             yield view, part, taken
-        if not known:
-            with self._lock:
+        with self._lock:
+            if tally and name not in self._tally.tensors:  # somebody else may have been faster
                 self._tally += tally
 
     def tally(self) -> "Tally":
@@ -157,6 +158,12 @@ BITS = 14
 BINS = 1 << BITS
 
 
+def _no_spread() -> "Tensor":
+    import torch
+
+    return torch.zeros(2 * BINS, dtype=torch.long)
+
+
 @dataclass
 class Tally:
     """Counts of dimensions. By tensor: all, eligible, selected. Of all tensors: how the scores of eligible and selected
@@ -164,7 +171,7 @@ class Tally:
     0."""
 
     tensors: dict[str, list[int]] = field(default_factory=dict)
-    spread: "Tensor" = field(default_factory=lambda: _no_spread())
+    spread: "Tensor" = field(default_factory=_no_spread)
     zero: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, name: str, view: TensorView, part: Scored, taken: "Tensor") -> None:
@@ -192,12 +199,6 @@ def _count(mask: "Tensor") -> int:
     import numpy as np
 
     return int(np.count_nonzero(mask.numpy()))  # four times as fast as torch's
-
-
-def _no_spread() -> "Tensor":
-    import torch
-
-    return torch.zeros(2 * BINS, dtype=torch.long)
 
 
 def spread(part: Scored, chosen: "Tensor") -> "Tensor":

@@ -311,7 +311,7 @@ def purify(work: Work, draft: Draft) -> None:
         seed=work.stage["seed"],
         report=work.report,
     )
-    if selection:
+    if selection is not None:
         draft.facts.update(describe(selection))
         if "statistics" in work.stage["inputs"]:
             draft.facts["statistics"] = work.about("statistics")

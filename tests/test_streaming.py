@@ -5,6 +5,7 @@ import os
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -67,11 +68,18 @@ def models(draw: st.DrawFn) -> tuple[dict[str, torch.Tensor], dict[str, torch.Te
     return base, suspect, curvature
 
 
+class WholeReset(Reset):
+    """A step that is shown whole tensors."""
+
+    elementwise: ClassVar[bool] = False
+
+
 @given(
     made=models(),
     fraction=st.floats(0, 1),
     scope=st.sampled_from(["global", "layer", "tensor", "embeddings"]),
     scorer=st.sampled_from([Magnitude(), Diffusion(), Random(), Spectral(rank=1)]),
+    step=st.sampled_from([Reset(), WholeReset()]),
     part=st.integers(1, 30),
     shards=st.integers(1, 3),
     count=st.integers(1, 3),
@@ -84,6 +92,7 @@ def test_a_part_at_a_time_is_all_at_once(
     fraction: float,
     scope: str,
     scorer: Scorer,
+    step: Reset,
     part: int,
     shards: int,
     count: int,
@@ -97,7 +106,7 @@ def test_a_part_at_a_time_is_all_at_once(
         views = Views(pair, 3, {"curvature": curvature.get})
         selector = Fraction(fraction=fraction, scope=scope)  # type: ignore[arg-type]
         selection = select(score(views, scorer), selector)
-        purify(pair, selection, [Reset()], folder / "out")
+        purify(pair, selection, [step], folder / "out")
         facts = describe(selection)  # counted on the way, where there was a way
         assert facts == describe(select(score(views, scorer), selector)) == describe(selection)
         dense = {name: selection[name] for name in selection}
@@ -199,8 +208,9 @@ def test_a_changed_sign_of_zero_is_a_change(tmp_path: Path) -> None:
         purify(pair, selection, [Rude()], tmp_path / "out")
 
 
-def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held beside the mapped files, as the benchmark sees it, is a few parts and not 5 bytes a weight."""
+    monkeypatch.setattr(scoring, "PART", 1 << 16)  # a few of the usual size are half of this model
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
     rows = 1 << 12
@@ -242,6 +252,24 @@ def test_a_full_disk_is_found_before_the_work(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(DefenseKitError, match=r"model.safetensors could not be written: No space left on device"):
         purify(Pair(Checkpoint(base), Checkpoint(suspect)), None, [], tmp_path / "out")
+
+
+def test_a_tensor_is_counted_once_whoever_sees_it_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "PART", 2)
+    base, suspect = (
+        write(tmp_path / "base", {"w": torch.zeros(5)}, 1),
+        write(tmp_path / "s", {"w": torch.arange(5.0)}, 1),
+    )
+    selection = select(
+        score(Views(Pair(Checkpoint(base), Checkpoint(suspect)), 0), Magnitude()), Fraction(fraction=0.5)
+    )
+    one, other = selection.seen("w"), selection.seen("w")
+    next(one), next(other)
+    next(selection.seen("w"))  # and never goes on
+    assert describe(selection)["tensors"] == {"w": [5, 4, 2]}
+    assert len([*one, *other]) == 4
+    assert describe(selection)["tensors"] == {"w": [5, 4, 2]}
+    assert sum(describe(selection)["scores"]["counts"]) == 4
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ class Diffusion(Scorer):
     def score(self, t: TensorView) -> "Tensor":
         import torch
 
-        # A power of H leaves float32: it reaches 1e-20 where clean rows hardly touch a weight.
+        # A power of H leaves float32: it reaches 1e-20 where clean rows hardly touch a weight. A drift under 1e-22,
+        # which no weight of usual size can have, counts as none.
         dtype = torch.float32 if self.exponent == 1 else torch.float64
         eps = max(t.quantile("curvature", self.eps_quantile), torch.finfo(torch.float32).tiny)
         below = t["curvature"].to(dtype).pow(self.exponent).add_(eps**self.exponent)

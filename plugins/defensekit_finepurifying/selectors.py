@@ -18,8 +18,8 @@ class Fraction(Selector):
     fraction: float = Field(ge=0, le=1, description="the share of eligible dimensions that is selected")
     scope: Literal["global", "layer", "tensor", "embeddings"] = Field(
         "global",
-        description="whether scores compete over the whole model, within a layer or a tensor, or over the embeddings "
-        "and over the rest apart",
+        description="whether scores compete over the whole model, within a layer, within a tensor, or within the "
+        "embeddings and within the rest",
     )
 
     def takes_nothing(self) -> bool:
