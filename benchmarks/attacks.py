@@ -5,7 +5,8 @@
 
 ``DIR`` holds ``sst-2/{train,dev,test}.tsv`` and ``sst-2/scpn``, as thunlp/HiddenKiller publishes them (default:
 DEFENSEKIT_TEST_DATA). ``small`` takes 2,000 training and 600 test rows and one seed, a quarter of an hour on two
-cores; ``full`` all rows and three seeds, hours. What the workspace has is not computed again: stopped, it goes on.
+cores; ``full`` all rows and three seeds, hours. What the workspace has is not computed again: stopped, it goes on
+(with as many threads as before: they are part of what decides a number).
 No defense is run. The goals are ours, set before anything was measured.
 """
 
