@@ -67,7 +67,7 @@ def test_a_threshold_is_set_on_some_clean_models_and_tried_on_others() -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_of_large_models_runs() -> None:
-    options = "--size tiny --held 4096 8 --rows 2 --json".split()
+    options = ["--size", "tiny", "--held", "4096", "8", "--rows", "2", "--json"]
     command = [sys.executable, BENCHMARKS / "large.py", *options]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert found["weights"] > 4e6
