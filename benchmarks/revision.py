@@ -5,7 +5,7 @@
 Revisions are made here: the base trained on by masked words of the movie reviews (output tied to the embedding, AdamW
 at 1e-4 without decay), or with noise added to every weight, of a share of its tensor's standard deviation. What a
 revision differs by is added to a fine-tune's weights, as if it had been trained from there. The fine-tunes are the
-small size of benchmarks/scan.py and a harsher one. Half an hour in one process.
+small size of benchmarks/scan.py and a harsher one. A quarter of an hour on one thread.
 """
 
 import argparse
