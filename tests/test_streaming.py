@@ -3,9 +3,9 @@
 import json
 import os
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from defensekit import defending, scoring
-from defensekit.checkpoint import Checkpoint
-from defensekit.components import Scorer, WeightStep
+from defensekit.checkpoint import Checkpoint, load_model
+from defensekit.components import ModelStep, Purifier, Scorer, WeightStep
 from defensekit.errors import DefenseKitError
 from defensekit.headers import read_header
 from defensekit.pair import Pair, layer_of
 from defensekit.ranking import concurrently
 from defensekit.scoring import TensorView, Views, score
 from defensekit.selecting import Selection, describe, select
+from defensekit_baselines.purifiers import Interpolate
 from defensekit_baselines.scorers import Magnitude, Random, Spectral
 from defensekit_finepurifying.purifiers import Reset
 from defensekit_finepurifying.scorers import Diffusion
@@ -140,7 +141,7 @@ def test_a_part_at_a_time_is_all_at_once(
         assert torch.equal(written[name], wanted)
 
 
-def purify(pair: Pair, selection: Selection | None, steps: list[WeightStep], target: Path) -> None:
+def purify(pair: Pair, selection: Selection | None, steps: Sequence[Purifier], target: Path) -> None:
     defending.purify(
         pair, selection, steps, [], target, max_length=8, precision="float32", seed=0, report=lambda done, total: None
     )
@@ -270,6 +271,40 @@ def test_a_tensor_is_counted_once_whoever_sees_it_first(tmp_path: Path, monkeypa
     assert len([*one, *other]) == 4
     assert describe(selection)["tensors"] == {"w": [5, 4, 2]}
     assert sum(describe(selection)["scores"]["counts"]) == 4
+
+
+def test_a_soft_selection_is_counted_and_followed_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "PART", 2)
+    base = write(tmp_path / "base", {"w": torch.zeros(5)}, 1)
+    pair = Pair(Checkpoint(base), Checkpoint(write(tmp_path / "s", {"w": torch.arange(5.0)}, 1)))
+    scores, share = score(Views(pair, 0), Magnitude()), torch.tensor([0, 0, 0.5, 0.25, 1])
+    selection = Selection(scores, {"w": share})
+    purify(pair, selection, [Reset()], tmp_path / "out")
+    assert load_file(tmp_path / "out/model.safetensors")["w"].tolist() == [0, 1, 1, 2.25, 0]
+    assert describe(selection)["tensors"] == {"w": [5, 4, 3]}
+    assert describe(selection) == describe(Selection(scores, {"w": share}))  # of which nothing was seen on the way
+
+
+class Louder(ModelStep):
+    """Add 1 to every weight."""
+
+    def train(self, model: Any, context: object) -> None:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(1)
+
+
+def test_weight_steps_after_a_model_step_start_from_what_it_made(tmp_path: Path, base: Path, suspect: Path) -> None:
+    pair = Pair(Checkpoint(base), Checkpoint(suspect))
+    selection = select(score(Views(pair, 0), Magnitude()), Fraction(fraction=0.5))
+    purify(pair, selection, [Interpolate(keep=0.5), Louder(), Reset()], tmp_path / "out")
+    made, before = load_file(tmp_path / "out/model.safetensors"), load_model(suspect).state_dict()
+    ours = pair.named_like_the_pair(dict.fromkeys(before))
+    assert len(ours) == len(pair.scope) < len(before)
+    for name, own in ours.items():
+        assert torch.equal(made[own], torch.where(selection[name], pair.block(name)[0], before[own] + 1))
+    for own in before.keys() - set(ours.values()):
+        assert torch.equal(made[own], before[own] + 1)
 
 
 @pytest.mark.slow
