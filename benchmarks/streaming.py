@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -169,7 +170,8 @@ def watched(command: list[str]) -> dict[str, Any]:
         text = said.read().decode(errors="replace")
     process.returncode = os.waitstatus_to_exitcode(ended[1])
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{text[-2000:]}")
+        how = "was killed, perhaps for memory" if process.returncode == -signal.SIGKILL else "failed"
+        raise SystemExit(f"{' '.join(command)} {how}; it held {own * 1024 / GIB:.1f} GiB of its own:\n{text[-2000:]}")
     used = ended[2].ru_utime + ended[2].ru_stime
     out = {
         "seconds": round(seconds, 1),
