@@ -1,6 +1,8 @@
 """Models on disk: safetensors only, checked before anything reads them, no pickle, no remote code."""
 
 import hashlib
+import math
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.errors import DefenseKitError, UsageError, listing
 from defensekit.files import data_digest, file_digest
-from defensekit.headers import CONFIG, Entry, check_folder, read_header, read_json
+from defensekit.headers import CONFIG, Entry, check_counts, check_folder, read_header, read_json
 from defensekit.headers import INDEX as INDEX_LIMIT
 from defensekit.logs import quiet
 from defensekit.ranking import concurrently
@@ -18,6 +20,7 @@ from defensekit.ranking import concurrently
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.nn import Parameter
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SINGLE = "model.safetensors"
@@ -49,6 +52,7 @@ class Checkpoint:
             raise UsageError(f"{self.folder} holds no model: config.json is missing")
         check_folder(self.folder)
         config = read_json(path, CONFIG)
+        check_counts(path, config)
         if "transformers_weights" in config:
             raise UsageError(f"{path}: `transformers_weights` names other weights than {SINGLE}; refused")
         return config
@@ -110,8 +114,6 @@ class Checkpoint:
 
     def check_finite(self) -> None:
         """Raise DefenseKitError naming the tensors that hold NaN or infinity."""
-        import math
-
         import torch
 
         def finite(name: str) -> bool:
@@ -280,7 +282,7 @@ def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreT
 
     checkpoint.tensors  # noqa: B018 - refuses pickles and damaged files before transformers sees them
     try:
-        with quiet():
+        with quiet(), _no_larger_than(checkpoint):
             model, info = (
                 AutoModelForCausalLM if task == CAUSAL else AutoModelForSequenceClassification
             ).from_pretrained(
@@ -296,6 +298,36 @@ def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreT
         kind = CAUSAL if task == CAUSAL else "sequence classifier"
         raise UsageError(f"{checkpoint.folder}: can't be loaded as a {kind} ({_line(error)})") from error
     return model.eval(), sorted(info["missing_keys"])
+
+
+@contextmanager
+def _no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
+    """Stop a model from being built that is far larger than its files, whatever its config asks for.
+
+    Each weight is told of when a module takes it, one by one, and before it has any memory: transformers builds on the
+    device "meta".
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    entries = [entry.shape for entry in checkpoint.tensors.values()]
+    # Tied weights count twice; a new head has a few weights more.
+    left = [2 * len(entries) + 100, 2 * sum(map(math.prod, entries)) + (1 << 24)]
+    own = threading.get_ident()
+
+    def see(module: object, name: str, weight: "Parameter | None") -> None:
+        if weight is not None and threading.get_ident() == own:
+            left[0] -= 1
+            left[1] -= weight.numel()
+            if min(left) < 0:
+                raise UsageError(
+                    f"config.json asks for a far larger model than the {len(entries)} tensors in its files"
+                )
+
+    hook = register_module_parameter_registration_hook(see)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def positions(model: Checkpoint) -> int | None:

@@ -3,6 +3,7 @@ safetensors file, JSON beside it, links, sizes."""
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ MIB = 1 << 20
 HEADER = 16 * MIB
 CONFIG, INDEX, COMPANION = 4 * MIB, 32 * MIB, 256 * MIB
 DIMENSIONS = 16
+# What a config counts out before anything is compared with the files: layers, labels, heads, experts. The name is the
+# model's own (`n_layer`, `decoder_layers`, `num_local_experts`), so it goes by how it ends.
+COUNTED, COUNT = re.compile(r"(?:layer|label|head|expert|block|stage|group)s?$"), 10_000
 ADAPTER_CONFIG = "adapter_config.json"
 BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
@@ -138,7 +142,8 @@ def check_folder(folder: Path, adapter: bool = False) -> None:
     """
     root = folder.resolve()
     homes = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
-    for path in sorted(folder.iterdir()):
+    # One subfolder as well: transformers reads what lies there.
+    for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
         if path.is_symlink():
             try:
                 target = path.resolve()
@@ -164,6 +169,15 @@ def check_folder(folder: Path, adapter: bool = False) -> None:
             "merge it into its base; for anything else merge it first: load it with "
             "peft.AutoPeftModelForSequenceClassification, call merge_and_unload(), and save_pretrained(FOLDER)"
         )
+
+
+def check_counts(path: Path, config: Any) -> None:
+    """Raise UsageError where a config, or one within it, asks for more layers, labels or heads than any model has."""
+    found = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in found:
+        if isinstance(value, int) and value > COUNT and COUNTED.search(str(key)):
+            raise UsageError(f"{path}: {_short(key)} is {_short(value)}; expected at most {COUNT:,}")
+        check_counts(path, value)
 
 
 def free_space(folder: Path, needed: int, what: str) -> None:

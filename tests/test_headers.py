@@ -17,6 +17,7 @@ from defensekit import headers as headers_
 from defensekit.checkpoint import Checkpoint, load_model
 from defensekit.errors import UsageError
 from defensekit.headers import CONFIG, HEADER, check_folder, read_header, read_json
+from tests.conftest import make_base, make_suspect
 
 
 def file_of(header: Any, data: int = 8, length: int | None = None) -> bytes:
@@ -159,8 +160,17 @@ def test_a_name_in_two_files_is_refused(tmp_path: Path) -> None:
         _ = Checkpoint(tmp_path).tensors
 
 
-@given(config=st.dictionaries(st.sampled_from(["model_type", "hidden_size", "id2label", "auto_map"]), anything))
-@settings(deadline=None, max_examples=25)
+SIZES = ["hidden_size", "num_labels", "num_hidden_layers", "max_position_embeddings", "vocab_size", "type_vocab_size"]
+
+
+@given(
+    config=st.dictionaries(st.sampled_from(["model_type", "hidden_size", "id2label", "auto_map"]), anything)
+    | st.dictionaries(st.sampled_from(SIZES), st.integers(1, 1 << 70))
+)
+@settings(deadline=None, max_examples=40)
+@example(config={"num_labels": 10**9})
+@example(config={"num_hidden_layers": 3_000_000})
+@example(config={"hidden_size": 2**40, "max_position_embeddings": 2**40})
 def test_any_config_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, suspect: Path, config: dict[str, Any]
 ) -> None:
@@ -170,6 +180,26 @@ def test_any_config_is_read_or_refused(
     (folder / "config.json").write_text(json.dumps(known | config))
     with suppress(UsageError):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "why"),
+    [
+        ("distilbert", {"n_layers": 3_000_000}, r"'n_layers' is 3000000; expected at most 10,000"),
+        ("gpt2", {"n_layer": 9_000}, "asks for a far larger model than the 29 tensors in its files"),
+        ("bert", {"num_labels": 10**9}, "'num_labels' is 1000000000"),
+        ("bert", {"text_config": {"num_labels": 10**9}}, "'num_labels' is 1000000000"),
+        ("bert", {"max_position_embeddings": 2**40}, "asks for a far larger model"),
+    ],
+)
+def test_a_config_that_asks_for_more_than_its_files_hold_costs_nothing(
+    tmp_path: Path, architecture: str, config: dict[str, Any], why: str
+) -> None:
+    model = make_suspect(tmp_path / "suspect", make_base(tmp_path / "base", architecture))
+    known = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(known | config))
+    with pytest.raises(UsageError, match=why):
+        load_model(model)
 
 
 def test_files_beyond_their_bounds_are_refused(tmp_path: Path) -> None:
@@ -185,19 +215,26 @@ def test_files_beyond_their_bounds_are_refused(tmp_path: Path) -> None:
         _ = Checkpoint(tmp_path).config
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja", "more"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja", "more"),
+        *("additional_chat_templates", "additional_chat_templates/rag.jinja"),
+    ],
+)
 def test_links_that_leave_the_folder_are_refused(tmp_path: Path, suspect: Path, name: str) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     for path in suspect.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     (tmp_path / "secret").write_text("{}")
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(tmp_path / "secret")
     with pytest.raises(UsageError, match=r"refused a link that leaves the folder \(to .*secret\)"):
         load_model(folder)
     (folder / name).unlink()
-    (folder / name).symlink_to(name)
+    (folder / name).symlink_to((folder / name).name)
     with pytest.raises(UsageError, match=r"refused a link|config.json is missing"):
         load_model(folder)
 
