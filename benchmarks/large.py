@@ -22,16 +22,7 @@ from streaming import config, shapes, watched
 
 SIZES = {
     "full": STREAMED["full"],
-    # The shape of a model of 3 billion weights.
-    "triple": {
-        "hidden": 3072,
-        "layers": 28,
-        "inner": 8192,
-        "key_value": 1024,
-        "head": 128,
-        "vocabulary": 32000,
-        "shard": 2 << 30,
-    },
+    "triple": STREAMED["triple"],
     "tiny": STREAMED["tiny"] | {"vocabulary": 32000},
 }
 

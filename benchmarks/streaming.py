@@ -1,6 +1,6 @@
 """What an exact global selection and reset cost on a model of a billion weights, beside a copy and mergekit's merges.
 
-    python benchmarks/streaming.py [--size full|third|tiny] [--mergekit PYTHON] [--folder DIR] [--json]
+    python benchmarks/streaming.py [--size full|triple|third|tiny] [--mergekit PYTHON] [--folder DIR] [--json]
 
 Base, suspect (its drift is noise) and a curvature file, sharded Llama in bfloat16, are made in a temporary folder. Each
 job is a process of its own, its memory read from /proc every 20 ms: anonymous (its own) and resident (with mapped
@@ -30,6 +30,16 @@ SIZES = {
         "head": 64,
         "vocabulary": 32000,
         "shard": 500 << 20,
+    },
+    # The shape of a model of 3 billion weights.
+    "triple": {
+        "hidden": 3072,
+        "layers": 28,
+        "inner": 8192,
+        "key_value": 1024,
+        "head": 128,
+        "vocabulary": 32000,
+        "shard": 2 << 30,
     },
     "third": {
         "hidden": 2048,

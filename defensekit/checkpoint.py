@@ -342,10 +342,8 @@ def positions(model: Checkpoint) -> int | None:
     return None
 
 
-def save_model(model: "PreTrainedModel", folder: Path, dtype: "torch.dtype | None" = None) -> None:
-    """Write a model's config and weights, in ``dtype`` if it is given."""
-    if dtype is not None:
-        model = model.to(dtype)
+def save_model(model: "PreTrainedModel", folder: Path) -> None:
+    """Write a model's config and weights."""
     try:
         with quiet():
             model.save_pretrained(folder)

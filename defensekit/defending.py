@@ -26,14 +26,13 @@ from defensekit.components import (
 )
 from defensekit.errors import UsageError, listing
 from defensekit.files import data_digest
-from defensekit.pair import Pair, check_loaded
+from defensekit.pair import Pair, align, check_loaded
 from defensekit.rewriting import rewrite
 from defensekit.scoring import TensorView, anything, slices, versions
 from defensekit.selecting import Selection
 from defensekit.text import Row
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -154,7 +153,8 @@ def purify(
     """
     suspect, trained = pair.suspect, 0
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    # Inside, so that what is left by a process that was killed goes with what it was making.
+    with tempfile.TemporaryDirectory(dir=target) as scratch:
         folder = suspect.folder
         for number, (weights, group) in enumerate(groupby(steps, lambda step: isinstance(step, WeightStep))):
             made = Path(scratch) / str(number)
@@ -177,7 +177,7 @@ def purify(
                         blame(step, step.train, model, context)
                     if _shapes(model) != shapes:
                         raise fault(step, "changed the names or shapes of the model's tensors")
-                checkpoint.save_model(model.cpu(), made, _dtype(suspect))
+                _write(model, suspect, made)
             folder = made
         if folder == suspect.folder:
             checkpoint.copy_companions(folder, target)
@@ -192,10 +192,22 @@ def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _dtype(suspect: Checkpoint) -> "torch.dtype | None":
-    """The dtype to save in after training: the suspect's, where it has one alone."""
-    found = {entry.dtype for entry in suspect.tensors.values()} & {"F32", "F16", "BF16"}
-    return checkpoint.dtype_of(found.pop()) if len(found) == 1 else None
+def _write(model: "PreTrainedModel", like: Checkpoint, target: Path) -> None:
+    """Write a trained model's weights into files like a checkpoint's: its names, shards, metadata, and each dtype.
+
+    Raises:
+        UsageError: the files have no place for a weight.
+    """
+    weights = dict(model.named_parameters())
+    loaded, in_file = align(weights, like.tensors)
+    if homeless := sorted(own for name, own in loaded.items() if name not in in_file):
+        raise UsageError(f"{like.folder} has no tensor for {listing(homeless, 3)}")
+    trained = {in_file[name]: weights[own].detach().cpu() for name, own in loaded.items()}
+
+    def changed(name: str, before: "Tensor") -> "Iterator[Tensor] | None":
+        return iter([trained[name].to(before.dtype)]) if name in trained else None
+
+    rewrite(like, target, changed)
 
 
 def _apply(

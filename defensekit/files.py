@@ -101,6 +101,18 @@ def put(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A folder beside another one for what is needed to make it; it goes with the block, or when the next is made."""
+    scratch = target.with_name(f".{target.name}.scratch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
 def alone(target: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock on a folder that is to be made; it ends with the block, or with the life of the process.
 

@@ -3,12 +3,13 @@
 import json
 import shutil
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from defensekit import runfolder, shipped
 from defensekit.checkpoint import Checkpoint
-from defensekit.components import DatasetSource, Observer, blame
+from defensekit.components import DatasetSource, Observer, Rule, blame
 from defensekit.errors import UsageError
 from defensekit.files import alone, literal_path, put
 from defensekit.headers import free_space
@@ -99,8 +100,12 @@ def purify_into(
             raise UsageError(f"{target} is there already; name a folder that is not")
         folder = runfolder.folder_of(recipe, Path(workspace))
         if recipe.suspect and not (folder / "result.json").is_file():
-            size = sum(path.stat().st_size for path in Checkpoint(Path(recipe.suspect.parameters()["path"])).files)
-            free_space(folder, 2 * size, "the workspace")
+            suspect = Checkpoint(Path(recipe.suspect.parameters()["path"]))
+            size = sum(path.stat().st_size for path in suspect.files)
+            weights = sum(prod(entry.shape) for entry in suspect.tensors.values())
+            # A model for each value that is tried and for none, one in the making, one in the run's folder; curvature.
+            models = 3 + (len(cast(Rule, recipe.choose.component).values) if recipe.choose else 0)
+            free_space(folder, models * size + 4 * weights, "the workspace")
             free_space(target, size, "the purified model")
         result = run(recipe, workspace, observers, doubts)
         made = Path(result.folder) / "purified"

@@ -6,8 +6,7 @@ perplexity before and after), and for a LoRA adapter that is to stay one. No run
 
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -22,8 +21,9 @@ from defensekit.checkpoint import CAUSAL, SINGLE, Checkpoint, write_tensors
 from defensekit.components import DatasetSource, Estimator, Observer, Purifier, Scorer, Selector, blame
 from defensekit.defending import derive_seed
 from defensekit.errors import UsageError, listing
-from defensekit.files import alone, file_digests, put
+from defensekit.files import alone, beside, file_digests, put
 from defensekit.headers import ADAPTER_CONFIG, free_space
+from defensekit.observing import part
 from defensekit.pair import Pair
 from defensekit.purifying import doubts
 from defensekit.recipe import Recipe
@@ -107,14 +107,15 @@ def reset_into(target: Path, recipe: Recipe, observers: Sequence[Observer] = (),
     assert recipe.suspect is not None
     base, suspect = (Checkpoint(_folder(named.component)) for named in (recipe.model, recipe.suspect))
     target = target.absolute()
-    with alone(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+    with alone(target), beside(target) as scratch:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UsageError(f"{target} is there already; name a folder that is not")
-        pair = _of_adapters(base, Adapter(suspect.folder), Path(scratch)) if adapter_only else Pair(base, suspect)
+        pair = _of_adapters(base, Adapter(suspect.folder), scratch) if adapter_only else Pair(base, suspect)
         pair.scope  # noqa: B018 - misfits are told before anything is read
         _refuse(recipe, pair, adapter_only)
-        for checkpoint in (base, pair.suspect):
-            checkpoint.check_finite()
+        with part(observers, "check of both models"):
+            for checkpoint in (base, pair.suspect):
+                checkpoint.check_finite()
         free_space(target, sum(path.stat().st_size for path in pair.suspect.files), "the purified model")
         warnings = [] if adapter_only else doubts(base.folder, suspect.folder)
         for observer in observers:
@@ -165,31 +166,34 @@ class _Resetting:
         statistics: dict[str, dict[str, Tensor]] = {}
         if fit and defense.estimator:
             estimator = cast(Estimator, defense.estimator.component)
-            own, report = derive_seed(self.recipe.seed, "defender", "statistics"), self.report("curvature")
-            statistics = defending.estimate(
-                pair, estimator, fit, max_length=self.max_length, seed=own, report=report
-            ).statistics
+            own = derive_seed(self.recipe.seed, "defender", "statistics")
+            with part(self.observers, "curvature") as report:
+                statistics = defending.estimate(
+                    pair, estimator, fit, max_length=self.max_length, seed=own, report=report
+                ).statistics
         views = Views(pair, derive_seed(self.seed, "score"), {name: found.get for name, found in statistics.items()})
-        selection = select(
-            score(views, cast(Scorer, defense.scorer.component)), cast(Selector, defense.selector.component)
-        )
-        steps = [cast(Purifier, step.component) for step in defense.purifier]
-        with put(self.target) as part:
-            defending.purify(
-                pair,
-                selection,
-                steps,
-                [],
-                part,
-                max_length=self.max_length,
-                precision="float32",
-                seed=self.seed,
-                report=lambda done, total: None,
+        with part(self.observers, "selection"):
+            selection = select(
+                score(views, cast(Scorer, defense.scorer.component)), cast(Selector, defense.selector.component)
             )
-            counted, measured = describe(selection), None
+        steps = [cast(Purifier, step.component) for step in defense.purifier]
+        with put(self.target) as made:
+            with part(self.observers, "reset") as report:
+                defending.purify(
+                    pair,
+                    selection,
+                    steps,
+                    [],
+                    made,
+                    max_length=self.max_length,
+                    precision="float32",
+                    seed=self.seed,
+                    report=report,
+                )
+                counted, measured = describe(selection), None
             if held_out:
                 measured = {"suspect": self.perplexity(pair.suspect.folder, held_out, "perplexity before")}
-                measured["purified"] = self.perplexity(part, held_out, "perplexity after")
+                measured["purified"] = self.perplexity(made, held_out, "perplexity after")
             found = Reset(
                 task=pair.suspect.task,
                 adapter_only=self.adapter is not None,
@@ -203,13 +207,13 @@ class _Resetting:
                 seed=self.recipe.seed,
                 versions={name: version(name) for name in ("defensekit", "torch", "transformers")},
             )
-            tensors = Checkpoint(part).tensor_digests()
+            tensors = Checkpoint(made).tensor_digests()
             if self.adapter:
-                _as_adapter(part, self.adapter)
-            (part / MANIFEST).unlink(missing_ok=True)  # the suspect's own, if it was purified before
-            manifest = {"files": file_digests(part), "tensors": tensors}
-            (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            (part / CARD).write_text(card(found))
+                _as_adapter(made, self.adapter)
+            (made / MANIFEST).unlink(missing_ok=True)  # the suspect's own, if it was purified before
+            manifest = {"files": file_digests(made), "tensors": tensors}
+            (made / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            (made / CARD).write_text(card(found))
         return found
 
     def rows(self) -> tuple[list[Row], list[Row]]:
@@ -228,19 +232,8 @@ class _Resetting:
 
     def perplexity(self, folder: Path, rows: list[Row], title: str) -> float:
         model, tokenizer = defending.load(folder, "model")
-        report = self.report(title)
-        return perplexity(model.to(device_type()), tokenizer, rows, max_length=self.max_length, report=report)
-
-    def report(self, title: str) -> Callable[[int, int], None]:
-        """What tells observers of a part of the work."""
-        for observer in self.observers:
-            observer.stage_started(title)
-
-        def told(done: int, total: int) -> None:
-            for observer in self.observers:
-                observer.progress(title, done, total)
-
-        return told
+        with part(self.observers, title) as report:
+            return perplexity(model.to(device_type()), tokenizer, rows, max_length=self.max_length, report=report)
 
 
 # -- an adapter that stays one -----------------------------------------------------------------------------------------

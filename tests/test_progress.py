@@ -8,6 +8,7 @@ from rich.console import Console
 
 from defensekit.cli.progress import Outlook, Progress
 from defensekit.components import Planned
+from defensekit.observing import part
 
 STAGES = [
     Planned("rows", "data", "a", 1.0),
@@ -62,6 +63,16 @@ def test_plain_lines_where_there_is_no_terminal(
         "[2/4] clean reference: 44.0 s",
         "\\x1b[31mred",
     ]
+
+
+def test_work_that_nobody_planned_says_how_long_its_part_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 11))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    with Progress() as progress, part([progress], "curvature") as report:
+        report(1, 4)
+    assert capsys.readouterr().err.splitlines() == ["  curvature: 1 of 4, 33 s left", "curvature: 0.0 s"]
 
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import peft
@@ -184,6 +187,24 @@ def test_an_adapter_stays_one_and_loads_on_its_base(task: str, tmp_path: Path) -
     state = peft.get_peft_model_state_dict(loaded)
     assert all(torch.equal(state[name], value) for name, value in after.items() if name in state)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_killed_it_leaves_nothing_once_it_ran_again(tmp_path: Path) -> None:
+    """Killed for real while weights are written, with everything there that ever lies beside the folder."""
+    base = make_base(tmp_path / "base")
+    suspect = make_adapter(tmp_path / "suspect", base, target_modules=["query", "dense"])
+    script = (
+        "import os, signal\nfrom pathlib import Path\nfrom defensekit import defending, purifying, resetting\n"
+        "defending.rewrite = lambda *work: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"recipe = purifying.recipe_for({str(base)!r}, Path({str(suspect)!r}), None, reset_alone=True)\n"
+        f"resetting.reset_into(Path({str(tmp_path / 'out')!r}), recipe, adapter_only=True)\n"
+    )
+    before = set(tmp_path.iterdir())
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert len(set(tmp_path.iterdir()) - before) == 3  # what was made, what for, and the lock
+    reset_into(tmp_path / "out", recipe_for(str(base), suspect, None, reset_alone=True), adapter_only=True)
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "out"}
 
 
 @pytest.mark.parametrize(

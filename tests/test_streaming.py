@@ -307,6 +307,27 @@ def test_weight_steps_after_a_model_step_start_from_what_it_made(tmp_path: Path,
         assert torch.equal(made[own], before[own] + 1)
 
 
+def test_what_is_trained_lies_where_it_lay(tmp_path: Path, base: Path, suspect: Path) -> None:
+    """Each dtype, shards, their index, buffers, metadata and the config: all but the trained weights' bytes."""
+    mixed = {
+        name: tensor.bfloat16() if "LayerNorm" not in name else tensor
+        for name, tensor in load_file(suspect / "model.safetensors").items()
+    }
+    mixed["bert.embeddings.position_ids"] = torch.arange(4)
+    folder = write(tmp_path / "mixed", mixed, 2)
+    for path in suspect.glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    pair = Pair(Checkpoint(base), Checkpoint(folder))
+    purify(pair, select(score(Views(pair, 0), Magnitude()), Fraction(fraction=0)), [Louder()], tmp_path / "out")
+    made = Checkpoint(tmp_path / "out")
+    assert made.tensors == pair.suspect.tensors
+    for name, tensor in mixed.items():
+        trained = tensor if name.endswith("position_ids") else (tensor.float() + 1).to(tensor.dtype)
+        assert torch.equal(made.tensor(name), trained)
+    for path in (p for p in folder.iterdir() if p.suffix == ".json"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
 @pytest.mark.slow
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     found = BENCHMARK["measure"]("tiny", tmp_path, None)

@@ -71,8 +71,12 @@ class Progress(Observer):
             self._show(title, done, total)
         elif now - self._said > EVERY:
             self._said = now
-            left = self._outlook.left(title, now - self._started[title], done / total if total else 0.0)
-            self.message(f"  {title}: {done} of {total}" + (f", {left} in all" if left else ""))
+            elapsed, share = now - self._started[title], done / total if total else 0.0
+            if left := self._outlook.left(title, elapsed, share):
+                left = f", {left} in all"
+            elif share:
+                left = f", {_left(elapsed, share)}"
+            self.message(f"  {title}: {done} of {total}{left}")
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
         self._outlook.finish(title, seconds, reused)
@@ -86,7 +90,12 @@ class Progress(Observer):
 
     def _show(self, title: str, done: int, total: int) -> None:
         elapsed, share = time.monotonic() - self._started[title], done / total if total else 0.0
-        left = f"{duration(elapsed * (1 - share) / share)} left" if share else ""
+        left = _left(elapsed, share) if share else ""
         self._bars.update(self._tasks[title], completed=done, total=total or None, left=left)
         if self._whole is not None:
             self._bars.update(self._whole, left=self._outlook.left(title, elapsed, share))
+
+
+def _left(elapsed: float, share: float) -> str:
+    """How long the rest of a stage takes, of which a share took so many seconds."""
+    return f"{duration(elapsed * (1 - share) / share)} left"

@@ -1,12 +1,12 @@
 """r = delta^2 / H against the law that it follows in theory."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from defensekit import mixture
-from defensekit.gradients import squared_gradients, tokens_within
+from defensekit.gradients import mean_squared_gradients, tokens_within
 from defensekit.pair import align
 from defensekit.scan.aligned import in_rows
 from defensekit.scan.result import AbnormalTensor, Law, TensorDrift
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_BATCH = 512 * 2**20  # bytes that a batch of per-sample gradients may take
+# Bytes that a batch of per-sample gradients may take, and curvature that is not put aside.
+_BATCH, _HELD = 512 * 2**20, 4096 * 2**20
 
 
 def curvature(
@@ -28,11 +29,14 @@ def curvature(
 ) -> "dict[str, Tensor]":
     """H by the model's parameter names: the mean over rows of squared per-sample gradients, at the suspect's weights,
     labels as given (the empirical Fisher; Martens 2020, section 11, on what it is not)."""
-    encoded = encode(tokenizer, rows, max_length)
-    made = batches(encoded, tokenizer, len(encoded), tokens_within(model, _BATCH))
-    there = ({name: values.to(model.device) for name, values in batch.items()} for _, batch in made)
-    sums, _ = squared_gradients(model, there, report=lambda done: report(done, len(rows)))
-    return {name: total.cpu() / len(rows) for name, total in sums.items()}
+    encoded, tokens = encode(tokenizer, rows, max_length), tokens_within(model, _BATCH)
+
+    def there() -> "Iterator[dict[str, Tensor]]":
+        for _, batch in batches(encoded, tokenizer, len(encoded), tokens):
+            yield {name: values.to(model.device) for name, values in batch.items()}
+
+    means, _ = mean_squared_gradients(model, there, len(rows), held=_HELD, report=report)
+    return {name: mean.cpu() for name, mean in means.items()}
 
 
 @dataclass

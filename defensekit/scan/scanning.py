@@ -1,8 +1,7 @@
 """A scan from beginning to end."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from defensekit.checkpoint import CLASSIFIER, Checkpoint, positions
 from defensekit.components import Observer
 from defensekit.defending import derive_seed, load
 from defensekit.errors import listing
+from defensekit.observing import part
 from defensekit.scan import drift, frequency, law, revision, triggers, verdict
 from defensekit.scan.aligned import Aligned
 from defensekit.scan.clean import label_names
@@ -79,7 +79,7 @@ class _Scanning:
         if embedding is None:
             self.notes.append("no embedding was found by its name: its rows are not looked at")
         looks = [part.look for part in (embedding, ratios) if part is not None]
-        with self._step("drift") as report:
+        with part(self.observers, "drift") as report:
             tensors = drift.measure(models, looks, report)
         known = not drift.is_another_base(tensors)
         if known and (doubt := revision.doubt(models, tensors, embedding)):
@@ -88,7 +88,7 @@ class _Scanning:
         if embedding is not None and known:
             found, judged = self._outliers(embedding, tokenizer)
         if ratios is not None and known:
-            with self._step("mixture"):
+            with part(self.observers, "mixture"):
                 fitted = law.judge(ratios, tensors, len(self.rows), derive_seed(self.seed, "bootstrap"))
         if model is not None and judged is not None:
             tried = self._tried(model, tokenizer, judged)
@@ -114,27 +114,12 @@ class _Scanning:
             seconds=round(time.perf_counter() - started, 2),
         )
 
-    @contextmanager
-    def _step(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """A part of the work, for whoever watches; gives what is to be told of its progress."""
-        began = time.perf_counter()
-
-        def report(done: int, total: int) -> None:
-            for observer in self.observers:
-                observer.progress(title, done, total)
-
-        for observer in self.observers:
-            observer.stage_started(title)
-        yield report
-        for observer in self.observers:
-            observer.stage_finished(title, time.perf_counter() - began, False)
-
     @cached_property
     def _max_length(self) -> int:
         return min(MAX_LENGTH, positions(self.models.suspect) or MAX_LENGTH)
 
     def _ratios(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> law.Ratios:
-        with self._step("curvature") as report:
+        with part(self.observers, "curvature") as report:
             measured = law.curvature(model, tokenizer, self.rows, self._max_length, report)
         own_names = {name: self.models.own_name(name) for name in self.models.compared}
         return law.Ratios(law.by_tensor_name(measured, own_names))
@@ -150,7 +135,7 @@ class _Scanning:
             source, often = verdict.IN_ROWS, frequency.in_rows(tokenizer, self.rows, self._max_length, rows)
         else:
             source = verdict.IN_ENGLISH
-            with self._step("frequencies of words"):
+            with part(self.observers, "frequencies of words"):
                 often = frequency.in_english(tokenizer, rows)
                 judged &= [frequency.spelled(triggers.spell(tokenizer, token)) for token in range(rows)]
         found = outliers(embedding.drift, often, judged)
@@ -191,7 +176,7 @@ class _Scanning:
         rows = Random(seed).sample(self.rows, min(triggers.ROWS, len(self.rows)))
         candidates, controls = triggers.pick(tokenizer, judged, seed)
         labels = label_names(self.models.suspect)
-        with self._step("tokens tried") as report:
+        with part(self.observers, "tokens tried") as report:
             return triggers.Trial(model, tokenizer, rows, labels, self._max_length, seed).run(
                 candidates, controls, report
             )
