@@ -165,6 +165,11 @@ class Result(_Schema):
     ``identified`` is everything that decides the numbers, as plain data, and ``identity`` its digest. In a study,
     ``axes`` has the value that the run takes on each of its axes. ``oracle`` names the components that looked at what
     a defender can't see.
+
+    ``summary`` is ACC, ASR (or BACC) and seconds of each of the ``models``. ``asr_floor`` is the clean reference's ASR,
+    ``clean_budget`` how many clean rows the defender used. ``curve`` is all that the rule tried, ``chosen`` what it
+    took. ``recipe`` is the recipe with everything written out; ``attack``, ``data`` and ``statistics`` are what those
+    stages counted. ``examples`` are triggered test rows. ``stages`` are all that the run rests on.
     """
 
     schema_version: Literal[2] = 2

@@ -1,4 +1,4 @@
-"""The parts of the pages that the code says better: hooks, recipe keys, the command line.
+"""The parts of the pages that the code says better: hooks, recipe keys, the schema of results, the command line.
 
     python docs/generate.py [--write]
 
@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import typer
+from pydantic import BaseModel
 from typer.cli import get_docs_for_click
 
-from defensekit import api, hookspecs
+from defensekit import api, hookspecs, result
 from defensekit.cli.main import app
 from defensekit.components import KINDS, Component
 from defensekit.host import Host, load_plugins
@@ -176,6 +177,34 @@ def _parameters(found: list[Parameter]) -> str:
     return _rows(("key", "type", "default", "meaning"), rows)
 
 
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def results() -> str:
+    """The classes of a result, each after the one that it is part of: what its docstring says, and its keys."""
+    classes = [found for found in vars(result).values() if inspect.isclass(found) and issubclass(found, BaseModel)]
+    known = {found.__name__: found for found in classes}
+    text, found = [], ["Result"]
+    for name in found:
+        [node] = ast.parse(inspect.getsource(known[name])).body
+        assert isinstance(node, ast.ClassDef)
+        fields = [
+            (part, ast.unparse(part.annotation).strip("'")) for part in node.body if isinstance(part, ast.AnnAssign)
+        ]
+        found += [other for _, kind in fields for other in known if _names(other, kind) and other not in found]
+        rows = [
+            (
+                f"`{ast.unparse(part.target)}`",
+                f"`{kind}`",
+                f"`{ast.unparse(part.value)}`" if part.value else "(required)",
+            )
+            for part, kind in fields
+        ]
+        says = " ".join((inspect.getdoc(known[name]) or "").replace("``", "`").split())
+        text.append(f"## {name}\n\n{says}\n\n{_rows(('key', 'type', 'default'), rows)}")
+    return "\n\n".join(text)
+
+
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +228,7 @@ def _rows(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {line} |" for line in cells) if rows else ""
 
 
-MAKERS = {"hook": hook, "keys": keys, "commands": commands}
+MAKERS = {"hook": hook, "keys": keys, "results": results, "commands": commands}
 
 
 def main() -> None:
