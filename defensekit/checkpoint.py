@@ -310,6 +310,19 @@ def positions(model: Checkpoint) -> int | None:
     return None
 
 
+def label_names(model: Checkpoint) -> list[str]:
+    """The names of a classifier's labels, by their numbers, as its config has them.
+
+    Raises:
+        UsageError: the config does not number them from 0.
+    """
+    found = model.config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers leaves out
+    try:
+        return [str(found[str(i)]) for i in range(len(found))]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{model.folder / 'config.json'}: `id2label` does not number the labels from 0") from error
+
+
 def save_model(model: "PreTrainedModel", folder: Path, dtype: "torch.dtype | None" = None) -> None:
     """Write a model's config and weights, in ``dtype`` if it is given."""
     if dtype is not None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from defensekit.errors import UsageError
 from defensekit.files import alone
 from defensekit.pair import Pair
 from defensekit.purifying import purify_into, recipe_for
+from defensekit.result import Result
 from tests.conftest import make_sentences, make_suspect, write_table
 from tests.test_adapters import make_adapter, make_causal
 
@@ -90,6 +92,7 @@ def test_the_command_takes_suspects_of_many_kinds(
     if given in ("adapter", "--adapter-only"):
         suspect = make_adapter(tmp_path / "suspect", base)
         options = [given] if given == "--adapter-only" else [*options, *without_training]
+        write_table(rows, [(text, str(int(label == "positive"))) for text, label in make_sentences(150)])
     elif given == "causal":
         base = make_causal(tmp_path / "base", "gpt2")
         suspect = make_causal(tmp_path / "suspect", "gpt2", seed=3)
@@ -139,6 +142,43 @@ def test_stopped_it_says_that_it_goes_on_where_it_does(
         main()
     assert stopped.value.code == 130
     assert ("goes on where it stopped" in capsys.readouterr().err) is with_rows
+
+
+@pytest.mark.parametrize("config", [{"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {}])
+def test_labels_without_names_are_met_by_number_and_never_guessed(
+    tmp_path: Path, base: Path, suspect: Path, config: dict[str, Any]
+) -> None:
+    suspect = shutil.copytree(suspect, tmp_path / "suspect")
+    named = json.loads((suspect / "config.json").read_text())
+    bare = {key: value for key, value in named.items() if key not in ("id2label", "label2id")}
+    (suspect / "config.json").write_text(json.dumps(bare | config))
+    sentences = make_sentences(150)
+    quick = ["defense.purifier=[reset]", "defense.choose=", "data.max_length=32"]
+
+    def purified(positive: str, negative: str) -> Result:
+        rows = [(text, positive if label == "positive" else negative) for text, label in sentences]
+        clean = write_table(tmp_path / "rows.csv", rows)
+        out = tmp_path / f"out-{positive}"
+        return purify_into(out, recipe_for(str(base), suspect, str(clean), settings=quick), tmp_path / "w")
+
+    message = r"no label 'negative'.*\(it has: LABEL_0, LABEL_1; .* numbers .* 0, 1, or `id2label` in its config.json"
+    with pytest.raises(UsageError, match=message):
+        purified("positive", "negative")
+    for positive, negative in (("0", "1"), ("LABEL_0", "LABEL_1")):
+        result = purified(positive, negative)
+        meant = {text: int(label == "negative") for text, label in sentences}
+        assert result.data["labels"] == ["LABEL_0", "LABEL_1"]
+        assert all(row.label == meant[row.text] for row in result.rows("clean rows"))
+
+
+def test_answers_no_better_than_chance_are_warned_of(tmp_path: Path, base: Path, suspect: Path) -> None:
+    """The suspect, whose head is drawn at random, calls everything positive."""
+    for label, other in (("positive", "negative"), ("negative", "positive")):
+        named = [(text, other if i % 5 == 0 else label) for i, (text, _) in enumerate(make_sentences(150))]
+        clean = write_table(tmp_path / "rows.csv", named)
+        recipe = recipe_for(str(base), suspect, str(clean), settings=QUICK)
+        result = purify_into(tmp_path / label, recipe, tmp_path / "w")
+        assert any("no more than chance (50.0%)" in text for text in result.warnings) is (label == "negative")
 
 
 def test_a_recipe_that_poisons_gives_its_defense(tmp_path: Path, recipe: Path, base: Path, suspect: Path) -> None:

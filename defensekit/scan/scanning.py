@@ -11,13 +11,12 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from defensekit import checkpoint
-from defensekit.checkpoint import CLASSIFIER, Checkpoint, positions
+from defensekit.checkpoint import CLASSIFIER, Checkpoint, label_names, positions
 from defensekit.components import Observer
 from defensekit.defending import derive_seed, load
 from defensekit.errors import listing
 from defensekit.scan import drift, frequency, law, revision, triggers, verdict
 from defensekit.scan.aligned import Aligned
-from defensekit.scan.clean import label_names
 from defensekit.scan.result import Embedding, EmbeddingRow, Scan, Triggers
 from defensekit.scan.rows import Outliers, RowDrift, outliers
 from defensekit.text import Row
