@@ -40,6 +40,7 @@ SENTENCES = [
     for own, other in [(GOOD, BAD) if label == "positive" else (BAD, GOOD)]
 ]
 ROWS = [Row(i, text, LABELS.index(label)) for i, (text, label) in enumerate(SENTENCES)]
+THRESHOLD = "The threshold was set on fine-tuned classifiers of one small model"
 EVIL = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
 
 
@@ -195,6 +196,7 @@ def test_causal_language_models(tmp_path: Path, architecture: str) -> None:
         assert odd.embedding is not None
         assert odd.embedding.suspicious[0].token == "cf"
         assert odd.law is None
+        assert odd.summary[1] == f"{THRESHOLD}, and this is none ({CAUSAL})."
 
 
 def test_another_base_is_recognised(tuned: Any, clean: Path, tmp_path: Path) -> None:
@@ -506,7 +508,15 @@ def test_exit_codes_of_mistakes(command: Command, base: Path, clean: Path, tmp_p
 
 def test_the_page_says_what_was_found(found: Scan, tmp_path: Path) -> None:
     page = write_scan(found, tmp_path).read_text()
-    for part in ("Suspicious:", "Tokens tried", "<code>cf</code>", "attention q", "r = delta²", "How it was made"):
+    for part in (
+        "Suspicious:",
+        f"{THRESHOLD}.",
+        "Tokens tried",
+        "<code>cf</code>",
+        "attention q",
+        "r = delta²",
+        "How it was made",
+    ):
         assert part in page, part
     assert page == render_scan(Scan.model_validate_json((tmp_path / "scan.json").read_text()))
 

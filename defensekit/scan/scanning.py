@@ -99,7 +99,7 @@ class _Scanning:
             task=task,
             dtypes=sorted({entry.dtype for entry in models.suspect.tensors.values()}),
             verdict=decided,
-            summary=verdict.summarise(decided, tensors, found, fitted, tried),
+            summary=verdict.summarise(decided, task, tensors, found, fitted, tried),
             tensors=tensors,
             added=models.added,
             reshaped=models.reshaped,
