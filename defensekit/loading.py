@@ -44,7 +44,7 @@ Part = TypeVar("Part", bound=Component)
 Made = TypeVar("Made")
 
 
-def load_recipe(path: str | Path, settings: str | Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, settings: str | Sequence[str | Document] = ()) -> Recipe:
     """Read and check a recipe, with settings such as ``training.epochs=3`` laid over it.
 
     Raises:
@@ -137,8 +137,7 @@ class Loading:
     # -- errors with their place ----------------------------------------------------------------------------------
 
     def error(self, path: Path_, text: str) -> PlacedError:
-        key = ".".join(map(str, path))
-        return PlacedError(f"{self.document.where(path)}: {key + ': ' if key else ''}{text}")
+        return PlacedError(f"{self.document.told(path)}: {text}")
 
     def at(self, path: Path_, call: Callable[[], Made]) -> Made:
         """Call; what goes wrong is told with its place, unless it says a better one itself."""

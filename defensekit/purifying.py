@@ -1,6 +1,5 @@
 """Purify a model that somebody has: a recipe over its base, the model itself and clean rows, and a folder to put it."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from defensekit.pipeline import run
 from defensekit.scan.aligned import Aligned
 from defensekit.scan.revision import look
 from defensekit.store import MANIFEST
+from defensekit.survey import at
+from defensekit.yaml import Document, option
 
 if TYPE_CHECKING:
     from defensekit.recipe import Recipe
@@ -52,10 +53,10 @@ def recipe_for(
     Raises:
         UsageError: one of them is not what was expected.
     """
-    given = [
-        f"model={json.dumps(base)}",
-        f"suspect={json.dumps(literal_path(suspect))}",
-        *([f"data.name={json.dumps(clean)}"] if clean else []),
+    given: list[str | Document] = [
+        option("--base", "model", base),
+        option("--suspect", "suspect", literal_path(suspect)),
+        *([option("--clean", "data.name", clean)] if clean else []),
         *("attack=", "training=", "data.train="),  # of a recipe that makes its suspect
     ]
     if reset_alone and recipe is None:
@@ -63,16 +64,21 @@ def recipe_for(
         given += [] if clean else ["defense.estimator=", "defense.scorer=magnitude"]
     path = recipe or shipped.folder() / f"{DEFAULT}.yaml"
     loaded = load_recipe(path, [*given, *settings])
-    if (
-        recipe is None
-        and not reset_alone
-        and not any(setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings)
+    if recipe is not None:
+        return loaded
+    if not reset_alone and not any(
+        setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
     ):
-        source = cast(DatasetSource, loaded.data.component)
-        dataset = blame(source, source.load)
-        share = min(MOST, len({row.key for row in dataset.train}) * 2 // 5)
-        loaded = load_recipe(path, [*given, f"data.clean={share}", f"data.dev={share}", *settings])
-    return loaded
+        share = at(loaded, "data", lambda: _share(loaded))
+        given += [f"data.clean={share}", f"data.dev={share}"]
+    return load_recipe(path, [*given, *settings])
+
+
+def _share(recipe: "Recipe") -> int:
+    """How many of the clean rows fit, and how many choose."""
+    source = cast(DatasetSource, recipe.data.component)
+    dataset = blame(source, source.load)
+    return min(MOST, len({row.key for row in dataset.train}) * 2 // 5)
 
 
 def purify_into(

@@ -120,6 +120,37 @@ def test_the_command_takes_suspects_of_many_kinds(
         assert not torch.equal(before[embedding], after[embedding])
 
 
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: dict[str, Path | str]) -> str:
+    """What the command says to options that are wrong."""
+    given = [str(part) for option in options.items() for part in option]
+    monkeypatch.setattr("sys.argv", ["defensekit", "purify", "-q", *given])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.removeprefix("defensekit: ")
+
+
+@pytest.mark.parametrize("option", ["--base", "--suspect", "--clean"])
+def test_what_is_wrong_is_told_of_the_option_that_was_typed(
+    option: str,
+    tmp_path: Path,
+    base: Path,
+    suspect: Path,
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cut = shutil.copytree(suspect, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100])
+    rows.write_text(rows.read_text().replace(",negative", ",bad"))  # the shipped recipe's have that name, too
+    wrong = {option: rows if option == "--clean" else cut}
+    places = {"--base": base, "--suspect": suspect, "--out": tmp_path / "out", "-w": tmp_path / "w"}
+    clean = {"--clean": write_table(tmp_path / "good.csv", make_sentences(150)), "--set": "data.max_length=32"}
+    said = refused(monkeypatch, capsys, places | clean | wrong)
+    message = "the model has no label 'bad'" if option == "--clean" else f"{cut / 'model.safetensors'} is damaged"
+    assert said.startswith(f"{option}: {message}")
+
+
 @pytest.mark.parametrize("with_rows", [True, False])
 def test_stopped_it_says_that_it_goes_on_where_it_does(
     tmp_path: Path,
