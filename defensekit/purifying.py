@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from defensekit import runfolder, shipped
-from defensekit.checkpoint import Checkpoint
-from defensekit.components import DatasetSource, Observer, blame
+from defensekit.checkpoint import Checkpoint, positions
+from defensekit.components import DatasetSource, ModelSource, Observer, blame
 from defensekit.errors import UsageError
 from defensekit.files import alone, literal_path, put
 from defensekit.headers import free_space
@@ -27,6 +27,7 @@ DEFAULT = "purify"
 # Of the clean rows, where nothing else is said: two fifths to fit, two to choose by, at most so many each; the rest
 # tests.
 MOST = 512
+FEWEST = 5  # two fit, two choose, one tests
 # The fraction that is reset where no rows choose one: a guess, and told as such.
 UNCHOSEN = 0.2
 
@@ -66,6 +67,7 @@ def recipe_for(
     loaded = load_recipe(path, [*given, *settings])
     if recipe is not None:
         return loaded
+    given.append(f"data.max_length={at(loaded, 'model', lambda: _max_length(loaded))}")
     if not reset_alone and not any(
         setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
     ):
@@ -74,11 +76,20 @@ def recipe_for(
     return load_recipe(path, [*given, *settings])
 
 
+def _max_length(recipe: "Recipe") -> int:
+    """The recipe's, unless its base has fewer positions."""
+    source = cast(ModelSource, recipe.model.component)
+    own = recipe.sizes.max_length
+    return min(own, positions(Checkpoint(blame(source, source.folder))) or own)
+
+
 def _share(recipe: "Recipe") -> int:
     """How many of the clean rows fit, and how many choose."""
     source = cast(DatasetSource, recipe.data.component)
     dataset = blame(source, source.load)
-    return min(MOST, len({row.key for row in dataset.train}) * 2 // 5)
+    if (rows := len({row.key for row in dataset.train})) < FEWEST:
+        raise UsageError(f"expected at least {FEWEST} clean rows, got {rows}")
+    return min(MOST, rows * 2 // 5)
 
 
 def purify_into(

@@ -120,7 +120,7 @@ def test_the_command_takes_suspects_of_many_kinds(
         assert not torch.equal(before[embedding], after[embedding])
 
 
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: dict[str, Path | str]) -> str:
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: dict[str, Path]) -> str:
     """What the command says to options that are wrong."""
     given = [str(part) for option in options.items() for part in option]
     monkeypatch.setattr("sys.argv", ["defensekit", "purify", "-q", *given])
@@ -143,10 +143,9 @@ def test_what_is_wrong_is_told_of_the_option_that_was_typed(
     cut = shutil.copytree(suspect, tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100])
     rows.write_text(rows.read_text().replace(",negative", ",bad"))  # the shipped recipe's have that name, too
-    wrong = {option: rows if option == "--clean" else cut}
-    places = {"--base": base, "--suspect": suspect, "--out": tmp_path / "out", "-w": tmp_path / "w"}
-    clean = {"--clean": write_table(tmp_path / "good.csv", make_sentences(150)), "--set": "data.max_length=32"}
-    said = refused(monkeypatch, capsys, places | clean | wrong)
+    good = write_table(tmp_path / "good.csv", make_sentences(150))
+    places = {"--base": base, "--suspect": suspect, "--clean": good, "--out": tmp_path / "out", "-w": tmp_path / "w"}
+    said = refused(monkeypatch, capsys, places | {option: rows if option == "--clean" else cut})
     message = "the model has no label 'bad'" if option == "--clean" else f"{cut / 'model.safetensors'} is damaged"
     assert said.startswith(f"{option}: {message}")
 
@@ -200,6 +199,21 @@ def test_labels_without_names_are_met_by_number_and_never_guessed(
         meant = {text: int(label == "negative") for text, label in sentences}
         assert result.data["labels"] == ["LABEL_0", "LABEL_1"]
         assert all(row.label == meant[row.text] for row in result.rows("clean rows"))
+
+
+def test_without_settings_rows_are_as_long_as_the_base_allows(base: Path, suspect: Path, rows: Path) -> None:
+    made = [recipe_for(str(base), suspect, str(rows), settings=more) for more in ([], ["data.max_length=32"])]
+    assert [recipe.sizes.max_length for recipe in made] == [64, 32]
+    assert recipe_for(str(base), suspect, None, reset_alone=True).sizes.max_length == 64
+
+
+def test_as_few_rows_as_there_can_be(tmp_path: Path, base: Path, suspect: Path) -> None:
+    few = write_table(tmp_path / "few.csv", make_sentences(5))
+    result = purify_into(tmp_path / "out", recipe_for(str(base), suspect, str(few), settings=QUICK), tmp_path / "w")
+    assert result.data["rows"] == {"test": 1, "dev": 2, "clean": 2}
+    fewer = write_table(tmp_path / "fewer.csv", [("good", "nonsense"), *make_sentences(3)])
+    with pytest.raises(UsageError, match=r"^--clean: expected at least 5 clean rows, got 4$"):
+        recipe_for(str(base), suspect, str(fewer))
 
 
 def test_answers_no_better_than_chance_are_warned_of(tmp_path: Path, base: Path, suspect: Path) -> None:
