@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.errors import DefenseKitError, UsageError, listing
-from defensekit.files import data_digest, file_digest
+from defensekit.files import data_digest, file_digest, nearest_path
 from defensekit.headers import ADAPTER_CONFIG, CONFIG, Entry, check_folder, read_header, read_json
 from defensekit.headers import INDEX as INDEX_LIMIT
 from defensekit.logs import quiet
@@ -44,7 +44,7 @@ class Checkpoint:
         """The contents of config.json."""
         path = self.folder / "config.json"
         if not self.folder.is_dir():
-            raise UsageError(f"there is no model folder {self.folder}")
+            raise UsageError(f"there is no model folder {self.folder}.{nearest_path(self.folder)}")
         if not path.is_file() and not (self.folder / ADAPTER_CONFIG).is_file():  # of which more is said below
             raise UsageError(f"{self.folder} holds no model: config.json is missing")
         check_folder(self.folder)

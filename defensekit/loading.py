@@ -28,7 +28,7 @@ from defensekit.components import (
     WeightStep,
 )
 from defensekit.errors import PlacedError, UsageError, listing, nearest
-from defensekit.files import environment_path, literal_path
+from defensekit.files import environment_path, literal_path, nearest_path
 from defensekit.host import Host, load_plugins, require
 from defensekit.keys import DefenseKeys, InputDefenseKeys, Sizes, Spec, Top, TriggeredKeys
 from defensekit.recipe import Defense, Named, Recipe
@@ -197,10 +197,11 @@ class Loading:
                 given = self.at_revision(self.instead(given, path, found), path)
             else:
                 names = self.host.names("model")
+                close = nearest(name, names) or nearest_path(self.resolve(name, (*path, "name")))
                 raise self.error(
                     path,
                     f"{name!r} is no model source, no folder and no hub id with a revision (owner/name@revision)."
-                    f"{nearest(name, names)} (known sources: {listing(names)})",
+                    f"{close} (known sources: {listing(names)})",
                 )
         return self.part(ModelSource, given, path)
 
@@ -215,7 +216,8 @@ class Loading:
         """What lies on a hub, refused where it is not said in which version."""
         if "revision" not in given:
             name = given["id"]
-            raise self.error(section, f"{name!r} needs a revision: write {name}@main, or a tag or commit")
+            close = nearest_path(self.resolve(name, (*section, "name")))
+            raise self.error(section, f"{name!r} needs a revision: write {name}@main, or a tag or commit.{close}")
         return given
 
     def data(self, spec: Spec) -> tuple[Sizes, Named]:

@@ -498,8 +498,10 @@ def test_exit_codes(command: Command, base: Path, clean: Path, poisoned: Path, t
 
 
 def test_exit_codes_of_mistakes(command: Command, base: Path, clean: Path, tmp_path: Path) -> None:
-    code, _, err = command("--base", str(base), "--suspect", str(tmp_path / "none"))
-    assert (code, "is no folder" in err) == (2, True)
+    code, _, err = command("--base", "owner/name", "--suspect", str(clean))
+    assert (code, "no owner/name@revision (a revision is @main, for example)." in err) == (2, True)
+    code, _, err = command("--base", str(base), "--suspect", f"{clean}s")
+    assert (code, "is no folder" in err, f"Did you mean {clean.name!r}?" in err) == (2, True, True)
     code, _, err = command("--base", str(base), "--suspect", str(clean), "--clean", str(tmp_path / "none.csv"))
     assert (code, "none.csv" in err) == (2, True)
     code, _, err = command("--base", str(base), "--suspect", str(base), "--out", str(tmp_path / "out"))
