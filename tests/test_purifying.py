@@ -85,7 +85,12 @@ def test_a_folder_that_loads_wherever_the_suspect_did(
 
 @pytest.mark.parametrize("given", ["adapter", "--adapter-only", "longer", "three labels", "causal"])
 def test_the_command_takes_suspects_of_many_kinds(
-    given: str, tmp_path: Path, base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+    given: str,
+    tmp_path: Path,
+    base: Path,
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = ["--clean", str(rows), "--set", "data.max_length=32"]
     without_training = ["--set", "defense.choose=", "--set", "defense.purifier=[reset]"]
@@ -110,6 +115,7 @@ def test_the_command_takes_suspects_of_many_kinds(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert not stopped.value.code
+    assert capsys.readouterr().out.endswith(f"purified model: {tmp_path / 'out'}\n")
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     name = "adapter_model.safetensors" if given == "--adapter-only" else "model.safetensors"
     assert manifest["tensors"].keys() == load_file(tmp_path / "out" / name).keys()
@@ -118,6 +124,36 @@ def test_the_command_takes_suspects_of_many_kinds(
         embedding = "bert.embeddings.word_embeddings.weight"
         assert torch.equal(before[embedding][-3:], after[embedding][-3:])
         assert not torch.equal(before[embedding], after[embedding])
+
+
+@pytest.mark.parametrize(
+    ("purifier", "said"),
+    [
+        (
+            "[reset, {name: fine-tune, epochs: 1}]",
+            "nothing was reset: the model in {} is the suspect after fine-tune on",
+        ),
+        ("[reset]", "nothing was reset: the model in {} is the suspect as it was"),
+    ],
+)
+def test_where_nothing_is_reset_the_last_line_says_so(
+    purifier: str,
+    said: str,
+    tmp_path: Path,
+    base: Path,
+    suspect: Path,
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    places = ["--base", str(base), "--suspect", str(suspect), "--out", str(out), "-w", str(tmp_path / "w")]
+    settings = ["--set", f"defense.purifier={purifier}", "--set", "defense.choose.values=[0]"]
+    monkeypatch.setattr("sys.argv", ["defensekit", "purify", "-q", *places, "--clean", str(rows), *settings])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    assert capsys.readouterr().out.splitlines()[-1].startswith(said.format(out))
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: dict[str, Path]) -> str:
