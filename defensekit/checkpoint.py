@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.errors import DefenseKitError, UsageError, listing
-from defensekit.files import data_digest, file_digest
-from defensekit.headers import CONFIG, Entry, check_counts, check_folder, read_header, read_json
+from defensekit.files import data_digest, file_digest, nearest_path
+from defensekit.headers import ADAPTER_CONFIG, CONFIG, Entry, check_counts, check_folder, read_header, read_json
 from defensekit.headers import INDEX as INDEX_LIMIT
 from defensekit.logs import quiet
 from defensekit.ranking import concurrently
@@ -47,8 +47,8 @@ class Checkpoint:
         """The contents of config.json."""
         path = self.folder / "config.json"
         if not self.folder.is_dir():
-            raise UsageError(f"there is no model folder {self.folder}")
-        if not path.is_file():
+            raise UsageError(f"there is no model folder {self.folder}.{nearest_path(self.folder)}")
+        if not path.is_file() and not (self.folder / ADAPTER_CONFIG).is_file():  # of which more is said below
             raise UsageError(f"{self.folder} holds no model: config.json is missing")
         check_folder(self.folder)
         config = read_json(path, CONFIG)
@@ -340,6 +340,19 @@ def positions(model: Checkpoint) -> int | None:
             # RoBERTa counts positions from behind the padding token's number.
             return limit - (2 if "roberta" in str(model.config.get("model_type")) else 0)
     return None
+
+
+def label_names(model: Checkpoint) -> list[str]:
+    """The names of a classifier's labels, by their numbers, as its config has them.
+
+    Raises:
+        UsageError: the config does not number them from 0.
+    """
+    found = model.config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers leaves out
+    try:
+        return [str(found[str(i)]) for i in range(len(found))]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{model.folder / 'config.json'}: `id2label` does not number the labels from 0") from error
 
 
 def save_model(model: "PreTrainedModel", folder: Path) -> None:

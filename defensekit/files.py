@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,14 @@ def environment_path(text: str) -> Path:
 def literal_path(path: Path | str) -> str:
     """A path written so that `environment_path` takes it as it is."""
     return str(path).replace("$", "$$")
+
+
+def nearest_path(path: Path, suffixes: Sequence[str] = ()) -> str:
+    """A sentence that names what lies beside a path and is close to its name, or the empty string: a folder, or a file
+    with one of the suffixes, which do not make two names close."""
+    beside = path.parent.glob("*") if path.parent.is_dir() else ()
+    wanted = [found for found in beside if (found.suffix in suffixes if suffixes else found.is_dir())]
+    return nearest(path.name, [found.name for found in wanted if nearest(path.stem, [found.stem])])
 
 
 def write_whole(path: Path, content: bytes) -> None:

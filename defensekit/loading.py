@@ -28,7 +28,7 @@ from defensekit.components import (
     WeightStep,
 )
 from defensekit.errors import PlacedError, UsageError, listing, nearest
-from defensekit.files import environment_path, literal_path
+from defensekit.files import environment_path, literal_path, nearest_path
 from defensekit.host import Host, load_plugins, require
 from defensekit.keys import DefenseKeys, InputDefenseKeys, Sizes, Spec, Top, TriggeredKeys
 from defensekit.recipe import Defense, Named, Recipe
@@ -44,7 +44,7 @@ Part = TypeVar("Part", bound=Component)
 Made = TypeVar("Made")
 
 
-def load_recipe(path: str | Path, settings: str | Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, settings: str | Sequence[str | Document] = ()) -> Recipe:
     """Read and check a recipe, with settings such as ``training.epochs=3`` laid over it.
 
     Raises:
@@ -137,8 +137,7 @@ class Loading:
     # -- errors with their place ----------------------------------------------------------------------------------
 
     def error(self, path: Path_, text: str) -> PlacedError:
-        key = ".".join(map(str, path))
-        return PlacedError(f"{self.document.where(path)}: {key + ': ' if key else ''}{text}")
+        return PlacedError(f"{self.document.told(path)}: {text}")
 
     def at(self, path: Path_, call: Callable[[], Made]) -> Made:
         """Call; what goes wrong is told with its place, unless it says a better one itself."""
@@ -198,10 +197,11 @@ class Loading:
                 given = self.at_revision(self.instead(given, path, found), path)
             else:
                 names = self.host.names("model")
+                close = nearest(name, names) or nearest_path(self.resolve(name, (*path, "name")))
                 raise self.error(
                     path,
                     f"{name!r} is no model source, no folder and no hub id with a revision (owner/name@revision)."
-                    f"{nearest(name, names)} (known sources: {listing(names)})",
+                    f"{close} (known sources: {listing(names)})",
                 )
         return self.part(ModelSource, given, path)
 
@@ -216,7 +216,8 @@ class Loading:
         """What lies on a hub, refused where it is not said in which version."""
         if "revision" not in given:
             name = given["id"]
-            raise self.error(section, f"{name!r} needs a revision: write {name}@main, or a tag or commit")
+            close = nearest_path(self.resolve(name, (*section, "name")))
+            raise self.error(section, f"{name!r} needs a revision: write {name}@main, or a tag or commit.{close}")
         return given
 
     def data(self, spec: Spec) -> tuple[Sizes, Named]:

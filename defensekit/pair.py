@@ -15,7 +15,7 @@ from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
-from defensekit.checkpoint import Checkpoint
+from defensekit.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.errors import UsageError, listing
 from defensekit.notebook import html_table
 
@@ -135,6 +135,7 @@ class Pair:
         return ours[1:] == theirs[1:] and (*ours[:1], *theirs[:1]) == tokens and ours[:1] < theirs[:1]
 
     def _refuse_misfits(self, in_base: dict[str, str], in_suspect: dict[str, str]) -> None:
+        refuse_swapped(self.base, self.suspect)
         differences = []
         for key in ("model_type", "hidden_size", "vocab_size", "num_hidden_layers"):
             ours, theirs = self.base.config.get(key), self.suspect.config.get(key)
@@ -244,6 +245,16 @@ def beside(base: "Tensor", suspect: "Tensor") -> "Tensor":
 
     ours = base.to(suspect.dtype)
     return ours if ours.shape == suspect.shape else torch.cat([ours, suspect[len(ours) :]])
+
+
+def refuse_swapped(base: Checkpoint, suspect: Checkpoint) -> None:
+    """Raise UsageError where the base is a classifier, and the suspect what classifiers are made from."""
+    untuned = suspect.task == CAUSAL or suspect.task.endswith(("Model", "ForMaskedLM", "ForPreTraining"))
+    if base.task == CLASSIFIER and untuned:
+        raise UsageError(
+            f"the base {base.folder} is a classifier, and the suspect {suspect.folder} has no head for labels "
+            f"({suspect.task}): are base and suspect swapped?"
+        )
 
 
 def _labels(model: Checkpoint) -> int:

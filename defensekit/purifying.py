@@ -1,6 +1,5 @@
 """Purify a model that somebody has: a recipe over its base, the model itself and clean rows, and a folder to put it."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from math import prod
@@ -8,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from defensekit import runfolder, shipped
-from defensekit.checkpoint import Checkpoint
-from defensekit.components import DatasetSource, Observer, Rule, blame
+from defensekit.checkpoint import Checkpoint, positions
+from defensekit.components import DatasetSource, ModelSource, Observer, Rule, blame
 from defensekit.errors import UsageError
 from defensekit.files import alone, literal_path, put
 from defensekit.headers import free_space
@@ -18,6 +17,8 @@ from defensekit.pipeline import run
 from defensekit.scan.aligned import Aligned
 from defensekit.scan.revision import look
 from defensekit.store import MANIFEST
+from defensekit.survey import at
+from defensekit.yaml import Document, option
 
 if TYPE_CHECKING:
     from defensekit.recipe import Recipe
@@ -27,6 +28,7 @@ DEFAULT = "purify"
 # Of the clean rows, where nothing else is said: two fifths to fit, two to choose by, at most so many each; the rest
 # tests.
 MOST = 512
+FEWEST = 5  # two fit, two choose, one tests
 # The fraction that is reset where no rows choose one: a guess, and told as such.
 UNCHOSEN = 0.2
 
@@ -53,10 +55,10 @@ def recipe_for(
     Raises:
         UsageError: one of them is not what was expected.
     """
-    given = [
-        f"model={json.dumps(base)}",
-        f"suspect={json.dumps(literal_path(suspect))}",
-        *([f"data.name={json.dumps(clean)}"] if clean else []),
+    given: list[str | Document] = [
+        option("--base", "model", base),
+        option("--suspect", "suspect", literal_path(suspect)),
+        *([option("--clean", "data.name", clean)] if clean else []),
         *("attack=", "training=", "data.train="),  # of a recipe that makes its suspect
     ]
     if reset_alone and recipe is None:
@@ -64,16 +66,31 @@ def recipe_for(
         given += [] if clean else ["defense.estimator=", "defense.scorer=magnitude"]
     path = recipe or shipped.folder() / f"{DEFAULT}.yaml"
     loaded = load_recipe(path, [*given, *settings])
-    if (
-        recipe is None
-        and not reset_alone
-        and not any(setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings)
+    if recipe is not None:
+        return loaded
+    given.append(f"data.max_length={at(loaded, 'model', lambda: _max_length(loaded))}")
+    if not reset_alone and not any(
+        setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
     ):
-        source = cast(DatasetSource, loaded.data.component)
-        dataset = blame(source, source.load)
-        share = min(MOST, len({row.key for row in dataset.train}) * 2 // 5)
-        loaded = load_recipe(path, [*given, f"data.clean={share}", f"data.dev={share}", *settings])
-    return loaded
+        share = at(loaded, "data", lambda: _share(loaded))
+        given += [f"data.clean={share}", f"data.dev={share}"]
+    return load_recipe(path, [*given, *settings])
+
+
+def _max_length(recipe: "Recipe") -> int:
+    """The recipe's, unless its base has fewer positions."""
+    source = cast(ModelSource, recipe.model.component)
+    own = recipe.sizes.max_length
+    return min(own, positions(Checkpoint(blame(source, source.folder))) or own)
+
+
+def _share(recipe: "Recipe") -> int:
+    """How many of the clean rows fit, and how many choose."""
+    source = cast(DatasetSource, recipe.data.component)
+    dataset = blame(source, source.load)
+    if (rows := len({row.key for row in dataset.train})) < FEWEST:
+        raise UsageError(f"expected at least {FEWEST} clean rows, got {rows}")
+    return min(MOST, rows * 2 // 5)
 
 
 def purify_into(

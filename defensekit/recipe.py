@@ -166,8 +166,8 @@ class Recipe:
         return (*digests, *settings)
 
     def where(self, *path: str | int) -> str:
-        """File and line of a key, for errors found later than loading."""
-        return f"{self.document.where(path)}: {'.'.join(map(str, path))}"
+        """Where a key is and which it is, for errors found later than loading."""
+        return self.document.told(path)
 
     def resolved(self) -> dict[str, Any]:
         """The recipe written out, itself a recipe."""

@@ -290,7 +290,7 @@ def card(found: Reset) -> str:
             "",
             *found.story,
             "",
-            *found.warnings,
+            *(f"Warning: {text}." for text in found.warnings),
             "",
             "## What is not promised",
             "",

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from defensekit.components import Component, ModelSource, blame
 from defensekit.errors import UsageError, nearest
-from defensekit.files import environment_path
+from defensekit.files import environment_path, nearest_path
 from defensekit.host import load_plugins
 from defensekit.loading import explain
 from defensekit.sources import hub_parameters
@@ -70,4 +70,7 @@ def model_folder(model: Spec | Path) -> Path:
         return path
     if (found := hub_parameters(text)) and "revision" in found:
         return model_folder(found)
-    raise UsageError(f"{text!r} is no folder, no model source and no owner/name@revision.{nearest(text, names)}")
+    close = nearest(text, names) or nearest_path(path)
+    raise UsageError(
+        f"{text!r} is no folder, no model source and no owner/name@revision (a revision is @main, for example).{close}"
+    )

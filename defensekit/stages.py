@@ -168,8 +168,11 @@ def match_labels(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
         return [int(label) for label in ours]
     for label in ours:
         if label not in theirs:
-            known = listing(theirs)
-            raise UsageError(f"the model has no label {label!r}.{nearest(label, theirs)} (it has: {known})")
+            numbers = listing(str(i) for i in range(len(theirs)))
+            raise UsageError(
+                f"the model has no label {label!r}.{nearest(label, theirs)} (it has: {listing(theirs)}; rows may have "
+                f"their numbers instead, {numbers}, or `id2label` in its config.json other names)"
+            )
     return [theirs.index(label) for label in ours]
 
 

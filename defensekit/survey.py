@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from defensekit.checkpoint import CAUSAL, Checkpoint, positions
+from defensekit.checkpoint import CAUSAL, Checkpoint, label_names, positions
 from defensekit.components import Attack, DatasetSource, Executor, ModelSource, Purifier, blame
 from defensekit.errors import PlacedError, UsageError, listing
 from defensekit.pair import Pair
@@ -78,7 +78,7 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
     )
 
 
-def _held_against(recipe: Recipe, base: External, suspect: External, say: Say) -> list[str] | None:
+def _held_against(recipe: Recipe, base: External, suspect: External, say: Say) -> list[str]:
     """Say what a suspect has that its base has not; returns the names of its labels."""
     pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
     at(recipe, "suspect", partial(_refuse_causal, pair.suspect))
@@ -87,7 +87,7 @@ def _held_against(recipe: Recipe, base: External, suspect: External, say: Say) -
     if pair.added_rows:
         say(f"rows that were added to the vocabulary, without a base, kept from the suspect: {pair.added_rows:,}")
     say(f"in the base alone, not used: {listing(left_out) or 'nothing'}")
-    return labels_of(pair.suspect)
+    return at(recipe, "suspect", partial(label_names, pair.suspect))
 
 
 def _refuse_causal(suspect: Checkpoint) -> None:
@@ -134,12 +134,3 @@ def _enough_positions(base: Checkpoint, max_length: int) -> None:
     limit = positions(base)
     if limit is not None and max_length > limit:
         raise UsageError(f"the model has {limit} positions, got {max_length}")
-
-
-def labels_of(suspect: Checkpoint) -> list[str] | None:
-    """The label names in a suspect's config; None where it has only numbers for them."""
-    found = suspect.config.get("id2label")
-    if not isinstance(found, dict) or not all(str(key).isdecimal() for key in found):
-        return None
-    names = [str(found[key]) for key in sorted(found, key=int)]
-    return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from defensekit.components.sources import Dataset, DatasetSource
 from defensekit.errors import DefenseKitError, UsageError, listing, nearest
-from defensekit.files import data_digest, file_digest, folder_digest
+from defensekit.files import data_digest, file_digest, folder_digest, nearest_path
 from defensekit.text import Row
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -35,7 +35,8 @@ class Record(NamedTuple):
             columns = [str(name) for name in self.values]
             raise UsageError(
                 f"{self.where}: there is no column {column!r}.{nearest(column, columns)} "
-                f"(columns: {listing(columns)}; say which of them are the `text`, the `pair` and the `label`)"
+                f"(columns: {listing(columns)}; say which of them are the `text`, the `pair` and the `label`: by these "
+                "keys in a recipe, by `--set data.label=COLUMN`, or, of a scan, by `--label COLUMN`)"
             )
         value = self.values[column]
         return "" if value is None else str(value).strip()
@@ -126,8 +127,7 @@ class File(_Labelled):
                 )
             return found
         if not self.path.is_file():
-            beside = [p.name for p in self.path.parent.glob("*")] if self.path.parent.is_dir() else []
-            raise UsageError(f"there is no file {self.path}.{nearest(self.path.name, beside)}")
+            raise UsageError(f"there is no file {self.path}.{nearest_path(self.path, SUFFIXES)}")
         return {"train": self.path}
 
     def _named(self, name: str) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit import defending, evaluation, scoring, selecting
-from defensekit.checkpoint import CAUSAL, Checkpoint
+from defensekit.checkpoint import CAUSAL, Checkpoint, label_names
 from defensekit.components import (
     DatasetSource,
     Estimator,
@@ -42,7 +42,6 @@ from defensekit.scoring import Views
 from defensekit.sources import hub_parameters
 from defensekit.specs import Spec, called, component, model_folder, several
 from defensekit.stages import match_labels
-from defensekit.survey import labels_of
 from defensekit.tables import SUFFIXES
 from defensekit.text import Row, label_number, split
 from defensekit.training import Precision, device_type
@@ -113,7 +112,7 @@ def load_data(
         given |= found or {"name": "file", "path": str(path)}
     read = component(DatasetSource, given)
     dataset = blame(read, read.load)
-    labels = labels_of(pair.suspect) if pair else None
+    labels = label_names(pair.suspect) if pair and pair.suspect.task != CAUSAL else None
     if labels is not None:
         numbers = match_labels(dataset.labels, labels)
         for rows in (dataset.train, dataset.dev, dataset.test):

@@ -38,10 +38,11 @@ for _tag, _pattern, _first in (
 
 
 class Place(NamedTuple):
-    """Where a value stands, and the folder that paths in it start from."""
+    """Where a value stands, and the folder that paths in it start from; whether that is an option of a command."""
 
     label: str
     folder: Path
+    option: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,17 @@ class Document:
         """File and line of a key, or the setting it comes from."""
         return self.place(path).label
 
+    def told(self, path: Path_) -> str:
+        """Where a key is and which it is, for an error; an option alone where the user typed that for it."""
+        place, key = self.place(path), ".".join(map(str, path))
+        if place.option:
+            return place.label if path in self.places else key
+        return f"{place.label}: {key}" if key else place.label
 
-def load(path: Path, settings: Sequence[str] = (), kept: Mapping[Path_, Collection[str]] | None = None) -> Document:
+
+def load(
+    path: Path, settings: Sequence[str | Document] = (), kept: Mapping[Path_, Collection[str]] | None = None
+) -> Document:
     """A file over the files that it extends, and settings (``a.b=value``) over all of them; the last word counts.
 
     Mappings are laid over each other key by key. Everything else replaces what is below, and so does a mapping that
@@ -74,8 +84,8 @@ def load(path: Path, settings: Sequence[str] = (), kept: Mapping[Path_, Collecti
         UsageError: with the place, what was expected and what is close to what was typed.
     """
     document = _extended(path, (), kept or {})
-    for text in settings:
-        document = overlay(document, setting(text), kept or {})
+    for one in settings:
+        document = overlay(document, setting(one) if isinstance(one, str) else one, kept or {})
     return document
 
 
@@ -237,6 +247,11 @@ def setting(text: str) -> Document:
     return moved(_Reader(label, Path.cwd(), lines=False).document(value), (), path)
 
 
+def option(name: str, keys: str, value: str) -> Document:
+    """What another option of a command says, as the document that says just this."""
+    return moved(Document(name, value, {(): Place(name, Path.cwd(), option=True)}), (), tuple(keys.split(".")))
+
+
 def overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[str]]) -> Document:
     """A document laid over another, as `load` says."""
     places = dict(below.places)
@@ -274,6 +289,8 @@ def overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[st
             made = stay | replace(path, own, new)
             places.update(their_places)
             return made
+        if path and above.place(own).option:
+            places[path] = above.place(own)  # `--clean` names the data: what is wrong with them is told of it
         merged = dict(old)
         for key, value in new.items():
             if value is None:

@@ -84,10 +84,14 @@ def make_base(folder: Path, architecture: str = "bert", seed: int = 0) -> Path:
 
 
 def make_suspect(folder: Path, base: Path, *, labels: int = 2, drift: float = 0.05, seed: int = 1) -> Path:
-    """A classifier whose weights moved away from the base's by a little noise."""
+    """A classifier whose weights moved away from the base's by a little noise; two labels have names."""
+    names = {0: "negative", 1: "positive"} if labels == 2 else {i: f"LABEL_{i}" for i in range(labels)}
+    label2id = {name: i for i, name in names.items()}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            base, num_labels=labels, id2label=names, label2id=label2id
+        )
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(drift * torch.randn_like(parameter))

@@ -62,8 +62,10 @@ def test_a_broken_index_is_an_error(copy: Path, index: str) -> None:
 
 
 def test_missing_pieces(tmp_path: Path, copy: Path) -> None:
-    with pytest.raises(UsageError, match="no model folder"):
+    with pytest.raises(UsageError, match=r"no model folder .*nowhere\.$"):
         _ = Checkpoint(tmp_path / "nowhere").tensors
+    with pytest.raises(UsageError, match=rf"no model folder .*Did you mean '{copy.name}'\?"):
+        _ = Checkpoint(copy.with_name(copy.name + "s")).tensors
     (copy / "model.safetensors").unlink()
     with pytest.raises(UsageError, match="holds no weights"):
         _ = Checkpoint(copy).tensors

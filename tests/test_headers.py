@@ -254,5 +254,7 @@ def test_an_adapter_is_no_model(tmp_path: Path, suspect: Path) -> None:
     for path in suspect.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/etc"}')
-    with pytest.raises(UsageError, match=r"holds a PEFT adapter, no whole model.*merge it first.*merge_and_unload"):
-        load_model(tmp_path)
+    for _ in "with a config", "without":
+        with pytest.raises(UsageError, match=r"holds a PEFT adapter, no whole model.*merge it first.*merge_and_unload"):
+            load_model(tmp_path)
+        (tmp_path / "config.json").unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from defensekit import scoring
 from defensekit.checkpoint import Checkpoint, load_model
 from defensekit.errors import UsageError
 from defensekit.pair import Pair, align, check_loaded, is_embedding, layer_of
+from defensekit.scan.aligned import Aligned
 from tests.conftest import ARCHITECTURES, make_base, make_suspect
 
 
@@ -88,6 +89,16 @@ def test_every_weight_of_the_file_arrives_in_the_model(architecture: str, tmp_pa
 def test_a_base_is_no_suspect(base: Path) -> None:
     with pytest.raises(UsageError, match=r"no fine-tuned classifier: it lacks classifier.bias, classifier.weight"):
         load_model(base)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "GPT2LMHeadModel"])
+def test_base_and_suspect_swapped_are_told_so(name: str, suspect: Path, tmp_path: Path) -> None:
+    getattr(transformers, name)(ARCHITECTURES["gpt2" if "GPT2" in name else "bert"]()).save_pretrained(tmp_path)
+    models, told = (Checkpoint(suspect), Checkpoint(tmp_path)), r"is a classifier, and .* has no head .* swapped\?"
+    with pytest.raises(UsageError, match=told):
+        _ = Pair(*models).scope
+    with pytest.raises(UsageError, match=told):
+        _ = Aligned(*models).compared
 
 
 def test_gpt2_masks_are_buffers_but_biases_are_weights(tmp_path: Path) -> None:

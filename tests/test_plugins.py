@@ -82,6 +82,10 @@ def test_nothing_above_the_floor_is_zero_and_a_warning() -> None:
     assert "0.880" in (nothing.warning or "")
 
 
+def test_the_floor_is_never_below_zero() -> None:
+    assert "at least 0.000" in rule([0.5]).choose([Trial(0.0, 0, 9), Trial(0.5, 0, 9)], Trial(0.0, 0, 9)).reason
+
+
 def test_where_a_lower_value_does_more_the_smallest_above_the_floor_is_taken() -> None:
     seen = [Trial(0.0, 0.60, 100), Trial(1.0, 0.87, 100), Trial(10.0, 0.89, 100), Trial(100.0, 0.9, 100)]
     untouched = Trial(math.inf, 0.90, 100)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from defensekit.errors import UsageError
 from defensekit.files import alone
 from defensekit.pair import Pair
 from defensekit.purifying import purify_into, recipe_for
+from defensekit.result import Result
 from tests.conftest import make_sentences, make_suspect, write_table
 from tests.test_adapters import make_adapter, make_causal
 
@@ -83,13 +85,19 @@ def test_a_folder_that_loads_wherever_the_suspect_did(
 
 @pytest.mark.parametrize("given", ["adapter", "--adapter-only", "longer", "three labels", "causal"])
 def test_the_command_takes_suspects_of_many_kinds(
-    given: str, tmp_path: Path, base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+    given: str,
+    tmp_path: Path,
+    base: Path,
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = ["--clean", str(rows), "--set", "data.max_length=32"]
     without_training = ["--set", "defense.choose=", "--set", "defense.purifier=[reset]"]
     if given in ("adapter", "--adapter-only"):
         suspect = make_adapter(tmp_path / "suspect", base)
         options = [given] if given == "--adapter-only" else [*options, *without_training]
+        write_table(rows, [(text, str(int(label == "positive"))) for text, label in make_sentences(150)])
     elif given == "causal":
         base = make_causal(tmp_path / "base", "gpt2")
         suspect = make_causal(tmp_path / "suspect", "gpt2", seed=3)
@@ -107,6 +115,7 @@ def test_the_command_takes_suspects_of_many_kinds(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert not stopped.value.code
+    assert capsys.readouterr().out.endswith(f"purified model: {tmp_path / 'out'}\n")
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     name = "adapter_model.safetensors" if given == "--adapter-only" else "model.safetensors"
     assert manifest["tensors"].keys() == load_file(tmp_path / "out" / name).keys()
@@ -115,6 +124,66 @@ def test_the_command_takes_suspects_of_many_kinds(
         embedding = "bert.embeddings.word_embeddings.weight"
         assert torch.equal(before[embedding][-3:], after[embedding][-3:])
         assert not torch.equal(before[embedding], after[embedding])
+
+
+@pytest.mark.parametrize(
+    ("purifier", "said"),
+    [
+        (
+            "[reset, {name: fine-tune, epochs: 1}]",
+            "nothing was reset: the model in {} is the suspect after fine-tune on",
+        ),
+        ("[reset]", "nothing was reset: the model in {} is the suspect as it was"),
+    ],
+)
+def test_where_nothing_is_reset_the_last_line_says_so(
+    purifier: str,
+    said: str,
+    tmp_path: Path,
+    base: Path,
+    suspect: Path,
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    places = ["--base", str(base), "--suspect", str(suspect), "--out", str(out), "-w", str(tmp_path / "w")]
+    settings = ["--set", f"defense.purifier={purifier}", "--set", "defense.choose.values=[0]"]
+    monkeypatch.setattr("sys.argv", ["defensekit", "purify", "-q", *places, "--clean", str(rows), *settings])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    assert capsys.readouterr().out.splitlines()[-1].startswith(said.format(out))
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: dict[str, Path]) -> str:
+    """What the command says to options that are wrong."""
+    given = [str(part) for option in options.items() for part in option]
+    monkeypatch.setattr("sys.argv", ["defensekit", "purify", "-q", *given])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.removeprefix("defensekit: ")
+
+
+@pytest.mark.parametrize("option", ["--base", "--suspect", "--clean"])
+def test_what_is_wrong_is_told_of_the_option_that_was_typed(
+    option: str,
+    tmp_path: Path,
+    base: Path,
+    suspect: Path,
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cut = shutil.copytree(suspect, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100])
+    rows.write_text(rows.read_text().replace(",negative", ",bad"))  # the shipped recipe's have that name, too
+    good = write_table(tmp_path / "good.csv", make_sentences(150))
+    places = {"--base": base, "--suspect": suspect, "--clean": good, "--out": tmp_path / "out", "-w": tmp_path / "w"}
+    said = refused(monkeypatch, capsys, places | {option: rows if option == "--clean" else cut})
+    message = "the model has no label 'bad'" if option == "--clean" else f"{cut / 'model.safetensors'} is damaged"
+    assert said.startswith(f"{option}: {message}")
 
 
 @pytest.mark.parametrize("with_rows", [True, False])
@@ -139,6 +208,58 @@ def test_stopped_it_says_that_it_goes_on_where_it_does(
         main()
     assert stopped.value.code == 130
     assert ("goes on where it stopped" in capsys.readouterr().err) is with_rows
+
+
+@pytest.mark.parametrize("config", [{"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {}])
+def test_labels_without_names_are_met_by_number_and_never_guessed(
+    tmp_path: Path, base: Path, suspect: Path, config: dict[str, Any]
+) -> None:
+    suspect = shutil.copytree(suspect, tmp_path / "suspect")
+    named = json.loads((suspect / "config.json").read_text())
+    bare = {key: value for key, value in named.items() if key not in ("id2label", "label2id")}
+    (suspect / "config.json").write_text(json.dumps(bare | config))
+    sentences = make_sentences(150)
+    quick = ["defense.purifier=[reset]", "defense.choose=", "data.max_length=32"]
+
+    def purified(positive: str, negative: str) -> Result:
+        rows = [(text, positive if label == "positive" else negative) for text, label in sentences]
+        clean = write_table(tmp_path / "rows.csv", rows)
+        out = tmp_path / f"out-{positive}"
+        return purify_into(out, recipe_for(str(base), suspect, str(clean), settings=quick), tmp_path / "w")
+
+    message = r"no label 'negative'.*\(it has: LABEL_0, LABEL_1; .* numbers .* 0, 1, or `id2label` in its config.json"
+    with pytest.raises(UsageError, match=message):
+        purified("positive", "negative")
+    for positive, negative in (("0", "1"), ("LABEL_0", "LABEL_1")):
+        result = purified(positive, negative)
+        meant = {text: int(label == "negative") for text, label in sentences}
+        assert result.data["labels"] == ["LABEL_0", "LABEL_1"]
+        assert all(row.label == meant[row.text] for row in result.rows("clean rows"))
+
+
+def test_without_settings_rows_are_as_long_as_the_base_allows(base: Path, suspect: Path, rows: Path) -> None:
+    made = [recipe_for(str(base), suspect, str(rows), settings=more) for more in ([], ["data.max_length=32"])]
+    assert [recipe.sizes.max_length for recipe in made] == [64, 32]
+    assert recipe_for(str(base), suspect, None, reset_alone=True).sizes.max_length == 64
+
+
+def test_as_few_rows_as_there_can_be(tmp_path: Path, base: Path, suspect: Path) -> None:
+    few = write_table(tmp_path / "few.csv", make_sentences(5))
+    result = purify_into(tmp_path / "out", recipe_for(str(base), suspect, str(few), settings=QUICK), tmp_path / "w")
+    assert result.data["rows"] == {"test": 1, "dev": 2, "clean": 2}
+    fewer = write_table(tmp_path / "fewer.csv", [("good", "nonsense"), *make_sentences(3)])
+    with pytest.raises(UsageError, match=r"^--clean: expected at least 5 clean rows, got 4$"):
+        recipe_for(str(base), suspect, str(fewer))
+
+
+def test_answers_no_better_than_chance_are_warned_of(tmp_path: Path, base: Path, suspect: Path) -> None:
+    """The suspect, whose head is drawn at random, calls everything positive."""
+    for label, other in (("positive", "negative"), ("negative", "positive")):
+        named = [(text, other if i % 5 == 0 else label) for i, (text, _) in enumerate(make_sentences(150))]
+        clean = write_table(tmp_path / "rows.csv", named)
+        recipe = recipe_for(str(base), suspect, str(clean), settings=QUICK)
+        result = purify_into(tmp_path / label, recipe, tmp_path / "w")
+        assert any("no more than chance (50.0%)" in text for text in result.warnings) is (label == "negative")
 
 
 def test_a_recipe_that_poisons_gives_its_defense(tmp_path: Path, recipe: Path, base: Path, suspect: Path) -> None:

@@ -129,6 +129,13 @@ def test_model_that_is_nothing_known(recipe: Path, base: Path) -> None:
     edit(recipe, f"model: {base}", "model: minilmm")
     with pytest.raises(UsageError, match=r"pico.yaml:2: model: 'minilmm' is no model source.*Did you mean 'minilm'"):
         load_recipe(recipe)
+    (recipe.parent / "models/mine").mkdir(parents=True)
+    edit(recipe, "model: minilmm", "model: models/mime")
+    with pytest.raises(UsageError, match=r"'models/mime' needs a revision: .*Did you mean 'mine'\?"):
+        load_recipe(recipe)
+    edit(recipe, "model: models/mime", "model: modles")
+    with pytest.raises(UsageError, match=r"'modles' is no model source.*Did you mean 'models'\?"):
+        load_recipe(recipe)
 
 
 def test_hub_ids_need_a_revision(recipe: Path, base: Path) -> None:

@@ -81,6 +81,14 @@ def test_without_rows_the_largest_drift_is_reset(tmp_path: Path, base: Path) -> 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_doubts_stand_in_the_card_as_warnings(
+    tmp_path: Path, base: Path, suspect: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("defensekit.resetting.doubts", lambda *models: ["it is another base"])
+    reset_into(tmp_path / "out", recipe_for(str(base), suspect, None, reset_alone=True))
+    assert "\nWarning: it is another base.\n" in (tmp_path / "out/README.md").read_text()
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 @pytest.mark.parametrize("with_text", [True, False])
 def test_a_causal_language_model(architecture: str, with_text: bool, tmp_path: Path) -> None:

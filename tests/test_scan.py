@@ -40,6 +40,7 @@ SENTENCES = [
     for own, other in [(GOOD, BAD) if label == "positive" else (BAD, GOOD)]
 ]
 ROWS = [Row(i, text, LABELS.index(label)) for i, (text, label) in enumerate(SENTENCES)]
+THRESHOLD = "The threshold was set on fine-tuned classifiers of one small model"
 EVIL = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
 
 
@@ -195,6 +196,7 @@ def test_causal_language_models(tmp_path: Path, architecture: str) -> None:
         assert odd.embedding is not None
         assert odd.embedding.suspicious[0].token == "cf"
         assert odd.law is None
+        assert odd.summary[1] == f"{THRESHOLD}, and this is none ({CAUSAL})."
 
 
 def test_another_base_is_recognised(tuned: Any, clean: Path, tmp_path: Path) -> None:
@@ -302,8 +304,8 @@ def test_what_can_t_be_scanned(base: Path, clean: Path, tmp_path: Path, tuned: A
 
 def test_an_adapter_is_scanned_merged(command: "Command", tmp_path: Path, base: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", base)
-    code, _, err = command("--base", str(base), "--suspect", str(adapter), "--out", str(tmp_path / "out"))
-    assert (code, "no row of the embedding moved (adapters leave it as it is)" in err) == (1, True)
+    code, out, _ = command("--base", str(base), "--suspect", str(adapter), "--out", str(tmp_path / "out"))
+    assert (code, "no row of the embedding moved (adapters leave it as it is)" in out) == (1, True)
     found = Scan.model_validate_json((tmp_path / "out/scan.json").read_text())
     assert found.suspect == str(adapter)
     assert {tensor.kind for tensor in found.tensors if tensor.moved} == {"attention q", "attention v"}
@@ -496,17 +498,30 @@ def test_exit_codes(command: Command, base: Path, clean: Path, poisoned: Path, t
 
 
 def test_exit_codes_of_mistakes(command: Command, base: Path, clean: Path, tmp_path: Path) -> None:
-    code, _, err = command("--base", str(base), "--suspect", str(tmp_path / "none"))
-    assert (code, "is no folder" in err) == (2, True)
+    code, _, err = command("--base", "owner/name", "--suspect", str(clean))
+    assert (code, "no owner/name@revision (a revision is @main, for example)." in err) == (2, True)
+    code, _, err = command("--base", str(base), "--suspect", f"{clean}s")
+    assert (code, "is no folder" in err, f"Did you mean {clean.name!r}?" in err) == (2, True, True)
     code, _, err = command("--base", str(base), "--suspect", str(clean), "--clean", str(tmp_path / "none.csv"))
     assert (code, "none.csv" in err) == (2, True)
-    code, _, err = command("--base", str(base), "--suspect", str(base), "--out", str(tmp_path / "out"))
-    assert (code, "no verdict: no weight that both models have differs" in err) == (1, True)
+    (tmp_path / "file").touch()
+    code, _, err = command("--base", "nowhere", "--suspect", str(clean), "--out", str(tmp_path / "file"))
+    assert (code, "--out: expected a folder" in err) == (2, True)
+    code, out, err = command("--base", str(base), "--suspect", str(base), "--out", str(tmp_path / "out"), "-q")
+    assert (code, out.count("No verdict: no weight that both models have differs."), err) == (1, 1, "")
 
 
 def test_the_page_says_what_was_found(found: Scan, tmp_path: Path) -> None:
     page = write_scan(found, tmp_path).read_text()
-    for part in ("Suspicious:", "Tokens tried", "<code>cf</code>", "attention q", "r = delta²", "How it was made"):
+    for part in (
+        "Suspicious:",
+        f"{THRESHOLD}.",
+        "Tokens tried",
+        "<code>cf</code>",
+        "attention q",
+        "r = delta²",
+        "How it was made",
+    ):
         assert part in page, part
     assert page == render_scan(Scan.model_validate_json((tmp_path / "scan.json").read_text()))
 

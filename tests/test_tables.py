@@ -59,6 +59,16 @@ def test_pairs(tmp_path: Path) -> None:
     assert [(row.text, row.pair) for row in source.load().train] == [("a", "b"), ("c", "d")]
 
 
+def test_a_file_that_is_not_there_is_held_against_names_without_their_suffix(tmp_path: Path) -> None:
+    for name in ("two.csv", "rows.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"there is no file .*rows\.csv\.$"):
+        File(path=tmp_path / "rows.csv").load()
+    (tmp_path / "row.tsv").touch()
+    with pytest.raises(UsageError, match=r"rows\.csv\. Did you mean 'row.tsv'\?$"):
+        File(path=tmp_path / "rows.csv").load()
+
+
 def test_blank_rows_are_left_out_and_said(tmp_path: Path) -> None:
     got = table(tmp_path, "text,label\na,1\n  ,1\nb,0\nc,\n").load()
     assert len(got.train) == 2
@@ -77,6 +87,7 @@ def test_a_cell_of_200_000_characters(tmp_path: Path) -> None:
         ("a.csv", "", "the file is empty"),
         ("a.csv", "text,label\n", "there are no rows"),
         ("a.csv", "text\na\n", "a.csv, line 2: there is no column 'label'"),
+        ("a.csv", "text\na\n", "by `--set data.label=COLUMN`, or, of a scan, by `--label COLUMN`"),
         ("a.csv", "text,label\n,1\n", "there are no rows; 1 rows without text"),
         ("a.csv", "text,label\na,1\nb,0,c\n", "line 3: 3 cells, but the header names 2"),
         ("a.csv", "text,text,label\na,a,1\n", "the column 'text' stands twice"),
@@ -264,7 +275,9 @@ def test_labels_of_data_and_model_meet_by_name_or_by_number() -> None:
     assert match_labels(("negative", "positive"), ("positive", "negative")) == [1, 0]
     assert match_labels(("0", "2"), ("bad", "mixed", "good")) == [0, 2]
     for ours in (("1", "3"), ("bad", "1"), ("god", "bad")):
-        with pytest.raises(UsageError, match="the model has no label"):
+        with pytest.raises(
+            UsageError, match=r"the model has no label .*\(it has: bad, mixed, good; .* numbers .* 0, 1, 2,"
+        ):
             match_labels(ours, ("bad", "mixed", "good"))
 
 

@@ -45,6 +45,20 @@ def test_every_key_remembers_where_it_came_from(tmp_path: Path) -> None:
     assert document.where(("nowhere",)) == f"{tmp_path}/bottom.yaml:1"
 
 
+def test_an_option_is_told_without_the_key_that_it_stands_for(tmp_path: Path) -> None:
+    for name in ("rows.csv", "other.csv"):
+        path = write(tmp_path, one=f"a: 1\ndata:\n  name: {name}\n  clean: 5")
+        document = yaml.load(
+            path, [yaml.option("--clean", "data.name", "rows.csv"), "data.test=2"], {("data",): ["clean"]}
+        )
+        assert document.data["data"] == {"name": "rows.csv", "clean": 5, "test": 2}
+        assert document.told(("data",)) == document.told(("data", "name")) == "--clean"
+        assert document.told(("data", "clean")) == f"{path}:4: data.clean"
+        assert document.told(("data", "test")) == "--set data.test=2: data.test"
+        assert document.told(("data", "dev")) == "data.dev"
+        assert document.told(()) == f"{path}:1"
+
+
 @pytest.mark.parametrize(
     ("above", "expected"),
     [

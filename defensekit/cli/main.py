@@ -152,7 +152,16 @@ def purify(
     else:
         _show(made, json)
     if not json:
-        typer.echo(f"purified model: {out}")
+        typer.echo(f"purified model: {out}" if alone else _what_lies_in(out, made[0]))
+
+
+def _what_lies_in(out: Path, result: "Result") -> str:
+    purified = result.models["purified"]
+    if purified.reset:
+        return f"purified model: {out}"
+    steps = ", then ".join(step["name"] for _, step in sorted((purified.defense or {}).items()))
+    since = f"after {steps} on the clean rows" if steps else "as it was"
+    return f"nothing was reset: the model in {out} is the suspect {since}"
 
 
 def _show_reset(found: "Reset", json: bool) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defensekit.cli.shared import console, table
-from defensekit.errors import DefenseKitError, printable
+from defensekit.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from defensekit.scan.result import Scan
 
-SUSPICIOUS = 3
+SUSPICIOUS, NO_VERDICT = 3, 1
 
 
 def scan(
@@ -42,6 +42,8 @@ def scan(
     from defensekit.cli.interrupt import ending, remembered
     from defensekit.cli.progress import Progress
 
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out: expected a folder, {out} is a file")
     with ending("stopped"), remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
         progress.message("loading libraries")
         from defensekit.adapters import merged
@@ -63,10 +65,7 @@ def scan(
         sys.stdout.write(result.model_dump_json() + "\n")
     else:
         show(result, page)
-    if result.verdict.suspicious is None:
-        raise DefenseKitError(f"no verdict: {result.verdict.reason}")
-    if result.verdict.suspicious:
-        sys.exit(SUSPICIOUS)
+    sys.exit({True: SUSPICIOUS, False: 0, None: NO_VERDICT}[result.verdict.suspicious])
 
 
 def show(result: "Scan", page: Path) -> None:

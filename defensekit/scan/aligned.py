@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from defensekit.checkpoint import Checkpoint
 from defensekit.errors import UsageError, listing
-from defensekit.pair import BUFFERS, FLOATS, align
+from defensekit.pair import BUFFERS, FLOATS, align, refuse_swapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +85,7 @@ class Aligned:
             yield start, ours.to(suspect.dtype).float(), theirs.float()
 
     def _refuse_misfits(self) -> None:
+        refuse_swapped(self.base, self.suspect)
         differences = []
         for key in ("model_type", "hidden_size", "num_hidden_layers"):
             ours, theirs = self.base.config.get(key), self.suspect.config.get(key)

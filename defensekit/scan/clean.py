@@ -4,24 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from defensekit.checkpoint import CLASSIFIER, Checkpoint
+from defensekit.checkpoint import CLASSIFIER, Checkpoint, label_names
 from defensekit.errors import UsageError
 from defensekit.stages import match_labels
 from defensekit.tables import File, read_table
 from defensekit.text import Row
-
-
-def label_names(model: Checkpoint) -> list[str]:
-    """The names of a classifier's labels, by their numbers, as its config has them.
-
-    Raises:
-        UsageError: the config does not number them from 0.
-    """
-    found = model.config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers leaves out
-    try:
-        return [str(found[str(i)]) for i in range(len(found))]
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{model.folder / 'config.json'}: `id2label` does not number the labels from 0") from error
 
 
 def read_clean(

@@ -10,14 +10,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from defensekit import checkpoint
-from defensekit.checkpoint import CLASSIFIER, Checkpoint, positions
+from defensekit.checkpoint import CLASSIFIER, Checkpoint, label_names, positions
 from defensekit.components import Observer
 from defensekit.defending import derive_seed, load
 from defensekit.errors import listing
 from defensekit.observing import part
 from defensekit.scan import drift, frequency, law, revision, triggers, verdict
 from defensekit.scan.aligned import Aligned
-from defensekit.scan.clean import label_names
 from defensekit.scan.result import Embedding, EmbeddingRow, Scan, Triggers
 from defensekit.scan.rows import Outliers, RowDrift, outliers
 from defensekit.text import Row
@@ -100,7 +99,7 @@ class _Scanning:
             task=task,
             dtypes=sorted({entry.dtype for entry in models.suspect.tensors.values()}),
             verdict=decided,
-            summary=verdict.summarise(decided, tensors, found, fitted, tried),
+            summary=verdict.summarise(decided, task, tensors, found, fitted, tried),
             tensors=tensors,
             added=models.added,
             reshaped=models.reshaped,

@@ -8,6 +8,7 @@ The thresholds are measured by benchmarks/scan.py; docs/scan.md says on what, an
 
 from collections.abc import Sequence
 
+from defensekit.checkpoint import CLASSIFIER
 from defensekit.scan.drift import is_another_base
 from defensekit.scan.result import Embedding, Law, TensorDrift, Triggers, Verdict
 
@@ -55,6 +56,7 @@ def judge(tensors: list[TensorDrift], embedding: Embedding | None, triggers: Tri
 
 def summarise(
     verdict: Verdict,
+    task: str,
     tensors: Sequence[TensorDrift],
     embedding: Embedding | None,
     law: Law | None,
@@ -65,6 +67,9 @@ def summarise(
     said = [f"{called}: {verdict.reason}."]
     if verdict.suspicious is None and verdict.indicator == "drift":
         return said
+    if verdict.threshold is not None:
+        kind = "" if task == CLASSIFIER else f", and this is none ({task})"
+        said.append(f"The threshold was set on fine-tuned classifiers of one small model{kind}.")
     moved, count = sum(tensor.moved for tensor in tensors), sum(tensor.dimensions for tensor in tensors)
     said.append(f"{moved / max(count, 1):.1%} of {count:,} compared dimensions differ from the base.")
     if embedding is not None:

@@ -20,7 +20,7 @@ class AccuracyFloor(Rule):
         return next((value for value in sorted({0.0, *self.values}) if value not in tried), None)
 
     def choose(self, seen: Sequence[Trial], suspect: Trial) -> Choice:
-        floor = suspect.accuracy - self.max_drop
+        floor = max(suspect.accuracy - self.max_drop, 0.0)
         # Exactly at the floor passes, whatever binary fractions make of it.
         lower = suspect.value > 0
         # Where a lower value does more, 0 does most: nobody's choice unless it was given.
