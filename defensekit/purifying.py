@@ -118,8 +118,8 @@ def purify_into(
         folder = runfolder.folder_of(recipe, Path(workspace))
         if recipe.suspect and not (folder / "result.json").is_file():
             suspect = Checkpoint(Path(recipe.suspect.parameters()["path"]))
+            weights = sum(prod(entry.shape) for entry in at(recipe, "suspect", lambda: suspect.tensors).values())
             size = sum(path.stat().st_size for path in suspect.files)
-            weights = sum(prod(entry.shape) for entry in suspect.tensors.values())
             # A model for each value that is tried and for none, one in the making, one in the run's folder; curvature.
             models = 3 + (len(cast(Rule, recipe.choose.component).values) if recipe.choose else 0)
             free_space(folder, models * size + 4 * weights, "the workspace")

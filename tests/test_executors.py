@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from typing import Any, cast
 import psutil
 import pytest
 import torch
+import yaml
 from pydantic import PrivateAttr
 
 import defensekit
@@ -25,6 +26,9 @@ from defensekit.errors import DefenseKitError, UsageError
 from defensekit.host import load_plugins, plain
 from defensekit.result import Result
 from defensekit.store import Store, key_of
+from defensekit.studies.loading import load_study
+from defensekit.studies.rerun import read_result
+from defensekit.studies.running import run_study
 from tests.conftest import RECIPE, make_sentences, write_table
 from tests.test_pipeline import shape
 
@@ -81,6 +85,7 @@ def defensekit_purifiers():
 '''
 MEMORY = 4  # GiB; what is greedy asks for 6
 RAY = pytest.param("ray", marks=pytest.mark.slow)
+SCORERS = ["diffusion", "magnitude", "random"]
 
 
 def made(name: str, **parameters: Any) -> Executor:
@@ -485,28 +490,35 @@ def test_the_numbers_are_those_of_one_process(
 
 
 @pytest.mark.slow
-def test_a_node_is_lost_in_the_midst_of_a_run(
+def test_a_node_is_lost_in_the_midst_of_a_study(
     cluster: Any, expected: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     """First one of the two nodes goes, then the other one, and each time there is something being computed."""
-    recipe, wanted = expected
+    study = expected[0].with_name("study.yaml")
+    study.write_text(yaml.dump({"name": "pico", "recipe": "pico.yaml", "matrix": {"defense.scorer": SCORERS}}))
+
+    def found(watching: Sequence[Observer], **executor: Any) -> list[dict[str, Any]]:
+        loaded = load_study(study, [f"executor={json.dumps(executor)}"])
+        outcome = run_study(loaded, tmp_path / executor["name"], watching)
+        assert (outcome.done, outcome.failed) == (len(SCORERS), [])
+        return [numbers(read_result(path)) for path in sorted((outcome.folder / "results").glob("*.json"))]
+
     first, second = cluster.worker_nodes
-    timers = [threading.Timer(1, cluster.remove_node, (node, False)) for node in (first, second)]
-
-    def replace() -> None:
-        cluster.add_node(**node())
-        timers[1].start()
-
+    began = {"suspect": threading.Event(), "purified": threading.Event()}
     watching = Watching()
-    watching._then.update(suspect=timers[0].start, purified=replace)
-    try:
-        assert run(recipe, tmp_path, watching, "ray", address=cluster.address) == wanted
-        assert not watching._then
-    finally:
-        for timer in timers:
-            timer.join()
-        cluster.add_node(**node())
+    watching._then |= {title: event.set for title, event in began.items()}
+    with ThreadPoolExecutor(1) as pool:  # a node is added by the main thread or not at all
+        study_on_ray = pool.submit(found, [watching], name="ray", address=cluster.address)
+        try:
+            for lost, event in ((first, began["suspect"]), (second, began["purified"])):
+                assert event.wait(300)
+                time.sleep(1)
+                cluster.remove_node(lost, allow_graceful=False)
+                cluster.add_node(**node())
+        finally:
+            on_ray = study_on_ray.result()
     assert not {first, second} & cluster.worker_nodes
+    assert on_ray == found([], name="local", workers=1, threads=1)
 
 
 @pytest.mark.slow
