@@ -575,12 +575,21 @@ def test_a_row_is_run_again_from_its_file_alone(recipe: Path, tmp_path: Path) ->
     assert again.same
     assert mine.read_text() == "mine"
     assert again.after.identity == again.before.identity
-    changed = json.loads(copy.read_text())
-    changed["models"]["purified"]["metrics"]["acc"]["value"] += 0.25
-    copy.write_text(json.dumps(changed))
+    forged = json.loads(copy.read_text())
+    forged["models"]["purified"]["metrics"]["acc"]["value"] += 0.25
+    forged["summary"]["purified"]["asr"] = 0.0
+    forged |= {"asr_floor": 0.9, "clean_budget": 1, "oracle": ["oracle-floor"], "identity": "0" * 64}
+    forged["stages"][0]["digest"] = "0" * 64
+    copy.write_text(json.dumps(forged))
     other = rerun(copy, tmp_path / "fresh")
-    assert [place for place, _, _ in other.numbers] == ["models.purified.metrics.acc.value"]
+    assert [place for place, _, _ in other.inputs] == ["identity"]
+    assert {place for place, _, _ in other.numbers} == {
+        "models.purified.metrics.acc.value", "summary.purified.asr", "asr_floor", "clean_budget", "oracle",
+    }  # fmt: skip
+    assert [place for place, _, _ in other.stages] == [forged["stages"][0]["title"]]
     assert not other.same
+    for part in ("inputs", "numbers", "stages"):  # each is enough
+        assert not replace(again, **{part: getattr(other, part)}).same
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def rerun(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Repeat one finished run from what its result recorded, and compare: exit code 1 where a number differs."""
+    """Repeat one finished run from what its result recorded, and compare: exit code 1 where anything differs."""
     import tempfile
 
     from defensekit.cli.interrupt import ending, remembered
@@ -181,13 +181,14 @@ def rerun(
 
         found = repeat(result, workspace or empty, [interrupt, progress])
     if as_json:
-        facts = {"same": found.same, "inputs": found.inputs, "numbers": found.numbers}
+        facts = {"same": found.same, "inputs": found.inputs, "numbers": found.numbers, "stages": found.stages}
         sys.stdout.write(json.dumps({**facts, "surroundings": found.surroundings}) + "\n")
     else:
         out = console()
         for what, differing in (
             ("what decides the numbers", found.inputs),
             ("numbers", found.numbers),
+            ("digest of what a stage made", found.stages),
             ("versions and machine", found.surroundings),
         ):
             if differing:
@@ -198,7 +199,8 @@ def rerun(
         told = "every number came out again, to the last digit" if found.same else "it did not come out again"
         out.print(f"{found.before.name} ({found.before.identity[:16]}): {told}")
     if not found.same:
-        raise DefenseKitError(f"{len(found.inputs)} inputs and {len(found.numbers)} numbers differ")
+        counts = f"{len(found.inputs)} inputs, {len(found.numbers)} numbers, files of {len(found.stages)} stages"
+        raise DefenseKitError(f"{counts} differ")
 
 
 @app.command()
