@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 import defensekit
-from defensekit.components import Executor, Observer, Workers
+from defensekit.components import Executor, Observer, Planned, Workers
 from defensekit.dryrun import Needs
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.executors import compute
@@ -320,14 +320,28 @@ def counted(path: Path, counting: _Counting, workers: int = 0) -> Study:
 
 def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: Path, tmp_path: Path) -> None:
     path, workers = study(recipe), _Counting()
-    seen: list[str] = []
+    told: dict[str, list[str]] = defaultdict(list)
 
-    class Seeing(Observer):
+    class Telling(Observer):
+        name: str = ""
+
+        def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
+            return Telling(name=name)
+
+        def run_started(self, recipe: Mapping[str, Any]) -> None:
+            told[self.name].append("started")
+
+        def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+            told[self.name].append("stage")
+
         def run_finished(self, result: Mapping[str, Any]) -> None:
-            seen.append(result["study"])
+            told[self.name].append(result["study"])
 
-    found = run_study(counted(path, workers), tmp_path / "w", [Seeing()])
-    assert (found.runs, found.before, found.done, found.failed, seen) == (4, 0, 4, {}, ["small"] * 4)
+    found = run_study(counted(path, workers), tmp_path / "w", [Telling()])
+    assert (found.runs, found.before, found.done, found.failed) == (4, 0, 4, {})
+    assert len(told) == 4
+    for run in told.values():  # a stage that is made before its run is put together is told after its beginning as well
+        assert (run[0], run[-1], set(run[1:-1])) == ("started", "small", {"stage"})
     assert max(workers.computed.values()) == 1
     assert set(workers.computed) == set(plan_study(load_study(path), tmp_path / "none").stages)
     for file in (found.folder / "results").glob("*.json"):
@@ -343,6 +357,16 @@ def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: P
     again = _Counting()
     assert run_study(counted(path, again), tmp_path / "w").before == 4
     assert not again.computed
+    told.clear()
+    digest = next((found.folder / "results").glob("*.sha256"))
+    written = digest.rename(tmp_path / "digest")
+
+    class Meanwhile(Telling):
+        def planned(self, stages: Sequence[Planned]) -> None:
+            written.rename(digest)
+
+    assert run_study(counted(path, again), tmp_path / "w", [Meanwhile()]).before == 3
+    assert [*told.values()] == [["started", "small"]]  # by somebody else
 
 
 def test_an_observer_that_fails_takes_no_study_down(recipe: Path, tmp_path: Path) -> None:
