@@ -29,16 +29,19 @@ from defensekit.identity import IDENTITY, NOT_IDENTITY, identified, identity
 from defensekit.keys import Top
 from defensekit.loading import load_recipe
 from defensekit.recipe import Named
-from defensekit.result import Result
+from defensekit.result import Result, StageRecord, read_result
 from defensekit.store import Store, key_of
+from defensekit.studies.folder import Folder
 from defensekit.studies.loading import Study, label_of, load_study
 from defensekit.studies.planning import plan_study, planned
-from defensekit.studies.rerun import differences, read_result, rerun
+from defensekit.studies.rerun import differences, rerun
 from defensekit.studies.running import run_study
 from defensekit.studies.status import status_of
 from defensekit.survey import Known, survey
 from defensekit_executors.local import Local
 from tests.conftest import slow_but
+from tests.studies import model
+from tests.studies import result as made_up
 from tests.test_pipeline import shape
 
 MATRIX = {"defense.scorer": ["diffusion", "magnitude"], "defense.selector.fraction": [0.25, 0.5]}
@@ -222,6 +225,20 @@ def test_a_plan_counts_what_runs_share_and_makes_nothing(recipe: Path, tmp_path:
     assert plan.missing.keys() == plan.stages.keys()
     assert plan.estimate().unseen == sorted(kinds)
     assert not (tmp_path / "w").exists()
+    # Models are removed again, and results remember what they took: of other studies, of this one first.
+    train = StageRecord(title="suspect", kind="train", key="a", reused=False, seconds=40.0)
+    unknown = StageRecord(title="purified", kind="purify", key="b", reused=True, seconds=None)
+    other = Folder(tmp_path / "w", "other")
+    other.write("a", made_up({"purified": model({"acc": 1.0})}, stages=[train, unknown]))
+    other.write("b", made_up({"purified": model({"acc": 1.0})}, stages=[train]))
+    assert plan.estimate().seconds == 80
+    assert plan.estimate().unseen == sorted(kinds.keys() - {"train"})
+    assert plan.estimate().unsized == sorted(kinds)
+    quick = train.model_copy(update={"seconds": 10.0})
+    plan.folder.write("c", made_up({"purified": model({"acc": 1.0})}, stages=[quick]))
+    assert plan.estimate().seconds == 20
+    (plan.folder.results / "c.json").write_text("{")
+    assert plan.estimate().seconds == 80
     # What is planned is what a run of each recipe would make.
     alone = {stage.key for row in plan.study.rows for stage in defensekit.preview(row.recipe, tmp_path / "w")}
     assert alone == set(plan.stages)
@@ -274,8 +291,9 @@ def test_an_estimate_rests_on_what_stages_took(recipe: Path, tmp_path: Path) -> 
     assert estimate.stages["train"] == 2
     assert estimate.seconds > 0
     assert estimate.bytes > 0
-    # Models were removed again: nothing is known of what one takes.
-    assert estimate.unseen == ["purify", "statistics", "train"]
+    # Models were removed again: results remember seconds, and nobody how large one is.
+    assert estimate.unseen == []
+    assert estimate.unsized == ["purify", "statistics", "train"]
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -778,7 +796,7 @@ def test_the_commands_tell_what_there_is(recipe: Path, tmp_path: Path) -> None:
     assert planned.returncode == 0
     assert "magnitude, seed 0" in planned.stdout
     assert "2 runs, 0 of them there, 2 to make" in planned.stdout
-    assert "nothing is known yet of: data" in planned.stdout
+    assert "there is no estimate yet" in planned.stdout
     assert "no study has run in" in command("status", path, "-w", tmp_path / "w").stderr
     done = command("run", path, "-w", tmp_path / "w")
     assert done.returncode == 0, done.stderr

@@ -39,7 +39,7 @@ def plan(
 ) -> None:
     """Say what a study would run: its runs, the stages behind them, what is there, how long the rest takes.
 
-    Seconds and bytes are judged by what artifacts of the same kind took before, in this workspace.
+    Seconds and bytes are judged by what stages of the same kind took before, in this workspace.
     """
     checked(study, "study")
     gc.enable()
@@ -56,7 +56,12 @@ def plan(
             for run in found.runs
         ],
         "stages": {"known": len(found.stages), "to_make": dict(estimate.stages), "unknown": found.unknown},
-        "estimate": {"seconds": estimate.seconds, "bytes": estimate.bytes, "unseen": list(estimate.unseen)},
+        "estimate": {
+            "seconds": estimate.seconds,
+            "bytes": estimate.bytes,
+            "unseen": list(estimate.unseen),
+            "unsized": list(estimate.unsized),
+        },
     }
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
@@ -72,12 +77,14 @@ def plan(
     more = f" and up to {found.unknown} that hang on choices" if found.unknown else ""
     out.print(f"{len(found.stages)} distinct stages{more}; {len(found.missing)} to make:")
     out.print("  " + (", ".join(f"{count} {kind}" for kind, count in estimate.stages.items()) or "none"))
-    if found.missing:
-        kept = " (models are removed again once no run needs them)" if found.study.keys.keep != "models" else ""
-        out.print(
-            f"about {duration(estimate.seconds)} one after the other, {estimate.bytes / 2**20:,.0f} MiB{kept}"
-            + (f"; nothing is known yet of: {', '.join(estimate.unseen)}" if estimate.unseen else "")
-        )
+    if len(estimate.unseen) < len(estimate.stages):
+        without = f" without {', '.join(estimate.unseen)}, of which nothing is known yet" if estimate.unseen else ""
+        out.print(f"about {duration(estimate.seconds)} one after the other{without}")
+        without = f" without {', '.join(estimate.unsized)}, of whose size nothing is known" if estimate.unsized else ""
+        kept = "; models are removed again once no run needs them" if found.study.keys.keep != "models" else ""
+        out.print(f"{estimate.bytes / 2**20:,.0f} MiB on disk{without}{kept}")
+    elif found.missing:
+        out.print("there is no estimate yet: nothing of these kinds was made in this workspace")
 
 
 @app.command()

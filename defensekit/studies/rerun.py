@@ -1,21 +1,17 @@
 """A finished run, repeated from what its result recorded."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pydantic import ValidationError
-
 from defensekit import yaml
 from defensekit.components import Observer
-from defensekit.errors import UsageError
 from defensekit.identity import identity
 from defensekit.loading import load_recipe
 from defensekit.pipeline import run
-from defensekit.result import Result
+from defensekit.result import Result, read_result
 
 # What is not compared as a number: where and how a run went, and what is compared on its own.
 APART = {
@@ -43,27 +39,6 @@ class Repeated:
     def same(self) -> bool:
         """Whether everything came out again: every number to the last digit, every stage's files."""
         return not (self.inputs or self.numbers or self.stages)
-
-
-def read_result(path: str | Path) -> Result:
-    """The result in a file.
-
-    Raises:
-        UsageError: it is not there, or no result of this version.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        version = json.loads(text).get("schema_version")
-        if version != 2:
-            raise UsageError(f"{path}: a result of schema_version {version}, expected 2")
-        return Result.model_validate_json(text)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{path}: no result: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (ValueError, AttributeError) as error:
-        raise UsageError(f"{path}: no result: {error}") from error
 
 
 def rerun(path: str | Path, workspace: str | Path, observers: Sequence[Observer] = ()) -> Repeated:

@@ -17,13 +17,12 @@ from defensekit.errors import DefenseKitError, UsageError, listing, nearest
 from defensekit.logs import log, logged
 from defensekit.pipeline import Run
 from defensekit.plan import Stage
-from defensekit.result import Result
+from defensekit.result import Result, read_result
 from defensekit.runner import Runner
 from defensekit.store import key_of
 from defensekit.studies.folder import Folder
 from defensekit.studies.loading import Study
 from defensekit.studies.planning import PlannedRun, StudyPlan, closure, plan_study
-from defensekit.studies.rerun import read_result
 from defensekit.studies.status import Status
 
 Resume = Literal["only-missing", "always", "never", "only-cache"]
