@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -339,6 +340,7 @@ def counted(path: Path, counting: _Counting, workers: int = 0) -> Study:
 def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: Path, tmp_path: Path) -> None:
     path, workers = study(recipe), _Counting()
     told: dict[str, list[str]] = defaultdict(list)
+    lefts: list[str] = []
 
     class Telling(Observer):
         name: str = ""
@@ -352,12 +354,17 @@ def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: P
         def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
             told[self.name].append("stage")
 
+        def outlook(self, left: str) -> None:
+            lefts.append(left)
+
         def run_finished(self, result: Mapping[str, Any]) -> None:
             told[self.name].append(result["study"])
 
     found = run_study(counted(path, workers), tmp_path / "w", [Telling()])
     assert (found.runs, found.before, found.done, found.failed) == (4, 0, 4, {})
     assert len(told) == 4
+    assert re.fullmatch(r"about \d+ s left", next(left for left in reversed(lefts) if left))
+    assert lefts[-1] == ""
     for run in told.values():  # a stage that is made before its run is put together is told after its beginning as well
         assert (run[0], run[-1], set(run[1:-1])) == ("started", "small", {"stage"})
     assert max(workers.computed.values()) == 1
@@ -801,7 +808,7 @@ def test_the_commands_tell_what_there_is(recipe: Path, tmp_path: Path) -> None:
     done = command("run", path, "-w", tmp_path / "w")
     assert done.returncode == 0, done.stderr
     assert "2 of 2 runs have a result, 0 of them had one before" in done.stdout
-    assert "[2] random, seed 0: ACC" in done.stderr
+    assert "[2/2] random, seed 0: ACC" in done.stderr
     status = command("status", path, "-w", tmp_path / "w")
     assert status.stdout == "small: 2 of 2 runs have a result, 0 failed\nnobody is at work on it\n"
     assert json.loads(command("plan", path, "-w", tmp_path / "w", "--json").stdout)["stages"]["to_make"] == {}

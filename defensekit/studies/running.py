@@ -15,6 +15,7 @@ from defensekit.components import Executor, Observer, Planned, Workers, blame, f
 from defensekit.components.base import one_line
 from defensekit.errors import DefenseKitError, UsageError, listing, nearest
 from defensekit.logs import log, logged
+from defensekit.outlook import Pace
 from defensekit.pipeline import Run
 from defensekit.plan import Stage
 from defensekit.result import Result, read_result
@@ -182,6 +183,7 @@ class _Driver:
         self.dropped = DROPPED[plan.study.keys.keep]
         self.workers = _Noting(workers, plan.folder, self.dropped)
         self.holders: Counter[str] = Counter()
+        self.pace = Pace({key: stage.plain["kind"] for key, stage in plan.missing.items()}, workers.slots)
         self.watchers: dict[str, list[Observer]] = {}
 
     # -- scheduling ------------------------------------------------------------------------------------------------
@@ -282,11 +284,13 @@ class _Driver:
     # -- making ----------------------------------------------------------------------------------------------------
 
     def _stage(self, run: int, stage: Stage) -> None:
+        runner = self._runner(self.runs[run])
         try:
-            self._runner(self.runs[run]).make(stage)
+            runner.make(stage)
         except Exception as error:
             # The runs that need it say so; they look here before they try again.
             self.failed_stages.setdefault(stage.key, _known(error))
+        self._look_out(runner)
 
     def _run(self, run: PlannedRun) -> None:
         runner = self._runner(run)
@@ -298,8 +302,18 @@ class _Driver:
         except Exception as error:
             self._fail(run, runner, error)
             return
+        self._look_out(runner)
         self._tell(runner, "run_finished", result.model_dump())
         self._release(run, runner)
+
+    def _look_out(self, runner: Runner) -> None:
+        """Tell everybody how long the rest takes, now that some stages are there."""
+        with self.telling:
+            for stage in runner.made.values():
+                self.pace.finish(stage.key, stage.seconds)
+            for observer in self.observers:
+                with self._borne(observer):
+                    observer.outlook(self.pace.left())
 
     def _result(self, run: PlannedRun, runner: Runner) -> Result:
         """The result of a run, written down."""
