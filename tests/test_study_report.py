@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -292,8 +293,22 @@ def commands() -> CliRunner:
 
 def test_report_prints_the_table_and_writes_the_rest(commands: CliRunner, tmp_path: Path) -> None:
     place = wide(tmp_path)
-    done = commands.invoke(app, ["study", "report", str(place), "--rows", "attack", "--cols", "defense.scorer"])
+    asked = ["study", "report", str(place), "--rows", "attack", "--cols", "defense.scorer", "--metric", "acc"]
+    asked += [
+        "--metric",
+        "asr",
+        "--model",
+        "suspect",
+        "--model",
+        "purified",
+        "--where",
+        "attack=word",
+        "--against",
+        "b",
+    ]
+    done = commands.invoke(app, asked)
     assert done.exit_code == 0, done.output
+    assert f"<pre>{shlex.join(['defensekit', *asked])}</pre>" in (place / "report.html").read_text()
     assert re.search(r"purified +word +0\.\d{3} ± ", done.output)
     assert "oracle" in done.output
     assert f"report: {place / 'report.html'}" in done.output
