@@ -228,6 +228,19 @@ def test_lines_are_means_and_bands_one_standard_deviation(tmp_path: Path) -> Non
     assert len(styles) == 3  # told apart without colour
 
 
+def test_values_beside_points_stay_clear_of_the_title(tmp_path: Path) -> None:
+    curve = {0.0: {"acc": 0.9, "asr": 1.0}, 0.9: {"acc": 0.9, "asr": 0.95}}
+    runs: list[Any] = [
+        ({"defense.scorer": name}, 0, result({"purified": model(curve[0.9])}, curve, 0.9)) for name in "ab"
+    ]
+    comparison = Comparison(Finished(write_study(tmp_path / "w/studies/high", runs)))
+    figure = tradeoff(comparison.groups[0], comparison.over)
+    figure.draw_without_rendering()
+    for axes in figure.axes[1:]:
+        assert [text.get_text() for text in axes.texts] == ["0.9", "0"]
+        assert all(text.get_window_extent().y1 <= axes.bbox.y1 for text in axes.texts)
+
+
 def test_labels_that_begin_alike_are_lines_of_their_own(tmp_path: Path) -> None:
     comparison = Comparison(Finished(wide(tmp_path, scorers=("x" * 60 + "1", "x" * 60 + "2"))))
     figure = tradeoff(comparison.groups[0], comparison.over)
