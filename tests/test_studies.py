@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,8 +21,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import defensekit
+from defensekit.cli.main import app
 from defensekit.components import Executor, Observer, Planned, Workers
 from defensekit.dryrun import Needs
 from defensekit.errors import DefenseKitError, UsageError
@@ -703,8 +706,22 @@ def test_two_who_want_the_same_stage_make_it_once(recipe: Path, tmp_path: Path) 
 # -- nothing is lost ---------------------------------------------------------------------------------------------------
 
 
-def killed(recipe: Path, tmp_path: Path, kills: int, executor: str, scorers: int = 2) -> None:
-    """Kill a study, or its worker, again and again; in the end it has the results of an undisturbed one."""
+def filled(path: Path, workspace: Path, runs: int) -> None:
+    """Run a study on a disk that has room for rows, and for no model."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        full = CliRunner().invoke(app, ["study", "run", str(path), "-w", str(workspace), "-q"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert full.exit_code == 1, full.output
+    failures = [json.loads(file.read_text()) for file in (workspace / "studies/small/failed").glob("*.json")]
+    assert len(failures) == runs
+    assert all("File too large" in failure["error"] for failure in failures)
+
+
+def disturbed(recipe: Path, tmp_path: Path, kills: int, executor: str, scorers: int = 2) -> None:
+    """Fill the disk, and kill a study or its worker so many times: whenever it ends it is as an undisturbed one."""
     matrix = {"defense.scorer": ["magnitude", "random", "diffusion", "spectral", "inverse-fisher"][:scorers]}
     keys = {"name": "local", "workers": 1} if executor == "local" else executor
     path = study(recipe, executor=keys, matrix=matrix)
@@ -712,47 +729,60 @@ def killed(recipe: Path, tmp_path: Path, kills: int, executor: str, scorers: int
     assert len(expected) == scorers
     command = [sys.executable, "-m", "defensekit", "study", "run", str(path), "-w", str(tmp_path / "w"), "-q"]
     rng, store, done = random.Random(0), tmp_path / "w/store/artifacts", 0
+
+    def ends() -> None:
+        last = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+        assert last.returncode == 0, last.stdout + last.stderr
+        assert json.loads(last.stdout)["done"] == scorers
+        assert results(tmp_path / "w/studies/small") == expected
+        assert not list((tmp_path / "w/studies/small/failed").glob("*"))
+
+    def begun() -> int:
+        """How many stages were begun so far."""
+        log = tmp_path / "w/studies/small/study.log"
+        return log.read_text().count(": computing ") if log.exists() else 0
+
+    if executor == "in-process":
+        filled(path, tmp_path / "w", scorers)
     while done < kills:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        before = len(list(store.glob("*"))) if store.exists() else 0
-        wanted = before + rng.randint(0, 4)
-        while process.poll() is None and len(list(store.glob("*")) if store.exists() else []) < wanted:
+        wanted = begun() + rng.randint(0, 4)
+        while process.poll() is None and begun() < wanted:
             time.sleep(0.005)
         time.sleep(rng.random() * 0.1)
         if process.poll() is not None:
-            break  # there was nothing left to do
+            ends()
+            shutil.rmtree(tmp_path / "w")  # there was nothing left to do: begin again
+            continue
         victims = [process.pid]
         if executor == "local" and rng.random() < 0.5:
             listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
             victims = [int(pid) for pid in listed.stdout.split()][:1] or victims
         os.kill(victims[0], signal.SIGKILL)
-        done += 1
         if victims != [process.pid]:
             time.sleep(0.2)
             process.kill()
-        process.wait()
+        done += process.wait() == -signal.SIGKILL  # or it was over at that moment
         if rng.random() < 0.3 and (files := sorted((tmp_path / "w/studies/small/results").glob("*.json"))):
             files[0].write_text("{")  # and a disk that loses the end of a file
         if rng.random() < 0.3 and (manifests := sorted(store.glob("*/manifest.json"))):
             manifests[0].write_text("{")
-    last = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
-    assert last.returncode == 0, last.stdout + last.stderr
-    assert json.loads(last.stdout)["done"] == scorers
-    assert results(tmp_path / "w/studies/small") == expected
+    assert done == kills
+    ends()
 
 
 @pytest.mark.parametrize(("executor", "kills"), [("in-process", 3), ("local", 2)])
-def test_a_study_killed_at_random_moments_ends_as_an_undisturbed_one(
+def test_a_study_killed_and_on_a_full_disk_ends_as_an_undisturbed_one(
     recipe: Path, tmp_path: Path, executor: str, kills: int
 ) -> None:
-    killed(recipe, tmp_path, kills, executor)
+    disturbed(recipe, tmp_path, kills, executor)
 
 
 @pytest.mark.slow
 def test_a_study_killed_fifty_times_ends_as_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
-    for i in range(5):  # a study is over after a few kills
+    for i in range(5):
         (tmp_path / str(i)).mkdir()
-        killed(recipe, tmp_path / str(i), 10, ("in-process", "local")[i % 2], scorers=5)
+        disturbed(recipe, tmp_path / str(i), 10, ("in-process", "local")[i % 2], scorers=5)
 
 
 def test_a_study_that_is_stopped_writes_down_no_failures(recipe: Path, tmp_path: Path) -> None:
