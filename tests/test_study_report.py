@@ -64,6 +64,7 @@ def test_the_frame_is_what_the_results_say(real: Path) -> None:
     for path in (real / "results").glob("*.json"):
         written = json.loads(path.read_text())
         mine = frame[frame.run == path.stem]
+        pandas.testing.assert_frame_equal(defensekit.results(path), mine.reset_index(drop=True))
         for name, found in written["models"].items():
             for metric, measured in found["metrics"].items():
                 row = mine[mine.trial.isna() & (mine.model == name) & (mine.metric == metric)].iloc[0]
