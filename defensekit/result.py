@@ -251,4 +251,5 @@ def read_result(path: str | Path) -> Result:
         first = error.errors()[0]
         raise UsageError(f"{path}: no result: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except (ValueError, AttributeError) as error:
-        raise UsageError(f"{path}: no result: {error}") from error
+        where = "a study's are in WORKSPACE/studies/NAME/results/"
+        raise UsageError(f"{path} is no result's file; {where}") from error

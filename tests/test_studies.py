@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -141,6 +141,7 @@ def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Pat
         ({"matrix": {"a": {"b": {"executor": "local"}}}}, r"matrix.a.b.executor: 'executor' is no axis"),
         ({"matrix": {"defense.scorer": ["random", "random"]}}, "two values are called 'random'"),
         ({"matrix": {}, "exclude": [{"defense.scorer": "random"}]}, "exclude.0.defense.scorer: there is no such axis"),
+        ({"exclude": [{}]}, r"study.yaml:\d+: exclude: every run of the matrix is left out"),
         ({"exclude": [{"defense.scorr": "random"}]}, r"exclude.0.defense.scorr: there is no such axis. Did you mean"),
         ({"exclude": [{"defense.scorer": "magnitud"}]}, r"there is no value 'magnitud'. Did you mean 'magnitude'"),
         ({"include": [{"defense.scorer": "diffusion", "defense.selector.fraction": 0.5}]}, "stands twice"),
@@ -155,6 +156,11 @@ def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Pat
 def test_mistakes_in_a_study_are_told_with_their_place(recipe: Path, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         load_study(study(recipe, **keys))
+
+
+def test_a_recipe_is_no_study(recipe: Path) -> None:
+    with pytest.raises(UsageError, match=r"pico.yaml:1: this is a recipe: `defensekit run` runs it"):
+        load_study(recipe)
 
 
 def test_an_axis_that_the_rule_chooses_is_refused(recipe: Path) -> None:
@@ -547,6 +553,8 @@ def test_a_damaged_result_is_made_again_from_what_is_there(recipe: Path, tmp_pat
 
 def test_resume_says_what_is_made(recipe: Path, tmp_path: Path) -> None:
     path = study(recipe)
+    with pytest.raises(UsageError, match=r"resume: 'alway'\? Did you mean 'always'\? \(only-missing"):
+        run_study(load_study(path), tmp_path / "w", resume=cast(Any, "alway"))
     one = load_study(path, "matrix=null")
     empty = run_study(one, tmp_path / "w", resume="only-cache")
     assert (empty.done, len(empty.failed)) == (0, 1)
@@ -652,7 +660,8 @@ def test_a_row_is_run_again_from_its_file_alone(recipe: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "no result"), ("[]", "no result"), ('{"schema_version": 1}', "schema_version 1, expected 2"),
+    [("{", "is no result's file"), ("[]", "is no result's file"), ("name: s", r"a study's are in .*/results/"),
+     ('{"schema_version": 1}', "schema_version 1, expected 2"),
      ('{"schema_version": 2}', "no result: name: Field required")],
 )  # fmt: skip
 def test_what_is_no_result_is_told(tmp_path: Path, text: str, said: str) -> None:

@@ -347,6 +347,10 @@ def test_a_study_may_be_named_by_its_yaml(commands: CliRunner, tmp_path: Path) -
     [
         (["report", "{}/workspace/studies/made"], r"no study has run in .*/made\. Did you mean '.*/made-up'\?"),
         (["report", "{}/other.yaml"], r"no study has run in workspace/studies/other \(--workspace says where it ran\)"),
+        (["report", "{}/othr.yaml"], r"there is no study .*/othr\.yaml\. Did you mean '.*/other\.yaml'\?"),
+        (["status", "{}/recipe.yaml"], r"recipe\.yaml: this is a recipe: `defensekit run` runs it"),
+        (["run", "{}/other.yaml", "--resume", "alway"], r"^resume: 'alway'\? Did you mean 'always'\?"),
+        (["rerun", "{}/other.yaml"], r"other\.yaml is no result's file.*/results/"),
         (["report", "{}/bad.yaml"], "is no study: it has no `name:`"),
         (["report", "{}/out.yaml"], "names no study"),
         (["report", "{}/workspace/studies/made-up", "--rows", "attak"], "no axis 'attak'. Did you mean 'attack'"),
@@ -358,6 +362,7 @@ def test_mistakes_are_told(commands: CliRunner, tmp_path: Path, arguments: list[
     wide(tmp_path)
     (tmp_path / "other.yaml").write_text("name: other\n")
     (tmp_path / "bad.yaml").write_text("recipe: x\n")
+    (tmp_path / "recipe.yaml").write_text("name: r\nmodel: x\n")
     (tmp_path / "out.yaml").write_text("name: ../../..\n")
     done = commands.invoke(app, ["study", *(argument.format(tmp_path) for argument in arguments)])
     assert isinstance(done.exception, UsageError)

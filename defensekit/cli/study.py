@@ -5,7 +5,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.text import Text
@@ -87,14 +87,22 @@ def plan(
         out.print("there is no estimate yet: nothing of these kinds was made in this workspace")
 
 
+def _resumes() -> list[str]:
+    from defensekit.studies.keys import Resume
+
+    return list(get_args(Resume))
+
+
 @app.command()
 def run(
     study: Study,
     settings: Settings = None,
     resume: Annotated[
-        Literal["only-missing", "always", "never", "only-cache"],
+        str,
         typer.Option(
-            help="Make the results that are missing; all anew; refuse where there are some; or compute no stage."
+            metavar="only-missing|always|never|only-cache",
+            autocompletion=_resumes,
+            help="Make the results that are missing; all anew; refuse where there are some; or compute no stage.",
         ),
     ] = "only-missing",
     workspace: Workspace = Path("workspace"),
@@ -107,8 +115,10 @@ def run(
     """
     from defensekit.cli.interrupt import ending, remembered
     from defensekit.cli.watching import Watching
+    from defensekit.studies.keys import resumed
 
     checked(study, "study")
+    made = resumed(resume)
     gc.enable()
     with (
         ending("stopped; the same command goes on where it stopped"),
@@ -120,7 +130,7 @@ def run(
         from defensekit.studies.loading import load_study
         from defensekit.studies.running import run_study
 
-        found = run_study(load_study(study, settings or ()), workspace, [interrupt, watching], resume)
+        found = run_study(load_study(study, settings or ()), workspace, [interrupt, watching], made)
     if as_json:
         facts = {"runs": found.runs, "before": found.before, "done": found.done, "failed": found.failed}
         sys.stdout.write(json.dumps({**facts, "folder": str(found.folder)}) + "\n")
@@ -261,10 +271,14 @@ def place(study: Path, workspace: Path) -> Path:
         UsageError: there is no such folder or file, or the study never ran in the workspace.
     """
     folder = study
+    if study.suffix in (".yaml", ".yml") and not study.is_dir():
+        checked(study, "study")
     if study.is_file():
         from defensekit import yaml
+        from defensekit.studies.keys import no_recipe
 
         data = yaml.load(study).data
+        no_recipe(data, str(study))
         if not isinstance(data, dict) or not isinstance(data.get("name"), str):
             raise UsageError(f"{study} is no study: it has no `name:`")
         folder = workspace / "studies" / data["name"]

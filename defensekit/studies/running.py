@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 from defensekit.components import Executor, Observer, Planned, Workers, blame, fault
 from defensekit.components.base import one_line
-from defensekit.errors import DefenseKitError, UsageError, listing, nearest
+from defensekit.errors import DefenseKitError, UsageError
 from defensekit.logs import log, logged
 from defensekit.outlook import Pace
 from defensekit.pipeline import Run
@@ -22,11 +22,10 @@ from defensekit.result import Result, read_result
 from defensekit.runner import Runner
 from defensekit.store import key_of
 from defensekit.studies.folder import Folder
+from defensekit.studies.keys import Resume, resumed
 from defensekit.studies.loading import Study
 from defensekit.studies.planning import PlannedRun, StudyPlan, closure, plan_study
 from defensekit.studies.status import Status
-
-Resume = Literal["only-missing", "always", "never", "only-cache"]
 
 # What a study may remove again once no run needs it, by what it is to keep.
 DROPPED: dict[str, set[str]] = {
@@ -76,8 +75,7 @@ def run_study(
     Raises:
         UsageError: a model or the data are not what was expected, or there are results and ``resume`` is ``never``.
     """
-    if resume not in get_args(Resume):
-        raise UsageError(f"resume: {resume!r}?{nearest(resume, get_args(Resume))} ({listing(get_args(Resume))})")
+    resumed(resume)
     watching = [*observers, *(cast(Observer, named.component) for named in study.observers)]
     place = Path(workspace)
     log_file = place / "studies" / study.name / "study.log"
