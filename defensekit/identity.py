@@ -9,7 +9,12 @@ from defensekit.recipe import Defense, Named, Recipe
 from defensekit.store import FORMAT
 
 # Every key of a recipe stands in one of these; a new one belongs to identity unless the numbers can't depend on it.
-IDENTITY = {"model", "data", "attack", "suspect", "triggered", "training", "precision", "defense", "metrics", "seed"}
+# Under `data` and `training` all is identity; of `suspect` and `triggered.path` what lies there.
+IDENTITY = {
+    "model", "data", "attack", "suspect", "triggered.target", "triggered.path", "training", "precision",
+    "defense.stage", "defense.estimator", "defense.scorer", "defense.selector", "defense.purifier", "defense.sanitizer",
+    "defense.choose", "defense.compare", "metrics", "seed",
+}  # fmt: skip
 NOT_IDENTITY = {"name", "extends", "plugins", "requires", "executor", "observers"}
 
 

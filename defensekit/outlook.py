@@ -53,29 +53,29 @@ class Outlook:
 
 @dataclass
 class Pace:
-    """How long many runs will still take: what is left of each kind of stage, times what one takes, in parallel."""
+    """How long many runs will still take: what is left of each kind of stage, times what one takes, in parallel.
 
-    stages: Sequence[Planned] = ()
-    slots: int = 1
+    ``waiting`` has the kinds of the stages to make by their keys: two runs may give a stage that they share two titles.
+    """
+
+    waiting: dict[str, str]
+    slots: int
     took: dict[str, list[float]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.kinds = {stage.title: stage.kind for stage in self.stages}
-        self.left_of = Counter(stage.kind for stage in self.stages if not stage.there)
-
-    def finish(self, title: str, seconds: float, reused: bool) -> None:
+    def finish(self, key: str, seconds: float | None) -> None:
         """Take note of a stage that is there now."""
-        if not reused and (kind := self.kinds.get(title)):
+        if (kind := self.waiting.pop(key, None)) and seconds is not None:
             self.took.setdefault(kind, []).append(seconds)
-            self.left_of[kind] -= 1
 
     def left(self) -> str:
-        """How long the rest takes, in words; empty where nothing is known of it."""
-        kinds = {kind: number for kind, number in self.left_of.items() if number > 0}
+        """How long the rest takes, in words; empty where nothing is known of it, or nothing is left."""
+        kinds = Counter(self.waiting.values())
         took = {kind: fmean(seconds) for kind, seconds in self.took.items()}
         seconds = sum(number * took.get(kind, 0.0) for kind, number in kinds.items()) / self.slots
         known = kinds.keys() <= took.keys()
-        return f"{'about' if known else 'more than'} {duration(seconds)} left" if known or seconds >= 1 else ""
+        return (
+            f"{'about' if known else 'more than'} {duration(seconds)} left" if kinds and (known or seconds >= 1) else ""
+        )
 
 
 def duration(seconds: float) -> str:

@@ -1,9 +1,10 @@
 """What a run found: the schema of ``result.json``."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from defensekit.components.metric import Measured
 from defensekit.errors import UsageError, listing, nearest
@@ -235,3 +236,25 @@ class Result(_Schema):
         ]
         header = ["model", *(name.upper() for name in names), "reset, of eligible"]
         return html_table(self.name, header, rows, f"everything is in {self.folder}")
+
+
+def read_result(path: str | Path) -> Result:
+    """The result in a file.
+
+    Raises:
+        UsageError: it is not there, or no result of this version.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        version = json.loads(text).get("schema_version")
+        if version != 2:
+            raise UsageError(f"{path}: a result of schema_version {version}, expected 2")
+        return Result.model_validate_json(text)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{path}: no result: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (ValueError, AttributeError) as error:
+        where = "a study's are in WORKSPACE/studies/NAME/results/"
+        raise UsageError(f"{path} is no result's file; {where}") from error

@@ -6,9 +6,11 @@ import time
 import pytest
 from rich.console import Console
 
-from defensekit.cli.progress import Outlook, Progress
+from defensekit.cli.progress import Progress
+from defensekit.cli.watching import Watching
 from defensekit.components import Planned
 from defensekit.observing import part
+from defensekit.outlook import Outlook, Pace
 
 STAGES = [
     Planned("rows", "data", "a", 1.0),
@@ -39,6 +41,41 @@ def test_what_was_there_before_teaches_what_the_rest_will_take() -> None:
     outlook = Outlook([Planned("one", "train", "a", 7200.0), Planned("two", "train", "b", None)])
     assert outlook.left() == "about 2.0 h left"
     assert Outlook().left() == ""
+
+
+def test_the_time_that_a_study_takes_is_counted_by_the_keys_of_its_stages() -> None:
+    pace = Pace({"a": "train", "b": "train", "c": "predict"}, slots=2)
+    assert pace.left() == ""
+    pace.finish("a", 80.0)
+    pace.finish("a", 80.0)  # two runs share it
+    pace.finish("nobody planned it", 1.0)
+    assert pace.left() == "more than 40 s left"
+    pace.finish("c", None)
+    assert pace.left() == "about 40 s left"
+    pace.finish("b", 60.0)
+    assert pace.left() == ""
+
+
+def test_a_studys_table_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown() -> str:
+        console = Console(file=io.StringIO(), width=100)
+        console.print(watching._table())
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    watching = Watching()
+    assert not shown().strip()  # while libraries load
+    watching.study_started(["a, seed 0", "b, seed 0"], 1)
+    assert "0 done, 0 failed, 2 to come\n" in shown()
+    watching.outlook("about 8 s left")
+    assert "0 done, 0 failed, 2 to come; about 8 s left\nnext: a, seed 0\n" in shown()
+    for name in ("a, seed 0", "b, seed 0"):
+        watching.for_run(name, {}).run_failed("no")
+    assert "0 done, 2 failed, 0 to come\n" in shown()
+    assert capsys.readouterr().err.splitlines() == [
+        "[1/2] a, seed 0: failed: no; about 8 s left",
+        "[2/2] b, seed 0: failed: no",
+    ]
 
 
 def test_plain_lines_where_there_is_no_terminal(

@@ -4,41 +4,48 @@ import gc
 import json
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import defensekit
-from defensekit.components import Executor, Observer, Workers
+from defensekit.cli.main import app
+from defensekit.components import Executor, Observer, Planned, Workers
 from defensekit.dryrun import Needs
 from defensekit.errors import DefenseKitError, UsageError
 from defensekit.executors import compute
 from defensekit.identity import IDENTITY, NOT_IDENTITY, identified, identity
-from defensekit.keys import Top
+from defensekit.keys import DefenseKeys, InputDefenseKeys, Keys, Top, TriggeredKeys
 from defensekit.loading import load_recipe
 from defensekit.recipe import Named
-from defensekit.result import Result
+from defensekit.result import Result, StageRecord, read_result
 from defensekit.store import Store, key_of
+from defensekit.studies.folder import Folder
 from defensekit.studies.loading import Study, label_of, load_study
 from defensekit.studies.planning import plan_study, planned
-from defensekit.studies.rerun import differences, read_result, rerun
+from defensekit.studies.rerun import differences, rerun
 from defensekit.studies.running import run_study
 from defensekit.studies.status import status_of
 from defensekit.survey import Known, survey
 from defensekit_executors.local import Local
 from tests.conftest import slow_but
+from tests.studies import model
+from tests.studies import result as made_up
 from tests.test_pipeline import shape
 
 MATRIX = {"defense.scorer": ["diffusion", "magnitude"], "defense.selector.fraction": [0.25, 0.5]}
@@ -134,6 +141,7 @@ def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Pat
         ({"matrix": {"a": {"b": {"executor": "local"}}}}, r"matrix.a.b.executor: 'executor' is no axis"),
         ({"matrix": {"defense.scorer": ["random", "random"]}}, "two values are called 'random'"),
         ({"matrix": {}, "exclude": [{"defense.scorer": "random"}]}, "exclude.0.defense.scorer: there is no such axis"),
+        ({"exclude": [{}]}, r"study.yaml:\d+: exclude: every run of the matrix is left out"),
         ({"exclude": [{"defense.scorr": "random"}]}, r"exclude.0.defense.scorr: there is no such axis. Did you mean"),
         ({"exclude": [{"defense.scorer": "magnitud"}]}, r"there is no value 'magnitud'. Did you mean 'magnitude'"),
         ({"include": [{"defense.scorer": "diffusion", "defense.selector.fraction": 0.5}]}, "stands twice"),
@@ -148,6 +156,11 @@ def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Pat
 def test_mistakes_in_a_study_are_told_with_their_place(recipe: Path, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         load_study(study(recipe, **keys))
+
+
+def test_a_recipe_is_no_study(recipe: Path) -> None:
+    with pytest.raises(UsageError, match=r"pico.yaml:1: this is a recipe: `defensekit run` runs it"):
+        load_study(recipe)
 
 
 def test_an_axis_that_the_rule_chooses_is_refused(recipe: Path) -> None:
@@ -184,7 +197,13 @@ def test_studies_that_ship_load(name: str, runs: int, monkeypatch: pytest.Monkey
 
 
 def test_every_key_of_a_recipe_is_identity_or_is_not() -> None:
-    assert set(Top.model_fields) == IDENTITY | NOT_IDENTITY
+    inner: dict[str, tuple[type[Keys], ...]] = {
+        "defense": (DefenseKeys, InputDefenseKeys),
+        "triggered": (TriggeredKeys,),
+    }
+    keys = Top.model_fields.keys() - inner.keys()
+    keys |= {f"{key}.{name}" for key, parts in inner.items() for part in parts for name in part.model_fields}
+    assert keys == IDENTITY | NOT_IDENTITY
     assert not IDENTITY & NOT_IDENTITY
 
 
@@ -222,6 +241,20 @@ def test_a_plan_counts_what_runs_share_and_makes_nothing(recipe: Path, tmp_path:
     assert plan.missing.keys() == plan.stages.keys()
     assert plan.estimate().unseen == sorted(kinds)
     assert not (tmp_path / "w").exists()
+    # Models are removed again, and results remember what they took: of other studies, of this one first.
+    train = StageRecord(title="suspect", kind="train", key="a", reused=False, seconds=40.0)
+    unknown = StageRecord(title="purified", kind="purify", key="b", reused=True, seconds=None)
+    other = Folder(tmp_path / "w", "other")
+    other.write("a", made_up({"purified": model({"acc": 1.0})}, stages=[train, unknown]))
+    other.write("b", made_up({"purified": model({"acc": 1.0})}, stages=[train]))
+    assert plan.estimate().seconds == 80
+    assert plan.estimate().unseen == sorted(kinds.keys() - {"train"})
+    assert plan.estimate().unsized == sorted(kinds)
+    quick = train.model_copy(update={"seconds": 10.0})
+    plan.folder.write("c", made_up({"purified": model({"acc": 1.0})}, stages=[quick]))
+    assert plan.estimate().seconds == 20
+    (plan.folder.results / "c.json").write_text("{")
+    assert plan.estimate().seconds == 80
     # What is planned is what a run of each recipe would make.
     alone = {stage.key for row in plan.study.rows for stage in defensekit.preview(row.recipe, tmp_path / "w")}
     assert alone == set(plan.stages)
@@ -274,8 +307,9 @@ def test_an_estimate_rests_on_what_stages_took(recipe: Path, tmp_path: Path) -> 
     assert estimate.stages["train"] == 2
     assert estimate.seconds > 0
     assert estimate.bytes > 0
-    # Models were removed again: nothing is known of what one takes.
-    assert estimate.unseen == ["purify", "statistics", "train"]
+    # Models were removed again: results remember seconds, and nobody how large one is.
+    assert estimate.unseen == []
+    assert estimate.unsized == ["purify", "statistics", "train"]
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -320,14 +354,34 @@ def counted(path: Path, counting: _Counting, workers: int = 0) -> Study:
 
 def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: Path, tmp_path: Path) -> None:
     path, workers = study(recipe), _Counting()
-    seen: list[str] = []
+    told: dict[str, list[str]] = defaultdict(list)
+    lefts: list[str] = []
 
-    class Seeing(Observer):
+    class Telling(Observer):
+        name: str = ""
+
+        def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
+            return Telling(name=name)
+
+        def run_started(self, recipe: Mapping[str, Any]) -> None:
+            told[self.name].append("started")
+
+        def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+            told[self.name].append("stage")
+
+        def outlook(self, left: str) -> None:
+            lefts.append(left)
+
         def run_finished(self, result: Mapping[str, Any]) -> None:
-            seen.append(result["study"])
+            told[self.name].append(result["study"])
 
-    found = run_study(counted(path, workers), tmp_path / "w", [Seeing()])
-    assert (found.runs, found.before, found.done, found.failed, seen) == (4, 0, 4, {}, ["small"] * 4)
+    found = run_study(counted(path, workers), tmp_path / "w", [Telling()])
+    assert (found.runs, found.before, found.done, found.failed) == (4, 0, 4, {})
+    assert len(told) == 4
+    assert re.fullmatch(r"about \d+ s left", next(left for left in reversed(lefts) if left))
+    assert lefts[-1] == ""
+    for run in told.values():  # a stage that is made before its run is put together is told after its beginning as well
+        assert (run[0], run[-1], set(run[1:-1])) == ("started", "small", {"stage"})
     assert max(workers.computed.values()) == 1
     assert set(workers.computed) == set(plan_study(load_study(path), tmp_path / "none").stages)
     for file in (found.folder / "results").glob("*.json"):
@@ -343,6 +397,16 @@ def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: P
     again = _Counting()
     assert run_study(counted(path, again), tmp_path / "w").before == 4
     assert not again.computed
+    told.clear()
+    digest = next((found.folder / "results").glob("*.sha256"))
+    written = digest.rename(tmp_path / "digest")
+
+    class Meanwhile(Telling):
+        def planned(self, stages: Sequence[Planned]) -> None:
+            written.rename(digest)
+
+    assert run_study(counted(path, again), tmp_path / "w", [Meanwhile()]).before == 3
+    assert [*told.values()] == [["started", "small"]]  # by somebody else
 
 
 def test_an_observer_that_fails_takes_no_study_down(recipe: Path, tmp_path: Path) -> None:
@@ -489,6 +553,8 @@ def test_a_damaged_result_is_made_again_from_what_is_there(recipe: Path, tmp_pat
 
 def test_resume_says_what_is_made(recipe: Path, tmp_path: Path) -> None:
     path = study(recipe)
+    with pytest.raises(UsageError, match=r"resume: 'alway'\? Did you mean 'always'\? \(only-missing"):
+        run_study(load_study(path), tmp_path / "w", resume=cast(Any, "alway"))
     one = load_study(path, "matrix=null")
     empty = run_study(one, tmp_path / "w", resume="only-cache")
     assert (empty.done, len(empty.failed)) == (0, 1)
@@ -575,17 +641,27 @@ def test_a_row_is_run_again_from_its_file_alone(recipe: Path, tmp_path: Path) ->
     assert again.same
     assert mine.read_text() == "mine"
     assert again.after.identity == again.before.identity
-    changed = json.loads(copy.read_text())
-    changed["models"]["purified"]["metrics"]["acc"]["value"] += 0.25
-    copy.write_text(json.dumps(changed))
+    forged = json.loads(copy.read_text())
+    forged["models"]["purified"]["metrics"]["acc"]["value"] += 0.25
+    forged["summary"]["purified"]["asr"] = 0.0
+    forged |= {"asr_floor": 0.9, "clean_budget": 1, "oracle": ["oracle-floor"], "identity": "0" * 64}
+    forged["stages"][0]["digest"] = "0" * 64
+    copy.write_text(json.dumps(forged))
     other = rerun(copy, tmp_path / "fresh")
-    assert [place for place, _, _ in other.numbers] == ["models.purified.metrics.acc.value"]
+    assert [place for place, _, _ in other.inputs] == ["identity"]
+    assert {place for place, _, _ in other.numbers} == {
+        "models.purified.metrics.acc.value", "summary.purified.asr", "asr_floor", "clean_budget", "oracle",
+    }  # fmt: skip
+    assert [place for place, _, _ in other.stages] == [forged["stages"][0]["title"]]
     assert not other.same
+    for part in ("inputs", "numbers", "stages"):  # each is enough
+        assert not replace(again, **{part: getattr(other, part)}).same
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "no result"), ("[]", "no result"), ('{"schema_version": 1}', "schema_version 1, expected 2"),
+    [("{", "is no result's file"), ("[]", "is no result's file"), ("name: s", r"a study's are in .*/results/"),
+     ('{"schema_version": 1}', "schema_version 1, expected 2"),
      ('{"schema_version": 2}', "no result: name: Field required")],
 )  # fmt: skip
 def test_what_is_no_result_is_told(tmp_path: Path, text: str, said: str) -> None:
@@ -645,8 +721,22 @@ def test_two_who_want_the_same_stage_make_it_once(recipe: Path, tmp_path: Path) 
 # -- nothing is lost ---------------------------------------------------------------------------------------------------
 
 
-def killed(recipe: Path, tmp_path: Path, kills: int, executor: str, scorers: int = 2) -> None:
-    """Kill a study, or its worker, again and again; in the end it has the results of an undisturbed one."""
+def filled(path: Path, workspace: Path, runs: int) -> None:
+    """Run a study on a disk that has room for rows, and for no model."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        full = CliRunner().invoke(app, ["study", "run", str(path), "-w", str(workspace), "-q"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert full.exit_code == 1, full.output
+    failures = [json.loads(file.read_text()) for file in (workspace / "studies/small/failed").glob("*.json")]
+    assert len(failures) == runs
+    assert all("File too large" in failure["error"] for failure in failures)
+
+
+def disturbed(recipe: Path, tmp_path: Path, kills: int, executor: str, scorers: int = 2) -> None:
+    """Fill the disk, and kill a study or its worker so many times: whenever it ends it is as an undisturbed one."""
     matrix = {"defense.scorer": ["magnitude", "random", "diffusion", "spectral", "inverse-fisher"][:scorers]}
     keys = {"name": "local", "workers": 1} if executor == "local" else executor
     path = study(recipe, executor=keys, matrix=matrix)
@@ -654,47 +744,60 @@ def killed(recipe: Path, tmp_path: Path, kills: int, executor: str, scorers: int
     assert len(expected) == scorers
     command = [sys.executable, "-m", "defensekit", "study", "run", str(path), "-w", str(tmp_path / "w"), "-q"]
     rng, store, done = random.Random(0), tmp_path / "w/store/artifacts", 0
+
+    def ends() -> None:
+        last = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+        assert last.returncode == 0, last.stdout + last.stderr
+        assert json.loads(last.stdout)["done"] == scorers
+        assert results(tmp_path / "w/studies/small") == expected
+        assert not list((tmp_path / "w/studies/small/failed").glob("*"))
+
+    def begun() -> int:
+        """How many stages were begun so far."""
+        log = tmp_path / "w/studies/small/study.log"
+        return log.read_text().count(": computing ") if log.exists() else 0
+
+    if executor == "in-process":
+        filled(path, tmp_path / "w", scorers)
     while done < kills:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        before = len(list(store.glob("*"))) if store.exists() else 0
-        wanted = before + rng.randint(0, 4)
-        while process.poll() is None and len(list(store.glob("*")) if store.exists() else []) < wanted:
+        wanted = begun() + rng.randint(0, 4)
+        while process.poll() is None and begun() < wanted:
             time.sleep(0.005)
         time.sleep(rng.random() * 0.1)
         if process.poll() is not None:
-            break  # there was nothing left to do
+            ends()
+            shutil.rmtree(tmp_path / "w")  # there was nothing left to do: begin again
+            continue
         victims = [process.pid]
         if executor == "local" and rng.random() < 0.5:
             listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
             victims = [int(pid) for pid in listed.stdout.split()][:1] or victims
         os.kill(victims[0], signal.SIGKILL)
-        done += 1
         if victims != [process.pid]:
             time.sleep(0.2)
             process.kill()
-        process.wait()
+        done += process.wait() == -signal.SIGKILL  # or it was over at that moment
         if rng.random() < 0.3 and (files := sorted((tmp_path / "w/studies/small/results").glob("*.json"))):
             files[0].write_text("{")  # and a disk that loses the end of a file
         if rng.random() < 0.3 and (manifests := sorted(store.glob("*/manifest.json"))):
             manifests[0].write_text("{")
-    last = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
-    assert last.returncode == 0, last.stdout + last.stderr
-    assert json.loads(last.stdout)["done"] == scorers
-    assert results(tmp_path / "w/studies/small") == expected
+    assert done == kills
+    ends()
 
 
 @pytest.mark.parametrize(("executor", "kills"), [("in-process", 3), ("local", 2)])
-def test_a_study_killed_at_random_moments_ends_as_an_undisturbed_one(
+def test_a_study_killed_and_on_a_full_disk_ends_as_an_undisturbed_one(
     recipe: Path, tmp_path: Path, executor: str, kills: int
 ) -> None:
-    killed(recipe, tmp_path, kills, executor)
+    disturbed(recipe, tmp_path, kills, executor)
 
 
 @pytest.mark.slow
 def test_a_study_killed_fifty_times_ends_as_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
-    for i in range(5):  # a study is over after a few kills
+    for i in range(5):
         (tmp_path / str(i)).mkdir()
-        killed(recipe, tmp_path / str(i), 10, ("in-process", "local")[i % 2], scorers=5)
+        disturbed(recipe, tmp_path / str(i), 10, ("in-process", "local")[i % 2], scorers=5)
 
 
 def test_a_study_that_is_stopped_writes_down_no_failures(recipe: Path, tmp_path: Path) -> None:
@@ -745,12 +848,12 @@ def test_the_commands_tell_what_there_is(recipe: Path, tmp_path: Path) -> None:
     assert planned.returncode == 0
     assert "magnitude, seed 0" in planned.stdout
     assert "2 runs, 0 of them there, 2 to make" in planned.stdout
-    assert "nothing is known yet of: data" in planned.stdout
+    assert "there is no estimate yet" in planned.stdout
     assert "no study has run in" in command("status", path, "-w", tmp_path / "w").stderr
     done = command("run", path, "-w", tmp_path / "w")
     assert done.returncode == 0, done.stderr
     assert "2 of 2 runs have a result, 0 of them had one before" in done.stdout
-    assert "[2] random, seed 0: ACC" in done.stderr
+    assert "[2/2] random, seed 0: ACC" in done.stderr
     status = command("status", path, "-w", tmp_path / "w")
     assert status.stdout == "small: 2 of 2 runs have a result, 0 failed\nnobody is at work on it\n"
     assert json.loads(command("plan", path, "-w", tmp_path / "w", "--json").stdout)["stages"]["to_make"] == {}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def test_the_frame_is_what_the_results_say(real: Path) -> None:
     for path in (real / "results").glob("*.json"):
         written = json.loads(path.read_text())
         mine = frame[frame.run == path.stem]
+        pandas.testing.assert_frame_equal(defensekit.results(path), mine.reset_index(drop=True))
         for name, found in written["models"].items():
             for metric, measured in found["metrics"].items():
                 row = mine[mine.trial.isna() & (mine.model == name) & (mine.metric == metric)].iloc[0]
@@ -227,6 +229,19 @@ def test_lines_are_means_and_bands_one_standard_deviation(tmp_path: Path) -> Non
     assert len(styles) == 3  # told apart without colour
 
 
+def test_values_beside_points_stay_clear_of_the_title(tmp_path: Path) -> None:
+    curve = {0.0: {"acc": 0.9, "asr": 1.0}, 0.9: {"acc": 0.9, "asr": 0.95}}
+    runs: list[Any] = [
+        ({"defense.scorer": name}, 0, result({"purified": model(curve[0.9])}, curve, 0.9)) for name in "ab"
+    ]
+    comparison = Comparison(Finished(write_study(tmp_path / "w/studies/high", runs)))
+    figure = tradeoff(comparison.groups[0], comparison.over)
+    figure.draw_without_rendering()
+    for axes in figure.axes[1:]:
+        assert [text.get_text() for text in axes.texts] == ["0.9", "0"]
+        assert all(text.get_window_extent().y1 <= axes.bbox.y1 for text in axes.texts)
+
+
 def test_labels_that_begin_alike_are_lines_of_their_own(tmp_path: Path) -> None:
     comparison = Comparison(Finished(wide(tmp_path, scorers=("x" * 60 + "1", "x" * 60 + "2"))))
     figure = tradeoff(comparison.groups[0], comparison.over)
@@ -292,8 +307,22 @@ def commands() -> CliRunner:
 
 def test_report_prints_the_table_and_writes_the_rest(commands: CliRunner, tmp_path: Path) -> None:
     place = wide(tmp_path)
-    done = commands.invoke(app, ["study", "report", str(place), "--rows", "attack", "--cols", "defense.scorer"])
+    asked = ["study", "report", str(place), "--rows", "attack", "--cols", "defense.scorer", "--metric", "acc"]
+    asked += [
+        "--metric",
+        "asr",
+        "--model",
+        "suspect",
+        "--model",
+        "purified",
+        "--where",
+        "attack=word",
+        "--against",
+        "b",
+    ]
+    done = commands.invoke(app, asked)
     assert done.exit_code == 0, done.output
+    assert f"<pre>{shlex.join(['defensekit', *asked])}</pre>" in (place / "report.html").read_text()
     assert re.search(r"purified +word +0\.\d{3} ± ", done.output)
     assert "oracle" in done.output
     assert f"report: {place / 'report.html'}" in done.output
@@ -318,6 +347,10 @@ def test_a_study_may_be_named_by_its_yaml(commands: CliRunner, tmp_path: Path) -
     [
         (["report", "{}/workspace/studies/made"], r"no study has run in .*/made\. Did you mean '.*/made-up'\?"),
         (["report", "{}/other.yaml"], r"no study has run in workspace/studies/other \(--workspace says where it ran\)"),
+        (["report", "{}/othr.yaml"], r"there is no study .*/othr\.yaml\. Did you mean '.*/other\.yaml'\?"),
+        (["status", "{}/recipe.yaml"], r"recipe\.yaml: this is a recipe: `defensekit run` runs it"),
+        (["run", "{}/other.yaml", "--resume", "alway"], r"^resume: 'alway'\? Did you mean 'always'\?"),
+        (["rerun", "{}/other.yaml"], r"other\.yaml is no result's file.*/results/"),
         (["report", "{}/bad.yaml"], "is no study: it has no `name:`"),
         (["report", "{}/out.yaml"], "names no study"),
         (["report", "{}/workspace/studies/made-up", "--rows", "attak"], "no axis 'attak'. Did you mean 'attack'"),
@@ -329,6 +362,7 @@ def test_mistakes_are_told(commands: CliRunner, tmp_path: Path, arguments: list[
     wide(tmp_path)
     (tmp_path / "other.yaml").write_text("name: other\n")
     (tmp_path / "bad.yaml").write_text("recipe: x\n")
+    (tmp_path / "recipe.yaml").write_text("name: r\nmodel: x\n")
     (tmp_path / "out.yaml").write_text("name: ../../..\n")
     done = commands.invoke(app, ["study", *(argument.format(tmp_path) for argument in arguments)])
     assert isinstance(done.exception, UsageError)

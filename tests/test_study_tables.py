@@ -287,7 +287,7 @@ def test_markdown_is_escaped(evil: Table) -> None:
 
 def test_latex_is_escaped(evil: Table) -> None:
     made = latex(evil)
-    known = r"\\(begin|end|centering|caption|toprule|midrule|bottomrule|multicolumn|pm|uparrow|downarrow|text\w+)\b"
+    known = r"\\(begin|end|centering|caption|\w+rule|multicolumn|pm|uparrow|downarrow|text\w+)\b"
     rest = re.sub(known, "", made)
     assert not re.search(r"\\[a-zA-Z]", rest)
     assert not re.search(r"(?<!\\)[%#^~]", rest)
@@ -306,6 +306,13 @@ def hostile() -> Table:
     columns = (Column("gr_p & 100%", "ACC", "higher"), Column("gr_p & 100%", "ASR", "lower", floor=0.1))
     rows = tuple(Row((label, label), (Cell((0.5, 0.6)), Cell((0.1,), 1, 1))) for label in HOSTILE)
     return Table("ti_tle % & #", ("model", "de_f"), columns, rows, 2, ("n_o%te “x” ± …",))
+
+
+def test_latex_has_a_line_under_each_group_of_columns() -> None:
+    columns = [Column(group, "ACC") for group in ("", "word", "word", "sentence")]
+    made = latex(Table("t", ("model", "defense"), columns, (), 1, ()))
+    assert "\\cmidrule(lr){4-5}\\cmidrule(lr){6-6}\n" in made
+    assert "cmidrule" not in latex(Table("t", ("model",), columns[:1], (), 1, ()))
 
 
 def test_latex_of_what_it_can_not_print() -> None:

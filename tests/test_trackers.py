@@ -1,6 +1,7 @@
 """The observer `mlflow`, against the real library with a local store."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed (the [mlf
 pytest.importorskip("sqlalchemy", reason="MLflow's local store is not installed (the [mlflow] extra)")
 
 from defensekit.components import Observer  # noqa: E402
-from defensekit.errors import DefenseKitError  # noqa: E402
+from defensekit.errors import DefenseKitError, UsageError  # noqa: E402
 from defensekit.host import load_plugins  # noqa: E402
+from defensekit.studies.loading import load_study  # noqa: E402
+from defensekit.studies.running import run_study  # noqa: E402
 from tests.studies import model, result  # noqa: E402
 
 RECIPE = {"name": "pico", "seed": 3, "defense": {"scorer": {"name": "diffusion"}, "purifier": [{"name": "reset"}]}}
@@ -82,6 +85,17 @@ def test_runs_of_a_study_are_told_apart_by_their_axes(store: str) -> None:
 def test_a_store_that_is_not_there_stops_the_run_before_it_starts() -> None:
     with pytest.raises(DefenseKitError, match="the observer mlflow: nonsense://x"):
         observer(tracking_uri="nonsense://x").run_started(RECIPE)
+
+
+def test_a_study_is_stopped_before_its_first_stage(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, workspace = recipe.with_name("study.yaml"), recipe.with_name("w")
+    path.write_text(f"{{name: s, recipe: {recipe.name}, observers: [{{name: mlflow, tracking_uri: 'nonsense://x'}}]}}")
+    with pytest.raises(DefenseKitError, match="the observer mlflow: nonsense://x"):
+        run_study(load_study(path), workspace)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(UsageError, match=r"pip install 'defensekit\[mlflow\]'"):
+        run_study(load_study(path), workspace)
+    assert not (workspace / "store").exists()
 
 
 def test_a_store_that_is_lost_stops_nothing(store: str, monkeypatch: pytest.MonkeyPatch) -> None:

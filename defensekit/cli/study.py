@@ -5,7 +5,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.text import Text
@@ -39,7 +39,7 @@ def plan(
 ) -> None:
     """Say what a study would run: its runs, the stages behind them, what is there, how long the rest takes.
 
-    Seconds and bytes are judged by what artifacts of the same kind took before, in this workspace.
+    Seconds and bytes are judged by what stages of the same kind took before, in this workspace.
     """
     checked(study, "study")
     gc.enable()
@@ -56,7 +56,12 @@ def plan(
             for run in found.runs
         ],
         "stages": {"known": len(found.stages), "to_make": dict(estimate.stages), "unknown": found.unknown},
-        "estimate": {"seconds": estimate.seconds, "bytes": estimate.bytes, "unseen": list(estimate.unseen)},
+        "estimate": {
+            "seconds": estimate.seconds,
+            "bytes": estimate.bytes,
+            "unseen": list(estimate.unseen),
+            "unsized": list(estimate.unsized),
+        },
     }
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
@@ -72,12 +77,20 @@ def plan(
     more = f" and up to {found.unknown} that hang on choices" if found.unknown else ""
     out.print(f"{len(found.stages)} distinct stages{more}; {len(found.missing)} to make:")
     out.print("  " + (", ".join(f"{count} {kind}" for kind, count in estimate.stages.items()) or "none"))
-    if found.missing:
-        kept = " (models are removed again once no run needs them)" if found.study.keys.keep != "models" else ""
-        out.print(
-            f"about {duration(estimate.seconds)} one after the other, {estimate.bytes / 2**20:,.0f} MiB{kept}"
-            + (f"; nothing is known yet of: {', '.join(estimate.unseen)}" if estimate.unseen else "")
-        )
+    if len(estimate.unseen) < len(estimate.stages):
+        without = f" without {', '.join(estimate.unseen)}, of which nothing is known yet" if estimate.unseen else ""
+        out.print(f"about {duration(estimate.seconds)} one after the other{without}")
+        without = f" without {', '.join(estimate.unsized)}, of whose size nothing is known" if estimate.unsized else ""
+        kept = "; models are removed again once no run needs them" if found.study.keys.keep != "models" else ""
+        out.print(f"{estimate.bytes / 2**20:,.0f} MiB on disk{without}{kept}")
+    elif found.missing:
+        out.print("there is no estimate yet: nothing of these kinds was made in this workspace")
+
+
+def _resumes() -> list[str]:
+    from defensekit.studies.keys import Resume
+
+    return list(get_args(Resume))
 
 
 @app.command()
@@ -85,9 +98,11 @@ def run(
     study: Study,
     settings: Settings = None,
     resume: Annotated[
-        Literal["only-missing", "always", "never", "only-cache"],
+        str,
         typer.Option(
-            help="Make the results that are missing; all anew; refuse where there are some; or compute no stage."
+            metavar="only-missing|always|never|only-cache",
+            autocompletion=_resumes,
+            help="Make the results that are missing; all anew; refuse where there are some; or compute no stage.",
         ),
     ] = "only-missing",
     workspace: Workspace = Path("workspace"),
@@ -100,8 +115,10 @@ def run(
     """
     from defensekit.cli.interrupt import ending, remembered
     from defensekit.cli.watching import Watching
+    from defensekit.studies.keys import resumed
 
     checked(study, "study")
+    made = resumed(resume)
     gc.enable()
     with (
         ending("stopped; the same command goes on where it stopped"),
@@ -113,7 +130,7 @@ def run(
         from defensekit.studies.loading import load_study
         from defensekit.studies.running import run_study
 
-        found = run_study(load_study(study, settings or ()), workspace, [interrupt, watching], resume)
+        found = run_study(load_study(study, settings or ()), workspace, [interrupt, watching], made)
     if as_json:
         facts = {"runs": found.runs, "before": found.before, "done": found.done, "failed": found.failed}
         sys.stdout.write(json.dumps({**facts, "folder": str(found.folder)}) + "\n")
@@ -162,7 +179,7 @@ def rerun(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Repeat one finished run from what its result recorded, and compare: exit code 1 where a number differs."""
+    """Repeat one finished run from what its result recorded, and compare: exit code 1 where anything differs."""
     import tempfile
 
     from defensekit.cli.interrupt import ending, remembered
@@ -181,13 +198,14 @@ def rerun(
 
         found = repeat(result, workspace or empty, [interrupt, progress])
     if as_json:
-        facts = {"same": found.same, "inputs": found.inputs, "numbers": found.numbers}
+        facts = {"same": found.same, "inputs": found.inputs, "numbers": found.numbers, "stages": found.stages}
         sys.stdout.write(json.dumps({**facts, "surroundings": found.surroundings}) + "\n")
     else:
         out = console()
         for what, differing in (
             ("what decides the numbers", found.inputs),
             ("numbers", found.numbers),
+            ("digest of what a stage made", found.stages),
             ("versions and machine", found.surroundings),
         ):
             if differing:
@@ -198,7 +216,8 @@ def rerun(
         told = "every number came out again, to the last digit" if found.same else "it did not come out again"
         out.print(f"{found.before.name} ({found.before.identity[:16]}): {told}")
     if not found.same:
-        raise DefenseKitError(f"{len(found.inputs)} inputs and {len(found.numbers)} numbers differ")
+        counts = f"{len(found.inputs)} inputs, {len(found.numbers)} numbers, files of {len(found.stages)} stages"
+        raise DefenseKitError(f"{counts} differ")
 
 
 @app.command()
@@ -252,10 +271,14 @@ def place(study: Path, workspace: Path) -> Path:
         UsageError: there is no such folder or file, or the study never ran in the workspace.
     """
     folder = study
+    if study.suffix in (".yaml", ".yml") and not study.is_dir():
+        checked(study, "study")
     if study.is_file():
         from defensekit import yaml
+        from defensekit.studies.keys import no_recipe
 
         data = yaml.load(study).data
+        no_recipe(data, str(study))
         if not isinstance(data, dict) or not isinstance(data.get("name"), str):
             raise UsageError(f"{study} is no study: it has no `name:`")
         folder = workspace / "studies" / data["name"]

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from defensekit.components.runtime import Observer, Planned
 from defensekit.errors import printable
-from defensekit.outlook import Pace, duration
+from defensekit.outlook import duration
 from defensekit.result import DEFENDED
 
 NEXT = 5  # runs shown as next
@@ -27,11 +27,11 @@ class Watching(Observer):
     _console: Console = PrivateAttr()
     _live: Live = PrivateAttr()
     _runs: list[str] = PrivateAttr(default_factory=list)
-    _slots: int = PrivateAttr(default=1)
+    _total: int = PrivateAttr(default=0)
     _done: int = PrivateAttr(default=0)
     _failed: int = PrivateAttr(default=0)
     _stages: dict[tuple[str, str], tuple[float, str]] = PrivateAttr(default_factory=dict)
-    _pace: Pace = PrivateAttr(default_factory=Pace)
+    _left: str = PrivateAttr(default="")
 
     def model_post_init(self, context: Any, /) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -46,7 +46,7 @@ class Watching(Observer):
         self._live.stop()
 
     def study_started(self, runs: Sequence[str], slots: int) -> None:
-        self._runs, self._slots = list(runs), slots
+        self._runs, self._total = list(runs), len(runs)
 
     def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
         return _One(whole=self, name=name)
@@ -56,20 +56,20 @@ class Watching(Observer):
             self._console.print(printable(text))
 
     def planned(self, stages: Sequence[Planned]) -> None:
-        self._pace = Pace(stages, self._slots)
         there = sum(stage.there for stage in stages)
         self.message(f"{len(stages)} stages behind the runs, {there} of them there already")
+
+    def outlook(self, left: str) -> None:
+        self._left = left
 
     def stage(self, run: str, title: str, share: float = 0.0) -> None:
         """A stage is being made."""
         since = self._stages.get((run, title), (time.monotonic(), ""))[0]
         self._stages[(run, title)] = (since, f"{share:.0%}" if share else "")
 
-    def end(self, run: str, title: str, seconds: float | None, reused: bool) -> None:
-        """A stage is there, or failed (``seconds`` is None)."""
+    def end(self, run: str, title: str) -> None:
+        """A stage is there, or failed."""
         self._stages.pop((run, title), None)
-        if seconds is not None:
-            self._pace.finish(title, seconds, reused)
 
     def over(self, run: str, told: str, failed: bool) -> None:
         """A run is over."""
@@ -77,10 +77,17 @@ class Watching(Observer):
             self._runs.remove(run)
         self._done += not failed
         self._failed += failed
-        left = self._pace.left()
-        self.message(f"[{self._done + self._failed}] {run}: {told}" + (f"; {left}" if left else ""))
+        if not self._runs:
+            self._left = ""  # stages of runs that failed are not made
+        self.message(f"[{self._done + self._failed}/{self._total}] {run}: {told}{self._rest}")
+
+    @property
+    def _rest(self) -> str:
+        return f"; {self._left}" if self._left else ""
 
     def _table(self) -> Group:
+        if not self._total:
+            return Group()  # it is not known yet what there is to do
         now = time.monotonic()
         table = Table("run", "stage", "for", "", box=box.SIMPLE_HEAD, pad_edge=False)
         stages = dict(self._stages)  # the runs' threads change it meanwhile
@@ -88,7 +95,7 @@ class Watching(Observer):
             table.add_row(Text(run), Text(title), duration(now - since), share)
         going = {run for run, _ in stages}
         waiting = [run for run in list(self._runs) if run not in going]
-        lines = [f"{self._done} done, {self._failed} failed, {len(self._runs)} to come; {self._pace.left() or '...'}"]
+        lines = [f"{self._done} done, {self._failed} failed, {len(self._runs)} to come{self._rest}"]
         lines += [f"next: {run}" for run in waiting[:NEXT]]
         return Group(table, *(Text(line) for line in lines))
 
@@ -109,10 +116,10 @@ class _One(Observer):
         self.whole.stage(self.name, title, done / total if total else 0.0)
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
-        self.whole.end(self.name, title, seconds, reused)
+        self.whole.end(self.name, title)
 
     def stage_failed(self, title: str, error: str) -> None:
-        self.whole.end(self.name, title, None, False)
+        self.whole.end(self.name, title)
 
     def run_finished(self, result: Mapping[str, Any]) -> None:
         ended = DEFENDED[result["recipe"]["defense"]["stage"]]

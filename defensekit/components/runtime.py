@@ -58,6 +58,9 @@ class Observer(Component):
     def planned(self, stages: Sequence[Planned]) -> None:
         """What the run needs, as far as it can be known before it starts; those that are there already as well."""
 
+    def outlook(self, left: str) -> None:
+        """How long the rest of a study takes, in words, told with every stage; empty if nothing is known of it."""
+
     def stage_started(self, title: str) -> None:
         """A stage that has to be computed begins."""
 

@@ -1,7 +1,7 @@
 """A table as HTML, Markdown and LaTeX; every text in it is escaped for where it goes."""
 
 import re
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 
 from defensekit.report.page import fill
 from defensekit.report.pivot import Column, Row, Table
@@ -91,9 +91,13 @@ def latex(table: Table) -> str:
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
     lines.append(rf"\begin{{tabular}}{{{'l' * len(table.heads)}{'r' * len(table.columns)}}}")
     lines.append(r"\toprule")
-    if any(group for group, _ in _groups(table)):
-        above = [rf"\multicolumn{{{count}}}{{c}}{{{tex(group)}}}" for group, count in _groups(table)]
+    groups = _groups(table)
+    if any(group for group, _ in groups):
+        above = [rf"\multicolumn{{{count}}}{{c}}{{{tex(group)}}}" for group, count in groups]
         lines.append(" & ".join([*[""] * len(table.heads), *above]) + r" \\")
+        spans = pairwise(accumulate((count for _, count in groups), initial=len(table.heads)))
+        below = zip(groups, spans, strict=True)
+        lines.append("".join(rf"\cmidrule(lr){{{before + 1}-{last}}}" for (group, _), (before, last) in below if group))
     lines += [line([*table.heads, *map(heading, table.columns)]), r"\midrule"]
     for row, apart in zip(table.rows, parted(table), strict=True):
         lines += [r"\midrule"] * apart

@@ -11,7 +11,7 @@ from defensekit.report import study_plots
 from defensekit.report.comparing import Comparison
 from defensekit.report.markup import html, latex, markdown
 from defensekit.report.page import fill
-from defensekit.report.pivot import Place, Table, pivot
+from defensekit.report.pivot import Place, Table, pivot, shown_label
 from defensekit.report.plots import image
 from defensekit.studies.frame import Finished
 from defensekit.words import METRICS
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What a study's results say: ``main`` is the pivot that was asked for, ``tables`` has it and the comparisons."""
+    """What a study's results say: ``main`` is the pivot that was asked for, ``tables`` has it and the comparisons.
+
+    ``options`` are those of the command that makes it.
+    """
 
     study: Finished
     main: Table
@@ -32,6 +35,7 @@ class StudyReport:
     heats: Sequence[tuple[str, "Figure"]]
     over: str
     at: str
+    options: Sequence[str]
 
     @property
     def tables(self) -> list[Table]:
@@ -57,7 +61,7 @@ class StudyReport:
             meanings={name: METRICS[name] for name in metrics},
             machines=sorted(set(frame["machine"].dropna())),
             failures=[(run, self.study.failures[run.id]) for run in self.study.runs if run.id in self.study.failures],
-            command=shlex.join(["defensekit", "study", "report", str(self.study.place)]),
+            command=shlex.join(["defensekit", "study", "report", str(self.study.place), *self.options]),
         )
 
     def _named(self) -> dict[str, Table | None]:
@@ -102,6 +106,14 @@ def report(
         UsageError: there is no such axis, value, metric, model or defense.
         DefenseKitError: there is no study in the folder, or one of its files is damaged.
     """
+    given = {
+        "--rows": rows,
+        "--cols": cols,
+        "--metric": metrics,
+        "--model": models,
+        "--where": [f"{axis}={shown_label(label)}" for axis, label in (where or {}).items()],
+        "--against": [against] if against else (),
+    }
     study = Finished(Path(folder))
     main = pivot(study, rows, cols, metrics, models, where)
     comparison = Comparison(study, where)
@@ -117,4 +129,5 @@ def report(
         heats=[(label, study_plots.heats(resets, label)) for label, resets in heats if resets],
         over=comparison.over,
         at=f"{comparison.over} = {comparison.middle}" if comparison.axis else "",
+        options=[text for option, values in given.items() for value in values for text in (option, value)],
     )

@@ -22,6 +22,7 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 SWEEP = 24  # corners of an ellipse
 LONGEST = 40  # characters of a label
+HIGH = 0.9  # an ASR that is close to the title above
 
 
 def tradeoff(group: Group, over: str) -> "Figure":
@@ -163,10 +164,12 @@ def _references(axes: "Axes", group: Group) -> list[tuple[str, Any]]:
 
 
 def _beside(axes: "Axes", text: str, place: "np.ndarray", align: Literal["left", "right"]) -> None:
-    """The first and the last value that was tried, beside their points."""
+    """The first and the last value that was tried, beside their points: above, or below where the title would be."""
+    above = place[1] < HIGH
     around = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
     style: Any = {"textcoords": "offset points", "fontsize": 7.5, "bbox": around, "zorder": 5}
-    axes.annotate(text, (place[0], place[1]), xytext=(5 if align == "left" else -5, 5), ha=align, **style)
+    offset, va = (5 if align == "left" else -5, 5 if above else -5), "bottom" if above else "top"
+    axes.annotate(text, (place[0], place[1]), xytext=offset, ha=align, va=va, **style)
 
 
 def plain(text: str) -> str:

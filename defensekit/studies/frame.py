@@ -1,6 +1,6 @@
 """The results of a study as a table: read from its folder, nothing is run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from defensekit.errors import DefenseKitError
-from defensekit.result import ModelResult, Result
+from defensekit.result import ModelResult, Result, read_result
 from defensekit.studies.folder import Folder
 from defensekit.studies.keys import Label
 from defensekit.words import MODELS
@@ -59,12 +59,19 @@ def results(folder: str | Path) -> "DataFrame":
     at what a defender can't see; ``machine`` made the numbers.
 
     Args:
-        folder: a study's folder, ``WORKSPACE/studies/NAME``.
+        folder: a study's folder, ``WORKSPACE/studies/NAME``, or one result's file, for the rows of its run alone.
 
     Raises:
+        UsageError: the file is no result.
         DefenseKitError: there is no study in the folder, or one of its files is damaged.
     """
-    return Finished(Path(folder)).frame
+    if not Path(folder).is_file():
+        return Finished(Path(folder)).frame
+    result = read_result(folder)
+    about = {"study": result.study, "run": result.identity[:16], "seed": result.recipe["seed"], "state": "done"}
+    about |= {_column(axis): label for axis, label in result.axes.items()}
+    axes = {axis: [label] for axis, label in result.axes.items()}
+    return _framed([{**about, **row} for row in _rows(result)], axes)
 
 
 def export(folder: str | Path, to: str | Path) -> list[Path]:
@@ -157,60 +164,65 @@ class Finished:
         """``done``, ``failed`` or ``missing``."""
         return "done" if id in self.done else "failed" if id in self.failures else "missing"
 
-    def column(self, axis: str) -> str:
-        """What the column of an axis is called."""
-        return f"axis.{axis}" if axis in _COLUMNS else axis
-
     @cached_property
     def frame(self) -> "DataFrame":
         """What `results` gives."""
-        import pandas
-
-        records = [record for run in self.runs for record in self._records(run)]
-        names = list(_COLUMNS)
-        order = [*names[:_FIRST], *map(self.column, self.axes), *names[_FIRST:]]
-        frame = pandas.DataFrame.from_records(records, columns=order).astype(_COLUMNS)
-        for axis, values in self.axes.items():
-            frame[self.column(axis)] = frame[self.column(axis)].astype(_kind(values))
-        return frame
+        return _framed([record for run in self.runs for record in self._records(run)], self.axes)
 
     def _records(self, run: RunRecord) -> Iterator[dict[str, Any]]:
         state = self.state(run.id)
         kinds = {axis: _kind(values) for axis, values in self.axes.items()}
-        labels = {
-            self.column(axis): str(label) if kinds[axis] == "string" else label for axis, label in run.axes.items()
-        }
+        labels = {_column(axis): str(label) if kinds[axis] == "string" else label for axis, label in run.axes.items()}
         about: dict[str, Any] = {"study": self.name, "run": run.id, "seed": run.seed, "state": state, **labels}
         if state != "done":
             error = self.failures.get(run.id, {}).get("error")
             yield about if error is None else {**about, "error": str(error)}
             return
         result = self.result(run.id)
-        about |= {
-            "asr_floor": result.asr_floor,
-            "clean_rows": result.clean_budget,
-            "oracle": ", ".join(result.oracle) or None,
-            "machine": f"{result.environment.device_name}, {result.environment.device}, "
-            f"threads {result.environment.threads}",
-        }
-        if result.chosen:
-            about |= {"rule": result.chosen.rule, "over": result.chosen.over, "chosen": result.chosen.value}
-            if result.chosen.lower_does_more:
-                self.lower_does_more.add(run.id)
-        for name, model in result.models.items():
-            made: dict[str, Any] = {
-                "model": name,
-                "seconds": model.seconds,
-                "peak_memory": _memory(result, name, model),
-            }
-            if model.reset:
-                made |= {"reset_of_eligible": model.reset.of_eligible, "reset_of_all": model.reset.of_all}
-            for metric, found in model.metrics.items():
-                yield {**about, **made, "metric": metric, **found.model_dump(exclude={"parts"})}
-        for trial in result.curve:
-            tried = {"model": result.defended, "trial": trial.value, "dev_accuracy": trial.dev_accuracy}
-            for metric, found in trial.metrics.items():
-                yield {**about, **tried, "metric": metric, **found.model_dump(exclude={"parts"})}
+        if result.chosen and result.chosen.lower_does_more:
+            self.lower_does_more.add(run.id)
+        for row in _rows(result):
+            yield {**about, **row}
+
+
+def _rows(result: Result) -> Iterator[dict[str, Any]]:
+    """What a result found, without what says which run it is of."""
+    about: dict[str, Any] = {
+        "asr_floor": result.asr_floor,
+        "clean_rows": result.clean_budget,
+        "oracle": ", ".join(result.oracle) or None,
+        "machine": f"{result.environment.device_name}, {result.environment.device}, "
+        f"threads {result.environment.threads}",
+    }
+    if result.chosen:
+        about |= {"rule": result.chosen.rule, "over": result.chosen.over, "chosen": result.chosen.value}
+    for name, model in result.models.items():
+        made: dict[str, Any] = {"model": name, "seconds": model.seconds, "peak_memory": _memory(result, name, model)}
+        if model.reset:
+            made |= {"reset_of_eligible": model.reset.of_eligible, "reset_of_all": model.reset.of_all}
+        for metric, found in model.metrics.items():
+            yield {**about, **made, "metric": metric, **found.model_dump(exclude={"parts"})}
+    for trial in result.curve:
+        tried = {"model": result.defended, "trial": trial.value, "dev_accuracy": trial.dev_accuracy}
+        for metric, found in trial.metrics.items():
+            yield {**about, **tried, "metric": metric, **found.model_dump(exclude={"parts"})}
+
+
+def _framed(records: Sequence[dict[str, Any]], axes: Mapping[str, Sequence[Label | None]]) -> "DataFrame":
+    """Rows as a frame, with a column for each axis."""
+    import pandas
+
+    names = list(_COLUMNS)
+    order = [*names[:_FIRST], *map(_column, axes), *names[_FIRST:]]
+    frame = pandas.DataFrame.from_records(records, columns=order).astype(_COLUMNS)
+    for axis, values in axes.items():
+        frame[_column(axis)] = frame[_column(axis)].astype(_kind(values))
+    return frame
+
+
+def _column(axis: str) -> str:
+    """What the column of an axis is called."""
+    return f"axis.{axis}" if axis in _COLUMNS else axis
 
 
 def titles(result: Result, model: str) -> list[str]:
@@ -232,7 +244,7 @@ def _memory(result: Result, name: str, model: ModelResult) -> int | None:
     return max((s.peak_memory for s in result.stages if s.title in wanted and s.peak_memory is not None), default=None)
 
 
-def _kind(values: list[Label | None]) -> str:
+def _kind(values: Sequence[Label | None]) -> str:
     """The type of an axis's column: numbers, where it has nothing else."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int}:

@@ -1,12 +1,14 @@
 """The keys of a study: their types, bounds and meaning."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field
 
+from defensekit.errors import UsageError, listing, nearest
 from defensekit.keys import Keys, Spec
 
 Label = str | int | float | bool
+Resume = Literal["only-missing", "always", "never", "only-cache"]
 
 
 class StudyKeys(Keys):
@@ -28,3 +30,21 @@ class StudyKeys(Keys):
         "predictions",
         description="what stays in the store: answers alone, what defenses start from too, or purified models as well",
     )
+
+
+def resumed(text: str) -> Resume:
+    """What is made of a study that ran before, by its name.
+
+    Raises:
+        UsageError: there is no such name.
+    """
+    known = get_args(Resume)
+    if text not in known:
+        raise UsageError(f"resume: {text!r}?{nearest(text, known)} ({listing(known)})")
+    return cast(Resume, text)
+
+
+def no_recipe(data: Any, where: str) -> None:
+    """Raise UsageError where a recipe was given in place of a study."""
+    if isinstance(data, dict) and "recipe" not in data and not data.keys().isdisjoint(("model", "data", "defense")):
+        raise UsageError(f"{where}: this is a recipe: `defensekit run` runs it, and a study names it under `recipe:`")

@@ -12,7 +12,7 @@ from defensekit.errors import PlacedError, UsageError, listing, nearest
 from defensekit.files import environment_path
 from defensekit.loading import KEPT, Loading, recipe_of
 from defensekit.recipe import Named, Recipe
-from defensekit.studies.keys import Label, StudyKeys
+from defensekit.studies.keys import Label, StudyKeys, no_recipe
 from defensekit.yaml import Document, Path_, moved, overlay
 
 Axes = dict[str, Label]
@@ -65,6 +65,7 @@ def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
     if not isinstance(document.data, dict):
         known = listing(StudyKeys.model_fields, 20)
         raise PlacedError(f"{document.where(())}: expected a mapping with the keys {known}")
+    no_recipe(document.data, document.where(()))
     return _Matrix(document).study()
 
 
@@ -87,7 +88,8 @@ class _Matrix:
             base = overlay(base, moved(self.document, ("name",), ("name",)), {})
         documents = [*self.matrix(base, axes), *self.included(base, axes)]
         if not documents:
-            raise self.loading.error((), "no run is left; `matrix:` and `include:` say what to run")
+            why = "every run of the matrix is left out; take one back, or name runs under `include:`"
+            raise self.loading.error(("exclude",), why)
         first = self.recipe(*documents[0])
         # Plugins are the recipe's, and a study's executor and observers may come from them.
         self.loading.host = first.host

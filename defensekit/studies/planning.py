@@ -1,23 +1,26 @@
 """What a study would do: its runs, the stages behind them, what is there, how long the rest takes. Nothing is made."""
 
 import gc
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 from defensekit.dryrun import Needs
+from defensekit.errors import UsageError
 from defensekit.identity import identified, identity
 from defensekit.plan import Plan, Stage
+from defensekit.result import read_result
 from defensekit.store import Store
 from defensekit.studies.folder import Folder
 from defensekit.studies.loading import Row, Study
 from defensekit.survey import Known, survey
 
-SAMPLE = 30  # artifacts of a kind whose seconds and bytes are read for an estimate
+SAMPLE = 30  # results, and artifacts of a kind, that are read for an estimate
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,19 @@ class StudyPlan:
         return sum(run.unknown for run in self.todo)
 
     def estimate(self) -> "Estimate":
-        """What the missing stages will take, judged by the ones that are there."""
-        wanted: dict[str, int] = defaultdict(int)
-        for stage in self.missing.values():
-            wanted[stage.plain["kind"]] += 1
-        took = {kind: self.store.sample(keys) for kind, keys in self._examples(wanted).items()}
-        seconds = sum(count * took[kind][0] for kind, count in wanted.items() if kind in took)
-        size = sum(count * took[kind][1] for kind, count in wanted.items() if kind in took)
-        return Estimate(dict(wanted), seconds, int(size), sorted(kind for kind in wanted if kind not in took))
+        """What the missing stages will take, judged by those that are there or that results remember."""
+        wanted = Counter(stage.plain["kind"] for stage in self.missing.values())
+        there = {kind: self.store.sample(keys) for kind, keys in self._examples(wanted).items()}
+        took = _recorded(sorted(self.folder.place.parent.glob("*/results/*.json")))
+        took |= {kind: seconds for kind, (seconds, _) in there.items()}
+        took |= _recorded(sorted(self.folder.results.glob("*.json")))
+        return Estimate(
+            stages=dict(wanted),
+            seconds=sum(count * took.get(kind, 0.0) for kind, count in wanted.items()),
+            bytes=int(sum(count * there[kind][1] for kind, count in wanted.items() if kind in there)),
+            unseen=sorted(wanted.keys() - took.keys()),
+            unsized=sorted(wanted.keys() - there.keys()),
+        )
 
     def _examples(self, kinds: Iterable[str]) -> dict[str, list[str]]:
         """Some artifacts of each kind that are there, the study's own stages first."""
@@ -107,12 +115,27 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class Estimate:
-    """``stages`` to make by kind, ``seconds`` one after the other, ``bytes`` of artifacts; ``unseen`` kinds count 0."""
+    """``stages`` to make by kind, ``seconds`` one after the other, ``bytes`` of artifacts.
+
+    Kinds count 0 where nothing is known of them: in the seconds ``unseen`` ones, in the bytes ``unsized`` ones.
+    """
 
     stages: Mapping[str, int]
     seconds: float
     bytes: int
     unseen: Sequence[str]
+    unsized: Sequence[str]
+
+
+def _recorded(results: Sequence[Path]) -> dict[str, float]:
+    """Seconds that a stage of each kind took, as some results remember it: models are removed from the store again."""
+    took: dict[str, dict[str, float]] = defaultdict(dict)
+    for path in results[:SAMPLE]:
+        with suppress(UsageError):  # a half of one, or another version's
+            for stage in read_result(path).stages:
+                if stage.seconds is not None:
+                    took[stage.kind][stage.key] = stage.seconds
+    return {kind: fmean(seconds.values()) for kind, seconds in took.items()}
 
 
 def plan_study(study: Study, workspace: str | Path, say: Callable[[str], None] = lambda text: None) -> StudyPlan:

@@ -1,61 +1,44 @@
 """A finished run, repeated from what its result recorded."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pydantic import ValidationError
-
 from defensekit import yaml
 from defensekit.components import Observer
-from defensekit.errors import UsageError
+from defensekit.identity import identity
 from defensekit.loading import load_recipe
 from defensekit.pipeline import run
-from defensekit.result import Result
+from defensekit.result import Result, read_result
+
+# What is not compared as a number: where and how a run went, and what is compared on its own.
+APART = {
+    "identity", "identified", "study", "axes", "examples", "warnings", "recipe", "stages", "environment", "folder",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Repeated:
     """A result and the same run done again: what differs, as ``(place, before, after)``.
 
-    ``inputs`` are what decides the numbers (none differs where it is the same run), ``numbers`` are metrics with their
-    intervals, trials and what was chosen, ``surroundings`` are versions and the machine.
+    ``inputs`` are what decides the numbers (none differs where it is the same run), ``numbers`` is all that was found
+    but seconds: metrics with their intervals, trials, what was chosen, the floor, oracles; ``stages`` are the digests
+    of what stages made, ``surroundings`` versions and the machine.
     """
 
     before: Result
     after: Result
     inputs: list[tuple[str, Any, Any]]
     numbers: list[tuple[str, Any, Any]]
+    stages: list[tuple[str, Any, Any]]
     surroundings: list[tuple[str, Any, Any]]
 
     @property
     def same(self) -> bool:
-        """Whether every number came out again, to the last digit."""
-        return not self.inputs and not self.numbers
-
-
-def read_result(path: str | Path) -> Result:
-    """The result in a file.
-
-    Raises:
-        UsageError: it is not there, or no result of this version.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        version = json.loads(text).get("schema_version")
-        if version != 2:
-            raise UsageError(f"{path}: a result of schema_version {version}, expected 2")
-        return Result.model_validate_json(text)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{path}: no result: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (ValueError, AttributeError) as error:
-        raise UsageError(f"{path}: no result: {error}") from error
+        """Whether everything came out again: every number to the last digit, every stage's files."""
+        return not (self.inputs or self.numbers or self.stages)
 
 
 def rerun(path: str | Path, workspace: str | Path, observers: Sequence[Observer] = ()) -> Repeated:
@@ -73,18 +56,36 @@ def rerun(path: str | Path, workspace: str | Path, observers: Sequence[Observer]
     return Repeated(
         before,
         after,
-        list(differences(before.identified, after.identified)),
+        list(differences(_inputs(before), _inputs(after))),
         list(differences(_numbers(before), _numbers(after))),
+        list(_stages(before, after)),
         list(differences(_surroundings(before), _surroundings(after))),
     )
 
 
-def _numbers(result: Result) -> dict[str, Any]:
-    return {
-        "models": {name: model.model_dump(include={"metrics", "reset"}) for name, model in result.models.items()},
-        "curve": [trial.model_dump() for trial in result.curve],
-        "chosen": result.chosen.model_dump() if result.chosen else None,
-    }
+def _inputs(result: Result) -> dict[str, Any]:
+    facts = result.identified
+    # What was identified has to be what the result is known by.
+    return facts if result.identity == identity(facts) else {**facts, "identity": result.identity}
+
+
+def _numbers(result: Result) -> Any:
+    return _timeless(result.model_dump(exclude=APART))
+
+
+def _timeless(data: Any) -> Any:
+    """Plain data without the seconds that anything took."""
+    if isinstance(data, dict):
+        return {key: _timeless(value) for key, value in data.items() if key != "seconds"}
+    return [_timeless(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _stages(before: Result, after: Result) -> Iterator[tuple[str, Any, Any]]:
+    """Stages that made other files, as far as both digests are known."""
+    made = {stage.key: stage.digest for stage in after.stages}
+    for stage in before.stages:
+        if stage.key not in made or (stage.digest and made[stage.key] not in (None, stage.digest)):
+            yield stage.title, stage.digest, made.get(stage.key)
 
 
 def _surroundings(result: Result) -> dict[str, Any]:

@@ -9,22 +9,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 from defensekit.components import Executor, Observer, Planned, Workers, blame, fault
 from defensekit.components.base import one_line
-from defensekit.errors import DefenseKitError, UsageError, listing, nearest
+from defensekit.errors import DefenseKitError, UsageError
 from defensekit.logs import log, logged
+from defensekit.outlook import Pace
 from defensekit.pipeline import Run
 from defensekit.plan import Stage
+from defensekit.result import Result, read_result
 from defensekit.runner import Runner
 from defensekit.store import key_of
 from defensekit.studies.folder import Folder
+from defensekit.studies.keys import Resume, resumed
 from defensekit.studies.loading import Study
 from defensekit.studies.planning import PlannedRun, StudyPlan, closure, plan_study
 from defensekit.studies.status import Status
-
-Resume = Literal["only-missing", "always", "never", "only-cache"]
 
 # What a study may remove again once no run needs it, by what it is to keep.
 DROPPED: dict[str, set[str]] = {
@@ -74,8 +75,7 @@ def run_study(
     Raises:
         UsageError: a model or the data are not what was expected, or there are results and ``resume`` is ``never``.
     """
-    if resume not in get_args(Resume):
-        raise UsageError(f"resume: {resume!r}?{nearest(resume, get_args(Resume))} ({listing(get_args(Resume))})")
+    resumed(resume)
     watching = [*observers, *(cast(Observer, named.component) for named in study.observers)]
     place = Path(workspace)
     log_file = place / "studies" / study.name / "study.log"
@@ -181,6 +181,7 @@ class _Driver:
         self.dropped = DROPPED[plan.study.keys.keep]
         self.workers = _Noting(workers, plan.folder, self.dropped)
         self.holders: Counter[str] = Counter()
+        self.pace = Pace({key: stage.plain["kind"] for key, stage in plan.missing.items()}, workers.slots)
         self.watchers: dict[str, list[Observer]] = {}
 
     # -- scheduling ------------------------------------------------------------------------------------------------
@@ -281,31 +282,47 @@ class _Driver:
     # -- making ----------------------------------------------------------------------------------------------------
 
     def _stage(self, run: int, stage: Stage) -> None:
+        runner = self._runner(self.runs[run])
         try:
-            self._runner(self.runs[run]).make(stage)
+            runner.make(stage)
         except Exception as error:
             # The runs that need it say so; they look here before they try again.
             self.failed_stages.setdefault(stage.key, _known(error))
+        self._look_out(runner)
 
     def _run(self, run: PlannedRun) -> None:
         runner = self._runner(run)
-        if not self.anew and self.plan.folder.whole(run.id):  # by somebody else with the same study
-            self._release(run, runner)
-            return
         try:
-            self._tell(runner, "run_started", run.row.recipe.resolved())
-            made = Run(run.plan, runner).result(self.plan.folder.place, examples=0)
-            # Most stages were there when the run was put together, made by this study a moment before.
-            stages = [one.model_copy(update={"reused": one.key not in self.workers.made}) for one in made.stages]
-            result = made.model_copy(update={"study": self.plan.study.name, "axes": run.row.axes, "stages": stages})
-            # A result and its digest are two files. No stage has this lock: theirs begin with hexadecimal digits.
-            with self.store.lock("results"):
-                self.plan.folder.write(run.id, result)
+            if not self.anew and self.plan.folder.whole(run.id):  # by somebody else with the same study
+                result = read_result(self.plan.folder.results / f"{run.id}.json")
+            else:
+                result = self._result(run, runner)
         except Exception as error:
             self._fail(run, runner, error)
             return
+        self._look_out(runner)
         self._tell(runner, "run_finished", result.model_dump())
         self._release(run, runner)
+
+    def _look_out(self, runner: Runner) -> None:
+        """Tell everybody how long the rest takes, now that some stages are there."""
+        with self.telling:
+            for stage in runner.made.values():
+                self.pace.finish(stage.key, stage.seconds)
+            for observer in self.observers:
+                with self._borne(observer):
+                    observer.outlook(self.pace.left())
+
+    def _result(self, run: PlannedRun, runner: Runner) -> Result:
+        """The result of a run, written down."""
+        made = Run(run.plan, runner).result(self.plan.folder.place, examples=0)
+        # Most stages were there when the run was put together, made by this study a moment before.
+        stages = [one.model_copy(update={"reused": one.key not in self.workers.made}) for one in made.stages]
+        result = made.model_copy(update={"study": self.plan.study.name, "axes": run.row.axes, "stages": stages})
+        # A result and its digest are two files. No stage has this lock: theirs begin with hexadecimal digits.
+        with self.store.lock("results"):
+            self.plan.folder.write(run.id, result)
+        return result
 
     def _fail(self, run: PlannedRun, runner: Runner, error: Exception) -> None:
         """Write down what went wrong; the stages of the run stay for the next time."""
@@ -339,14 +356,17 @@ class _Driver:
                     other.warning(text)
 
     def _runner(self, run: PlannedRun) -> Runner:
+        """What makes the stages of a run; its observers hear that it began before they hear of a stage."""
         with self.telling:
-            if run.id not in self.watchers:
-                axes = run.row.axes
-                self.watchers[run.id] = []
+            begins = run.id not in self.watchers
+            watchers = self.watchers.setdefault(run.id, [])
+            runner = Runner(self.store, self.workers, watchers, self.failed_stages, self.telling)
+            if begins:
                 for observer in self.observers:
                     with self._borne(observer):
-                        self.watchers[run.id].append(observer.for_run(str(run.row), axes))
-        return Runner(self.store, self.workers, self.watchers[run.id], self.failed_stages, self.telling)
+                        watchers.append(observer.for_run(str(run.row), run.row.axes))
+                self._tell(runner, "run_started", run.row.recipe.resolved())
+        return runner
 
     def _release(self, run: PlannedRun, runner: Runner) -> None:
         """Remove the models that no run needs any more, if this study made them."""

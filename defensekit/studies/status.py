@@ -10,9 +10,8 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from defensekit.components import Observer, Planned
+from defensekit.components import Observer
 from defensekit.files import write_whole
-from defensekit.outlook import Pace
 from defensekit.store import alive
 from defensekit.studies.folder import Folder
 from defensekit.studies.planning import StudyPlan
@@ -26,8 +25,6 @@ class Status(Observer):
 
     _path: Path = PrivateAttr()
     _facts: dict[str, Any] = PrivateAttr()
-    _pace: Pace = PrivateAttr(default_factory=Pace)
-    _slots: int = PrivateAttr(default=1)
     _written: float = PrivateAttr(default=0.0)
 
     @classmethod
@@ -35,7 +32,8 @@ class Status(Observer):
         """For a plan that is about to be run."""
         made = cls()
         made._path = plan.folder.place / "status" / f"{socket.gethostname()}-{os.getpid()}.json"
-        made._facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time(), "stages": {}}
+        facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+        made._facts = {**facts, "stages": {}, "left": ""}
         made._path.parent.mkdir(parents=True, exist_ok=True)
         return made
 
@@ -49,11 +47,11 @@ class Status(Observer):
         self._path.unlink(missing_ok=True)
 
     def study_started(self, runs: Sequence[str], slots: int) -> None:
-        self._slots = slots
-
-    def planned(self, stages: Sequence[Planned]) -> None:
-        self._pace = Pace(stages, self._slots)
         self._write(0)
+
+    def outlook(self, left: str) -> None:
+        self._facts["left"] = left
+        self._write(EVERY)
 
     def begin(self, what: str) -> None:
         """A stage of a run is being made."""
@@ -66,10 +64,9 @@ class Status(Observer):
             self._facts["stages"][what] |= {"done": done, "total": total}
         self._write(EVERY)
 
-    def end(self, what: str, title: str, seconds: float, reused: bool) -> None:
+    def end(self, what: str) -> None:
         """It is there."""
         self._facts["stages"].pop(what, None)
-        self._pace.finish(title, seconds, reused)
         self._write(EVERY)
 
     def drop(self, what: str) -> None:
@@ -80,8 +77,7 @@ class Status(Observer):
     def _write(self, every: float) -> None:
         if (now := time.time()) - self._written >= every:
             self._written = now
-            facts = {**self._facts, "updated": now, "left": self._pace.left()}
-            write_whole(self._path, json.dumps(facts).encode())
+            write_whole(self._path, json.dumps({**self._facts, "updated": now}).encode())
 
 
 class _Run(Observer):
@@ -97,7 +93,7 @@ class _Run(Observer):
         self.whole.go_on(f"{self.name}: {title}", done, total)
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
-        self.whole.end(f"{self.name}: {title}", title, seconds, reused)
+        self.whole.end(f"{self.name}: {title}")
 
     def stage_failed(self, title: str, error: str) -> None:
         self.whole.drop(f"{self.name}: {title}")

@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PrivateAttr
@@ -20,9 +21,9 @@ LONGEST = 500  # characters of a parameter that every store of MLflow takes
 class MLflow(Observer):
     """Writes every run down in MLflow while it goes on: recipe, axes, seconds of each stage, metrics, the result.
 
-    A store that can't be reached stops a run before it starts. One that is lost later stops nothing: a warning says so,
-    and the run goes on unwatched, since its result is in the workspace anyway. A run that was stopped or killed
-    stays ``RUNNING`` in MLflow.
+    A store that can't be reached stops a run, or a study, before it starts. One that is lost later stops nothing: a
+    warning says so, and the run goes on unwatched, since its result is in the workspace anyway. A run that was stopped
+    or killed stays ``RUNNING`` in MLflow.
     """
 
     tracking_uri: str | None = Field(None, description="MLflow's store or server (as MLFLOW_TRACKING_URI says)")
@@ -38,26 +39,21 @@ class MLflow(Observer):
         watcher._name, watcher._axes = name, dict(axes)
         return watcher
 
+    def study_started(self, runs: Sequence[str], slots: int) -> None:
+        with self._reached():
+            self._experiment()
+
     def run_started(self, recipe: Mapping[str, Any]) -> None:
-        try:
-            from mlflow import MlflowClient
+        with self._reached():
             from mlflow.entities import Param
-        except ImportError as error:
-            raise UsageError("the observer mlflow needs MLflow: pip install 'defensekit[mlflow]'") from error
-        try:
-            self._client = MlflowClient(self.tracking_uri)
-            found = self._client.get_experiment_by_name(self.experiment)
-            experiment = found.experiment_id if found else self._client.create_experiment(self.experiment)
+
+            experiment = self._experiment()
             made = self._client.create_run(experiment, run_name=self._name or str(recipe["name"]))
             self._run = made.info.run_id
             values = {**dict(_flat("", recipe)), **{f"axis.{axis}": value for axis, value in self._axes.items()}}
             params = [Param(_key(key), str(value)[:LONGEST]) for key, value in values.items()]
             for i in range(0, len(params), AT_ONCE):
                 self._client.log_batch(self._run, params=params[i : i + AT_ONCE])
-        except Exception as error:
-            raise DefenseKitError(
-                f"the observer mlflow: {self.tracking_uri or 'the default store'}: {error}"
-            ) from error
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
         if not reused:
@@ -81,6 +77,26 @@ class MLflow(Observer):
             client.set_terminated(run, "FAILED")
 
         self._tell(write)
+
+    def _experiment(self) -> str:
+        """The id of the experiment in MLflow, which is reached from here on."""
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(self.tracking_uri)
+        found = self._client.get_experiment_by_name(self.experiment)
+        return str(found.experiment_id if found else self._client.create_experiment(self.experiment))
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Say what is wrong where MLflow is not installed or can't be reached."""
+        try:
+            yield
+        except ImportError as error:
+            raise UsageError("the observer mlflow needs MLflow: pip install 'defensekit[mlflow]'") from error
+        except Exception as error:
+            raise DefenseKitError(
+                f"the observer mlflow: {self.tracking_uri or 'the default store'}: {error}"
+            ) from error
 
     def _tell(self, do: "Callable[[MlflowClient, str], object]") -> None:
         """Write something down; where that fails, say so once and write no more of this run."""
