@@ -309,7 +309,7 @@ def hostile() -> Table:
 
 
 def test_latex_has_a_line_under_each_group_of_columns() -> None:
-    columns = [Column(group, "ACC") for group in ("", "word", "word", "sentence")]
+    columns = tuple(Column(group, "ACC") for group in ("", "word", "word", "sentence"))
     made = latex(Table("t", ("model", "defense"), columns, (), 1, ()))
     assert "\\cmidrule(lr){4-5}\\cmidrule(lr){6-6}\n" in made
     assert "cmidrule" not in latex(Table("t", ("model",), columns[:1], (), 1, ()))
