@@ -304,18 +304,17 @@ def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreT
 def _no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
     """Stop a model from being built that is far larger than its files, whatever its config asks for.
 
-    Each weight is told of when a module takes it, one by one, and before it has any memory: transformers builds on the
-    device "meta".
+    transformers builds on the device "meta", where a weight takes no memory, and each is told of as a module takes it.
     """
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
     entries = [entry.shape for entry in checkpoint.tensors.values()]
-    # Tied weights count twice; a new head has a few weights more.
-    left = [2 * len(entries) + 100, 2 * sum(map(math.prod, entries)) + (1 << 24)]
+    # Of weights that are tied the files hold one, and T5 builds three; a new head has a few weights more.
+    left = [4 * len(entries) + 100, 4 * sum(map(math.prod, entries)) + (1 << 24)]
     own = threading.get_ident()
 
     def see(module: object, name: str, weight: "Parameter | None") -> None:
-        if weight is not None and threading.get_ident() == own:
+        if weight is not None and weight.is_meta and threading.get_ident() == own:
             left[0] -= 1
             left[1] -= weight.numel()
             if min(left) < 0:
@@ -348,7 +347,9 @@ def label_names(model: Checkpoint) -> list[str]:
     Raises:
         UsageError: the config does not number them from 0.
     """
-    found = model.config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers leaves out
+    count = model.config.get("num_labels", 2)  # what transformers leaves out
+    unnamed = {str(i): f"LABEL_{i}" for i in range(count)} if isinstance(count, int) else {}
+    found = model.config.get("id2label") or unnamed
     try:
         return [str(found[str(i)]) for i in range(len(found))]
     except (KeyError, TypeError) as error:

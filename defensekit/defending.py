@@ -163,6 +163,7 @@ def purify(
                 _apply(pair, selection, cast(list[WeightStep], list(group)), Checkpoint(folder), made)
             else:
                 model = checkpoint.load_model(folder)
+                places = _places(model, suspect)
                 tokenizer = neutral(model, checkpoint.load_tokenizer(folder), "suspect")
                 for step in cast(list[ModelStep], list(group)):
                     own = derive_seed(seed, "step", str(trained))
@@ -177,7 +178,7 @@ def purify(
                         blame(step, step.train, model, context)
                     if _shapes(model) != shapes:
                         raise fault(step, "changed the names or shapes of the model's tensors")
-                _write(model, suspect, made)
+                _write(model, places, suspect, made)
             folder = made
         if folder == suspect.folder:
             checkpoint.copy_companions(folder, target)
@@ -192,20 +193,27 @@ def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _write(model: "PreTrainedModel", like: Checkpoint, target: Path) -> None:
-    """Write a trained model's weights into files like a checkpoint's: its names, shards, metadata, and each dtype.
+def _places(model: "PreTrainedModel", like: Checkpoint) -> dict[str, str]:
+    """The names of a checkpoint's tensors to those of a loaded model's weights; tied ones may lie there several times.
 
     Raises:
         UsageError: the files have no place for a weight.
     """
-    weights = dict(model.named_parameters())
+    weights = dict(model.named_parameters(remove_duplicate=False))
     loaded, in_file = align(weights, like.tensors)
-    if homeless := sorted(own for name, own in loaded.items() if name not in in_file):
+    places = {in_file[name]: own for name, own in loaded.items() if name in in_file}
+    placed = {id(weights[own]) for own in places.values()}
+    if homeless := sorted(own for own, weight in weights.items() if id(weight) not in placed):
         raise UsageError(f"{like.folder} has no tensor for {listing(homeless, 3)}")
-    trained = {in_file[name]: weights[own].detach().cpu() for name, own in loaded.items()}
+    return places
+
+
+def _write(model: "PreTrainedModel", places: dict[str, str], like: Checkpoint, target: Path) -> None:
+    """Write a trained model's weights into files like a checkpoint's: its names, shards, metadata, and each dtype."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
 
     def changed(name: str, before: "Tensor") -> "Iterator[Tensor] | None":
-        return iter([trained[name].to(before.dtype)]) if name in trained else None
+        return iter([weights[places[name]].detach().cpu().to(before.dtype)]) if name in places else None
 
     rewrite(like, target, changed)
 

@@ -171,13 +171,16 @@ def check_folder(folder: Path, adapter: bool = False) -> None:
         )
 
 
-def check_counts(path: Path, config: Any) -> None:
+def check_counts(path: Path, config: dict[str, Any]) -> None:
     """Raise UsageError where a config, or one within it, asks for more layers, labels or heads than any model has."""
-    found = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
-    for key, value in found:
-        if isinstance(value, int) and value > COUNT and COUNTED.search(str(key)):
-            raise UsageError(f"{path}: {_short(key)} is {_short(value)}; expected at most {COUNT:,}")
-        check_counts(path, value)
+    within: list[Any] = [config]
+    while within:  # no recursion: how deep it goes is the stranger's word
+        found = within.pop()
+        items = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
+        for key, value in items:
+            if isinstance(value, int) and value > COUNT and COUNTED.search(str(key)):
+                raise UsageError(f"{path}: {_short(key)} is {_short(value)}; expected at most {COUNT:,}")
+            within.append(value)
 
 
 def free_space(folder: Path, needed: int, what: str) -> None:

@@ -258,8 +258,8 @@ def refuse_swapped(base: Checkpoint, suspect: Checkpoint) -> None:
 
 
 def _labels(model: Checkpoint) -> int:
-    named = model.config.get("id2label")
-    return len(named) if isinstance(named, dict) else 2  # what transformers leaves out
+    named, count = model.config.get("id2label"), model.config.get("num_labels", 2)  # what transformers leaves out
+    return len(named) if isinstance(named, dict) else count if isinstance(count, int) else 2
 
 
 def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:

@@ -303,7 +303,7 @@ class Run:
             return recipe.defense, None, []
         rule = cast(Rule, recipe.choose.component)
         suspect = self.trial("suspect", Defended(plan.suspect()), recipe.defense.nothing(rule.over))
-        if plan.given_suspect and suspect.accuracy <= (chance := 1 / len(plan.labels)):
+        if plan.given_suspect and suspect.accuracy <= (chance := 1 / len(plan.labels)) < 1:
             self.warn(
                 f"the suspect answers {suspect.accuracy:.1%} of the dev rows right, no more than chance "
                 f"({chance:.1%}): their labels may be in another order than its own, or they are of another task"

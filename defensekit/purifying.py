@@ -120,9 +120,11 @@ def purify_into(
             suspect = Checkpoint(Path(recipe.suspect.parameters()["path"]))
             weights = sum(prod(entry.shape) for entry in at(recipe, "suspect", lambda: suspect.tensors).values())
             size = sum(path.stat().st_size for path in suspect.files)
-            # A model for each value that is tried and for none, one in the making, one in the run's folder; curvature.
-            models = 3 + (len(cast(Rule, recipe.choose.component).values) if recipe.choose else 0)
-            free_space(folder, models * size + 4 * weights, "the workspace")
+            needed = 2 * size
+            if not folder.exists():  # at first: a model for each value that is tried and for none; curvature
+                tried = len(cast(Rule, recipe.choose.component).values) + 1 if recipe.choose else 0
+                needed += tried * size + (4 * weights if recipe.defense.estimator else 0)
+            free_space(folder, needed, "the workspace")
             free_space(target, size, "the purified model")
         result = run(recipe, workspace, observers, doubts)
         made = Path(result.folder) / "purified"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from defensekit import headers as headers_
 from defensekit.checkpoint import Checkpoint, load_model
 from defensekit.errors import UsageError
-from defensekit.headers import CONFIG, HEADER, check_folder, read_header, read_json
+from defensekit.headers import CONFIG, COUNT, HEADER, check_counts, check_folder, read_header, read_json
 from tests.conftest import make_base, make_suspect
 
 
@@ -200,6 +201,27 @@ def test_a_config_that_asks_for_more_than_its_files_hold_costs_nothing(
     (model / "config.json").write_text(json.dumps(known | config))
     with pytest.raises(UsageError, match=why):
         load_model(model)
+
+
+def test_weights_that_are_tied_are_no_larger_model(tmp_path: Path) -> None:
+    """An embedding that T5 or BART builds three times, larger than everything else and than what is left for a head."""
+    config = transformers.BartConfig(
+        d_model=256, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64, decoder_ffn_dim=64, vocab_size=60_000,
+        encoder_attention_heads=2, decoder_attention_heads=2, num_labels=3,
+    )  # fmt: skip
+    transformers.BartForSequenceClassification(config).save_pretrained(tmp_path / "bart")
+    assert load_model(tmp_path / "bart").config.num_labels == 3
+    tied = transformers.GPT2Config(n_embd=256, n_layer=1, n_head=2, n_positions=32, vocab_size=120_000)
+    transformers.GPT2LMHeadModel(tied).save_pretrained(tmp_path / "gpt2")
+    assert load_model(tmp_path / "gpt2").config.vocab_size == 120_000
+
+
+def test_a_config_within_a_config_is_looked_at_however_deep() -> None:
+    config: dict[str, Any] = {"num_labels": COUNT + 1}
+    for _ in range(100_000):
+        config = {"a": [config]}
+    with pytest.raises(UsageError, match="'num_labels' is 10001; expected at most 10,000"):
+        check_counts(Path("config.json"), config)
 
 
 def test_files_beyond_their_bounds_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import transformers
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,7 @@ from defensekit_baselines.scorers import Magnitude, Random, Spectral
 from defensekit_finepurifying.purifiers import Reset
 from defensekit_finepurifying.scorers import Diffusion
 from defensekit_finepurifying.selectors import Fraction
+from tests.conftest import make_tokenizer
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks/streaming.py"))
 
@@ -326,6 +328,32 @@ def test_what_is_trained_lies_where_it_lay(tmp_path: Path, base: Path, suspect: 
         assert torch.equal(made.tensor(name), trained)
     for path in (p for p in folder.iterdir() if p.suffix == ".json"):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("names", [["shared"], ["shared", "encoder.embed_tokens", "decoder.embed_tokens"]])
+def test_what_is_tied_is_trained_wherever_it_lies(tmp_path: Path, names: list[str]) -> None:
+    """BART's embedding has three names; a file has the first of them, or all."""
+    config = transformers.BartConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=50,
+        encoder_attention_heads=2, decoder_attention_heads=2, num_labels=3, max_position_embeddings=16,
+    )  # fmt: skip
+    model = transformers.BartForSequenceClassification(config)
+    make_tokenizer().save_pretrained(tmp_path / "suspect")
+    model.save_pretrained(tmp_path / "suspect")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    model.model.save_pretrained(tmp_path / "base")
+    path = tmp_path / "suspect/model.safetensors"
+    tensors = load_file(path)
+    for name in names:
+        tensors[f"model.{name}.weight"] = tensors["model.shared.weight"].clone()
+    save_file(tensors, path, {"format": "pt"})
+    pair = Pair(Checkpoint(tmp_path / "base"), Checkpoint(tmp_path / "suspect"))
+    purify(pair, None, [Louder()], tmp_path / "out")
+    made = Checkpoint(tmp_path / "out")
+    for name in names:
+        assert torch.equal(made.tensor(f"model.{name}.weight"), tensors["model.shared.weight"] + 1)
+    loaded = dict(load_model(tmp_path / "out").named_parameters(remove_duplicate=False))
+    assert torch.equal(loaded["model.encoder.embed_tokens.weight"], tensors["model.shared.weight"] + 1)
 
 
 @pytest.mark.slow

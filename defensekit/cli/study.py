@@ -84,7 +84,7 @@ def plan(
         kept = "; models are removed again once no run needs them" if found.study.keys.keep != "models" else ""
         out.print(f"{estimate.bytes / 2**20:,.0f} MiB on disk{without}{kept}")
     elif found.missing:
-        out.print("there is no estimate yet: nothing of these kinds was made in this workspace")
+        out.print("there is no estimate yet: nothing is known of these kinds in this workspace")
 
 
 def _resumes() -> list[str]:

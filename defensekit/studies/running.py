@@ -288,6 +288,8 @@ class _Driver:
         except Exception as error:
             # The runs that need it say so; they look here before they try again.
             self.failed_stages.setdefault(stage.key, _known(error))
+            with self.telling:
+                self.pace.finish(stage.key, None)
         self._look_out(runner)
 
     def _run(self, run: PlannedRun) -> None:
