@@ -500,7 +500,7 @@ def test_a_node_is_lost_in_the_midst_of_a_study(
     def found(watching: Sequence[Observer], **executor: Any) -> list[dict[str, Any]]:
         loaded = load_study(study, [f"executor={json.dumps(executor)}"])
         outcome = run_study(loaded, tmp_path / executor["name"], watching)
-        assert (outcome.done, outcome.failed) == (len(SCORERS), [])
+        assert (outcome.done, outcome.failed) == (len(SCORERS), {})
         return [numbers(read_result(path)) for path in sorted((outcome.folder / "results").glob("*.json"))]
 
     first, second = cluster.worker_nodes
