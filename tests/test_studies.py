@@ -782,7 +782,6 @@ def disturbed(recipe: Path, tmp_path: Path, kills: int, executor: str, scorers: 
             files[0].write_text("{")  # and a disk that loses the end of a file
         if rng.random() < 0.3 and (manifests := sorted(store.glob("*/manifest.json"))):
             manifests[0].write_text("{")
-    assert done == kills
     ends()
 
 
