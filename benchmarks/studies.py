@@ -76,7 +76,7 @@ def small(folder: Path) -> dict[str, Any]:
 
 def full(folder: Path) -> dict[str, Any]:
     """A recipe over MiniLM and movie reviews."""
-    sizes = {"train": 2000, "clean": 256, "test": 600}
+    sizes = {"train": 1000, "clean": 128, "test": 300}
     training = {"epochs": 2, "learning_rate": 1e-4, "weight_decay": 0.0}
     return {"model": "minilm", "data": {"name": "movie-reviews", **sizes}, "training": training}
 

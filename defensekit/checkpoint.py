@@ -341,15 +341,27 @@ def positions(model: Checkpoint) -> int | None:
     return None
 
 
+def label_count(model: Checkpoint) -> int:
+    """How many labels a classifier's config counts, named or not."""
+    named, count = model.config.get("id2label"), model.config.get("num_labels")
+    if isinstance(named, dict) and named:
+        return len(named)
+    if isinstance(count, int):
+        return count
+    from transformers import CONFIG_MAPPING
+
+    # transformers leaves out what is as its class has it: 2 as a rule, of BART 3.
+    kind = str(model.config.get("model_type"))
+    return int(CONFIG_MAPPING[kind]().num_labels) if kind in CONFIG_MAPPING else 2
+
+
 def label_names(model: Checkpoint) -> list[str]:
     """The names of a classifier's labels, by their numbers, as its config has them.
 
     Raises:
         UsageError: the config does not number them from 0.
     """
-    count = model.config.get("num_labels", 2)  # what transformers leaves out
-    unnamed = {str(i): f"LABEL_{i}" for i in range(count)} if isinstance(count, int) else {}
-    found = model.config.get("id2label") or unnamed
+    found = model.config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(label_count(model))}
     try:
         return [str(found[str(i)]) for i in range(len(found))]
     except (KeyError, TypeError) as error:

@@ -15,7 +15,7 @@ from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
-from defensekit.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
+from defensekit.checkpoint import CAUSAL, CLASSIFIER, Checkpoint, label_count
 from defensekit.errors import UsageError, listing
 from defensekit.notebook import html_table
 
@@ -124,10 +124,9 @@ class Pair:
     def _is_head_for_other_labels(self, name: str, in_base: str, in_suspect: str) -> bool:
         """Whether a tensor that both have has a row for each label, of which there are not as many."""
         ours, theirs = self.base.tensors[in_base].shape, self.suspect.tensors[in_suspect].shape
-        labels = (_labels(self.base), _labels(self.suspect))
-        return (
-            ours != theirs and ours[1:] == theirs[1:] and (*ours[:1], *theirs[:1]) == labels and not LAYER.match(name)
-        )
+        if ours == theirs or ours[1:] != theirs[1:] or LAYER.match(name):
+            return False
+        return (*ours[:1], *theirs[:1]) == (label_count(self.base), label_count(self.suspect))
 
     def _is_extended(self, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
         """Whether shapes of base and suspect are those of a tensor with a row for each token of a longer vocabulary."""
@@ -255,11 +254,6 @@ def refuse_swapped(base: Checkpoint, suspect: Checkpoint) -> None:
             f"the base {base.folder} is a classifier, and the suspect {suspect.folder} has no head for labels "
             f"({suspect.task}): are base and suspect swapped?"
         )
-
-
-def _labels(model: Checkpoint) -> int:
-    named, count = model.config.get("id2label"), model.config.get("num_labels", 2)  # what transformers leaves out
-    return len(named) if isinstance(named, dict) else count if isinstance(count, int) else 2
 
 
 def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:

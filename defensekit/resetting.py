@@ -1,7 +1,7 @@
 """Purify a model where no classifier's rows can be had, or none answer: select and reset, and nothing else.
 
 That is what can be done without clean rows at all, for causal language models (with clean text: by curvature, and their
-perplexity before and after), and for a LoRA adapter that is to stay one. No run, no store: it takes minutes.
+perplexity before and after), and for an adapter that is to stay one. No run, no store: it takes minutes.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel
 
 from defensekit import defending, yaml
-from defensekit.adapters import WEIGHTS, Adapter, Merged
+from defensekit.adapters import WEIGHTS, Adapter
 from defensekit.causal import perplexity
 from defensekit.checkpoint import CAUSAL, SINGLE, Checkpoint, write_tensors
 from defensekit.components import DatasetSource, Estimator, Observer, Purifier, Scorer, Selector, blame
@@ -23,6 +23,7 @@ from defensekit.defending import derive_seed
 from defensekit.errors import UsageError, listing
 from defensekit.files import alone, beside, file_digests, put
 from defensekit.headers import ADAPTER_CONFIG, free_space
+from defensekit.merging import Merged
 from defensekit.observing import part
 from defensekit.pair import Pair
 from defensekit.purifying import doubts
@@ -98,7 +99,7 @@ def reset_into(target: Path, recipe: Recipe, observers: Sequence[Observer] = (),
         recipe: its base, suspect, defense and seed; its data are clean texts where the scorer needs statistics of a
             causal language model, and are not looked at elsewhere.
         observers: who watches.
-        adapter_only: the suspect is a LoRA adapter, whose own weights are purified.
+        adapter_only: the suspect is an adapter, whose own weights are purified.
 
     Raises:
         UsageError: the folder is there, the defense needs rows that are not there, base and suspect don't fit.
@@ -240,22 +241,11 @@ class _Resetting:
 
 
 def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
-    """An adapter as a pair of its own: the suspect is what it holds, the base what it was before training.
-
-    B is 0, where nobody began otherwise; A is taken as it is, since how it was drawn is not known; a whole tensor is
-    the base's, where it has one.
-    """
-    import torch
-
+    """An adapter as a pair of its own: the suspect is what it holds, the base what it was before training."""
     merged = Merged(base, adapter)
     merged.entries  # noqa: B018 - misfits are told
     suspect = {name: adapter.tensor(name) for name in adapter.tensors}
-    before: dict[str, Tensor] = {}
-    for a, b in adapter.matrices.values():
-        before |= {a: suspect[a], b: torch.zeros_like(suspect[b])}
-    for name, saved in adapter.whole.items():
-        if (ours := merged.from_base(name)) is not None and ours.shape == suspect[saved].shape:
-            before[saved] = ours.to(suspect[saved].dtype)
+    before = merged.untrained()
     for folder, tensors in ((scratch / "base", before), (scratch / "suspect", suspect)):
         folder.mkdir()
         (folder / "config.json").write_text(merged.model.config.to_json_string())
@@ -285,7 +275,7 @@ def card(found: Reset) -> str:
             "",
             "# Purified by reset",
             "",
-            f"A {'LoRA adapter' if found.adapter_only else 'model'} that was not trusted, changed by DefenseKit "
+            f"A {'PEFT adapter' if found.adapter_only else 'model'} that was not trusted, changed by DefenseKit "
             f"{found.versions['defensekit']}.",
             "",
             *found.story,

@@ -1,9 +1,11 @@
 """Adapters merged: what peft's own merging gives, bit for bit; what can't be merged exactly is refused by name."""
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,10 +18,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from defensekit import adapters
-from defensekit.adapters import Adapter, Merged, merged
+from defensekit import merging
+from defensekit.adapters import Adapter
 from defensekit.checkpoint import Checkpoint, load_model, load_tokenizer
 from defensekit.errors import UsageError
+from defensekit.merging import Merged, merged
 from defensekit.pair import Pair
 from tests.conftest import ARCHITECTURES, make_base, make_suspect, make_tokenizer
 
@@ -32,10 +35,15 @@ def make_adapter(folder: Path, base: Path, task: str = "SEQ_CLS", labels: int = 
         torch.manual_seed(3)
         more = {"num_labels": labels} if task == "SEQ_CLS" else {}
         model = TASKS[task].from_pretrained(base, ignore_mismatched_sizes=True, **more)
-        made = peft.get_peft_model(model, peft.LoraConfig(task_type=task, **{"r": 4, **settings}))
+        kind = peft.IA3Config if "feedforward_modules" in settings else partial(peft.LoraConfig, r=4)
+        made = peft.get_peft_model(model, kind(task_type=task, **settings))
         with torch.no_grad():
             for name, parameter in made.named_parameters():
-                if "lora_" in name or "modules_to_save" in name or (parameter.requires_grad and "bias" in name):
+                if (
+                    re.search("lora_|ia3_", name)
+                    or "modules_to_save" in name
+                    or (parameter.requires_grad and "bias" in name)
+                ):
                     parameter.copy_(0.2 * torch.randn_like(parameter))
         made.save_pretrained(folder)
     return folder
@@ -83,6 +91,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "root of the rank": ("llama", "SEQ_CLS", {"use_rslora": True, "lora_alpha": 5}),
+    "DoRA": ("bert", "SEQ_CLS", {"use_dora": True, "target_modules": ["query", "dense"]}),
+    "DoRA, embedding": ("bert", "SEQ_CLS", {"use_dora": True, "target_modules": ["word_embeddings", "value"]}),
+    "DoRA, gpt2": ("gpt2", "SEQ_CLS", {"use_dora": True, "fan_in_fan_out": True, "use_rslora": True}),
+    "IA3": (
+        "bert",
+        "SEQ_CLS",
+        {"target_modules": ["query", "output.dense"], "feedforward_modules": ["output.dense"]},
+    ),
+    "IA3, gpt2": ("gpt2", "CAUSAL_LM", {"target_modules": ["c_attn", "c_fc"], "feedforward_modules": ["c_fc"]}),
     "causal gpt2": ("gpt2", "CAUSAL_LM", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
     "causal llama": ("llama", "CAUSAL_LM", {"target_modules": ["q_proj", "down_proj", "lm_head"]}),
 }
@@ -110,19 +127,27 @@ def test_merged_is_what_peft_merges_to_the_bit(case: str, dtype: torch.dtype, tm
     assert all(torch.equal(value, made[name].float()) for name, value in loaded.float().named_parameters())
     load_tokenizer(folder)
     assert folder == merged(base, adapter, tmp_path)
-    pair, found = Pair(Checkpoint(base), Checkpoint(folder)), Adapter(adapter)
+    pair, found = Pair(Checkpoint(base), Checkpoint(folder)), Merged(Checkpoint(base), Adapter(adapter))
     moved = {own for own, name in pair.by_file_name.items() if not torch.equal(*pair.block(name))}
-    assert moved == {f"{module}.weight" for module in found.matrices} | set(found.whole) & pair.by_file_name.keys()
+    changed = {name for name in found.changes if made[name].any()}  # a bias of 0 stays one, whatever scales it
+    assert moved == changed | set(found.adapter.whole) & pair.by_file_name.keys()
 
 
-def test_blocks_of_rows_are_within_an_ulp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A product of fewer rows may be summed in another order."""
+@pytest.mark.parametrize(
+    ("settings", "ulps"),
+    [({}, 1), ({"use_dora": True}, 4), ({"feedforward_modules": ["c_fc"], "target_modules": ["c_attn", "c_fc"]}, 1)],
+)
+def test_blocks_of_rows_are_within_a_few_ulps(
+    settings: dict[str, Any], ulps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product of fewer rows may be summed in another order, and so may a length."""
     base = make_base(tmp_path / "base", "gpt2")
-    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["c_attn", "c_proj", "c_fc", "wte"])
-    monkeypatch.setattr(adapters, "AT_ONCE", 100)
+    every = {"target_modules": ["c_attn", "c_proj", "c_fc", "wte"]}
+    adapter = make_adapter(tmp_path / "adapter", base, **(every | settings))
+    monkeypatch.setattr(merging, "AT_ONCE", 100)
     made = load_file(merged(base, adapter, tmp_path) / "model.safetensors")
     for name, tensor in by_peft(base, adapter).items():
-        torch.testing.assert_close(made[name], tensor, rtol=2**-23, atol=2**-24)
+        torch.testing.assert_close(made[name], tensor, rtol=ulps * 2**-23, atol=ulps * 2**-24)
 
 
 def test_a_merged_model_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +161,7 @@ def test_a_merged_model_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytes
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapters, "write_streamed", stop)
+    monkeypatch.setattr(merging, "write_streamed", stop)
     with pytest.raises(KeyboardInterrupt):
         merged(base, adapter, tmp_path / "w")
     assert not list((tmp_path / "w/merged").iterdir())
@@ -160,9 +185,9 @@ def test_two_who_merge_the_same_wait_for_each_other(adapter: Path, base: Path, m
         proceed.wait(30)
         write_streamed(*given)
 
-    writing, proceed, write_streamed = Event(), Event(), adapters.write_streamed
+    writing, proceed, write_streamed = Event(), Event(), merging.write_streamed
     workspace = adapter.parent / "w"
-    monkeypatch.setattr(adapters, "write_streamed", slowly)
+    monkeypatch.setattr(merging, "write_streamed", slowly)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(merged, base, adapter, workspace)
         assert writing.wait(30)
@@ -194,7 +219,12 @@ def test_a_head_for_other_labels_than_the_base_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "task", "settings", "message"),
     [
-        ("bert", "SEQ_CLS", {"use_dora": True}, r"adapter_config.json: sets use_dora, .*merge it with peft first"),
+        (
+            "bert",
+            "SEQ_CLS",
+            {"alora_invocation_tokens": [1]},
+            "sets alora_invocation_tokens, .*merge it with peft first",
+        ),
         ("bert", "SEQ_CLS", {"init_lora_weights": "pissa"}, "'pissa', which may change the base's weights"),
         ("bert", "SEQ_CLS", {"alpha_pattern": {"que.*": 3}}, r"has the regular expression 'que\.\*'"),
         ("bert", "SEQ_CLS", {"target_modules": ".*query"}, r"`target_modules` is '.\*query'; a list of names is under"),
@@ -220,8 +250,8 @@ def test_what_is_not_merged_exactly_is_named(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (peft.VeraConfig(task_type="SEQ_CLS", r=4), "'VERA'; only LORA is merged here; merge it with peft"),
-        (peft.IA3Config(task_type="SEQ_CLS"), "'IA3'; only LORA"),
+        (peft.VeraConfig(task_type="SEQ_CLS", r=4), "'VERA'; only LORA and IA3 are merged here; merge it with peft"),
+        (peft.LoHaConfig(task_type="SEQ_CLS", target_modules=["query"]), "'LOHA'; only LORA and IA3"),
         (peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2), "'PROMPT_TUNING' changes what goes into"),
         (peft.LoraConfig(task_type="TOKEN_CLS"), "expected the `task_type` SEQ_CLS or CAUSAL_LM, got 'TOKEN_CLS'"),
     ],
@@ -265,9 +295,9 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
     [
         (
             lambda t: t.update({QUERY + "A.weight": torch.ones(4, 9)}),
-            r"A is \[4, 9\], B \[16, 4\], the matrix \[16, 16\]",
+            r"A is \[4, 9\], B is \[16, 4\], the matrix \[16, 16\]",
         ),
-        (lambda t: t.update({QUERY + "A.weight": torch.ones(3, 16)}), r"A is \[3, 16\], B \[16, 4\]"),
+        (lambda t: t.update({QUERY + "A.weight": torch.ones(3, 16)}), r"A is \[3, 16\], B is \[16, 4\]"),
         (lambda t: t.update({QUERY + "A.weight": torch.ones(16)}), r"A is \[16\]"),
         (lambda t: t.update({QUERY + "A.weight": torch.ones(())}), r"A is \[\]"),
         (
@@ -297,7 +327,7 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
             ),
             "0.attention.self.key is not among the `target_modules`",
         ),
-        (lambda t: t.pop(QUERY + "B.weight"), "query has not both of A and B"),
+        (lambda t: t.pop(QUERY + "B.weight"), "query has not all of A, B|query has not all of A and B"),
         (lambda t: t.update({QUERY + "magnitude_vector": torch.ones(16)}), "lora_magnitude_vector is nothing that is"),
         (lambda t: t.update({"bert.other": torch.ones(2)}), "bert.other is nothing that is merged here"),
         (lambda t: t.update({"base_model.model.other": torch.ones(2)}), "has no other"),
@@ -315,7 +345,7 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
             r"classifier.bias: adapter \[20000\], model \[2\]",
         ),
         (lambda t: t.pop("base_model.model.classifier.weight"), "classifier.weight is in neither"),
-        (lambda t: [t.pop(name) for name in list(t) if "lora" in name], "there is no LoRA matrix"),
+        (lambda t: [t.pop(name) for name in list(t) if "lora" in name], "there is nothing of LORA in it"),
     ],
 )
 def test_tensors_that_don_t_fit(adapter: Path, base: Path, change: Any, message: str) -> None:
@@ -352,7 +382,7 @@ def test_a_matrix_for_what_is_none_is_refused(adapter: Path, base: Path) -> None
     change_tensors(
         adapter, lambda t: t.update({f"{name}A.weight": torch.ones(2), f"{name}B.weight": torch.ones(16, 2)})
     )
-    with pytest.raises(UsageError, match=r"LayerNorm.weight: A is \[2\], B \[16, 2\], the matrix \[16\]"):
+    with pytest.raises(UsageError, match=r"LayerNorm.weight: A is \[2\], B is \[16, 2\], the matrix \[16\]"):
         merged(base, adapter, adapter.parent)
 
 

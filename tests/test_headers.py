@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from defensekit import headers as headers_
-from defensekit.checkpoint import Checkpoint, load_model
+from defensekit.checkpoint import Checkpoint, label_names, load_model
 from defensekit.errors import UsageError
 from defensekit.headers import CONFIG, COUNT, HEADER, check_counts, check_folder, read_header, read_json
 from tests.conftest import make_base, make_suspect
@@ -211,6 +211,11 @@ def test_weights_that_are_tied_are_no_larger_model(tmp_path: Path) -> None:
     )  # fmt: skip
     transformers.BartForSequenceClassification(config).save_pretrained(tmp_path / "bart")
     assert load_model(tmp_path / "bart").config.num_labels == 3
+    known = json.loads((tmp_path / "bart/config.json").read_text())
+    for key in ("num_labels", "id2label", "label2id"):  # left out, they are as BART's class has them
+        known.pop(key, None)
+    (tmp_path / "bart/config.json").write_text(json.dumps(known))
+    assert len(label_names(Checkpoint(tmp_path / "bart"))) == load_model(tmp_path / "bart").config.num_labels == 3
     tied = transformers.GPT2Config(n_embd=256, n_layer=1, n_head=2, n_positions=32, vocab_size=120_000)
     transformers.GPT2LMHeadModel(tied).save_pretrained(tmp_path / "gpt2")
     assert load_model(tmp_path / "gpt2").config.vocab_size == 120_000

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -167,11 +168,19 @@ def test_what_was_purified_is_purified_again(tmp_path: Path, base: Path) -> None
     check(tmp_path / "out", base, suspect, found)
 
 
-@pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])
-def test_an_adapter_stays_one_and_loads_on_its_base(task: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("SEQ_CLS", {"bias": "lora_only"}),
+        ("CAUSAL_LM", {}),
+        ("SEQ_CLS", {"use_dora": True}),
+        ("SEQ_CLS", {"feedforward_modules": ["dense"]}),
+    ],
+)
+def test_an_adapter_stays_one_and_loads_on_its_base(task: str, settings: dict[str, Any], tmp_path: Path) -> None:
     base = make_base(tmp_path / "base") if task == "SEQ_CLS" else make_causal(tmp_path / "base", "llama")
     modules = ["query", "dense"] if task == "SEQ_CLS" else ["q_proj", "down_proj"]
-    suspect = make_adapter(tmp_path / "suspect", base, task, bias="lora_only", target_modules=modules)
+    suspect = make_adapter(tmp_path / "suspect", base, task, target_modules=modules, **settings)
     recipe = recipe_for(str(base), suspect, None, reset_alone=True)
     found = reset_into(tmp_path / "out", recipe, adapter_only=True)
     before, after = (weights(folder, "adapter_model.safetensors") for folder in (suspect, tmp_path / "out"))
@@ -185,11 +194,17 @@ def test_an_adapter_stays_one_and_loads_on_its_base(task: str, tmp_path: Path) -
             assert bool((after[name][differs] == 0).all())
         elif "lora_A" in name or "classifier" in name:
             assert not differs.any()
+        elif "ia3_l" in name:
+            assert bool((after[name][differs] == 1).all())
+        elif "magnitude" in name:
+            own = name.removeprefix("base_model.model.bert.").replace("lora_magnitude_vector", "weight")
+            assert torch.equal(after[name][differs], original.tensor(own).norm(dim=1)[differs])
         else:
             own = name.removeprefix("base_model.model.").removeprefix("bert.").replace(".base_layer.", ".")
             assert torch.equal(after[name][differs], original.tensor(own)[differs])
     assert changed == found.selected == round(0.2 * found.eligible) > 0
-    assert any(bool((before[b] != after[b]).any()) for _, b in adapter.matrices.values())
+    last = [sorted(parts.items())[-1][1] for parts in adapter.modules.values()]  # of A, B and a vector
+    assert any(bool((before[name] != after[name]).any()) for name in last)
     kind = {"SEQ_CLS": transformers.AutoModelForSequenceClassification, "CAUSAL_LM": transformers.AutoModelForCausalLM}
     loaded = peft.PeftModel.from_pretrained(kind[task].from_pretrained(base), tmp_path / "out")
     state = peft.get_peft_model_state_dict(loaded)

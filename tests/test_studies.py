@@ -456,9 +456,16 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(recipe: Path, tmp_path:
     )
     shape(recipe, plugins=["mine.py"])
     path = study(recipe, matrix={"defense.scorer": ["mine", "magnitude"]}, seeds=[0, 1])
-    workers = _Counting()
-    found = run_study(counted(path, workers), tmp_path / "w")
+    lefts: list[str] = []
+
+    class Telling(Observer):
+        def outlook(self, left: str) -> None:
+            lefts.append(left)
+
+    found = run_study(counted(path, _Counting()), tmp_path / "w", [Telling()])
     assert (found.done, len(found.failed)) == (2, 2)
+    assert any(lefts)
+    assert lefts[-1] == ""  # nobody waits for what hangs on a stage that failed
     assert all("mine, seed" in told and "ValueError: unlucky" in told for told in found.failed.values())
     status = status_of(found.folder)
     assert (status["done"], len(status["failed"]), status["processes"]) == (2, 2, [])

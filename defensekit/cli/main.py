@@ -84,7 +84,7 @@ def run(
 @app.command()
 def purify(
     base: Annotated[str, typer.Option(help="The pretrained base: a folder, a source's name, or owner/name@revision.")],
-    suspect: Annotated[Path, typer.Option(help="The folder of the model that is not trusted, or of a LoRA adapter.")],
+    suspect: Annotated[Path, typer.Option(help="The folder of the model that is not trusted, or of a PEFT adapter.")],
     out: Annotated[Path, typer.Option(help="The folder to make, with the purified model.")],
     clean: Annotated[
         str | None, typer.Option(help="Clean labelled rows: CSV, TSV, JSONL or Parquet, columns text and label.")
@@ -109,8 +109,8 @@ def purify(
     measures accuracy before and after on the rest. The folder holds a model card and a manifest of digests.
 
     Without clean rows it resets what drifted furthest, and measures nothing. A causal language model (whose clean rows
-    are texts) is reset, not fine-tuned, and its perplexity measured. A LoRA adapter is merged into the base and comes
-    out as a whole model.
+    are texts) is reset, not fine-tuned, and its perplexity measured. A LoRA, DoRA or IA3 adapter is merged into the
+    base and comes out as a whole model.
     """
     if recipe:
         checked(recipe, "recipe")
@@ -118,8 +118,9 @@ def purify(
 
     def load(say: "Callable[[str], None]") -> "Recipe":
         nonlocal alone
-        from defensekit.adapters import is_adapter, merged
+        from defensekit.adapters import is_adapter
         from defensekit.checkpoint import CAUSAL, Checkpoint
+        from defensekit.merging import merged
         from defensekit.purifying import recipe_for
         from defensekit.specs import model_folder
 

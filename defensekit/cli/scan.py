@@ -22,7 +22,7 @@ def scan(
         str, typer.Option("--base", help="The model it was fine-tuned from: a folder, owner/name@revision.")
     ],
     suspect: Annotated[
-        str, typer.Option("--suspect", help="The model that is not trusted, likewise; or a LoRA adapter on the base.")
+        str, typer.Option("--suspect", help="The model that is not trusted, likewise; or a PEFT adapter on the base.")
     ],
     clean: Annotated[
         Path | None, typer.Option("--clean", help="Clean rows of its task (CSV, TSV, JSONL, Parquet); a hundred do.")
@@ -46,8 +46,8 @@ def scan(
         raise UsageError(f"--out: expected a folder, {out} is a file")
     with ending("stopped"), remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
         progress.message("loading libraries")
-        from defensekit.adapters import merged
         from defensekit.checkpoint import Checkpoint
+        from defensekit.merging import merged
         from defensekit.report.scan import write_scan
         from defensekit.scan.clean import read_clean
         from defensekit.scan.scanning import scan as run_scan

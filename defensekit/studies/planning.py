@@ -20,7 +20,7 @@ from defensekit.studies.folder import Folder
 from defensekit.studies.loading import Row, Study
 from defensekit.survey import Known, survey
 
-SAMPLE = 30  # results, and artifacts of a kind, that are read for an estimate
+SAMPLE = 30  # results, at least, and artifacts of a kind that are read for an estimate
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Estimate:
 def _recorded(results: Sequence[Path]) -> dict[str, float]:
     """Seconds that a stage of each kind took, as some results remember it: models are removed from the store again."""
     took: dict[str, dict[str, float]] = defaultdict(dict)
-    for path in results[:SAMPLE]:
+    for path in results[:: max(len(results) // SAMPLE, 1)]:  # some of every study
         with suppress(UsageError):  # a half of one, or another version's
             for stage in read_result(path).stages:
                 if stage.seconds is not None:

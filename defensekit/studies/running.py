@@ -289,8 +289,17 @@ class _Driver:
             # The runs that need it say so; they look here before they try again.
             self.failed_stages.setdefault(stage.key, _known(error))
             with self.telling:
-                self.pace.finish(stage.key, None)
+                for key in self._without(stage.key):
+                    self.pace.finish(key, None)
         self._look_out(runner)
+
+    def _without(self, key: str) -> set[str]:
+        """A stage that failed, and those that can't be made without it."""
+        lost = {key}
+        for stage in self.plan.missing.values():  # inputs come before what is made from them
+            if any(needed.key in lost for needed in stage.inputs):
+                lost.add(stage.key)
+        return lost
 
     def _run(self, run: PlannedRun) -> None:
         runner = self._runner(run)
