@@ -288,6 +288,7 @@ def test_markdown_is_escaped(evil: Table) -> None:
 def test_latex_is_escaped(evil: Table) -> None:
     made = latex(evil)
     known = r"\\(begin|end|centering|caption|\w+rule|multicolumn|pm|uparrow|downarrow|text\w+)\b"
+    known += r"|\\(resizebox|ifdim|width|linewidth|else|fi)\b"
     rest = re.sub(known, "", made)
     assert not re.search(r"\\[a-zA-Z]", rest)
     assert not re.search(r"(?<!\\)[%#^~]", rest)
@@ -295,7 +296,17 @@ def test_latex_is_escaped(evil: Table) -> None:
     assert len(rows) == 4
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows[1:]} == {3}
     assert not re.search(r"(?<!\\)\$(?!\\pm|\\uparrow|\\downarrow|[\s)&])", made.replace(r"$\pm$", ""))
-    assert all(line.count("{") == line.count("}") for line in made.replace(r"\{", "").replace(r"\}", "").splitlines())
+    lines = made.replace(r"\{", "").replace(r"\}", "").splitlines()
+    opened = {line: line.count("{") - line.count("}") for line in lines if line.count("{") != line.count("}")}
+    assert list(opened.values()) == [1, -1], opened  # \resizebox, which holds the tabular
+
+
+def test_latex_has_a_minus_for_a_number_below_nothing() -> None:
+    columns, cells = (Column("", "ACC"),), (Cell((-0.25,)),)
+    made = latex(Table("2026-11", ("a-b-2",), columns, (Row(("-1 --2",), cells),), 1, ("[-0.5, 1]",)))
+    assert re.findall(r"(\S*)\$-\$(\S+)", made) == [("{[}", "0.5,"), ("", "1"), ("-{}", "2"), ("", "0.250")]
+    assert "2026-11" in made
+    assert "a-b-2" in made
 
 
 HOSTILE = ["*a_b%c&d#e$f{g}h\\i~j^k<l>m|n\"o'p`q", "Ünï – “quo” … ± ×", "世 😀 Ωμ Жук «ąđ»"]
@@ -328,7 +339,7 @@ def test_latex_can_be_compiled(tmp_path: Path) -> None:
         pytest.skip("there is no pdflatex on this machine")
     (tmp_path / "table.tex").write_text(latex(hostile()), encoding="utf-8")
     (tmp_path / "main.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{table}\\end{document}\n"
+        "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\\input{table}\\end{document}\n"
     )
     options = ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "main.tex"]
     done = subprocess.run([command, *options], cwd=tmp_path, capture_output=True, text=True, errors="replace")

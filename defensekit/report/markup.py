@@ -78,18 +78,21 @@ def _tex(character: str) -> str:
 def latex(table: Table) -> str:
     r"""The table for LaTeX, with the rules of the package booktabs; the notes are its caption.
 
-    pdfLaTeX can print it: characters of other scripts stand as their numbers.
+    pdfLaTeX can print it: characters of other scripts stand as their numbers. graphicx makes a table that is wider than
+    a line as small as that.
     """
 
     def tex(text: str) -> str:
-        return re.sub("-(?=-)", "-{}", "".join(map(_tex, flat(text))))  # two would become a dash
+        escaped = re.sub("-(?=-)", "-{}", "".join(map(_tex, flat(text))))  # two would become a dash
+        return re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)  # a minus is no hyphen
 
     def line(cells: list[str]) -> str:
         return " & ".join(map(tex, cells)) + r" \\"
 
     caption = tex(" ".join([f"{table.title}.", *table.notes]))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
-    lines.append(rf"\begin{{tabular}}{{{'l' * len(table.heads)}{'r' * len(table.columns)}}}")
+    fitted = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
+    lines.append(rf"{fitted}\begin{{tabular}}{{{'l' * len(table.heads)}{'r' * len(table.columns)}}}")
     lines.append(r"\toprule")
     groups = _groups(table)
     if any(group for group, _ in groups):
@@ -102,7 +105,7 @@ def latex(table: Table) -> str:
     for row, apart in zip(table.rows, parted(table), strict=True):
         lines += [r"\midrule"] * apart
         lines.append(line([*labels(row), *_texts(table, row)]))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""])
 
 
 def _texts(table: Table, row: Row) -> list[str]:

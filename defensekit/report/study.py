@@ -78,7 +78,7 @@ class StudyReport:
         plots.mkdir(parents=True, exist_ok=True)
         write_whole(place / "report.html", self.page().encode())
         write_whole(place / "tables.md", "\n".join(map(markdown, self.tables)).encode())
-        tex = "% for a document with \\usepackage{booktabs}\n\n" + "\n".join(map(latex, self.tables))
+        tex = "% for a document with \\usepackage{booktabs,graphicx}\n\n" + "\n".join(map(latex, self.tables))
         write_whole(place / "tables.tex", tex.encode())
         for name, figures in (("tradeoff", self.tradeoffs), ("resets", self.heats)):
             for i, (_, figure) in enumerate(figures, 1):
