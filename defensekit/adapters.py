@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = "adapter_model.safetensors"
-MOST_NAMES = 1_000
+MOST_NAMES = {"target_modules": 1_000, "modules_to_save": 100, "alpha_pattern": 1_000}  # each held to every module
+LONGEST_NAME = 200
 FIRST = "merge it with peft first: load it, call merge_and_unload(), and save_pretrained(FOLDER)"
 _WRAPPED = "base_model.model."
 # What each kind adds to a module: the ends of its tensors' names, and which part of it they are.
@@ -86,7 +87,7 @@ class Adapter:
         if config.get("init_lora_weights") not in _BEGINNINGS:
             began = short(config["init_lora_weights"])
             raise refuse(f"`init_lora_weights` is {began}, which may change the base's weights when it is loaded")
-        if odd := sorted(key for key, value in config.items() if _is_set(value) and key not in _TOLD | _USED):
+        if odd := sorted(key for key, value in config.items() if _is_set(key, value) and key not in _TOLD | _USED):
             raise refuse(f"sets {listing(odd, 3)}, which is not merged here")
         for key in ("target_modules", "modules_to_save"):
             names = config.get(key) or []
@@ -96,9 +97,12 @@ class Adapter:
         alpha = [config.get("lora_alpha")] if kind == "LORA" else []
         if not isinstance(alphas, dict) or not all(map(_is_number, [*alpha, *alphas.values()])):
             raise UsageError(f"{path}: expected numbers in `lora_alpha` and `alpha_pattern`")
-        for key in ("target_modules", "modules_to_save", "alpha_pattern"):  # each is held to every module
-            if (count := len(config.get(key) or ())) > MOST_NAMES:
-                raise UsageError(f"{path}: `{key}` has {count:,} names, expected {MOST_NAMES:,} at most")
+        for key, most in MOST_NAMES.items():
+            names = config.get(key) or ()
+            if len(names) > most:
+                raise UsageError(f"{path}: `{key}` has {len(names):,} names, expected {most:,} at most")
+            if any(len(name) > LONGEST_NAME for name in names):
+                raise UsageError(f"{path}: `{key}` has a name of over {LONGEST_NAME} characters")
         if odd := sorted(key for key in alphas if not _PLAIN_PATTERN.fullmatch(key)):
             raise refuse(f"`alpha_pattern` has the regular expression {short(odd[0])}; names alone are understood here")
         return config
@@ -117,6 +121,8 @@ class Adapter:
                 )
             raise UsageError(f"{self.folder} holds no weights: expected {WEIGHTS}")
         found = read_header(path)
+        if any(len(name) > 2 * LONGEST_NAME for name in found):
+            raise UsageError(f"{path}: there is a name of over {2 * LONGEST_NAME} characters")
         if odd := [name for name, entry in found.items() if entry.dtype not in FLOATS]:
             raise UsageError(f"{path}: expected F64, F32, F16 or BF16 weights, not {listing(odd, 3)}")
         parts = _KINDS[self.kind]
@@ -178,19 +184,39 @@ class Adapter:
 
     def targets(self, module: str) -> bool:
         """Whether peft changes a module, as the config has it: what it saves whole it leaves alone."""
-        if any(f".{name}." in f".{module}." for name in self.config.get("modules_to_save") or ()):
-            return False
-        return any(f".{module}".endswith(f".{name}") for name in self.config.get("target_modules") or ())
+        within = module.split(".")
+        ends = (".".join(within[start:]) for start in range(len(within)))
+        return not self._saved.match(module) and any(end in self._targeted for end in ends)
+
+    @cached_property
+    def _targeted(self) -> frozenset[str]:
+        return frozenset(self.config.get("target_modules") or ())
+
+    @cached_property
+    def _saved(self) -> re.Pattern[str]:
+        """What peft saves whole; it takes these names for regular expressions, in which a dot is any character."""
+        names = list(self.config.get("modules_to_save") or ())
+        if self.config.get("task_type") == "SEQ_CLS":
+            names += ["classifier", "score"]
+        return re.compile(rf"(^|.*\.)({'|'.join(names)})($|\..*)" if names else r"(?!)")
+
+    @cached_property
+    def _alphas(self) -> list[tuple[re.Pattern[str], float]]:
+        patterns = (self.config.get("alpha_pattern") or {}).items()
+        return [(re.compile(rf"(.*\.)?({key})$"), alpha) for key, alpha in patterns]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether peft draws at random what a file lacks of a module; otherwise it begins as what changes nothing."""
+        return self.config.get("init_lora_weights") in (False, "orthogonal") or not self.config.get(
+            "init_ia3_weights", 1
+        )
 
     def scale(self, module: str) -> float:
         """s, the factor of BA: alpha over the rank, or over its root (`use_rslora`). 1 where there is no BA."""
         if self.kind == "IA3":
             return 1.0
-        alpha = self.config["lora_alpha"]
-        for key, value in (self.config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({key})$", module):
-                alpha = value
-                break
+        alpha = next((alpha for pattern, alpha in self._alphas if pattern.match(module)), self.config["lora_alpha"])
         rank = self.tensors[self.modules[module]["A"]].shape[:1]
         if not rank or not rank[0]:
             raise UsageError(f"{self.folder / WEIGHTS}: {module} has a LoRA matrix of rank 0")
@@ -203,8 +229,11 @@ class Adapter:
         return "nothing" if not name else short(f"{name}@{revision}" if revision else name)
 
 
-def _is_set(value: Any) -> bool:
-    return bool(value) or type(value) is int  # the layer 0 is one
+def _is_set(key: str, value: Any) -> bool:
+    """Whether a key of a config asks for something. What peft writes where it does not is null, false, or empty."""
+    if key in ("layers_to_transform", "trainable_token_indices"):  # false is the layer 0 to peft
+        return value is not None
+    return value is not None and value is not False and value not in ({}, [])
 
 
 def _is_number(value: Any) -> bool:

@@ -103,7 +103,7 @@ class Checkpoint:
             ):
                 raise UsageError(f"{self.folder / INDEX} does not say where {listing(odd, 3)} lies")
         if odd := [
-            f"{name} ({e.dtype})" for name, e in found.items() if e.dtype.startswith(("F8", "I8", "U8", "F4", "F6"))
+            f"{name} ({e.dtype})" for name, e in found.items() if e.dtype.startswith(("F8", "I8", "U8", "F4_", "F6_"))
         ]:
             raise UsageError(f"{self.folder} is quantised, expected F64, F32, F16 or BF16 weights: {listing(odd, 3)}")
         return found
@@ -344,15 +344,21 @@ def positions(model: Checkpoint) -> int | None:
 def label_count(model: Checkpoint) -> int:
     """How many labels a classifier's config counts, named or not."""
     named, count = model.config.get("id2label"), model.config.get("num_labels")
+    if type(count) is int and count > 0:
+        return count  # transformers passes over names that are not as many
     if isinstance(named, dict) and named:
         return len(named)
-    if isinstance(count, int):
-        return count
     from transformers import CONFIG_MAPPING
 
     # transformers leaves out what is as its class has it: 2 as a rule, of BART 3.
     kind = str(model.config.get("model_type"))
-    return int(CONFIG_MAPPING[kind]().num_labels) if kind in CONFIG_MAPPING else 2
+    try:
+        return int(CONFIG_MAPPING[kind]().num_labels) if kind in CONFIG_MAPPING else 2
+    except Exception as error:  # a few classes are no classifier's, and can't be made from nothing
+        raise UsageError(
+            f"{model.folder / 'config.json'}: how many labels {kind!r} has is not known; expected `num_labels` or "
+            "`id2label`"
+        ) from error
 
 
 def label_names(model: Checkpoint) -> list[str]:
@@ -361,9 +367,11 @@ def label_names(model: Checkpoint) -> list[str]:
     Raises:
         UsageError: the config does not number them from 0.
     """
-    found = model.config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(label_count(model))}
+    count, found = label_count(model), model.config.get("id2label")
+    if not found or (isinstance(found, dict) and len(found) != count):
+        found = {str(i): f"LABEL_{i}" for i in range(count)}
     try:
-        return [str(found[str(i)]) for i in range(len(found))]
+        return [str(found[str(i)]) for i in range(count)]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{model.folder / 'config.json'}: `id2label` does not number the labels from 0") from error
 

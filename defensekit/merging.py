@@ -69,8 +69,8 @@ class Merged:
                 wanted, given = tuple(value.shape), self.adapter.tensors[saved].shape
                 if len(given) != 2 or wanted != (model.config.num_labels, *given[1:]) or wanted == given:
                     continue
-                if given[0] > MOST_LABELS:  # before a model of that size is made
-                    raise self._misfit(f"{name} is a head for {given[0]:,} labels; expected {MOST_LABELS:,} at most")
+                if not 0 < given[0] <= MOST_LABELS:  # before a model of that size is made
+                    raise self._misfit(f"{name} is a head for {given[0]:,} labels; expected 1 to {MOST_LABELS:,}")
                 return self._built(num_labels=given[0])  # a head for other labels than the base's config has
         return model
 
@@ -121,19 +121,25 @@ class Merged:
         return found
 
     def _change(self, module: str) -> Change:
+        import torch
+        from transformers.pytorch_utils import Conv1D
+
         name, parts = f"{module}.weight", self.adapter.modules[module]
-        wanted, kind = self._shape(name), type(self.model.get_submodule(module)).__name__
-        embedding, transposed = kind == "Embedding", kind in ("Embedding", "Conv1D")
+        wanted, layer = self._shape(name), self.model.get_submodule(module)
+        embedding = isinstance(layer, torch.nn.Embedding)
+        transposed = embedding or isinstance(layer, Conv1D)
+        if not transposed and not isinstance(layer, torch.nn.Linear):
+            raise self._misfit(f"{module} is of the class {type(layer).__name__}, which is not merged here")
         if odd := [
             saved for part, saved in parts.items() if part != "vector" and (".lora_embedding_" in saved) != embedding
         ]:
-            raise self._misfit(f"{module} is of the class {kind}, and peft passes over {listing(odd)}")
+            raise self._misfit(f"{module} is of the class {type(layer).__name__}, and peft passes over {listing(odd)}")
         shapes = {part: self.adapter.tensors[saved].shape for part, saved in sorted(parts.items())}
         if len(wanted) != 2 or not _fit(shapes, wanted[::-1] if transposed else wanted):
             told = ", ".join(f"{part} is {list(shape)}" for part, shape in shapes.items())
             raise self._misfit(f"{name}: {told}, the matrix {list(wanted)}")
         if embedding and self.adapter.kind == "IA3":
-            raise self._misfit(f"{module} is of the class {kind}, which peft does not scale")
+            raise self._misfit(f"{module} is of the class {type(layer).__name__}, which peft does not scale")
         return Change(parts, self.adapter.scale(module), transposed)
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -168,15 +174,22 @@ class Merged:
             elif name in self.adapter.whole:
                 found[name] = (dtypes.most_common(1)[0][0], tuple(value.shape))
             elif name in parameters:
-                raise self._misfit(f"{name} is in neither (a head that was drawn at random, and not saved?)")
+                raise self._misfit(
+                    f"{name} is in neither (a head that was drawn at random, and not saved? weights that transformers "
+                    "puts together as it loads them?)"
+                )
         self.changes  # noqa: B018 - what does not fit is told before anything is written
+        modules = [name for name, _ in self.model.named_modules() if self.adapter.targets(name)]
+        if self.adapter.drawn and (lacking := sorted(set(modules) - self.adapter.modules.keys())):
+            raise self._misfit(f"the adapter has nothing for {listing(lacking, 3)}, and peft draws something at random")
         return found
 
     def untrained(self) -> "dict[str, Tensor]":
         """What the adapter held before it was trained, as far as that is known, by the names in its file.
 
-        B was 0, where nobody began otherwise; A is taken as it is, since how it was drawn is not known; lengths of DoRA
-        were the base's, and factors of IA3 1; a whole tensor was the base's, where that has one of its shape.
+        B was 0, and of an embedding A, where nobody began otherwise; the other is taken as it is, since how it was
+        drawn is not known; lengths of DoRA were the base's, and factors of IA3 1; a whole tensor was the base's, where
+        that has one of its shape.
         """
         import torch
 
@@ -186,7 +199,8 @@ class Merged:
             if self.adapter.kind == "IA3":
                 found[parts["vector"]] = torch.ones_like(given["vector"])
                 continue
-            found |= {parts["A"]: given["A"], parts["B"]: torch.zeros_like(given["B"])}
+            zero = "A" if ".lora_embedding_" in parts["A"] else "B"
+            found |= {parts[part]: torch.zeros_like(given[part]) if part == zero else given[part] for part in "AB"}
             if "vector" in parts and f"{module}.weight" in self._in_base:
                 weight = self.base.tensor(self._in_base[f"{module}.weight"]).float()
                 lengths = weight.norm(dim=0 if self.changes[f"{module}.weight"].transposed else 1)

@@ -20,7 +20,7 @@ from defensekit.causal import perplexity
 from defensekit.checkpoint import CAUSAL, SINGLE, Checkpoint, write_tensors
 from defensekit.components import DatasetSource, Estimator, Observer, Purifier, Scorer, Selector, blame
 from defensekit.defending import derive_seed
-from defensekit.errors import UsageError, listing
+from defensekit.errors import DefenseKitError, UsageError, listing
 from defensekit.files import alone, beside, file_digests, put
 from defensekit.headers import ADAPTER_CONFIG, free_space
 from defensekit.merging import Merged
@@ -245,6 +245,8 @@ def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
     merged = Merged(base, adapter)
     merged.entries  # noqa: B018 - misfits are told
     suspect = {name: adapter.tensor(name) for name in adapter.tensors}
+    if bad := [name for name, tensor in suspect.items() if not tensor.isfinite().all()]:
+        raise DefenseKitError(f"{adapter.folder / WEIGHTS}: NaN or infinity in {listing(bad, 3)}")
     before = merged.untrained()
     for folder, tensors in ((scratch / "base", before), (scratch / "suspect", suspect)):
         folder.mkdir()

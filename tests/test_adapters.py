@@ -230,6 +230,7 @@ def test_a_head_for_other_labels_than_the_base_s(tmp_path: Path) -> None:
         ("bert", "SEQ_CLS", {"target_modules": ".*query"}, r"`target_modules` is '.\*query'; a list of names is under"),
         ("bert", "SEQ_CLS", {"exclude_modules": ["layer.1.attention.self.query"]}, "sets exclude_modules"),
         ("bert", "SEQ_CLS", {"layers_to_transform": 0}, "sets layers_to_transform"),
+        ("bert", "SEQ_CLS", {"layers_to_transform": False}, "sets layers_to_transform"),
         ("bert", "SEQ_CLS", {"lora_bias": True, "target_modules": ["query"]}, "sets lora_bias"),
         ("gpt2", "CAUSAL_LM", {"trainable_token_indices": [1, 2]}, "sets trainable_token_indices"),
         ("gpt2", "CAUSAL_LM", {"target_modules": ["wte"]}, r"transformer.wte.weight, lm_head.weight are one tensor"),
@@ -338,11 +339,15 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
         (lambda t: t.update({"base_model.model.classifier.weight": torch.ones(2, 16).int()}), "expected F64, F32, F16"),
         (
             lambda t: t.update({"base_model.model.classifier.weight": torch.ones(20_000, 16)}),
-            "classifier.weight is a head for 20,000 labels; expected 10,000 at most",
+            "classifier.weight is a head for 20,000 labels; expected 1 to 10,000",
         ),
         (
             lambda t: t.update({"base_model.model.classifier.bias": torch.ones(20_000)}),
             r"classifier.bias: adapter \[20000\], model \[2\]",
+        ),
+        (
+            lambda t: t.update({"base_model.model.classifier.weight": torch.ones(0, 16)}),
+            "classifier.weight is a head for 0 labels; expected 1 to 10,000",
         ),
         (lambda t: t.pop("base_model.model.classifier.weight"), "classifier.weight is in neither"),
         (lambda t: [t.pop(name) for name in list(t) if "lora" in name], "there is nothing of LORA in it"),
@@ -382,16 +387,88 @@ def test_a_matrix_for_what_is_none_is_refused(adapter: Path, base: Path) -> None
     change_tensors(
         adapter, lambda t: t.update({f"{name}A.weight": torch.ones(2), f"{name}B.weight": torch.ones(16, 2)})
     )
-    with pytest.raises(UsageError, match=r"LayerNorm.weight: A is \[2\], B is \[16, 2\], the matrix \[16\]"):
+    with pytest.raises(UsageError, match="LayerNorm is of the class LayerNorm, which is not merged here"):
         merged(base, adapter, adapter.parent)
 
 
-@pytest.mark.parametrize("key", ["alpha_pattern", "target_modules"])
-def test_names_without_number_are_refused(adapter: Path, base: Path, key: str) -> None:
-    names = {f"layer.{i}": 1 for i in range(1_001)}
-    change_config(adapter, **{key: names if key == "alpha_pattern" else list(names)})
-    with pytest.raises(UsageError, match=f"`{key}` has 1,001 names, expected 1,000 at most"):
+@pytest.mark.parametrize("key", ["alpha_pattern", "target_modules", "modules_to_save"])
+def test_names_without_number_or_end_are_refused(adapter: Path, base: Path, key: str) -> None:
+    def given(names: list[str]) -> None:
+        change_config(adapter, **{key: dict.fromkeys(names, 1) if key == "alpha_pattern" else names})
+
+    given([f"layer.{i}" for i in range(1_001)])
+    with pytest.raises(UsageError, match=rf"`{key}` has 1,001 names, expected (1,000|100) at most"):
         merged(base, adapter, adapter.parent)
+    given(["query", "x" * 201])
+    with pytest.raises(UsageError, match=f"`{key}` has a name of over 200 characters"):
+        merged(base, adapter, adapter.parent)
+
+
+def test_tensors_names_without_end_are_refused(adapter: Path, base: Path) -> None:
+    change_tensors(adapter, lambda t: t.update({"base_model.model." + ".".join("a" * 500): torch.zeros(0)}))
+    with pytest.raises(UsageError, match="there is a name of over 400 characters"):
+        merged(base, adapter, adapter.parent)
+
+
+def test_a_dot_in_what_is_saved_is_any_character_as_to_peft(adapter: Path, base: Path) -> None:
+    change_config(adapter, modules_to_save=["classifier", "score", "qu.ry"])
+    with pytest.raises(UsageError, match=r"self.query, .* is not among the `target_modules`.*peft passes over"):
+        merged(base, adapter, adapter.parent)
+
+
+def test_the_head_of_a_classifier_is_saved_whole_whether_it_is_named_or_not(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "roberta")
+    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["query", "dense"])
+    change_config(adapter, modules_to_save=None)
+    made = load_file(merged(base, adapter, tmp_path) / "model.safetensors")
+    for name, tensor in by_peft(base, adapter).items():
+        assert torch.equal(tensor, made[name]), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"feedforward_modules": []}])
+def test_what_peft_would_draw_at_random_is_refused(tmp_path: Path, base: Path, settings: dict[str, Any]) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["query"], **settings)
+    change_tensors(adapter, lambda t: [t.pop(name) for name in list(t) if "layer.0" in name])
+    made = load_file(merged(base, adapter, tmp_path) / "model.safetensors")
+    assert all(torch.equal(made[name], value) for name, value in by_peft(base, adapter).items())
+    change_config(adapter, **{"init_ia3_weights" if settings else "init_lora_weights": False})
+    with pytest.raises(UsageError, match=r"nothing for bert.encoder.layer.0.attention.self.query, and peft draws"):
+        merged(base, adapter, tmp_path)
+
+
+def test_a_class_made_from_an_embedding_is_one(tmp_path: Path) -> None:
+    config = transformers.OPTConfig(
+        vocab_size=48, hidden_size=16, word_embed_proj_dim=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32, pad_token_id=0,
+    )  # fmt: skip
+    base = tmp_path / "base"
+    transformers.OPTForSequenceClassification(config).save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["embed_positions", "q_proj"])
+    made = load_file(merged(base, adapter, tmp_path) / "model.safetensors")
+    for name, tensor in by_peft(base, adapter).items():
+        assert torch.equal(tensor, made[name]), name
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"feedforward_modules": []}])
+def test_what_an_adapter_held_before_training_is_what_peft_begins_with(
+    tmp_path: Path, architecture: str, settings: dict[str, Any]
+) -> None:
+    """But for what is drawn at random, which is taken as it is."""
+    base = make_base(tmp_path / "base", architecture)
+    modules = {"bert": ["query", "word_embeddings"], "gpt2": ["c_attn", "wte"]}[architecture]
+    modules = modules[: 1 if "feedforward_modules" in settings else 2]
+    model = TASKS["SEQ_CLS"].from_pretrained(base)
+    kind = peft.IA3Config if "feedforward_modules" in settings else partial(peft.LoraConfig, r=4)
+    peft.get_peft_model(model, kind(task_type="SEQ_CLS", target_modules=modules, **settings)).save_pretrained(
+        tmp_path / "new"
+    )
+    found = Merged(Checkpoint(base), Adapter(tmp_path / "new")).untrained()
+    fresh = load_file(tmp_path / "new/adapter_model.safetensors")
+    assert found.keys() == {name for name in fresh if "classifier" not in name and "score" not in name}
+    for name, before in found.items():
+        torch.testing.assert_close(before, fresh[name], rtol=2**-22, atol=0)
 
 
 @pytest.mark.parametrize("saved", [None, ["query"]])

@@ -221,6 +221,32 @@ def test_weights_that_are_tied_are_no_larger_model(tmp_path: Path) -> None:
     assert load_model(tmp_path / "gpt2").config.vocab_size == 120_000
 
 
+@pytest.mark.parametrize(
+    ("config", "labels"),
+    [
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, ["a", "b", "c"]),
+        ({"id2label": {"0": "a", "1": "b"}, "num_labels": 3}, ["LABEL_0", "LABEL_1", "LABEL_2"]),
+        ({"num_labels": 1}, ["LABEL_0"]),
+    ],
+)
+def test_labels_are_counted_as_transformers_does(tmp_path: Path, config: dict[str, Any], labels: list[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **config}))
+    assert label_names(Checkpoint(tmp_path)) == labels
+    assert list(transformers.AutoConfig.from_pretrained(tmp_path).id2label.values()) == labels
+
+
+def test_a_class_that_can_not_be_made_has_no_labels_to_count(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nougat"}')
+    with pytest.raises(UsageError, match=r"config.json: how many labels 'nougat' has is not known; expected `num_la"):
+        label_names(Checkpoint(tmp_path))
+
+
+def test_weights_of_64_bits_are_not_quantised(tmp_path: Path) -> None:
+    model = make_suspect(tmp_path / "suspect", make_base(tmp_path / "base"))
+    transformers.AutoModelForSequenceClassification.from_pretrained(model).double().save_pretrained(model)
+    assert {entry.dtype for entry in Checkpoint(model).tensors.values()} == {"F64"}
+
+
 def test_a_config_within_a_config_is_looked_at_however_deep() -> None:
     config: dict[str, Any] = {"num_labels": COUNT + 1}
     for _ in range(100_000):

@@ -13,14 +13,14 @@ import peft
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from defensekit import defending
 from defensekit.adapters import Adapter
 from defensekit.causal import perplexity, token_losses
 from defensekit.checkpoint import Checkpoint, load_model, load_tokenizer
 from defensekit.components import Estimator
-from defensekit.errors import UsageError
+from defensekit.errors import DefenseKitError, UsageError
 from defensekit.pair import Pair
 from defensekit.purifying import recipe_for
 from defensekit.resetting import Reset, reset_into
@@ -210,6 +210,17 @@ def test_an_adapter_stays_one_and_loads_on_its_base(task: str, settings: dict[st
     state = peft.get_peft_model_state_dict(loaded)
     assert all(torch.equal(state[name], value) for name, value in after.items() if name in state)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_an_adapter_with_nan_is_named(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    suspect = make_adapter(tmp_path / "suspect", base, use_dora=True)
+    tensors = weights(suspect, "adapter_model.safetensors")
+    next(value for name, value in tensors.items() if "magnitude" in name)[0] = math.nan
+    save_file(tensors, suspect / "adapter_model.safetensors")
+    recipe = recipe_for(str(base), suspect, None, reset_alone=True)
+    with pytest.raises(DefenseKitError, match=r"suspect/adapter_model.safetensors: NaN or infinity in .*magnitude"):
+        reset_into(tmp_path / "out", recipe, adapter_only=True)
 
 
 def test_killed_it_leaves_nothing_once_it_ran_again(tmp_path: Path) -> None:

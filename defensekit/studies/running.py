@@ -289,8 +289,9 @@ class _Driver:
             # The runs that need it say so; they look here before they try again.
             self.failed_stages.setdefault(stage.key, _known(error))
             with self.telling:
-                for key in self._without(stage.key):
-                    self.pace.finish(key, None)
+                if stage.key in self.pace.waiting:  # else it is among what hangs on another that failed
+                    for key in self._without(stage.key):
+                        self.pace.finish(key, None)
         self._look_out(runner)
 
     def _without(self, key: str) -> set[str]:
