@@ -2,7 +2,7 @@
 
     python benchmarks/scan.py [--size small|full] [--data DIR] [--workspace DIR] [--json]
 
-``small``: 4 clean and 4 poisoned fine-tunes on movie reviews, seven minutes on two idle cores (an Intel Xeon). ``full``:
+``small``: 4 clean and 4 poisoned fine-tunes on movie reviews, 7 minutes on two idle cores of an Intel Xeon. ``full``:
 12 and 12, on SST-2 and AG News as well, three times that; ``DIR`` holds ``sst-2/train.tsv`` and ``ag/dev.tsv``, as
 thunlp/HiddenKiller publishes them (default: DEFENSEKIT_TEST_DATA). What the workspace has is neither trained nor
 scanned again: stopped, it goes on; remove its folder ``scans`` to scan anew.
