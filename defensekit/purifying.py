@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from defensekit import runfolder, shipped
+from defensekit.adapters import is_adapter
 from defensekit.checkpoint import Checkpoint, positions
 from defensekit.components import DatasetSource, ModelSource, Observer, Rule, blame
 from defensekit.errors import UsageError
@@ -63,7 +64,8 @@ def recipe_for(
     ]
     if reset_alone and recipe is None:
         given += ["defense.choose=", "defense.purifier=[reset]", f"defense.selector.fraction={UNCHOSEN}"]
-        given += [] if clean else ["defense.estimator=", "defense.scorer=magnitude"]
+        by_curvature = clean and not is_adapter(suspect)
+        given += [] if by_curvature else ["defense.estimator=", "defense.scorer=magnitude"]
     path = recipe or shipped.folder() / f"{DEFAULT}.yaml"
     loaded = load_recipe(path, [*given, *settings])
     if recipe is not None:

@@ -6,7 +6,7 @@ perplexity before and after), and for an adapter that is to stay one. No run, no
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -21,6 +21,7 @@ from defensekit.checkpoint import CAUSAL, SINGLE, Checkpoint, write_tensors
 from defensekit.components import DatasetSource, Estimator, Observer, Purifier, Scorer, Selector, blame
 from defensekit.defending import derive_seed
 from defensekit.errors import DefenseKitError, UsageError, listing
+from defensekit.evaluation import predict
 from defensekit.files import alone, beside, file_digests, put
 from defensekit.headers import ADAPTER_CONFIG, free_space
 from defensekit.merging import Merged
@@ -46,7 +47,8 @@ CARD = "README.md"
 class Reset(BaseModel):
     """What was reset: counts of dimensions, the defense as its recipe has it, and what was measured, if anything was.
 
-    ``perplexity`` has the suspect's and the purified model's on held-out clean text.
+    ``perplexity`` (of causal language models) and ``accuracy`` (of classifiers) have the suspect's and the purified
+    model's on held-out clean rows.
     """
 
     task: str
@@ -60,6 +62,7 @@ class Reset(BaseModel):
     clean_rows: int
     held_out_rows: int
     perplexity: dict[str, float] | None
+    accuracy: dict[str, float] | None
     warnings: list[str]
     seed: int
     versions: dict[str, str]
@@ -79,10 +82,13 @@ class Reset(BaseModel):
             said.append(
                 f"{self.added_rows:,} rows that were added to the vocabulary have no base, and are the suspect's."
             )
+        rows = f"{self.held_out_rows:,} held-out clean"
         if self.perplexity:
             before, after = self.perplexity["suspect"], self.perplexity["purified"]
-            rows = f"{self.held_out_rows:,} held-out clean texts"
-            said.append(f"Perplexity on {rows}: {before:.2f} before, {after:.2f} after.")
+            said.append(f"Perplexity on {rows} texts: {before:.2f} before, {after:.2f} after.")
+        elif self.accuracy:
+            before, after = self.accuracy["suspect"], self.accuracy["purified"]
+            said.append(f"Accuracy on {rows} rows: {before:.3f} before, {after:.3f} after.")
         else:
             said.append(
                 "Nothing was measured: which fraction is right, how well the model does now, and whether a backdoor is "
@@ -91,15 +97,23 @@ class Reset(BaseModel):
         return said
 
 
-def reset_into(target: Path, recipe: Recipe, observers: Sequence[Observer] = (), adapter_only: bool = False) -> Reset:
+def reset_into(
+    target: Path,
+    recipe: Recipe,
+    observers: Sequence[Observer] = (),
+    adapter_only: bool = False,
+    measured: bool = False,
+) -> Reset:
     """Select by a recipe's defense, reset, and put the model into a new folder: whole, or not at all.
 
     Args:
         target: the folder, which must not be there, or be empty.
         recipe: its base, suspect, defense and seed; its data are clean texts where the scorer needs statistics of a
-            causal language model, and are not looked at elsewhere.
+            causal language model, clean rows where an adapter is ``measured``, and are not looked at elsewhere.
         observers: who watches.
         adapter_only: the suspect is an adapter, whose own weights are purified.
+        measured: the model that the adapter and the base are together is measured on the recipe's data, before and
+            after; it is written beside the target for a while.
 
     Raises:
         UsageError: the folder is there, the defense needs rows that are not there, base and suspect don't fit.
@@ -111,18 +125,23 @@ def reset_into(target: Path, recipe: Recipe, observers: Sequence[Observer] = (),
     with alone(target), beside(target) as scratch:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UsageError(f"{target} is there already; name a folder that is not")
-        pair = _of_adapters(base, Adapter(suspect.folder), scratch) if adapter_only else Pair(base, suspect)
+        if adapter_only:
+            work: _Resetting = _OfAdapter(target, recipe, base, suspect.folder, scratch, observers, measured)
+        else:
+            work = _Resetting(target, recipe, Pair(base, suspect), observers)
+        pair = work.pair
         pair.scope  # noqa: B018 - misfits are told before anything is read
         _refuse(recipe, pair, adapter_only)
         with part(observers, "check of both models"):
             for checkpoint in (base, pair.suspect):
                 checkpoint.check_finite()
         free_space(target, sum(path.stat().st_size for path in pair.suspect.files), "the purified model")
-        warnings = [] if adapter_only else doubts(base.folder, suspect.folder)
+        if not adapter_only:
+            work.warnings = doubts(base.folder, suspect.folder)
         for observer in observers:
-            for text in warnings:
+            for text in work.warnings:
                 observer.warning(text)
-        return _Resetting(target, recipe, pair, suspect.folder if adapter_only else None, observers, warnings).done()
+        return work.done()
 
 
 def _folder(component: Any) -> Path:
@@ -146,24 +165,21 @@ def _refuse(recipe: Recipe, pair: Pair, adapter_only: bool) -> None:
 
 
 class _Resetting:
-    def __init__(
-        self,
-        target: Path,
-        recipe: Recipe,
-        pair: Pair,
-        adapter: Path | None,
-        observers: Sequence[Observer],
-        warnings: list[str],
-    ) -> None:
-        self.target, self.recipe, self.pair, self.adapter = target, recipe, pair, adapter
-        self.observers, self.warnings = observers, warnings
+    """The work on a pair: of whole models, that is, and what is done with adapters differs in a few places."""
+
+    adapter_only = False
+
+    def __init__(self, target: Path, recipe: Recipe, pair: Pair, observers: Sequence[Observer]) -> None:
+        self.target, self.recipe, self.pair, self.observers = target, recipe, pair, observers
+        self.warnings: list[str] = []
+        self.suspect = pair.suspect.folder
         self.max_length, self.seed = recipe.sizes.max_length, derive_seed(recipe.seed, "defender", "purify")
 
     def done(self) -> Reset:
         defense, pair = self.recipe.defense, self.pair
         assert defense.scorer is not None
         assert defense.selector is not None
-        fit, held_out = self.rows() if cast(Scorer, defense.scorer.component).needs else ([], [])
+        fit, held_out = self.rows(cast(Scorer, defense.scorer.component).needs)
         statistics: dict[str, dict[str, Tensor]] = {}
         if fit and defense.estimator:
             estimator = cast(Estimator, defense.estimator.component)
@@ -192,52 +208,105 @@ class _Resetting:
                     report=report,
                 )
                 counted, measured = describe(selection), None
+            tensors = Checkpoint(made).tensor_digests()
+            self.finish(made)
+            measure = "perplexity" if pair.suspect.task == CAUSAL else "accuracy"
             if held_out:
-                measured = {"suspect": self.perplexity(pair.suspect.folder, held_out, "perplexity before")}
-                measured["purified"] = self.perplexity(made, held_out, "perplexity after")
+                measured = {"suspect": self.measured(self.suspect, held_out, f"{measure} before")}
+                measured["purified"] = self.measured(made, held_out, f"{measure} after")
             found = Reset(
                 task=pair.suspect.task,
-                adapter_only=self.adapter is not None,
+                adapter_only=self.adapter_only,
                 **{name: counted[name] for name in ("dimensions", "eligible", "selected", "head")},
                 added_rows=pair.added_rows,
                 defense=self.recipe.resolved()["defense"],
                 clean_rows=len(fit),
                 held_out_rows=len(held_out),
-                perplexity=measured,
+                perplexity=measured if measure == "perplexity" else None,
+                accuracy=measured if measure == "accuracy" else None,
                 warnings=self.warnings,
                 seed=self.recipe.seed,
                 versions={name: version(name) for name in ("defensekit", "torch", "transformers")},
             )
-            tensors = Checkpoint(made).tensor_digests()
-            if self.adapter:
-                _as_adapter(made, self.adapter)
             (made / MANIFEST).unlink(missing_ok=True)  # the suspect's own, if it was purified before
             manifest = {"files": file_digests(made), "tensors": tensors}
             (made / MANIFEST).write_text(json.dumps(manifest, indent=1))
             (made / CARD).write_text(card(found))
         return found
 
-    def rows(self) -> tuple[list[Row], list[Row]]:
-        """Two fifths of the clean texts to fit, the rest to test."""
-        source = cast(DatasetSource, self.recipe.data.component)
-        if isinstance(source, File):
-            rows = read_clean(source.path, self.pair.suspect, source.text)
-        else:
-            rows = blame(source, source.load).train
-        rows = list({row.key: row for row in rows}.values())
+    def rows(self, needs: Collection[str]) -> tuple[list[Row], list[Row]]:
+        """Where the scorer needs statistics, two fifths of the clean texts to fit and the rest to test."""
+        if not needs:
+            return [], []
+        rows = self.clean_rows()
         Random(derive_seed(self.recipe.seed, "data")).shuffle(rows)
         share = len(rows) * 2 // 5
         if not share:
             raise UsageError(f"{len(rows)} clean texts: expected three at least, some to fit and some to test")
         return rows[:share], rows[share:]
 
-    def perplexity(self, folder: Path, rows: list[Row], title: str) -> float:
+    def clean_rows(self) -> list[Row]:
+        """The recipe's data, each text once; of a classifier, with the suspect's numbers for their labels."""
+        source = cast(DatasetSource, self.recipe.data.component)
+        if isinstance(source, File):
+            rows = read_clean(source.path, self.pair.suspect, source.text, source.label, source.pair)
+        else:
+            rows = blame(source, source.load).train
+        return list({row.key: row for row in rows}.values())
+
+    def finish(self, made: Path) -> None:
+        """Make of the folder that was written what was asked for."""
+
+    def measured(self, folder: Path, rows: list[Row], title: str) -> float:
+        """A model's perplexity, or its accuracy."""
         model, tokenizer = defending.load(folder, "model")
+        model.to(device_type())
         with part(self.observers, title) as report:
-            return perplexity(model.to(device_type()), tokenizer, rows, max_length=self.max_length, report=report)
+            if self.pair.suspect.task == CAUSAL:
+                return perplexity(model, tokenizer, rows, max_length=self.max_length, report=report)
+            logits = predict(model, tokenizer, rows, max_length=self.max_length, precision="float32", report=report)
+            return sum(int(answer) == row.label for answer, row in zip(logits.argmax(1), rows, strict=True)) / len(rows)
 
 
 # -- an adapter that stays one -----------------------------------------------------------------------------------------
+
+
+class _OfAdapter(_Resetting):
+    """The work on an adapter's own weights; what it answers with is the model that it and the base are together."""
+
+    adapter_only = True
+
+    def __init__(
+        self,
+        target: Path,
+        recipe: Recipe,
+        base: Checkpoint,
+        adapter: Path,
+        scratch: Path,
+        observers: Sequence[Observer],
+        measure: bool,
+    ) -> None:
+        super().__init__(target, recipe, _of_adapters(base, Adapter(adapter), scratch), observers)
+        self.base, self.suspect, self.scratch, self.measure = base, adapter, scratch, measure
+
+    def rows(self, needs: Collection[str]) -> tuple[list[Row], list[Row]]:
+        return [], self.clean_rows() if self.measure else []
+
+    def finish(self, made: Path) -> None:
+        (made / SINGLE).rename(made / WEIGHTS)
+        (made / "config.json").unlink()
+        for path in self.suspect.iterdir():
+            if path.suffix in (".json", ".txt", ".model", ".jinja") and path.is_file():
+                shutil.copyfile(path, made / path.name)
+        assert (made / ADAPTER_CONFIG).is_file()
+
+    def measured(self, folder: Path, rows: list[Row], title: str) -> float:
+        whole = self.scratch / "whole"
+        Merged(self.base, Adapter(folder)).write(whole)
+        try:
+            return super().measured(whole, rows, title)
+        finally:
+            shutil.rmtree(whole)
 
 
 def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
@@ -253,16 +322,6 @@ def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
         (folder / "config.json").write_text(merged.model.config.to_json_string())
         write_tensors(folder / SINGLE, tensors)
     return Pair(Checkpoint(scratch / "base"), Checkpoint(scratch / "suspect"))
-
-
-def _as_adapter(made: Path, adapter: Path) -> None:
-    """Turn what was written for a pair of adapters into an adapter's folder."""
-    (made / SINGLE).rename(made / WEIGHTS)
-    (made / "config.json").unlink()
-    for path in adapter.iterdir():
-        if path.suffix in (".json", ".txt", ".model", ".jinja") and path.is_file():
-            shutil.copyfile(path, made / path.name)
-    assert (made / ADAPTER_CONFIG).is_file()
 
 
 def card(found: Reset) -> str:

@@ -83,7 +83,9 @@ def test_a_folder_that_loads_wherever_the_suspect_did(
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("given", ["adapter", "--adapter-only", "longer", "three labels", "causal"])
+@pytest.mark.parametrize(
+    "given", ["adapter", "--adapter-only", "--adapter-only, measured", "longer", "three labels", "causal"]
+)
 def test_the_command_takes_suspects_of_many_kinds(
     given: str,
     tmp_path: Path,
@@ -94,9 +96,12 @@ def test_the_command_takes_suspects_of_many_kinds(
 ) -> None:
     options = ["--clean", str(rows), "--set", "data.max_length=32"]
     without_training = ["--set", "defense.choose=", "--set", "defense.purifier=[reset]"]
-    if given in ("adapter", "--adapter-only"):
+    alone = given.startswith("--adapter-only")
+    if alone or given == "adapter":
         suspect = make_adapter(tmp_path / "suspect", base)
-        options = [given] if given == "--adapter-only" else [*options, *without_training]
+        options = (
+            ["--adapter-only", *options[: 4 if "measured" in given else 0]] if alone else options + without_training
+        )
         write_table(rows, [(text, str(int(label == "positive"))) for text, label in make_sentences(150)])
     elif given == "causal":
         base = make_causal(tmp_path / "base", "gpt2")
@@ -115,9 +120,12 @@ def test_the_command_takes_suspects_of_many_kinds(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert not stopped.value.code
-    assert capsys.readouterr().out.endswith(f"purified model: {tmp_path / 'out'}\n")
+    said = capsys.readouterr().out
+    assert said.endswith(f"purified model: {tmp_path / 'out'}\n")
+    assert ("Nothing was measured" in said) == (given == "--adapter-only")
+    assert ("Accuracy on 150 held-out clean rows: 0." in said) == (given == "--adapter-only, measured")
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    name = "adapter_model.safetensors" if given == "--adapter-only" else "model.safetensors"
+    name = "adapter_model.safetensors" if alone else "model.safetensors"
     assert manifest["tensors"].keys() == load_file(tmp_path / "out" / name).keys()
     if given == "longer":
         before, after = (load_file(folder / name) for folder in (suspect, tmp_path / "out"))

@@ -21,6 +21,7 @@ from defensekit.causal import perplexity, token_losses
 from defensekit.checkpoint import Checkpoint, load_model, load_tokenizer
 from defensekit.components import Estimator
 from defensekit.errors import DefenseKitError, UsageError
+from defensekit.merging import merged
 from defensekit.pair import Pair
 from defensekit.purifying import recipe_for
 from defensekit.resetting import Reset, reset_into
@@ -209,6 +210,33 @@ def test_an_adapter_stays_one_and_loads_on_its_base(task: str, settings: dict[st
     loaded = peft.PeftModel.from_pretrained(kind[task].from_pretrained(base), tmp_path / "out")
     state = peft.get_peft_model_state_dict(loaded)
     assert all(torch.equal(state[name], value) for name, value in after.items() if name in state)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])
+def test_an_adapter_is_measured_as_the_model_that_it_and_the_base_are(task: str, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base") if task == "SEQ_CLS" else make_causal(tmp_path / "base", "llama")
+    modules = ["query", "value"] if task == "SEQ_CLS" else ["q_proj", "down_proj"]
+    suspect = make_adapter(tmp_path / "suspect", base, task, target_modules=modules)
+    texts = make_sentences(40)
+    (tmp_path / "rows.csv").write_text(
+        "text,label\n" + "".join(f"{text},{int(label == 'positive')}\n" for text, label in texts)
+    )
+    recipe = recipe_for(str(base), suspect, str(tmp_path / "rows.csv"), reset_alone=True)
+    found = reset_into(tmp_path / "out", recipe, adapter_only=True, measured=True)
+    assert (found.clean_rows, found.held_out_rows) == (0, len({text for text, _ in texts}))
+    measured = found.accuracy if task == "SEQ_CLS" else found.perplexity
+    assert measured
+    for when, folder in (("suspect", suspect), ("purified", tmp_path / "out")):
+        model, tokenizer = defending.load(merged(base, folder, tmp_path / "w"), "model")
+        rows = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(dict(texts).items())]
+        if task == "SEQ_CLS":
+            with torch.inference_mode():
+                answers = [int(model(**tokenizer(row.text, return_tensors="pt")).logits.argmax()) for row in rows]
+            expected = sum(answer == row.label for answer, row in zip(answers, rows, strict=True)) / len(rows)
+        else:
+            expected = perplexity(model, tokenizer, rows, max_length=32)
+        assert measured[when] == pytest.approx(expected, rel=1e-5)
     assert not list(tmp_path.glob(".*"))
 
 

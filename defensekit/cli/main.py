@@ -126,14 +126,10 @@ def purify(
 
         if adapter_only and not is_adapter(suspect):
             raise UsageError(f"--adapter-only: {suspect} holds no adapter (adapter_config.json)")
-        if adapter_only and clean:
-            raise UsageError(
-                "--adapter-only takes no --clean: an adapter's own weights are judged by their drift alone"
-            )
         whole = suspect
         if is_adapter(suspect) and not adapter_only:
             whole = merged(model_folder(base), suspect, workspace, say)
-        alone = clean is None or Checkpoint(whole).task == CAUSAL
+        alone = clean is None or adapter_only or Checkpoint(whole).task == CAUSAL
         return recipe_for(base, whole, clean, recipe, settings or (), reset_alone=alone)
 
     def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:
@@ -142,7 +138,7 @@ def purify(
         from defensekit.resetting import reset_into
 
         if alone:
-            return reset_into(out, loaded, observers, adapter_only)
+            return reset_into(out, loaded, observers, adapter_only, measured=clean is not None)
         result = purify_into(out, loaded, workspace, observers)
         observers[1].message("writing the report")
         return result, write(result)
