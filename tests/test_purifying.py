@@ -204,7 +204,7 @@ def test_stopped_it_says_that_it_goes_on_where_it_does(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     for place in ("purifying.purify_into", "resetting.reset_into"):
