@@ -250,8 +250,11 @@ class _Resetting:
         source = cast(DatasetSource, self.recipe.data.component)
         if isinstance(source, File):
             rows = read_clean(source.path, self.pair.suspect, source.text, source.label, source.pair)
-        else:
+        elif self.pair.suspect.task == CAUSAL:
             rows = blame(source, source.load).train
+        else:  # its numbers for the labels need not be the suspect's
+            place = self.recipe.where("data", "name")
+            raise UsageError(f"{place}: expected a file of clean rows to measure an adapter by")
         return list({row.key: row for row in rows}.values())
 
     def finish(self, made: Path) -> None:

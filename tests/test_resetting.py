@@ -240,6 +240,13 @@ def test_an_adapter_is_measured_as_the_model_that_it_and_the_base_are(task: str,
     assert not list(tmp_path.glob(".*"))
 
 
+def test_an_adapter_is_not_measured_by_rows_with_other_numbers_for_labels(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    recipe = recipe_for(str(base), make_adapter(tmp_path / "suspect", base), "movie-reviews", reset_alone=True)
+    with pytest.raises(UsageError, match="expected a file of clean rows to measure an adapter by"):
+        reset_into(tmp_path / "out", recipe, adapter_only=True, measured=True)
+
+
 def test_an_adapter_with_nan_is_named(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     suspect = make_adapter(tmp_path / "suspect", base, use_dora=True)
