@@ -79,13 +79,13 @@ def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: i
             # numpy compares these several times faster than torch.
             values = part.flatten().numpy()
             above, between = values > high, values >= low
-            between &= values <= high
             total = values.size
             if counted is not None:
                 mask = counted.flatten().numpy()
                 above &= mask
                 between &= mask
                 total = int(np.count_nonzero(mask))
+            between ^= above
             few = values[between]
             at_high, at_low = few == high, few == low
             inside = few[~(at_high | at_low)]

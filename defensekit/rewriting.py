@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,29 +37,28 @@ def rewrite(
         DefenseKitError: a file could not be written, for want of disk space, say.
     """
     for path in source.files:
-        entries = {name: entry for name, entry in source.tensors.items() if entry.file == path.name}
-        begins, size = min((e.start for e in entries.values()), default=path.stat().st_size), path.stat().st_size
-        try:
-            with path.open("rb") as old, (target / path.name).open("wb") as new:
-                if hasattr(os, "posix_fallocate"):  # a full disk is found before the work
-                    os.posix_fallocate(new.fileno(), 0, size)
-                new.write(old.read(begins))
-                new.flush()
+        begins = min((e.start for e in source.tensors.values() if e.file == path.name), default=path.stat().st_size)
+        with _writing(path.name), path.open("rb") as old, (target / path.name).open("wb") as new:
+            if hasattr(os, "posix_fallocate"):  # a full disk is found before the work
+                os.posix_fallocate(new.fileno(), 0, path.stat().st_size)
+            new.write(old.read(begins))
 
-                def write(name: str, to: int = new.fileno(), origin: int = old.fileno()) -> None:
-                    place, entry = entries[name].start, entries[name]  # noqa: B023 - done before the loop goes on
-                    parts = changed(name, source.tensor(name))
-                    if parts is None:
-                        for at in range(entry.start, entry.stop, CHUNK):
-                            _put(to, os.pread(origin, min(CHUNK, entry.stop - at), at), at)
-                    else:
-                        for part in parts:
-                            place += _put(to, _bytes(part), place)
+    def write(name: str) -> None:
+        entry = source.tensors[name]
+        place, parts = entry.start, changed(name, source.tensor(name))
+        with _writing(entry.file), (target / entry.file).open("r+b") as new:
+            if parts is not None:
+                for part in parts:
+                    place += _put(new.fileno(), _bytes(part), place)
+                return
+            with (source.folder / entry.file).open("rb") as old:
+                for at in range(entry.start, entry.stop, CHUNK):
+                    _put(new.fileno(), os.pread(old.fileno(), min(CHUNK, entry.stop - at), at), at)
 
-                for _ in concurrently(write, list(entries), threads):
-                    pass
-        except OSError as error:
-            raise DefenseKitError(f"{path.name} could not be written: {error.strerror or error}") from error
+    # The largest first, so that in the end no thread waits long for another.
+    by_size = sorted(source.tensors, key=lambda name: source.tensors[name].start - source.tensors[name].stop)
+    for _ in concurrently(write, by_size, threads):
+        pass
     if (source.folder / INDEX).is_file():
         (target / INDEX).write_bytes((source.folder / INDEX).read_bytes())
 
@@ -83,16 +83,21 @@ def write_streamed(
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    with _writing(path.name), path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
+        place = _put(file.fileno(), len(text).to_bytes(8, "little") + text, 0)
+        for name in entries:
+            for part in parts(name):
+                place += _put(file.fileno(), _bytes(part), place)
+
+
+@contextmanager
+def _writing(name: str) -> Iterator[None]:
     try:
-        with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
-            place = _put(file.fileno(), len(text).to_bytes(8, "little") + text, 0)
-            for name in entries:
-                for part in parts(name):
-                    place += _put(file.fileno(), _bytes(part), place)
+        yield
     except OSError as error:
-        raise DefenseKitError(f"{path.name} could not be written: {error.strerror or error}") from error
+        raise DefenseKitError(f"{name} could not be written: {error.strerror or error}") from error
 
 
 def _bytes(tensor: "Tensor") -> memoryview:

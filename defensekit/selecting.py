@@ -175,13 +175,17 @@ class Tally:
     zero: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, name: str, view: TensorView, part: Scored, taken: "Tensor") -> None:
-        """Count a part of a tensor."""
+        """Count a part of a tensor, by numpy: torch takes several times as long, which is more than most scores do."""
+        from numpy import count_nonzero as count
+
         chosen = taken.bool()
-        _add(self.tensors, name, [chosen.numel(), _count(part.eligible), _count(chosen)])
         self.spread += spread(part, chosen)
+        eligible, selected = part.eligible.reshape(-1).numpy(), chosen.reshape(-1).numpy()
+        _add(self.tensors, name, [chosen.numel(), int(count(eligible)), int(count(selected))])
         for statistic, values in view.statistics.items():
-            nothing = part.eligible & ~values.bool()
-            _add(self.zero, statistic, [_count(nothing), _count(nothing & chosen)])
+            nothing = values.reshape(-1).numpy() == 0
+            nothing &= eligible
+            _add(self.zero, statistic, [int(count(nothing)), int(count(nothing & selected))])
 
     def __iadd__(self, other: "Tally") -> "Tally":
         self.spread += other.spread
@@ -195,23 +199,16 @@ def _add(counts: dict[str, list[int]], name: str, more: list[int]) -> None:
     counts[name] = [a + b for a, b in zip(counts.get(name, [0] * len(more)), more, strict=True)]
 
 
-def _count(mask: "Tensor") -> int:
-    import numpy as np
-
-    return int(np.count_nonzero(mask.numpy()))  # four times as fast as torch's
-
-
 def spread(part: Scored, chosen: "Tensor") -> "Tensor":
     """Eligible dimensions by the upper `BITS` bits of their scores: those that are not chosen, then those that are."""
     import numpy as np
     import torch
 
-    # In 16 bits, by numpy: torch takes three times as long, which is more than most scores do.
     score, eligible, taken = (tensor.reshape(-1).numpy() for tensor in (part.score, part.eligible, chosen))
-    bits = (score.view(np.uint32) >> 32 - BITS).astype(np.uint16)
-    bits |= (eligible.astype(np.uint16) - np.uint16(1)) >> 16 - BITS  # a NaN's where not eligible, which no score has
-    bits |= taken.astype(np.uint16) << BITS
-    counts = torch.bincount(torch.from_numpy(bits.view(np.int16)), minlength=2 * BINS).view(2, BINS)
+    bits = score.view(np.uint32) >> 32 - BITS
+    bits |= np.left_shift(eligible.view(np.uint8) + taken.view(np.uint8), BITS, dtype=np.uint32)
+    # torch counts 32 bits as they are, numpy makes 64 of them first.
+    counts = torch.bincount(torch.from_numpy(bits.view(np.int32)), minlength=3 * BINS)[BINS:].view(2, BINS)
     counts[:, 0] += counts[:, BINS // 2]  # -0.0, and what these bits don't tell from it
     counts[:, BINS // 2] = 0
     return counts.view(-1)

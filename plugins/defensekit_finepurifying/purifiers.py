@@ -21,8 +21,9 @@ class Reset(WeightStep):
         if selection.dtype == torch.bool:
             # Where bits differ and are selected they are turned: several times faster than torch.where.
             whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
-            ours, theirs = t.base.to(weight.dtype).view(whole), weight.view(whole)
-            return (theirs ^ ((theirs ^ ours) & -selection.to(whole))).view(weight.dtype)
+            theirs = weight.view(whole)
+            turned = t.base.to(weight.dtype).view(whole) ^ theirs
+            return turned.mul_(selection).bitwise_xor_(theirs).view(weight.dtype)
         share = selection.float()
         mixed = torch.lerp(weight.float(), t.base, share).to(weight.dtype)
         return torch.where(share == 1, t.base.to(weight.dtype), torch.where(share == 0, weight, mixed))

@@ -28,8 +28,10 @@ class Diffusion(Scorer):
 
         # A power of H leaves float32: it reaches 1e-20 where clean rows hardly touch a weight. A drift under 1e-22,
         # which no weight of usual size can have, counts as none.
-        dtype = torch.float32 if self.exponent == 1 else torch.float64
         eps = max(t.quantile("curvature", self.eps_quantile), torch.finfo(torch.float32).tiny)
-        below = t["curvature"].to(dtype).pow(self.exponent).add_(eps**self.exponent)
-        ratio = t.drift.to(dtype).square().div_(below)
+        if self.exponent == 1:
+            ratio = t.drift.square().div_(t["curvature"] + eps)
+        else:
+            below = t["curvature"].double().pow_(self.exponent).add_(eps**self.exponent)
+            ratio = t.drift.double().square_().div_(below)
         return ratio.clamp_(max=torch.finfo(torch.float32).max).float()
