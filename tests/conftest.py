@@ -1,5 +1,6 @@
 """Small real models, a small task that can be learnt, and recipes over them."""
 
+import gc
 import json
 import os
 import random
@@ -12,9 +13,9 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("MKL_NUM_THREADS", "1")
+# Tests in several processes get into each other's way with more, and numbers are the same in one process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import torch
 import transformers
@@ -126,6 +127,13 @@ def write_table(path: Path, rows: list[tuple[str, str]]) -> Path:
 def slow_but(all_of: Iterable[str], *fast: str) -> list[Any]:
     """Parameters of a test that takes seconds for each: in the fast suite a few stand for all."""
     return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in all_of]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays_is_no_garbage() -> None:
+    """The Trainer collects garbage after every training, which takes longer than to train so small a model: it looks
+    through all that was ever imported."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -285,7 +285,7 @@ def defensekit_scorers():
 
 def test_json_is_alone_on_standard_output_whatever_a_plugin_prints(recipe: Path, tmp_path: Path) -> None:
     (recipe.parent / "noisy.py").write_text(NOISY)
-    short = ["training.epochs=1", "defense.choose=", "defense.scorer=noisy"]
+    short = ["training.epochs=1", "data.train=48", "defense.choose=", "defense.scorer=noisy"]
     short.append(f"plugins=[{recipe.parent / 'noisy.py'}]")
     arguments = [argument for setting in short for argument in ("--set", setting)]
     done = command("run", str(recipe), "-w", str(tmp_path / "w"), "--json", *arguments)
@@ -331,7 +331,12 @@ def test_an_odd_plugin_harms_nobody_else(recipe: Path, tmp_path: Path) -> None:
 
 def test_what_failed_names_the_log_that_has_more(recipe: Path, tmp_path: Path) -> None:
     (recipe.parent / "failing.py").write_text(NOISY.replace("return t.drift**2", "raise ValueError('\\x1b[31mred')"))
-    settings = [f"plugins=[{recipe.parent / 'failing.py'}]", "defense.scorer=noisy", "training.epochs=1"]
+    settings = [
+        f"plugins=[{recipe.parent / 'failing.py'}]",
+        "defense.scorer=noisy",
+        "training.epochs=1",
+        "data.train=48",
+    ]
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     done = command("run", str(recipe), "-w", str(tmp_path / "w"), *arguments)
     assert done.returncode == 1
