@@ -28,6 +28,14 @@ def lacks_memory(error: BaseException) -> bool:
     )
 
 
+def out_of_memory(error: BaseException) -> str:
+    """What to tell of one that `lacks_memory`: what takes less, and the first line of what it says."""
+    less = "smaller values of batch_size or data.max_length take less"
+    if type(error).__name__ == "OutOfMemoryError":
+        less += ", and with CUDA_VISIBLE_DEVICES= it runs on the CPU"
+    return f"out of memory; {less} ({(str(error).splitlines() or [type(error).__name__])[0]})"
+
+
 def nearest(typed: str, known: Iterable[str]) -> str:
     """A sentence that names what is closest to what was typed, or the empty string."""
     close = get_close_matches(typed, list(known), n=1)

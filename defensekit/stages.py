@@ -30,7 +30,7 @@ from defensekit.components import (
     fault,
 )
 from defensekit.defending import Report, derive_seed
-from defensekit.errors import DefenseKitError, UsageError, lacks_memory, listing, nearest
+from defensekit.errors import DefenseKitError, UsageError, lacks_memory, listing, nearest, out_of_memory
 from defensekit.files import file_digest
 from defensekit.host import Host, load_plugins, source_digest
 from defensekit.pair import Pair
@@ -135,9 +135,7 @@ def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, to
     except Exception as error:
         if not lacks_memory(error):
             raise
-        hint = "smaller values of batch_size or data.max_length take less"
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DefenseKitError(f"{stage['title']}: out of memory; {hint} ({why})") from error
+        raise DefenseKitError(f"{stage['title']}: {out_of_memory(error)}") from error
 
 
 # -- data ----------------------------------------------------------------------------------------------------------

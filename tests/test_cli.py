@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 WITHOUT_TORCH = """
 import sys
@@ -377,6 +378,32 @@ def test_an_interrupt_while_importing_ends_like_any_other(
         command()
     assert caught.value.code == 130
     assert capsys.readouterr().err == "defensekit: stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "out of memory; smaller values of batch_size or data.max_length take less (MemoryError)"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nAnd more"),
+            "out of memory; smaller values of batch_size or data.max_length take less, and with CUDA_VISIBLE_DEVICES= "
+            "it runs on the CPU (CUDA out of memory.)",
+        ),
+    ],
+)
+def test_too_little_memory_is_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, told: str
+) -> None:
+    import defensekit.cli.main
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(defensekit.cli.main, "app", fail)
+    with pytest.raises(SystemExit) as caught:
+        defensekit.cli.main.main()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"defensekit: {told}\n"
 
 
 def test_completion_knows_names() -> None:

@@ -10,7 +10,7 @@ import typer
 
 from defensekit.cli import plugins, recipes, scan, store, study
 from defensekit.cli.shared import Files, Workspace, checked, fail
-from defensekit.errors import DefenseKitError, UsageError
+from defensekit.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,3 +261,7 @@ def main() -> None:
         fail(str(error), 1)
     except OSError as error:
         fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        fail(out_of_memory(error), 1)
