@@ -27,6 +27,7 @@ from defensekit.components import (
 from defensekit.errors import UsageError, listing
 from defensekit.files import data_digest
 from defensekit.pair import Pair, align, check_loaded
+from defensekit.placing import placed
 from defensekit.rewriting import rewrite
 from defensekit.scoring import TensorView, anything, slices, versions
 from defensekit.selecting import Selection
@@ -130,7 +131,7 @@ def other_model(pair: Pair, which: "Literal['suspect', 'base'] | Path") -> "PreT
         labels = [list(model.config.id2label.values()) for model in (expected, loaded)]
         if labels[0] != labels[1]:
             raise UsageError(f"{which} has the labels {listing(labels[1])}, the suspect has {listing(labels[0])}")
-    return loaded.to(training.device_type())
+    return placed(loaded)
 
 
 def purify(

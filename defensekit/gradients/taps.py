@@ -81,9 +81,14 @@ def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], tria
                 return
             reached.add(what.name)
             dtype = torch.promote_types(g.dtype, torch.float32)
+            # The samples' norms are where the model's first layer is, and this one may be elsewhere.
+            away = g.device != sums.norms.device
+            own = Sums(sums.squares, sums.norms.new_zeros(samples, device=g.device)) if away else sums
             try:
                 with torch.no_grad():
-                    what.layer(what.module, what.names, x.to(dtype) if x.is_floating_point() else x, g.to(dtype), sums)
+                    what.layer(what.module, what.names, x.to(dtype) if x.is_floating_point() else x, g.to(dtype), own)
+                    if away:
+                        sums.norms.add_(own.norms.to(sums.norms.device))
             except Exception:
                 if not trial:
                     raise

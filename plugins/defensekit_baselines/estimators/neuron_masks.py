@@ -42,7 +42,10 @@ class AdversarialNeuronPruning(Estimator):
         if not layers:
             raise DefenseKitError("no feed-forward layer is known by its name in this model")
         generator = torch.Generator().manual_seed(context.seed)
-        masks = [torch.ones(inputs_of(layer), device=model.device, requires_grad=True) for layer in layers.values()]
+        masks = [
+            torch.ones(inputs_of(layer), device=next(layer.parameters()).device, requires_grad=True)
+            for layer in layers.values()
+        ]
         optimizer = torch.optim.SGD(masks, lr=self.learning_rate, momentum=0.9)
         factors: list[Tensor] = masks
 

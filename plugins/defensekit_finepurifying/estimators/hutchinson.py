@@ -46,7 +46,7 @@ class Hutchinson(Curvature):
                 )
                 for _ in range(self.samples):
                     signs = [
-                        torch.randint(0, 2, g.shape, generator=generator, device=g.device).to(g.dtype) * 2 - 1
+                        torch.randint(0, 2, g.shape, generator=generator, device=model.device).to(g) * 2 - 1
                         for g in gradients
                     ]
                     curved = [(g, sign) for g, sign in zip(gradients, signs, strict=True) if g.requires_grad]
