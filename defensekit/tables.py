@@ -66,7 +66,7 @@ class _Labelled(DatasetSource):
         None, description="which part serves as `train`, `dev` and `test`, where names differ"
     )
 
-    def rows(self, tables: dict[str, Iterator[Record]]) -> Dataset:
+    def rows(self, tables: dict[str, Iterator[Record]], whose: Path | str) -> Dataset:
         """Make rows of tables by role; blank ones are left out and noted, an unknown label is refused."""
         found: dict[str, list[tuple[Record, str, str | None, str]]] = {}
         notes = []
@@ -83,7 +83,7 @@ class _Labelled(DatasetSource):
                 notes.append(f"{len(blank)} rows without text or label are left out ({listing(blank, 3)})")
             found[role] = kept
         if not found["train"]:
-            raise UsageError("there are no rows" + (f"; {notes[0]}" if notes else ""))
+            raise UsageError(f"{whose}: there are no rows" + (f"; {notes[0]}" if notes else ""))
         labels = _in_order({label for _, _, _, label in found["train"]})
         number = {label: i for i, label in enumerate(labels)}
         made: dict[str, list[Row]] = {}
@@ -145,7 +145,8 @@ class File(_Labelled):
         return data_digest({role: file_digest(path) for role, path in self._files().items()})
 
     def load(self) -> Dataset:
-        return self.rows({role: read_table(path) for role, path in self._files().items()})
+        files = self._files()
+        return self.rows({role: read_table(path) for role, path in files.items()}, files["train"])
 
 
 class Hub(_Labelled):
@@ -198,7 +199,7 @@ class Hub(_Labelled):
                     tables[role] = records
         if "train" not in tables:
             raise UsageError(f"{self.id} has no train split; it has {listing(loaded)}")
-        return self.rows({role: iter(rows) for role, rows in tables.items()})
+        return self.rows({role: iter(rows) for role, rows in tables.items()}, self.id)
 
     def _records(self, table: Any, name: str, to_name: Callable[[int], str] | None) -> list[Record]:
         """Rows with labels by name; where numbers stand for names, -1 says that a label is withheld."""

@@ -85,7 +85,7 @@ def test_a_cell_of_200_000_characters(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "", "the file is empty"),
-        ("a.csv", "text,label\n", "there are no rows"),
+        ("a.csv", "text,label\n", "a.csv: there are no rows"),
         ("a.csv", "text\na\n", "a.csv, line 2: there is no column 'label'"),
         ("a.csv", "text\na\n", "by `--set data.label=COLUMN`, or, of a scan, by `--label COLUMN`"),
         ("a.csv", "text,label\n,1\n", "there are no rows; 1 rows without text"),
