@@ -16,14 +16,16 @@ SHARE = 3
 def placed(model: "PreTrainedModel") -> "PreTrainedModel":
     """The model on the device; spread by accelerate where there are several GPUs and none has room for it."""
     import torch
-    from accelerate import dispatch_model  # type: ignore[import-untyped]
 
-    if device_type() == "cpu" or torch.cuda.device_count() == 1:
+    # The others are asked only then: what is said to a GPU takes some of its memory.
+    count = torch.cuda.device_count() if device_type() == "cuda" else 0
+    if count < 2 or SHARE * _size(model) <= torch.cuda.mem_get_info()[0]:
         return model.to(device_type())
-    free = (torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count()))
-    places = spread(model, {gpu: bytes_free // SHARE for gpu, bytes_free in enumerate(free)})
+    places = spread(model, {gpu: torch.cuda.mem_get_info(gpu)[0] // SHARE for gpu in range(count)})
     if "" in places:
         return model.to(f"cuda:{places['']}")
+    from accelerate import dispatch_model  # type: ignore[import-untyped]
+
     made: PreTrainedModel = dispatch_model(model, places, main_device=next(iter(places.values())))
     return made
 
@@ -36,11 +38,14 @@ def spread(model: "PreTrainedModel", room: Mapping[int, int]) -> dict[str, int]:
     """
     from accelerate import infer_auto_device_map
 
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
     roomiest = max(room, key=lambda gpu: room[gpu])
-    if size > room[roomiest] and (together := model._no_split_modules):
+    if _size(model) > room[roomiest] and (together := model._no_split_modules):
         with quiet():
             places: dict[str, int] = infer_auto_device_map(model, dict(room), no_split_module_classes=list(together))
         if set(places.values()) <= room.keys():
             return places
     return {"": roomiest}
+
+
+def _size(model: "PreTrainedModel") -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())

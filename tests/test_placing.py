@@ -21,7 +21,7 @@ def size_of(model: Any) -> int:
 
 
 def two_gpus(monkeypatch: pytest.MonkeyPatch, free: int) -> dict[str, Any]:
-    """Two GPUs with so much memory free, the second with a little more; what is asked of them."""
+    """Two GPUs with so much memory free, the second with a little more; where a model is put."""
     asked: dict[str, Any] = {}
 
     def dispatch(model: Any, places: Mapping[str, int], **more: Any) -> Any:
@@ -34,17 +34,18 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, free: int) -> dict[str, Any]:
 
     monkeypatch.setattr(placing, "device_type", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (free + placing.SHARE * gpu, 1 << 40))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu=0: (free + 10 * placing.SHARE * gpu, 1 << 40))
     monkeypatch.setattr("accelerate.dispatch_model", dispatch)
     monkeypatch.setattr(PreTrainedModel, "to", to)
     return asked
 
 
-def test_one_gpu_that_has_room_takes_all(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("short_of", "place"), [(0, "cuda"), (9, "cuda:1")])
+def test_one_gpu_that_has_room_takes_all(monkeypatch: pytest.MonkeyPatch, short_of: int, place: str) -> None:
     model = classifier("bert")
-    asked = two_gpus(monkeypatch, placing.SHARE * size_of(model))
+    asked = two_gpus(monkeypatch, placing.SHARE * (size_of(model) - short_of))
     assert placed(model) is model
-    assert asked == {"to": "cuda:1"}
+    assert asked == {"to": place}
 
 
 def test_what_fits_none_is_spread(monkeypatch: pytest.MonkeyPatch) -> None:
