@@ -9,16 +9,18 @@ from defensekit.training import device_type
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Of a GPU's free memory the weights may take a third: their gradients or sums and what a batch needs come beside them.
-SHARE = 3
+# Of a GPU's free memory the weights may take a quarter: what is measured takes up to twice as much, and then a batch.
+SHARE = 4
 
 
 def placed(model: "PreTrainedModel") -> "PreTrainedModel":
     """The model on the device; spread by accelerate where there are several GPUs and none has room for it."""
     import torch
 
-    # The others are asked only then: what is said to a GPU takes some of its memory.
     count = torch.cuda.device_count() if device_type() == "cuda" else 0
+    if count > 1:
+        torch.cuda.empty_cache()  # of models that are gone
+    # The others are asked only if the first has no room: what is asked of a GPU takes some of its memory.
     if count < 2 or SHARE * _size(model) <= torch.cuda.mem_get_info()[0]:
         return model.to(device_type())
     places = spread(model, {gpu: torch.cuda.mem_get_info(gpu)[0] // SHARE for gpu in range(count)})

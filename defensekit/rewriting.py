@@ -45,8 +45,8 @@ def rewrite(
 
     def write(name: str) -> None:
         entry = source.tensors[name]
-        place, parts = entry.start, changed(name, source.tensor(name))
         with _writing(entry.file), (target / entry.file).open("r+b") as new:
+            place, parts = entry.start, changed(name, source.tensor(name))
             if parts is not None:
                 for part in parts:
                     place += _put(new.fileno(), _bytes(part), place)
@@ -97,7 +97,8 @@ def _writing(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DefenseKitError(f"{name} could not be written: {error.strerror or error}") from error
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        raise DefenseKitError(f"{name} could not be written: {what}") from error
 
 
 def _bytes(tensor: "Tensor") -> memoryview:

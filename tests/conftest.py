@@ -133,6 +133,7 @@ def slow_but(all_of: Iterable[str], *fast: str) -> list[Any]:
 def _what_stays_is_no_garbage() -> None:
     """The Trainer collects garbage after every training, which takes longer than to train so small a model: it looks
     through all that was ever imported."""
+    gc.collect()
     gc.freeze()
 
 

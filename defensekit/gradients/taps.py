@@ -86,7 +86,8 @@ def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], tria
             own = Sums(sums.squares, sums.norms.new_zeros(samples, device=g.device)) if away else sums
             try:
                 with torch.no_grad():
-                    what.layer(what.module, what.names, x.to(dtype) if x.is_floating_point() else x, g.to(dtype), own)
+                    x = x.to(g.device, dtype if x.is_floating_point() else None)  # it may come from another device
+                    what.layer(what.module, what.names, x, g.to(dtype), own)
                     if away:
                         sums.norms.add_(own.norms.to(sums.norms.device))
             except Exception:

@@ -61,7 +61,7 @@ def look(model: "Module", context: EstimatorContext, batch_size: int, seen: Seen
             x, y = (values.flatten(0, -2) for values in (inputs[0], output))
             # A pooled row per sample, or positions shared by all, have no padding; tokens may come flattened.
             if len(x) == mask.numel():
-                x, y = x[mask.flatten()], y[mask.flatten()]
+                x, y = (values[mask.flatten().to(values.device)] for values in (x, y))
             seen(name, layer, x.float(), y.float())
 
         return forward

@@ -37,6 +37,8 @@ class AdversarialNeuronPruning(Estimator):
     def estimate(self, context: EstimatorContext) -> Estimate:
         import torch
 
+        from defensekit.gradients import cross_entropy
+
         model = context.model("suspect").eval()
         layers = {name: layer for name, layer in linear_layers(model) if NEURONS_OUT.search(f"{name}.weight")}
         if not layers:
@@ -55,8 +57,7 @@ class AdversarialNeuronPruning(Estimator):
         def loss(batch: "dict[str, Tensor]", with_factors: "list[Tensor]") -> "Tensor":
             nonlocal factors
             factors = with_factors
-            found: Tensor = model(**batch).loss
-            return found
+            return cross_entropy(model, batch).mean()
 
         handles = [layer.register_forward_pre_hook(hook(i)) for i, layer in enumerate(layers.values())]
         try:
