@@ -21,7 +21,7 @@ def placed(model: "PreTrainedModel") -> "PreTrainedModel":
     if count > 1:
         torch.cuda.empty_cache()  # of models that are gone
     # The others are asked only if the first has no room: what is asked of a GPU takes some of its memory.
-    if count < 2 or SHARE * _size(model) <= torch.cuda.mem_get_info()[0]:
+    if count < 2 or SHARE * model.get_memory_footprint() <= torch.cuda.mem_get_info()[0]:
         return model.to(device_type())
     places = spread(model, {gpu: torch.cuda.mem_get_info(gpu)[0] // SHARE for gpu in range(count)})
     if "" in places:
@@ -41,13 +41,9 @@ def spread(model: "PreTrainedModel", room: Mapping[int, int]) -> dict[str, int]:
     from accelerate import infer_auto_device_map
 
     roomiest = max(room, key=lambda gpu: room[gpu])
-    if _size(model) > room[roomiest] and (together := model._no_split_modules):
+    if model.get_memory_footprint() > room[roomiest] and (together := model._no_split_modules):
         with quiet():
             places: dict[str, int] = infer_auto_device_map(model, dict(room), no_split_module_classes=list(together))
         if set(places.values()) <= room.keys():
             return places
     return {"": roomiest}
-
-
-def _size(model: "PreTrainedModel") -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())

@@ -145,12 +145,12 @@ def test_a_part_at_a_time_is_all_at_once(
         ]
         for name in pair.scope
     }
-    made_of = weights_of(folder / "out")
+    result = weights_of(folder / "out")
     for name, weight in suspect.items():
         chosen = expected.get(name, torch.tensor(False))
         wanted = torch.where(chosen, base[name].to(weight.dtype), weight) if name in base else weight
-        assert made_of[name].dtype == weight.dtype
-        assert torch.equal(made_of[name], wanted)
+        assert result[name].dtype == weight.dtype
+        assert torch.equal(result[name], wanted)
 
 
 def purify(pair: Pair, selection: Selection | None, steps: Sequence[Purifier], target: Path) -> None:

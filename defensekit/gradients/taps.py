@@ -81,15 +81,13 @@ def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], tria
                 return
             reached.add(what.name)
             dtype = torch.promote_types(g.dtype, torch.float32)
-            # The samples' norms are where the model's first layer is, and this one may be elsewhere.
-            away = g.device != sums.norms.device
-            own = Sums(sums.squares, sums.norms.new_zeros(samples, device=g.device)) if away else sums
+            # Of a model that is spread over devices, norms and input may be on another one than this layer.
+            own = Sums(sums.squares, sums.norms.new_zeros(samples, device=g.device))
             try:
                 with torch.no_grad():
-                    x = x.to(g.device, dtype if x.is_floating_point() else None)  # it may come from another device
+                    x = x.to(g.device, dtype if x.is_floating_point() else None)
                     what.layer(what.module, what.names, x, g.to(dtype), own)
-                    if away:
-                        sums.norms.add_(own.norms.to(sums.norms.device))
+                    sums.norms.add_(own.norms.to(sums.norms.device))
             except Exception:
                 if not trial:
                     raise
