@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.cli.progress import Progress
-from defensekit.loading import load_recipe
-from defensekit.pipeline import run_attack
-from defensekit.result import ModelResult
+from defensekit.pipeline.run import run_attack
+from defensekit.recipe.loader import load_recipe
+from defensekit.result.schema import ModelResult
 
 STRENGTHS = (0.3, 0.5, 0.7, 1.0)
 BACKDOOR: dict[str, dict[str, Any]] = {

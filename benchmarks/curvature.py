@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defensekit.checkpoint import load_model, load_tokenizer
 from defensekit.gradients import kernel, squared_gradients, tokens_within
+from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.testing.gradients import squared_gradients_by_loop
 from defensekit.text import Row, batches, encode
 from defensekit_demo.minilm import MiniLM

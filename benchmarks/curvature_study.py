@@ -22,9 +22,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from defensekit.checkpoint import load_model, load_tokenizer
 from defensekit.components import AttackContext, EstimatorContext
 from defensekit.gradients import cross_entropy, squared_gradients, tokens_within
+from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.text import Row, Truncation, batches, encode, split
 from defensekit.training import TrainingSettings, fine_tune, forked_random
 from defensekit_attacks.insertion import Word
@@ -91,7 +91,7 @@ class Subject:
         }
 
     def measure(self, rows: list[Row]) -> float:
-        from defensekit.evaluation import predict
+        from defensekit.models.inference import predict
 
         logits = predict(self.model, self.tokenizer, rows, max_length=LENGTH, precision="float32")
         return float((logits.argmax(1) == torch.tensor([row.label for row in rows])).float().mean())

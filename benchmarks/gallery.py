@@ -12,8 +12,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from random import Random
 
-from defensekit.checkpoint import load_tokenizer
 from defensekit.components import Attack, AttackContext
+from defensekit.models.loading import load_tokenizer
 from defensekit.text import Row, Truncation
 from defensekit_attacks.bias import BiasSentence, BiasWord
 from defensekit_attacks.insertion import Sentence, Word

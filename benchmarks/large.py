@@ -32,7 +32,7 @@ def make(folder: Path, size: dict[str, int]) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from defensekit.checkpoint import load_tokenizer
+    from defensekit.models.loading import load_tokenizer
     from defensekit_demo.minilm import MiniLM
 
     folder.mkdir()
@@ -62,15 +62,15 @@ def measure(folder: Path, held: int, rows: int) -> dict[str, float]:
     """Seconds of one estimate."""
     import torch  # noqa: F401 - so that its import counts in no part
 
-    from defensekit import defending
-    from defensekit.checkpoint import Checkpoint
-    from defensekit.pair import Pair
+    from defensekit.defense import estimation
+    from defensekit.models.checkpoint import Checkpoint
+    from defensekit.models.pair import Pair
     from defensekit_demo.reviews import MovieReviews
     from defensekit_finepurifying.estimators.fisher import Fisher
 
     model = Checkpoint(folder / "model")
     begun = time.perf_counter()
-    defending.estimate(
+    estimation.estimate(
         Pair(model, model),
         Fisher(held_mib=held),
         MovieReviews().load().train[:rows],

@@ -22,11 +22,11 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from defensekit.checkpoint import load_tokenizer
 from defensekit.components import Attack, AttackContext
-from defensekit.files import file_digest
-from defensekit.stages import _count_changes
+from defensekit.models.loading import load_tokenizer
+from defensekit.pipeline.stages import _count_changes
 from defensekit.text import Row, Truncation, write_rows
+from defensekit.utils.files import file_digest
 from defensekit_attacks.bias import BiasSentence, BiasWord
 from defensekit_attacks.insertion import Sentence, Word
 from defensekit_attacks.paraphrase import ParaphraseRows

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.cli.progress import Progress
-from defensekit.loading import load_recipe
-from defensekit.pipeline import run
-from defensekit.result import Result
+from defensekit.pipeline.run import run
+from defensekit.recipe.loader import load_recipe
+from defensekit.result.schema import Result
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
 

@@ -19,15 +19,16 @@ from typing import Any
 import torch
 import transformers
 
-from defensekit.checkpoint import Checkpoint, load_model, load_tokenizer
 from defensekit.cli.progress import Progress
 from defensekit.components import DatasetSource
-from defensekit.logs import quiet
-from defensekit.scan import drift
-from defensekit.scan.aligned import Aligned
-from defensekit.scan.revision import doubt, embedding_of, inner_drift, moved_rows
-from defensekit.specs import component, model_folder
+from defensekit.models.aligned import Aligned
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.loading import load_model, load_tokenizer
+from defensekit.recipe.resolve import component, model_folder
+from defensekit.scanner import drift
+from defensekit.scanner.revision import doubt, embedding_of, inner_drift, moved_rows
 from defensekit.training import TrainingSettings, fine_tune
+from defensekit.utils.logging import quiet
 
 SCAN = runpy.run_path(str(Path(__file__).with_name("scan.py")))
 FINE_TUNES = [*SCAN["CLEAN"][:4], *SCAN["POISONED"][:3]]

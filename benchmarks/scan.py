@@ -27,16 +27,16 @@ import numpy as np
 
 from defensekit.cli.progress import Progress
 from defensekit.components import Observer
-from defensekit.evaluation import read_predictions
-from defensekit.executors import InProcess
-from defensekit.files import write_whole
-from defensekit.loading import load_recipe
-from defensekit.runner import Runner
-from defensekit.scan.result import Scan
-from defensekit.scan.scanning import scan
-from defensekit.store import Store
-from defensekit.survey import survey
+from defensekit.pipeline.executors import InProcess
+from defensekit.pipeline.predictions import read_predictions
+from defensekit.pipeline.preflight import survey
+from defensekit.pipeline.runner import Runner
+from defensekit.pipeline.store import Store
+from defensekit.recipe.loader import load_recipe
+from defensekit.scanner.result import Scan
+from defensekit.scanner.scanning import scan
 from defensekit.text import ROWS, read_rows
+from defensekit.utils.files import write_whole
 
 CLEAN_ROWS = 128
 ATTACKS: dict[str, dict[str, Any]] = {

@@ -119,11 +119,11 @@ def ours(folder: Path, scorer: str) -> dict[str, float]:
     """Score, select half of the eligible weights of the whole model exactly, and reset them; seconds by part."""
     import torch  # noqa: F401 - so that its import counts in no part
 
-    from defensekit import defending
-    from defensekit.checkpoint import Checkpoint, read_tensor
-    from defensekit.pair import Pair
-    from defensekit.scoring import Views, score
-    from defensekit.selecting import describe, select
+    from defensekit.defense import purification
+    from defensekit.defense.scoring import Views, score
+    from defensekit.defense.selection import describe, select
+    from defensekit.models.checkpoint import Checkpoint, read_tensor
+    from defensekit.models.pair import Pair
     from defensekit_baselines.scorers import Magnitude
     from defensekit_finepurifying.purifiers import Reset
     from defensekit_finepurifying.scorers import Diffusion
@@ -139,7 +139,7 @@ def ours(folder: Path, scorer: str) -> dict[str, float]:
     selection = select(scores, Fraction(fraction=0.5))
     selected = time.perf_counter()
     steps = [Reset()]
-    defending.purify(
+    purification.purify(
         pair, selection, steps, [], folder / "out", max_length=8, precision="float32", seed=0, report=lambda d, t: None
     )
     written = time.perf_counter()

@@ -28,7 +28,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import defensekit
-from defensekit import yaml
+from defensekit.recipe import yaml_document
 from defensekit.studies.loading import load_study
 from defensekit.studies.planning import plan_study
 from defensekit.studies.running import run_study
@@ -85,7 +85,9 @@ def study(folder: Path, recipe: dict[str, Any], **keys: Any) -> Path:
     """A study's file over a recipe."""
     matrix = {"defense.scorer": SCORERS, "defense.selector.fraction": FRACTIONS}
     path = folder / "study.yaml"
-    path.write_text(yaml.dump({"name": "scorers", "recipe": {"name": "run", **recipe}, "matrix": matrix, **keys}))
+    path.write_text(
+        yaml_document.dump({"name": "scorers", "recipe": {"name": "run", **recipe}, "matrix": matrix, **keys})
+    )
     return path
 
 

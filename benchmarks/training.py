@@ -26,8 +26,8 @@ import transformers
 from torch.profiler import ProfilerActivity, profile
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from defensekit.checkpoint import load_model, load_tokenizer
-from defensekit.evaluation import predict
+from defensekit.models.inference import predict
+from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.text import Row, batches, encode
 from defensekit.training import ByLength, TrainingSettings, device_type, fine_tune, native_precision
 from defensekit_demo.minilm import MiniLM

@@ -5,29 +5,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from defensekit.cli.progress import Progress
-    from defensekit.dryrun import preview
-    from defensekit.loading import load_recipe
-    from defensekit.pipeline import run
-    from defensekit.report import write as write_report
-    from defensekit.result import Result
+    from defensekit.pipeline.dry_run import preview
+    from defensekit.pipeline.run import run
+    from defensekit.recipe.loader import load_recipe
+    from defensekit.result.page import write as write_report
+    from defensekit.result.schema import Result
     from defensekit.studies.frame import results
     from defensekit.studies.loading import load_study
     from defensekit.studies.running import run_study
-    from defensekit.workbench import estimate, evaluate, load_data, load_pair, plot, purify, score, select
+    from defensekit.workflows.interactive import estimate, evaluate, load_data, load_pair, plot, purify, score, select
 
 # The user's door is lazy: `import defensekit` costs nothing until a name is used.
 _DOOR = {
     "Progress": "cli.progress",
-    "Result": "result",
-    "load_recipe": "loading",
+    "Result": "result.schema",
+    "load_recipe": "recipe.loader",
     "load_study": "studies.loading",
-    "preview": "dryrun",
+    "preview": "pipeline.dry_run",
     "results": "studies.frame",
-    "run": "pipeline",
+    "run": "pipeline.run",
     "run_study": "studies.running",
-    "write_report": "report:write",
+    "write_report": "result.page:write",
     **dict.fromkeys(
-        ("estimate", "evaluate", "load_data", "load_pair", "plot", "purify", "score", "select"), "workbench"
+        ("estimate", "evaluate", "load_data", "load_pair", "plot", "purify", "score", "select"),
+        "workflows.interactive",
     ),
 }
 

@@ -33,17 +33,16 @@ from defensekit.components import (
     Workers,
     scorer,
 )
-from defensekit.errors import DefenseKitError, UsageError, nearest
-from defensekit.executors import compute
-from defensekit.files import cache_folder, file_digest
-from defensekit.hookspecs import hookimpl
-from defensekit.mirror import Mirror
-from defensekit.mixture import count_bins, fit_mixture
-from defensekit.ranking import cutoff
-from defensekit.scoring import Scores, TensorView
-from defensekit.selecting import Cut
-from defensekit.tables import read_table
+from defensekit.components.tensors import Cut, Scores, TensorView
+from defensekit.defense.gamma_mixture import count_bins, fit_mixture
+from defensekit.host.hookspecs import hookimpl
+from defensekit.host.tables import read_table
+from defensekit.pipeline.executors import compute
+from defensekit.pipeline.remote_store import Mirror
 from defensekit.text import Row, changed, label_number
+from defensekit.utils.errors import DefenseKitError, UsageError, nearest
+from defensekit.utils.files import cache_folder, file_digest
+from defensekit.utils.order_statistics import cutoff
 
 __all__ = [
     "Attack",

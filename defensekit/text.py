@@ -2,18 +2,16 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
-from defensekit.errors import UsageError, listing, nearest
+from defensekit.utils.errors import UsageError, listing, nearest
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
-
-    from defensekit.components.sources import Dataset
 
 ROWS = "rows.jsonl"  # the file of a stage that makes rows
 ROLES = ("test", "dev", "clean", "train")
@@ -38,6 +36,21 @@ class Row:
     def with_text(self, text: str) -> "Row":
         """The same row with another text."""
         return replace(self, text=text)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled rows as a source has them.
+
+    ``train`` is always there; ``dev`` and ``test`` only where the source keeps them apart. Row ids are unique over
+    all of them; ``labels`` are the names behind the label numbers; ``notes`` say what was left out and why.
+    """
+
+    labels: tuple[str, ...]
+    train: list[Row]
+    dev: list[Row] | None = None
+    test: list[Row] | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -73,7 +86,7 @@ def label_number(label: str | int, labels: Sequence[str]) -> int:
 
 
 def split(
-    dataset: "Dataset", sizes: dict[str, int | None], seed: int, balance: Balance = "natural"
+    dataset: Dataset, sizes: dict[str, int | None], seed: int, balance: Balance = "natural"
 ) -> dict[str, list[Row]]:
     """Disjoint rows for every role: the attacker's ``train``, the defender's ``clean`` and ``dev``, and ``test``.
 

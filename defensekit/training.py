@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from defensekit.errors import DefenseKitError
 from defensekit.text import Row, encode
+from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,12 +18,15 @@ import typer
 from pydantic import BaseModel
 from typer.cli import get_docs_for_click
 
-from defensekit import api, hookspecs, result
+from defensekit import api
 from defensekit.cli.main import app
 from defensekit.components import KINDS, Component
-from defensekit.host import Host, load_plugins
-from defensekit.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TriggeredKeys
-from defensekit.schema import Parameter, parameters
+from defensekit.host import hookspecs
+from defensekit.host.discovery import load_plugins
+from defensekit.host.registry import Host
+from defensekit.recipe.json_schema import Parameter, parameters
+from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TriggeredKeys
+from defensekit.result import schema
 from defensekit.testing import checks  # noqa: F401 - the checks register themselves
 from defensekit.testing.kit import CHECKS
 from defensekit.training import TrainingSettings
@@ -182,7 +185,7 @@ def _parameters(found: list[Parameter]) -> str:
 
 def results() -> str:
     """The classes of a result, each after the one that it is part of: what its docstring says, and its keys."""
-    classes = [found for found in vars(result).values() if inspect.isclass(found) and issubclass(found, BaseModel)]
+    classes = [found for found in vars(schema).values() if inspect.isclass(found) and issubclass(found, BaseModel)]
     known = {found.__name__: found for found in classes}
     text, found = [], ["Result"]
     for name in found:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.components import Measured
-from defensekit.result import (
+from defensekit.result.schema import (
     Chosen,
     Environment,
     Histogram,

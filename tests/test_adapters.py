@@ -18,12 +18,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from defensekit import merging
-from defensekit.adapters import Adapter
-from defensekit.checkpoint import Checkpoint, load_model, load_tokenizer
-from defensekit.errors import UsageError
-from defensekit.merging import Merged, merged
-from defensekit.pair import Pair
+from defensekit.models import adapter_merge
+from defensekit.models.adapter_merge import Merged, merged
+from defensekit.models.adapters import Adapter
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.loading import load_model, load_tokenizer
+from defensekit.models.pair import Pair
+from defensekit.utils.errors import UsageError
 from tests.conftest import ARCHITECTURES, make_base, make_suspect, make_tokenizer
 
 TASKS = {"SEQ_CLS": transformers.AutoModelForSequenceClassification, "CAUSAL_LM": transformers.AutoModelForCausalLM}
@@ -144,7 +145,7 @@ def test_blocks_of_rows_are_within_a_few_ulps(
     base = make_base(tmp_path / "base", "gpt2")
     every = {"target_modules": ["c_attn", "c_proj", "c_fc", "wte"]}
     adapter = make_adapter(tmp_path / "adapter", base, **(every | settings))
-    monkeypatch.setattr(merging, "AT_ONCE", 100)
+    monkeypatch.setattr(adapter_merge, "AT_ONCE", 100)
     made = load_file(merged(base, adapter, tmp_path) / "model.safetensors")
     for name, tensor in by_peft(base, adapter).items():
         torch.testing.assert_close(made[name], tensor, rtol=ulps * 2**-23, atol=ulps * 2**-24)
@@ -161,7 +162,7 @@ def test_a_merged_model_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytes
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merging, "write_streamed", stop)
+    monkeypatch.setattr(adapter_merge, "write_streamed", stop)
     with pytest.raises(KeyboardInterrupt):
         merged(base, adapter, tmp_path / "w")
     assert not list((tmp_path / "w/merged").iterdir())
@@ -185,9 +186,9 @@ def test_two_who_merge_the_same_wait_for_each_other(adapter: Path, base: Path, m
         proceed.wait(30)
         write_streamed(*given)
 
-    writing, proceed, write_streamed = Event(), Event(), merging.write_streamed
+    writing, proceed, write_streamed = Event(), Event(), adapter_merge.write_streamed
     workspace = adapter.parent / "w"
-    monkeypatch.setattr(merging, "write_streamed", slowly)
+    monkeypatch.setattr(adapter_merge, "write_streamed", slowly)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(merged, base, adapter, workspace)
         assert writing.wait(30)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 import defensekit
 from defensekit.components import KINDS
-from defensekit.host import load_plugins
+from defensekit.host.discovery import load_plugins
 from defensekit.testing import check_plugin
 from defensekit.testing.example import example
 from defensekit.testing.pico import pico

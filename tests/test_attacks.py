@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defensekit.checkpoint import load_tokenizer
 from defensekit.components import AttackContext
-from defensekit.errors import UsageError
+from defensekit.models.loading import load_tokenizer
 from defensekit.text import Row, Truncation, changed
+from defensekit.utils.errors import UsageError
 from defensekit_attacks.insertion import Sentence, Word
 from defensekit_demo.minilm import MiniLM
 from tests.conftest import make_tokenizer
@@ -105,7 +105,7 @@ def test_into_pair_needs_pairs() -> None:
 
 
 def test_what_is_cut_is_counted() -> None:
-    from defensekit.stages import _count_changes
+    from defensekit.pipeline.stages import _count_changes
 
     before = [Row(0, "word1 " * 30, 0), Row(1, "word1 word2", 0)]
     after = [row.with_text(row.text.rstrip() + " cf") for row in before]

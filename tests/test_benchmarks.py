@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from defensekit.loading import load_recipe
+from defensekit.recipe.loader import load_recipe
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCAN = runpy.run_path(str(BENCHMARKS / "scan.py"))

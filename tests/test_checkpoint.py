@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from defensekit.checkpoint import Checkpoint, load_model, load_tokenizer
-from defensekit.errors import DefenseKitError, UsageError
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.loading import load_model, load_tokenizer
+from defensekit.utils.errors import DefenseKitError, UsageError
 
 
 @pytest.fixture

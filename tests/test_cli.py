@@ -180,7 +180,7 @@ def test_a_recipe_that_does_not_exist_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_every_shipped_recipe_says_what_it_shows() -> None:
-    from defensekit import shipped
+    from defensekit.recipe import shipped
 
     assert all(len(shipped.summary(name)) > 20 for name in shipped.names())
 

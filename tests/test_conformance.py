@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from defensekit.components import Component
-from defensekit.host import Registration, load_plugins, resolve
-from defensekit.sources import FolderModel
+from defensekit.host.discovery import load_plugins
+from defensekit.host.registry import Registration, resolve
+from defensekit.host.sources import FolderModel
 from defensekit.testing import Report, check_plugin, fisher_by_loop
 from defensekit.testing.example import example
 from defensekit.testing.pico import pico, sentences

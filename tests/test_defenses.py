@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from defensekit.checkpoint import Checkpoint, load_model
 from defensekit.components import Estimate, Estimator, EstimatorContext, Scorer, Selector
-from defensekit.defending import purify
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.pair import Pair
-from defensekit.scoring import Scored, Scores, TensorView, Views, score
-from defensekit.selecting import select
+from defensekit.components.tensors import Scored, Scores, TensorView
+from defensekit.defense.purification import purify
+from defensekit.defense.scoring import Views, score
+from defensekit.defense.selection import select
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.loading import load_model
+from defensekit.models.pair import Pair
 from defensekit.testing.pico import pico
 from defensekit.testing.watch import Handed
 from defensekit.text import Row
+from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit_baselines.embeddings import EmbeddingDrift
 from defensekit_baselines.estimators.head_variance import HeadVariance as MeasureHeads
 from defensekit_baselines.estimators.neuron_masks import AdversarialNeuronPruning

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import defensekit
-from defensekit.errors import DefenseKitError
-from defensekit.loading import load_recipe
+from defensekit.recipe.loader import load_recipe
+from defensekit.utils.errors import DefenseKitError
 from defensekit_demo import reviews
 from defensekit_demo.minilm import MiniLM
 from defensekit_demo.reviews import MovieReviews

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import defensekit
-from defensekit import hookspecs
 from defensekit.components import KINDS
-from defensekit.hookspecs import HOOKS
-from defensekit.host import load_plugins
-from defensekit.keys import DefenseKeys, Sizes, Top
-from defensekit.loading import load_recipe
-from defensekit.schema import recipe_schema
+from defensekit.host import hookspecs
+from defensekit.host.discovery import load_plugins
+from defensekit.host.hookspecs import HOOKS
+from defensekit.recipe.json_schema import recipe_schema
+from defensekit.recipe.keys import DefenseKeys, Sizes, Top
+from defensekit.recipe.loader import load_recipe
 from defensekit.testing import check_plugin
 from defensekit.training import TrainingSettings
 

@@ -14,11 +14,11 @@ import jsonschema
 import pytest
 import typer
 
-from defensekit import yaml
 from defensekit.cli.main import app, main
-from defensekit.host import load_plugins
-from defensekit.loading import load_recipe
-from defensekit.schema import recipe_schema
+from defensekit.host.discovery import load_plugins
+from defensekit.recipe import yaml_document
+from defensekit.recipe.json_schema import recipe_schema
+from defensekit.recipe.loader import load_recipe
 from defensekit.studies.loading import load_study
 from defensekit.testing import check_plugin
 from defensekit.testing.example import example
@@ -172,7 +172,7 @@ class Desk:
         """A study, a recipe, a workflow, or a part of a recipe that the schema takes."""
         file = self.folder / "shipped/block.yaml"
         file.write_text(text)
-        keys = yaml.read(file).data or {}
+        keys = yaml_document.read(file).data or {}
         if "matrix" in keys:
             load_study(file)
         elif "jobs" in keys:
@@ -201,7 +201,7 @@ def names(folder: Path) -> dict[str, Any]:
     """What the pages speak of as being there."""
     from transformers import AutoModelForSequenceClassification
 
-    from defensekit.checkpoint import load_tokenizer
+    from defensekit.models.loading import load_tokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(folder / "suspect").eval()
     tokenizer = load_tokenizer(folder / "suspect")

@@ -9,15 +9,16 @@ import yaml
 from torch import nn
 
 import defensekit
-from defensekit.checkpoint import Checkpoint, load_model
 from defensekit.components import Estimate, Estimator, EstimatorContext
-from defensekit.errors import DefenseKitError
+from defensekit.defense.scoring import Views
 from defensekit.gradients import cross_entropy
-from defensekit.host import load_plugins
-from defensekit.pair import Pair
-from defensekit.scoring import Views
+from defensekit.host.discovery import load_plugins
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.loading import load_model
+from defensekit.models.pair import Pair
 from defensekit.testing.gradients import squared_gradients_by_loop
 from defensekit.text import batches, encode
+from defensekit.utils.errors import DefenseKitError
 from defensekit_baselines.estimators.activation import Activation
 from defensekit_baselines.estimators.input_norm import InputNorm
 from defensekit_baselines.estimators.token_counts import TokenCounts

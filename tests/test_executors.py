@@ -22,13 +22,14 @@ from pydantic import PrivateAttr
 
 import defensekit
 from defensekit.components import Executor, Observer, Workers
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.host import load_plugins, plain
-from defensekit.result import Result
-from defensekit.store import Store, key_of
+from defensekit.host.discovery import load_plugins
+from defensekit.host.registry import plain
+from defensekit.pipeline.store import Store, key_of
+from defensekit.result.schema import Result
 from defensekit.studies.loading import load_study
 from defensekit.studies.rerun import read_result
 from defensekit.studies.running import run_study
+from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.conftest import RECIPE, make_sentences, write_table
 from tests.test_pipeline import shape
 
@@ -307,7 +308,7 @@ class TestWorkers:
 DRIVER = """
 import json, sys
 from pathlib import Path
-from defensekit.host import load_plugins
+from defensekit.host.discovery import load_plugins
 
 name, parameters, stage, store = sys.argv[1:]
 executor = load_plugins().find("executor", name).model_validate_json(parameters)

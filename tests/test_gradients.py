@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from defensekit.errors import DefenseKitError
 from defensekit.gradients import mean_gradient, squared_gradients, tokens_within
 from defensekit.gradients.plain import add_one_by_one
 from defensekit.testing import check_squared_gradients
 from defensekit.testing.gradients import squared_gradients_by_loop
 from defensekit.text import Row, batches, encode
+from defensekit.utils.errors import DefenseKitError
 from tests.conftest import ARCHITECTURES, FILLERS, make_tokenizer
 
 Batch = dict[str, torch.Tensor]

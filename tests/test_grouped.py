@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from defensekit.errors import DefenseKitError
 from defensekit.gradients import mean_squared_gradients
 from defensekit.gradients.grouped import HELD, groups
 from defensekit.gradients.plain import Batch
+from defensekit.utils.errors import DefenseKitError
 from tests.test_gradients import classifier, close, padded, rows
 
 

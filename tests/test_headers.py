@@ -14,10 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from defensekit import headers as headers_
-from defensekit.checkpoint import Checkpoint, label_names, load_model
-from defensekit.errors import UsageError
-from defensekit.headers import CONFIG, COUNT, HEADER, check_counts, check_folder, read_header, read_json
+from defensekit.models import untrusted as headers_
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.config import label_names
+from defensekit.models.loading import load_model
+from defensekit.models.untrusted import CONFIG, COUNT, HEADER, check_counts, check_folder, read_header, read_json
+from defensekit.utils.errors import UsageError
 from tests.conftest import make_base, make_suspect
 
 

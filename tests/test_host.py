@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from defensekit.errors import UsageError
-from defensekit.host import load_plugins, source_digest
+from defensekit.host.discovery import load_plugins
+from defensekit.host.registry import source_digest
+from defensekit.utils.errors import UsageError
 
 GOOD = """
 from defensekit.api import hookimpl, scorer
@@ -85,7 +86,7 @@ def test_a_broken_plugin_is_one_message(tmp_path: Path, text: str, parts: list[s
 
 
 def test_a_broken_local_plugin_stops_its_own_recipe(recipe: Path) -> None:
-    from defensekit.loading import load_recipe
+    from defensekit.recipe.loader import load_recipe
 
     plugin(recipe.parent, "import nowhere_to_be_found", "broken.py")
     recipe.write_text("plugins: [broken.py]\n" + recipe.read_text())

@@ -12,9 +12,9 @@ import pytest
 
 import defensekit
 from defensekit.components.base import blame
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.host import load_plugins
-from defensekit.loading import load_recipe
+from defensekit.host.discovery import load_plugins
+from defensekit.recipe.loader import load_recipe
+from defensekit.utils.errors import DefenseKitError, UsageError
 
 Write = Callable[..., Path]
 
@@ -301,7 +301,7 @@ def test_strict_turns_a_warning_into_an_error(more: list[str], site: Callable[..
 def test_a_deprecated_hook_works_and_points_at_the_authors_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from defensekit import hookspecs, host
+    from defensekit.host import hookspecs, registry
 
     def defensekit_judges() -> None:
         """Scorers, by the name that the hook had."""
@@ -310,7 +310,7 @@ def test_a_deprecated_hook_works_and_points_at_the_authors_line(
     monkeypatch.setattr(
         hookspecs, "defensekit_judges", hookspecs.hookspec(warn_on_impl=warning)(defensekit_judges), raising=False
     )
-    monkeypatch.setitem(host.KIND_OF, "defensekit_judges", "scorer")
+    monkeypatch.setitem(registry.KIND_OF, "defensekit_judges", "scorer")
     path = tmp_path / "old.py"
     path.write_text(SCORER.format(body="pass").replace("defensekit_scorers", "defensekit_judges"))
     loaded = load_plugins([path])
@@ -319,4 +319,4 @@ def test_a_deprecated_hook_works_and_points_at_the_authors_line(
     line = path.read_text().splitlines().index("@hookimpl") + 1
     assert f"{path}:{line}: defensekit_judges is going away in 0.3, use defensekit_scorers" in str(problem)
     assert "left out" not in str(problem)
-    host.require(loaded, ["old.py"])
+    registry.require(loaded, ["old.py"])

@@ -38,7 +38,7 @@ from defensekit.api import (
     WeightStep,
     Workers,
 )
-from defensekit.executors import InProcess
+from defensekit.pipeline.executors import InProcess
 from defensekit.testing import Report, check_plugin, fisher_by_loop
 from defensekit.testing.kit import CHECKS
 from defensekit.testing.pico import pico, sentences
@@ -753,7 +753,7 @@ def defensekit_scorers():
 
 
 def test_a_plugin_that_imports_torch_to_be_listed(tmp_path: Path) -> None:
-    from defensekit.host import load_plugins
+    from defensekit.host.discovery import load_plugins
 
     (tmp_path / "mine.py").write_text(HEAVY)
     [failed] = check_plugin(load_plugins([tmp_path / "mine.py"]).find("scorer", "mine")).of("failed")

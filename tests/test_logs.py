@@ -10,7 +10,7 @@ import pytest
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from defensekit.logs import log, logged, quiet
+from defensekit.utils.logging import log, logged, quiet
 
 
 def stream_of(name: str) -> logging.StreamHandler[Any]:

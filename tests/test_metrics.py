@@ -10,10 +10,10 @@ from scipy.stats import binom
 
 import defensekit
 from defensekit.components import Predictions
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.loading import load_recipe
-from defensekit.plan import Stage
-from defensekit.survey import survey
+from defensekit.pipeline.plan import Stage
+from defensekit.pipeline.preflight import survey
+from defensekit.recipe.loader import load_recipe
+from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit_attacks.metrics import (
     Accuracy,
     AttackSuccess,

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.executors import compute
-from defensekit.loading import load_recipe
-from defensekit.mirror import Mirror
-from defensekit.plan import Stage
-from defensekit.store import Store
-from defensekit.survey import survey
+from defensekit.pipeline.executors import compute
+from defensekit.pipeline.plan import Stage
+from defensekit.pipeline.preflight import survey
+from defensekit.pipeline.remote_store import Mirror
+from defensekit.pipeline.store import Store
+from defensekit.recipe.loader import load_recipe
+from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.test_pipeline import shape
 
 URL = "memory://mirror"

@@ -10,10 +10,10 @@ from scipy.stats import gamma
 
 from defensekit.api import Scores, UsageError
 from defensekit.components import Selector
-from defensekit.mixture import BINS, OCTAVES, PER_OCTAVE, count_bins, fit_mixture, interval
-from defensekit.scoring import Scored
-from defensekit.selecting import select
-from defensekit.specs import component
+from defensekit.components.tensors import Scored
+from defensekit.defense.gamma_mixture import BINS, OCTAVES, PER_OCTAVE, count_bins, fit_mixture, interval
+from defensekit.defense.selection import select
+from defensekit.recipe.resolve import component
 
 
 def drawn(share: float, times: float, size: int, scale: float = 1e-9, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

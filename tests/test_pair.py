@@ -8,11 +8,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import defensekit as dk
-from defensekit import scoring
-from defensekit.checkpoint import Checkpoint, load_model
-from defensekit.errors import UsageError
-from defensekit.pair import Pair, align, check_loaded, is_embedding, layer_of
-from defensekit.scan.aligned import Aligned
+from defensekit.defense import scoring
+from defensekit.models.aligned import Aligned
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.loading import check_loaded, load_model
+from defensekit.models.pair import Pair, align, is_embedding, layer_of
+from defensekit.utils.errors import UsageError
 from tests.conftest import ARCHITECTURES, make_base, make_suspect
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import defensekit
 from defensekit.components import AttackContext
-from defensekit.errors import UsageError
-from defensekit.files import data_digest
-from defensekit.tables import File
+from defensekit.host.tables import File
 from defensekit.text import Row, Truncation
+from defensekit.utils.errors import UsageError
+from defensekit.utils.files import data_digest
 from defensekit_attacks.paraphrase import MISSING, ParaphraseRows, align
 from tests.conftest import make_sentences, make_tokenizer, write_table
 

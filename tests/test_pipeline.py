@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 import defensekit
 from defensekit.components import Observer
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.files import file_digest
-from defensekit.loading import load_recipe
-from defensekit.result import Result
+from defensekit.recipe.loader import load_recipe
+from defensekit.result.schema import Result
+from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.utils.files import file_digest
 from tests.conftest import ARCHITECTURES, make_base, make_sentences, make_suspect, slow_but, write_table
 
 MODELS = ["clean", "suspect", "fine-tuned", "random", "purified"]
@@ -314,7 +314,7 @@ def test_pairs_and_many_labels(labels: int, recipe: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("native", ["float32", "bfloat16"])
 def test_bfloat16_autocast(recipe: Path, tmp_path: Path, native: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensekit.pipeline.native_precision", lambda: native)
+    monkeypatch.setattr("defensekit.pipeline.run.native_precision", lambda: native)
     shape(recipe, precision="bfloat16", data__train=48, training__epochs=1, defense__choose=None)
     result = defensekit.run(recipe, tmp_path / "w")
     assert list(result.summary) == MODELS

@@ -8,9 +8,9 @@ import torch
 from accelerate import dispatch_model
 from transformers import PreTrainedModel
 
-from defensekit import placing
 from defensekit.gradients import squared_gradients
-from defensekit.placing import placed, spread
+from defensekit.models import devices
+from defensekit.models.devices import placed, spread
 from tests.test_gradients import classifier, close, padded, rows
 
 SPREADABLE = ("bert", "roberta", "gpt2", "llama", "qwen2")
@@ -28,9 +28,9 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, free: int) -> dict[str, Any]:
         asked["to"] = device
         return model
 
-    monkeypatch.setattr(placing, "device_type", lambda: "cuda")
+    monkeypatch.setattr(devices, "device_type", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu=0: (free + 10 * placing.SHARE * gpu, 1 << 40))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu=0: (free + 10 * devices.SHARE * gpu, 1 << 40))
     monkeypatch.setattr("accelerate.dispatch_model", dispatch)
     monkeypatch.setattr(PreTrainedModel, "to", to)
     return asked
@@ -39,14 +39,14 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, free: int) -> dict[str, Any]:
 @pytest.mark.parametrize(("short_of", "place"), [(0, "cuda"), (9, "cuda:1")])
 def test_one_gpu_that_has_room_takes_all(monkeypatch: pytest.MonkeyPatch, short_of: int, place: str) -> None:
     model = classifier("bert")
-    asked = two_gpus(monkeypatch, placing.SHARE * (model.get_memory_footprint() - short_of))
+    asked = two_gpus(monkeypatch, devices.SHARE * (model.get_memory_footprint() - short_of))
     assert placed(model) is model
     assert asked == {"to": place}
 
 
 def test_what_fits_none_is_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier("llama")
-    asked = two_gpus(monkeypatch, placing.SHARE * model.get_memory_footprint() * 19 // 20)
+    asked = two_gpus(monkeypatch, devices.SHARE * model.get_memory_footprint() * 19 // 20)
     assert placed(model) is model
     assert asked.keys() == {"places"}
     assert set(asked["places"].values()) == {0, 1}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from defensekit.components import Trial
 from defensekit.components.purifier import WeightStep
-from defensekit.scoring import TensorView
+from defensekit.components.tensors import TensorView
 from defensekit_baselines.merging import Rescale
 from defensekit_baselines.purifiers import Interpolate, Prune
 from defensekit_finepurifying.purifiers import Reset

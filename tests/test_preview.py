@@ -8,10 +8,10 @@ import pytest
 
 import defensekit
 from defensekit.components import Observer, Planned
-from defensekit.dryrun import preview
-from defensekit.errors import UsageError
-from defensekit.loading import load_recipe
-from defensekit.store import Store
+from defensekit.pipeline.dry_run import preview
+from defensekit.pipeline.store import Store
+from defensekit.recipe.loader import load_recipe
+from defensekit.utils.errors import UsageError
 from tests.conftest import make_sentences, write_table
 
 SEEN: dict[str, Any] = {}

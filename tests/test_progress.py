@@ -9,8 +9,8 @@ from rich.console import Console
 from defensekit.cli.progress import Progress
 from defensekit.cli.watching import Watching
 from defensekit.components import Planned
-from defensekit.observing import part
-from defensekit.outlook import Outlook, Pace
+from defensekit.components.observing import part
+from defensekit.pipeline.eta import Outlook, Pace
 
 STAGES = [
     Planned("rows", "data", "a", 1.0),

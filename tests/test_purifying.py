@@ -15,13 +15,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from defensekit.checkpoint import Checkpoint
 from defensekit.cli.main import main
-from defensekit.errors import UsageError
-from defensekit.files import alone
-from defensekit.pair import Pair
-from defensekit.purifying import purify_into, recipe_for
-from defensekit.result import Result
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.pair import Pair
+from defensekit.result.schema import Result
+from defensekit.utils.errors import UsageError
+from defensekit.utils.files import alone
+from defensekit.workflows.purify import purify_into, recipe_for
 from tests.conftest import make_sentences, make_suspect, write_table
 from tests.test_adapters import make_adapter, make_causal
 

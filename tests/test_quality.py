@@ -37,11 +37,11 @@ def test_a_wheel_brings_recipes_pages_and_the_kernels_source(tmp_path: Path) -> 
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "recipes").glob("*.yaml"):
         assert f"defensekit/recipes/{path.name}" in names
-    pages = ("frame.html", "page.html", "scan.html", "study.html", "style.css")
-    assert {f"defensekit/report/{name}" for name in pages} <= names
-    assert {"defensekit/card.md", "defensekit/gradients/kernel.c"} <= names
+    inside = ("utils/frame.html", "utils/style.css", "result/page.html", "result/model_card.md", "scanner/page.html")
+    inside += ("studies/report/page.html", "studies/report/table.html", "gradients/kernel.c")
+    assert {f"defensekit/{name}" for name in inside} <= names
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "from defensekit import shipped; print(shipped.folder(), *shipped.names())"
+    code = "from defensekit.recipe import shipped; print(shipped.folder(), *shipped.names())"
     command = [sys.executable, "-c", code]
     where = {"PYTHONPATH": str(tmp_path / "site")}
     found = subprocess.run(command, env=where, cwd=tmp_path, capture_output=True, text=True, check=True).stdout

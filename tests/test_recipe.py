@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from defensekit import yaml
-from defensekit.errors import UsageError
-from defensekit.loading import load_recipe
+from defensekit.recipe import yaml_document
+from defensekit.recipe.loader import load_recipe
+from defensekit.utils.errors import UsageError
 
 
 def edit(recipe: Path, before: str, after: str) -> Path:
@@ -29,13 +29,13 @@ def test_resolved_recipe_is_itself_a_recipe(recipe: Path, tmp_path: Path) -> Non
     resolved = load_recipe(recipe).resolved()
     other = tmp_path / "elsewhere"
     other.mkdir()
-    (other / "resolved.yaml").write_text(yaml.dump(resolved))
+    (other / "resolved.yaml").write_text(yaml_document.dump(resolved))
     assert load_recipe(other / "resolved.yaml").resolved() == resolved
 
 
 @pytest.mark.parametrize("native", ["float32", "bfloat16"])
 def test_auto_is_the_precision_of_the_machine(recipe: Path, native: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensekit.loading.native_precision", lambda: native)
+    monkeypatch.setattr("defensekit.recipe.loader.native_precision", lambda: native)
     loaded = load_recipe(edit(recipe, "name: pico", "name: pico\nprecision: auto"))
     assert loaded.precision == native
     assert loaded.resolved()["precision"] == native  # what repeats the run elsewhere is what it ran with
@@ -154,14 +154,14 @@ def test_alias_bomb_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.yaml"
     path.write_text("\n".join(lines))
     with pytest.raises(UsageError, match="aliases"):
-        yaml.read(path)
+        yaml_document.read(path)
 
 
 @pytest.mark.parametrize(("text", "value"), [("no", "no"), ("1e-4", 1e-4), ("2026-01-01", "2026-01-01"), ("~", None)])
 def test_yaml_scalars_are_what_they_look_like(tmp_path: Path, text: str, value: object) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(f"key: {text}")
-    assert yaml.read(path).data == {"key": value}
+    assert yaml_document.read(path).data == {"key": value}
 
 
 _plain = st.recursive(
@@ -175,8 +175,8 @@ _plain = st.recursive(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_dumped_yaml_reads_back(tmp_path: Path, data: dict[str, object]) -> None:
     path = tmp_path / "any.yaml"
-    path.write_text(yaml.dump(data), encoding="utf-8")
-    assert yaml.read(path).data == data
+    path.write_text(yaml_document.dump(data), encoding="utf-8")
+    assert yaml_document.read(path).data == data
 
 
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
@@ -191,9 +191,9 @@ def test_no_file_makes_a_traceback(tmp_path: Path, content: bytes) -> None:
 @given(key=st.sampled_from(["name", "model", "data", "attack", "training", "defense", "seed", "plugins"]), value=_plain)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 def test_no_value_makes_a_traceback(recipe: Path, key: str, value: object) -> None:
-    document = yaml.read(recipe).data
+    document = yaml_document.read(recipe).data
     path = recipe.with_name("changed.yaml")
-    path.write_text(yaml.dump({**document, key: value}), encoding="utf-8")
+    path.write_text(yaml_document.dump({**document, key: value}), encoding="utf-8")
     try:
         load_recipe(path)
     except UsageError as error:

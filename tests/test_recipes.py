@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 import defensekit
-from defensekit import shipped, yaml
-from defensekit.dryrun import preview
-from defensekit.errors import UsageError
-from defensekit.loading import load_recipe
-from defensekit.pipeline import run_attack
-from defensekit.report.page import render
-from defensekit.survey import survey
-from defensekit.words import story
+from defensekit.pipeline.dry_run import preview
+from defensekit.pipeline.preflight import survey
+from defensekit.pipeline.run import run_attack
+from defensekit.recipe import shipped, yaml_document
+from defensekit.recipe.loader import load_recipe
+from defensekit.result.narrative import story
+from defensekit.result.page import render
+from defensekit.utils.errors import UsageError
 from defensekit_attacks.bias import Bias
 from tests.conftest import make_sentences, make_suspect, slow_but, write_table
 
@@ -120,7 +120,7 @@ def test_a_defense_differs_from_the_quickstart_in_nothing_else_and_can_be_previe
     for cell, specs in zip(row, [*parts, mine["defense"]["purifier"]], strict=True):
         assert re.findall(r"`(.*?)`", cell) == [spec["name"] for spec in specs]
     again = tmp_path / "again.yaml"
-    again.write_text(yaml.dump(mine))
+    again.write_text(yaml_document.dump(mine))
     assert load_recipe(again).resolved() == mine
     titles = {planned.title for planned in preview(load_recipe(RECIPES / f"{name}.yaml", small), tmp_path)}
     assert ("trial fraction 0" in titles) == ("choose" in mine["defense"]) == ("purified" not in titles)

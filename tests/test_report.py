@@ -13,11 +13,10 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 import defensekit
-from defensekit.card import CARD, card
-from defensekit.loading import load_recipe
-from defensekit.report import render, write
-from defensekit.report.page import _pieces, heat
-from defensekit.result import Result
+from defensekit.recipe.loader import load_recipe
+from defensekit.result.model_card import CARD, card
+from defensekit.result.page import _pieces, heat, render, write
+from defensekit.result.schema import Result
 from tests.conftest import RECIPE, make_sentences, open_page, write_table
 
 EVIL = (

@@ -15,18 +15,20 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from defensekit import defending
-from defensekit.adapters import Adapter
-from defensekit.causal import perplexity, token_losses
-from defensekit.checkpoint import Checkpoint, load_model, load_tokenizer
 from defensekit.components import Estimator
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.merging import merged
-from defensekit.pair import Pair
-from defensekit.purifying import recipe_for
-from defensekit.resetting import Reset, reset_into
-from defensekit.specs import component
+from defensekit.defense import estimation
+from defensekit.models import loading
+from defensekit.models.adapter_merge import merged
+from defensekit.models.adapters import Adapter
+from defensekit.models.causal import perplexity, token_losses
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.loading import load_model, load_tokenizer
+from defensekit.models.pair import Pair
+from defensekit.recipe.resolve import component
 from defensekit.text import Row
+from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.workflows.purify import recipe_for
+from defensekit.workflows.reset import Reset, reset_into
 from tests.conftest import make_base, make_sentences, make_suspect, make_tokenizer
 from tests.test_adapters import make_adapter, make_causal
 
@@ -86,7 +88,7 @@ def test_without_rows_the_largest_drift_is_reset(tmp_path: Path, base: Path) -> 
 def test_doubts_stand_in_the_card_as_warnings(
     tmp_path: Path, base: Path, suspect: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("defensekit.resetting.doubts", lambda *models: ["it is another base"])
+    monkeypatch.setattr("defensekit.workflows.reset.doubts", lambda *models: ["it is another base"])
     reset_into(tmp_path / "out", recipe_for(str(base), suspect, None, reset_alone=True))
     assert "\nWarning: it is another base.\n" in (tmp_path / "out/README.md").read_text()
 
@@ -120,7 +122,7 @@ def test_curvature_of_a_causal_model_is_squared_gradients_of_its_own_loss(archit
     base = make_causal(tmp_path / "base", architecture)
     pair = Pair(Checkpoint(base), Checkpoint(moved(base, tmp_path / "suspect")))
     fisher, rows = component(Estimator, "fisher"), TEXTS[:6]
-    measured = defending.estimate(pair, fisher, rows, max_length=32, seed=0, report=lambda done, total: None)
+    measured = estimation.estimate(pair, fisher, rows, max_length=32, seed=0, report=lambda done, total: None)
     model = transformers.AutoModelForCausalLM.from_pretrained(pair.suspect.folder).double().eval()
     sums = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     for row in rows:
@@ -158,7 +160,7 @@ def test_the_side_that_a_suspect_pads_changes_nothing_measured(architecture: str
     for side in ("right", "left"):
         config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": side}))
         assert load_tokenizer(folder).padding_side == side
-        found.append(perplexity(*defending.load(folder, "model"), TEXTS[:5], max_length=32))
+        found.append(perplexity(*loading.load(folder, "model"), TEXTS[:5], max_length=32))
     assert found[0] == found[1]
 
 
@@ -228,7 +230,7 @@ def test_an_adapter_is_measured_as_the_model_that_it_and_the_base_are(task: str,
     measured = found.accuracy if task == "SEQ_CLS" else found.perplexity
     assert measured
     for when, folder in (("suspect", suspect), ("purified", tmp_path / "out")):
-        model, tokenizer = defending.load(merged(base, folder, tmp_path / "w"), "model")
+        model, tokenizer = loading.load(merged(base, folder, tmp_path / "w"), "model")
         rows = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(dict(texts).items())]
         if task == "SEQ_CLS":
             with torch.inference_mode():

@@ -16,24 +16,25 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import defensekit
-from defensekit import sanitizing, shipped
 from defensekit.api import Sanitizer, SanitizerContext
 from defensekit.cli.main import app
 from defensekit.components import Observer
-from defensekit.dryrun import preview
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.loading import load_recipe
-from defensekit.pipeline import run_attack
-from defensekit.purifying import purify_into
-from defensekit.report.comparing import Comparison
-from defensekit.report.page import render
-from defensekit.report.pivot import pivot
-from defensekit.result import Result
+from defensekit.defense import sanitizing
+from defensekit.pipeline.dry_run import preview
+from defensekit.pipeline.run import run_attack
+from defensekit.recipe import shipped
+from defensekit.recipe.loader import load_recipe
+from defensekit.result.narrative import story
+from defensekit.result.page import render
+from defensekit.result.schema import Result
 from defensekit.studies.frame import Finished
 from defensekit.studies.loading import load_study
+from defensekit.studies.report.comparing import Comparison
+from defensekit.studies.report.pivot import pivot
 from defensekit.studies.running import run_study
 from defensekit.text import Row
-from defensekit.words import story
+from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.workflows.purify import purify_into
 from defensekit_baselines.onion import Onion, perplexities
 from tests.conftest import (
     ARCHITECTURES,

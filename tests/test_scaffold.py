@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from defensekit.errors import UsageError
-from defensekit.scaffold import KINDS, new_package
+from defensekit.host.scaffold import KINDS, new_package
+from defensekit.utils.errors import UsageError
 from tests.conftest import make_sentences, write_table
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +72,7 @@ def run_tests(packages: dict[str, Path], python: Path, environment: dict[str, st
 
 
 def test_their_recipes_load(packages: dict[str, Path], tmp_path: Path) -> None:
-    code = "import sys; from defensekit.loading import load_recipe; print(*(load_recipe(p).name for p in sys.argv[1:]))"
+    code = "import sys, defensekit; print(*(defensekit.load_recipe(p).name for p in sys.argv[1:]))"
     load = [sys.executable, "-c", code, *(str(folder / "recipe.yaml") for folder in packages.values())]
     done = subprocess.run(load, env=installed(packages, tmp_path), capture_output=True, text=True, check=False)
     assert done.stdout.split() == [*(f"my-{kind}" for kind in KINDS), "relative"], done.stderr

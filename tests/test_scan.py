@@ -14,20 +14,21 @@ from hypothesis import strategies as st
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from defensekit import purifying
-from defensekit.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.cli.main import main
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.report.scan import drift_table, render_scan, write_scan
-from defensekit.scan import aligned, frequency
-from defensekit.scan.clean import read_clean
-from defensekit.scan.drift import kind_of
-from defensekit.scan.result import Scan
-from defensekit.scan.rows import FEWEST, RowDrift, outliers
-from defensekit.scan.scanning import scan
-from defensekit.scan.triggers import flips
+from defensekit.models import aligned
+from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
+from defensekit.scanner import frequency
+from defensekit.scanner.clean import read_clean
+from defensekit.scanner.drift import kind_of
+from defensekit.scanner.page import drift_table, render_scan, write_scan
+from defensekit.scanner.result import Scan
+from defensekit.scanner.rows import FEWEST, RowDrift, outliers
+from defensekit.scanner.scanning import scan
+from defensekit.scanner.triggers import flips
 from defensekit.text import Row, encode
 from defensekit.training import TrainingSettings, fine_tune
+from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.workflows import purify
 from tests.conftest import ARCHITECTURES, BAD, GOOD, VOCABULARY, make_sentences, make_tokenizer, open_page, write_table
 from tests.test_adapters import make_adapter
 
@@ -253,7 +254,7 @@ def test_a_base_of_another_revision_is_doubted(
     tmp_path: Path, rows: int, drift: Callable[[torch.Tensor, str], torch.Tensor], said: str | None
 ) -> None:
     base, suspect = with_vocabulary(tmp_path, rows, drift)
-    [*told] = purifying.doubts(base, suspect)
+    [*told] = purify.doubts(base, suspect)
     noted = [note for note in scan(base, suspect, ROWS).notes if "another revision" in note]
     assert noted == told
     assert (told[0].startswith(said) and "may be of another revision" in told[0]) if said else not told
@@ -264,7 +265,7 @@ def test_a_language_model_moves_every_row_and_is_not_doubted_for_it(tmp_path: Pa
     config.vocab_size = 2000
     model = transformers.AutoModelForCausalLM.from_config(config)
     before = save(model, tmp_path / "base")
-    assert purifying.doubts(before, drifted(model, tmp_path / "suspect")) == []
+    assert purify.doubts(before, drifted(model, tmp_path / "suspect")) == []
 
 
 def test_a_longer_vocabulary(tuned: Any, base: Path, poisoned: Path, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
-from defensekit import yaml
 from defensekit.api import Scorer
-from defensekit.errors import UsageError
-from defensekit.host import Host, Plugin, Registration, load_plugins
-from defensekit.loading import load_recipe
-from defensekit.schema import recipe_schema
+from defensekit.host.discovery import load_plugins
+from defensekit.host.registry import Host, Plugin, Registration
+from defensekit.recipe import yaml_document
+from defensekit.recipe.json_schema import recipe_schema
+from defensekit.recipe.loader import load_recipe
+from defensekit.utils.errors import UsageError
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -34,7 +35,7 @@ def test_every_shipped_recipe_is_valid_and_so_is_what_it_resolves_to(
 ) -> None:
     monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
     monkeypatch.setenv("DEFENSEKIT_OTHER_MODEL", "/nowhere")
-    assert not mistakes(validator, yaml.read(path).data)
+    assert not mistakes(validator, yaml_document.read(path).data)
     assert not mistakes(validator, load_recipe(path).resolved())
 
 
@@ -79,7 +80,7 @@ def test_schema_and_loader_agree(
     recipe: Path, setting: str, good: bool, validator: jsonschema.Draft7Validator, tmp_path: Path
 ) -> None:
     (tmp_path / "other.csv").write_text("text,label\na,x\n")
-    assert (not mistakes(validator, yaml.load(recipe, [setting]).data)) == good
+    assert (not mistakes(validator, yaml_document.load(recipe, [setting]).data)) == good
     if good:
         load_recipe(recipe, [setting])
     else:
@@ -120,7 +121,7 @@ def test_odd_parameters_and_plugins_that_cannot_be_loaded(recipe: Path) -> None:
     jsonschema.Draft7Validator.check_schema(validator.schema)
 
     def data(scorer: Any, **top: Any) -> Any:
-        made = yaml.read(recipe).data
+        made = yaml_document.read(recipe).data
         made["defense"]["scorer"] = scorer
         return {**made, **top}
 

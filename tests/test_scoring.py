@@ -9,14 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defensekit import ranking
-from defensekit.checkpoint import Checkpoint
 from defensekit.components import Scorer, Selector
-from defensekit.errors import DefenseKitError
-from defensekit.pair import Pair
-from defensekit.ranking import cutoff, kth_largest
-from defensekit.scoring import Scored, Scores, TensorView, Views, score
-from defensekit.selecting import histogram, select, spread
+from defensekit.components.tensors import Scored, Scores, TensorView
+from defensekit.defense.histogram import histogram, spread
+from defensekit.defense.scoring import Views, score
+from defensekit.defense.selection import select
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.pair import Pair
+from defensekit.utils import order_statistics
+from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.order_statistics import cutoff, kth_largest
 from defensekit_baselines.scorers import InverseFisher, InverseMagnitude, Magnitude, Random, Spectral
 from defensekit_finepurifying.scorers import Diffusion
 from defensekit_finepurifying.selectors import Fraction, Threshold
@@ -49,7 +51,7 @@ def test_a_sample_changes_nothing_whatever_it_says(values: list[list[float]], da
     share = data.draw(st.floats(0, 1))
     sample = torch.tensor(data.draw(st.lists(floats | st.sampled_from([v for some in values for v in some] or [0.0]))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "KEPT", data.draw(st.integers(1, 40)))
+        patch.setattr(order_statistics, "KEPT", data.draw(st.integers(1, 40)))
         found = kth_largest(sources, lambda total: round(share * total), 1, sample)
     plain = kth_largest(sources, lambda total: round(share * total))
     assert (found.value, found.ties) == (plain.value, plain.ties)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from defensekit.errors import DefenseKitError
-from defensekit.store import Damaged, Store, key_of
+from defensekit.pipeline.store import Damaged, Store, key_of
+from defensekit.utils.errors import DefenseKitError
 
 SOURCE = {"kind": "dataset", "name": "file", "location": {"path": "/here"}, "parameters": {}, "source": "ef"}
 STAGE: dict[str, Any] = {
@@ -110,7 +110,7 @@ def test_two_writers_of_one_stage_both_end_well(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_no_artifact_and_is_swept(tmp_path: Path) -> None:
     code = (
-        "import time; from pathlib import Path; from defensekit.store import Store\n"
+        "import time; from pathlib import Path; from defensekit.pipeline.store import Store\n"
         "from tests.test_store import STAGE\n"
         f"with Store(Path({str(tmp_path)!r})).create(STAGE) as draft:\n"
         "    (draft.files / 'half').write_text('x' * 1000); print('ready', flush=True); time.sleep(60)\n"
@@ -133,7 +133,7 @@ def test_a_killed_writer_leaves_no_artifact_and_is_swept(tmp_path: Path) -> None
 def test_a_full_disk_is_a_message_and_leaves_nothing(tmp_path: Path) -> None:
     import torch
 
-    from defensekit.checkpoint import write_tensors
+    from defensekit.models.checkpoint import write_tensors
 
     store = Store(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -165,7 +165,7 @@ def test_remove_and_entries(tmp_path: Path) -> None:
 def test_a_log_that_cannot_be_written_says_nothing_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     import logging
 
-    from defensekit.logs import _File
+    from defensekit.utils.logging import _File
 
     handler = _File("/dev/full")
     handler.emit(logging.LogRecord("defensekit", logging.INFO, "", 0, "hello", (), None))

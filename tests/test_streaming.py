@@ -14,15 +14,17 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from defensekit import defending, scoring
-from defensekit.checkpoint import Checkpoint, load_model
 from defensekit.components import ModelStep, Purifier, Scorer, WeightStep
-from defensekit.errors import DefenseKitError
-from defensekit.headers import read_header
-from defensekit.pair import Pair, layer_of
-from defensekit.ranking import concurrently
-from defensekit.scoring import TensorView, Views, score
-from defensekit.selecting import Selection, describe, select
+from defensekit.components.tensors import TensorView
+from defensekit.defense import purification, scoring
+from defensekit.defense.scoring import Views, score
+from defensekit.defense.selection import Selection, describe, select
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.loading import load_model
+from defensekit.models.pair import Pair, layer_of
+from defensekit.models.untrusted import read_header
+from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.parallel import concurrently
 from defensekit_baselines.purifiers import Interpolate
 from defensekit_baselines.scorers import Magnitude, Random, Spectral
 from defensekit_finepurifying.purifiers import Reset
@@ -154,7 +156,7 @@ def test_a_part_at_a_time_is_all_at_once(
 
 
 def purify(pair: Pair, selection: Selection | None, steps: Sequence[Purifier], target: Path) -> None:
-    defending.purify(
+    purification.purify(
         pair, selection, steps, [], target, max_length=8, precision="float32", seed=0, report=lambda done, total: None
     )
 

@@ -26,22 +26,22 @@ from typer.testing import CliRunner
 import defensekit
 from defensekit.cli.main import app
 from defensekit.components import Executor, Observer, Planned, Workers
-from defensekit.dryrun import Needs
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.executors import compute
-from defensekit.identity import IDENTITY, NOT_IDENTITY, identified, identity
-from defensekit.keys import DefenseKeys, InputDefenseKeys, Keys, Top, TriggeredKeys
-from defensekit.loading import load_recipe
-from defensekit.recipe import Named
-from defensekit.result import Result, StageRecord, read_result
-from defensekit.store import Store, key_of
+from defensekit.pipeline.dry_run import Needs
+from defensekit.pipeline.executors import compute
+from defensekit.pipeline.identity import IDENTITY, NOT_IDENTITY, identified, identity
+from defensekit.pipeline.preflight import Known, survey
+from defensekit.pipeline.store import Store, key_of
+from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Keys, Top, TriggeredKeys
+from defensekit.recipe.loader import load_recipe
+from defensekit.recipe.recipe import Named
+from defensekit.result.schema import Result, StageRecord, read_result
 from defensekit.studies.folder import Folder
 from defensekit.studies.loading import Study, label_of, load_study
 from defensekit.studies.planning import plan_study, planned
 from defensekit.studies.rerun import differences, rerun
 from defensekit.studies.running import run_study
 from defensekit.studies.status import status_of
-from defensekit.survey import Known, survey
+from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit_executors.local import Local
 from tests.conftest import slow_but
 from tests.studies import model
@@ -686,7 +686,7 @@ def test_differences_name_their_place() -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from defensekit.store import Store
+from defensekit.pipeline.store import Store
 with Store(Path(sys.argv[1])).lock("abc"):
     print("mine", flush=True)
     time.sleep(60)

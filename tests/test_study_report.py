@@ -16,17 +16,17 @@ from typer.testing import CliRunner
 
 import defensekit
 from defensekit.cli.main import app
-from defensekit.errors import UsageError
-from defensekit.evaluation import read_predictions
-from defensekit.plan import trial_title
-from defensekit.report.comparing import Comparison
-from defensekit.report.pairing import bootstrap
-from defensekit.report.study import report
-from defensekit.report.study_plots import heats, plain, tradeoff
-from defensekit.result import Result
+from defensekit.pipeline.plan import trial_title
+from defensekit.pipeline.predictions import read_predictions
+from defensekit.result.schema import Result
 from defensekit.studies.frame import Finished
 from defensekit.studies.loading import load_study
+from defensekit.studies.report.comparing import Comparison
+from defensekit.studies.report.page import report
+from defensekit.studies.report.pairing import bootstrap
+from defensekit.studies.report.plots import heats, plain, tradeoff
 from defensekit.studies.running import run_study
+from defensekit.utils.errors import UsageError
 from tests.conftest import RECIPE, make_sentences, open_page, write_table
 from tests.studies import id_of, model, reset, result, write_study
 from tests.test_report import EVIL

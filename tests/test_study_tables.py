@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import defensekit
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.report.comparing import Comparison
-from defensekit.report.markup import html, latex, markdown
-from defensekit.report.pairing import bootstrap
-from defensekit.report.pivot import Cell, Column, Row, Table, pivot
 from defensekit.studies.frame import Finished, export
+from defensekit.studies.report.comparing import Comparison
+from defensekit.studies.report.markup import html, latex, markdown
+from defensekit.studies.report.pairing import bootstrap
+from defensekit.studies.report.pivot import Cell, Column, Row, Table, pivot
+from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.studies import id_of, model, result, write_study
 
 SCORER, ATTACK, FRACTION = "defense.scorer", "attack.name", "defense.selector.fraction"

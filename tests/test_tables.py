@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from defensekit.components import Dataset
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.stages import match_labels
-from defensekit.tables import File, Hub
+from defensekit.host.tables import File, Hub
+from defensekit.models.config import match_labels
 from defensekit.text import Row, label_number, read_rows, split, write_rows
+from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.conftest import make_sentences, write_table
 
 

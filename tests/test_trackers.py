@@ -11,10 +11,10 @@ mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed (the [mlf
 pytest.importorskip("sqlalchemy", reason="MLflow's local store is not installed (the [mlflow] extra)")
 
 from defensekit.components import Observer  # noqa: E402
-from defensekit.errors import DefenseKitError, UsageError  # noqa: E402
-from defensekit.host import load_plugins  # noqa: E402
+from defensekit.host.discovery import load_plugins  # noqa: E402
 from defensekit.studies.loading import load_study  # noqa: E402
 from defensekit.studies.running import run_study  # noqa: E402
+from defensekit.utils.errors import DefenseKitError, UsageError  # noqa: E402
 from tests.studies import model, result  # noqa: E402
 
 RECIPE = {"name": "pico", "seed": 3, "defense": {"scorer": {"name": "diffusion"}, "purifier": [{"name": "reset"}]}}

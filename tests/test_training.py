@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defensekit.checkpoint import load_model, load_tokenizer
-from defensekit.errors import DefenseKitError
-from defensekit.evaluation import predict
+from defensekit.models.inference import predict
+from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.text import Row
 from defensekit.training import ByLength, TrainingSettings, fine_tune, native_precision
+from defensekit.utils.errors import DefenseKitError
 from tests.conftest import make_sentences
 
 ROWS = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(make_sentences(120))]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from defensekit.checkpoint import load_model
 from defensekit.components import ModelStep, ModelStepContext
+from defensekit.models.loading import load_model
 from defensekit.text import Row, batches, encode
 from defensekit.training import forked_random
 from defensekit_baselines.distilling import AttentionDistillation

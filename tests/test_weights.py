@@ -14,16 +14,16 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import chi2_contingency
 
 import defensekit
-from defensekit.checkpoint import load_model, load_tokenizer
 from defensekit.components import AttackTrainingContext
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.loading import load_recipe
-from defensekit.pipeline import run_attack
-from defensekit.plan import Plan, Stage
-from defensekit.store import Store
-from defensekit.survey import survey
+from defensekit.models.loading import load_model, load_tokenizer
+from defensekit.pipeline.plan import Plan, Stage
+from defensekit.pipeline.preflight import survey
+from defensekit.pipeline.run import run_attack
+from defensekit.pipeline.store import Store
+from defensekit.recipe.loader import load_recipe
 from defensekit.text import Row, batches, encode
 from defensekit.training import TrainingSettings, forked_random
+from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit_attacks.weights import Ripple, restricted_loss, telling_tokens
 from tests.conftest import BAD, GOOD, VOCABULARY, make_sentences
 from tests.test_pipeline import shape

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import defensekit as dk
 from defensekit.api import Scorer
-from defensekit.errors import UsageError
+from defensekit.utils.errors import UsageError
 from tests.conftest import RECIPE, make_sentences, write_table
 
 

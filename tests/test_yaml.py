@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from defensekit import yaml
-from defensekit.errors import UsageError
-from defensekit.loading import load_recipe
+from defensekit.recipe import yaml_document
+from defensekit.recipe.loader import load_recipe
+from defensekit.utils.errors import UsageError
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -28,8 +28,8 @@ def test_the_last_word_counts(tmp_path: Path) -> None:
         middle="extends: bottom.yaml\na: {x: 2, y: 2}\nb: 2",
         bottom="a: {x: 3, y: 3, z: 3}\nb: 3\nlist: [1, 2, 3]\nonly: here",
     )
-    assert yaml.load(top).data == {"a": {"x": 1, "y": 2, "z": 3}, "b": 2, "list": [9], "only": "here"}
-    changed = yaml.load(top, ["a.x=4", "a.x=5", "b=[6, {c: 7}]", "new.key = text"])
+    assert yaml_document.load(top).data == {"a": {"x": 1, "y": 2, "z": 3}, "b": 2, "list": [9], "only": "here"}
+    changed = yaml_document.load(top, ["a.x=4", "a.x=5", "b=[6, {c: 7}]", "new.key = text"])
     assert changed.data["a"] == {"x": 5, "y": 2, "z": 3}
     assert changed.data["b"] == [6, {"c": 7}]
     assert changed.data["new"] == {"key": "text"}
@@ -37,7 +37,7 @@ def test_the_last_word_counts(tmp_path: Path) -> None:
 
 def test_every_key_remembers_where_it_came_from(tmp_path: Path) -> None:
     top = write(tmp_path, top="extends: bottom.yaml\n\na: {x: 1}", bottom="a:\n  x: 2\n  y: 3\nb: {c: 1}")
-    document = yaml.load(top, ["b.c=2"])
+    document = yaml_document.load(top, ["b.c=2"])
     assert document.where(("a", "x")) == f"{tmp_path}/top.yaml:3"
     assert document.where(("a", "y")) == f"{tmp_path}/bottom.yaml:3"
     assert document.where(("b", "c")) == "--set b.c=2"
@@ -48,8 +48,8 @@ def test_every_key_remembers_where_it_came_from(tmp_path: Path) -> None:
 def test_an_option_is_told_without_the_key_that_it_stands_for(tmp_path: Path) -> None:
     for name in ("rows.csv", "other.csv"):
         path = write(tmp_path, one=f"a: 1\ndata:\n  name: {name}\n  clean: 5")
-        document = yaml.load(
-            path, [yaml.option("--clean", "data.name", "rows.csv"), "data.test=2"], {("data",): ["clean"]}
+        document = yaml_document.load(
+            path, [yaml_document.option("--clean", "data.name", "rows.csv"), "data.test=2"], {("data",): ["clean"]}
         )
         assert document.data["data"] == {"name": "rows.csv", "clean": 5, "test": 2}
         assert document.told(("data",)) == document.told(("data", "name")) == "--clean"
@@ -70,12 +70,14 @@ def test_an_option_is_told_without_the_key_that_it_stands_for(tmp_path: Path) ->
 )
 def test_another_component_leaves_no_parameters_behind(tmp_path: Path, above: str, expected: Any) -> None:
     below = "scorer: {name: diffusion, exponent: 1, eps: 1}"
-    assert yaml.load(write(tmp_path, top="extends: below.yaml\n" + above, below=below)).data == {"scorer": expected}
+    assert yaml_document.load(write(tmp_path, top="extends: below.yaml\n" + above, below=below)).data == {
+        "scorer": expected
+    }
 
 
 def test_a_components_parameters_can_be_set_where_only_its_name_stands(tmp_path: Path) -> None:
     path = write(tmp_path, one="scorer: diffusion\nsteps: [reset, tune]")
-    changed = yaml.load(path, ["scorer.exponent=0.5", "steps.1.epochs=3"])
+    changed = yaml_document.load(path, ["scorer.exponent=0.5", "steps.1.epochs=3"])
     assert changed.data["scorer"] == {"name": "diffusion", "exponent": 0.5}
     assert changed.data["steps"] == ["reset", {"name": "tune", "epochs": 3}]
     assert changed.where(("scorer", "name")) == f"{path}:1"
@@ -83,7 +85,7 @@ def test_a_components_parameters_can_be_set_where_only_its_name_stands(tmp_path:
 
 def test_null_takes_a_key_back(tmp_path: Path) -> None:
     path = write(tmp_path, top="extends: below.yaml\na: null\nb: {c: ~}", below="a: 1\nb: {c: 1, d: 1}\ne: 1")
-    assert yaml.load(path, ["e="]).data == {"b": {"d": 1}}
+    assert yaml_document.load(path, ["e="]).data == {"b": {"d": 1}}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_null_takes_a_key_back(tmp_path: Path) -> None:
 def test_mistakes_are_told_with_their_place(tmp_path: Path, top: str, setting: str | None, parts: list[str]) -> None:
     path = write(tmp_path, top=top, below="a: 1", round="extends: top.yaml", text="abc")
     with pytest.raises(UsageError) as caught:
-        yaml.load(path, [setting] if setting else [])
+        yaml_document.load(path, [setting] if setting else [])
     for part in parts:
         assert part in str(caught.value)
 
@@ -186,7 +188,7 @@ def test_a_dollar_in_a_folder_is_a_dollar(recipe: Path, base: Path, tmp_path: Pa
     for name in ("pico.yaml", "rows.csv"):
         (folder / name).write_text((tmp_path / name).read_text())
     loaded = load_recipe(folder / "pico.yaml")
-    (tmp_path / "resolved.yaml").write_text(yaml.dump(loaded.resolved()))
+    (tmp_path / "resolved.yaml").write_text(yaml_document.dump(loaded.resolved()))
     again = load_recipe(tmp_path / "resolved.yaml")
     assert again.resolved() == loaded.resolved()
     assert again.data.component.parameters()["path"] == str(folder / "rows.csv")
@@ -203,9 +205,9 @@ def test_other_data_keep_the_rows_of_each_role(recipe: Path, tmp_path: Path, set
 def test_a_huge_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "huge.yaml"
     with path.open("wb") as file:
-        file.truncate(yaml.BYTES + 1)
+        file.truncate(yaml_document.BYTES + 1)
     with pytest.raises(UsageError, match="refused"):
-        yaml.read(path)
+        yaml_document.read(path)
 
 
 _plain = st.recursive(
@@ -255,7 +257,7 @@ _quiet = settings(
 @_quiet
 @given(st.lists(st.tuples(_keys, _plain), min_size=1, max_size=3))
 def test_no_settings_make_a_traceback(recipe: Path, chosen: list[tuple[str, Any]]) -> None:
-    written = [f"{key}={yaml.dump(value).removesuffix('...' + os.linesep)}" for key, value in chosen]
+    written = [f"{key}={yaml_document.dump(value).removesuffix('...' + os.linesep)}" for key, value in chosen]
     with contextlib.suppress(UsageError):  # anything else fails
         load_recipe(recipe, written)
 

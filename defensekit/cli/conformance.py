@@ -8,11 +8,12 @@ from rich.text import Text
 
 from defensekit.cli.shared import console, table
 from defensekit.components import KINDS, Component
-from defensekit.errors import UsageError, listing, nearest, printable
-from defensekit.host import Registration, load_plugins, local_plugin, require, resolve
+from defensekit.host.discovery import load_plugins, local_plugin
+from defensekit.host.registry import Registration, require, resolve
+from defensekit.recipe.yaml_document import setting
 from defensekit.testing import Report, check_plugin
 from defensekit.testing.example import example
-from defensekit.yaml import setting
+from defensekit.utils.errors import UsageError, listing, nearest, printable
 
 STYLES = {"passed": "green", "failed": "red", "expected": "yellow", "skipped": "dim"}
 

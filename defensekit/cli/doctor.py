@@ -15,9 +15,9 @@ from packaging.requirements import Requirement
 from rich.text import Text
 
 from defensekit.cli.shared import console
-from defensekit.errors import UsageError
-from defensekit.files import cache_folder
-from defensekit.host import host_version, load_plugins
+from defensekit.host.discovery import host_version, load_plugins
+from defensekit.utils.errors import UsageError
+from defensekit.utils.files import cache_folder
 
 ROOM = 2 * 2**30  # bytes that a run of a small model may take
 

@@ -10,15 +10,15 @@ import typer
 
 from defensekit.cli import plugins, recipes, scan, store, study
 from defensekit.cli.shared import Files, Workspace, checked, fail
-from defensekit.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory
+from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from defensekit.components import Observer
-    from defensekit.recipe import Recipe
-    from defensekit.resetting import Reset
-    from defensekit.result import Result
+    from defensekit.recipe.recipe import Recipe
+    from defensekit.result.schema import Result
+    from defensekit.workflows.reset import Reset
 
 app = typer.Typer(
     help="Find and remove backdoors and biases in fine-tuned language models.",
@@ -55,12 +55,12 @@ def run(
     checked(recipe, "recipe")
 
     def load(say: "Callable[[str], None]") -> "Recipe":
-        from defensekit.loading import load_recipe
+        from defensekit.recipe.loader import load_recipe
 
         return load_recipe(recipe, settings or ())
 
     def preview(loaded: "Recipe", observers: "list[Observer]") -> Any:
-        from defensekit.dryrun import preview
+        from defensekit.pipeline.dry_run import preview
 
         for problem in loaded.host.problems:
             for observer in observers:
@@ -68,7 +68,7 @@ def run(
         return preview(loaded, workspace, observers[1].message)
 
     def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:
-        from defensekit.pipeline import run
+        from defensekit.pipeline.run import run
 
         return run(loaded, workspace, observers)
 
@@ -118,11 +118,11 @@ def purify(
 
     def load(say: "Callable[[str], None]") -> "Recipe":
         nonlocal alone
-        from defensekit.adapters import is_adapter
-        from defensekit.checkpoint import CAUSAL, Checkpoint
-        from defensekit.merging import merged
-        from defensekit.purifying import recipe_for
-        from defensekit.specs import model_folder
+        from defensekit.models.adapter_merge import merged
+        from defensekit.models.adapters import is_adapter
+        from defensekit.models.checkpoint import CAUSAL, Checkpoint
+        from defensekit.recipe.resolve import model_folder
+        from defensekit.workflows.purify import recipe_for
 
         if adapter_only and not is_adapter(suspect):
             raise UsageError(f"--adapter-only: {suspect} holds no adapter (adapter_config.json)")
@@ -133,9 +133,9 @@ def purify(
         return recipe_for(base, whole, clean, recipe, settings or (), reset_alone=alone)
 
     def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:
-        from defensekit.purifying import purify_into
-        from defensekit.report import write
-        from defensekit.resetting import reset_into
+        from defensekit.result.page import write
+        from defensekit.workflows.purify import purify_into
+        from defensekit.workflows.reset import reset_into
 
         if alone:
             return reset_into(out, loaded, observers, adapter_only, measured=clean is not None)
@@ -193,7 +193,7 @@ def _carried_out(
             loaded = load(progress.message)
             found = compute(loaded, [interrupt, progress, *([Strict()] if strict else [])])
             if workspace and report:
-                from defensekit.report import write
+                from defensekit.result.page import write
 
                 progress.message("writing the report")
                 found = found, write(found)
@@ -202,7 +202,7 @@ def _carried_out(
         if interrupted(error):
             fail("stopped" + ("; the same command goes on where it stopped" if workspace and goes_on() else ""), 130)
         if loaded and workspace and isinstance(error, DefenseKitError) and not isinstance(error, UsageError):
-            from defensekit.runfolder import folder_of
+            from defensekit.pipeline.run_folder import folder_of
 
             if (log := folder_of(loaded, workspace) / "run.log").is_file():
                 raise DefenseKitError(f"{error}\n(more in {log})") from error
@@ -227,8 +227,8 @@ def schema(files: Files = None) -> None:
     """
     import json
 
-    from defensekit.host import load_plugins
-    from defensekit.schema import recipe_schema
+    from defensekit.host.discovery import load_plugins
+    from defensekit.recipe.json_schema import recipe_schema
 
     with redirect_stdout(sys.stderr):  # a plugin that prints
         found = recipe_schema(load_plugins(files or ()))

@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from defensekit.cli.shared import Files, console, fail, table
-from defensekit.errors import printable
+from defensekit.utils.errors import printable
 
 app = typer.Typer(help="The components at hand.", no_args_is_help=True)
 
@@ -16,7 +16,7 @@ app = typer.Typer(help="The components at hand.", no_args_is_help=True)
 @app.command("list")
 def list_plugins(files: Files = None) -> None:
     """Every component by kind and name, and the plugins that could not be loaded."""
-    from defensekit.host import load_plugins
+    from defensekit.host.discovery import load_plugins
 
     host = load_plugins(files or ())
     found = table("kind", "name", "plugin", "version")
@@ -33,7 +33,7 @@ def list_plugins(files: Files = None) -> None:
 
 def _names(incomplete: str) -> list[str]:
     """Completion in a shell."""
-    from defensekit.host import load_plugins
+    from defensekit.host.discovery import load_plugins
 
     names = {name for kind in load_plugins().registrations.values() for name in kind}
     return sorted(name for name in names if name.startswith(incomplete))
@@ -46,7 +46,7 @@ def new(
     out: Annotated[Path, typer.Option("--out", help="The folder that the package's folder is written into.")] = Path(),
 ) -> None:
     """Write a package with one working component, its tests, recipe, README and CI, to start a plugin from."""
-    from defensekit.scaffold import new_package
+    from defensekit.host.scaffold import new_package
 
     folder = new_package(name, kind, out)
     steps = f"cd {folder} && pip install -e '.[test]' && pytest && defensekit run recipe.yaml"
@@ -97,8 +97,8 @@ def show(
     name: Annotated[str, typer.Argument(help="A component's name.", autocompletion=_names)], files: Files = None
 ) -> None:
     """What a component does, its parameters with types, bounds and defaults, and where it comes from."""
-    from defensekit.errors import UsageError, listing, nearest
-    from defensekit.host import load_plugins
+    from defensekit.host.discovery import load_plugins
+    from defensekit.utils.errors import UsageError, listing, nearest
 
     host = load_plugins(files or ())
     claims = [claim for names in host.registrations.values() for claim in names.get(name, [])]
@@ -120,7 +120,7 @@ def show(
 
 
 def _describe(component: type) -> None:
-    from defensekit.schema import parameters
+    from defensekit.recipe.json_schema import parameters
 
     out = console()
     out.print(printable(inspect.getdoc(component) or "(no description)"))

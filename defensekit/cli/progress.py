@@ -10,8 +10,8 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from defensekit.components.runtime import Observer, Planned
-from defensekit.errors import printable
-from defensekit.outlook import Outlook, duration
+from defensekit.pipeline.eta import Outlook, duration
+from defensekit.utils.errors import printable
 
 EVERY = 10.0  # seconds between the plain lines of one stage
 

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from defensekit import shipped
 from defensekit.cli.shared import console, table
-from defensekit.errors import UsageError
+from defensekit.recipe import shipped
+from defensekit.utils.errors import UsageError
 
 app = typer.Typer(help="The recipes that ship.", no_args_is_help=True)
 

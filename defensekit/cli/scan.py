@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defensekit.cli.shared import console, table
-from defensekit.errors import UsageError, printable
+from defensekit.utils.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from defensekit.scan.result import Scan
+    from defensekit.scanner.result import Scan
 
 SUSPICIOUS, NO_VERDICT = 3, 1
 
@@ -46,12 +46,12 @@ def scan(
         raise UsageError(f"--out: expected a folder, {out} is a file")
     with ending("stopped"), remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
         progress.message("loading libraries")
-        from defensekit.checkpoint import Checkpoint
-        from defensekit.merging import merged
-        from defensekit.report.scan import write_scan
-        from defensekit.scan.clean import read_clean
-        from defensekit.scan.scanning import scan as run_scan
-        from defensekit.specs import model_folder
+        from defensekit.models.adapter_merge import merged
+        from defensekit.models.checkpoint import Checkpoint
+        from defensekit.recipe.resolve import model_folder
+        from defensekit.scanner.clean import read_clean
+        from defensekit.scanner.page import write_scan
+        from defensekit.scanner.scanning import scan as run_scan
 
         ours, theirs = model_folder(base), model_folder(suspect)
         notes: list[str] = []

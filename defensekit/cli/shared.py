@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from defensekit.errors import UsageError, nearest, printable
+from defensekit.utils.errors import UsageError, nearest, printable
 
 Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the artifacts and of the runs' folders.")]
 Files = Annotated[list[Path] | None, typer.Argument(help="Local plugin files to look at as well.")]

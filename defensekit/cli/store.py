@@ -14,7 +14,7 @@ app = typer.Typer(help="The artifacts that runs share.", no_args_is_help=True)
 @app.command("list")
 def list_store(workspace: Workspace = Path("workspace")) -> None:
     """Every artifact: what it is, when it was made, its size."""
-    from defensekit.store import Store
+    from defensekit.pipeline.store import Store
 
     entries = Store(workspace / "store").entries()
     found = table("key", "what", "made", "seconds")
@@ -36,7 +36,7 @@ def prune(
 
     Runs' folders stay, and so do rows and predictions: a finished run is still repeated without training anything.
     """
-    from defensekit.store import Store
+    from defensekit.pipeline.store import Store
 
     opened = Store(workspace / "store")
     freed, removed = opened.sweep(), 0

@@ -1,7 +1,7 @@
 """`--strict`: a warning ends the run."""
 
 from defensekit.components import Observer
-from defensekit.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError
 
 
 class Strict(Observer):

@@ -11,10 +11,10 @@ import typer
 from rich.text import Text
 
 from defensekit.cli.shared import Workspace, checked, console, table
-from defensekit.errors import DefenseKitError, UsageError, nearest, printable
+from defensekit.utils.errors import DefenseKitError, UsageError, nearest, printable
 
 if TYPE_CHECKING:
-    from defensekit.report.pivot import Table
+    from defensekit.studies.report.pivot import Table
 
 app = typer.Typer(help="Many runs as one: a matrix over a recipe, with seeds.", no_args_is_help=True)
 
@@ -44,7 +44,7 @@ def plan(
     checked(study, "study")
     gc.enable()
     with redirect_stdout(sys.stderr):
-        from defensekit.outlook import duration
+        from defensekit.pipeline.eta import duration
         from defensekit.studies.loading import load_study
         from defensekit.studies.planning import plan_study
 
@@ -147,7 +147,7 @@ def run(
 @app.command()
 def status(study: Which, workspace: Workspace = Path("workspace"), as_json: Json = False) -> None:
     """Say how far a study is, from any terminal, while it runs or afterwards."""
-    from defensekit.outlook import duration
+    from defensekit.pipeline.eta import duration
     from defensekit.studies.status import status_of
 
     folder = place(study, workspace)
@@ -244,7 +244,7 @@ def report(
     """
     folder = place(study, workspace)
     fixed = dict(_setting(text) for text in where or ())
-    from defensekit.report.study import report as read
+    from defensekit.studies.report.page import report as read
 
     found = read(folder, rows or (), cols or (), metric or (), model or ("purified",), fixed, against)
     show(found.main)
@@ -274,10 +274,10 @@ def place(study: Path, workspace: Path) -> Path:
     if study.suffix in (".yaml", ".yml") and not study.is_dir():
         checked(study, "study")
     if study.is_file():
-        from defensekit import yaml
+        from defensekit.recipe import yaml_document
         from defensekit.studies.keys import no_recipe
 
-        data = yaml.load(study).data
+        data = yaml_document.load(study).data
         no_recipe(data, str(study))
         if not isinstance(data, dict) or not isinstance(data.get("name"), str):
             raise UsageError(f"{study} is no study: it has no `name:`")
@@ -293,7 +293,7 @@ def place(study: Path, workspace: Path) -> Path:
 
 def show(found: "Table") -> None:
     """A table on standard output, with its notes."""
-    from defensekit.report.markup import heading, labels, parted
+    from defensekit.studies.report.markup import heading, labels, parted
 
     out = console()
     if not out.is_terminal:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from rich.text import Text
 
-from defensekit import yaml
 from defensekit.cli.shared import console, table
 from defensekit.components import Planned
-from defensekit.errors import printable
-from defensekit.recipe import Recipe
-from defensekit.result import ModelResult, Result
-from defensekit.words import MODELS
+from defensekit.recipe import yaml_document
+from defensekit.recipe.recipe import Recipe
+from defensekit.recipe.vocabulary import MODELS
+from defensekit.result.schema import ModelResult, Result
+from defensekit.utils.errors import printable
 
 
 def show(result: Result, report: Path) -> None:
@@ -91,7 +91,7 @@ def show_preview(recipe: Recipe, stages: list[Planned], as_json: bool) -> None:
         sys.stdout.write(json.dumps({"recipe": recipe.resolved(), "stages": planned}) + "\n")
         return
     out = console()
-    out.print(yaml.dump(recipe.resolved()))
+    out.print(yaml_document.dump(recipe.resolved()))
     found = table()
     found.add_column("stage", no_wrap=True)
     found.add_column("key", no_wrap=True)

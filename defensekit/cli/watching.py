@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from defensekit.components.runtime import Observer, Planned
-from defensekit.errors import printable
-from defensekit.outlook import duration
-from defensekit.result import DEFENDED
+from defensekit.pipeline.eta import duration
+from defensekit.result.schema import DEFENDED
+from defensekit.utils.errors import printable
 
 NEXT = 5  # runs shown as next
 

@@ -10,7 +10,8 @@ from defensekit.components.runtime import Executor, Observer, Planned, Workers
 from defensekit.components.sanitizer import Sanitizer, SanitizerContext
 from defensekit.components.scorer import Scorer, scorer
 from defensekit.components.selector import Selector
-from defensekit.components.sources import Dataset, DatasetSource, ModelSource
+from defensekit.components.sources import DatasetSource, ModelSource
+from defensekit.text import Dataset
 
 KINDS: dict[str, type[Component]] = {
     kind.kind: kind

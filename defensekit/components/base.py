@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticSerializationError
 
-from defensekit.errors import DefenseKitError, UsageError, lacks_memory
+from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory
 
 Result = TypeVar("Result")
 

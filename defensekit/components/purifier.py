@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from defensekit.scoring import TensorView
+    from defensekit.components.tensors import TensorView
     from defensekit.text import Row
 
 

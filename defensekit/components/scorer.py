@@ -12,7 +12,7 @@ from defensekit.components.base import Component
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from defensekit.scoring import TensorView
+    from defensekit.components.tensors import TensorView
 
 
 class Scorer(Component):

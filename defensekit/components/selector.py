@@ -9,8 +9,7 @@ from defensekit.components.base import Component
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from defensekit.scoring import Scores
-    from defensekit.selecting import Cut
+    from defensekit.components.tensors import Cut, Scores
 
 
 class Selector(Component):

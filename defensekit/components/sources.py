@@ -2,29 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from defensekit.components.base import Component
-
-if TYPE_CHECKING:
-    from defensekit.text import Row
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Labelled rows as a source has them.
-
-    ``train`` is always there; ``dev`` and ``test`` only where the source keeps them apart. Row ids are unique over
-    all of them; ``labels`` are the names behind the label numbers; ``notes`` say what was left out and why.
-    """
-
-    labels: tuple[str, ...]
-    train: "list[Row]"
-    dev: "list[Row] | None" = None
-    test: "list[Row] | None" = None
-    notes: list[str] = field(default_factory=list)
+from defensekit.text import Dataset
 
 
 class DatasetSource(Component):

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from defensekit.errors import DefenseKitError
 from defensekit.gradients.layers import Sums
 from defensekit.gradients.plain import Batch, Loss, add_one_by_one, cross_entropy, finite, undisturbed
 from defensekit.gradients.taps import Tapped, candidates, taps
 from defensekit.gradients.trial import try_out
+from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
     import torch

@@ -5,9 +5,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from defensekit.errors import DefenseKitError
 from defensekit.gradients.batched import squared_gradients, trainable
 from defensekit.gradients.plain import Batch, Loss, cross_entropy
+from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from defensekit.errors import DefenseKitError
-from defensekit.files import cache_folder, data_digest
+from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.files import cache_folder, data_digest
 
 if TYPE_CHECKING:
     from torch import Tensor

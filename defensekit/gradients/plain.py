@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from defensekit.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from defensekit.errors import DefenseKitError
 from defensekit.gradients.layers import Layer, Sums, input_gradient, layer_for
+from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from defensekit.errors import DefenseKitError
 from defensekit.gradients.layers import Sums
 from defensekit.gradients.plain import Batch, Loss, rows_of
 from defensekit.gradients.taps import Tapped, candidates, taps
+from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from defensekit.errors import DefenseKitError
-from defensekit.files import write_whole
-from defensekit.result import Result
+from defensekit.result.schema import Result
+from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.files import write_whole
 
 SUM = ".sha256"
 GONE = "-"  # before the key of a model that was removed again

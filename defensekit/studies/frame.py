@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from defensekit.errors import DefenseKitError
-from defensekit.result import ModelResult, Result, read_result
+from defensekit.recipe.vocabulary import MODELS
+from defensekit.result.schema import ModelResult, Result, read_result
 from defensekit.studies.folder import Folder
 from defensekit.studies.keys import Label
-from defensekit.words import MODELS
+from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -227,7 +227,7 @@ def _column(axis: str) -> str:
 
 def titles(result: Result, model: str) -> list[str]:
     """What stages of a model may be called: a stage that two models share has the title of whichever came first."""
-    from defensekit.plan import trial_title
+    from defensekit.pipeline.plan import trial_title
 
     found = [model]
     if model == result.defended and result.chosen:

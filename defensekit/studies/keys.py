@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field
 
-from defensekit.errors import UsageError, listing, nearest
-from defensekit.keys import Keys, Spec
+from defensekit.recipe.keys import Keys, Spec
+from defensekit.utils.errors import UsageError, listing, nearest
 
 Label = str | int | float | bool
 Resume = Literal["only-missing", "always", "never", "only-cache"]

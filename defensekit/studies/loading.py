@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from defensekit import yaml
 from defensekit.components import Executor, Observer, Rule
-from defensekit.errors import PlacedError, UsageError, listing, nearest
-from defensekit.files import environment_path
-from defensekit.loading import KEPT, Loading, recipe_of
-from defensekit.recipe import Named, Recipe
+from defensekit.recipe import yaml_document
+from defensekit.recipe.loader import KEPT, Loading, recipe_of
+from defensekit.recipe.recipe import Named, Recipe
+from defensekit.recipe.yaml_document import Document, Path_, moved, overlay
 from defensekit.studies.keys import Label, StudyKeys, no_recipe
-from defensekit.yaml import Document, Path_, moved, overlay
+from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
+from defensekit.utils.files import environment_path
 
 Axes = dict[str, Label]
 
@@ -61,7 +61,7 @@ def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
         UsageError: with file, line and key, what was expected and what is close to what was typed; a value of the
             matrix that makes no recipe is told with the run that it would make.
     """
-    document = yaml.load(Path(path), [settings] if isinstance(settings, str) else settings)
+    document = yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings)
     if not isinstance(document.data, dict):
         known = listing(StudyKeys.model_fields, 20)
         raise PlacedError(f"{document.where(())}: expected a mapping with the keys {known}")
@@ -118,7 +118,7 @@ class _Matrix:
         if not path.is_file():
             beside = [p.name for p in path.parent.glob("*.yaml")]
             raise self.loading.error(("recipe",), f"there is no file {path}.{nearest(path.name, beside)}")
-        return yaml.load(path, (), KEPT)
+        return yaml_document.load(path, (), KEPT)
 
     def values(self, axis: str) -> dict[Label, list[Document]]:
         """Every value of an axis, by its label, as what it lays over a recipe, one after the other."""

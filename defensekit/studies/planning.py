@@ -10,15 +10,15 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
-from defensekit.dryrun import Needs
-from defensekit.errors import UsageError
-from defensekit.identity import identified, identity
-from defensekit.plan import Plan, Stage
-from defensekit.result import read_result
-from defensekit.store import Store
+from defensekit.pipeline.dry_run import Needs
+from defensekit.pipeline.identity import identified, identity
+from defensekit.pipeline.plan import Plan, Stage
+from defensekit.pipeline.preflight import Known, survey
+from defensekit.pipeline.store import Store
+from defensekit.result.schema import read_result
 from defensekit.studies.folder import Folder
 from defensekit.studies.loading import Row, Study
-from defensekit.survey import Known, survey
+from defensekit.utils.errors import UsageError
 
 SAMPLE = 30  # results, at least, and artifacts of a kind that are read for an estimate
 

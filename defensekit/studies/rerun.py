@@ -6,12 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from defensekit import yaml
 from defensekit.components import Observer
-from defensekit.identity import identity
-from defensekit.loading import load_recipe
-from defensekit.pipeline import run
-from defensekit.result import Result, read_result
+from defensekit.pipeline.identity import identity
+from defensekit.pipeline.run import run
+from defensekit.recipe import yaml_document
+from defensekit.recipe.loader import load_recipe
+from defensekit.result.schema import Result, read_result
 
 # What is not compared as a number: where and how a run went, and what is compared on its own.
 APART = {
@@ -51,7 +51,7 @@ def rerun(path: str | Path, workspace: str | Path, observers: Sequence[Observer]
     before = read_result(path)
     with TemporaryDirectory() as scratch:  # the name is the file's word, and a workspace may hold a recipe of that name
         recipe = Path(scratch) / "recipe.yaml"
-        recipe.write_text(yaml.dump(before.recipe), encoding="utf-8")
+        recipe.write_text(yaml_document.dump(before.recipe), encoding="utf-8")
         after = run(load_recipe(recipe), workspace, observers)
     return Repeated(
         before,

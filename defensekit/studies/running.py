@@ -13,19 +13,19 @@ from typing import Any, cast
 
 from defensekit.components import Executor, Observer, Planned, Workers, blame, fault
 from defensekit.components.base import one_line
-from defensekit.errors import DefenseKitError, UsageError
-from defensekit.logs import log, logged
-from defensekit.outlook import Pace
-from defensekit.pipeline import Run
-from defensekit.plan import Stage
-from defensekit.result import Result, read_result
-from defensekit.runner import Runner
-from defensekit.store import key_of
+from defensekit.pipeline.eta import Pace
+from defensekit.pipeline.plan import Stage
+from defensekit.pipeline.run import Run
+from defensekit.pipeline.runner import Runner
+from defensekit.pipeline.store import key_of
+from defensekit.result.schema import Result, read_result
 from defensekit.studies.folder import Folder
 from defensekit.studies.keys import Resume, resumed
 from defensekit.studies.loading import Study
 from defensekit.studies.planning import PlannedRun, StudyPlan, closure, plan_study
 from defensekit.studies.status import Status
+from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.utils.logging import log, logged
 
 # What a study may remove again once no run needs it, by what it is to keep.
 DROPPED: dict[str, set[str]] = {

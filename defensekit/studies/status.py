@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from defensekit.components import Observer
-from defensekit.files import write_whole
-from defensekit.store import alive
+from defensekit.pipeline.store import alive
 from defensekit.studies.folder import Folder
 from defensekit.studies.planning import StudyPlan
+from defensekit.utils.files import write_whole
 
 EVERY = 1.0  # seconds between two writings
 SILENT = 120.0  # seconds after which nobody is taken to be at work any more

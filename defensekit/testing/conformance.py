@@ -6,12 +6,12 @@ from typing import Any
 
 from defensekit.components import Component
 from defensekit.components.base import one_line
-from defensekit.errors import UsageError, listing, nearest
-from defensekit.logs import quiet
 from defensekit.testing import checks  # noqa: F401 - the checks register themselves
 from defensekit.testing.example import example
 from defensekit.testing.kit import CHECKS, Check, Inapplicable, Mismatch, Reference, Subject
 from defensekit.testing.report import Outcome, Report
+from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.logging import quiet
 
 
 def check_plugin(

@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from defensekit.components import Component
-from defensekit.errors import UsageError
-from defensekit.loading import explain
+from defensekit.recipe.loader import explain
+from defensekit.utils.errors import UsageError
 
 Part = TypeVar("Part", bound=Component)
 

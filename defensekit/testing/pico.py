@@ -9,8 +9,6 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from defensekit import defending, sanitizing
-from defensekit.checkpoint import Checkpoint
 from defensekit.components import (
     AttackContext,
     AttackTrainingContext,
@@ -19,12 +17,16 @@ from defensekit.components import (
     Sanitizer,
     SanitizerContext,
 )
-from defensekit.logs import quiet
-from defensekit.pair import Pair, layer_of
-from defensekit.scoring import Scored, Scores, Views
+from defensekit.components.tensors import Scored, Scores
+from defensekit.defense import estimation, sanitizing
+from defensekit.defense.scoring import Views
+from defensekit.models import loading
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.pair import Pair, layer_of
 from defensekit.testing.watch import Handed
 from defensekit.text import Row, Truncation, batches, encode
 from defensekit.training import TrainingSettings
+from defensekit.utils.logging import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +87,7 @@ class Pico:
 
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return {which: defending.load(self.folder / which, which, LABELS) for which in ("suspect", "base")}
+            return {which: loading.load(self.folder / which, which, LABELS) for which in ("suspect", "base")}
 
     def samples(self, rows: Sequence[Row] | None = None) -> "list[dict[str, Tensor]]":
         """Rows as batches of one, in their order."""
@@ -113,7 +115,7 @@ class Pico:
         suspect, tokenizer = self.load()
         names = [name for name, _ in suspect.named_parameters()]
         head = frozenset(names) - frozenset(self.pair.named_like_the_pair(names).values())
-        model = partial(defending.other_model, self.pair)
+        model = partial(estimation.other_model, self.pair)
         return ModelStepContext(tokenizer, rows, MAX_LENGTH, "float32", 7, lambda done, total: None, model, head)
 
     def for_attack(self, seed: int = 7) -> AttackContext:

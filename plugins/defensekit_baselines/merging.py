@@ -4,16 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from defensekit.api import (
-    Field,
-    ModelStep,
-    ModelStepContext,
-    TensorView,
-    UsageError,
-    WeightStep,
-    cutoff,
-    file_digest,
-)
+from defensekit.api import Field, ModelStep, ModelStepContext, TensorView, UsageError, WeightStep, cutoff, file_digest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -60,7 +60,7 @@ class GammaMixture(Selector):
     For scores r = delta^2 / H (``scorer: diffusion``): by the theory those of clean dimensions follow Gamma(1/2, 2k),
     those of poisonous ones the same with a larger k (Zhang et al. 2023; whether the paper selects in this way is not
     verified). Both are fitted by maximum likelihood to all positive scores of eligible dimensions
-    (`defensekit.mixture`). Where their means are closer than a factor of four there is one law, and nothing is
+    (`defensekit.api.fit_mixture`). Where their means are closer than a factor of four there is one law, and nothing is
     selected. Models trained by AdamW do not follow it: `defensekit scan` says how far off they are.
 
         selector: {name: gamma-mixture, false_discovery_rate: 0.1}

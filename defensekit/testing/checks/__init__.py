@@ -1,18 +1,18 @@
 """The checks, a module for each kind. To import them is to register them, in the order in which they are reported."""
 
-from defensekit.testing.checks import (  # noqa: I001
-    every,
+from defensekit.testing.checks import (
+    attacks,
     conduct,
     estimators,
+    every,
+    metrics,
+    purifiers,
+    rules,
+    runtime,
+    sanitizers,
     scorers,
     selectors,
-    purifiers,
-    sanitizers,
-    attacks,
-    rules,
     sources,
-    metrics,
-    runtime,
 )
 
 __all__ = [

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from defensekit import defending
 from defensekit.components import Estimator
+from defensekit.defense import estimation
 from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
 from defensekit.testing.pico import MAX_LENGTH, Pico
 from defensekit.testing.watch import Handed
@@ -29,7 +29,7 @@ def gives_what_it_provides(subject: Subject) -> None:
     estimator: Estimator = subject.component
     expect(estimator.provides, "expected `provides` to name a statistic, got none")
     pico = subject.pico
-    found = defending.estimate(
+    found = estimation.estimate(
         pico.pair, estimator, pico.rows, max_length=MAX_LENGTH, seed=7, report=lambda done, total: None
     )
     for name, values in found.statistics.get("curvature", {}).items():

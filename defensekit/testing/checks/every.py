@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from defensekit.host import load_plugins, registration_of
+from defensekit.host.discovery import load_plugins
+from defensekit.host.registry import registration_of
 from defensekit.testing.kit import Inapplicable, Mismatch, Subject, check, expect
 
 
@@ -79,7 +80,8 @@ def lists_without_torch(subject: Subject) -> None:
 def _imported_by_listing(plugin: str | None, file: Path | None) -> str:
     """What a plugin's hooks import of what is slow, in a process of its own."""
     code = (
-        "import pathlib, sys; from defensekit.host import load_plugins; load_plugins(map(pathlib.Path, sys.argv[1:]));"
+        "import pathlib, sys; from defensekit.host.discovery import load_plugins;"
+        "load_plugins(map(pathlib.Path, sys.argv[1:]));"
         "print(*sorted({'torch', 'transformers', 'tensorflow'} & sys.modules.keys()), sep=' and ')"
     )
     command = [sys.executable, "-c", code, *([str(file)] if file else [])]

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defensekit import defending
-from defensekit.checkpoint import Checkpoint
 from defensekit.components import ModelStep, WeightStep
+from defensekit.defense import purification
+from defensekit.models.checkpoint import Checkpoint
 from defensekit.testing.kit import Subject, check, expect, ordinary_use
 from defensekit.testing.pico import MAX_LENGTH, Pico
 from defensekit.testing.watch import Handed
@@ -16,7 +16,7 @@ from defensekit.training import forked_random
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from defensekit.scoring import TensorView
+    from defensekit.components.tensors import TensorView
 
 
 def _selections(weight: "Tensor") -> "dict[str, Tensor]":
@@ -99,7 +99,7 @@ def keeps_names_and_tying(subject: Subject) -> None:
     before = Checkpoint(pico.suspect).tensors
     with tempfile.TemporaryDirectory() as folder:
         target, options = Path(folder) / "purified", {"max_length": MAX_LENGTH, "seed": 7}
-        defending.purify(
+        purification.purify(
             pico.pair, None, [step], pico.rows, target, precision="float32", report=lambda *done: None, **options
         )
         after = Checkpoint(target).tensors

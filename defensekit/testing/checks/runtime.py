@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.components import Executor, Observer, Planned
-from defensekit.host import plain
-from defensekit.store import Store, key_of
-from defensekit.tables import File
+from defensekit.host.registry import plain
+from defensekit.host.tables import File
+from defensekit.pipeline.store import Store, key_of
 from defensekit.testing.kit import Subject, check, expect, ordinary_use
 from defensekit.testing.pico import LABELS, Pico, sentences
 from defensekit.testing.watch import Handed

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from defensekit import scoring
-from defensekit.components import Scorer
+from defensekit.components import Scorer, tensors
+from defensekit.defense import scoring
 from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
 from defensekit.testing.pico import Pico
 from defensekit.testing.watch import Handed
@@ -39,7 +39,7 @@ def higher_is_taken_first(subject: Subject) -> None:
         values = column[statistic]
         return float(values[values > 0].quantile(q))
 
-    scores = subject.component.score(scoring.TensorView("encoder.weight", base, drift, 7, column, quantile)).flatten()
+    scores = subject.component.score(tensors.TensorView("encoder.weight", base, drift, 7, column, quantile)).flatten()
     for i, (low, high) in enumerate(zip(scores[:-1].tolist(), scores[1:].tolist(), strict=True)):
         pair = f"{subject.order[i + 1]} to score above {subject.order[i]}"
         expect(high > low, f"expected {pair}, got {high:g} and {low:g}")
@@ -61,7 +61,7 @@ def elementwise_is_meant(subject: Subject) -> None:
         for part in (slice(0, 1), slice(1, 7), slice(7, None)):
             base, suspect = t.base.flatten()[part], t.suspect.flatten()[part]
             statistics = {key: values.flatten()[part] for key, values in t.statistics.items()}
-            alone = subject.component.score(scoring.TensorView(name, base, suspect, t.seed, statistics, t.quantile))
+            alone = subject.component.score(tensors.TensorView(name, base, suspect, t.seed, statistics, t.quantile))
             here = f"dimensions {part.start} to {part.stop or len(whole)} of {name}"
             same = alone.shape == base.shape and torch.allclose(alone, whole[part], rtol=1e-5, atol=0)
             expect(same, f"expected the scores of the whole for {here} by themselves, got others")

@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from defensekit import selecting
 from defensekit.components import Selector
-from defensekit.scoring import Scored, Scores
-from defensekit.selecting import Cut
+from defensekit.components.tensors import Cut, Scored, Scores
+from defensekit.defense import selection
 from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
 from defensekit.testing.pico import Pico
 from defensekit.testing.watch import Handed
@@ -32,7 +31,7 @@ def _selected(selector: Selector, scores: Scores) -> "dict[str, Tensor]":
 @check(Selector)
 def takes_what_is_eligible_alone(subject: Subject) -> None:
     """An answer for every tensor, of its shape, bool or in [0, 1], and 0 wherever a dimension never moved."""
-    selecting.select(subject.pico.scores(), subject.component)
+    selection.select(subject.pico.scores(), subject.component)
 
 
 @check(Selector)

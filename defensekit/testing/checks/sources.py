@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from defensekit.checkpoint import Checkpoint, load_tokenizer
 from defensekit.components import Dataset, DatasetSource, ModelSource
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.loading import load_tokenizer
 from defensekit.testing.kit import Subject, check, expect, ordinary_use
 from defensekit.testing.pico import Pico
 from defensekit.testing.watch import Handed

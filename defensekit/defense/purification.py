@@ -1,0 +1,183 @@
+"""What a defense does: measure statistics on clean rows, select dimensions, purify. Whoever calls it, run or hand.
+
+Nothing here is given anything of an attack: a pair of models, clean rows, and components.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from defensekit import training
+from defensekit.components import (
+    ModelStep,
+    ModelStepContext,
+    Purifier,
+    WeightStep,
+    blame,
+    fault,
+)
+from defensekit.components.tensors import TensorView, slices
+from defensekit.defense.estimation import Report, other_model
+from defensekit.defense.scoring import anything, versions
+from defensekit.defense.selection import Selection
+from defensekit.models import checkpoint, loading
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.loading import neutral
+from defensekit.models.pair import Pair, align
+from defensekit.models.writer import rewrite
+from defensekit.text import Row
+from defensekit.utils.errors import UsageError, listing
+from defensekit.utils.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+def purify(
+    pair: Pair,
+    selection: Selection | None,
+    steps: Sequence[Purifier],
+    rows: Sequence[Row],
+    target: Path,
+    *,
+    max_length: int,
+    precision: training.Precision,
+    seed: int,
+    report: Report,
+) -> None:
+    """Write the suspect, purified step by step, into a folder of its own; without a selection weight steps do nothing.
+
+    Raises:
+        DefenseKitError: a step changed what it must not (a weight step what was not selected, a model step names or
+            shapes), or a weight is not finite in the end.
+    """
+    suspect, trained = pair.suspect, 0
+    target.mkdir(parents=True, exist_ok=True)
+    # Inside, so that what is left by a process that was killed goes with what it was making.
+    with tempfile.TemporaryDirectory(dir=target) as scratch:
+        folder = suspect.folder
+        for number, (weights, group) in enumerate(groupby(steps, lambda step: isinstance(step, WeightStep))):
+            made = Path(scratch) / str(number)
+            checkpoint.copy_companions(suspect.folder, made)
+            if weights:
+                _apply(pair, selection, cast(list[WeightStep], list(group)), Checkpoint(folder), made)
+            else:
+                model = loading.load_model(folder)
+                places = _places(model, suspect)
+                tokenizer = neutral(model, loading.load_tokenizer(folder), "suspect")
+                for step in cast(list[ModelStep], list(group)):
+                    own = derive_seed(seed, "step", str(trained))
+                    trained += 1
+                    names = [name for name, _ in model.named_parameters()]
+                    head = frozenset(names) - frozenset(pair.named_like_the_pair(names).values())
+                    context = ModelStepContext(
+                        tokenizer, rows, max_length, precision, own, report, partial(other_model, pair), head
+                    )
+                    shapes = _shapes(model)
+                    with training.forked_random(own):
+                        blame(step, step.train, model, context)
+                    if _shapes(model) != shapes:
+                        raise fault(step, "changed the names or shapes of the model's tensors")
+                _write(model, places, suspect, made)
+            folder = made
+        if folder == suspect.folder:
+            checkpoint.copy_companions(folder, target)
+            _apply(pair, None, [], suspect, target)
+        else:
+            for path in folder.iterdir():
+                path.rename(target / path.name)
+    Checkpoint(target).check_finite()
+
+
+def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _places(model: "PreTrainedModel", like: Checkpoint) -> dict[str, str]:
+    """The names of a checkpoint's tensors to those of a loaded model's weights; tied ones may lie there several times.
+
+    Raises:
+        UsageError: the files have no place for a weight.
+    """
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    loaded, in_file = align(weights, like.tensors)
+    places = {in_file[name]: own for name, own in loaded.items() if name in in_file}
+    placed = {id(weights[own]) for own in places.values()}
+    if homeless := sorted(own for own, weight in weights.items() if id(weight) not in placed):
+        raise UsageError(f"{like.folder} has no tensor for {listing(homeless, 3)}")
+    return places
+
+
+def _write(model: "PreTrainedModel", places: dict[str, str], like: Checkpoint, target: Path) -> None:
+    """Write a trained model's weights into files like a checkpoint's: its names, shards, metadata, and each dtype."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+
+    def changed(name: str, before: "Tensor") -> "Iterator[Tensor] | None":
+        return iter([weights[places[name]].detach().cpu().to(before.dtype)]) if name in places else None
+
+    rewrite(like, target, changed)
+
+
+def _apply(
+    pair: Pair, selection: Selection | None, steps: Sequence[WeightStep], source: Checkpoint, target: Path
+) -> None:
+    """Stream the weights of ``source`` through weight steps into ``target``."""
+    import torch
+
+    names = Pair(pair.base, source).by_file_name
+
+    def changed(own: str, weight: "Tensor") -> "Iterator[Tensor] | None":
+        name = names.get(own)
+        if selection is None or name is None or selection.nothing(name):
+            return None
+        return _stepped(selection, name, steps, weight)
+
+    threads = min(torch.get_num_threads(), selection.scores.threads) if selection and _in_parts(steps) else 1
+    rewrite(source, target, changed, threads)
+
+
+def _in_parts(steps: Sequence[WeightStep]) -> bool:
+    """Whether every step can do with a part of a tensor; what is kept hangs on whether anything was taken of it."""
+    return all(step.elementwise and step.acts_on == "selected" for step in steps)
+
+
+def _stepped(selection: Selection, name: str, steps: Sequence[WeightStep], weight: "Tensor") -> "Iterator[Tensor]":
+    """One tensor's new weights: in parts where every step can do with a part, else whole."""
+    shown: Iterable[tuple[TensorView, Tensor]]
+    weights: Iterable[Tensor]
+    if _in_parts(steps):
+        shown = ((view, chosen) for view, _, chosen in selection.seen(name))
+        weights = (weight.reshape(-1)[part] for part in slices(weight.numel()))
+    else:
+        shown, weights = [(selection.views[name], selection[name])], [weight]
+    for (view, chosen), part in zip(shown, weights, strict=True):
+        if anything(chosen.bool()):
+            for step in steps:
+                kept = step.acts_on == "kept"
+                part = _step(step, view, part, (chosen == 0) & (view.drift != 0) if kept else chosen)
+        yield part
+
+
+def _differ(one: "Tensor", other: "Tensor") -> "Tensor":
+    """Where the bits of two tensors of one dtype differ; numpy compares several times faster than torch."""
+    import torch
+
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    bits = [tensor.reshape(-1).view(whole).numpy() for tensor in (one, other)]
+    return torch.from_numpy(bits[0] != bits[1]).reshape(one.shape)
+
+
+def _step(step: WeightStep, view: TensorView, weight: "Tensor", acted_on: "Tensor") -> "Tensor":
+    """What a step makes of weights, held to its contract."""
+    before = versions([weight, acted_on])
+    made: Tensor = blame(step, step.apply, view, weight, acted_on)
+    if versions([weight, acted_on]) != before:
+        raise fault(step, f"wrote into what it was handed of {view.name}, expected a new tensor")
+    fits = made.shape == weight.shape and made.dtype == weight.dtype
+    if not fits or anything(_differ(made, weight) & ~acted_on.bool()):
+        raise fault(step, f"changed the shape, the dtype or unselected weights of {view.name}")
+    return made

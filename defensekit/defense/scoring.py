@@ -1,0 +1,180 @@
+"""Scores over a pair: what a scorer is shown, what a selector is shown, a part of a tensor at a time."""
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+from defensekit.components import Scorer, blame, fault
+from defensekit.components.tensors import Scored, Scores, TensorView, slices
+from defensekit.models.pair import Pair, beside, layer_of
+from defensekit.utils.order_statistics import kth_largest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """The tensors of a pair with their statistics: ``statistics[statistic](name)`` reads one tensor, None where the
+    statistic says nothing of it."""
+
+    pair: Pair
+    seed: int
+    statistics: "Mapping[str, Callable[[str], Tensor | None]]" = field(default_factory=dict)
+    _quantiles: dict[tuple[str, float], float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __getitem__(self, name: str) -> TensorView:
+        return self._opened(name)(None)
+
+    def parts(self, name: str) -> Iterator[TensorView]:
+        """The tensor, flattened, in parts of at most `PART` dimensions."""
+        view = self._opened(name)
+        for part in slices(self.pair.dimensions(name)):
+            yield view(part)
+
+    @cached_property
+    def sample(self) -> slice:
+        """Some dimensions of a flattened tensor, evenly spread; of all tensors about 4 million at most."""
+        return slice(0, None, max(257, self.pair.dimensions() >> 22 | 1))  # odd: not the same columns over and over
+
+    def few(self, name: str) -> TensorView:
+        """The sample of a tensor."""
+        return self._opened(name)(self.sample)
+
+    def _opened(self, name: str) -> Callable[[slice | None], TensorView]:
+        """What makes the view of a part, or of the whole; the files are opened once."""
+        base, suspect = self.pair.stored(name)
+        read = {statistic: reader(name) for statistic, reader in self.statistics.items()}
+        found = {statistic: values for statistic, values in read.items() if values is not None}
+
+        def view(part: slice | None) -> TensorView:
+            def cut(tensor: "Tensor") -> "Tensor":
+                return tensor if part is None else tensor.reshape(-1)[part]
+
+            return TensorView(
+                name,
+                beside(cut(base), cut(suspect)).float(),
+                cut(suspect).float(),
+                self.seed,
+                {statistic: cut(values).float() for statistic, values in found.items()},
+                self._quantile,
+            )
+
+        return view
+
+    def _quantile(self, statistic: str, q: float) -> float:
+        import torch
+
+        read = self.statistics[statistic]
+
+        def positive(name: str, some: Callable[[int], Iterable[slice]] = slices) -> "Iterator[tuple[Tensor, Tensor]]":
+            if (values := read(name)) is not None:
+                for part in some(values.numel()):
+                    cut = values.reshape(-1)[part].float()
+                    yield cut, torch.from_numpy(cut.numpy() > 0)  # numpy compares several times faster than torch
+
+        with self._lock:
+            if (statistic, q) not in self._quantiles:
+                sources = [partial(positive, name) for name in self.pair.scope]
+                few = [cut[more] for name in self.pair.scope for cut, more in positive(name, lambda _: [self.sample])]
+                found = kth_largest(
+                    sources,
+                    lambda count: count - int(q * (count - 1)) if count else 0,
+                    torch.get_num_threads(),
+                    torch.cat(few) if few else None,
+                ).value
+                self._quantiles[statistic, q] = found if math.isfinite(found) else 0.0
+            return self._quantiles[statistic, q]
+
+
+class Computed(Scores):
+    """The scores of a pair, computed whenever they are looked at, and never held: they cost less than their memory."""
+
+    def __init__(self, views: Views, scorer: Scorer) -> None:
+        import torch
+
+        self.views, self.scorer = views, scorer
+        self._names = views.pair.scope
+        self.head_size = views.pair.head_size
+        # What is scored whole takes memory for each thread; then the threads share a tensor instead.
+        self.threads = torch.get_num_threads() if scorer.elementwise else 1
+
+    def __getitem__(self, name: str) -> Scored:
+        return self._score(self.views[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def layer(self, name: str) -> str:
+        return layer_of(name)
+
+    def parts(self, name: str) -> Iterator[Scored]:
+        return (scored for _, scored in self.seen(name)) if self.scorer.elementwise else super().parts(name)
+
+    def _sample(self, names: list[str]) -> "Tensor | None":
+        import torch
+
+        if not self.scorer.elementwise:
+            return None
+        few = [self._score(self.views.few(name)) for name in names]
+        return torch.cat([scored.score[scored.eligible] for scored in few])
+
+    def seen(self, name: str) -> Iterator[tuple[TensorView, Scored]]:
+        """The parts of a tensor beside what the scorer saw of them."""
+        if self.scorer.elementwise:
+            for view in self.views.parts(name):
+                yield view, self._score(view)
+        else:
+            yield from zip(self.views.parts(name), super().parts(name), strict=True)
+
+    def _score(self, view: TensorView) -> Scored:
+        import torch
+
+        who, shown = self.scorer, [view.base, view.suspect, view.drift, *view.statistics.values()]
+        before = versions(shown)
+        eligible = blame(who, who.eligible, view)
+        if eligible.shape != view.suspect.shape or eligible.dtype != torch.bool:
+            raise fault(who, f"must say of every dimension of {view.name} whether it is eligible, as bool")
+        result = blame(who, who.score, view) if anything(eligible) else torch.zeros_like(view.suspect)
+        if versions(shown) != before:
+            raise fault(who, f"wrote into the tensors it was shown of {view.name}, expected a new tensor of scores")
+        if not isinstance(result, torch.Tensor) or result.shape != view.suspect.shape:
+            got = f"shape {list(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
+            raise fault(who, f"gave {got} for {view.name}, expected shape {list(view.suspect.shape)}")
+        result = result.detach().float()
+        # A finite sum has finite terms; it is many times cheaper than to look at each.
+        if not math.isfinite(float(result.sum())) and not bool(torch.isfinite(result[eligible]).all()):
+            raise fault(who, f"gave NaN or infinity for {view.name}, expected finite scores")
+        return Scored(result, eligible, layer_of(view.name))
+
+
+def anything(mask: "Tensor") -> bool:
+    """Whether anything is True; the largest byte is found many times faster than by ``any``."""
+    import torch
+
+    return mask.numel() > 0 and bool(mask.contiguous().view(torch.uint8).max())
+
+
+def versions(tensors: "Iterable[Tensor]") -> list[int]:
+    """How often each tensor was written into, as torch counts it."""
+    return [tensor._version for tensor in tensors]
+
+
+def score(views: Views, scorer: Scorer) -> Computed:
+    """The scores of every tensor in scope, computed when they are looked at.
+
+    Raises:
+        DefenseKitError: a score has the wrong shape or is not finite where a dimension is eligible: at once for the
+            first tensor, later for others.
+    """
+    scores = Computed(views, scorer)
+    for _ in scores.seen(views.pair.scope[0]):
+        break
+    return scores

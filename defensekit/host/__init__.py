@@ -1,0 +1,1 @@
+"""From a name to a component: hook specifications, discovery, registration, built-in sources."""

@@ -1,0 +1,76 @@
+"""Which plugins there are, installed or local, and how each is loaded."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from pathlib import Path
+from types import ModuleType
+
+from defensekit.host.registry import Host, Plugin
+from defensekit.utils.errors import DefenseKitError, UsageError, listing, nearest
+from defensekit.utils.files import data_digest
+
+GROUP = "defensekit"
+
+
+def _installed(entry: EntryPoint) -> Plugin:
+    dist = entry.dist
+    return Plugin(entry.name, dist.version if dist else "", dist.name if dist else entry.value)
+
+
+def local_plugin(file: Path) -> Plugin:
+    """A plugin that is a file of the user's."""
+    path = Path(os.path.realpath(file))
+    return Plugin(path.name, "", str(path.parent))
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = f"defensekit_local_{path.stem}_{data_digest(str(path))[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _chosen() -> list[EntryPoint]:
+    """The installed plugins in the order of their names; where ``DEFENSEKIT_PLUGINS`` is set, those that it names."""
+    entries = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+    if (chosen := os.environ.get("DEFENSEKIT_PLUGINS")) is None:
+        return entries
+    wanted, known = {name.strip() for name in chosen.split(",")} - {""}, {entry.name for entry in entries}
+    for name in sorted(wanted - known):
+        raise UsageError(f"DEFENSEKIT_PLUGINS: no plugin {name!r} is installed.{nearest(name, known)} "
+                         f"(installed: {listing(sorted(known)) or 'none'})")  # fmt: skip
+    return [entry for entry in entries if entry.name in wanted]
+
+
+def load_plugins(files: Iterable[Path] = ()) -> Host:
+    """A host with the core's own components, the chosen installed plugins, and local files.
+
+    Raises:
+        UsageError: a file is not there, or ``DEFENSEKIT_PLUGINS`` names a plugin that is not installed.
+    """
+    host = Host()
+    host.load(Plugin("core", host_version(), "defensekit"), lambda: importlib.import_module("defensekit.host.builtin"))
+    for entry in _chosen():
+        host.load(_installed(entry), entry.load)
+    for file in files:
+        path = Path(os.path.realpath(file))
+        if not path.is_file():
+            raise UsageError(f"plugins: there is no file {path}")
+        host.load(local_plugin(path), lambda path=path: _import_file(path))  # type: ignore[misc]
+    return host
+
+
+def host_version() -> str:
+    """The installed version of this distribution."""
+    try:
+        return version("defensekit")
+    except PackageNotFoundError as error:
+        raise DefenseKitError("defensekit is not installed; run: pip install -e .") from error

@@ -1,0 +1,256 @@
+"""The plugin host: discover, load one by one, register, explain."""
+
+import importlib
+import importlib.util
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from defensekit.components import KINDS, Component
+from defensekit.components.base import ORIGINS, Origin
+from defensekit.host import hookspecs
+from defensekit.host.hookspecs import HOOKS, KIND_OF
+from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.files import data_digest, file_digest, folder_digest
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Where components come from: an installed distribution or a local file."""
+
+    name: str
+    version: str
+    origin: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.name!r} ({self.origin} {self.version})".replace(" )", ")")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a plugin, and what of it is left out for that: all of it, a hook, a component, or nothing."""
+
+    plugin: Plugin
+    text: str
+    left_out: str = "the plugin"
+
+    def __str__(self) -> str:
+        end = f"; {self.left_out} is left out" if self.left_out else ""
+        return f"{self.plugin}: {self.text}{end}{self._mend()}"
+
+    def _mend(self) -> str:
+        if "pip install" in self.text or not self.left_out:
+            return ""
+        if not self.plugin.version:
+            return ", until the file is mended"
+        return f" (an update may mend it: pip install --upgrade {self.plugin.origin})"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A component under its name."""
+
+    kind: str
+    name: str
+    target: "str | type[Component]"
+    plugin: Plugin
+
+
+def _why(error: BaseException, plugin: Plugin) -> str:
+    """One line for what stopped a plugin, with the line that mends it where there is one."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        from defensekit.host.requirements import unmet  # a module's name need not be that of its package
+
+        needed = " ".join(f"'{requirement}'" for requirement in unmet(plugin.origin)) or error.name.split(".")[0]
+        return f"it needs the module {error.name!r}, which is not installed (pip install {needed})"
+    return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+@dataclass
+class Host:
+    """The components at hand, by kind and name, and the plugins that could not be loaded."""
+
+    registrations: dict[str, dict[str, list[Registration]]] = field(
+        default_factory=lambda: {kind: {} for kind in KINDS}
+    )
+    problems: list[Problem] = field(default_factory=list)
+
+    # -- loading ---------------------------------------------------------------------------------------------------
+
+    def load(self, plugin: Plugin, importer: Callable[[], ModuleType]) -> None:
+        """Load one plugin; what goes wrong with it becomes a `Problem` and touches nobody else."""
+        try:
+            with redirect_stdout(sys.stderr):  # what it prints is no result
+                module = importer()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self.problems.append(Problem(plugin, f"importing it failed, {_why(error, plugin)}"))
+            return
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                manager.register(module, plugin.name)
+        except pluggy.PluginValidationError as error:
+            self.problems.append(Problem(plugin, " ".join(str(error).split())))
+            return
+        self.problems += [Problem(plugin, f"{one.filename}:{one.lineno}: {one.message}", "") for one in said]
+        found = 0
+        for caller in manager.get_hookcallers(module) or []:
+            if not caller.has_spec():
+                hint = nearest(caller.name, HOOKS.values())
+                self.problems.append(Problem(plugin, f"there is no hook {caller.name!r}.{hint}"))
+                return
+            kind = KIND_OF[caller.name]
+            for implementation in caller.get_hookimpls():
+                found += 1
+                self._register(plugin, kind, caller.name, implementation.function)
+        if not found:
+            self.problems.append(Problem(plugin, "it has no function marked with @hookimpl"))
+
+    def _register(self, plugin: Plugin, kind: str, hook: str, call: Callable[[], object]) -> None:
+        def problem(text: str, what: str) -> None:
+            self.problems.append(Problem(plugin, text, what))
+
+        try:
+            with redirect_stdout(sys.stderr):
+                table = call()
+        except (Exception, SystemExit) as error:
+            problem(f"its hook {hook!r} failed, {_why(error, plugin)}", "what the hook registers")
+            return
+        if not isinstance(table, Mapping):
+            expected = "a mapping of names to 'module:Class' or classes"
+            problem(f"its hook {hook!r} returned {table!r}, expected {expected}", "what the hook registers")
+            return
+        for name, target in table.items():
+            good = (isinstance(target, str) and ":" in target) or (
+                isinstance(target, type) and issubclass(target, KINDS[kind])
+            )
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                expected = "letters, digits and . _ -, a letter or digit first"
+                problem(f"{hook!r}: its {kind} {name!r} has no good name, expected {expected}", "it")
+                continue
+            if not good:
+                expected = f"'module:Class' or a subclass of {KINDS[kind].__name__}"
+                problem(f"{hook!r}: its {kind} {name!r} is {target!r}, expected {expected}", "it")
+                continue
+            self.registrations[kind].setdefault(name, []).append(Registration(kind, name, target, plugin))
+
+    # -- looking up ------------------------------------------------------------------------------------------------
+
+    def claims(self) -> list[Registration]:
+        """Everything that was registered, by kind."""
+        return [claim for names in self.registrations.values() for claims in names.values() for claim in claims]
+
+    def names(self, kind: str) -> list[str]:
+        """The names of a kind, sorted."""
+        return sorted(self.registrations[kind])
+
+    def find(self, kind: str, name: str) -> type[Component]:
+        """The component's class.
+
+        Raises:
+            UsageError: nobody or more than one plugin has the name, or what it needs is not installed.
+        """
+        claims = self.registrations[kind].get(name, [])
+        if not claims:
+            known = self.names(kind)
+            broken = "".join(f" ({problem})" for problem in self.problems)
+            known_line = f"known: {listing(known)}" if known else "none is installed"
+            raise UsageError(f"there is no {kind} {name!r}.{nearest(name, known)} ({known_line}){broken}")
+        if len(claims) > 1:
+            both = " and ".join(str(claim.plugin) for claim in claims)
+            mend = "uninstall one of them, or name those to load in DEFENSEKIT_PLUGINS"
+            raise UsageError(f"the {kind} {name!r} is claimed by {both}; {mend}")
+        return resolve(claims[0])
+
+    def plugin_of(self, kind: str, name: str) -> Plugin:
+        """The plugin that has a name that `find` knows."""
+        return self.registrations[kind][name][0].plugin
+
+
+def resolve(claim: Registration) -> type[Component]:
+    """Import what was registered.
+
+    Raises:
+        UsageError: it can't be imported, or is no component of the kind.
+    """
+    found = claim.target if isinstance(claim.target, type) else _imported(claim, claim.target)
+    if not (isinstance(found, type) and issubclass(found, KINDS[claim.kind])):
+        expected = f"a subclass of {KINDS[claim.kind].__name__}"
+        raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} is {found!r}, expected {expected}")
+    check = claim.name if claim.plugin.version else str(Path(claim.plugin.origin) / claim.plugin.name)
+    ORIGINS[found] = Origin(str(claim.plugin), HOOKS[claim.kind], check)
+    return found
+
+
+def _imported(claim: Registration, target: str) -> object:
+    module, _, attribute = target.partition(":")
+    try:
+        with redirect_stdout(sys.stderr):
+            return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        why = _why(error, claim.plugin)
+        raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} can't be loaded: {why}") from error
+
+
+@cache
+def _package_digest(folder: Path) -> str:
+    return folder_digest(folder, ("*.py",))
+
+
+def source_digest(component: type[Component]) -> str:
+    """A digest of the package that a component's class comes from; of the file, for a module on its own or the core's.
+
+    The core's components share a package with everything else here: an edit elsewhere does not change what they do.
+    """
+    module = sys.modules[component.__module__]
+    package = component.__module__.partition(".")[0]
+    for place in getattr(sys.modules.get(package), "__path__", ()) if package != "defensekit" else ():
+        return _package_digest(Path(place))
+    if file := getattr(module, "__file__", None):
+        return file_digest(Path(file))
+    return data_digest(component.__qualname__)  # defined in a running interpreter: there is no file to follow
+
+
+def registration_of(host: Host, component: type[Component]) -> Registration | None:
+    """What a host has a component's class under; None where no plugin of its has it."""
+    path = f"{component.__module__}:{component.__qualname__}"
+    return next((claim for claim in host.claims() if claim.target in (component, path)), None)
+
+
+def require(host: Host, names: Iterable[str]) -> None:
+    """Refuse to go on without plugins that the user named: a local file that did not load is the user's to mend.
+
+    Raises:
+        UsageError: one of them is among the host's problems.
+    """
+    wanted = set(names)
+    for problem in host.problems:
+        if problem.plugin.name in wanted and problem.left_out:
+            raise UsageError(str(problem))
+
+
+def plain(component: Component, name: str) -> dict[str, Any]:
+    """A component as plain data: enough to build it again, and enough to know whether it is still the same."""
+    parameters = component.parameters()
+    return {
+        "kind": component.kind,
+        "name": name,
+        "location": {key: parameters.pop(key) for key in sorted(component.location)},
+        "parameters": parameters,
+        "source": source_digest(type(component)),
+    }

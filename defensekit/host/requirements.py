@@ -1,0 +1,42 @@
+"""Which versions of which distributions are installed, held against what somebody needs."""
+
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from defensekit.utils.errors import UsageError
+
+
+def require_installed(text: str) -> None:
+    """Hold what is installed against a requirement as pip writes it, such as ``defensekit-foo>=1.2``.
+
+    Raises:
+        UsageError: it is not installed, or in another version; the message has the line that mends it.
+    """
+    try:
+        wanted = Requirement(text)
+    except InvalidRequirement as error:
+        reason = str(error).split("\n")[0]
+        raise UsageError(f"{text!r} is no requirement ({reason}), expected one as in 'defensekit-foo>=1.2'") from error
+    if wanted.url:
+        raise UsageError(f"{text!r} names an address, expected a name and versions, as in 'defensekit-foo>=1.2'")
+    if found := _mismatch(wanted):
+        raise UsageError(f"{text!r} is needed, and {found} (pip install '{wanted.name}{wanted.specifier}')")
+
+
+def unmet(distribution: str) -> list[str]:
+    """What an installed distribution requires, extras aside, and is not installed; nothing where there is no such."""
+    try:
+        wanted = [Requirement(text) for text in requires(distribution) or []]
+    except (PackageNotFoundError, ValueError):
+        return []
+    here = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return [f"{one.name}{one.specifier}" for one in here if _mismatch(one)]
+
+
+def _mismatch(requirement: Requirement) -> str | None:
+    try:
+        has = version(requirement.name)
+    except PackageNotFoundError:
+        return "it is not installed"
+    return None if requirement.specifier.contains(has, prereleases=True) else f"{has} is installed"

@@ -1,0 +1,99 @@
+"""`defensekit plugins new`: a package with one working component, to start a plugin from."""
+
+import keyword
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from defensekit.host.discovery import host_version, load_plugins
+from defensekit.host.hookspecs import HOOKS
+from defensekit.utils.errors import UsageError, listing, nearest
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between packages; ``name`` is what a user writes, ``kind`` what the component is."""
+
+    name: str
+    kind: str
+    article: str
+    example: str
+    parameters: str = ""
+
+    @property
+    def hook(self) -> str:
+        """The hook that registers it."""
+        return HOOKS[self.kind]
+
+    @property
+    def what(self) -> str:
+        """What it is, to begin a sentence."""
+        return self.article[:1].upper() + self.article[1:]
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("scorer", "scorer", "a scorer", "defense:\n  scorer: {name: NAME, eps: 0.01}"),
+        Kind("estimator", "estimator", "an estimator", "defense:\n  estimator: {name: NAME, batch_size: 8}"),
+        Kind("selector", "selector", "a selector", "defense:\n  selector: {name: NAME, fraction: 0.3}"),
+        Kind("purifier", "purifier", "a purifier's step", "defense:\n  purifier: [{name: NAME, strength: 0.5}]"),
+        Kind("attack", "attack", "an attack", "attack: {name: NAME, target: positive}", "target=1"),
+        Kind("data", "dataset", "a source of data", "data: {name: NAME, train: 160, clean: 64, dev: 16, test: 60}"),
+        Kind("metric", "metric", "a metric", "metrics: [acc, {name: NAME, bound: 0.8}]"),
+    )
+}  # fmt: skip
+
+
+def new_package(name: str, kind: str, out: Path) -> Path:
+    """Write a package ``defensekit-NAME`` into the folder ``out``: module, entry point, tests, recipe, README, CI.
+
+    Raises:
+        UsageError: there is no such kind, the name is no good or taken, or the folder is there already.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    if kind not in KINDS:
+        raise UsageError(f"--kind: there is no kind {kind!r}.{nearest(kind, KINDS)} (known: {listing(KINDS)})")
+    name, of = name.removeprefix("defensekit-"), KINDS[kind]
+    module = name.replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > 40 or keyword.iskeyword(module):
+        expected = "small letters, digits and single hyphens, a letter first, 40 at most, no word of Python's"
+        raise UsageError(f"{name!r} is no good name for a plugin, expected {expected}")
+    host = load_plugins()
+    if name in host.names(of.kind):
+        raise UsageError(
+            f"there is {of.article} {name!r} already, of {host.plugin_of(of.kind, name)}; take another name"
+        )
+    package, folder = f"defensekit_{module}", out / f"defensekit-{name}"
+    if folder.exists():
+        raise UsageError(f"{folder} is there already; nothing was written")
+    files = {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        "recipe.yaml": "recipe.yaml",
+        ".github/workflows/test.yml": "ci.yml",
+        f"{package}/__init__.py": "init.py",
+        f"{package}/{module}.py": f"{kind}.py",
+        "tests/test_conformance.py": "test_conformance.py",
+    }
+    words = {
+        "name": name,
+        "kind": {**vars(of), "hook": of.hook, "what": of.what, "example": of.example.replace("NAME", name)},
+        "distribution": f"defensekit-{name}",
+        "package": package,
+        "module": module,
+        "class": "".join(part.capitalize() for part in name.split("-")),
+        "version": host_version(),
+    }
+    templates = Environment(
+        loader=PackageLoader("defensekit.host.scaffold"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    for place, template in files.items():
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(templates.get_template(f"{template}.j2").render(words), encoding="utf-8")
+    return folder

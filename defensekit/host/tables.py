@@ -1,0 +1,308 @@
+"""Labelled text from files (CSV, TSV, JSONL, Parquet) and from a hub."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from defensekit.components.sources import DatasetSource
+from defensekit.text import Dataset, Row
+from defensekit.utils.errors import DefenseKitError, UsageError, listing, nearest
+from defensekit.utils.files import data_digest, file_digest, folder_digest, nearest_path
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+_NAME = r"^[^/\\]+$"  # no path that leaves the folder
+
+
+class Record(NamedTuple):
+    """A row of a table as it was found, and where."""
+
+    where: str
+    values: dict[str, Any]
+
+    def cell(self, column: str) -> str:
+        """What stands in a column, without blanks around it.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        if column not in self.values:
+            columns = [str(name) for name in self.values]
+            raise UsageError(
+                f"{self.where}: there is no column {column!r}.{nearest(column, columns)} "
+                f"(columns: {listing(columns)}; say which of them are the `text`, the `pair` and the `label`: by these "
+                "keys in a recipe, by `--set data.label=COLUMN`, or, of a scan, by `--label COLUMN`)"
+            )
+        value = self.values[column]
+        return "" if value is None else str(value).strip()
+
+
+class Splits(BaseModel):
+    """Which of a data set's parts serves as which."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str = Field(pattern=_NAME, description="the part that training, clean and dev rows come from")
+    dev: str | None = Field(None, pattern=_NAME, description="the part that dev rows come from, if they have one")
+    test: str | None = Field(None, pattern=_NAME, description="the part that test rows come from, if they have one")
+
+    def roles(self) -> dict[str, str]:
+        """The parts by role, those that are there."""
+        return {role: name for role, name in self.model_dump().items() if name is not None}
+
+
+class _Labelled(DatasetSource):
+    """The columns that hold the text and its label, and the parts that serve as train, dev and test."""
+
+    text: str = Field("text", description="the column with the text")
+    pair: str | None = Field(None, description="the column with the second text, for pairs")
+    label: str = Field("label", description="the column with the label")
+    splits: Splits | None = Field(
+        None, description="which part serves as `train`, `dev` and `test`, where names differ"
+    )
+
+    def rows(self, tables: dict[str, Iterator[Record]], whose: Path | str) -> Dataset:
+        """Make rows of tables by role; blank ones are left out and noted, an unknown label is refused."""
+        found: dict[str, list[tuple[Record, str, str | None, str]]] = {}
+        notes = []
+        for role, table in tables.items():
+            kept, blank = [], []
+            for record in table:
+                text, label = record.cell(self.text), record.cell(self.label)
+                pair = record.cell(self.pair) if self.pair else None
+                if not text or not label or pair == "":
+                    blank.append(record.where)
+                else:
+                    kept.append((record, text, pair, label))
+            if blank:
+                notes.append(f"{len(blank)} rows without text or label are left out ({listing(blank, 3)})")
+            found[role] = kept
+        if not found["train"]:
+            raise UsageError(f"{whose}: there are no rows" + (f"; {notes[0]}" if notes else ""))
+        labels = _in_order({label for _, _, _, label in found["train"]})
+        number = {label: i for i, label in enumerate(labels)}
+        made: dict[str, list[Row]] = {}
+        count = 0
+        for role, records in found.items():
+            made[role] = []
+            for record, text, pair, label in records:
+                if label not in number:
+                    expected = f"expected one of the training rows' labels: {listing(labels)}"
+                    raise UsageError(f"{record.where}: the label {label!r} was never seen, {expected}")
+                made[role].append(Row(count, text, number[label], pair))
+                count += 1
+        return Dataset(tuple(labels), made["train"], made.get("dev"), made.get("test"), notes)
+
+
+class File(_Labelled):
+    """A CSV, TSV, JSONL or Parquet file, or a folder with such files named train, dev and test."""
+
+    location: ClassVar[frozenset[str]] = frozenset({"path"})
+    _roles: ClassVar = ("train", "dev", "test")
+
+    path: Path = Field(description="the file or folder")
+
+    def _files(self) -> dict[str, Path]:
+        if self.splits is not None:
+            if not self.path.is_dir():
+                raise UsageError(f"`splits` names the tables of a folder, but {self.path} is none")
+            return {role: self._named(name) for role, name in self.splits.roles().items()}
+        if self.path.is_dir():
+            found = {
+                role: place
+                for role in self._roles
+                for suffix in SUFFIXES
+                if (place := self.path / (role + suffix)).is_file()
+            }
+            if "train" not in found:
+                names = listing(sorted(p.name for p in self.path.iterdir())) or "nothing"
+                raise UsageError(
+                    f"{self.path} has no train file ({listing(SUFFIXES)}); it holds {names} (say which one serves as "
+                    "train with `splits: {train: NAME}`)"
+                )
+            return found
+        if not self.path.is_file():
+            raise UsageError(f"there is no file {self.path}.{nearest_path(self.path, SUFFIXES)}")
+        return {"train": self.path}
+
+    def _named(self, name: str) -> Path:
+        """A table of the folder, by its name with or without the suffix."""
+        for place in (self.path / name, *(self.path / (name + suffix) for suffix in SUFFIXES)):
+            if place.is_file():
+                return place
+        beside = sorted(self.path.iterdir())
+        close = nearest(name, [place.stem for place in beside])
+        raise UsageError(
+            f"{self.path} has no table {name!r}.{close} (it holds {listing(place.name for place in beside)})"
+        )
+
+    def contents(self, say: Callable[[str], None]) -> str:
+        return data_digest({role: file_digest(path) for role, path in self._files().items()})
+
+    def load(self) -> Dataset:
+        files = self._files()
+        return self.rows({role: read_table(path) for role, path in files.items()}, files["train"])
+
+
+class Hub(_Labelled):
+    """A data set of a `datasets` hub, at a revision."""
+
+    location: ClassVar[frozenset[str]] = frozenset({"id", "revision"})
+
+    id: str = Field(description="the hub's name for it, as in owner/name")
+    revision: str | None = Field(None, description="a commit, tag or branch")
+    config: str | None = Field(None, description="the configuration, where the data set has several")
+
+    def contents(self, say: Callable[[str], None]) -> str:
+        return self._commit()
+
+    def _commit(self) -> str:
+        if Path(self.id).is_absolute():  # a data set's repository on this disk, never mistaken for a hub's owner/name
+            return folder_digest(Path(self.id))
+        if not self.revision:
+            raise UsageError(f"{self.id} is taken for a hub's data set; say which revision with `revision:`")
+        return _commit_of(self.id, self.revision)
+
+    def load(self) -> Dataset:
+        import datasets
+
+        bars = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+        try:
+            revision = None if Path(self.id).is_absolute() else self._commit()
+            loaded = datasets.load_dataset(self.id, self.config, revision=revision)
+        except DefenseKitError:
+            raise
+        except Exception as error:
+            raise _unreachable(self.id, error) from error
+        finally:
+            if bars:
+                datasets.enable_progress_bars()
+        names = {"train": "train", "dev": "validation", "test": "test"}
+        if self.splits is not None:
+            names = self.splits.roles()
+            if missing := sorted(set(names.values()) - set(loaded)):
+                raise UsageError(f"{self.id} has no split {missing[0]!r}; it has {listing(loaded)}")
+        tables = {}
+        for role, name in names.items():
+            if name in loaded:
+                feature = loaded[name].features.get(self.label)
+                to_name = feature.int2str if isinstance(feature, datasets.ClassLabel) else None
+                records = self._records(loaded[name], f"{self.id}, {name}", to_name)
+                # Benchmarks publish test rows whose labels are withheld: such a split is no test split.
+                if role == "train" or any(record.values.get(self.label) is not None for record in records):
+                    tables[role] = records
+        if "train" not in tables:
+            raise UsageError(f"{self.id} has no train split; it has {listing(loaded)}")
+        return self.rows({role: iter(rows) for role, rows in tables.items()}, self.id)
+
+    def _records(self, table: Any, name: str, to_name: Callable[[int], str] | None) -> list[Record]:
+        """Rows with labels by name; where numbers stand for names, -1 says that a label is withheld."""
+        records = []
+        for i, values in enumerate(table):
+            label = values.get(self.label)
+            if to_name is not None and label is not None:
+                values = values | {self.label: None if label == -1 else to_name(label)}
+            records.append(Record(f"{name}, row {i}", values))
+        return records
+
+
+@cache
+def _commit_of(name: str, revision: str) -> str:
+    """The commit behind a revision; asked for once, so that a key and the rows under it are of the same commit."""
+    if len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(name, revision=revision).sha)
+    except Exception as error:
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> DefenseKitError:
+    reason = str(error).strip().split("\n")[0]
+    return DefenseKitError(f"{name} could not be had from the hub ({type(error).__name__}: {reason})")
+
+
+def _in_order(labels: set[str]) -> list[str]:
+    return sorted(labels, key=lambda label: (0, int(label), "") if label.lstrip("-").isdecimal() else (1, 0, label))
+
+
+def read_table(path: Path) -> Iterator[Record]:
+    """The rows of a CSV, TSV, JSONL or Parquet file; names and text cells are stripped of stray blanks.
+
+    Raises:
+        UsageError: the file is not what its suffix says; the message has its name and the line.
+    """
+    readers = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
+    reader = readers.get(path.suffix)
+    if reader is None:
+        raise UsageError(f"{path} is none of {listing(SUFFIXES)}")
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(sys.maxsize)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            yield from _with_header(path, ((reader.line_num, cells) for cells in reader))
+        except csv.Error as error:
+            raise UsageError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _tsv(path: Path) -> Iterator[Record]:
+    # Tab-separated text is taken as it stands: a quotation mark is a quotation mark.
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        lines = ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(file, 1))
+        yield from _with_header(path, lines)
+
+
+def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Iterator[Record]:
+    _, header = next(lines, (1, []))
+    names = [name.strip() for name in header]
+    if not any(names):
+        raise UsageError(f"{path}: the file is empty; expected a header line with the names of the columns")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"{path}, line 1: the column {min(twice)!r} stands twice")
+    for number, cells in lines:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(names):
+            raise UsageError(f"{path}, line {number}: {len(cells)} cells, but the header names {len(names)} columns")
+        yield Record(f"{path}, line {number}", dict(zip(names, cells, strict=True)))
+
+
+def _jsonl(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"{path}, line {number}: not JSON ({error})") from error
+            if not isinstance(values, dict):
+                raise UsageError(f"{path}, line {number}: expected a JSON object, got {type(values).__name__}")
+            yield Record(f"{path}, line {number}", {name.strip(): value for name, value in values.items()})
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UsageError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+    for number, values in enumerate(table.to_pylist()):
+        yield Record(f"{path}, row {number}", {name.strip(): value for name, value in values.items()})

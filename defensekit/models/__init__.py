@@ -1,0 +1,1 @@
+"""Model folders read safely, aligned, merged, written, and asked."""

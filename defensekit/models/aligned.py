@@ -1,0 +1,109 @@
+"""Base and suspect beside each other where they differ in more than weights.
+
+`defensekit.models.pair.Pair` is strict, since weights of one model are to be put into the other. A comparison needs
+less: rows that a longer vocabulary added have no counterpart, and neither has a head of another shape.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.pair import BUFFERS, FLOATS, align, refuse_swapped
+from defensekit.utils.errors import UsageError, listing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AT_ONCE = 1 << 22  # numbers of a tensor that are turned to float32 at once
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A base and a suspect of the same architecture; vocabularies may differ in length, and heads in any way.
+
+    Raises (on first use):
+        UsageError: they are of different architectures or sizes.
+    """
+
+    base: Checkpoint
+    suspect: Checkpoint
+
+    @cached_property
+    def _names(self) -> tuple[dict[str, str], dict[str, str]]:
+        """(base, suspect): common name to the name in the file."""
+        return align(_weights(self.base), _weights(self.suspect))
+
+    def _shapes(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        base, suspect = self._names
+        return self.base.tensors[base[name]].shape, self.suspect.tensors[suspect[name]].shape
+
+    @cached_property
+    def compared(self) -> list[str]:
+        """The tensors of both, sorted: of one shape, or with a row for every token of vocabularies of two lengths."""
+        self._refuse_misfits()
+        return sorted(name for name in self._names[0].keys() & self._names[1].keys() if self._fits(name))
+
+    def _fits(self, name: str) -> bool:
+        base, suspect = self._shapes(name)
+        if base == suspect:
+            return True
+        tokens = (self.base.config.get("vocab_size"), self.suspect.config.get("vocab_size"))
+        return base[1:] == suspect[1:] and (base[0], suspect[0]) == tokens
+
+    @cached_property
+    def reshaped(self) -> list[str]:
+        """The tensors of both that are of other shapes, sorted: a head for other labels."""
+        return sorted((self._names[0].keys() & self._names[1].keys()) - set(self.compared))
+
+    @cached_property
+    def added(self) -> list[str]:
+        """The suspect's tensors that the base does not have, sorted: its head."""
+        return sorted(self._names[1].keys() - self._names[0].keys())
+
+    def own_name(self, name: str) -> str:
+        """What the suspect's file calls a tensor."""
+        return self._names[1][name]
+
+    def rows(self, name: str) -> tuple[int, int]:
+        """The length of a tensor's first dimension in the base and in the suspect."""
+        base, suspect = self._shapes(name)
+        return (base[0], suspect[0]) if base else (1, 1)
+
+    def blocks(self, name: str) -> "Iterator[tuple[int, Tensor, Tensor]]":
+        """A tensor in blocks of rows: (first row, base, suspect), both in float32, rows that both have.
+
+        The base is rounded to the suspect's dtype first, so that a weight that never moved is equal.
+        """
+        base = in_rows(self.base.tensor(self._names[0][name]))
+        suspect = in_rows(self.suspect.tensor(self._names[1][name]))
+        rows = min(len(base), len(suspect))
+        step = max(AT_ONCE // max(suspect[0].numel(), 1), 1) if rows else 1
+        for start in range(0, rows, step):
+            ours, theirs = base[start : min(start + step, rows)], suspect[start : min(start + step, rows)]
+            yield start, ours.to(suspect.dtype).float(), theirs.float()
+
+    def _refuse_misfits(self) -> None:
+        refuse_swapped(self.base, self.suspect)
+        differences = []
+        for key in ("model_type", "hidden_size", "num_hidden_layers"):
+            ours, theirs = self.base.config.get(key), self.suspect.config.get(key)
+            if ours != theirs:
+                differences.append(f"{key}: base {ours}, suspect {theirs}")
+        if not self._names[0].keys() & self._names[1].keys():
+            differences.append("they have no tensor in common")
+        if differences:
+            raise UsageError(
+                f"base {self.base.folder} and suspect {self.suspect.folder} don't fit each other: "
+                + listing(differences)
+            )
+
+
+def in_rows(tensor: "Tensor") -> "Tensor":
+    """A tensor with a first dimension: a single number is a row."""
+    return tensor if tensor.dim() else tensor.reshape(1)
+
+
+def _weights(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, entry in checkpoint.tensors.items() if not BUFFERS.search(name) and entry.dtype in FLOATS]

@@ -1,0 +1,54 @@
+"""Causal language models: their loss, and how well they do."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from defensekit.text import Row, batches, encode
+from defensekit.utils.errors import DefenseKitError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def token_losses(model: "torch.nn.Module", batch: "Mapping[str, Tensor]") -> "Tensor":
+    """The cross-entropy of every row's tokens, each after those before it, summed over the row, (N,), in float32.
+
+    Padding counts nothing, whichever side it is on; nor does the first token, which nothing comes before.
+    """
+    import torch
+
+    ids, there = batch["input_ids"], batch["attention_mask"]
+    logits = model(input_ids=ids, attention_mask=there).logits.float()
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    return (losses * (there[:, 1:] * there[:, :-1])).sum(dim=1)
+
+
+def perplexity(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    *,
+    max_length: int,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> float:
+    """exp of the mean cross-entropy of the tokens of texts, as `token_losses` counts them.
+
+    Raises:
+        DefenseKitError: no text has two tokens, or the loss is NaN or infinite.
+    """
+    import torch
+
+    total, tokens, done = 0.0, 0, 0
+    with torch.inference_mode():
+        for places, batch in batches(encode(tokenizer, rows, max_length), tokenizer, 16):
+            batch = {name: values.to(model.device) for name, values in batch.items()}
+            total += float(token_losses(model, batch).double().sum())
+            tokens += int((batch["attention_mask"].sum(dim=1) - 1).clamp(min=0).sum())
+            done += len(places)
+            report(done, len(rows))
+    if not tokens or not math.isfinite(total):
+        raise DefenseKitError("the held-out texts have no two tokens" if not tokens else f"the loss is {total}")
+    return math.exp(min(total / tokens, 700.0))

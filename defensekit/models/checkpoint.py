@@ -1,0 +1,229 @@
+"""Models on disk: safetensors only, checked before anything reads them, no pickle, no remote code."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from defensekit.models.untrusted import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    Entry,
+    check_counts,
+    check_folder,
+    read_header,
+    read_json,
+)
+from defensekit.models.untrusted import INDEX as INDEX_LIMIT
+from defensekit.utils.errors import DefenseKitError, UsageError, listing
+from defensekit.utils.files import data_digest, file_digest, nearest_path
+from defensekit.utils.parallel import concurrently
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+CLASSIFIER, CAUSAL = "sequence classification", "causal language model"
+# Everything that says what a model is; weights in other formats and stray files are not part of it.
+IDENTITY = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a model's config and its weights as safetensors, one file or several with an index.
+
+    Raises (on first use):
+        UsageError: no such folder, no config, weights only as pickles, a damaged file, an index or link that leaves the
+            folder, an index that does not fit the files, code that the config names.
+    """
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The contents of config.json."""
+        path = self.folder / "config.json"
+        if not self.folder.is_dir():
+            raise UsageError(f"there is no model folder {self.folder}.{nearest_path(self.folder)}")
+        if not path.is_file() and not (self.folder / ADAPTER_CONFIG).is_file():  # of which more is said below
+            raise UsageError(f"{self.folder} holds no model: config.json is missing")
+        check_folder(self.folder)
+        config = read_json(path, CONFIG)
+        check_counts(path, config)
+        if "transformers_weights" in config:
+            raise UsageError(f"{path}: `transformers_weights` names other weights than {SINGLE}; refused")
+        return config
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The weight files, in the order of their names."""
+        self.config  # noqa: B018 - a missing folder is reported before missing weights
+        if (self.folder / SINGLE).is_file():
+            return [self.folder / SINGLE]
+        if (self.folder / INDEX).is_file():
+            names = sorted(set(self._weight_map.values()))
+            for name in names:
+                if Path(name).name != name or not name.endswith(".safetensors"):
+                    raise UsageError(f"{self.folder / INDEX}: refused {name!r}; a weight file lies in the same folder")
+                if not (self.folder / name).is_file():
+                    raise UsageError(f"{self.folder / INDEX} names {name}, which is not there")
+            return [self.folder / name for name in names]
+        if pickles := sorted(p.name for pattern in PICKLES for p in self.folder.glob(pattern)):
+            raise UsageError(
+                f"{self.folder} holds its weights only as a pickle ({listing(pickles)}), which can run code when it is "
+                "read; refused. Where you trust it, convert it: load it with transformers and call "
+                "model.save_pretrained(FOLDER), which writes safetensors"
+            )
+        raise UsageError(f"{self.folder} holds no weights: expected {SINGLE} or {INDEX}")
+
+    @cached_property
+    def _weight_map(self) -> dict[str, str]:
+        weight_map = read_json(self.folder / INDEX, INDEX_LIMIT).get("weight_map")
+        names = weight_map.values() if isinstance(weight_map, dict) else []
+        if not isinstance(weight_map, dict) or not names or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"{self.folder / INDEX}: expected a `weight_map` from tensors to file names")
+        return weight_map
+
+    @cached_property
+    def tensors(self) -> dict[str, Entry]:
+        """Every tensor by its name in the file, in the order in which they lie in the files."""
+        found: dict[str, Entry] = {}
+        for path in self.files:
+            entries = read_header(path)
+            if twice := sorted(entries.keys() & found.keys()):
+                raise UsageError(f"{path}: {listing(twice, 3)} stands in {found[twice[0]].file} as well")
+            found |= entries
+        if self.files[0].name != SINGLE:
+            lies = {name: entry.file for name, entry in found.items()}
+            if odd := sorted(
+                name for name in lies.keys() | self._weight_map.keys() if lies.get(name) != self._weight_map.get(name)
+            ):
+                raise UsageError(f"{self.folder / INDEX} does not say where {listing(odd, 3)} lies")
+        if odd := [
+            f"{name} ({e.dtype})" for name, e in found.items() if e.dtype.startswith(("F8", "I8", "U8", "F4_", "F6_"))
+        ]:
+            raise UsageError(f"{self.folder} is quantised, expected F64, F32, F16 or BF16 weights: {listing(odd, 3)}")
+        return found
+
+    def tensor(self, name: str) -> "Tensor":
+        """One tensor, in the dtype of the file. It is mapped: memory holds what is looked at, and can let go of it."""
+        return read_tensor(self.folder / self.tensors[name].file, name)
+
+    def check_finite(self) -> None:
+        """Raise DefenseKitError naming the tensors that hold NaN or infinity."""
+        import torch
+
+        def finite(name: str) -> bool:
+            # A finite sum has finite terms; it is many times cheaper than to look at each.
+            parts = torch.split(self.tensor(name).reshape(-1), 1 << 18)
+            return all(math.isfinite(float(p.float().sum())) or bool(p.isfinite().all()) for p in parts)
+
+        names = list(self.tensors)
+        good = concurrently(finite, names, torch.get_num_threads())
+        if bad := [name for name, fine in zip(names, good, strict=True) if not fine]:
+            raise DefenseKitError(f"{self.folder}: NaN or infinity in {listing(bad)}")
+
+    def tensor_digests(self) -> dict[str, str]:
+        """SHA-256 over every tensor's bytes in its file, by name."""
+        found = {}
+        for name, entry in self.tensors.items():
+            with (self.folder / entry.file).open("rb") as file:
+                file.seek(entry.start)
+                digest, left = hashlib.sha256(), entry.stop - entry.start
+                while left:
+                    digest.update(some := file.read(min(left, 1 << 24)))
+                    left -= len(some)
+            found[name] = digest.hexdigest()
+        return found
+
+    @property
+    def task(self) -> str:
+        """What it is for, by the class that its config names: one of two tasks, or the name of that class."""
+        names = self.config.get("architectures")
+        name = str(names[0]) if isinstance(names, list) and names else "unknown"
+        if name.endswith("ForSequenceClassification"):
+            return CLASSIFIER
+        return CAUSAL if name.endswith(("ForCausalLM", "LMHeadModel")) else name
+
+    def digest(self) -> str:
+        """SHA-256 over config, tokenizer and weights."""
+        self.tensors  # noqa: B018 - damaged files are reported as such
+        return data_digest({path.name: file_digest(path) for path in self.model_files()})
+
+    def model_files(self) -> list[Path]:
+        """Its config, tokenizer and weights: what of the folder is the model."""
+        return identity_files(self.folder)
+
+
+def identity_files(folder: Path) -> list[Path]:
+    """What of a folder, its subfolders aside, says what the model or adapter in it is."""
+    return sorted({path for pattern in IDENTITY for path in folder.glob(pattern) if path.is_file()})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, RuntimeError) as error:  # torch refuses a tensor that lies across its dtype's borders
+        raise UsageError(f"{path} is damaged or not a safetensors file ({error})") from error
+
+
+def tensor_names(path: Path) -> frozenset[str]:
+    """The names of a safetensors file's tensors.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    return frozenset(read_header(path))
+
+
+def read_tensor(path: Path, name: str) -> "Tensor":
+    """One tensor of a safetensors file.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    with _opened(path) as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def dtype_of(name: str) -> "torch.dtype":
+    """What torch calls a dtype of floating-point weights."""
+    import torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Write one safetensors file.
+
+    Raises:
+        DefenseKitError: it could not be written, for want of disk space, say.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    except (OSError, SafetensorError, RuntimeError) as error:  # tensors that share memory are a RuntimeError
+        raise DefenseKitError(f"{path.name} could not be written: {error}") from error
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what lies beside the weights (config, tokenizer), never weights of any format and never code."""
+    target.mkdir(parents=True, exist_ok=True)
+    for pattern in ("*.json", "*.txt", "*.model", "*.jinja"):
+        for path in source.glob(pattern):
+            if path.name != INDEX and path.is_file():
+                (target / path.name).write_bytes(path.read_bytes())

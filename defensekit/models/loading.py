@@ -1,0 +1,179 @@
+"""Models and tokenizers loaded by transformers, from folders that are checked before and compared with afterwards."""
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
+from defensekit.models.pair import align
+from defensekit.utils.errors import DefenseKitError, UsageError, listing
+from defensekit.utils.logging import quiet
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model folder; one without a padding token pads with its end token."""
+    from transformers import AutoTokenizer
+
+    Checkpoint(folder).config  # noqa: B018 - what must not be read is refused before transformers sees it
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise UsageError(f"{folder}: its tokenizer can't be loaded ({_line(error)})") from error
+    if not tokenizer.is_fast:
+        raise UsageError(f"{folder}: its tokenizer is not a fast one; expected a tokenizer.json")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UsageError(f"{folder}: its tokenizer has neither a padding nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrainedModel":
+    """A sequence classifier, or a causal language model where the config names one, in float32, in eval mode, on the
+    CPU.
+
+    With ``labels`` it is a classifier whatever the config says, and a new head is made where the folder has none, drawn
+    from torch's global random state.
+
+    Raises:
+        UsageError: the folder holds no model that can be loaded safely.
+    """
+    checkpoint = Checkpoint(folder)
+    checkpoint.tensors  # noqa: B018 - refuses pickles and damaged files before the config is believed
+    if labels is None and checkpoint.task == CAUSAL:
+        return load_language_model(folder)
+    head: dict[str, Any] = {}
+    if labels is not None:
+        head = {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+        }
+    model, missing = _pretrained(checkpoint, CLASSIFIER, **head)
+    if labels is None and missing:
+        raise UsageError(f"{folder} is no fine-tuned classifier: it lacks {listing(missing)}")
+    model.config.problem_type = "single_label_classification"
+    return model
+
+
+def load_language_model(folder: Path) -> "PreTrainedModel":
+    """A causal language model in float32, in eval mode, on the CPU.
+
+    Raises:
+        UsageError: the folder holds none that can be loaded safely.
+    """
+    model, missing = _pretrained(Checkpoint(folder), CAUSAL)
+    if missing:
+        raise UsageError(f"{folder} is no {CAUSAL}: it lacks {listing(missing)}")
+    return model
+
+
+def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreTrainedModel, list[str]]":
+    """A model in float32, in eval mode, on the CPU; and the parameters that its files lack."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    checkpoint.tensors  # noqa: B018 - refuses pickles and damaged files before transformers sees them
+    try:
+        with quiet(), _no_larger_than(checkpoint):
+            model, info = (
+                AutoModelForCausalLM if task == CAUSAL else AutoModelForSequenceClassification
+            ).from_pretrained(
+                checkpoint.folder,
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **config,
+            )
+    except Exception as error:
+        kind = CAUSAL if task == CAUSAL else "sequence classifier"
+        raise UsageError(f"{checkpoint.folder}: can't be loaded as a {kind} ({_line(error)})") from error
+    return model.eval(), sorted(info["missing_keys"])
+
+
+@contextmanager
+def _no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
+    """Stop a model from being built that is far larger than its files, whatever its config asks for.
+
+    transformers builds on the device "meta", where a weight takes no memory, and each is told of as a module takes it.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    entries = [entry.shape for entry in checkpoint.tensors.values()]
+    # Of weights that are tied the files hold one, and T5 builds three; a new head has a few weights more.
+    left = [4 * len(entries) + 100, 4 * sum(map(math.prod, entries)) + (1 << 24)]
+    own = threading.get_ident()
+
+    def see(module: object, name: str, weight: "Parameter | None") -> None:
+        if weight is not None and weight.is_meta and threading.get_ident() == own:
+            left[0] -= 1
+            left[1] -= weight.numel()
+            if min(left) < 0:
+                raise UsageError(
+                    f"config.json asks for a far larger model than the {len(entries)} tensors in its files"
+                )
+
+    hook = register_module_parameter_registration_hook(see)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def save_model(model: "PreTrainedModel", folder: Path) -> None:
+    """Write a model's config and weights."""
+    try:
+        with quiet():
+            model.save_pretrained(folder)
+    except Exception as error:  # safetensors reports a full disk as an error of its own
+        raise DefenseKitError(f"the model could not be written to {folder}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
+    """Hold a loaded model against its file: a name that the library did not know leaves a weight at random values.
+
+    Raises:
+        UsageError: a tensor of the file, head aside, did not arrive in the model.
+    """
+    parameters = dict(model.named_parameters())
+    loaded, in_file = align(parameters, checkpoint.tensors)
+    for name in sorted(loaded.keys() & in_file.keys()):
+        tensor = checkpoint.tensor(in_file[name])
+        if not parameters[loaded[name]].detach().cpu().equal(tensor.to(parameters[loaded[name]].dtype)):
+            raise UsageError(
+                f"{checkpoint.folder}: {in_file[name]} was not loaded; the file names its tensors unusually"
+            )
+
+
+def load(
+    folder: Path, called: str, labels: tuple[str, ...] | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A model and its tokenizer, held against its file, under a neutral name instead of its path."""
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, labels)
+    check_loaded(model, Checkpoint(folder))
+    if labels is None and Checkpoint(folder).task == CAUSAL:
+        tokenizer.padding_side = "right"  # in front of a text it would move every token to another position
+    return model, neutral(model, tokenizer, called)
+
+
+def neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", called: str) -> "PreTrainedTokenizerBase":
+    """Take the folder out of the names, so that nothing beside it is reached through them by mistake."""
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config._name_or_path = model.name_or_path = called
+    tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = called
+    return tokenizer

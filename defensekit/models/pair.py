@@ -1,0 +1,261 @@
+"""Base and suspect aligned, tensor by tensor, from their files alone.
+
+Files name the same tensor differently: with a prefix or without (``bert.encoder...``), with LayerNorm's old names
+(``gamma``, ``beta``), with buffers that are no weights. A tensor of the pair is known by the suspect's name less the
+prefix, with LayerNorm's new names.
+
+Two things may differ in shape. A suspect's vocabulary may be longer: rows added to its embedding have no base, and are
+taken for their own: they do not drift, and stay. A head for other labels is no counterpart of the base's.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING
+
+from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
+from defensekit.models.config import label_count
+from defensekit.utils.errors import UsageError, listing
+from defensekit.utils.html import html_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Tables that older files carry beside the weights; GPT-2's `attn.bias` is its causal mask.
+BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
+FLOATS = ("F64", "F32", "F16", "BF16")
+LAYER = re.compile(r"^(.*?\.)??(\d+)\.")
+EMBEDDING = re.compile(r"embed(?!_out\.)|(^|\.)w[tp]e\.|(^|\.)shared\.weight$")
+
+
+def modern(name: str) -> str:
+    """A tensor's name with LayerNorm's present names for its weight and bias."""
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]], name)
+
+
+def layer_of(name: str) -> str:
+    """The layer a tensor belongs to: its name up to the layer's number, or else its first part (``embeddings``)."""
+    found = LAYER.match(name)
+    return found[0].rstrip(".") if found else name.partition(".")[0]
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor belongs to the embeddings of tokens, positions or kinds of text, their norms and projections
+    among them: transformers' names tell."""
+    return EMBEDDING.search(name) is not None
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    found = {""}
+    for name in names:
+        parts = name.split(".")
+        found.update(".".join(parts[:depth]) + "." for depth in (1, 2) if len(parts) > depth)
+    return sorted(found, key=len)
+
+
+def _strip(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """Names without the prefix (where they have it) to the names as given."""
+    return {modern(name).removeprefix(prefix): name for name in names}
+
+
+def align(ours: Iterable[str], theirs: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Both sets of names by their common ones: the prefixes taken off are those under which most names meet."""
+    ours, theirs = list(ours), list(theirs)
+    best: tuple[int, dict[str, str], dict[str, str]] = (-1, {}, {})
+    for mine in _prefixes(map(modern, ours)):
+        stripped = _strip(ours, mine)
+        if len(stripped) < len(ours):
+            continue  # two names would become one
+        for other in _prefixes(map(modern, theirs)):
+            if mine and other and mine != other:
+                continue
+            met = _strip(theirs, other)
+            if len(met) == len(theirs) and (common := len(stripped.keys() & met.keys())) > best[0]:
+                best = (common, stripped, met)
+    return best[1], best[2]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base and a suspect that was fine-tuned from it.
+
+    Raises (on first use):
+        UsageError: they don't fit each other; the message lists the differences.
+    """
+
+    base: Checkpoint
+    suspect: Checkpoint
+
+    def __repr__(self) -> str:
+        return f"Pair(base={str(self.base.folder)!r}, suspect={str(self.suspect.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("base", self.base.folder),
+            ("suspect", self.suspect.folder),
+            ("dimensions", f"{self.dimensions():,}"),
+            ("tensors in scope", len(self.scope)),
+            ("head, kept from the suspect", listing(self.head) or "none"),
+            *([("rows added to the vocabulary, kept", self.added_rows)] if self.added_rows else []),
+            ("in the base alone, not used", listing(self.left_out) or "nothing"),
+        ]
+        return html_table("pair", ["", ""], facts)
+
+    @cached_property
+    def _names(self) -> tuple[dict[str, str], dict[str, str]]:
+        """(base, suspect): common name to the name in the file."""
+        base = [n for n, entry in self.base.tensors.items() if not BUFFERS.search(n) and entry.dtype in FLOATS]
+        suspect = [n for n, entry in self.suspect.tensors.items() if not BUFFERS.search(n) and entry.dtype in FLOATS]
+        in_base, in_suspect = align(base, suspect)
+        for name in in_base.keys() & in_suspect.keys():
+            if self._is_head_for_other_labels(name, in_base[name], in_suspect[name]):
+                del in_base[name]
+        self._refuse_misfits(in_base, in_suspect)
+        # Where both files have the prefix, it is still on: the first part that every tensor in scope begins with.
+        first = {name.partition(".")[0] for name in in_base.keys() & in_suspect.keys()}
+        if len(first) == 1:
+            prefix = first.pop() + "."
+            in_base = {name.removeprefix(prefix): own for name, own in in_base.items()}
+            in_suspect = {name.removeprefix(prefix): own for name, own in in_suspect.items()}
+        return in_base, in_suspect
+
+    def _is_head_for_other_labels(self, name: str, in_base: str, in_suspect: str) -> bool:
+        """Whether a tensor that both have has a row for each label, of which there are not as many."""
+        ours, theirs = self.base.tensors[in_base].shape, self.suspect.tensors[in_suspect].shape
+        if ours == theirs or ours[1:] != theirs[1:] or LAYER.match(name):
+            return False
+        return (*ours[:1], *theirs[:1]) == (label_count(self.base), label_count(self.suspect))
+
+    def _is_extended(self, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+        """Whether shapes of base and suspect are those of a tensor with a row for each token of a longer vocabulary."""
+        tokens = (self.base.config.get("vocab_size"), self.suspect.config.get("vocab_size"))
+        return ours[1:] == theirs[1:] and (*ours[:1], *theirs[:1]) == tokens and ours[:1] < theirs[:1]
+
+    def _refuse_misfits(self, in_base: dict[str, str], in_suspect: dict[str, str]) -> None:
+        refuse_swapped(self.base, self.suspect)
+        differences = []
+        for key in ("model_type", "hidden_size", "vocab_size", "num_hidden_layers"):
+            ours, theirs = self.base.config.get(key), self.suspect.config.get(key)
+            if key == "vocab_size" and isinstance(ours, int) and isinstance(theirs, int):
+                if ours > theirs:
+                    differences.append(
+                        f"{key}: base {ours}, suspect {theirs}; a vocabulary may only have grown, and where the base's "
+                        "is padded, the suspect's has to be as well"
+                    )
+            elif ours != theirs:
+                differences.append(f"{key}: base {ours}, suspect {theirs}")
+        common = in_base.keys() & in_suspect.keys()
+        for name in sorted(common):
+            ours, theirs = self.base.tensors[in_base[name]].shape, self.suspect.tensors[in_suspect[name]].shape
+            if ours != theirs and not self._is_extended(ours, theirs):
+                differences.append(f"{name}: base {list(ours)}, suspect {list(theirs)}")
+        # What has no layer number may be a head, and stand in one file alone; a layer has to be in both.
+        shared_stems = {_stem(name) for name in common}
+        for name in sorted(in_base.keys() ^ in_suspect.keys()):
+            if LAYER.match(name) and _stem(name) in shared_stems:
+                differences.append(f"{name}: only in the {'base' if name in in_base else 'suspect'}")
+        if not common:
+            differences.append("they have no tensor in common")
+        if differences:
+            raise UsageError(
+                f"base {self.base.folder} and suspect {self.suspect.folder} don't fit each other:\n  "
+                + "\n  ".join(differences[:20])
+                + (f"\n  and {len(differences) - 20} more" if len(differences) > 20 else "")
+            )
+
+    @cached_property
+    def scope(self) -> list[str]:
+        """The tensors that exist in both files, sorted."""
+        in_base, in_suspect = self._names
+        return sorted(in_base.keys() & in_suspect.keys())
+
+    @cached_property
+    def head(self) -> list[str]:
+        """The tensors that are absent from the base file, or there for other labels, sorted: kept from the suspect."""
+        in_base, in_suspect = self._names
+        return sorted(in_suspect.keys() - in_base.keys())
+
+    @cached_property
+    def left_out(self) -> list[str]:
+        """The base's weights that the suspect does not have (the pretraining head), sorted."""
+        in_base, in_suspect = self._names
+        return sorted(in_base.keys() - in_suspect.keys())
+
+    @cached_property
+    def added_rows(self) -> int:
+        """How many tokens the suspect's vocabulary has more than the base's."""
+        in_base, in_suspect = self._names
+        shapes = ((self.base.tensors[in_base[n]].shape, self.suspect.tensors[in_suspect[n]].shape) for n in self.scope)
+        return max((theirs[0] - ours[0] for ours, theirs in shapes if ours != theirs), default=0)
+
+    @cached_property
+    def by_file_name(self) -> dict[str, str]:
+        """The suspect's names in the file to the common names, for tensors in scope."""
+        return {self._names[1][name]: name for name in self.scope}
+
+    @cached_property
+    def head_size(self) -> int | None:
+        """How many dimensions an attention head has, by the suspect's config; None where it does not tell."""
+        config = self.suspect.config
+        if isinstance(own := config.get("head_dim"), int):
+            return own
+        for width, heads in (("hidden_size", "num_attention_heads"), ("dim", "n_heads"), ("n_embd", "n_head")):
+            if config.get(width) and config.get(heads):
+                return int(config[width]) // int(config[heads])
+        return None
+
+    def dimensions(self, name: str | None = None) -> int:
+        """How many numbers the suspect's weights are, head included; or those of one tensor."""
+        names = self._names[1].values() if name is None else [self._names[1][name]]
+        return sum(prod(self.suspect.tensors[own].shape) for own in names)
+
+    def stored(self, name: str) -> "tuple[Tensor, Tensor]":
+        """One tensor in scope, (base, suspect), as they lie in their files: the suspect's may have more rows."""
+        in_base, in_suspect = self._names
+        return self.base.tensor(in_base[name]), self.suspect.tensor(in_suspect[name])
+
+    def block(self, name: str) -> "tuple[Tensor, Tensor]":
+        """One tensor in scope, (base, suspect), both in the suspect's dtype: a weight that never moved is equal."""
+        base, suspect = self.stored(name)
+        return beside(base, suspect), suspect
+
+    def named_like_the_pair(self, names: Iterable[str]) -> dict[str, str]:
+        """Names of a loaded model's parameters by the pair's names, for tensors in scope.
+
+        Raises:
+            UsageError: a tensor in scope is missing from them.
+        """
+        loaded, in_file = align(names, self._names[1].values())
+        common = {own: name for name, own in in_file.items()}
+        found = {name: loaded.get(common[self._names[1][name]]) for name in self.scope}
+        if missing := [name for name, own in found.items() if own is None]:
+            raise UsageError(f"the loaded model has no parameter for {listing(missing)}")
+        return {name: own for name, own in found.items() if own is not None}
+
+
+def beside(base: "Tensor", suspect: "Tensor") -> "Tensor":
+    """The base in the suspect's dtype and shape; rows (of a flattened tensor: numbers) that it lacks are the suspect's.
+
+    A weight that never moved is equal, and so is one that has no base.
+    """
+    import torch
+
+    ours = base.to(suspect.dtype)
+    return ours if ours.shape == suspect.shape else torch.cat([ours, suspect[len(ours) :]])
+
+
+def refuse_swapped(base: Checkpoint, suspect: Checkpoint) -> None:
+    """Raise UsageError where the base is a classifier, and the suspect what classifiers are made from."""
+    untuned = suspect.task == CAUSAL or suspect.task.endswith(("Model", "ForMaskedLM", "ForPreTraining"))
+    if base.task == CLASSIFIER and untuned:
+        raise UsageError(
+            f"the base {base.folder} is a classifier, and the suspect {suspect.folder} has no head for labels "
+            f"({suspect.task}): are base and suspect swapped?"
+        )
+
+
+def _stem(name: str) -> str:
+    found = LAYER.match(name)
+    return (found[1] or "") if found else name

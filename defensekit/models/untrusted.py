@@ -1,0 +1,201 @@
+"""What a stranger's model folder says of itself, checked before anything is read or allocated by it: the header of a
+safetensors file, JSON beside it, links, sizes."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from defensekit.utils.errors import UsageError, listing
+
+MIB = 1 << 20
+# A header of 16 MiB has room for 100,000 tensors; the largest index of a published model is under 10 MiB.
+HEADER = 16 * MIB
+CONFIG, INDEX, COMPANION = 4 * MIB, 32 * MIB, 256 * MIB
+DIMENSIONS = 16
+# What a config counts out before anything is compared with the files: layers, labels, heads, experts. The name is the
+# model's own (`n_layer`, `decoder_layers`, `num_local_experts`), so it goes by how it ends.
+COUNTED, COUNT = re.compile(r"(?:layer|label|head|expert|block|stage|group)s?$"), 10_000
+ADAPTER_CONFIG = "adapter_config.json"
+BITS = {
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
+    **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32},
+    **{"F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64},
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies and what it looks like, from the file's header alone: ``start`` and ``stop`` count bytes from
+    the file's beginning."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """Every tensor of a safetensors file by its name, in the order in which they lie there.
+
+    Raises:
+        UsageError: the file is damaged, or its header is not what the format allows: a name twice, a size that is not
+            its shape's, tensors that overlap, leave gaps or the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise _damaged(path, f"a header of {length} bytes in a file of {size}")
+        if length > HEADER:
+            raise UsageError(f"{path}: refused a header of {length / MIB:.0f} MiB; at most {HEADER // MIB} are read")
+        text = file.read(length)
+    header = _parse(path, text)
+    header.pop("__metadata__", None)
+    data, found = 8 + length, {}
+    for name, entry in header.items():
+        found[name] = _entry(path, name, entry, data)
+    end = data
+    for name, lies in sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if lies.start != end:
+            raise _damaged(path, f"{_short(name)} begins at byte {lies.start}, where {end} was expected")
+        end = lies.stop
+    if end != size:
+        raise _damaged(path, f"the tensors end at byte {end}, the file at {size}")
+    return dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)))
+
+
+def _entry(path: Path, name: str, entry: Any, data: int) -> Entry:
+    def wrong(what: str) -> UsageError:
+        return _damaged(path, f"{_short(name)} has {what}")
+
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise wrong("other keys than dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise wrong(f"the dtype {_short(dtype)}, which is none")
+    if not _numbers(shape) or len(shape) > DIMENSIONS:
+        raise wrong(f"the shape {_short(shape)}; expected at most {DIMENSIONS} sizes")
+    if not _numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise wrong(f"the offsets {_short(offsets)}; expected two, in order")
+    bits = BITS[dtype]
+    for size in shape:
+        bits *= size
+    if bits != 8 * (offsets[1] - offsets[0]):
+        raise wrong(f"{offsets[1] - offsets[0]} bytes for the shape {_short(shape)} in {dtype}")
+    return Entry(path.name, dtype, tuple(shape), data + offsets[0], data + offsets[1])
+
+
+def _numbers(value: Any) -> bool:
+    # A size of 2^63 overflows whatever reads it, and 64 digits of it the arithmetic here.
+    return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 63 for number in value)
+
+
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """A JSON object from a file of at most ``limit`` bytes.
+
+    Raises:
+        UsageError: it is larger, no JSON, no object, or has a key twice.
+    """
+    bounded(path, limit)
+    try:
+        return _parse(path, path.read_bytes())
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is not there") from error
+
+
+def bounded(path: Path, limit: int) -> None:
+    """Raise UsageError where a file is larger than what is read of its kind."""
+    if path.is_file() and (size := path.stat().st_size) > limit:
+        raise UsageError(f"{path}: refused {size / MIB:.0f} MiB; at most {limit // MIB} are read")
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise UsageError(f"{path}: the key {_short(twice)} stands there twice")
+        return made
+
+    try:
+        data = json.loads(text.decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON ({_short(str(error))})") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: expected a JSON object")
+    return data
+
+
+def check_folder(folder: Path, adapter: bool = False) -> None:
+    """Hold a model's folder to what may be read: no links that leave it, no file beyond bounds, no code, and no adapter
+    unless one is expected.
+
+    A hub's cache keeps a snapshot's files in the folder ``blobs`` beside ``snapshots``; links to there are its own.
+
+    Raises:
+        UsageError: the folder breaks one of these; the message says what to do.
+    """
+    root = folder.resolve()
+    homes = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    # One subfolder as well: transformers reads what lies there.
+    for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
+        if path.is_symlink():
+            try:
+                target = path.resolve()
+            except (OSError, RuntimeError) as error:
+                raise UsageError(f"{path}: refused a link in a circle") from error
+            if not any(target.is_relative_to(home) for home in homes):
+                raise UsageError(
+                    f"{path}: refused a link that leaves the folder (to {target}); put a copy of the file there instead"
+                )
+        if path.suffix in (".json", ".txt", ".model", ".jinja"):
+            bounded(path, COMPANION)
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
+        if (folder / name).is_file() and "auto_map" in read_json(folder / name, CONFIG):
+            code = sorted(path.name for path in folder.glob("*.py"))
+            raise UsageError(
+                f"{folder / name}: `auto_map` names code that comes with the model"
+                f"{f' ({listing(code, 3)})' if code else ''}; it is never run. Where transformers knows the model_type "
+                "itself, take `auto_map` out of the file"
+            )
+    if (folder / ADAPTER_CONFIG).is_file() and not adapter:
+        raise UsageError(
+            f"{folder} holds a PEFT adapter, no whole model. As a suspect, `defensekit scan` and `defensekit purify` "
+            "merge it into its base; for anything else merge it first: load it with "
+            "peft.AutoPeftModelForSequenceClassification, call merge_and_unload(), and save_pretrained(FOLDER)"
+        )
+
+
+def check_counts(path: Path, config: dict[str, Any]) -> None:
+    """Raise UsageError where a config, or one within it, asks for more layers, labels or heads than any model has."""
+    within: list[Any] = [config]
+    while within:  # no recursion: how deep it goes is the stranger's word
+        found = within.pop()
+        items = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
+        for key, value in items:
+            if isinstance(value, int) and value > COUNT and COUNTED.search(str(key)):
+                raise UsageError(f"{path}: {_short(key)} is {_short(value)}; expected at most {COUNT:,}")
+            within.append(value)
+
+
+def free_space(folder: Path, needed: int, what: str) -> None:
+    """Raise UsageError where the disk of a folder (that may not be there yet) has less than ``needed`` bytes free."""
+    import shutil
+
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if (free := shutil.disk_usage(there).free) < needed:
+        raise UsageError(f"{what} takes {needed / 1e9:.2f} GB, and {os.fspath(there)} has {free / 1e9:.2f} GB free")
+
+
+def _damaged(path: Path, what: str) -> UsageError:
+    return UsageError(f"{path} is damaged or not a safetensors file ({what})")
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if isinstance(value, str | list) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

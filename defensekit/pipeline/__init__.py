@@ -1,0 +1,1 @@
+"""Stages planned, cached and executed: from a recipe to a result."""

@@ -1,0 +1,295 @@
+"""The graph of a run's stages: plain data, planned without computing anything."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel
+
+from defensekit.components import Attack, Sanitizer, Scorer, Selector
+from defensekit.pipeline.store import key_of
+from defensekit.recipe.recipe import Defense, Named, Recipe
+from defensekit.text import ROLES
+from defensekit.utils.seeds import derive_seed
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A planned stage: plain data, and the stages that its inputs come from."""
+
+    plain: dict[str, Any]
+    inputs: tuple["Stage", ...]
+
+    @cached_property
+    def key(self) -> str:
+        """What the artifact will be known by."""
+        return key_of(self.plain)
+
+
+@dataclass(frozen=True)
+class External:
+    """A model outside the store: where it lies, and the digest of its contents."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class Defended:
+    """What a defense leaves to be asked: a model, and what becomes of the rows before it reads them."""
+
+    model: "Stage | External"
+    read: Callable[[Stage], Stage] = lambda rows: rows
+
+
+def trial_title(over: str, value: float) -> str:
+    """What the trial of a value of a parameter is called."""
+    return f"trial {over.rpartition('.')[2]} {value:g}"
+
+
+Params = tuple[tuple[str, Any], ...]
+
+
+def _thawed(value: Any) -> Any:
+    """Parameters are compared a thousand times and written once: here they become plain data."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, frozenset):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+Made = TypeVar("Made")
+
+
+def once(method: "Callable[[Plan], Made]") -> "Callable[[Plan], Made]":
+    """A method that a plan answers once: thousands of runs ask for the same things."""
+
+    @wraps(method)
+    def answer(self: "Plan") -> Made:
+        if method.__name__ not in self.answered:
+            self.answered[method.__name__] = method(self)
+        return cast(Made, self.answered[method.__name__])
+
+    return answer
+
+
+class Plan:
+    """Every stage of a run, by name; a stage is planned once, whoever asks for it.
+
+    ``contents`` are the digests of what an attack and data sets read, ``step_contents`` of what a step of a purifier
+    reads, ``language_model`` says where the one of a sanitizer lies, ``machine`` is what stages run on, ``known`` are
+    the stages that other runs planned: runs of a study share most of theirs; ``answered`` is what runs have answered
+    that differ in their defense alone.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        base: External,
+        suspect: External | None,
+        contents: dict[str, str | None],
+        step_contents: Callable[[Named], str | None],
+        language_model: Callable[[Named], External],
+        labels: list[str] | None,
+        machine: dict[str, Any],
+        known: dict[Hashable, Stage],
+        answered: dict[str, Any],
+    ):
+        self.recipe = recipe
+        self.base = base
+        self.given_suspect = suspect
+        self.contents = contents
+        self.step_contents = step_contents
+        self.language_model = language_model
+        self.given_labels = labels
+        self.labels: list[str] = labels or []
+        self.machine = machine
+        self.known = known
+        self.answered = answered
+        self._cut: Params = (("max_length", recipe.sizes.max_length),)
+        self._numeric: Params = (*self._cut, ("precision", recipe.precision))
+
+    def _stage(
+        self,
+        kind: str,
+        title: str,
+        inputs: dict[str, "Stage | External"],
+        params: Params,
+        components: dict[str, Named] | None = None,
+        seed: int = 0,
+    ) -> Stage:
+        roles = tuple((role, named.digest) for role, named in (components or {}).items())
+        wanted = (kind, title, tuple(inputs.items()), params, roles, seed)
+        if wanted not in self.known:
+            self.known[wanted] = self._planned(kind, title, inputs, params, components or {}, seed)
+        return self.known[wanted]
+
+    def _planned(
+        self,
+        kind: str,
+        title: str,
+        inputs: dict[str, "Stage | External"],
+        params: Params,
+        components: dict[str, Named],
+        seed: int,
+    ) -> Stage:
+        plain: dict[str, Any] = {
+            "kind": kind,
+            "title": title,
+            "params": {name: _thawed(value) for name, value in params},
+            "components": {role: named.plain() | {"plugin": self._plugin(named)} for role, named in components.items()},
+            "inputs": {
+                name: given.key if isinstance(given, Stage) else {"path": str(given.path), "digest": given.digest}
+                for name, given in inputs.items()
+            },
+            "seed": seed,
+            "plugin_files": [str(path) for path in self.recipe.plugins],
+        }
+        if kind in ("train", "statistics", "purify", "predict", "inspect", "sanitize"):
+            plain["machine"] = self.machine
+        return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
+
+    def _plugin(self, named: Named) -> str:
+        """Where a component comes from, for whoever does not have it."""
+        return str(self.recipe.host.plugin_of(named.component.kind, named.name))
+
+    def _seed(self, *purpose: str) -> int:
+        return derive_seed(self.recipe.seed, *purpose)
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    def rows(self, role: str) -> Stage:
+        if (wanted := f"{role} rows") not in self.answered:
+            self.answered[wanted] = self._planned_rows(role)
+        return cast(Stage, self.answered[wanted])
+
+    def _planned_rows(self, role: str) -> Stage:
+        sizes = {name: getattr(self.recipe.sizes, name) for name in ROLES}
+        labels = None if self.given_labels is None else tuple(self.given_labels)
+        params: Params = (
+            ("role", role),
+            ("sizes", frozenset(sizes.items())),
+            ("contents", self.contents["data"]),
+            ("labels", labels),
+            ("balance", self.recipe.sizes.balance),
+        )
+        return self._stage("data", f"{role} rows", {}, params, {"source": self.recipe.data}, self._seed("data"))
+
+    @cached_property
+    def _attacked(self) -> Params:
+        contents = self.contents["attack"]
+        return self._cut if contents is None else (*self._cut, ("contents", contents))
+
+    @once
+    def _trigger(self) -> Stage:
+        inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("test")}
+        attack = {"attack": cast(Named, self.recipe.attack)}
+        return self._stage(
+            "trigger", "triggered rows", inputs, self._attacked, attack, self._seed("attacker", "trigger")
+        )
+
+    @once
+    def poisoned(self) -> Stage:
+        inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("train")}
+        attack = {"attack": cast(Named, self.recipe.attack)}
+        return self._stage("poison", "poisoned rows", inputs, self._attacked, attack, self._seed("attacker", "poison"))
+
+    def triggered(self) -> Stage | None:
+        if self.recipe.attack:
+            return self._trigger()
+        if self.recipe.triggered:
+            source = self.recipe.triggered
+            target = self.recipe.triggered_target
+            params: Params = (
+                ("contents", self.contents["triggered"]),
+                ("labels", tuple(self.labels)),
+                ("target", target),
+            )
+            return self._stage("given", "triggered rows", {}, params, {"source": source})
+        return None
+
+    # -- models ----------------------------------------------------------------------------------------------------
+
+    def _trained(self, title: str, rows: Stage, start: Stage | External | None = None) -> Stage:
+        """A fine-tuned base; from ``start``, if it is given, and by the attack itself."""
+        params: Params = (*self._numeric, ("training", self.recipe.training))
+        inputs: dict[str, Stage | External] = {"model": start or self.base, "rows": rows}
+        attack = {}
+        if start is not None:
+            inputs["clean"] = self.rows("train")
+            attack = {"attack": cast(Named, self.recipe.attack)}
+        return self._stage("train", title, inputs, params, attack, self._seed("attacker", "training"))
+
+    @once
+    def clean(self) -> Stage:
+        return self._trained("clean reference", self.rows("train"))
+
+    @once
+    def suspect(self) -> "Stage | External":
+        if self.given_suspect:
+            return self.given_suspect
+        start = cast(Attack, cast(Named, self.recipe.attack).component).trains_from
+        if start is None:
+            return self._trained("suspect", self.poisoned())
+        return self._trained("suspect", self.poisoned(), self.base if start == "base" else self.clean())
+
+    def statistics(self, estimator: Named) -> Stage:
+        inputs = {"base": self.base, "suspect": self.suspect(), "clean": self.rows("clean")}
+        title = f"statistics ({estimator.name})"
+        seed = self._seed("defender", "statistics")
+        return self._stage("statistics", title, inputs, self._cut, {"estimator": estimator}, seed)
+
+    def purified(self, title: str, defense: Defense) -> Stage:
+        inputs: dict[str, Stage | External] = {
+            "base": self.base,
+            "suspect": self.suspect(),
+            "clean": self.rows("clean"),
+        }
+        components: dict[str, Named] = {}
+        # Nothing selected, or no weight step to change it, is the same model whatever the scorer: fine-tuning alone.
+        steps, scorer, selector = defense.model_steps, defense.scorer, defense.selector
+        changes = steps != defense.purifier
+        if changes and scorer and selector and not cast(Selector, selector.component).takes_nothing():
+            steps, components = defense.purifier, {"scorer": scorer, "selector": selector}
+            if defense.estimator and cast(Scorer, scorer.component).needs:
+                inputs["statistics"] = self.statistics(defense.estimator)
+        components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
+        params = self._numeric
+        if contents := tuple(found for step in steps if (found := self.step_contents(step)) is not None):
+            params = (*params, ("contents", contents))
+        return self._stage("purify", title, inputs, params, components, self._seed("defender", "purify"))
+
+    def fine_tuned(self, defense: Defense) -> Stage:
+        """What the model steps do alone."""
+        return self.purified("fine-tuned only", Defense(purifier=defense.model_steps))
+
+    # -- what is asked ---------------------------------------------------------------------------------------------
+
+    def defended(self, title: str, defense: Defense) -> Defended:
+        """What a defense makes: another model, or the suspect, asked about sanitized rows."""
+        if defense.sanitizer:
+            return Defended(self.suspect(), lambda rows: self.sanitized(title, defense, rows))
+        return Defended(self.purified(title, defense))
+
+    def sanitized(self, title: str, defense: Defense, rows: Stage) -> Stage:
+        """Rows as a sanitizer leaves them; what it inspects is the same for every value of its late parameters."""
+        named = cast(Named, defense.sanitizer)
+        component = cast(Sanitizer, named.component)
+        inputs: dict[str, Stage | External] = {"rows": rows}
+        if defense.language_model:
+            inputs["language-model"] = self.language_model(defense.language_model)
+        seed, what = self._seed("defender", "sanitize"), rows.plain["title"]
+        if type(component).inspect is not Sanitizer.inspect:
+            early = {key: value for key, value in component.parameters().items() if key not in component.late}
+            looked = replace(named, component=type(component).model_validate(early))
+            inspected = self._stage(
+                "inspect", f"{named.name} on {what}", inputs, self._cut, {"sanitizer": looked}, seed
+            )
+            inputs = {**inputs, "inspected": inspected}
+        return self._stage("sanitize", f"{title}: {what}", inputs, self._cut, {"sanitizer": named}, seed)
+
+    def predictions(self, title: str, model: "Stage | External", rows: Stage) -> Stage:
+        return self._stage("predict", title, {"model": model, "rows": rows}, self._numeric)

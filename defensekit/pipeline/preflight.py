@@ -1,0 +1,137 @@
+"""A look at everything that lies outside the store, once, before anything is computed: models, data, their contents."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from defensekit.components import Attack, DatasetSource, Executor, ModelSource, Purifier, blame
+from defensekit.models.checkpoint import CAUSAL, Checkpoint
+from defensekit.models.config import label_names, positions
+from defensekit.models.pair import Pair
+from defensekit.pipeline.plan import External, Plan, Stage
+from defensekit.recipe.recipe import Named, Recipe
+from defensekit.utils.errors import PlacedError, UsageError, listing
+
+Made = TypeVar("Made")
+Say = Callable[[str], None]
+
+
+@dataclass
+class Known:
+    """What was seen and planned for other recipes: many recipes of a study look at the same things."""
+
+    seen: dict[Hashable, Any] = field(default_factory=dict)
+    stages: dict[Hashable, Stage] = field(default_factory=dict)
+
+    def look(self, wanted: Hashable, call: Callable[[], Made]) -> Made:
+        """What a look gives, once."""
+        if wanted not in self.seen:
+            self.seen[wanted] = call()
+        return cast(Made, self.seen[wanted])
+
+
+def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
+    """The plan of a run. What a recipe names is fetched where it is not here yet; ``say`` takes lines for the user.
+
+    Raises:
+        UsageError: a model or the data are not what was expected.
+        DefenseKitError: they can't be had.
+    """
+    known = known or Known()
+    base = known.look(("model", recipe.model.digest), lambda: _external(recipe, recipe.model, "model"))
+    suspect, labels = None, None
+    if recipe.suspect:
+        given = recipe.suspect
+        found = suspect = known.look(("model", given.digest), lambda: _external(recipe, given, "suspect"))
+        labels = known.look((base, found), lambda: _held_against(recipe, base, found, say))
+    source = cast(DatasetSource, recipe.data.component)
+    contents = known.look(recipe.data.digest, lambda: at(recipe, "data", lambda: blame(source, source.contents, say)))
+    known.look((base, recipe.sizes.max_length), lambda: _check_length(recipe, base))
+    outside: dict[str, str | None] = {}
+    if recipe.attack:
+        outside["attack"] = known.look(recipe.attack.digest, lambda: _attack_contents(recipe))
+    if recipe.triggered:
+        rows = cast(DatasetSource, recipe.triggered.component)
+        outside["triggered"] = known.look(
+            recipe.triggered.digest, lambda: at(recipe, "triggered", lambda: blame(rows, rows.contents, say))
+        )
+
+    def step_contents(step: Named) -> str | None:
+        purifier = cast(Purifier, step.component)
+        look = partial(at, recipe, "defense.purifier", partial(blame, purifier, purifier.contents))
+        return known.look(("step", step.digest), look)
+
+    def language_model(named: Named) -> External:
+        place = "defense.sanitizer.model"
+        return known.look(("language model", named.digest), lambda: _external(recipe, named, place))
+
+    machine = known.look(recipe.executor.digest, cast(Executor, recipe.executor.component).machine)
+    for defense in (recipe.defense, *recipe.compare.values()):
+        for step in defense.purifier:
+            step_contents(step)
+        if defense.language_model:
+            language_model(defense.language_model)
+    answered = known.look(("before the defense", recipe.before_defense), dict[str, Any])
+    contents_of = {"data": contents, **outside}
+    return Plan(
+        recipe, base, suspect, contents_of, step_contents, language_model, labels, machine, known.stages, answered
+    )
+
+
+def _held_against(recipe: Recipe, base: External, suspect: External, say: Say) -> list[str]:
+    """Say what a suspect has that its base has not; returns the names of its labels."""
+    pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
+    at(recipe, "suspect", partial(_refuse_causal, pair.suspect))
+    head, left_out = at(recipe, "suspect", lambda: (pair.head, pair.left_out))
+    say(f"head, absent from the base or for other labels, kept from the suspect: {listing(head) or 'none'}")
+    if pair.added_rows:
+        say(f"rows that were added to the vocabulary, without a base, kept from the suspect: {pair.added_rows:,}")
+    say(f"in the base alone, not used: {listing(left_out) or 'nothing'}")
+    return at(recipe, "suspect", partial(label_names, pair.suspect))
+
+
+def _refuse_causal(suspect: Checkpoint) -> None:
+    if suspect.task == CAUSAL:
+        raise UsageError(
+            f"{suspect.folder} is a {CAUSAL}, and a run is about classifiers; `defensekit purify` takes it"
+        )
+
+
+def _attack_contents(recipe: Recipe) -> str | None:
+    attack = cast(Attack, cast(Named, recipe.attack).component)
+    return at(recipe, "attack", lambda: blame(attack, attack.contents))
+
+
+def at(recipe: Recipe, key: str, call: Callable[[], Made]) -> Made:
+    """Call; a user's mistake is told with the place in the recipe."""
+    try:
+        return call()
+    except PlacedError:
+        raise
+    except UsageError as error:
+        raise PlacedError(f"{recipe.where(*key.split('.'))}: {error}") from error
+
+
+def _external(recipe: Recipe, named: Named, key: str) -> External:
+    """A model outside the store, checked."""
+
+    def look() -> External:
+        source = cast(ModelSource, named.component)
+        checkpoint = Checkpoint(blame(source, source.folder).resolve())
+        found = External(checkpoint.folder, checkpoint.digest())
+        checkpoint.check_finite()
+        return found
+
+    return at(recipe, key, look)
+
+
+def _check_length(recipe: Recipe, base: External) -> None:
+    """Raise UsageError where rows would be longer than the model has positions for."""
+    at(recipe, "data.max_length", partial(_enough_positions, Checkpoint(base.path), recipe.sizes.max_length))
+
+
+def _enough_positions(base: Checkpoint, max_length: int) -> None:
+    limit = positions(base)
+    if limit is not None and max_length > limit:
+        raise UsageError(f"the model has {limit} positions, got {max_length}")

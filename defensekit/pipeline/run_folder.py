@@ -1,0 +1,73 @@
+"""The folder of a run: resolved recipe, log, purified model, and last the result."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from defensekit.components import Observer
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.pipeline.plan import Stage
+from defensekit.pipeline.store import MANIFEST
+from defensekit.recipe import yaml_document
+from defensekit.recipe.recipe import Recipe
+from defensekit.result.model_card import CARD, card
+from defensekit.result.schema import Result
+from defensekit.utils.files import data_digest, file_digests, write_whole
+from defensekit.utils.logging import log
+
+
+class Log(Observer):
+    """Writes what happens into the log."""
+
+    def message(self, text: str) -> None:
+        log.info("%s", text)
+
+    def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+        log.info("%s: %s", title, "reused" if reused else f"{seconds:.1f} s")
+
+
+def folder_of(recipe: Recipe, workspace: Path) -> Path:
+    """Where a recipe's run goes: the same recipe to the same folder, another one to another."""
+    return workspace / "runs" / f"{recipe.name}-{data_digest(recipe.resolved())[:8]}"
+
+
+def write(result: Result, stage: Stage | None, files: Callable[[Stage], Path]) -> None:
+    """Write everything but the log. ``files`` makes the purified model of a stage where it is not there yet; of a
+    defense that makes none there is no stage."""
+    folder = Path(result.folder)
+    write_whole(folder / "recipe.yaml", yaml_document.dump(result.recipe).encode())
+    if stage:
+        _write_model(folder / "purified", stage, files, result)
+    write_whole(folder / "result.json", result.model_dump_json(indent=1).encode())
+
+
+def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], result: Result) -> None:
+    folder = purified.parent
+    for left in folder.glob(".purified.*.part"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    if not _is_whole(purified, stage.key):
+        part = folder / f".purified.{os.getpid()}.part"
+        try:
+            shutil.copytree(files(stage), part)
+            (part / MANIFEST).unlink(missing_ok=True)  # the suspect's own, if it was purified before
+            manifest = {"stage": stage.key, "files": file_digests(part), "tensors": Checkpoint(part).tensor_digests()}
+            write_whole(part / MANIFEST, json.dumps(manifest, indent=1).encode())
+            shutil.rmtree(purified, ignore_errors=True)
+            part.rename(purified)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    write_whole(purified / CARD, card(result).encode())
+
+
+def _is_whole(purified: Path, key: str) -> bool:
+    """Whether a purified model is there, of that stage, and as it was written."""
+    try:
+        manifest = json.loads((purified / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    found = file_digests(purified)
+    found.pop(MANIFEST)
+    found.pop(CARD, None)  # written anew with every result
+    return isinstance(manifest, dict) and (manifest.get("stage"), manifest.get("files")) == (key, found)

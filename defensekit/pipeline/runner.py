@@ -1,0 +1,106 @@
+"""Makes stages: reuses what the store has, computes what it has not."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from defensekit.components import Observer, Workers, blame
+from defensekit.pipeline.plan import Stage
+from defensekit.pipeline.store import Artifact, Damaged, Store
+from defensekit.result.schema import StageRecord
+from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.logging import log
+
+
+@dataclass
+class Runner:
+    """Makes stages: reuses what the store has, computes what it has not.
+
+    ``failed`` has what went wrong with a stage, by its key, so that nobody who shares it tries again; ``telling`` is
+    held while observers are told something.
+    """
+
+    store: Store
+    workers: Workers
+    observers: Sequence[Observer]
+    failed: dict[str, DefenseKitError] = field(default_factory=dict)
+    telling: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    made: dict[str, StageRecord] = field(default_factory=dict)
+
+    def tell(self, event: str, *values: Any) -> None:
+        """Tell every observer."""
+        with self.telling:
+            for observer in self.observers:
+                blame(observer, getattr(observer, event), *values)
+
+    def make(self, stage: Stage) -> Artifact:
+        """The artifact of a stage; its inputs are made first, unless it is there already.
+
+        Raises:
+            DefenseKitError: it could not be computed, now or when somebody tried before.
+        """
+        artifact, reused = self._there(stage), True
+        while artifact is None:
+            if stage.key in self.failed:
+                raise self.failed[stage.key].with_traceback(None)  # or it grows with every run that raises it
+            for needed in stage.inputs:
+                self.make(needed)
+            with self.store.lock(stage.key, lambda: self._wait(stage)):
+                # Somebody else may have made it since, or removed a model that it needs.
+                artifact = self._there(stage, locked=True)
+                if artifact is None and all(self.store.has(needed.key) for needed in stage.inputs):
+                    reused = False
+                    artifact = self._compute(stage)
+        if self._record(stage, artifact, reused):
+            self.tell("stage_finished", stage.plain["title"], artifact.seconds, reused)
+        return artifact
+
+    def _wait(self, stage: Stage) -> None:
+        self.tell("message", f"{stage.plain['title']}: somebody else is making it")
+
+    def _compute(self, stage: Stage) -> Artifact | None:
+        """The artifact; None where an input was removed meanwhile, so that it has to be made again."""
+        title = stage.plain["title"]
+        self.tell("stage_started", title)
+        log.info("%s: computing %s", title, stage.key)
+        try:
+            self.workers.execute(
+                stage.plain, self.store.root, lambda done, total: self.tell("progress", title, done, total)
+            )
+        except DefenseKitError as error:
+            if not all(self.store.has(needed.key) for needed in stage.inputs):
+                return None
+            self.failed[stage.key] = error
+            self.tell("stage_failed", title, str(error))
+            raise
+        return self.store.open(stage.key)
+
+    def _record(self, stage: Stage, artifact: Artifact | None, reused: bool) -> bool:
+        """Take note of a stage, and before it of those that it was made from; False where that was done before."""
+        if stage.key in self.made:
+            return False
+        for needed in stage.inputs:
+            self._record(needed, self.store.peek(needed.key), True)
+        self.made[stage.key] = StageRecord(
+            title=stage.plain["title"],
+            kind=stage.plain["kind"],
+            key=stage.key,
+            reused=reused,
+            seconds=artifact.seconds if artifact else None,
+            peak_memory=artifact.peak_memory if artifact else None,
+            digest=artifact.digest if artifact else None,
+        )
+        return True
+
+    def _there(self, stage: Stage, locked: bool = False) -> Artifact | None:
+        """The artifact, if it is whole; a damaged one is cleared away under its lock, since it may be new by then."""
+        if not self.store.has(stage.key):
+            return None
+        try:
+            return self.store.open(stage.key)
+        except Damaged as error:
+            if locked:
+                self.tell("message", f"{error}; it is made again")
+                self.store.remove(stage.key)
+            return None

@@ -1,0 +1,372 @@
+"""What each stage of a run does. A stage is plain data; `compute` turns it into an artifact, wherever it is called.
+
+The defender's stages (``statistics``, ``purify``) are handed base, suspect and clean rows and nothing else. This
+guards against mistakes, not against malice: a plugin is code, and code can open any file.
+"""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, cast
+
+from defensekit import training
+from defensekit.components import (
+    Attack,
+    AttackContext,
+    AttackTrainingContext,
+    Component,
+    DatasetSource,
+    Estimator,
+    Purifier,
+    Sanitizer,
+    SanitizerContext,
+    Scorer,
+    Selector,
+    blame,
+    fault,
+)
+from defensekit.defense import estimation, purification, sanitizing
+from defensekit.defense.estimation import Report
+from defensekit.defense.scoring import Views, score
+from defensekit.defense.selection import describe, select
+from defensekit.host.discovery import load_plugins
+from defensekit.host.registry import Host, source_digest
+from defensekit.models import checkpoint, inference, loading
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.config import match_labels
+from defensekit.models.pair import Pair
+from defensekit.models.writer import write_streamed
+from defensekit.pipeline import predictions
+from defensekit.pipeline.store import Draft, Store
+from defensekit.text import ROWS, Row, Truncation, changed, label_number, read_rows, split, write_rows
+from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, listing, out_of_memory
+from defensekit.utils.files import file_digest
+from defensekit.utils.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@cache
+def _host(plugin_files: tuple[str, ...], digests: tuple[str, ...]) -> Host:
+    return load_plugins(map(Path, plugin_files))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage about to be computed: its plain data, and the store that holds its inputs."""
+
+    stage: dict[str, Any]
+    store: Store
+    report: Report
+
+    def component(self, role: str) -> Component:
+        """The component in a role, built from its plain data.
+
+        Raises:
+            DefenseKitError: this machine does not have its plugin, or has another than the run began with.
+        """
+        spec = self.stage["components"][role]
+        what, there = f"the {spec['kind']} {spec['name']!r}", f"{spec['plugin']} on {platform.node()}"
+        files = tuple(self.stage["plugin_files"])
+        if missing := [file for file in files if not Path(file).is_file()]:
+            raise DefenseKitError(f"there is no file {missing[0]} on {platform.node()}; put it where every node has it")
+        host = _host(files, tuple(file_digest(Path(file)) for file in files))
+        try:
+            found = host.find(spec["kind"], spec["name"])
+        except UsageError as error:
+            raise DefenseKitError(f"{what} needs {there}; install it there ({error})") from error
+        if source_digest(found) != spec["source"]:
+            raise DefenseKitError(
+                f"{what}: the source of {there} is not what the run began with "
+                f"({host.plugin_of(spec['kind'], spec['name'])} is there now); "
+                "if it was edited, start the run again, if it is another version, install the same everywhere"
+            )
+        return found.model_validate(spec["location"] | spec["parameters"])
+
+    def folder(self, name: str) -> Path:
+        """The folder of an input: an artifact's files, or a model outside the store."""
+        value = self.stage["inputs"][name]
+        return Path(value["path"]) if isinstance(value, dict) else self.store.open(value).files
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """The facts about an input that is an artifact."""
+        return self.store.open(self.stage["inputs"][name]).facts
+
+    def about(self, name: str) -> dict[str, Any] | None:
+        """What is worth knowing of an input without having it: facts, seconds, components; None if it lies outside."""
+        if isinstance(self.stage["inputs"][name], dict):
+            return None
+        made = self.store.open(self.stage["inputs"][name])
+        return {"facts": made.facts, "seconds": made.seconds, "components": made.stage["components"]}
+
+    def rows(self, name: str) -> list[Row]:
+        """The rows of an input."""
+        return read_rows(self.folder(name) / ROWS)
+
+    def seed(self, *purpose: str) -> int:
+        """A seed for a purpose within the stage."""
+        return derive_seed(self.stage["seed"], *purpose)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens per row."""
+        return int(self.stage["params"]["max_length"])
+
+    @property
+    def precision(self) -> training.Precision:
+        """float32, or bfloat16 autocast."""
+        return cast(training.Precision, self.stage["params"]["precision"])
+
+    @cached_property
+    def pair(self) -> Pair:
+        """The inputs ``base`` and ``suspect``, aligned."""
+        return Pair(Checkpoint(self.folder("base")), Checkpoint(self.folder("suspect")))
+
+
+def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, total: None) -> None:
+    """Compute a stage whose inputs are in the store, into the store.
+
+    Raises:
+        DefenseKitError: what went wrong, with the name of the plugin where a plugin did it.
+    """
+    opened = Store(store)
+    try:
+        # A plugin that seeds or draws from a global random state does so for its own stage alone.
+        with opened.create(stage) as draft, training.forked_random(derive_seed(stage["seed"], "global")):
+            STAGES[stage["kind"]](Work(stage, opened, report), draft)
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        raise DefenseKitError(f"{stage['title']}: {out_of_memory(error)}") from error
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+
+def data(work: Work, draft: Draft) -> None:
+    """The rows of one role."""
+    params = work.stage["params"]
+    source = cast(DatasetSource, work.component("source"))
+    dataset = blame(source, source.load)
+    if params["labels"] is not None:
+        numbers = match_labels(dataset.labels, params["labels"])
+        for rows in (dataset.train, dataset.dev, dataset.test):
+            if rows is not None:
+                rows[:] = [replace(row, label=numbers[row.label]) for row in rows]
+    rows = split(dataset, params["sizes"], work.stage["seed"], params["balance"])[params["role"]]
+    write_rows(draft.files / ROWS, rows)
+    draft.facts.update(labels=list(params["labels"] or dataset.labels), rows=len(rows), notes=dataset.notes)
+
+
+def _attack(work: Work) -> tuple[Attack, AttackContext, list[Row]]:
+    truncation = Truncation(loading.load_tokenizer(work.folder("model")), work.max_length)
+    attack = cast(Attack, work.component("attack"))
+    context = AttackContext(Random(work.stage["seed"]), tuple(work.facts("rows")["labels"]), truncation)
+    return attack, context, work.rows("rows")
+
+
+def _count_changes(
+    attack: Attack, before: Sequence[Row], after: Sequence[Row], truncation: Truncation
+) -> dict[str, int]:
+    """How many rows carry the attack, how many of them were relabelled or added, and on how many truncation cuts in."""
+    original = {row.id: row for row in before}
+    rows, added = len(after), sum(row.id < 0 for row in after)
+    after = [row for row in after if row.id >= 0]
+    if unknown := [row.id for row in after if row.id not in original]:
+        raise fault(attack, f"gave rows with ids that it was not given: {listing(map(str, unknown), 3)}")
+    touched = [row for row in after if (row.text, row.pair) != (original[row.id].text, original[row.id].pair)]
+    cut = 0
+    for row, kept in zip(touched, truncation.kept(touched), strict=True):
+        if kept != (len(row.text), len(row.pair or "")):
+            ends = changed(original[row.id], row)
+            cut += any(end > limit and start < end for (start, end), limit in zip(ends, kept, strict=True))
+    relabelled = sum(row.label != original[row.id].label for row in after)
+    return {"rows": rows, "changed": len(touched), "relabelled": relabelled, "added": added, "cut": cut}
+
+
+def _digest(draft: Draft) -> str:
+    """Of the rows just written: the same seed gives the same bytes, and whoever compares runs can see that it did."""
+    return file_digest(draft.files / ROWS)
+
+
+def poison(work: Work, draft: Draft) -> None:
+    """The attacker's training rows."""
+    attack, context, rows = _attack(work)
+    made = blame(attack, attack.poison, rows, context)
+    write_rows(draft.files / ROWS, made)
+    counts = _count_changes(attack, rows, made, context.truncation)
+    draft.facts.update(labels=list(context.labels), digest=_digest(draft), **counts)
+
+
+def trigger(work: Work, draft: Draft) -> None:
+    """Test rows with the trigger: of every label but the target's, or of every label where there is no target."""
+    attack, context, rows = _attack(work)
+    aim = attack.aim()
+    target = None if aim is None else label_number(aim, context.labels)
+    rows = [row for row in rows if row.label != target]
+    if not rows:
+        raise UsageError("every test row has the target's label already; the trigger needs rows of another")
+    made = blame(attack, attack.trigger, rows, context)
+    given = iter([row.id for row in rows])
+    if not made or not all(row.id in given for row in made):
+        raise fault(attack, "gave other test rows, or moved them, or gave none")
+    write_rows(draft.files / ROWS, made)
+    counts = _count_changes(attack, rows, made, context.truncation)
+    counts["left_out"] = len(rows) - len(made)
+    draft.facts.update(labels=list(context.labels), target=target, digest=_digest(draft), **counts)
+
+
+def given(work: Work, draft: Draft) -> None:
+    """Triggered rows from a file, as its rows stand there."""
+    source = cast(DatasetSource, work.component("source"))
+    dataset = blame(source, source.load)
+    labels = work.stage["params"]["labels"]
+    numbers = match_labels(dataset.labels, labels)
+    rows = [replace(row, label=numbers[row.label]) for row in dataset.train]
+    target = label_number(work.stage["params"]["target"], labels)
+    rows = [row for row in rows if row.label != target]
+    if not rows:
+        raise UsageError(f"every row has the target's label {labels[target]!r}; true labels are expected")
+    write_rows(draft.files / ROWS, rows)
+    draft.facts.update(labels=labels, target=target, rows=len(rows))
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+
+
+def train(work: Work, draft: Draft) -> None:
+    """Fine-tune a model on rows, or let an attack do it that trains in its own way."""
+    labels = tuple(work.facts("rows")["labels"])
+    settings = training.TrainingSettings.model_validate(work.stage["params"]["training"])
+    with training.forked_random(work.seed("head")):
+        model, tokenizer = loading.load(work.folder("model"), "base", labels)
+    rows, seed = work.rows("rows"), work.seed("training")
+    if "attack" in work.stage["components"]:
+        attack, clean = cast(Attack, work.component("attack")), work.rows("clean")
+        context = AttackTrainingContext(
+            tokenizer, labels, clean, rows, settings, work.max_length, work.precision, seed, work.report
+        )
+        with training.forked_random(seed):
+            blame(attack, attack.train, model, context)
+    else:
+        training.fine_tune(
+            model,
+            tokenizer,
+            rows,
+            settings,
+            max_length=work.max_length,
+            precision=work.precision,
+            seed=seed,
+            report=work.report,
+        )
+    loading.save_model(model.cpu(), draft.files)
+    Checkpoint(draft.files).check_finite()
+    tokenizer.save_pretrained(draft.files)
+
+
+def statistics(work: Work, draft: Draft) -> None:
+    """Statistics per parameter on clean rows, for the tensors in scope, by the pair's names."""
+    estimator = cast(Estimator, work.component("estimator"))
+    seed = work.stage["seed"]
+    found = estimation.estimate(
+        work.pair, estimator, work.rows("clean"), max_length=work.max_length, seed=seed, report=work.report
+    )
+    for statistic, tensors in found.statistics.items():
+        entries = {name: ("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
+        write_streamed(draft.files / f"{statistic}.safetensors", entries, lambda name: [tensors[name]])  # noqa: B023
+    draft.facts.update(found.facts)
+
+
+def purify(work: Work, draft: Draft) -> None:
+    """Select dimensions of the suspect and purify it."""
+    roles = sorted(role for role in work.stage["components"] if role.startswith("step"))
+    views = Views(work.pair, work.seed("score"), _readers(work))
+    selection = None
+    if "selector" in work.stage["components"]:
+        scorer, selector = cast(Scorer, work.component("scorer")), cast(Selector, work.component("selector"))
+        selection = select(score(views, scorer), selector)
+    purification.purify(
+        work.pair,
+        selection,
+        [cast(Purifier, work.component(role)) for role in roles],
+        work.rows("clean"),
+        draft.files,
+        max_length=work.max_length,
+        precision=work.precision,
+        seed=work.stage["seed"],
+        report=work.report,
+    )
+    if selection is not None:
+        draft.facts.update(describe(selection))
+        if "statistics" in work.stage["inputs"]:
+            draft.facts["statistics"] = work.about("statistics")
+
+
+def _readers(work: Work) -> "dict[str, Callable[[str], Tensor | None]]":
+    if "statistics" not in work.stage["inputs"]:
+        return {}
+
+    def reader(path: Path) -> "Callable[[str], Tensor | None]":
+        measured = checkpoint.tensor_names(path)
+        return lambda name: checkpoint.read_tensor(path, name) if name in measured else None
+
+    return {path.stem: reader(path) for path in sorted(work.folder("statistics").glob("*.safetensors"))}
+
+
+# -- what is asked -------------------------------------------------------------------------------------------------
+
+
+def inspect(work: Work, draft: Draft) -> None:
+    """What a sanitizer has to know of every text before it decides."""
+    found = sanitizing.inspect(cast(Sanitizer, work.component("sanitizer")), work.rows("rows"), _texts(work))
+    sanitizing.write_found(draft.files / sanitizing.FOUND, found)
+
+
+def sanitize(work: Work, draft: Draft) -> None:
+    """Rows as the suspect is to read them."""
+    inspected = "inspected" in work.stage["inputs"]
+    found = sanitizing.read_found(work.folder("inspected") / sanitizing.FOUND) if inspected else None
+    before = work.rows("rows")
+    after = sanitizing.sanitize(cast(Sanitizer, work.component("sanitizer")), before, found, _texts(work))
+    write_rows(draft.files / ROWS, after)
+    made = work.about("inspected") if inspected else None
+    draft.facts.update(work.facts("rows"), **sanitizing.describe(before, after))
+    draft.facts["inspected_seconds"] = made["seconds"] if made else 0.0
+
+
+def _texts(work: Work) -> SanitizerContext:
+    folder = work.folder("language-model") if "language-model" in work.stage["inputs"] else None
+    return sanitizing.context(folder, max_length=work.max_length, seed=work.stage["seed"], report=work.report)
+
+
+def predict(work: Work, draft: Draft) -> None:
+    """What a model answers to rows: logits, and the true labels beside them."""
+    import torch
+
+    rows = work.rows("rows")
+    model, tokenizer = loading.load(work.folder("model"), "model")
+    labels = work.facts("rows")["labels"]
+    if model.config.num_labels != len(labels):
+        raise DefenseKitError(f"the model answers with {model.config.num_labels} labels, the data have {len(labels)}")
+    logits = inference.predict(
+        model.to(training.device_type()),
+        tokenizer,
+        rows,
+        max_length=work.max_length,
+        precision=work.precision,
+        report=work.report,
+    )
+    truth = torch.tensor([row.label for row in rows], dtype=torch.int64)
+    checkpoint.write_tensors(draft.files / predictions.LOGITS, {"logits": logits, "labels": truth})
+    # Predictions outlive the model they come from, which is a thousand times their size.
+    draft.facts["model"] = work.about("model")
+
+
+STAGES: dict[str, Callable[[Work, Draft], None]] = {
+    stage.__name__: stage
+    for stage in (data, poison, trigger, given, train, statistics, purify, inspect, sanitize, predict)
+}

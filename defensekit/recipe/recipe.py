@@ -1,0 +1,207 @@
+"""One run, with every default filled in and every component built."""
+
+import math
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import ValidationError
+
+from defensekit.components import Component, WeightStep
+from defensekit.host.registry import Host, plain
+from defensekit.recipe.keys import Sizes
+from defensekit.recipe.yaml_document import Document
+from defensekit.training import Precision, TrainingSettings
+from defensekit.utils.errors import UsageError, nearest
+from defensekit.utils.files import data_digest, literal_path
+
+
+@dataclass(frozen=True)
+class Named:
+    """A component under the name it has in the recipe."""
+
+    name: str
+    component: Component
+
+    def plain(self) -> dict[str, Any]:
+        """As part of a stage."""
+        return self._plain
+
+    @cached_property
+    def _plain(self) -> dict[str, Any]:
+        return plain(self.component, self.name)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its plain data."""
+        return data_digest(self._plain)
+
+    @cached_property
+    def identified(self) -> dict[str, Any]:
+        """Of its plain data what decides numbers: where something lies does not."""
+        return {key: value for key, value in self._plain.items() if key != "location"}
+
+    def yaml(self) -> dict[str, Any]:
+        """As part of a resolved recipe."""
+        return {"name": self.name, **self.parameters()}
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters as a recipe has them: nothing in a path stands for anything else."""
+        found = self.component.parameters()
+        for key in self.component.paths():
+            if isinstance(value := found[key], list):
+                found[key] = [literal_path(item) for item in value]
+            elif value:
+                found[key] = literal_path(value)
+        return found
+
+
+@dataclass(frozen=True)
+class Defense:
+    """The four choices; without scorer and selector nothing is taken, and the purifier trains alone.
+
+    Or, of an input-level defense, the ``sanitizer`` and the language model that it reads with, and none of the four.
+    """
+
+    estimator: Named | None = None
+    scorer: Named | None = None
+    selector: Named | None = None
+    purifier: tuple[Named, ...] = ()
+    sanitizer: Named | None = None
+    language_model: Named | None = None
+
+    @property
+    def stage(self) -> Literal["weights", "input"]:
+        """Where it acts."""
+        return "input" if self.sanitizer else "weights"
+
+    @property
+    def model_steps(self) -> tuple[Named, ...]:
+        """The purifier without its weight steps."""
+        return tuple(step for step in self.purifier if not isinstance(step.component, WeightStep))
+
+    def part(self, over: str) -> Named:
+        """The component whose parameter ``over`` names.
+
+        Raises:
+            UsageError: the defense has no such part.
+        """
+        part = over.rpartition(".")[0]
+        step = re.fullmatch(r"purifier\.(\d+)", part)
+        if step and int(step[1]) < len(self.purifier):
+            return self.purifier[int(step[1])]
+        known = ("sanitizer",) if self.sanitizer else ("estimator", "scorer", "selector")
+        if part not in known or (found := getattr(self, part)) is None:
+            parts = "sanitizer" if self.sanitizer else "estimator, scorer, selector or purifier.N"
+            raise UsageError(f"there is no part {part!r} (expected {parts})")
+        return cast(Named, found)
+
+    def lower_does_more(self, over: str) -> bool:
+        """Whether a lower value of the parameter does more."""
+        return over.rpartition(".")[2] in type(self.part(over).component).lower_does_more
+
+    def nothing(self, over: str) -> float:
+        """The value of a parameter at which nothing is done, as a rule is told it."""
+        return math.inf if self.lower_does_more(over) else 0.0
+
+    def at(self, over: str, value: float) -> "Defense":
+        """The defense with one parameter set.
+
+        Raises:
+            UsageError: there is no such parameter, or it can't have that value.
+        """
+        part, _, parameter = over.rpartition(".")
+        found = self.part(over)
+        fields = type(found.component).model_fields
+        if parameter not in fields:
+            raise UsageError(f"{found.name} has no parameter {parameter!r}.{nearest(parameter, fields)}")
+        try:
+            made = type(found.component).model_validate(found.component.parameters() | {parameter: value})
+        except ValidationError as error:
+            raise UsageError(f"{over} can't be {value:g} ({error.errors()[0]['msg']})") from error
+        changed = replace(found, component=made)
+        if part.startswith("purifier."):
+            steps = list(self.purifier)
+            steps[int(part.removeprefix("purifier."))] = changed
+            return replace(self, purifier=tuple(steps))
+        changes: dict[str, Any] = {part: changed}
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with every default filled in and every component built."""
+
+    name: str
+    model: Named
+    data: Named
+    sizes: Sizes
+    attack: Named | None
+    suspect: Named | None
+    triggered: Named | None
+    triggered_target: str | int | None
+    training: TrainingSettings
+    precision: Precision
+    defense: Defense
+    choose: Named | None
+    compare: dict[str, Defense]
+    metrics: tuple[Named, ...]
+    seed: int
+    executor: Named
+    observers: tuple[Named, ...]
+    plugins: tuple[Path, ...]
+    requires: tuple[str, ...]
+    host: Host = field(compare=False)
+    document: Document = field(compare=False)
+
+    @property
+    def before_defense(self) -> tuple[Hashable, ...]:
+        """What decides everything that there is before a defense, and what is asked of it."""
+        named = (self.model, self.data, self.attack, self.suspect, self.triggered, self.executor, *self.metrics)
+        digests = tuple(one.digest if one else None for one in named)
+        settings = (self.sizes, self.triggered_target, self.training, self.precision, self.seed, self.plugins)
+        return (*digests, *settings)
+
+    def where(self, *path: str | int) -> str:
+        """Where a key is and which it is, for errors found later than loading."""
+        return self.document.told(path)
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe written out, itself a recipe."""
+
+        def defense(part: Defense) -> dict[str, Any]:
+            if part.sanitizer:
+                reader = {"model": part.language_model.yaml()} if part.language_model else {}
+                return {"sanitizer": part.sanitizer.yaml() | reader}
+            chosen = {"estimator": part.estimator, "scorer": part.scorer, "selector": part.selector}
+            return {
+                **{key: named.yaml() for key, named in chosen.items() if named},
+                "purifier": [step.yaml() for step in part.purifier],
+            }
+
+        out: dict[str, Any] = {
+            "name": self.name,
+            "model": self.model.yaml(),
+            "data": {**self.data.yaml(), **{k: v for k, v in self.sizes.model_dump().items() if v != 0}},
+        }
+        if self.attack:
+            out |= {"attack": self.attack.yaml(), "training": self.training.model_dump()}
+        if self.suspect:
+            out["suspect"] = self.suspect.parameters()["path"]
+        if self.triggered:
+            out["triggered"] = {"target": self.triggered_target, **self.triggered.parameters()}
+        out |= {"precision": self.precision, "defense": {"stage": self.defense.stage, **defense(self.defense)}}
+        if self.choose:
+            out["defense"]["choose"] = {"rule": self.choose.name, **self.choose.component.parameters()}
+        out["defense"]["compare"] = {
+            name: {k: v for k, v in defense(other).items() if v != out["defense"].get(k)}
+            for name, other in self.compare.items()
+        }
+        out |= {"metrics": [metric.yaml() for metric in self.metrics], "seed": self.seed}
+        out |= {"plugins": [literal_path(path) for path in self.plugins]} if self.plugins else {}
+        out |= {"requires": list(self.requires)} if self.requires else {}
+        out |= {"executor": self.executor.yaml(), "observers": [observer.yaml() for observer in self.observers]}
+        return out

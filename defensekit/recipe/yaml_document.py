@@ -1,0 +1,332 @@
+"""YAML read safely, with the place of every key: what errors point at. Files can build on others."""
+
+import re
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from defensekit.utils.errors import PlacedError, UsageError, nearest
+from defensekit.utils.files import environment_path
+
+LIMIT = 10_000  # values in a recipe, aliases written out: a recipe has dozens, an alias bomb billions
+BYTES = 10_000_000
+
+Path_ = tuple[str | int, ...]
+
+_KNOWN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core types: `no` is a word, 1e-4 is a number, a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+class Place(NamedTuple):
+    """Where a value stands, and the folder that paths in it start from; whether that is an option of a command."""
+
+    label: str
+    folder: Path
+    option: bool = False
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain data, and the place of every key."""
+
+    name: str
+    data: Any
+    places: Mapping[Path_, Place] = field(repr=False)
+
+    def place(self, path: Path_) -> Place:
+        """The place of a key, or of the nearest one around it."""
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places[path]
+
+    def where(self, path: Path_) -> str:
+        """File and line of a key, or the setting it comes from."""
+        return self.place(path).label
+
+    def told(self, path: Path_) -> str:
+        """Where a key is and which it is, for an error; an option alone where the user typed that for it."""
+        place, key = self.place(path), ".".join(map(str, path))
+        if place.option:
+            return place.label if path in self.places else key
+        return f"{place.label}: {key}" if key else place.label
+
+
+def load(
+    path: Path, settings: Sequence[str | Document] = (), kept: Mapping[Path_, Collection[str]] | None = None
+) -> Document:
+    """A file over the files that it extends, and settings (``a.b=value``) over all of them; the last word counts.
+
+    Mappings are laid over each other key by key. Everything else replaces what is below, and so does a mapping that
+    names another component, but for the keys that ``kept`` lists for its path; null takes a key back. Settings reach
+    into lists by number.
+
+    Raises:
+        UsageError: with the place, what was expected and what is close to what was typed.
+    """
+    document = _extended(path, (), kept or {})
+    for one in settings:
+        document = overlay(document, setting(one) if isinstance(one, str) else one, kept or {})
+    return document
+
+
+def moved(document: Document, own: Path_, path: Path_) -> Document:
+    """What stands at a path of a document, as the document that says just this at another path."""
+    data = document.data
+    for key in own:
+        data = data[key]
+    places = {path[:i]: document.place(own) for i in range(len(path) + 1)}
+    size = len(own)
+    places |= {(*path, *p[size:]): place for p, place in document.places.items() if p[:size] == own}
+    for key in reversed(path):
+        data = {key: data}
+    return Document(document.name, data, places)
+
+
+def read(path: Path) -> Document:
+    """One file.
+
+    Raises:
+        UsageError: it is not there, no YAML, or holds more than plain data.
+    """
+    try:
+        if path.stat().st_size > BYTES:
+            raise UsageError(f"{path}: more than {BYTES:,} bytes; refused")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except (OSError, ValueError) as error:  # a zero byte in the name
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    return _Reader(str(path), path.resolve().parent).document(text)
+
+
+def dump(data: Any) -> str:
+    """Plain data as YAML that `read` reads back, keys in the order given."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+# -- one text ----------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Turns one text into plain data; ``lines`` says whether its places have line numbers."""
+
+    def __init__(self, name: str, folder: Path, lines: bool = True) -> None:
+        self.name = name
+        self.folder = folder
+        self.lines = lines
+        self.places: dict[Path_, Place] = {}
+        self.count = 0
+        self.constructor = _Loader("")
+
+    def document(self, text: str) -> Document:
+        try:
+            root = yaml.compose(text, _Loader)
+            self.places[()] = self.place(root)
+            data = self.plain(root, ()) if root is not None else None
+        except yaml.MarkedYAMLError as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark and self.lines else ""
+            raise PlacedError(f"{self.name}{line}: not YAML ({error.problem})") from error
+        except yaml.reader.ReaderError as error:
+            line = f":{text.count(chr(10), 0, error.position) + 1}" if self.lines else ""
+            raise PlacedError(f"{self.name}{line}: not YAML (the character {error.character!r})") from error
+        except RecursionError as error:
+            deepest = next(reversed(self.places.values()), self.place(None))
+            raise PlacedError(f"{deepest.label}: nested too deeply") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise PlacedError(f"{self.name}: not YAML ({' '.join(str(error).split())})") from error
+        return Document(self.name, data, self.places)
+
+    def place(self, node: yaml.Node | None) -> Place:
+        line = node.start_mark.line + 1 if node is not None else 1
+        return Place(f"{self.name}:{line}" if self.lines else self.name, self.folder)
+
+    def error(self, node: yaml.Node, text: str) -> PlacedError:
+        return PlacedError(f"{self.place(node).label}: {text}")
+
+    def plain(self, node: yaml.Node, path: Path_) -> Any:
+        self.places.setdefault(path, self.place(node))
+        self.count += 1
+        if self.count > LIMIT:
+            raise self.error(node, f"more than {LIMIT:,} values once aliases are written out; refused")
+        if isinstance(node, yaml.CollectionNode):
+            self.check_tag(node)
+        if isinstance(node, yaml.MappingNode):
+            data: dict[str, Any] = {}
+            for key_node, value in node.value:
+                key = self.scalar(key_node)
+                if not isinstance(key, str):
+                    raise self.error(key_node, f"the key {key!r} is not text; put it in quotes")
+                if key in data:
+                    raise self.error(key_node, f"the key {key!r} stands twice")
+                self.places[(*path, key)] = self.place(key_node)
+                data[key] = self.plain(value, (*path, key))
+            return data
+        if isinstance(node, yaml.SequenceNode):
+            return [self.plain(item, (*path, i)) for i, item in enumerate(node.value)]
+        return self.scalar(node)
+
+    def scalar(self, node: yaml.Node) -> Hashable:
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.error(node, "a key has to be text")
+        self.check_tag(node)
+        try:
+            value: Hashable = self.constructor.construct_object(node)
+            str(value).encode()
+        except (yaml.YAMLError, ValueError, LookupError) as error:  # `!!bool x`; half a character
+            raise self.error(node, f"{node.value[:60]!r} can't be read as {node.tag.rpartition(':')[2]}") from error
+        return value
+
+    def check_tag(self, node: yaml.Node) -> None:
+        if node.tag not in _KNOWN:
+            raise self.error(node, f"the tag {node.tag!r} is refused; a recipe is plain data")
+
+
+# -- one over another --------------------------------------------------------------------------------------------------
+
+
+def _extended(path: Path, above: tuple[Path, ...], kept: Mapping[Path_, Collection[str]]) -> Document:
+    """A file over what it extends; ``above`` are the files that extend it."""
+    document = read(path)
+    if not isinstance(document.data, dict) or "extends" not in document.data:
+        return document
+    place = document.place(("extends",))
+    named = document.data.pop("extends")
+    if not isinstance(named, str):
+        raise PlacedError(f"{place.label}: extends: expected the path of a recipe, got {named!r}")
+    try:
+        below = place.folder / environment_path(named)
+        found, beside = below.is_file(), [p.name for p in below.parent.glob("*.yaml")]
+        chain = (*above, path.resolve())
+        circle = below.resolve() in chain
+    except (UsageError, ValueError, OSError, RuntimeError) as error:  # a zero byte, a loop of links
+        raise PlacedError(f"{place.label}: extends: {named!r} is no path ({error})") from error
+    if not found:
+        raise PlacedError(f"{place.label}: extends: there is no file {below}.{nearest(below.name, beside)}")
+    if circle:
+        names = " -> ".join(p.name for p in (*chain, below))
+        raise PlacedError(f"{place.label}: extends: it comes back to itself ({names})")
+    lower = _extended(below, chain, kept)
+    if not isinstance(lower.data, dict):
+        raise PlacedError(f"{place.label}: extends: {below} is no recipe; expected a mapping")
+    return overlay(lower, document, kept)
+
+
+def setting(text: str) -> Document:
+    """``a.b=value`` as the document that says just this.
+
+    Raises:
+        UsageError: it is written in another way, or the value is not YAML.
+    """
+    keys, equals, value = text.partition("=")
+    path: Path_ = tuple(keys.strip().split("."))
+    label = f"--set {text}"
+    if not equals or not all(path):
+        raise PlacedError(f"{label}: expected path=value, such as training.epochs=3")
+    if path[0] == "extends":
+        raise PlacedError(f"{label}: what a recipe extends stands in its file")
+    return moved(_Reader(label, Path.cwd(), lines=False).document(value), (), path)
+
+
+def option(name: str, keys: str, value: str) -> Document:
+    """What another option of a command says, as the document that says just this."""
+    return moved(Document(name, value, {(): Place(name, Path.cwd(), option=True)}), (), tuple(keys.split(".")))
+
+
+def overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[str]]) -> Document:
+    """A document laid over another, as `load` says."""
+    places = dict(below.places)
+
+    def replace(path: Path_, own: Path_, value: Any) -> Any:
+        size = len(path)
+        for old in [old for old in places if old[:size] == path]:
+            del places[old]
+        places.update({path + p[len(own) :]: place for p, place in above.places.items() if p[: len(own)] == own})
+        return value
+
+    def merge(old: Any, new: Any, path: Path_, own: Path_) -> Any:
+        """``own`` is the path in the upper document: a number in a list is text there."""
+        if isinstance(old, list) and isinstance(new, dict) and new:
+            items = list(old)
+            for key, value in new.items():
+                if key not in {str(i) for i in range(len(items))}:
+                    where = ".".join(map(str, path))
+                    known = f"0 to {len(items) - 1}" if items else "it is empty"
+                    raise PlacedError(
+                        f"{above.where((*own, key))}: {where} is a list and has no item {key!r} ({known})"
+                    )
+                items[int(key)] = merge(items[int(key)], value, (*path, int(key)), (*own, key))
+            return items
+        if isinstance(old, str) and isinstance(new, dict) and path:
+            old = {"name": old}  # `scorer: diffusion` is `scorer: {name: diffusion}`
+            places[(*path, "name")] = places[path]
+        if path in kept and isinstance(old, dict) and isinstance(new, str):
+            new = {"name": new}
+        if not (isinstance(old, dict) and isinstance(new, dict)):
+            return replace(path, own, new)
+        if path and _other(old, new):
+            stay = {key: value for key, value in old.items() if key in kept.get(path, ()) and key not in new}
+            their_places = {(*path, key): places[(*path, key)] for key in stay}
+            made = stay | replace(path, own, new)
+            places.update(their_places)
+            return made
+        if path and above.place(own).option:
+            places[path] = above.place(own)  # `--clean` names the data: what is wrong with them is told of it
+        merged = dict(old)
+        for key, value in new.items():
+            if value is None:
+                replace((*path, key), (*own, key), None)  # what is missing now is missing because of this
+                merged.pop(key, None)
+            elif key in merged:
+                merged[key] = merge(merged[key], value, (*path, key), (*own, key))
+            else:
+                merged[key] = replace((*path, key), (*own, key), value)
+        return merged
+
+    return Document(below.name, merge(below.data, above.data, (), ()), places)
+
+
+def _other(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether the new mapping is about another component, whose parameters have nothing to do with the old one's, or
+    about a defense at another stage, whose parts have nothing to do with its."""
+    stage = "name" not in old and new.get("stage", "weights") != old.get("stage", "weights") and "stage" in new
+    return stage or any(key in new and new[key] != old.get(key) for key in ("name", "rule"))
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML version would take for something other than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
+    old = yaml.SafeLoader("").resolve(yaml.ScalarNode, data, (True, False))  # type: ignore[no-untyped-call]
+    new = _Loader("").resolve(yaml.ScalarNode, data, (True, False))  # type: ignore[no-untyped-call]
+    plain = old == new == "tag:yaml.org,2002:str" and data.isprintable()
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _text)

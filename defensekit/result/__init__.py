@@ -1,0 +1,1 @@
+"""What one run found, for machines and for people."""

@@ -1,0 +1,57 @@
+"""The model card of a purified model: what was done to it, what that did, and what is not promised."""
+
+import re
+from typing import Any
+
+from defensekit.recipe import yaml_document
+from defensekit.recipe.vocabulary import METRICS, MODELS
+from defensekit.result.narrative import NOT_PROMISED, named, story
+from defensekit.result.schema import Result
+
+CARD = "README.md"
+
+
+def card(result: Result) -> str:
+    """The card as Markdown with the metadata that a hub reads; it names no folder of this machine."""
+    from huggingface_hub import EvalResult, ModelCardData
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    after, data = result.models["purified"].metrics, result.recipe["data"]
+    facts: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["defensekit", "backdoor-defense"],
+        "model_name": f"{result.name}-purified",
+    }
+    if "id" in result.recipe["model"]:
+        facts["base_model"] = result.recipe["model"]["id"]
+    if "acc" in after:
+        facts["eval_results"] = [
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=data.get("id", "private"),
+                dataset_name=f"held-out rows of {named(data)}",
+                metric_type="accuracy",
+                metric_value=round(after["acc"].value, 4),
+            )
+        ]
+    # Markdown is escaped by `flat`; there is no HTML to escape for.
+    environment = Environment(
+        loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, autoescape=False
+    )
+    environment.filters["flat"] = _flat
+    text = environment.get_template("model_card.md").render(
+        result=result,
+        story=story(result),
+        metrics=list(after),
+        models=[(MODELS.get(name, (name, "a defense to compare with")), m) for name, m in result.models.items()],
+        meanings={name: METRICS[name] for name in after if name in METRICS},
+        not_promised=NOT_PROMISED,
+        defense=yaml_document.dump({"defense": result.recipe["defense"]}),
+    )
+    return f"---\n{ModelCardData(**facts).to_yaml()}\n---\n\n{text}"
+
+
+def _flat(text: str) -> str:
+    """Text from outside as one line that Markdown and HTML leave as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|#!&~])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,95 @@
+"""What a result says, in words: shared by everything that tells a person about a run."""
+
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from defensekit.result.schema import Result
+
+
+NOT_PROMISED = (
+    "No certificate: what looked abnormal to this defense was changed, an attack that keeps clear of that goes unseen.",
+    "No search for a trigger: success was measured only with the trigger named here, if one is named.",
+    "One run with one seed: another seed, split or machine gives other numbers.",
+)
+
+
+def story(result: "Result") -> list[str]:
+    """What was done and what came of it, a sentence each."""
+    said = [_suspect(result), *(_on_inputs(result) if result.defended == "sanitized" else _on_weights(result))]
+    before, after = result.models["suspect"].metrics, result.models[result.defended].metrics
+    for name in [name for name in before if name in after]:
+        floor = f", where a model that was never poisoned has {result.asr_floor:.1%}" if _floored(name, result) else ""
+        said.append(
+            f"{name.upper()} went from {before[name].value:.1%} to {after[name].value:.1%} on {after[name].rows:,} rows"
+            f"{floor}."
+        )
+    return said
+
+
+def _on_weights(result: "Result") -> list[str]:
+    recipe, defense, said = result.recipe, result.recipe["defense"], []
+    fit, dev = recipe["data"]["clean"], result.clean_budget - recipe["data"]["clean"]
+    measured = f"measured {defense['estimator']['name']} on" if "estimator" in defense else "used"
+    steps = ", then ".join(step["name"] for step in defense["purifier"])
+    took = (
+        f"scored every dimension by {defense['scorer']['name']}, took dimensions by {defense['selector']['name']}, "
+        if "selector" in defense
+        else ""
+    )
+    said.append(f"The defense {measured} {fit:,} clean rows, {took}and did: {steps}.")
+    if result.chosen:
+        said.append(_chosen(result, f"{dev:,} further clean rows"))
+    reset = result.models["purified"].reset
+    if reset:
+        said.append(f"It took {reset.of_eligible:.1%} of the eligible dimensions, {reset.of_all:.1%} of all.")
+    else:
+        said.append("Nothing was reset.")
+    return said
+
+
+def _on_inputs(result: "Result") -> list[str]:
+    sanitizer = result.recipe["defense"]["sanitizer"]
+    reader = f" with {named(sanitizer['model'])!r}" if isinstance(sanitizer.get("model"), dict) else ""
+    said = [
+        f"The defense leaves the model as it is: {sanitizer['name']}{reader} rewrites every text before the model "
+        "reads it, clean or triggered, and whoever asks the model without it meets what is in it."
+    ]
+    if result.chosen:
+        said.append(_chosen(result, f"{result.clean_budget:,} clean rows"))
+    for on, found in (result.models["sanitized"].sanitized or {}).items():
+        rows = "clean test" if on == "plain" else on
+        said.append(
+            f"It changed {found.changed:,} of {found.rows:,} {rows} rows, and left {found.words_left:,} of their "
+            f"{found.words:,} words."
+        )
+    return said
+
+
+def _chosen(result: "Result", rows: str) -> str:
+    assert result.chosen
+    over = f"{result.chosen.over} = {result.chosen.value:g}"
+    return f"{over} was chosen by {result.chosen.rule} on {rows}: {result.chosen.reason}."
+
+
+def named(spec: dict[str, Any]) -> str:
+    """What a model or data set of a resolved recipe is called where no path of this machine should be."""
+    return PurePath(spec["path"]).name if "path" in spec else str(spec.get("id", spec["name"]))
+
+
+def _floored(metric: str, result: "Result") -> bool:
+    return metric == "asr" and result.asr_floor is not None
+
+
+def _suspect(result: "Result") -> str:
+    recipe, attack = result.recipe, result.attack
+    if "attack" not in recipe or not attack:
+        known = ", with rows that carry a known trigger" if attack else ""
+        return f"A given model was held against its base{known}."
+    train = attack["train"]
+    labels = result.data["labels"]
+    aim = f", to be answered with {labels[attack['target']]!r}" if attack["target"] is not None else ""
+    return (
+        f"The suspect was made from {named(recipe['model'])!r} by fine-tuning on {train['rows']:,} rows, "
+        f"{train['changed']:,} of which carry the attack {recipe['attack']['name']!r}{aim}."
+    )

@@ -1,0 +1,134 @@
+"""From a result to a page."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from defensekit.recipe import yaml_document
+from defensekit.recipe.vocabulary import METRICS, MODELS
+from defensekit.result import plots
+from defensekit.result.narrative import story
+from defensekit.result.schema import Example, ModelResult, Reset, Result
+from defensekit.utils.files import write_whole
+from defensekit.utils.html import fill
+
+
+def write(result: Result, folder: str | Path | None = None) -> Path:
+    """Write ``report.html`` into the run's folder, or another; returns its path."""
+    place = Path(folder or result.folder) / "report.html"
+    write_whole(place, render(result).encode())
+    return place
+
+
+def render(result: Result) -> str:
+    """The page. Every text that comes from outside is escaped, and nothing on it runs or is fetched."""
+    names = list(dict.fromkeys(name for model in result.models.values() for name in model.metrics))
+    reset = result.models[result.defended].reset
+    scorer = result.recipe["defense"].get("scorer", {}).get("name", "")
+    return fill(
+        __package__,
+        "page.html",
+        result=result,
+        story=story(result),
+        metrics=names,
+        meanings={name: METRICS[name] for name in names if name in METRICS},
+        ended=MODELS[result.defended][0],
+        models=[(MODELS.get(name, (name, "")), model) for name, model in result.models.items()],
+        share=_share,
+        shorten=_shorten,
+        curve=plots.image(plots.curve(result)) if result.chosen and result.curve else None,
+        scores=plots.image(plots.scores(reset.scores, scorer)) if reset and sum(reset.scores.counts) else None,
+        heat=heat(reset) if reset else None,
+        examples=[(example, _pieces(example.plain, example.text), _pair(example)) for example in result.examples],
+        stages=sorted(result.stages, key=lambda stage: -(stage.seconds or 0)),
+        recipe=yaml_document.dump(result.recipe),
+        command=_command(Path(result.folder)),
+    )
+
+
+def _command(folder: Path) -> str:
+    """What repeats a run, for a shell: with the workspace that has its stages."""
+    return shlex.join(["defensekit", "run", str(folder / "recipe.yaml"), "--workspace", str(folder.parent.parent)])
+
+
+def _share(model: ModelResult, which: str) -> str:
+    return "–" if model.reset is None else f"{getattr(model.reset, which):.1%}"
+
+
+# -- the heat map ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Selected as a share of the eligible dimensions: ``share`` in [0, 1], None where nothing is eligible."""
+
+    share: float | None
+    eligible: int
+
+    @property
+    def dark(self) -> bool:
+        """Whether white text is what can be read on it."""
+        return (self.share or 0.0) > 0.67
+
+
+@dataclass(frozen=True)
+class Heat:
+    """``rows`` are kinds of tensor, ``columns`` layers; ``others`` are tensors outside of any layer."""
+
+    columns: list[str]
+    rows: dict[str, list[Cell]]
+    others: dict[str, Cell]
+
+
+_LAYER = re.compile(r"^(?P<before>.*?)\.(?P<layer>\d+)\.(?P<kind>.+)$")
+
+
+def heat(reset: Reset) -> Heat:
+    """The selected share by layer and kind of tensor."""
+    layers: dict[str, dict[int, Cell]] = {}
+    others = {}
+    for name, (_, eligible, selected) in reset.tensors.items():
+        cell = Cell(selected / eligible if eligible else None, eligible)
+        if match := _LAYER.match(name):
+            layers.setdefault(match["kind"], {})[int(match["layer"])] = cell
+        else:
+            others[name] = cell
+    numbers = sorted({number for cells in layers.values() for number in cells})
+    nothing = Cell(None, 0)
+    rows = {kind: [cells.get(number, nothing) for number in numbers] for kind, cells in sorted(layers.items())}
+    return Heat([str(number) for number in numbers], rows, dict(sorted(others.items())))
+
+
+# -- examples ----------------------------------------------------------------------------------------------------------
+
+
+LONGEST = 2000  # characters of a text that are shown; telling two texts apart takes the square of their words
+
+
+def _pieces(plain: str | None, text: str) -> list[tuple[bool, str]]:
+    """A text in pieces, each with whether the attack put it there."""
+    if plain is None or max(len(plain), len(text)) > LONGEST:
+        return [(False, _shorten(text))]
+    before, after = re.findall(r"\s+|\S+", plain), re.findall(r"\s+|\S+", text)
+    found = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    pieces = [(how in ("insert", "replace"), "".join(after[start:end])) for how, _, _, start, end in found]
+    return [piece for put, text in pieces for piece in _around(put, text)]
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
+def _around(put: bool, text: str) -> list[tuple[bool, str]]:
+    """What was put there without the blanks around it."""
+    inner = text.strip() if put else text
+    if not inner:
+        return [(False, text)] if text else []
+    before, _, after = text.partition(inner)
+    return [piece for piece in ((False, before), (put, inner), (False, after)) if piece[1]]
+
+
+def _pair(example: Example) -> list[tuple[bool, str]]:
+    return [] if example.pair is None else _pieces(example.plain_pair, example.pair)

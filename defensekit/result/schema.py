@@ -1,0 +1,260 @@
+"""What a run found: the schema of ``result.json``."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from defensekit.components.metric import Measured
+from defensekit.text import ROWS, Row, read_rows
+from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.html import html_table
+
+# What the run's defense left is called, by where the defense acts.
+DEFENDED: dict[str, str] = {"weights": "purified", "input": "sanitized"}
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Histogram(_Schema):
+    """The scores of the eligible dimensions, and of the selected ones, in bins of equal width between two bounds.
+
+    Where ``log``, bounds and bins are of log10 of the scores, and ``zero`` dimensions with a score of 0 are in no bin.
+    """
+
+    log: bool
+    low: float
+    high: float
+    zero: int
+    counts: list[int]
+    selected: list[int]
+
+
+class Reset(_Schema):
+    """How much of a model was selected: counts of dimensions, and what they are shares of.
+
+    ``of_eligible`` is the fraction, ``of_all`` counts the head and what never moved as well. ``tensors`` has the
+    dimensions in scope, eligible and selected of every tensor. The ``where_zero`` counts say, per statistic, how many
+    of the eligible and of the selected dimensions have it exactly 0.
+    """
+
+    dimensions: int
+    in_scope: int
+    eligible: int
+    selected: int
+    eligible_where_zero: dict[str, int] = {}
+    selected_where_zero: dict[str, int] = {}
+    head: list[str] = []
+    tensors: dict[str, tuple[int, int, int]] = {}
+    scores: Histogram
+
+    @property
+    def of_eligible(self) -> float:
+        """Selected as a share of the eligible dimensions."""
+        return self.selected / self.eligible if self.eligible else 0.0
+
+    @property
+    def of_all(self) -> float:
+        """Selected as a share of all dimensions."""
+        return self.selected / self.dimensions if self.dimensions else 0.0
+
+
+class Sanitized(_Schema):
+    """What a sanitizer did to rows: how many it changed, and the words before and after."""
+
+    rows: int
+    changed: int
+    words: int
+    words_left: int
+
+
+class ModelResult(_Schema):
+    """One of the models: its metrics, what was reset, and the seconds it took to make (statistics included).
+
+    Of an input-level defense it is the suspect on sanitized rows: ``sanitized`` says what became of them, of ``plain``
+    and of ``triggered`` ones, and the seconds are those of sanitizing them.
+    """
+
+    metrics: dict[str, Measured]
+    seconds: float | None
+    reset: Reset | None = None
+    defense: dict[str, Any] | None = None
+    statistics: dict[str, Any] | None = None
+    sanitized: dict[str, Sanitized] | None = None
+
+
+class TrialResult(_Schema):
+    """One value that the rule tried: ``dev_accuracy`` on clean dev rows decided, the metrics are for the reader."""
+
+    value: float
+    dev_accuracy: float
+    metrics: dict[str, Measured]
+
+
+class Example(_Schema):
+    """A triggered test row, the row it came from where that is known, and what the models answer.
+
+    ``sanitized`` and ``sanitized_pair`` are what the suspect was asked in its place, by an input-level defense.
+    """
+
+    text: str
+    pair: str | None
+    plain: str | None
+    plain_pair: str | None
+    label: str
+    answers: dict[str, str]
+    sanitized: str | None = None
+    sanitized_pair: str | None = None
+
+
+class Chosen(_Schema):
+    """What the rule took, and why; whether of ``over`` a lower value does more."""
+
+    rule: str
+    over: str
+    value: float
+    reason: str
+    suspect_dev_accuracy: float
+    lower_does_more: bool = False
+
+
+class StageRecord(_Schema):
+    """A stage that a run rests on: seconds and bytes of memory at its peak, and the digest of what it made.
+
+    ``reused`` says that it was there before the run. What is None is not known: the artifact is in the store no more.
+    """
+
+    title: str
+    kind: str
+    key: str
+    reused: bool
+    seconds: float | None
+    peak_memory: int | None = None
+    digest: str | None = None
+
+
+class PluginRecord(_Schema):
+    """A plugin, the distribution it came in, and the components it gave, as ``"scorer diffusion"``."""
+
+    name: str
+    distribution: str
+    version: str
+    components: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})".replace(" )", ")")
+
+
+class Environment(_Schema):
+    """What the numbers may depend on beyond the recipe: ``device`` and ``threads`` are those of every stage."""
+
+    python: str
+    versions: dict[str, str]
+    plugins: list[PluginRecord]
+    device: str
+    device_name: str
+    threads: int
+    platform: str
+
+
+class Result(_Schema):
+    """A finished run.
+
+    ``identified`` is everything that decides the numbers, as plain data, and ``identity`` its digest. In a study,
+    ``axes`` has the value that the run takes on each of its axes. ``oracle`` names the components that looked at what
+    a defender can't see.
+
+    ``summary`` is ACC, ASR (or BACC) and seconds of each of the ``models``. ``asr_floor`` is the clean reference's ASR,
+    ``clean_budget`` how many clean rows the defender used. ``curve`` is all that the rule tried, ``chosen`` what it
+    took. ``recipe`` is the recipe with everything written out; ``attack``, ``data`` and ``statistics`` are what those
+    stages counted. ``examples`` are triggered test rows. ``stages`` are all that the run rests on.
+    """
+
+    schema_version: Literal[2] = 2
+    name: str
+    identity: str
+    identified: dict[str, Any]
+    study: str | None = None
+    axes: dict[str, str | int | float | bool | None] = {}
+    oracle: list[str]
+    summary: dict[str, dict[str, float | None]]
+    models: dict[str, ModelResult]
+    asr_floor: float | None
+    clean_budget: int
+    chosen: Chosen | None
+    curve: list[TrialResult]
+    examples: list[Example]
+    attack: dict[str, Any] | None
+    data: dict[str, Any]
+    statistics: dict[str, Any] | None
+    warnings: list[str]
+    recipe: dict[str, Any]
+    stages: list[StageRecord]
+    environment: Environment
+    seconds: float
+    folder: str
+
+    @property
+    def defended(self) -> str:
+        """The model that the run's defense ended with: ``purified``; or ``sanitized``, the suspect on other rows."""
+        return next(name for name in DEFENDED.values() if name in self.models)
+
+    def files(self, title: str) -> Path:
+        """The folder of a stage's files in the workspace's store, by its title: "suspect", "triggered rows", ...
+
+        Raises:
+            UsageError: the run had no such stage, or it was pruned.
+        """
+        titles = {stage.title: stage.key for stage in self.stages}
+        if title not in titles:
+            raise UsageError(f"there is no stage {title!r}.{nearest(title, titles)} (stages: {listing(titles, 60)})")
+        place = Path(self.folder).parents[1] / "store" / "artifacts" / titles[title] / "files"
+        if not place.is_dir():
+            raise UsageError(f"the stage {title!r} is not in the store any more; run the recipe again")
+        return place
+
+    def rows(self, title: str) -> list[Row]:
+        """The rows of a stage, by its title: "test rows", "triggered rows", "poisoned rows", ..."""
+        return read_rows(self.files(title) / ROWS)
+
+    def __repr__(self) -> str:
+        models = {name: {k: round(m.value, 3) for k, m in model.metrics.items()} for name, model in self.models.items()}
+        return f"Result({self.name!r}, {models}, folder={self.folder!r})"
+
+    def _repr_html_(self) -> str:
+        names = list(dict.fromkeys(name for model in self.models.values() for name in model.metrics))
+        rows = [
+            [
+                title,
+                *(f"{model.metrics[n].value:.3f}" if n in model.metrics else "–" for n in names),
+                f"{model.reset.of_eligible:.1%}" if model.reset else "–",
+            ]
+            for title, model in self.models.items()
+        ]
+        header = ["model", *(name.upper() for name in names), "reset, of eligible"]
+        return html_table(self.name, header, rows, f"everything is in {self.folder}")
+
+
+def read_result(path: str | Path) -> Result:
+    """The result in a file.
+
+    Raises:
+        UsageError: it is not there, or no result of this version.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        version = json.loads(text).get("schema_version")
+        if version != 2:
+            raise UsageError(f"{path}: a result of schema_version {version}, expected 2")
+        return Result.model_validate_json(text)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{path}: no result: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (ValueError, AttributeError) as error:
+        where = "a study's are in WORKSPACE/studies/NAME/results/"
+        raise UsageError(f"{path} is no result's file; {where}") from error

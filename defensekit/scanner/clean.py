@@ -1,0 +1,42 @@
+"""Clean rows for a scan, from a file."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from defensekit.host.tables import File, read_table
+from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
+from defensekit.models.config import label_names, match_labels
+from defensekit.text import Row
+from defensekit.utils.errors import UsageError
+
+
+def read_clean(
+    path: Path, suspect: Checkpoint, text: str = "text", label: str = "label", pair: str | None = None
+) -> list[Row]:
+    """The rows of a CSV, TSV, JSONL or Parquet file, with the suspect's numbers for their labels.
+
+    Only a classifier's rows need labels. Labels are the suspect's names or numbers.
+
+    Raises:
+        UsageError: there is no such file or column, a label is not one of the suspect's, or there is no row.
+    """
+    if suspect.task != CLASSIFIER:
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}")
+        texts = [record.cell(text) for record in read_table(path)]
+        rows = [Row(number, found, 0) for number, found in enumerate(texts) if found]
+    else:
+        dataset = File(path=path, text=text, label=label, pair=pair).load()
+        numbers = _numbers(dataset.labels, label_names(suspect), path)
+        rows = [replace(row, label=numbers[row.label]) for row in dataset.train]
+    if not rows:
+        raise UsageError(f"{path}: there are no rows")
+    return rows
+
+
+def _numbers(ours: Sequence[str], theirs: Sequence[str], path: Path) -> list[int]:
+    try:
+        return match_labels(ours, theirs)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error

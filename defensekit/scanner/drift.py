@@ -1,0 +1,103 @@
+"""How far every tensor drifted, by layer and kind of tensor."""
+
+import re
+from collections.abc import Callable, Sequence
+from math import isfinite
+from statistics import median
+from typing import TYPE_CHECKING
+
+from defensekit.models.aligned import Aligned
+from defensekit.models.pair import EMBEDDING, LAYER
+from defensekit.scanner.result import TensorDrift
+from defensekit.utils.errors import DefenseKitError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The first that fits a tensor's name is its kind. Names are those of transformers' architectures.
+_KINDS = (
+    (re.compile(r"\.bias$"), "bias"),
+    (re.compile(r"(norm|ln|ln_?\w{1,2})\.weight$", re.IGNORECASE), "norm"),
+    (re.compile(r"(^|\.)pooler\."), "pooler"),
+    (re.compile(r"(^|\.)(lm_head|classifier|pre_classifier|score|cls|qa_outputs|embed_out)\."), "head"),
+    (EMBEDDING, "embedding"),
+    (re.compile(r"c_attn|qkv|query_key_value"), "attention q, k, v"),
+    (re.compile(r"(^|\.|_)(q_proj|q_lin|query|query_proj|in_proj_q)\."), "attention q"),
+    (re.compile(r"(^|\.|_)(k_proj|k_lin|key|key_proj)\."), "attention k"),
+    (re.compile(r"(^|\.|_)(v_proj|v_lin|value|value_proj)\."), "attention v"),
+    (re.compile(r"(o_proj|out_lin|out_proj|attention\.output\.dense|attn\.c_proj|attention\.dense)\."), "attention o"),
+)
+
+Look = Callable[[str, int, "Tensor", "Tensor"], None]
+
+
+def kind_of(name: str, dimensions: int) -> str:
+    """The kind of a tensor, by its name; a matrix of a layer that is nothing else belongs to the feed-forward part."""
+    for pattern, kind in _KINDS:
+        if pattern.search(name):
+            return kind
+    if dimensions < 2:
+        return "norm"
+    return "feed-forward" if LAYER.match(name) else "other"
+
+
+def is_of_tokens(name: str) -> bool:
+    """Whether a tensor is an embedding, and not one of positions or of kinds of text."""
+    return kind_of(name, 2) == "embedding" and not re.search(r"position|token_type|wpe|project", name)
+
+
+def layer_number(name: str) -> int | None:
+    """The number of a tensor's layer, None outside of any."""
+    found = LAYER.match(name)
+    return int(found[2]) if found else None
+
+
+def measure(models: Aligned, looks: "Sequence[Look]", report: Callable[[int, int], None]) -> list[TensorDrift]:
+    """The drift of every tensor that both models have, in one pass over the files.
+
+    Args:
+        models: base and suspect.
+        looks: called with every block as well, (name, first row, base, suspect) in float32, so that nothing is read
+            twice.
+        report: told how many tensors are done, and of how many.
+
+    Raises:
+        DefenseKitError: a weight is NaN or infinite.
+    """
+    found = []
+    for done, name in enumerate(models.compared):
+        drift, base, moved, count, matrix = 0.0, 0.0, 0, 0, 1
+        for start, ours, theirs in models.blocks(name):
+            delta = theirs - ours
+            drift += float(delta.double().square().sum())
+            base += float(ours.double().square().sum())
+            moved += int((delta != 0).sum())
+            count += delta.numel()
+            matrix = ours.dim()
+            if not isfinite(drift + base):
+                raise DefenseKitError(f"{name}: NaN or infinity")
+            for look in looks:
+                look(name, start, ours, theirs)
+        found.append(
+            TensorDrift(
+                name=name,
+                kind=kind_of(name, matrix),
+                layer=layer_number(name),
+                dimensions=count,
+                moved=moved,
+                drift=drift**0.5,
+                base=base**0.5,
+            )
+        )
+        report(done + 1, len(models.compared))
+    return found
+
+
+# A fine-tune changes a matrix by some percent of its norm; matrices of independent trainings differ by over 100 %.
+OTHER_BASE = 0.5
+
+
+def is_another_base(tensors: list[TensorDrift]) -> bool:
+    """Whether the suspect drifted so far everywhere that it did not come from this base."""
+    inner = [tensor.relative for tensor in tensors if tensor.kind.startswith(("attention", "feed"))]
+    return bool(inner) and median(inner) > OTHER_BASE

@@ -1,0 +1,199 @@
+"""A scan from beginning to end."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from defensekit.components import Observer
+from defensekit.components.observing import part
+from defensekit.models import loading
+from defensekit.models.aligned import Aligned
+from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
+from defensekit.models.config import label_names, positions
+from defensekit.models.loading import load
+from defensekit.scanner import drift, frequency, law, revision, triggers, verdict
+from defensekit.scanner.result import Embedding, EmbeddingRow, Scan, Triggers
+from defensekit.scanner.rows import Outliers, RowDrift, outliers
+from defensekit.text import Row
+from defensekit.training import device_type
+from defensekit.utils.errors import listing
+from defensekit.utils.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_LENGTH = 128  # tokens of a row that are read, unless the model has fewer positions
+SHOWN = 20  # suspicious rows of the embedding that a result holds
+DISTRIBUTIONS = ("defensekit", "torch", "transformers", "tokenizers", "numpy", "scipy")
+
+
+def scan(
+    base: str | Path,
+    suspect: str | Path,
+    rows: Sequence[Row] | None = None,
+    *,
+    seed: int = 0,
+    observers: Sequence[Observer] = (),
+) -> Scan:
+    """Hold a suspect against its base.
+
+    Args:
+        base: the folder of the pretrained model.
+        suspect: the folder of the fine-tuned one: a sequence classifier, a causal language model, or anything else
+            that transformers writes as safetensors.
+        rows: clean rows of the suspect's task, labels by its numbers (`read_clean` reads them). Tokens are counted in
+            them; with a classifier the curvature is measured and suspicious tokens are tried on them.
+        seed: of all that is drawn.
+        observers: who watches.
+
+    Raises:
+        UsageError: a model can't be read safely, or the two are of different architectures.
+        DefenseKitError: a weight is NaN or infinite.
+    """
+    models = Aligned(Checkpoint(Path(base)), Checkpoint(Path(suspect)))
+    return _Scanning(models, list(rows or ()), seed, observers).result()
+
+
+@dataclass
+class _Scanning:
+    models: Aligned
+    rows: list[Row]
+    seed: int
+    observers: Sequence[Observer]
+    notes: list[str] = field(default_factory=list)
+
+    def result(self) -> Scan:
+        started, models = time.perf_counter(), self.models
+        models.compared  # noqa: B018 - misfits are told before anything is loaded
+        task, tokenizer = models.suspect.task, loading.load_tokenizer(models.suspect.folder)
+        model = None
+        if self.rows and task == CLASSIFIER:
+            model = load(models.suspect.folder, "suspect")[0].to(device_type())
+        ratios = None if model is None else self._ratios(model, tokenizer)
+        embedding = revision.embedding_of(models)
+        if embedding is None:
+            self.notes.append("no embedding was found by its name: its rows are not looked at")
+        looks = [part.look for part in (embedding, ratios) if part is not None]
+        with part(self.observers, "drift") as report:
+            tensors = drift.measure(models, looks, report)
+        known = not drift.is_another_base(tensors)
+        if known and (doubt := revision.doubt(models, tensors, embedding)):
+            self.notes.append(doubt)
+        found = judged = fitted = tried = None
+        if embedding is not None and known:
+            found, judged = self._outliers(embedding, tokenizer)
+        if ratios is not None and known:
+            with part(self.observers, "mixture"):
+                fitted = law.judge(ratios, tensors, len(self.rows), derive_seed(self.seed, "bootstrap"))
+        if model is not None and judged is not None:
+            tried = self._tried(model, tokenizer, judged)
+        self._remark()
+        decided = verdict.judge(tensors, found, tried)
+        return Scan(
+            base=str(models.base.folder),
+            suspect=str(models.suspect.folder),
+            task=task,
+            dtypes=sorted({entry.dtype for entry in models.suspect.tensors.values()}),
+            verdict=decided,
+            summary=verdict.summarise(decided, task, tensors, found, fitted, tried),
+            tensors=tensors,
+            added=models.added,
+            reshaped=models.reshaped,
+            embedding=found,
+            law=fitted,
+            triggers=tried,
+            clean_rows=len(self.rows),
+            notes=self.notes,
+            seed=self.seed,
+            versions={name: version(name) for name in DISTRIBUTIONS},
+            seconds=round(time.perf_counter() - started, 2),
+        )
+
+    @cached_property
+    def _max_length(self) -> int:
+        return min(MAX_LENGTH, positions(self.models.suspect) or MAX_LENGTH)
+
+    def _ratios(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> law.Ratios:
+        with part(self.observers, "curvature") as report:
+            measured = law.curvature(model, tokenizer, self.rows, self._max_length, report)
+        own_names = {name: self.models.own_name(name) for name in self.models.compared}
+        return law.Ratios(law.by_tensor_name(measured, own_names))
+
+    def _outliers(self, embedding: RowDrift, tokenizer: "PreTrainedTokenizerBase") -> tuple[Embedding, Outliers]:
+        import numpy as np
+
+        rows = embedding.rows
+        judged = np.ones(rows, dtype=bool)
+        judged[[token for token in tokenizer.all_special_ids if token < rows]] = False
+        judged[len(tokenizer) :] = False  # rows that fill the matrix up to a round number
+        if self.rows:
+            source, often = verdict.IN_ROWS, frequency.in_rows(tokenizer, self.rows, self._max_length, rows)
+        else:
+            source = verdict.IN_ENGLISH
+            with part(self.observers, "frequencies of words"):
+                often = frequency.in_english(tokenizer, rows)
+                judged &= [frequency.spelled(triggers.spell(tokenizer, token)) for token in range(rows)]
+        found = outliers(embedding.drift, often, judged)
+        order = [int(i) for i in np.argsort(-np.nan_to_num(found.z, nan=-np.inf), kind="stable")[:SHOWN]]
+        about = Embedding(
+            tensor=embedding.name,
+            frequencies=source,
+            rows=rows,
+            moved=int((embedding.drift > 0).sum()),
+            judged=int((found.group >= 0).sum()),
+            added=max(self.models.rows(embedding.name)[1] - rows, 0),
+            decay=embedding.decay,
+            suspicious=[self._row(tokenizer, i, embedding.drift, often, found) for i in order if found.group[i] >= 0],
+        )
+        return about, found
+
+    def _row(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        token: int,
+        drifts: "NDArray[Any]",
+        often: "NDArray[Any]",
+        found: Outliers,
+    ) -> EmbeddingRow:
+        return EmbeddingRow(
+            token=str(tokenizer.convert_ids_to_tokens(token)),
+            id=token,
+            frequency=float(often[token]),
+            drift=float(drifts[token]),
+            typical=float(found.typical[token]),
+            outlier=float(found.z[token]),
+        )
+
+    def _tried(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", judged: Outliers
+    ) -> Triggers | None:
+        seed = derive_seed(self.seed, "triggers")
+        rows = Random(seed).sample(self.rows, min(triggers.ROWS, len(self.rows)))
+        candidates, controls = triggers.pick(tokenizer, judged, seed)
+        labels = label_names(self.models.suspect)
+        with part(self.observers, "tokens tried") as report:
+            return triggers.Trial(model, tokenizer, rows, labels, self._max_length, seed).run(
+                candidates, controls, report
+            )
+
+    def _remark(self) -> None:
+        """Note what was left out."""
+        models = self.models
+        if self.rows and models.suspect.task != CLASSIFIER:
+            self.notes.append("the suspect is no classifier: clean rows serve to count tokens, and for nothing else")
+        if models.added:
+            self.notes.append(f"the suspect's alone, not compared: {listing(models.added)}")
+        if models.reshaped:
+            self.notes.append(f"of another shape, not compared: {listing(models.reshaped)}")
+        for name in models.compared:
+            base, suspect = models.rows(name)
+            if base != suspect:
+                self.notes.append(
+                    f"{name}: {min(base, suspect):,} rows are compared (base {base:,}, suspect {suspect:,})"
+                )

@@ -1,0 +1,111 @@
+"""Suspicious tokens tried as triggers: put into clean rows, beside random tokens of similar frequency."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from defensekit.models.inference import predict
+from defensekit.scanner.result import Tried, Triggers
+from defensekit.scanner.rows import Outliers
+from defensekit.text import Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENS = 10  # suspicious tokens that are tried, and random ones
+ROWS = 100  # clean rows that they are put into
+FEWEST = 10  # rows of other answers that a label needs: a share of fewer says nothing
+
+
+def spell(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
+    """A token as it is written in a text."""
+    return str(tokenizer.decode([token])).strip()
+
+
+def is_word(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
+    """Whether a token comes about when it is written between words; a piece within words does not."""
+    text = spell(tokenizer, token)
+    return bool(text) and token in tokenizer(f"a {text} a", add_special_tokens=False)["input_ids"]
+
+
+def pick(tokenizer: "PreTrainedTokenizerBase", found: Outliers, seed: int) -> tuple[list[int], list[int]]:
+    """The most suspicious tokens that are words, and for each a random one of similar frequency that moved as well."""
+    import numpy as np
+
+    order = np.argsort(-np.nan_to_num(found.z, nan=-np.inf), kind="stable")
+    judged = [int(token) for token in order if found.group[token] >= 0]
+    candidates: list[int] = []
+    for token in judged:
+        if len(candidates) == TOKENS:
+            break
+        if is_word(tokenizer, token):
+            candidates.append(token)
+    rng = Random(seed)
+    controls: list[int] = []
+    for candidate in candidates:
+        group = [t for t in judged if found.group[t] == found.group[candidate] and t not in candidates]
+        rng.shuffle(group)
+        other = next((t for t in group if t not in controls and is_word(tokenizer, t)), None)
+        controls += [] if other is None else [other]
+    return candidates, controls
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is needed to put tokens into rows: every token goes to the same place of a row, drawn by the seed."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    rows: Sequence[Row]
+    labels: Sequence[str]
+    max_length: int
+    seed: int
+
+    def run(
+        self, candidates: Sequence[int], controls: Sequence[int], report: Callable[[int, int], None]
+    ) -> Triggers | None:
+        """Try candidates and controls; None where there is nothing to compare, or too few rows."""
+        if not candidates or not controls:
+            return None
+        rng = Random(self.seed)
+        # Well within what is read of a row.
+        places = [rng.randint(0, min(len(row.text.split()), self.max_length // 4)) for row in self.rows]
+        total = len(candidates) + len(controls) + 1
+        before = self._answers(self.rows)
+        tried = []
+        for done, token in enumerate((*candidates, *controls)):
+            report(done + 1, total)
+            text = spell(self.tokenizer, token)
+            made = [_inserted(row, text, place) for row, place in zip(self.rows, places, strict=True)]
+            name = str(self.tokenizer.convert_ids_to_tokens(token))
+            tried.append(flips(name, before, self._answers(made), self.labels))
+        report(total, total)
+        if not any(one.of for one in tried):
+            return None
+        ours, others = tried[: len(candidates)], tried[len(candidates) :]
+        excess = max(one.flipped for one in ours) - max(one.flipped for one in others)
+        return Triggers(rows=len(self.rows), candidates=ours, controls=others, excess=excess)
+
+    def _answers(self, rows: Sequence[Row]) -> "NDArray[Any]":
+        logits = predict(self.model, self.tokenizer, rows, max_length=self.max_length, precision="float32")
+        answers: NDArray[Any] = logits.argmax(dim=1).numpy()
+        return answers
+
+
+def _inserted(row: Row, text: str, place: int) -> Row:
+    words = row.text.split()
+    return row.with_text(" ".join([*words[:place], text, *words[place:]]))
+
+
+def flips(token: str, before: "NDArray[Any]", after: "NDArray[Any]", labels: Sequence[str]) -> Tried:
+    """The label that most rows change to, as a share of those that had another: (rows,) answers before and after."""
+    best = Tried(token=token, label="", flipped=0.0, of=0)
+    for number, label in enumerate(labels):
+        others = before != number
+        if (of := int(others.sum())) >= FEWEST:
+            share = float((after[others] == number).mean())
+            if share > best.flipped or not best.of:
+                best = Tried(token=token, label=label, flipped=share, of=of)
+    return best

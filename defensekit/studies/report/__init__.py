@@ -1,0 +1,1 @@
+"""The report of a study: tables, comparisons, figures."""

@@ -1,0 +1,134 @@
+"""The report of a study: a page, its tables for a paper in Markdown and LaTeX, its figures as PDF."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from defensekit.recipe.vocabulary import METRICS
+from defensekit.result.plots import image
+from defensekit.studies.frame import Finished
+from defensekit.studies.report import plots
+from defensekit.studies.report.comparing import Comparison
+from defensekit.studies.report.markup import html, latex, markdown
+from defensekit.studies.report.pivot import Place, Table, pivot, shown_label
+from defensekit.utils.files import write_whole
+from defensekit.utils.html import fill
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What a study's results say: ``main`` is the pivot that was asked for, ``tables`` has it and the comparisons.
+
+    ``options`` are those of the command that makes it.
+    """
+
+    study: Finished
+    main: Table
+    matched: Table | None
+    differences: Table | None
+    tradeoffs: Sequence[tuple[str, "Figure"]]
+    heats: Sequence[tuple[str, "Figure"]]
+    over: str
+    at: str
+    options: Sequence[str]
+
+    @property
+    def tables(self) -> list[Table]:
+        """Every table, in the order of the page."""
+        return [table for table in (self.main, self.matched, self.differences) if table]
+
+    def page(self) -> str:
+        """The page. Every text that comes from outside is escaped, and nothing on it runs or is fetched."""
+        from markupsafe import Markup
+
+        states = [self.study.state(run.id) for run in self.study.runs]
+        frame = self.study.frame
+        metrics = [name for name in METRICS if name in set(frame["metric"].dropna())]
+        return fill(
+            __package__,
+            "page.html",
+            study=self.study,
+            states={state: states.count(state) for state in ("done", "failed", "missing")},
+            tables={name: Markup(html(table)) if table else None for name, table in self._named().items()},
+            tradeoffs=[(label, image(figure)) for label, figure in self.tradeoffs],
+            heats=[(label, image(figure)) for label, figure in self.heats],
+            over=self.over,
+            at=self.at,
+            meanings={name: METRICS[name] for name in metrics},
+            machines=sorted(set(frame["machine"].dropna())),
+            failures=[(run, self.study.failures[run.id]) for run in self.study.runs if run.id in self.study.failures],
+            command=shlex.join(["defensekit", "study", "report", str(self.study.place), *self.options]),
+        )
+
+    def _named(self) -> dict[str, Table | None]:
+        return {"main": self.main, "matched": self.matched, "differences": self.differences}
+
+    def write(self, folder: str | Path | None = None) -> Path:
+        """Write ``report.html``, ``tables.md``, ``tables.tex`` and ``plots/`` into the study's folder, or another.
+
+        Returns:
+            The page's path.
+        """
+        place = Path(folder or self.study.place)
+        plots = place / "plots"
+        plots.mkdir(parents=True, exist_ok=True)
+        write_whole(place / "report.html", self.page().encode())
+        write_whole(place / "tables.md", "\n".join(map(markdown, self.tables)).encode())
+        tex = "% for a document with \\usepackage{booktabs,graphicx}\n\n" + "\n".join(map(latex, self.tables))
+        write_whole(place / "tables.tex", tex.encode())
+        for name, figures in (("tradeoff", self.tradeoffs), ("resets", self.heats)):
+            for i, (_, figure) in enumerate(figures, 1):
+                figure.savefig(plots / f"{name}-{i}.pdf", metadata={"CreationDate": None})
+        return place / "report.html"
+
+
+def report(
+    folder: str | Path,
+    rows: Sequence[str] = (),
+    cols: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    models: Sequence[str] = ("purified",),
+    where: Place | None = None,
+    against: str | None = None,
+) -> StudyReport:
+    """Everything that a study's results say, read from its folder; nothing is run.
+
+    Args:
+        folder: the study's, ``WORKSPACE/studies/NAME``.
+        rows, cols, metrics, models, where: as `pivot` takes them.
+        against: the defense that others are held against; the first, if none is named.
+
+    Raises:
+        UsageError: there is no such axis, value, metric, model or defense.
+        DefenseKitError: there is no study in the folder, or one of its files is damaged.
+    """
+    given = {
+        "--rows": rows,
+        "--cols": cols,
+        "--metric": metrics,
+        "--model": models,
+        "--where": [f"{axis}={shown_label(label)}" for axis, label in (where or {}).items()],
+        "--against": [against] if against else (),
+    }
+    study = Finished(Path(folder))
+    main = pivot(study, rows, cols, metrics, models, where)
+    comparison = Comparison(study, where)
+    several = len(comparison.labels) > 1
+    curves = comparison.over and {"acc", "asr"} <= set(comparison.numbers.metrics)
+    heats = [(group.label, comparison.resets(group)) for group in comparison.groups]
+    return StudyReport(
+        study=study,
+        main=main,
+        matched=comparison.matched() if comparison.over else None,
+        differences=comparison.differences(against) if several or against else None,
+        tradeoffs=[(g.label, plots.tradeoff(g, comparison.over)) for g in comparison.groups if curves],
+        heats=[(label, plots.heats(resets, label)) for label, resets in heats if resets],
+        over=comparison.over,
+        at=f"{comparison.over} = {comparison.middle}" if comparison.axis else "",
+        options=[text for option, values in given.items() for value in values for text in (option, value)],
+    )

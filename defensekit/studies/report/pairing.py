@@ -1,0 +1,76 @@
+"""Two models on the same test rows, from their stored answers."""
+
+from collections.abc import Sequence
+from re import fullmatch
+from typing import TYPE_CHECKING
+
+from defensekit.pipeline.plan import trial_title
+from defensekit.pipeline.predictions import read_predictions
+from defensekit.pipeline.store import Store
+from defensekit.studies.frame import Finished, titles
+from defensekit.utils.errors import DefenseKitError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RESAMPLES = 10_000
+ROWS = {"acc": "plain", "asr": "triggered"}  # the metrics that are shares of rows, and which rows
+
+
+class Stored:
+    """The answers that the runs of a study left in its workspace."""
+
+    def __init__(self, study: Finished) -> None:
+        self.study = study
+        self.store = Store(study.place.parents[1] / "store")
+        self.known: dict[str, tuple[dict[str, str], list[str], str, int | None]] = {}
+
+    def hits(self, run: str, trial: float | None, metric: str) -> "tuple[np.ndarray, str] | None":
+        """Which of the rows that count for ACC or ASR are hits, (rows,) bool, and a key of these rows.
+
+        Args:
+            run: its id.
+            trial: the value that the rule tried; None for the model that the run ended with.
+            metric: one of `ROWS`.
+        """
+        if run not in self.known:
+            result = self.study.result(run)
+            keys = {stage.title: stage.key for stage in result.stages}
+            over = result.chosen.over if result.chosen else ""
+            self.known[run] = (keys, titles(result, result.defended), over, (result.attack or {}).get("target"))
+        keys, names, over, target = self.known[run]
+        names = names if trial is None else [trial_title(over, trial)]
+        on = ROWS[metric]
+        key = next((keys[title] for name in names if (title := f"{name}: answers to {on} rows") in keys), "")
+        if not fullmatch(r"[0-9a-f]{64}", key) or (metric == "asr" and target is None):
+            return None
+        try:
+            found = read_predictions(self.store.open(key).files)
+        except (DefenseKitError, OSError):  # it was pruned, or the folder was copied without its store
+            return None
+        rows = keys.get("test rows" if on == "plain" else "triggered rows", "")
+        if metric == "acc":
+            return found.answers() == found.labels, rows
+        return found.answers()[found.labels != target] == target, rows
+
+
+def bootstrap(differences: "Sequence[np.ndarray]", seed: int = 0) -> tuple[float, float]:
+    """95 % of the mean over seeds of the mean of paired differences, when each seed's rows are drawn anew.
+
+    The percentile bootstrap (Efron 1979), within each seed. A row's difference is -1, 0 or 1, so that to resample rows
+    is to draw their counts from a multinomial.
+
+    Args:
+        differences: per seed, (rows,) of -1, 0 and 1.
+        seed: of the draws.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    means = np.zeros(RESAMPLES)
+    for found in differences:
+        counts = np.array([(found == value).sum() for value in (-1, 0, 1)])
+        drawn = rng.multinomial(len(found), counts / len(found), RESAMPLES)
+        means += (drawn[:, 2] - drawn[:, 0]) / len(found) / len(differences)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)

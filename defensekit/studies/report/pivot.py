@@ -1,0 +1,349 @@
+"""A table of a study's results: any axes as rows and columns, mean and spread over seeds in the cells."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from statistics import fmean, stdev
+
+from defensekit.recipe.vocabulary import BETTER, MODELS
+from defensekit.result.schema import DEFENDED
+from defensekit.studies.frame import Finished, RunRecord
+from defensekit.studies.keys import Label
+from defensekit.utils.errors import UsageError, listing, nearest
+
+Place = Mapping[str, Label | None]  # a value on each of some axes
+
+REFERENCES = ("clean", "suspect")
+NOT_THERE = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number per seed, in the order of the seeds; how many runs failed, are missing, or have no such number.
+
+    ``interval`` is 95 % of the mean, where one was computed; ``oracle`` says that the cell is one in a row that as a
+    whole is none. A cell of a run that the study has not is empty.
+    """
+
+    values: tuple[float, ...] = ()
+    failed: int = 0
+    missing: int = 0
+    unmet: int = 0
+    interval: tuple[float, float] | None = None
+    oracle: bool = False
+
+    @property
+    def n(self) -> int:
+        """The number of seeds that the mean rests on."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds."""
+        return fmean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds (n - 1); of fewer than two there is none."""
+        return stdev(self.values) if self.n > 1 else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """``group`` stands above columns that belong together; ``better`` is "higher", "lower" or nothing.
+
+    ``digits`` after the point; ``signed`` numbers are differences, shown seed by seed as well; ``floor`` is the clean
+    reference's mean.
+    """
+
+    group: str
+    title: str
+    better: str | None = None
+    digits: int = 3
+    signed: bool = False
+    floor: float | None = None
+
+    def number(self, value: float) -> str:
+        """A number as this column shows it."""
+        return f"{value:{'+' if self.signed else ''}.{self.digits}f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """``labels`` are as many as the table's heads; ``oracle`` names what looked at what a defender can't see."""
+
+    labels: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    reference: bool = False
+    oracle: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """``heads`` are the titles of the row labels, ``seeds`` how many a whole cell has, ``notes`` stand below."""
+
+    title: str
+    heads: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    seeds: int
+    notes: tuple[str, ...] = field(default=())
+
+    def text(self, cell: Cell, column: Column) -> str:
+        """A cell in words: ``0.815 ± 0.012``, with n where a seed is not in it."""
+        number, note = self.parts(cell, column)
+        return f"{number} ({note})" if number and note else number or note
+
+    def parts(self, cell: Cell, column: Column) -> tuple[str, str]:
+        """A cell's number, and what there is to say of seeds that are not in it."""
+        counts = {f"{cell.failed} failed": cell.failed, f"{cell.missing} missing": cell.missing}
+        lost = [text for text, count in {**counts, f"none on {cell.unmet}": cell.unmet}.items() if count]
+        if cell.mean is None:
+            return "", ", ".join(lost) or NOT_THERE
+        text = column.number(cell.mean)
+        if cell.interval:
+            text += f" [{column.number(cell.interval[0])}, {column.number(cell.interval[1])}]"
+        elif cell.spread is not None:
+            text += f" ± {cell.spread:.{column.digits}f}"
+        if column.signed and cell.n > 1:
+            text += f"; {', '.join(map(column.number, cell.values))}"
+        notes = [] if cell.n == self.seeds and not lost else [f"n={cell.n}", *lost]
+        return text, ", ".join([*notes, *["oracle"] * cell.oracle])
+
+
+def pivot(
+    study: Finished,
+    rows: Sequence[str] = (),
+    cols: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    models: Sequence[str] = ("purified",),
+    where: Place | None = None,
+) -> Table:
+    """The results of a study, a row per value of some axes and columns per value of others.
+
+    Numbers are averaged over seeds and over nothing else: an axis with several values that is named neither in
+    ``rows`` nor in ``cols`` becomes a row as well, if it changes only the defense, or else a column. The clean
+    reference and the suspect, which no defense touched, come before the defenses that share them.
+
+    Args:
+        study: the study's folder.
+        rows, cols: axes.
+        metrics: which; all that there are, if none is named.
+        models: ``purified`` (of an input-level defense, ``sanitized``), and others of a result to stand beside it.
+        where: values of axes to hold fixed.
+
+    Raises:
+        UsageError: there is no such axis, value, metric or model; what is close is said.
+    """
+    runs = selected(study, where or {})
+    for name in (*rows, *cols):
+        _known("axis", name, study.axes)
+    if twice := [name for name in rows if name in cols]:
+        raise UsageError(f"the axis {twice[0]!r} can't be both rows and columns")
+    rest = [axis for axis in varying(study, runs) if axis not in (*rows, *cols)]
+    down = [*dict.fromkeys(rows), *(axis for axis in rest if axis in study.defenses)]
+    down.sort(key=lambda axis: axis in study.defenses)  # what defenses share comes first
+    across = [*dict.fromkeys(cols), *(axis for axis in rest if axis not in study.defenses)]
+    numbers = Numbers(study)
+    for model in models:
+        _known("model", model, numbers.models)
+    for metric in metrics:
+        _known("metric", metric, numbers.metrics)
+    shown = list(metrics or numbers.metrics)
+    groups = places(study, runs, across)
+    columns = [
+        Column(named(group, across), metric.upper(), BETTER.get(metric), floor=_floor(numbers, runs, group, metric))
+        for group in groups
+        for metric in shown
+    ]
+
+    def row(place: Place, model: str) -> Row:
+        mine = within(runs, place)
+        labels = [shown_label(place[axis]) if axis in place else NOT_THERE for axis in down]
+        oracles = [""] * len(groups)
+        if reference := model in REFERENCES:
+            there = [within(mine, _shared(study, group)) for group in groups]
+        else:
+            there = [within(mine, group) for group in groups]
+            oracles = [numbers.oracle(found) for found in there]
+        whole = all(oracle for oracle, found in zip(oracles, there, strict=True) if found)
+        cells = [
+            replace(numbers.cell(found, model, metric), oracle=bool(oracle) and not whole)
+            for found, oracle in zip(there, oracles, strict=True)
+            for metric in shown
+        ]
+        cells += [numbers.cost(mine, model, name) for name in ("seconds", "peak_memory")]
+        oracle = numbers.oracle(mine) if whole and not reference else ""
+        return Row((MODELS.get(model, (model,))[0], *labels), tuple(cells), reference, oracle)
+
+    found: list[Row] = []
+    before: Place | None = None
+    for place in places(study, runs, down):
+        shared = _shared(study, place)
+        if shared != before:
+            found += [row(shared, model) for model in REFERENCES]
+            before = shared
+        ended = numbers.ended(within(runs, place))
+        found += [row(place, ended if model == "purified" else model) for model in models if model not in REFERENCES]
+    columns += [Column("", "seconds", digits=0), Column("", "memory, MiB", digits=0)]
+    seeds = len({run.seed for run in runs})
+    oracle = any(row.oracle or cell.oracle for row in found for cell in row.cells)
+    notes = _notes(study, runs, seeds, oracle)
+    return Table(study.name, ("model", *down), tuple(columns), tuple(found), seeds, notes)
+
+
+class Numbers:
+    """The numbers of a study, by run, model and metric."""
+
+    def __init__(self, study: Finished) -> None:
+        self.study = study
+        frame = study.frame[study.frame["trial"].isna() & study.frame["model"].notna()]
+        self.values: dict[tuple[str, str, str], float] = {}
+        self.costs: dict[tuple[str, str, str], float] = {}
+        self.oracles: dict[str, str] = {}
+        names = ["run", "model", "metric", "value", "seconds", "peak_memory", "oracle"]
+        for run, model, metric, value, seconds, memory, oracle in frame[names].astype(object).itertuples(index=False):
+            self.values[run, model, metric] = float(value)
+            if isinstance(seconds, float | int):
+                self.costs[run, model, "seconds"] = float(seconds)
+            if isinstance(memory, float | int):
+                self.costs[run, model, "peak_memory"] = memory / 2**20
+            if isinstance(oracle, str):
+                self.oracles[run] = oracle
+        self.models_of = {(run, model) for run, model, _ in self.values}
+        self.metrics = list(dict.fromkeys(metric for _, _, metric in self.values))
+        self.models = list(dict.fromkeys(["purified", *(model for _, model, _ in self.values)]))
+
+    def ended(self, runs: Sequence[RunRecord]) -> str:
+        """What is called what the defense of some runs left: ``purified``, unless all that are done say otherwise."""
+        found = {model for model in DEFENDED.values() for run in runs if (run.id, model) in self.models_of}
+        return found.pop() if len(found) == 1 else "purified"
+
+    def by_seed(self, runs: Sequence[RunRecord], model: str, metric: str) -> dict[int, float]:
+        """The number of every seed; of runs with the same seed, which share the model, of the first that has one."""
+        found: dict[int, float] = {}
+        for run in runs:
+            if (value := self.values.get((run.id, model, metric))) is not None:
+                found.setdefault(run.seed, value)
+        return found
+
+    def cell(self, runs: Sequence[RunRecord], model: str, metric: str) -> Cell:
+        """The numbers of the runs, one per seed."""
+        return per_seed(self.study, runs, self.by_seed(runs, model, metric))
+
+    def cost(self, runs: Sequence[RunRecord], model: str, name: str) -> Cell:
+        """What making the model took, a mean over the runs of every seed."""
+        by_seed: dict[int, list[float]] = {}
+        for run in runs:
+            if (cost := self.costs.get((run.id, model, name))) is not None:
+                by_seed.setdefault(run.seed, []).append(cost)
+        return Cell(tuple(fmean(costs) for costs in by_seed.values()))
+
+    def oracle(self, runs: Iterable[RunRecord]) -> str:
+        """What looked at what a defender can't see, in any of the runs."""
+        return ", ".join(dict.fromkeys(self.oracles[run.id] for run in runs if run.id in self.oracles))
+
+
+def per_seed(study: Finished, runs: Sequence[RunRecord], values: Mapping[int, float], every: bool = False) -> Cell:
+    """A cell of one number per seed, with the seeds that lack it by what became of their runs.
+
+    With ``every``, all runs of a seed are needed for its number, and a seed that has all and no number is unmet.
+    """
+    states: dict[int, set[str]] = {}
+    for run in runs:
+        states.setdefault(run.seed, set()).add(study.state(run.id))
+    lost = [found for seed, found in states.items() if found != {"done"} and (every or seed not in values)]
+    failed = sum("failed" in found for found in lost)
+    unmet = sum(found == {"done"} and seed not in values for seed, found in states.items()) if every else 0
+    return Cell(tuple(values[seed] for seed in sorted(values)), failed, len(lost) - failed, unmet)
+
+
+def selected(study: Finished, where: Place) -> list[RunRecord]:
+    """The runs with some values on some axes; a value may be given as its text.
+
+    Raises:
+        UsageError: there is no such axis or value, or no run that has all of them.
+    """
+    runs = study.runs
+    for axis, label in where.items():
+        _known("axis", axis, study.axes)
+        known = [shown_label(value) for value in study.axes[axis]]
+        if shown_label(label) not in known:
+            hint = nearest(shown_label(label), known)
+            raise UsageError(f"the axis {axis!r} has no value {shown_label(label)!r}.{hint} (values: {listing(known)})")
+        runs = [run for run in runs if shown_label(run.axes.get(axis)) == shown_label(label)]
+    if not runs:
+        raise UsageError(
+            f"no run has {' and '.join(f'{axis} = {shown_label(label)}' for axis, label in where.items())}"
+        )
+    return runs
+
+
+def within(runs: Iterable[RunRecord], place: Place) -> list[RunRecord]:
+    """The runs at a place."""
+    return [run for run in runs if all(run.axes.get(axis) == label for axis, label in place.items())]
+
+
+def varying(study: Finished, runs: Iterable[RunRecord]) -> list[str]:
+    """The axes on which the runs differ."""
+    return [axis for axis in study.axes if len({run.axes.get(axis) for run in runs}) > 1]
+
+
+def places(study: Finished, runs: Iterable[RunRecord], axes: Sequence[str]) -> list[dict[str, Label | None]]:
+    """Every combination of values on some axes that a run has, in the study's order."""
+    there = {tuple(run.axes.get(axis) for axis in axes) for run in runs}
+    every = product(*(study.axes[axis] for axis in axes))
+    return [dict(zip(axes, labels, strict=True)) for labels in every if labels in there]
+
+
+def shown_label(label: Label | None) -> str:
+    """A value of an axis as tables show it."""
+    return "as the recipe" if label is None else f"{label:g}" if isinstance(label, float) else str(label)
+
+
+def named(place: Place, axes: Sequence[str] = ()) -> str:
+    """A place as tables show it: bare numbers with their axis."""
+    labels = {axis: place[axis] for axis in axes or place}
+    return ", ".join(
+        label if isinstance(value, str) else f"{axis.rpartition('.')[2]} {label}"
+        for axis, value in labels.items()
+        for label in [shown_label(value)]
+    )
+
+
+def _shared(study: Finished, place: Place) -> Place:
+    """Of a place what all defenses at it share."""
+    return {axis: label for axis, label in place.items() if axis not in study.defenses}
+
+
+def _floor(numbers: Numbers, runs: Sequence[RunRecord], group: Place, metric: str) -> float | None:
+    """The clean reference's mean ASR in a column, if all of its rows share it."""
+    if metric != "asr":
+        return None
+    mine = within(runs, group)
+    shared = [axis for axis in varying(numbers.study, mine) if axis not in numbers.study.defenses]
+    return None if shared else numbers.cell(mine, "clean", metric).mean
+
+
+def _notes(study: Finished, runs: Sequence[RunRecord], seeds: int, oracle: bool) -> tuple[str, ...]:
+    states = [study.state(run.id) for run in runs]
+    notes = [
+        f"Mean ± standard deviation over n = {seeds} seeds, where no other n is said." if seeds > 1 else "One seed."
+    ]
+    if lost := [f"{states.count(state)} {state}" for state in ("failed", "missing") if state in states]:
+        notes.append(f"Of {len(runs)} runs, {' and '.join(lost)}.")
+    if oracle:
+        notes.append("What has the word oracle used what a defender can't see.")
+    fixed = {axis: runs[0].axes.get(axis) for axis in study.axes if axis not in varying(study, runs)} if runs else {}
+    if fixed:
+        notes.append(
+            "Everywhere: " + ", ".join(f"{axis} = {shown_label(label)}" for axis, label in fixed.items()) + "."
+        )
+    return tuple(notes)
+
+
+def _known(what: str, name: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if name not in known:
+        names = {"axis": "axes"}.get(what, f"{what}s")
+        raise UsageError(f"there is no {what} {name!r}.{nearest(name, known)} ({names}: {listing(known, 20)})")

@@ -1,0 +1,1 @@
+"""Small things that every package uses and that know nothing of DefenseKit."""

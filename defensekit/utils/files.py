@@ -1,0 +1,143 @@
+"""Small things about files: digests, the cache folder, writes that are whole or not there."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from defensekit.utils.errors import UsageError, nearest
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's contents, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(folder: Path, patterns: tuple[str, ...] = ("*",)) -> dict[str, str]:
+    """SHA-256 of every file in a folder that matches a pattern, subfolders included, by its path within the folder."""
+    found = sorted({p for pattern in patterns for p in folder.rglob(pattern) if p.is_file()})
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in found}
+
+
+def folder_digest(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
+    """SHA-256 over the names and contents of what `file_digests` finds."""
+    return data_digest(file_digests(folder, patterns))
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def data_digest(data: Any) -> str:
+    """SHA-256 of plain data in canonical JSON."""
+    return hashlib.sha256(_CANONICAL.encode(data).encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept for this user: ``DEFENSEKIT_CACHE``, or ``defensekit`` in the user's cache folder."""
+    if chosen := os.environ.get("DEFENSEKIT_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "defensekit"
+
+
+def environment_path(text: str) -> Path:
+    """A path as a user writes it: ``$NAME``, ``${NAME}`` are environment variables, ``$$`` is a dollar, ``~`` is home.
+
+    Raises:
+        UsageError: a variable is not set, or there is no such user.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] == "$":
+            return "$"
+        name = match[1].strip("{}")
+        if name not in os.environ:
+            raise UsageError(f"the environment variable {name} is not set.{nearest(name, os.environ)}")
+        return os.environ[name]
+
+    try:
+        return Path(re.sub(r"\$(\$|\w+|\{\w+\})", value, text)).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text!r} is no path ({error})") from error
+
+
+def literal_path(path: Path | str) -> str:
+    """A path written so that `environment_path` takes it as it is."""
+    return str(path).replace("$", "$$")
+
+
+def nearest_path(path: Path, suffixes: Sequence[str] = ()) -> str:
+    """A sentence that names what lies beside a path and is close to its name, or the empty string: a folder, or a file
+    with one of the suffixes, which do not make two names close."""
+    beside = path.parent.glob("*") if path.parent.is_dir() else ()
+    wanted = [found for found in beside if (found.suffix in suffixes if suffixes else found.is_dir())]
+    return nearest(path.name, [found.name for found in wanted if nearest(path.stem, [found.stem])])
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, whatever stops the program."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def put(target: Path) -> Iterator[Path]:
+    """A folder to fill beside another one, whose place it takes when the block is done: whole, or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+    try:
+        yield part
+        if target.exists():
+            target.rmdir()
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A folder beside another one for what is needed to make it; it goes with the block, or when the next is made."""
+    scratch = target.with_name(f".{target.name}.scratch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def alone(target: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a lock on a folder that is to be made; it ends with the block, or with the life of the process.
+
+    Raises:
+        UsageError: another process holds it, and there is no ``wait`` for that.
+    """
+    from filelock import FileLock, Timeout
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = target.with_name(f".{target.name}.lock")
+    lock = FileLock(place)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout as error:
+        raise UsageError(f"another process is writing {target}; wait for it, or name another folder") from error
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)  # still ours: whoever has it open already sees that it is gone, and tries anew
+        lock.release()

@@ -1,0 +1,195 @@
+"""Exact order statistics of more numbers than memory holds."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from defensekit.utils.parallel import concurrently, sum_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+# What gives values in float32 in parts, each with which of them count (bool; None for all), anew whenever it is asked.
+Source = Callable[[], "Iterable[tuple[Tensor, Tensor | None]]"]
+
+BINS = 1 << 16
+# Values kept at a time, at most: 256 MiB.
+KEPT = 1 << 26
+
+
+@dataclass(frozen=True)
+class Kth:
+    """The k-th largest of many values, and how many of those equal to it belong to the k largest; (infinity, 0) where
+    k is 0. ``equal`` says of each source how many of its values equal it, where that was counted on the way."""
+
+    value: float
+    ties: int
+    equal: list[int] | None = None
+
+
+def kth_largest(
+    sources: Sequence[Source], wanted: Callable[[int], int], threads: int = 1, sample: "Tensor | None" = None
+) -> Kth:
+    """The k-th largest of float32 values, exactly, without ever holding them together.
+
+    A sample says between which two values it lies, most likely: one pass counts what is above and keeps what is
+    between. Where there is no sample, or it misled, a radix select takes two passes: the first counts the upper 16 bits
+    of each value, the second the lower 16 of those that share the upper ones. Counts are whole numbers, so the answer
+    is the same for any sample and any number of threads.
+
+    Args:
+        sources: each gives its values anew for each pass; NaN and infinity count as none.
+        wanted: says k for the number of values there are: 0 for none of them.
+        threads: how many sources are read at a time.
+        sample: some of the values, chosen by their places alone; all values have to be finite then.
+
+    Raises:
+        ValueError: k is not between 0 and the number of values.
+    """
+    found = None if sample is None or not len(sample) else _between(sources, wanted, threads, sample)
+    return _radix(sources, wanted, threads) if found is None else found
+
+
+def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: int, sample: "Tensor") -> Kth | None:
+    """By what lies between two values of a sample: some 5 / sqrt(size of the sample) of all. None where the k-th does
+    not, or where that is too much to keep."""
+    import numpy as np
+    import torch
+
+    size, many = len(sample), 1 << 20
+    share = wanted(many * size) / (many * size)
+    slack = 5 * math.sqrt(size * share * (1 - share)) + 1
+
+    def at(place: float, beyond: float) -> float:
+        """The sample's value at a place, counted from the largest."""
+        return float(sample.kthvalue(size - int(place)).values) if 0 <= place < size else beyond
+
+    high, low = at(share * size - slack, math.inf), at(share * size + slack, -math.inf)
+    room = KEPT
+
+    def count(source: Source) -> "tuple[np.ndarray[Any, Any], Tensor]":
+        nonlocal room
+        # In one piece: many small ones, each at the end of where a part was, would keep the memory of every part.
+        found, kept = np.zeros(5, dtype=np.int64), bytearray()
+        for part, counted in source():
+            # numpy compares these several times faster than torch.
+            values = part.flatten().numpy()
+            above, between = values > high, values >= low
+            total = values.size
+            if counted is not None:
+                mask = counted.flatten().numpy()
+                above &= mask
+                between &= mask
+                total = int(np.count_nonzero(mask))
+            between ^= above
+            few = values[between]
+            at_high, at_low = few == high, few == low
+            inside = few[~(at_high | at_low)]
+            found += [total, np.count_nonzero(above), np.count_nonzero(at_high), np.count_nonzero(at_low), inside.size]
+            if room > 0:  # a hint among threads; whether all were kept is counted
+                room -= inside.size
+                kept += inside.tobytes()
+        return found, torch.from_numpy(np.frombuffer(kept, dtype=np.float32))
+
+    counts, kept = zip(*concurrently(count, sources, threads), strict=True)
+    total, above, at_high, at_low, inside = np.sum(counts, axis=0).tolist()
+    left = _wanted(wanted, total) - above
+    if left + above == 0:
+        return Kth(math.inf, 0)
+    if left <= 0 or sum(map(len, kept)) < inside:
+        return None
+    if left <= at_high:
+        return Kth(high, left, [int(found[2]) for found in counts])
+    left -= at_high
+    if high == low:
+        return None
+    between = torch.cat(kept)
+    if left <= len(between):
+        value = float(between.kthvalue(len(between) + 1 - left).values)
+        return Kth(value, left - int((between > value).sum()), [int((part == value).sum()) for part in kept])
+    left -= len(between)
+    return Kth(low, left, [int(found[3]) for found in counts]) if left <= at_low else None
+
+
+def _radix(sources: Sequence[Source], wanted: Callable[[int], int], threads: int) -> Kth:
+    """By counting bits, in two passes."""
+    import torch
+
+    def upper(source: Source) -> "Tensor":
+        counts = torch.zeros(2 * BINS, dtype=torch.long)  # the second half for what does not count
+        for values, counted in source():
+            bits = (_bits(values) >> 16).bitwise_and_(0xFFFF)
+            if counted is not None:
+                bits |= (~counted.flatten()).int() << 16
+            counts += torch.bincount(bits, minlength=2 * BINS)
+        return counts[:BINS]
+
+    # In the order of their values: negative ones, whose bits run backwards, then positive ones.
+    counts = upper_in_order(sum_of(upper, sources, threads))
+    count = _wanted(wanted, int(counts.sum()))
+    if count == 0:
+        return Kth(math.inf, 0)
+    place, count = _largest(counts, count)
+    prefix = place - 0x8000 if place >= 0x8000 else ~place  # the upper 16 bits as a signed number
+
+    def lower(source: Source) -> "Tensor":
+        counts = torch.zeros(BINS, dtype=torch.long)
+        for values, counted in source():
+            bits = _bits(values)
+            some = bits >> 16 == prefix
+            if counted is not None:
+                some &= counted.flatten()
+            counts += torch.bincount(bits[some].bitwise_and_(0xFFFF), minlength=BINS)
+        return counts
+
+    counts = sum_of(lower, sources, threads)
+    place, ties = _largest(counts.flip(0) if prefix < 0 else counts, count)
+    bits = prefix << 16 | (0xFFFF - place if prefix < 0 else place)
+    return Kth(float(torch.tensor([bits], dtype=torch.int32).view(torch.float32)), ties)
+
+
+def _wanted(wanted: Callable[[int], int], total: int) -> int:
+    count = wanted(total)
+    if not 0 <= count <= total:
+        raise ValueError(f"k is {count}, expected 0 to {total}")
+    return count
+
+
+def cutoff(tensors: "Callable[[], Iterable[Tensor]]", count: int) -> tuple[float, int]:
+    """The ``count``-th largest value of float32 tensors that are given anew for each pass; see `kth_largest`.
+
+    >>> import torch
+    >>> cutoff(lambda: [torch.tensor([3.0, 1.0]), torch.tensor([3.0, 2.0])], 1)
+    (3.0, 1)
+    """
+    found = kth_largest([lambda: ((values, None) for values in tensors())], lambda _: count)
+    return found.value, found.ties
+
+
+def _bits(values: "Tensor") -> "Tensor":
+    """The bits as int32; those of -0.0 are 0.0's."""
+    import torch
+
+    return (values.flatten() + 0.0).view(torch.int32)
+
+
+def upper_in_order(counts: "Tensor") -> "Tensor":
+    """Counts by as many upper bits as they have room for, in the order of the values; NaN and infinity are left out."""
+    import torch
+
+    half = len(counts) // 2
+    positive, negative = counts[:half].clone(), counts[half:].clone()
+    positive[-half // 256 :] = negative[-half // 256 :] = 0  # the largest of 256 exponents
+    return torch.cat([negative.flip(0), positive])
+
+
+def _largest(histogram: "Tensor", wanted: int) -> tuple[int, int]:
+    """The bin that holds the ``wanted``-th largest, and its place within the bin."""
+    import torch
+
+    from_top = histogram.flip(0).cumsum(0)
+    place = int(torch.searchsorted(from_top, wanted))
+    above = int(from_top[place - 1]) if place else 0
+    return len(histogram) - 1 - place, wanted - above

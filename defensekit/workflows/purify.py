@@ -1,0 +1,147 @@
+"""Purify a model that somebody has: a recipe over its base, the model itself and clean rows, and a folder to put it."""
+
+import shutil
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from defensekit.components import DatasetSource, ModelSource, Observer, Rule, blame
+from defensekit.models.adapters import is_adapter
+from defensekit.models.aligned import Aligned
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.config import positions
+from defensekit.models.untrusted import free_space
+from defensekit.pipeline import run_folder
+from defensekit.pipeline.preflight import at
+from defensekit.pipeline.run import run
+from defensekit.pipeline.store import MANIFEST
+from defensekit.recipe import shipped
+from defensekit.recipe.loader import load_recipe
+from defensekit.recipe.yaml_document import Document, option
+from defensekit.scanner.revision import look
+from defensekit.utils.errors import UsageError
+from defensekit.utils.files import alone, literal_path, put
+
+if TYPE_CHECKING:
+    from defensekit.recipe.recipe import Recipe
+    from defensekit.result.schema import Result
+
+DEFAULT = "purify"
+# Of the clean rows, where nothing else is said: two fifths to fit, two to choose by, at most so many each; the rest
+# tests.
+MOST = 512
+FEWEST = 5  # two fit, two choose, one tests
+# The fraction that is reset where no rows choose one: a guess, and told as such.
+UNCHOSEN = 0.2
+
+
+def recipe_for(
+    base: str,
+    suspect: Path,
+    clean: str | None,
+    recipe: Path | None = None,
+    settings: Sequence[str] = (),
+    reset_alone: bool = False,
+) -> "Recipe":
+    """A recipe of purification with its base, suspect and clean rows put in; the shipped one if none is given.
+
+    Args:
+        base: a folder, a source's name, or owner/name@revision.
+        suspect: a model's folder.
+        clean: a file of clean rows, or None, and then there are none.
+        recipe: whose defense to take.
+        settings: laid over it.
+        reset_alone: of the shipped recipe the selection and the reset alone, for what nobody trains: by curvature where
+            there are clean rows, else by the size of the drift.
+
+    Raises:
+        UsageError: one of them is not what was expected.
+    """
+    given: list[str | Document] = [
+        option("--base", "model", base),
+        option("--suspect", "suspect", literal_path(suspect)),
+        *([option("--clean", "data.name", clean)] if clean else []),
+        *("attack=", "training=", "data.train="),  # of a recipe that makes its suspect
+    ]
+    if reset_alone and recipe is None:
+        given += ["defense.choose=", "defense.purifier=[reset]", f"defense.selector.fraction={UNCHOSEN}"]
+        by_curvature = clean and not is_adapter(suspect)
+        given += [] if by_curvature else ["defense.estimator=", "defense.scorer=magnitude"]
+    path = recipe or shipped.folder() / f"{DEFAULT}.yaml"
+    loaded = load_recipe(path, [*given, *settings])
+    if recipe is not None:
+        return loaded
+    given.append(f"data.max_length={at(loaded, 'model', lambda: _max_length(loaded))}")
+    if not reset_alone and not any(
+        setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
+    ):
+        share = at(loaded, "data", lambda: _share(loaded))
+        given += [f"data.clean={share}", f"data.dev={share}"]
+    return load_recipe(path, [*given, *settings])
+
+
+def _max_length(recipe: "Recipe") -> int:
+    """The recipe's, unless its base has fewer positions."""
+    source = cast(ModelSource, recipe.model.component)
+    own = recipe.sizes.max_length
+    return min(own, positions(Checkpoint(blame(source, source.folder))) or own)
+
+
+def _share(recipe: "Recipe") -> int:
+    """How many of the clean rows fit, and how many choose."""
+    source = cast(DatasetSource, recipe.data.component)
+    dataset = blame(source, source.load)
+    if (rows := len({row.key for row in dataset.train})) < FEWEST:
+        raise UsageError(f"expected at least {FEWEST} clean rows, got {rows}")
+    return min(MOST, rows * 2 // 5)
+
+
+def purify_into(
+    target: Path, recipe: "Recipe", workspace: str | Path = "workspace", observers: Sequence[Observer] = ()
+) -> "Result":
+    """Run a recipe, and put the purified model into a new folder: whole, or not at all.
+
+    What is interrupted goes on, called again, after the last stage that was finished. A folder that holds this very
+    model already is left as it is.
+
+    Raises:
+        UsageError: the defense makes no model, the folder is there and holds something else, another process is
+            writing it, or the disk is too full.
+        DefenseKitError: as `defensekit.run`.
+    """
+    if recipe.defense.sanitizer:
+        raise UsageError(
+            f"{recipe.where('defense', 'stage')}: {recipe.defense.sanitizer.name!r} rewrites inputs and leaves the "
+            "model as it is: there is no purified model to write (`defensekit run` measures what it does)"
+        )
+    target = target.absolute()
+    with alone(target):
+        if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / MANIFEST).is_file())):
+            raise UsageError(f"{target} is there already; name a folder that is not")
+        folder = run_folder.folder_of(recipe, Path(workspace))
+        if recipe.suspect and not (folder / "result.json").is_file():
+            suspect = Checkpoint(Path(recipe.suspect.parameters()["path"]))
+            weights = sum(prod(entry.shape) for entry in at(recipe, "suspect", lambda: suspect.tensors).values())
+            size = sum(path.stat().st_size for path in suspect.files)
+            needed = 2 * size
+            if not folder.exists():  # at first: a model for each value that is tried and for none; curvature
+                tried = len(cast(Rule, recipe.choose.component).values) + 1 if recipe.choose else 0
+                needed += tried * size + (4 * weights if recipe.defense.estimator else 0)
+            free_space(folder, needed, "the workspace")
+            free_space(target, size, "the purified model")
+        result = run(recipe, workspace, observers, doubts)
+        made = Path(result.folder) / "purified"
+        if (target / MANIFEST).is_file():
+            if (target / MANIFEST).read_bytes() != (made / MANIFEST).read_bytes():
+                raise UsageError(f"{target} holds another model already; name a folder that is not there")
+            return result
+        with put(target) as part:
+            shutil.copytree(made, part)
+    return result
+
+
+def doubts(base: Path, suspect: Path) -> list[str]:
+    """Whether the base is perhaps another revision than the suspect's."""
+    found = look(Aligned(Checkpoint(base), Checkpoint(suspect)))
+    return [found] if found else []

@@ -1,0 +1,360 @@
+"""Purify a model where no classifier's rows can be had, or none answer: select and reset, and nothing else.
+
+That is what can be done without clean rows at all, for causal language models (with clean text: by curvature, and their
+perplexity before and after), and for an adapter that is to stay one. No run, no store: it takes minutes.
+"""
+
+import json
+import shutil
+from collections.abc import Collection, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel
+
+from defensekit.components import DatasetSource, Estimator, Observer, Purifier, Scorer, Selector, blame
+from defensekit.components.observing import part
+from defensekit.defense import estimation, purification
+from defensekit.defense.scoring import Views, score
+from defensekit.defense.selection import describe, select
+from defensekit.host.tables import File
+from defensekit.models import loading
+from defensekit.models.adapter_merge import Merged
+from defensekit.models.adapters import WEIGHTS, Adapter
+from defensekit.models.causal import perplexity
+from defensekit.models.checkpoint import CAUSAL, SINGLE, Checkpoint, write_tensors
+from defensekit.models.inference import predict
+from defensekit.models.pair import Pair
+from defensekit.models.untrusted import ADAPTER_CONFIG, free_space
+from defensekit.pipeline.store import MANIFEST
+from defensekit.recipe import yaml_document
+from defensekit.recipe.recipe import Recipe
+from defensekit.result.narrative import NOT_PROMISED
+from defensekit.scanner.clean import read_clean
+from defensekit.text import Row
+from defensekit.training import device_type
+from defensekit.utils.errors import DefenseKitError, UsageError, listing
+from defensekit.utils.files import alone, beside, file_digests, put
+from defensekit.utils.seeds import derive_seed
+from defensekit.workflows.purify import doubts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CARD = "README.md"
+
+
+class Reset(BaseModel):
+    """What was reset: counts of dimensions, the defense as its recipe has it, and what was measured, if anything was.
+
+    ``perplexity`` (of causal language models) and ``accuracy`` (of classifiers) have the suspect's and the purified
+    model's on held-out clean rows.
+    """
+
+    task: str
+    adapter_only: bool
+    dimensions: int
+    eligible: int
+    selected: int
+    head: list[str]
+    added_rows: int
+    defense: dict[str, Any]
+    clean_rows: int
+    held_out_rows: int
+    perplexity: dict[str, float] | None
+    accuracy: dict[str, float] | None
+    warnings: list[str]
+    seed: int
+    versions: dict[str, str]
+
+    @property
+    def story(self) -> list[str]:
+        """What was done, a sentence each."""
+        share = self.selected / self.eligible if self.eligible else 0.0
+        of = "of the adapter's weights" if self.adapter_only else "of the weights"
+        said = [
+            f"{self.selected:,} {of} that had moved were put back to the base's: {share:.1%} of {self.eligible:,}, "
+            f"{self.selected / max(self.dimensions, 1):.1%} of all."
+        ]
+        if self.head:
+            said.append("The head, which the base does not have, is the suspect's.")
+        if self.added_rows:
+            said.append(
+                f"{self.added_rows:,} rows that were added to the vocabulary have no base, and are the suspect's."
+            )
+        rows = f"{self.held_out_rows:,} held-out clean"
+        if self.perplexity:
+            before, after = self.perplexity["suspect"], self.perplexity["purified"]
+            said.append(f"Perplexity on {rows} texts: {before:.2f} before, {after:.2f} after.")
+        elif self.accuracy:
+            before, after = self.accuracy["suspect"], self.accuracy["purified"]
+            said.append(f"Accuracy on {rows} rows: {before:.3f} before, {after:.3f} after.")
+        else:
+            said.append(
+                "Nothing was measured: which fraction is right, how well the model does now, and whether a backdoor is "
+                "left, is not known."
+            )
+        return said
+
+
+def reset_into(
+    target: Path,
+    recipe: Recipe,
+    observers: Sequence[Observer] = (),
+    adapter_only: bool = False,
+    measured: bool = False,
+) -> Reset:
+    """Select by a recipe's defense, reset, and put the model into a new folder: whole, or not at all.
+
+    Args:
+        target: the folder, which must not be there, or be empty.
+        recipe: its base, suspect, defense and seed; its data are clean texts where the scorer needs statistics of a
+            causal language model, clean rows where an adapter is ``measured``, and are not looked at elsewhere.
+        observers: who watches.
+        adapter_only: the suspect is an adapter, whose own weights are purified.
+        measured: the model that the adapter and the base are together is measured on the recipe's data, before and
+            after; it is written beside the target for a while.
+
+    Raises:
+        UsageError: the folder is there, the defense needs rows that are not there, base and suspect don't fit.
+        DefenseKitError: a component failed.
+    """
+    assert recipe.suspect is not None
+    base, suspect = (Checkpoint(_folder(named.component)) for named in (recipe.model, recipe.suspect))
+    target = target.absolute()
+    with alone(target), beside(target) as scratch:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"{target} is there already; name a folder that is not")
+        if adapter_only:
+            work: _Resetting = _OfAdapter(target, recipe, base, suspect.folder, scratch, observers, measured)
+        else:
+            work = _Resetting(target, recipe, Pair(base, suspect), observers)
+        pair = work.pair
+        pair.scope  # noqa: B018 - misfits are told before anything is read
+        _refuse(recipe, pair, adapter_only)
+        with part(observers, "check of both models"):
+            for checkpoint in (base, pair.suspect):
+                checkpoint.check_finite()
+        free_space(target, sum(path.stat().st_size for path in pair.suspect.files), "the purified model")
+        if not adapter_only:
+            work.warnings = doubts(base.folder, suspect.folder)
+        for observer in observers:
+            for text in work.warnings:
+                observer.warning(text)
+        return work.done()
+
+
+def _folder(component: Any) -> Path:
+    return Path(blame(component, component.folder))
+
+
+def _refuse(recipe: Recipe, pair: Pair, adapter_only: bool) -> None:
+    """Refuse what needs clean rows, or training, that there is not."""
+    defense, causal = recipe.defense, pair.suspect.task == CAUSAL and not adapter_only
+    why = "an adapter alone" if adapter_only else f"a {CAUSAL}" if causal else "a model without clean rows"
+    if recipe.choose:
+        raise UsageError(f"{recipe.where('defense', 'choose')}: nothing can be chosen for {why}")
+    if defense.model_steps:
+        step = defense.model_steps[0].name
+        raise UsageError(f"{recipe.where('defense', 'purifier')}: {step!r} trains, which is not done for {why}")
+    if defense.scorer is None or defense.selector is None:
+        raise UsageError(f"{recipe.where('defense')}: for {why} a `scorer:` and a `selector:` are needed")
+    if (needs := cast(Scorer, defense.scorer.component).needs) and not causal:
+        place = f"{recipe.where('defense', 'scorer')}: {defense.scorer.name!r}"
+        raise UsageError(f"{place} needs {listing(sorted(needs))}; for {why} there is none")
+
+
+class _Resetting:
+    """The work on a pair: of whole models, that is, and what is done with adapters differs in a few places."""
+
+    adapter_only = False
+
+    def __init__(self, target: Path, recipe: Recipe, pair: Pair, observers: Sequence[Observer]) -> None:
+        self.target, self.recipe, self.pair, self.observers = target, recipe, pair, observers
+        self.warnings: list[str] = []
+        self.suspect = pair.suspect.folder
+        self.max_length, self.seed = recipe.sizes.max_length, derive_seed(recipe.seed, "defender", "purify")
+
+    def done(self) -> Reset:
+        defense, pair = self.recipe.defense, self.pair
+        assert defense.scorer is not None
+        assert defense.selector is not None
+        fit, held_out = self.rows(cast(Scorer, defense.scorer.component).needs)
+        statistics: dict[str, dict[str, Tensor]] = {}
+        if fit and defense.estimator:
+            estimator = cast(Estimator, defense.estimator.component)
+            own = derive_seed(self.recipe.seed, "defender", "statistics")
+            with part(self.observers, "curvature") as report:
+                statistics = estimation.estimate(
+                    pair, estimator, fit, max_length=self.max_length, seed=own, report=report
+                ).statistics
+        views = Views(pair, derive_seed(self.seed, "score"), {name: found.get for name, found in statistics.items()})
+        with part(self.observers, "selection"):
+            selection = select(
+                score(views, cast(Scorer, defense.scorer.component)), cast(Selector, defense.selector.component)
+            )
+        steps = [cast(Purifier, step.component) for step in defense.purifier]
+        with put(self.target) as made:
+            with part(self.observers, "reset") as report:
+                purification.purify(
+                    pair,
+                    selection,
+                    steps,
+                    [],
+                    made,
+                    max_length=self.max_length,
+                    precision="float32",
+                    seed=self.seed,
+                    report=report,
+                )
+                counted, measured = describe(selection), None
+            tensors = Checkpoint(made).tensor_digests()
+            self.finish(made)
+            measure = "perplexity" if pair.suspect.task == CAUSAL else "accuracy"
+            if held_out:
+                measured = {"suspect": self.measured(self.suspect, held_out, f"{measure} before")}
+                measured["purified"] = self.measured(made, held_out, f"{measure} after")
+            found = Reset(
+                task=pair.suspect.task,
+                adapter_only=self.adapter_only,
+                **{name: counted[name] for name in ("dimensions", "eligible", "selected", "head")},
+                added_rows=pair.added_rows,
+                defense=self.recipe.resolved()["defense"],
+                clean_rows=len(fit),
+                held_out_rows=len(held_out),
+                perplexity=measured if measure == "perplexity" else None,
+                accuracy=measured if measure == "accuracy" else None,
+                warnings=self.warnings,
+                seed=self.recipe.seed,
+                versions={name: version(name) for name in ("defensekit", "torch", "transformers")},
+            )
+            (made / MANIFEST).unlink(missing_ok=True)  # the suspect's own, if it was purified before
+            manifest = {"files": file_digests(made), "tensors": tensors}
+            (made / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            (made / CARD).write_text(card(found))
+        return found
+
+    def rows(self, needs: Collection[str]) -> tuple[list[Row], list[Row]]:
+        """Where the scorer needs statistics, two fifths of the clean texts to fit and the rest to test."""
+        if not needs:
+            return [], []
+        rows = self.clean_rows()
+        Random(derive_seed(self.recipe.seed, "data")).shuffle(rows)
+        share = len(rows) * 2 // 5
+        if not share:
+            raise UsageError(f"{len(rows)} clean texts: expected three at least, some to fit and some to test")
+        return rows[:share], rows[share:]
+
+    def clean_rows(self) -> list[Row]:
+        """The recipe's data, each text once; of a classifier, with the suspect's numbers for their labels."""
+        source = cast(DatasetSource, self.recipe.data.component)
+        if isinstance(source, File):
+            rows = read_clean(source.path, self.pair.suspect, source.text, source.label, source.pair)
+        elif self.pair.suspect.task == CAUSAL:
+            rows = blame(source, source.load).train
+        else:  # its numbers for the labels need not be the suspect's
+            place = self.recipe.where("data", "name")
+            raise UsageError(f"{place}: expected a file of clean rows to measure an adapter by")
+        return list({row.key: row for row in rows}.values())
+
+    def finish(self, made: Path) -> None:
+        """Make of the folder that was written what was asked for."""
+
+    def measured(self, folder: Path, rows: list[Row], title: str) -> float:
+        """A model's perplexity, or its accuracy."""
+        model, tokenizer = loading.load(folder, "model")
+        model.to(device_type())
+        with part(self.observers, title) as report:
+            if self.pair.suspect.task == CAUSAL:
+                return perplexity(model, tokenizer, rows, max_length=self.max_length, report=report)
+            logits = predict(model, tokenizer, rows, max_length=self.max_length, precision="float32", report=report)
+            return sum(int(answer) == row.label for answer, row in zip(logits.argmax(1), rows, strict=True)) / len(rows)
+
+
+# -- an adapter that stays one -----------------------------------------------------------------------------------------
+
+
+class _OfAdapter(_Resetting):
+    """The work on an adapter's own weights; what it answers with is the model that it and the base are together."""
+
+    adapter_only = True
+
+    def __init__(
+        self,
+        target: Path,
+        recipe: Recipe,
+        base: Checkpoint,
+        adapter: Path,
+        scratch: Path,
+        observers: Sequence[Observer],
+        measure: bool,
+    ) -> None:
+        super().__init__(target, recipe, _of_adapters(base, Adapter(adapter), scratch), observers)
+        self.base, self.suspect, self.scratch, self.measure = base, adapter, scratch, measure
+
+    def rows(self, needs: Collection[str]) -> tuple[list[Row], list[Row]]:
+        return [], self.clean_rows() if self.measure else []
+
+    def finish(self, made: Path) -> None:
+        (made / SINGLE).rename(made / WEIGHTS)
+        (made / "config.json").unlink()
+        for path in self.suspect.iterdir():
+            if path.suffix in (".json", ".txt", ".model", ".jinja") and path.is_file():
+                shutil.copyfile(path, made / path.name)
+        assert (made / ADAPTER_CONFIG).is_file()
+
+    def measured(self, folder: Path, rows: list[Row], title: str) -> float:
+        whole = self.scratch / "whole"
+        Merged(self.base, Adapter(folder)).write(whole)
+        try:
+            return super().measured(whole, rows, title)
+        finally:
+            shutil.rmtree(whole)
+
+
+def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
+    """An adapter as a pair of its own: the suspect is what it holds, the base what it was before training."""
+    merged = Merged(base, adapter)
+    merged.entries  # noqa: B018 - misfits are told
+    suspect = {name: adapter.tensor(name) for name in adapter.tensors}
+    if bad := [name for name, tensor in suspect.items() if not tensor.isfinite().all()]:
+        raise DefenseKitError(f"{adapter.folder / WEIGHTS}: NaN or infinity in {listing(bad, 3)}")
+    before = merged.untrained()
+    for folder, tensors in ((scratch / "base", before), (scratch / "suspect", suspect)):
+        folder.mkdir()
+        (folder / "config.json").write_text(merged.model.config.to_json_string())
+        write_tensors(folder / SINGLE, tensors)
+    return Pair(Checkpoint(scratch / "base"), Checkpoint(scratch / "suspect"))
+
+
+def card(found: Reset) -> str:
+    """The card of what was reset, as Markdown."""
+    defense = yaml_document.dump({"defense": found.defense})
+    return "\n".join(
+        [
+            "---",
+            f"library_name: {'peft' if found.adapter_only else 'transformers'}",
+            "tags: [defensekit, backdoor-defense]",
+            "---",
+            "",
+            "# Purified by reset",
+            "",
+            f"A {'PEFT adapter' if found.adapter_only else 'model'} that was not trusted, changed by DefenseKit "
+            f"{found.versions['defensekit']}.",
+            "",
+            *found.story,
+            "",
+            *(f"Warning: {text}." for text in found.warnings),
+            "",
+            "## What is not promised",
+            "",
+            *(f"- {sentence}" for sentence in NOT_PROMISED),
+            "",
+            "## How it was chosen",
+            "",
+            f"```yaml\n{defense}```",
+            "",
+        ]
+    )
