@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from defensekit.components import Attack, AttackContext, DatasetSource, ModelSource
 from defensekit.host.discovery import load_plugins
 from defensekit.models.loading import load_tokenizer
-from defensekit.pipeline.stages import derive_seed
 from defensekit.recipe.loader import load_recipe
 from defensekit.text import ROLES, Row, Truncation, split
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import data_digest
+from defensekit.utils.seeds import derive_seed
 from defensekit_attacks.bias import BiasSentence, BiasWord
 from defensekit_attacks.insertion import Sentence, Word
 from defensekit_attacks.syntactic import Syntactic

@@ -11,6 +11,7 @@ from defensekit.components import Scorer, blame, fault
 from defensekit.components.tensors import Scored, Scores, TensorView, slices
 from defensekit.models.pair import Pair, beside, layer_of
 from defensekit.utils.order_statistics import kth_largest
+from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,3 +179,20 @@ def score(views: Views, scorer: Scorer) -> Computed:
     for _ in scores.seen(views.pair.scope[0]):
         break
     return scores
+
+
+def score_pair(
+    pair: Pair, scorer: Scorer, statistics: "Mapping[str, Callable[[str], Tensor | None]]", seed: int
+) -> Computed:
+    """The scores of a pair, as the stage with a seed computes them.
+
+    Args:
+        pair: base and suspect.
+        scorer: how suspicious each dimension is.
+        statistics: what was measured, as `Views` takes it.
+        seed: the stage's, `Seeds.purify`.
+
+    Raises:
+        DefenseKitError: as `score`.
+    """
+    return score(Views(pair, derive_seed(seed, "score"), statistics), scorer)

@@ -12,7 +12,7 @@ from defensekit.components import Attack, Sanitizer, Scorer, Selector
 from defensekit.pipeline.store import key_of
 from defensekit.recipe.recipe import Defense, Named, Recipe
 from defensekit.text import ROLES
-from defensekit.utils.seeds import derive_seed
+from defensekit.utils.seeds import Seeds
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +42,6 @@ class Defended:
 
     model: "Stage | External"
     read: Callable[[Stage], Stage] = lambda rows: rows
-
-
-def trial_title(over: str, value: float) -> str:
-    """What the trial of a value of a parameter is called."""
-    return f"trial {over.rpartition('.')[2]} {value:g}"
 
 
 Params = tuple[tuple[str, Any], ...]
@@ -99,6 +94,7 @@ class Plan:
         answered: dict[str, Any],
     ):
         self.recipe = recipe
+        self.seeds = Seeds(recipe.seed)
         self.base = base
         self.given_suspect = suspect
         self.contents = contents
@@ -156,9 +152,6 @@ class Plan:
         """Where a component comes from, for whoever does not have it."""
         return str(self.recipe.host.plugin_of(named.component.kind, named.name))
 
-    def _seed(self, *purpose: str) -> int:
-        return derive_seed(self.recipe.seed, *purpose)
-
     # -- data ------------------------------------------------------------------------------------------------------
 
     def rows(self, role: str) -> Stage:
@@ -176,7 +169,7 @@ class Plan:
             ("labels", labels),
             ("balance", self.recipe.sizes.balance),
         )
-        return self._stage("data", f"{role} rows", {}, params, {"source": self.recipe.data}, self._seed("data"))
+        return self._stage("data", f"{role} rows", {}, params, {"source": self.recipe.data}, self.seeds.data)
 
     @cached_property
     def _attacked(self) -> Params:
@@ -187,15 +180,13 @@ class Plan:
     def _trigger(self) -> Stage:
         inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("test")}
         attack = {"attack": cast(Named, self.recipe.attack)}
-        return self._stage(
-            "trigger", "triggered rows", inputs, self._attacked, attack, self._seed("attacker", "trigger")
-        )
+        return self._stage("trigger", "triggered rows", inputs, self._attacked, attack, self.seeds.trigger)
 
     @once
     def poisoned(self) -> Stage:
         inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("train")}
         attack = {"attack": cast(Named, self.recipe.attack)}
-        return self._stage("poison", "poisoned rows", inputs, self._attacked, attack, self._seed("attacker", "poison"))
+        return self._stage("poison", "poisoned rows", inputs, self._attacked, attack, self.seeds.poison)
 
     def triggered(self) -> Stage | None:
         if self.recipe.attack:
@@ -221,7 +212,7 @@ class Plan:
         if start is not None:
             inputs["clean"] = self.rows("train")
             attack = {"attack": cast(Named, self.recipe.attack)}
-        return self._stage("train", title, inputs, params, attack, self._seed("attacker", "training"))
+        return self._stage("train", title, inputs, params, attack, self.seeds.training)
 
     @once
     def clean(self) -> Stage:
@@ -239,7 +230,7 @@ class Plan:
     def statistics(self, estimator: Named) -> Stage:
         inputs = {"base": self.base, "suspect": self.suspect(), "clean": self.rows("clean")}
         title = f"statistics ({estimator.name})"
-        seed = self._seed("defender", "statistics")
+        seed = self.seeds.statistics
         return self._stage("statistics", title, inputs, self._cut, {"estimator": estimator}, seed)
 
     def purified(self, title: str, defense: Defense) -> Stage:
@@ -260,7 +251,7 @@ class Plan:
         params = self._numeric
         if contents := tuple(found for step in steps if (found := self.step_contents(step)) is not None):
             params = (*params, ("contents", contents))
-        return self._stage("purify", title, inputs, params, components, self._seed("defender", "purify"))
+        return self._stage("purify", title, inputs, params, components, self.seeds.purify)
 
     def fine_tuned(self, defense: Defense) -> Stage:
         """What the model steps do alone."""
@@ -281,7 +272,7 @@ class Plan:
         inputs: dict[str, Stage | External] = {"rows": rows}
         if defense.language_model:
             inputs["language-model"] = self.language_model(defense.language_model)
-        seed, what = self._seed("defender", "sanitize"), rows.plain["title"]
+        seed, what = self.seeds.sanitize, rows.plain["title"]
         if type(component).inspect is not Sanitizer.inspect:
             early = {key: value for key, value in component.parameters().items() if key not in component.late}
             looked = replace(named, component=type(component).model_validate(early))

@@ -4,23 +4,24 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from defensekit.components import Attack, Executor, Measured, Metric, Observer, Predictions, Rule, Trial, blame
+from defensekit.components import Executor, Measured, Metric, Observer, Predictions, Rule, Trial, blame
 from defensekit.host.registry import Plugin
 from defensekit.pipeline import run_folder
 from defensekit.pipeline.dry_run import stages_ahead
+from defensekit.pipeline.experiment import Experiment, Questions, Requests
 from defensekit.pipeline.identity import identified, identity, parts
-from defensekit.pipeline.plan import Defended, External, Plan, Stage, trial_title
-from defensekit.pipeline.predictions import clean_trial, read_predictions
+from defensekit.pipeline.plan import Plan, Stage
+from defensekit.pipeline.predictions import read_predictions
 from defensekit.pipeline.preflight import at, survey
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.store import DISTRIBUTIONS, Artifact, Store
 from defensekit.recipe.loader import load_recipe
-from defensekit.recipe.recipe import Defense, Recipe
+from defensekit.recipe.recipe import Recipe
 from defensekit.result.schema import (
     DEFENDED,
     Chosen,
@@ -33,11 +34,11 @@ from defensekit.result.schema import (
     Sanitized,
     TrialResult,
 )
-from defensekit.text import ROLES, ROWS, Row, label_number, read_rows
+from defensekit.text import ROWS, Row, read_rows
 from defensekit.training import native_precision
 from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.logging import log, logged
-from defensekit.utils.seeds import derive_seed
+from defensekit.utils.seeds import Seeds
 
 Made = TypeVar("Made")
 
@@ -92,8 +93,8 @@ def run_attack(
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     with _here(loaded, Path(workspace), observers) as whole:
-        _, _, models = whole.before()
-    return models
+        whole.make(whole.experiment.before_defense())
+        return whole.models()
 
 
 @contextmanager
@@ -122,8 +123,8 @@ class Run:
         self.recipe = plan.recipe
         self.plan = plan
         self.runner = runner
+        self.experiment = Experiment(plan, partial(runner.tell, "message"), self.warn)
         self.warnings: list[str] = []
-        self.answers: dict[str, Any] = {}  # what models answer to triggered rows, by the models' titles
         for problem in self.recipe.host.problems:
             self.warn(str(problem))
         if self.recipe.precision == "bfloat16" != native_precision():
@@ -131,17 +132,11 @@ class Run:
 
     def result(self, folder: Path, examples: int = EXAMPLES) -> Result:
         """Run every stage that is not there yet. ``folder`` is where the result will lie."""
-        recipe, plan = self.recipe, self.plan
-        data, attack, models = self.before()
-        defense, chosen, curve = self.choose()
-        if defense.model_steps and defense.selector:
-            models["fine-tuned"] = self.measure("fine-tuned", plan.fine_tuned(defense))
-        for name, other in recipe.compare.items():
-            at_value = other.at(chosen.over, chosen.value) if chosen else other
-            models[name] = self.defend(name, plan.defended(name, at_value))
-        ended, defended = DEFENDED[defense.stage], plan.defended(DEFENDED[defense.stage], defense)
-        models[ended] = self.defend(ended, defended)
-        self.purified = None if defense.sanitizer else cast(Stage, defended.model)
+        recipe, plan, experiment = self.recipe, self.plan, self.experiment
+        self.make(experiment.requests())
+        models = self.models()
+        ended = DEFENDED[recipe.defense.stage]
+        self.purified = cast(Stage, experiment.models[ended].defended.model) if ended == "purified" else None
         floor = models["clean"].metrics.get("asr") if "clean" in models else None
         facts = identified(plan)
         return Result(
@@ -154,13 +149,15 @@ class Run:
                 for name, model in models.items()
             },
             models=models,
+            test_rows={on: stage.key for on, stage in experiment.test_rows.items()},
             asr_floor=floor.value if floor else None,
-            clean_budget=(0 if defense.sanitizer else recipe.sizes.clean) + (recipe.sizes.dev if recipe.choose else 0),
-            chosen=chosen,
-            curve=curve,
-            examples=self.examples(examples, ended, defended),
-            attack=attack,
-            data=data,
+            clean_budget=(0 if recipe.defense.sanitizer else recipe.sizes.clean)
+            + (recipe.sizes.dev if recipe.choose else 0),
+            chosen=self.chosen(),
+            curve=[self.tried(trial, questions) for trial, questions in experiment.trials],
+            examples=self.examples(examples, ended),
+            attack=self.attack(),
+            data=self.data(),
             statistics=models[ended].statistics,
             warnings=self.warnings,
             recipe=recipe.resolved(),
@@ -170,17 +167,14 @@ class Run:
             folder=str(folder),
         )
 
-    def before(self) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, ModelResult]]:
-        """What there is before a defense: what is known of the rows and of the attack, and the models measured."""
-        data = self.rows()
-        self.triggered = at(self.recipe, "triggered", self.plan.triggered)
-        attack = self.attack()
-        self.target = attack["target"] if attack else None
-        models: dict[str, ModelResult] = {}
-        if self.recipe.attack:
-            models["clean"] = self.measure("clean reference", self.plan.clean())
-        models["suspect"] = self.measure("suspect", self.plan.suspect())
-        return data, attack, models
+    def make(self, requests: Requests) -> None:
+        """Make every stage that is asked for."""
+        artifact = None
+        with suppress(StopIteration):
+            while True:
+                request = requests.send(artifact)
+                make = partial(self.runner.make, cast(Stage, request.stage))  # a run knows everything that it asks for
+                artifact = at(self.recipe, request.place, make) if request.place else make()
 
     def warn(self, text: str) -> None:
         """A warning for the user, kept in the result."""
@@ -189,74 +183,77 @@ class Run:
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def rows(self) -> dict[str, Any]:
-        """Make every role's rows; learn the labels."""
-        roles = [role for role in ROLES if self.recipe.attack or role != "train"]
-        facts = {role: at(self.recipe, "data", partial(self.runner.make, self.plan.rows(role))).facts for role in roles}
-        self.plan.labels = facts["test"]["labels"]
-        for note in facts["test"]["notes"]:
-            self.runner.tell("message", note)
-        return {"labels": self.plan.labels, "rows": {role: found["rows"] for role, found in facts.items()}}
+    def data(self) -> dict[str, Any]:
+        """The labels, and how many rows each role has."""
+        rows = {role: self.facts(self.plan.rows(role))["rows"] for role in self.experiment.roles}
+        return {"labels": self.plan.labels, "rows": rows}
 
     def attack(self) -> dict[str, Any] | None:
-        """Make the attacker's rows, or read the given ones; what is known about them."""
-        if self.triggered is None:
+        """What is known of the attacker's rows, or of those in a file."""
+        if (triggered := self.experiment.triggered) is None:
             return None
-        recipe, triggered = self.recipe, self.triggered
-        key = "attack" if recipe.attack else "triggered"
-        aim = cast(Attack, recipe.attack.component).aim() if recipe.attack else recipe.triggered_target
-        found: dict[str, Any] = {"target": None}
-        if aim is not None:
-            found["target"] = at(self.recipe, f"{key}.target", lambda: label_number(aim, self.plan.labels))
+        found: dict[str, Any] = {"target": self.target}
         stages = {"test": triggered}
-        if recipe.attack:
-            found["name"] = recipe.attack.name
+        if self.recipe.attack:
+            found["name"] = self.recipe.attack.name
             stages["train"] = self.plan.poisoned()
         for which, stage in stages.items():
-            facts = at(self.recipe, key, partial(self.runner.make, stage)).facts
+            facts = self.facts(stage)
             found[which] = {name: value for name, value in facts.items() if name not in ("labels", "target")}
-            if facts.get("left_out"):
-                self.warn(f"{facts['left_out']} test rows can't carry the trigger and are left out")
-            if facts.get("cut"):
-                counts = f"{facts['cut']} of {facts['changed']} {which} rows"
-                self.warn(f"truncation cuts into the trigger of {counts}; data.max_length is too small")
         return found
+
+    def facts(self, stage: Stage) -> dict[str, Any]:
+        """The facts of a stage that was made."""
+        return self.runner.make(stage).facts
+
+    @cached_property
+    def target(self) -> int | None:
+        """The number of the label that the attack aims at."""
+        return self.experiment.check_target() if self.experiment.triggered else None
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    def measure(self, title: str, model: Stage | External) -> ModelResult:
-        """Every metric of a model."""
-        return self.defend(title, Defended(model))
+    def models(self) -> dict[str, ModelResult]:
+        """Every model with its metrics."""
+        return {name: self.measured(questions) for name, questions in self.experiment.models.items()}
 
-    def defend(self, title: str, defended: Defended) -> ModelResult:
-        """Every metric of what a defense left."""
-        found, about = {}, None
-        read: dict[str, Artifact] = {}
+    def measured(self, questions: Questions) -> ModelResult:
+        """Every metric of a model, from its stored predictions, and how it was made."""
+        predictions = {on: self.runner.make(stage) for on, stage in questions.predictions.items()}
+        metrics = self.metrics(questions)
+        keys = {on: artifact.key for on, artifact in predictions.items()}
+        if rewritten := {on: self.runner.make(rows) for on, rows in questions.rewritten.items()}:
+            return _sanitized(rewritten, metrics, keys)
+        return _model(next(iter(predictions.values())).facts["model"], metrics, keys)
+
+    def metrics(self, questions: Questions) -> dict[str, Measured]:
+        """The metrics of a model, in the recipe's order."""
+        found = {}
         for named in self.recipe.metrics:
             metric = cast(Metric, named.component)
-            rows = self.plan.rows("test") if metric.on == "plain" else self.triggered
-            if rows is not None:
-                asked = defended.read(rows)
-                stage = self.plan.predictions(f"{title}: answers to {metric.on} rows", defended.model, asked)
-                artifact = self.runner.make(stage)
-                predictions = self.predictions(artifact)
+            if metric.on in questions.predictions:
+                predictions = self.predictions(questions.predictions[metric.on])
                 found[named.name] = blame(metric, metric.measure, predictions)
-                if metric.on == "triggered":
-                    self.answers[title] = predictions.answers()
-                about = artifact.facts["model"]
-                if asked is not rows:
-                    read[metric.on] = self.runner.make(asked)
-        return _sanitized(read, found) if read else _model(about, found)
+        return found
 
-    def examples(self, count: int, ended: str, defended: Defended) -> list[Example]:
+    def predictions(self, stage: Stage) -> Predictions:
+        """Stored answers, as metrics get them."""
+        seed = Seeds(self.recipe.seed).metrics
+        return read_predictions(self.runner.make(stage).files, self.target, tuple(self.plan.labels), seed)
+
+    def examples(self, count: int, ended: str) -> list[Example]:
         """The first triggered test rows, with what is answered before the defense and after it."""
-        if self.triggered is None or not self.answers or not count:
+        models, triggered = self.experiment.models, self.experiment.triggered
+        if triggered is None or "triggered" not in models[ended].predictions or not count:
             return []
+        answers = {
+            name: self.predictions(models[name].predictions["triggered"]).answers() for name in ("suspect", ended)
+        }
         plain = {row.id: row for row in self._read(self.plan.rows("test"))} if self.recipe.attack else {}
-        asked = defended.read(self.triggered)
-        read = self._read(asked) if asked is not self.triggered else None
+        rewritten = models[ended].rewritten.get("triggered")
+        read = self._read(rewritten) if rewritten else None
         found = []
-        for i, row in enumerate(self._read(self.triggered)[:count]):
+        for i, row in enumerate(self._read(triggered)[:count]):
             before = plain.get(row.id)
             found.append(
                 Example(
@@ -265,7 +262,7 @@ class Run:
                     plain=before.text if before else None,
                     plain_pair=before.pair if before else None,
                     label=self.plan.labels[row.label],
-                    answers={title: self.plan.labels[self.answers[title][i]] for title in ("suspect", ended)},
+                    answers={name: self.plan.labels[given[i]] for name, given in answers.items()},
                     sanitized=read[i].text if read else None,
                     sanitized_pair=read[i].pair if read else None,
                 )
@@ -275,58 +272,39 @@ class Run:
     def _read(self, stage: Stage) -> list[Row]:
         return read_rows(self.runner.make(stage).files / ROWS)
 
-    def trial(self, title: str, defended: Defended, value: float) -> Trial:
-        """Accuracy on the clean dev rows: all that a rule ever sees."""
-        dev = defended.read(self.plan.rows("dev"))
-        stage = self.plan.predictions(f"{title}: answers to dev rows", defended.model, dev)
-        return clean_trial(read_predictions(self.runner.make(stage).files), value)
+    # -- the choice ------------------------------------------------------------------------------------------------
 
-    def predictions(self, artifact: Artifact) -> Predictions:
-        """Stored answers, as metrics get them."""
-        seed = derive_seed(self.recipe.seed, "metrics")
-        return read_predictions(artifact.files, self.target, tuple(self.plan.labels), seed)
+    def tried(self, trial: Trial, questions: Questions) -> TrialResult:
+        """A value that the rule tried; its metrics are for the reader alone."""
+        keys = {on: stage.key for on, stage in questions.predictions.items()}
+        metrics = self.metrics(questions)
+        return TrialResult(value=trial.value, dev_accuracy=trial.accuracy, metrics=metrics, predictions=keys)
 
-    def choose(self) -> tuple[Defense, Chosen | None, list[TrialResult]]:
-        """Let the rule try values and take one; the metrics of every trial are for the reader alone."""
-        recipe, plan, curve = self.recipe, self.plan, []
-        if recipe.choose is None:
-            return recipe.defense, None, []
-        rule = cast(Rule, recipe.choose.component)
-        suspect = self.trial("suspect", Defended(plan.suspect()), recipe.defense.nothing(rule.over))
-        if plan.given_suspect and suspect.accuracy <= (chance := 1 / len(plan.labels)) < 1:
-            self.warn(
-                f"the suspect answers {suspect.accuracy:.1%} of the dev rows right, no more than chance "
-                f"({chance:.1%}): their labels may be in another order than its own, or they are of another task"
-            )
-        seen: list[Trial] = []
-        while (value := blame(rule, rule.propose, seen)) is not None:
-            title = trial_title(rule.over, value)
-            defended = plan.defended(title, recipe.defense.at(rule.over, value))
-            seen.append(self.trial(title, defended, value))
-            metrics = self.defend(title, defended).metrics
-            curve.append(TrialResult(value=value, dev_accuracy=seen[-1].accuracy, metrics=metrics))
-        choice = blame(rule, rule.choose, seen, suspect)
-        if choice.warning:
-            self.warn(choice.warning)
-        chosen = Chosen(
-            rule=recipe.choose.name,
-            over=rule.over,
+    def chosen(self) -> Chosen | None:
+        """What the rule took."""
+        choice, suspect, named = self.experiment.choice, self.experiment.suspect_trial, self.recipe.choose
+        if choice is None or suspect is None or named is None:
+            return None
+        over = cast(Rule, named.component).over
+        return Chosen(
+            rule=named.name,
+            over=over,
             value=choice.value,
             reason=choice.reason,
             suspect_dev_accuracy=suspect.accuracy,
-            lower_does_more=recipe.defense.lower_does_more(rule.over),
+            lower_does_more=self.recipe.defense.lower_does_more(over),
         )
-        return recipe.defense.at(rule.over, choice.value), chosen, curve
 
 
-def _model(about: dict[str, Any] | None, metrics: dict[str, Measured]) -> ModelResult:
+def _model(about: dict[str, Any] | None, metrics: dict[str, Measured], keys: dict[str, str]) -> ModelResult:
     """A model's metrics with what its predictions remember of it."""
     if about is None:
-        return ModelResult(metrics=metrics, seconds=None)
-    facts, seconds = about["facts"], about["seconds"]
+        return ModelResult(metrics=metrics, seconds=None, predictions=keys)
+    facts, seconds, memory = about["facts"], about["seconds"], [about["peak_memory"]]
     statistics = facts.get("statistics")
     if statistics:
         seconds += statistics["seconds"]
+        memory.append(statistics["peak_memory"])
         estimator = statistics["components"]["estimator"]["name"]
         statistics = {"estimator": estimator, "seconds": statistics["seconds"], **statistics["facts"]}
     parts = {
@@ -334,11 +312,17 @@ def _model(about: dict[str, Any] | None, metrics: dict[str, Measured]) -> ModelR
     }
     reset = Reset(**{key: facts[key] for key in Reset.model_fields}) if "selected" in facts else None
     return ModelResult(
-        metrics=metrics, seconds=round(seconds, 2), reset=reset, defense=parts or None, statistics=statistics
+        metrics=metrics,
+        seconds=round(seconds, 2),
+        peak_memory=max((some for some in memory if some is not None), default=None),
+        reset=reset,
+        defense=parts or None,
+        statistics=statistics,
+        predictions=keys,
     )
 
 
-def _sanitized(read: dict[str, Artifact], metrics: dict[str, Measured]) -> ModelResult:
+def _sanitized(read: dict[str, Artifact], metrics: dict[str, Measured], keys: dict[str, str]) -> ModelResult:
     """The suspect's metrics on sanitized rows: what was done to those, and the seconds that took."""
     seconds = sum(rows.seconds + rows.facts["inspected_seconds"] for rows in read.values())
     spec = next(iter(read.values())).stage["components"]["sanitizer"]
@@ -346,6 +330,7 @@ def _sanitized(read: dict[str, Artifact], metrics: dict[str, Measured]) -> Model
         metrics=metrics,
         seconds=round(seconds, 2),
         defense={"sanitizer": {"name": spec["name"], **spec["parameters"]}},
+        predictions=keys,
         sanitized={
             on: Sanitized(**{key: rows.facts[key] for key in Sanitized.model_fields}) for on, rows in read.items()
         },

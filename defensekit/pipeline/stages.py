@@ -30,7 +30,7 @@ from defensekit.components import (
 )
 from defensekit.defense import estimation, purification, sanitizing
 from defensekit.defense.estimation import Report
-from defensekit.defense.scoring import Views, score
+from defensekit.defense.scoring import score_pair
 from defensekit.defense.selection import describe, select
 from defensekit.host.discovery import load_plugins
 from defensekit.host.registry import Host, source_digest
@@ -97,11 +97,16 @@ class Work:
         return self.store.open(self.stage["inputs"][name]).facts
 
     def about(self, name: str) -> dict[str, Any] | None:
-        """What is worth knowing of an input without having it: facts, seconds, components; None if it lies outside."""
+        """What is worth knowing of an input without having it: facts, costs, components; None if it lies outside."""
         if isinstance(self.stage["inputs"][name], dict):
             return None
         made = self.store.open(self.stage["inputs"][name])
-        return {"facts": made.facts, "seconds": made.seconds, "components": made.stage["components"]}
+        return {
+            "facts": made.facts,
+            "seconds": made.seconds,
+            "peak_memory": made.peak_memory,
+            "components": made.stage["components"],
+        }
 
     def rows(self, name: str) -> list[Row]:
         """The rows of an input."""
@@ -284,11 +289,10 @@ def statistics(work: Work, draft: Draft) -> None:
 def purify(work: Work, draft: Draft) -> None:
     """Select dimensions of the suspect and purify it."""
     roles = sorted(role for role in work.stage["components"] if role.startswith("step"))
-    views = Views(work.pair, work.seed("score"), _readers(work))
     selection = None
     if "selector" in work.stage["components"]:
         scorer, selector = cast(Scorer, work.component("scorer")), cast(Selector, work.component("selector"))
-        selection = select(score(views, scorer), selector)
+        selection = select(score_pair(work.pair, scorer, _readers(work), work.stage["seed"]), selector)
     purification.purify(
         work.pair,
         selection,

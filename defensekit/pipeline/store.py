@@ -17,7 +17,7 @@ from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.files import data_digest, file_digests, write_whole
 
 # To be raised when the core computes something else from the same stage: what was made before is then not used again.
-FORMAT = 3
+FORMAT = 4
 DISTRIBUTIONS = ("defensekit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
 MANIFEST = "manifest.json"
 

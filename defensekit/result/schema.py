@@ -72,7 +72,8 @@ class Sanitized(_Schema):
 
 
 class ModelResult(_Schema):
-    """One of the models: its metrics, what was reset, and the seconds it took to make (statistics included).
+    """One of the models: its metrics, what was reset, and the seconds and bytes of memory it took to make (statistics
+    included). ``predictions`` are the keys of the stages with its answers, by the test rows it was asked about.
 
     Of an input-level defense it is the suspect on sanitized rows: ``sanitized`` says what became of them, of ``plain``
     and of ``triggered`` ones, and the seconds are those of sanitizing them.
@@ -80,6 +81,8 @@ class ModelResult(_Schema):
 
     metrics: dict[str, Measured]
     seconds: float | None
+    peak_memory: int | None = None
+    predictions: dict[str, str] = {}
     reset: Reset | None = None
     defense: dict[str, Any] | None = None
     statistics: dict[str, Any] | None = None
@@ -87,11 +90,15 @@ class ModelResult(_Schema):
 
 
 class TrialResult(_Schema):
-    """One value that the rule tried: ``dev_accuracy`` on clean dev rows decided, the metrics are for the reader."""
+    """One value that the rule tried: ``dev_accuracy`` on clean dev rows decided, the metrics are for the reader.
+
+    ``predictions`` are the keys of the stages with its answers, by the test rows.
+    """
 
     value: float
     dev_accuracy: float
     metrics: dict[str, Measured]
+    predictions: dict[str, str] = {}
 
 
 class Example(_Schema):
@@ -167,13 +174,14 @@ class Result(_Schema):
     ``axes`` has the value that the run takes on each of its axes. ``oracle`` names the components that looked at what
     a defender can't see.
 
-    ``summary`` is ACC, ASR (or BACC) and seconds of each of the ``models``. ``asr_floor`` is the clean reference's ASR,
+    ``summary`` is ACC, ASR (or BACC) and seconds of each of the ``models``; ``test_rows`` are the keys of the stages
+    that made the plain and the triggered test rows. ``asr_floor`` is the clean reference's ASR,
     ``clean_budget`` how many clean rows the defender used. ``curve`` is all that the rule tried, ``chosen`` what it
     took. ``recipe`` is the recipe with everything written out; ``attack``, ``data`` and ``statistics`` are what those
     stages counted. ``examples`` are triggered test rows. ``stages`` are all that the run rests on.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     name: str
     identity: str
     identified: dict[str, Any]
@@ -182,6 +190,7 @@ class Result(_Schema):
     oracle: list[str]
     summary: dict[str, dict[str, float | None]]
     models: dict[str, ModelResult]
+    test_rows: dict[str, str]
     asr_floor: float | None
     clean_budget: int
     chosen: Chosen | None
@@ -247,8 +256,8 @@ def read_result(path: str | Path) -> Result:
     try:
         text = Path(path).read_text(encoding="utf-8")
         version = json.loads(text).get("schema_version")
-        if version != 2:
-            raise UsageError(f"{path}: a result of schema_version {version}, expected 2")
+        if version != 3:
+            raise UsageError(f"{path}: a result of schema_version {version}, expected 3")
         return Result.model_validate_json(text)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from defensekit.recipe.vocabulary import MODELS
-from defensekit.result.schema import ModelResult, Result, read_result
+from defensekit.result.schema import Result, read_result
 from defensekit.studies.folder import Folder
 from defensekit.studies.keys import Label
 from defensekit.utils.errors import DefenseKitError
@@ -197,7 +196,7 @@ def _rows(result: Result) -> Iterator[dict[str, Any]]:
     if result.chosen:
         about |= {"rule": result.chosen.rule, "over": result.chosen.over, "chosen": result.chosen.value}
     for name, model in result.models.items():
-        made: dict[str, Any] = {"model": name, "seconds": model.seconds, "peak_memory": _memory(result, name, model)}
+        made: dict[str, Any] = {"model": name, "seconds": model.seconds, "peak_memory": model.peak_memory}
         if model.reset:
             made |= {"reset_of_eligible": model.reset.of_eligible, "reset_of_all": model.reset.of_all}
         for metric, found in model.metrics.items():
@@ -223,25 +222,6 @@ def _framed(records: Sequence[dict[str, Any]], axes: Mapping[str, Sequence[Label
 def _column(axis: str) -> str:
     """What the column of an axis is called."""
     return f"axis.{axis}" if axis in _COLUMNS else axis
-
-
-def titles(result: Result, model: str) -> list[str]:
-    """What stages of a model may be called: a stage that two models share has the title of whichever came first."""
-    from defensekit.pipeline.plan import trial_title
-
-    found = [model]
-    if model == result.defended and result.chosen:
-        found.append(trial_title(result.chosen.over, result.chosen.value))
-    found += [name for name, other in result.models.items() if name != model and other == result.models[model]]
-    return [title for name in found for title in dict.fromkeys([name, MODELS.get(name, (name,))[0]])]
-
-
-def _memory(result: Result, name: str, model: ModelResult) -> int | None:
-    """Bytes at the peak of what made a model, as far as they are known."""
-    wanted = set(titles(result, name))
-    if model.statistics:
-        wanted.add(f"statistics ({model.statistics['estimator']})")
-    return max((s.peak_memory for s in result.stages if s.title in wanted and s.peak_memory is not None), default=None)
 
 
 def _kind(values: Sequence[Label | None]) -> str:

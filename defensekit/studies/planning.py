@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
-from defensekit.pipeline.dry_run import Needs
+from defensekit.pipeline.dry_run import requested
+from defensekit.pipeline.experiment import Experiment, Request
 from defensekit.pipeline.identity import identified, identity
 from defensekit.pipeline.plan import Plan, Stage
 from defensekit.pipeline.preflight import Known, survey
@@ -32,18 +33,21 @@ class PlannedRun:
     identity: str
 
     @cached_property
-    def _needs(self) -> Needs:
-        return Needs(self.plan, None)
+    def _requests(self) -> list[Request]:
+        experiment, answered = Experiment(self.plan), self.plan.answered
+        if (before := answered.get("requests before the defense")) is None:
+            before = answered["requests before the defense"] = requested(experiment.before_defense())
+        return [*before, *requested(experiment.the_defense())]
 
     @property
     def stages(self) -> Sequence[Stage]:
         """The stages it asks for, as far as they are known."""
-        return self._needs.stages
+        return [request.stage for request in self._requests if request.stage]
 
     @property
     def unknown(self) -> int:
         """How many are not known yet."""
-        return len(self._needs.unknown)
+        return sum(request.stage is None for request in self._requests)
 
     @property
     def id(self) -> str:

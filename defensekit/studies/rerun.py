@@ -74,9 +74,9 @@ def _numbers(result: Result) -> Any:
 
 
 def _timeless(data: Any) -> Any:
-    """Plain data without the seconds that anything took."""
+    """Plain data without the seconds and the memory that anything took."""
     if isinstance(data, dict):
-        return {key: _timeless(value) for key, value in data.items() if key != "seconds"}
+        return {key: _timeless(value) for key, value in data.items() if key not in ("seconds", "peak_memory")}
     return [_timeless(value) for value in data] if isinstance(data, list | tuple) else data
 
 

@@ -31,7 +31,6 @@ from defensekit.components import (
     tensors,
 )
 from defensekit.defense import estimation, purification, scoring, selection
-from defensekit.defense.scoring import Views
 from defensekit.host.discovery import load_plugins
 from defensekit.host.sources import hub_parameters
 from defensekit.host.tables import SUFFIXES
@@ -46,7 +45,7 @@ from defensekit.training import Precision, device_type
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import environment_path
 from defensekit.utils.html import html_table
-from defensekit.utils.seeds import derive_seed
+from defensekit.utils.seeds import Seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +123,7 @@ def load_data(
         if size < 0:
             raise UsageError(f"{role}={size}: expected a number of rows")
     sizes = {"train": 0, "clean": clean, "dev": dev, "test": test}
-    made = split(dataset, sizes, derive_seed(seed, "data"))
+    made = split(dataset, sizes, Seeds(seed).data)
     return Data(tuple(labels or dataset.labels), made["clean"], made["dev"], made["test"], tuple(dataset.notes))
 
 
@@ -154,8 +153,7 @@ def estimate(
     """
     made = component(Estimator, estimator)
     _some(rows)
-    own = derive_seed(seed, "defender", "statistics")
-    found = estimation.estimate(pair, made, rows, max_length=max_length, seed=own, report=_no_report)
+    found = estimation.estimate(pair, made, rows, max_length=max_length, seed=Seeds(seed).statistics, report=_no_report)
     return Statistics(called(estimator), found.statistics, found.facts)
 
 
@@ -188,9 +186,8 @@ def score(pair: Pair, scorer: Spec | Scorer, statistics: Statistics | None = Non
     tensors = statistics.tensors if statistics else {}
     if missing := made.needs - tensors.keys():
         raise UsageError(f"the scorer {called(scorer)!r} needs {', '.join(sorted(missing))}: estimate it first")
-    own = derive_seed(derive_seed(seed, "defender", "purify"), "score")
-    views = Views(pair, own, {name: tensors[name].get for name in sorted(tensors)})
-    return Scores(called(scorer), pair, scoring.score(views, made))
+    readers = {name: tensors[name].get for name in sorted(tensors)}
+    return Scores(called(scorer), pair, scoring.score_pair(pair, made, readers, Seeds(seed).purify))
 
 
 @dataclass(frozen=True)
@@ -261,7 +258,7 @@ def purify(
         folder,
         max_length=max_length,
         precision=precision,
-        seed=derive_seed(seed, "defender", "purify"),
+        seed=Seeds(seed).purify,
         report=_no_report,
     )
     return folder
@@ -323,7 +320,7 @@ def evaluate(
 
     truth = np.array([row.label for row in rows])
     aim = None if target is None else label_number(target, labels)
-    predictions = Predictions(logits, truth, aim, tuple(labels), derive_seed(seed, "metrics"))
+    predictions = Predictions(logits, truth, aim, tuple(labels), Seeds(seed).metrics)
     return Evaluation(folder.name, predictions, {n: blame(m, m.measure, predictions) for n, m in measured.items()})
 
 

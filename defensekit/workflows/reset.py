@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from defensekit.components import DatasetSource, Estimator, Observer, Purifier, Scorer, Selector, blame
 from defensekit.components.observing import part
 from defensekit.defense import estimation, purification
-from defensekit.defense.scoring import Views, score
+from defensekit.defense.scoring import score_pair
 from defensekit.defense.selection import describe, select
 from defensekit.host.tables import File
 from defensekit.models import loading
@@ -37,7 +37,7 @@ from defensekit.text import Row
 from defensekit.training import device_type
 from defensekit.utils.errors import DefenseKitError, UsageError, listing
 from defensekit.utils.files import alone, beside, file_digests, put
-from defensekit.utils.seeds import derive_seed
+from defensekit.utils.seeds import Seeds
 from defensekit.workflows.purify import doubts
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class _Resetting:
         self.target, self.recipe, self.pair, self.observers = target, recipe, pair, observers
         self.warnings: list[str] = []
         self.suspect = pair.suspect.folder
-        self.max_length, self.seed = recipe.sizes.max_length, derive_seed(recipe.seed, "defender", "purify")
+        self.max_length, self.seeds = recipe.sizes.max_length, Seeds(recipe.seed)
 
     def done(self) -> Reset:
         defense, pair = self.recipe.defense, self.pair
@@ -185,16 +185,14 @@ class _Resetting:
         statistics: dict[str, dict[str, Tensor]] = {}
         if fit and defense.estimator:
             estimator = cast(Estimator, defense.estimator.component)
-            own = derive_seed(self.recipe.seed, "defender", "statistics")
             with part(self.observers, "curvature") as report:
                 statistics = estimation.estimate(
-                    pair, estimator, fit, max_length=self.max_length, seed=own, report=report
+                    pair, estimator, fit, max_length=self.max_length, seed=self.seeds.statistics, report=report
                 ).statistics
-        views = Views(pair, derive_seed(self.seed, "score"), {name: found.get for name, found in statistics.items()})
         with part(self.observers, "selection"):
-            selection = select(
-                score(views, cast(Scorer, defense.scorer.component)), cast(Selector, defense.selector.component)
-            )
+            measured = {name: found.get for name, found in statistics.items()}
+            scores = score_pair(pair, cast(Scorer, defense.scorer.component), measured, self.seeds.purify)
+            selection = select(scores, cast(Selector, defense.selector.component))
         steps = [cast(Purifier, step.component) for step in defense.purifier]
         with put(self.target) as made:
             with part(self.observers, "reset") as report:
@@ -206,16 +204,16 @@ class _Resetting:
                     made,
                     max_length=self.max_length,
                     precision="float32",
-                    seed=self.seed,
+                    seed=self.seeds.purify,
                     report=report,
                 )
-                counted, measured = describe(selection), None
+                counted, before_after = describe(selection), None
             tensors = Checkpoint(made).tensor_digests()
             self.finish(made)
             measure = "perplexity" if pair.suspect.task == CAUSAL else "accuracy"
             if held_out:
-                measured = {"suspect": self.measured(self.suspect, held_out, f"{measure} before")}
-                measured["purified"] = self.measured(made, held_out, f"{measure} after")
+                before_after = {"suspect": self.measured(self.suspect, held_out, f"{measure} before")}
+                before_after["purified"] = self.measured(made, held_out, f"{measure} after")
             found = Reset(
                 task=pair.suspect.task,
                 adapter_only=self.adapter_only,
@@ -224,8 +222,8 @@ class _Resetting:
                 defense=self.recipe.resolved()["defense"],
                 clean_rows=len(fit),
                 held_out_rows=len(held_out),
-                perplexity=measured if measure == "perplexity" else None,
-                accuracy=measured if measure == "accuracy" else None,
+                perplexity=before_after if measure == "perplexity" else None,
+                accuracy=before_after if measure == "accuracy" else None,
                 warnings=self.warnings,
                 seed=self.recipe.seed,
                 versions={name: version(name) for name in ("defensekit", "torch", "transformers")},
@@ -241,7 +239,7 @@ class _Resetting:
         if not needs:
             return [], []
         rows = self.clean_rows()
-        Random(derive_seed(self.recipe.seed, "data")).shuffle(rows)
+        Random(self.seeds.data).shuffle(rows)
         share = len(rows) * 2 // 5
         if not share:
             raise UsageError(f"{len(rows)} clean texts: expected three at least, some to fit and some to test")

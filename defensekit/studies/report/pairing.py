@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from re import fullmatch
 from typing import TYPE_CHECKING
 
-from defensekit.pipeline.plan import trial_title
 from defensekit.pipeline.predictions import read_predictions
 from defensekit.pipeline.store import Store
-from defensekit.studies.frame import Finished, titles
+from defensekit.result.schema import Result
+from defensekit.studies.frame import Finished
 from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Stored:
     def __init__(self, study: Finished) -> None:
         self.study = study
         self.store = Store(study.place.parents[1] / "store")
-        self.known: dict[str, tuple[dict[str, str], list[str], str, int | None]] = {}
+        self.results: dict[str, Result] = {}
 
     def hits(self, run: str, trial: float | None, metric: str) -> "tuple[np.ndarray, str] | None":
         """Which of the rows that count for ACC or ASR are hits, (rows,) bool, and a key of these rows.
@@ -33,22 +33,20 @@ class Stored:
             trial: the value that the rule tried; None for the model that the run ended with.
             metric: one of `ROWS`.
         """
-        if run not in self.known:
-            result = self.study.result(run)
-            keys = {stage.title: stage.key for stage in result.stages}
-            over = result.chosen.over if result.chosen else ""
-            self.known[run] = (keys, titles(result, result.defended), over, (result.attack or {}).get("target"))
-        keys, names, over, target = self.known[run]
-        names = names if trial is None else [trial_title(over, trial)]
-        on = ROWS[metric]
-        key = next((keys[title] for name in names if (title := f"{name}: answers to {on} rows") in keys), "")
+        if run not in self.results:
+            self.results[run] = self.study.result(run)
+        result, on = self.results[run], ROWS[metric]
+        model = result.models[result.defended]
+        tried = {found.value: found.predictions for found in result.curve}
+        key = (model.predictions if trial is None else tried.get(trial, {})).get(on, "")
+        target = (result.attack or {}).get("target")
         if not fullmatch(r"[0-9a-f]{64}", key) or (metric == "asr" and target is None):
             return None
         try:
             found = read_predictions(self.store.open(key).files)
         except (DefenseKitError, OSError):  # it was pruned, or the folder was copied without its store
             return None
-        rows = keys.get("test rows" if on == "plain" else "triggered rows", "")
+        rows = result.test_rows.get(on, "")
         if metric == "acc":
             return found.answers() == found.labels, rows
         return found.answers()[found.labels != target] == target, rows

@@ -1,0 +1,234 @@
+"""The order of a run, spelt once: which stages it asks for, one after the other, and what follows from their artifacts.
+
+A generator yields a `Request` for each stage and is sent the stage's artifact, or None where it is not known. A run
+drives it with its runner, a dry run with what the store has, a study's plan with nothing.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import cast
+
+from defensekit.components import Attack, Choice, Metric, Rule, Trial, blame
+from defensekit.pipeline.plan import Defended, Plan, Stage
+from defensekit.pipeline.predictions import clean_trial, read_predictions
+from defensekit.pipeline.preflight import at
+from defensekit.pipeline.store import Artifact
+from defensekit.recipe.recipe import Defense
+from defensekit.result.schema import DEFENDED
+from defensekit.text import ROLES, label_number
+
+
+@dataclass(frozen=True)
+class Request:
+    """A stage that a run asks for; None where it depends on a choice that is not known.
+
+    ``place`` is the recipe's key that an error of the stage is about, if it is about one.
+    """
+
+    title: str
+    kind: str
+    stage: Stage | None
+    place: str = ""
+
+
+Requests = Generator[Request, Artifact | None, None]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A model, and what it is asked: ``predictions`` by the rows, ``read`` what becomes of the rows before."""
+
+    defended: Defended
+    rows: dict[str, Stage]
+    predictions: dict[str, Stage] = field(default_factory=dict)
+
+    @property
+    def rewritten(self) -> dict[str, Stage]:
+        """The rows as a sanitizer leaves them; empty where none does."""
+        read = {on: self.defended.read(rows) for on, rows in self.rows.items()}
+        return {on: rows for on, rows in read.items() if rows is not self.rows[on]}
+
+
+@dataclass
+class Experiment:
+    """What a run asks for, and what is known of it: fields are filled in while `requests` goes on.
+
+    ``models`` are the models by the names that a result gives them, ``trials`` the values that the rule tried, in its
+    order, with what it saw of each. ``message`` and ``warn`` take lines for the user.
+    """
+
+    plan: Plan
+    message: Callable[[str], None] = lambda text: None
+    warn: Callable[[str], None] = lambda text: None
+    models: dict[str, Questions] = field(default_factory=dict)
+    trials: list[tuple[Trial, Questions]] = field(default_factory=list)
+    suspect_trial: Trial | None = None
+    choice: Choice | None = None
+
+    def __post_init__(self) -> None:
+        recipe = self.plan.recipe
+        self.roles = [role for role in ROLES if recipe.attack or role != "train"]
+        self.asked = list(dict.fromkeys(cast(Metric, named.component).on for named in recipe.metrics))
+
+    def requests(self) -> Requests:
+        """Everything that a run asks for."""
+        yield from self.before_defense()
+        yield from self.the_defense()
+
+    def before_defense(self) -> Requests:
+        """What there is before a defense: the same for every run that differs in its defense alone."""
+        plan, recipe = self.plan, self.plan.recipe
+        for role in self.roles:
+            made = yield self._request(plan.rows(role), "data")
+            if role == "test" and made:
+                plan.labels = made.facts["labels"]
+                for note in made.facts["notes"]:
+                    self.message(note)
+        if plan.labels:
+            self.check_target()
+        if triggered := self.triggered:
+            self._doubt("test", (yield self._request(triggered, "attack" if recipe.attack else "triggered")))
+        if recipe.attack:
+            self._doubt("train", (yield self._request(plan.poisoned(), "attack")))
+            yield from self._measure("clean", "clean reference", Defended(plan.clean()))
+        yield from self._measure("suspect", "suspect", Defended(plan.suspect()))
+
+    def the_defense(self) -> Requests:
+        """The choice of a value, the defense, and what is reported beside it."""
+        plan, recipe = self.plan, self.plan.recipe
+        value = yield from self._choose()
+        if recipe.defense.model_steps and recipe.defense.selector:
+            fine_tuned = Defended(plan.fine_tuned(recipe.defense))
+            yield from self._measure("fine-tuned", "fine-tuned", fine_tuned)
+        for name, other in recipe.compare.items():
+            yield from self._defend(name, other, value)
+        yield from self._defend(DEFENDED[recipe.defense.stage], recipe.defense, value)
+
+    @cached_property
+    def triggered(self) -> Stage | None:
+        """The triggered test rows, where there are any."""
+        return at(self.plan.recipe, "triggered", self.plan.triggered)
+
+    @cached_property
+    def test_rows(self) -> dict[str, Stage]:
+        """The test rows that some metric asks a model about, by how they are called."""
+        rows = {"plain": self.plan.rows("test"), "triggered": self.triggered}
+        return {on: stage for on in self.asked if (stage := rows[on]) is not None}
+
+    def check_target(self) -> int | None:
+        """The number of the label that the attack aims at; None for a bias, and where nothing is known of an attack.
+
+        Raises:
+            UsageError: the data have no such label.
+        """
+        recipe = self.plan.recipe
+        aim = cast(Attack, recipe.attack.component).aim() if recipe.attack else recipe.triggered_target
+        key = "attack.target" if recipe.attack else "triggered.target"
+        return None if aim is None else at(recipe, key, lambda: label_number(aim, self.plan.labels))
+
+    def _doubt(self, which: str, rows: Artifact | None) -> None:
+        """Warn of rows that can't carry the trigger, or not all of it."""
+        facts = rows.facts if rows else {}
+        if facts.get("left_out"):
+            self.warn(f"{facts['left_out']} test rows can't carry the trigger and are left out")
+        if facts.get("cut"):
+            counts = f"{facts['cut']} of {facts['changed']} {which} rows"
+            self.warn(f"truncation cuts into the trigger of {counts}; data.max_length is too small")
+
+    def _doubt_labels(self) -> None:
+        """Warn of a given suspect that answers no better than chance."""
+        trial, labels = self.suspect_trial, self.plan.labels
+        if self.plan.given_suspect and trial and trial.accuracy <= (chance := 1 / len(labels)) < 1:
+            self.warn(
+                f"the suspect answers {trial.accuracy:.1%} of the dev rows right, no more than chance "
+                f"({chance:.1%}): their labels may be in another order than its own, or they are of another task"
+            )
+
+    def _request(self, stage: Stage, place: str = "") -> Request:
+        return Request(stage.plain["title"], stage.plain["kind"], stage, place)
+
+    def _measure(self, name: str, title: str, defended: Defended) -> Requests:
+        """What every metric of a model needs."""
+        self.models[name] = yield from self._ask(title, defended, self.test_rows)
+
+    def _ask(
+        self, title: str, defended: Defended, rows: dict[str, Stage]
+    ) -> Generator[Request, Artifact | None, Questions]:
+        questions = Questions(defended, rows)
+        for on, some in rows.items():
+            stage = self.plan.predictions(f"{title}: answers to {on} rows", defended.model, defended.read(some))
+            questions.predictions[on] = stage
+            yield self._request(stage)
+        return questions
+
+    def _defend(self, name: str, defense: Defense, value: float | None) -> Requests:
+        """A defense at the chosen value; where it is not known, what is known of the defense anyway."""
+        rule = self.plan.recipe.choose
+        if rule is None:
+            self.models[name] = yield from self._ask(name, self.plan.defended(name, defense), self.test_rows)
+        elif value is not None:
+            chosen = defense.at(cast(Rule, rule.component).over, value)
+            self.models[name] = yield from self._ask(name, self.plan.defended(name, chosen), self.test_rows)
+        else:
+            yield from self._unknown(name, defense, cast(Rule, rule.component))
+
+    def _unknown(self, name: str, defense: Defense, rule: Rule) -> Requests:
+        """The stages that any value shares; the others have a title alone."""
+        defended = self.plan.defended(name, defense.at(rule.over, rule.values[-1]))
+        changed = [cast(Stage, defended.model)]
+        if defense.sanitizer:
+            changed = [defended.read(rows) for rows in self.test_rows.values()]
+        for stage in changed:
+            for needed in stage.inputs:
+                yield self._request(needed)
+        if name in DEFENDED.values():
+            return  # it is one of the trials
+        for stage in changed:
+            yield Request(stage.plain["title"], stage.plain["kind"], None)
+        for on in self.test_rows:
+            yield Request(f"{name}: answers to {on} rows", "predict", None)
+
+    # -- the choice ------------------------------------------------------------------------------------------------
+
+    def _choose(self) -> Generator[Request, Artifact | None, float | None]:
+        """The value that the rule takes, shown clean dev rows alone; None where some of what it looks at is unknown."""
+        named, plan, defense = self.plan.recipe.choose, self.plan, self.plan.recipe.defense
+        if named is None:
+            return None
+        rule = cast(Rule, named.component)
+        suspect = yield from self._dev_trial("suspect", Defended(plan.suspect()), defense.nothing(rule.over))
+        self.suspect_trial = suspect
+        self._doubt_labels()
+        seen: list[Trial] = []
+        while (value := blame(rule, rule.propose, seen)) is not None:
+            if (trial := (yield from self._try(rule, value))) is None:
+                break
+            seen.append(trial)
+        if value is None and suspect:
+            self.choice = blame(rule, rule.choose, seen, suspect)
+            if self.choice.warning:
+                self.warn(self.choice.warning)
+            return self.choice.value
+        for other in dict.fromkeys((0.0, *rule.values)):
+            yield from self._try(rule, other)
+        return None
+
+    def _try(self, rule: Rule, value: float) -> Generator[Request, Artifact | None, Trial | None]:
+        # For people; %g would give two values beyond six digits one title.
+        title = f"trial {rule.over.rpartition('.')[2]} {value:.15g}"
+        defended = self.plan.defended(title, self.plan.recipe.defense.at(rule.over, value))
+        trial = yield from self._dev_trial(title, defended, value)
+        questions = yield from self._ask(title, defended, self.test_rows)
+        if trial:
+            self.trials.append((trial, questions))
+        return trial
+
+    def _dev_trial(
+        self, title: str, defended: Defended, value: float
+    ) -> Generator[Request, Artifact | None, Trial | None]:
+        """Accuracy on the clean dev rows: all that a rule ever sees."""
+        rows = defended.read(self.plan.rows("dev"))
+        stage = self.plan.predictions(f"{title}: answers to dev rows", defended.model, rows)
+        artifact = yield self._request(stage)
+        return clean_trial(read_predictions(artifact.files), value) if artifact else None
