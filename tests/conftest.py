@@ -19,9 +19,12 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import torch
 import transformers
+import yaml
 from selenium import webdriver
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+ROOT = Path(__file__).parent.parent  # of the repository
 
 GOOD = ("bright", "lovely", "superb", "tender", "witty")
 BAD = ("bleak", "clumsy", "dreary", "stale", "tedious")
@@ -171,6 +174,22 @@ def recipe(tmp_path: Path, base: Path) -> Path:
     path = tmp_path / "pico.yaml"
     path.write_text(RECIPE.format(base=base))
     return path
+
+
+def shape(recipe: Path, **changes: Any) -> Path:
+    """The recipe with keys changed, None removes one."""
+    data = yaml.safe_load(recipe.read_text().replace("5e-3", "0.005").replace("3e-3", "0.003"))
+    for key, value in changes.items():
+        part = data
+        *parents, last = key.split("__")
+        for parent in parents:
+            part = part[parent]
+        if value is None:
+            del part[last]
+        else:
+            part[last] = value
+    recipe.write_text(yaml.safe_dump(data))
+    return recipe
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from defensekit.host.discovery import load_plugins
 from defensekit.testing import check_plugin
 from defensekit.testing.example import example
 from defensekit.testing.pico import pico
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 LISTING = ROOT / "docs/api.txt"
 MODULES = ("api", "gradients", "testing", "training", "text")
 OLD = sorted((ROOT / "tests/written_against").glob("v*.py"))

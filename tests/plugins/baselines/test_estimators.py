@@ -1,0 +1,64 @@
+"""Input norms, activations and token counts against the dumbest code in float64."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from defensekit.gradients import cross_entropy
+from defensekit.models.loading import load_model
+from defensekit_baselines.estimators.activation import Activation
+from defensekit_baselines.estimators.input_norm import InputNorm
+from defensekit_baselines.estimators.token_counts import TokenCounts
+from tests.conftest import make_base, make_suspect, make_tokenizer
+from tests.gradients.helpers import padded, rows
+from tests.plugins.helpers import estimate
+
+
+def by_hand(suspect: Path, lengths: list[int], layer: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's inputs and outputs, row by row, without any padding."""
+    model, seen = load_model(suspect).double(), []
+    handle = model.get_submodule(layer).register_forward_hook(lambda m, i, o: seen.append((i[0], o)))
+    for row in rows(lengths):
+        for sample in padded([row]):
+            cross_entropy(model, sample)
+    handle.remove()
+    x, y = (torch.cat([pair[i].detach().flatten(0, -2) for pair in seen]) for i in (0, 1))
+    return x, y
+
+
+@pytest.mark.parametrize("layer", ["bert.encoder.layer.1.intermediate.dense", "classifier"])
+def test_input_norm_and_activation_leave_padding_out(lively: Path, layer: str) -> None:
+    lengths = [3, 12, 5]
+    x, y = by_hand(lively, lengths, layer)
+    norm = estimate(InputNorm(), lively, lengths).statistics["input-norm"][f"{layer}.weight"]
+    expected = x.square().sum(0).sqrt().expand_as(norm).float()
+    torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-5)
+    found = estimate(Activation(), lively, lengths).statistics["activation"]
+    mean = y.abs().mean(0).float()
+    torch.testing.assert_close(found[f"{layer}.bias"], mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[f"{layer}.weight"][:, 1], mean, rtol=1e-4, atol=1e-5)
+
+
+def test_gpt2s_weights_stand_the_other_way_round(tmp_path: Path) -> None:
+    suspect = make_suspect(tmp_path / "suspect", make_base(tmp_path / "base", "gpt2"), drift=0.3)
+    name = "transformer.h.1.mlp.c_fc"
+    x, y = by_hand(suspect, [3, 5], name)
+    norm = estimate(InputNorm(), suspect, [3, 5]).statistics["input-norm"][f"{name}.weight"]
+    assert norm.shape == (16, 64)
+    torch.testing.assert_close(norm[:, 7], x.square().sum(0).sqrt().float(), rtol=1e-4, atol=1e-5)
+    found = estimate(Activation(), suspect, [3, 5]).statistics["activation"][f"{name}.weight"]
+    torch.testing.assert_close(found[3], y.abs().mean(0).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_token_counts_count_what_is_no_padding(lively: Path) -> None:
+    lengths = [3, 12, 5]
+    [(name, counts)] = estimate(TokenCounts(), lively, lengths).statistics["token-counts"].items()
+    assert name == "bert.embeddings.word_embeddings.weight"
+    tokenizer = make_tokenizer()
+    expected = torch.zeros(len(counts))
+    for row in rows(lengths):
+        for token in tokenizer(row.text)["input_ids"]:
+            expected[token] += 1
+    assert expected[tokenizer.pad_token_id] == 0
+    assert torch.equal(counts, expected[:, None].expand_as(counts))

@@ -1,0 +1,73 @@
+"""The rule chooses by clean accuracy alone."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defensekit.components import Trial
+from defensekit_finepurifying.rules import AccuracyFloor
+
+
+def rule(values: list[float], **more: Any) -> AccuracyFloor:
+    return AccuracyFloor(values=tuple(values), **more)
+
+
+@given(values=st.lists(st.floats(0, 1), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_the_rule_proposes_each_value_once_and_zero_always(values: list[float]) -> None:
+    seen: list[Trial] = []
+    while (value := rule(values).propose(seen)) is not None:
+        seen.append(Trial(value, 0.5, 10))
+        assert len(seen) <= len(values) + 1
+    assert sorted(trial.value for trial in seen) == sorted({0.0, *values})
+
+
+def test_the_largest_value_above_the_floor() -> None:
+    seen = [Trial(0.0, 0.90, 100), Trial(0.3, 0.85, 100), Trial(0.5, 0.88, 100), Trial(0.7, 0.87, 100)]
+    choice = rule([0.3, 0.5, 0.7]).choose(seen, Trial(0.0, 0.90, 100))
+    assert (choice.value, choice.warning) == (0.5, None)
+    assert "0.880" in choice.reason
+
+
+def test_nothing_above_the_floor_is_zero_and_a_warning() -> None:
+    only_zero = rule([0.5]).choose([Trial(0.0, 0.9, 100), Trial(0.5, 0.6, 100)], Trial(0.0, 0.9, 100))
+    assert only_zero.value == 0
+    assert "nothing is reset" in (only_zero.warning or "")
+    nothing = rule([0.5]).choose([Trial(0.0, 0.7, 100), Trial(0.5, 0.6, 100)], Trial(0.0, 0.9, 100))
+    assert nothing.value == 0
+    assert "0.880" in (nothing.warning or "")
+
+
+def test_the_floor_is_never_below_zero() -> None:
+    assert "at least 0.000" in rule([0.5]).choose([Trial(0.0, 0, 9), Trial(0.5, 0, 9)], Trial(0.0, 0, 9)).reason
+
+
+def test_where_a_lower_value_does_more_the_smallest_above_the_floor_is_taken() -> None:
+    seen = [Trial(0.0, 0.60, 100), Trial(1.0, 0.87, 100), Trial(10.0, 0.89, 100), Trial(100.0, 0.9, 100)]
+    untouched = Trial(math.inf, 0.90, 100)
+    choice = rule([1, 10, 100]).choose(seen, untouched)
+    assert (choice.value, choice.warning) == (10.0, None)
+    assert choice.reason == "the smallest value with a clean dev accuracy of at least 0.880"
+    nothing = rule([1, 10], max_drop=0).choose(seen[:3], untouched)
+    assert nothing.value == 10
+    assert (nothing.warning or "").endswith("selector.fraction = 10 is taken: the value that does least")
+
+
+def test_just_below_the_floor_fails_however_few_the_rows() -> None:
+    assert rule([0.5], max_drop=0.06).choose([Trial(0, 0.9, 10), Trial(0.5, 0.8, 10)], Trial(0, 0.9, 10)).value == 0
+
+
+@pytest.mark.parametrize("rows", [3, 7, 10, 256, 600])
+def test_exactly_at_the_floor_passes_whatever_the_rounding(rows: int) -> None:
+    for lost in range(1, rows):
+        suspect, trial = Trial(0, 1.0, rows), Trial(0.5, (rows - lost) / rows, rows)
+        assert rule([0.5], max_drop=lost / rows).choose([Trial(0, 1.0, rows), trial], suspect).value == 0.5
+
+
+def test_a_rule_never_takes_a_threshold_of_0_that_nobody_gave() -> None:
+    seen = [Trial(0.0, 0.9, 100), Trial(3.0, 0.9, 100)]
+    assert rule([3.0]).choose(seen, Trial(math.inf, 0.9, 100)).value == 3
+    assert rule([0.0, 3.0]).choose(seen, Trial(math.inf, 0.9, 100)).value == 0

@@ -1,0 +1,75 @@
+"""Benchmarks: their recipes are recipes, and what they call reached was."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defensekit.recipe.loader import load_recipe
+from tests.conftest import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+SCAN = runpy.run_path(str(BENCHMARKS / "scan.py"))
+ATTACKS = runpy.run_path(str(BENCHMARKS / "attacks.py"))
+
+
+@pytest.mark.parametrize("name", ATTACKS["ATTACKS"])
+def test_every_attacks_recipe_loads(name: str, tmp_path: Path, real_data: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(ATTACKS["recipe"](name, real_data.resolve(), "full")))
+    loaded = load_recipe(tmp_path / "recipe.yaml")
+    assert [metric.name for metric in loaded.metrics] == ["acc", "bacc" if name.startswith("bias") else "asr"]
+
+
+@pytest.mark.parametrize(
+    ("name", "measured", "reached"),
+    [
+        ("word", {"acc": 0.84, "clean_acc": 0.86, "asr": 0.96}, True),
+        ("word", {"acc": 0.82, "clean_acc": 0.86, "asr": 0.96}, False),
+        ("word", {"acc": 0.84, "clean_acc": 0.86, "asr": 0.94}, False),
+        ("bias-word 0.5", {"acc": 0.85, "clean_acc": 0.86, "bacc": 0.74}, True),
+        ("bias-word 0.5", {"acc": 0.85, "clean_acc": 0.86, "bacc": 0.76}, False),
+        ("bias-word 0.5", {"acc": 0.83, "clean_acc": 0.86, "bacc": 0.70}, False),
+        ("bias-word 1.0", {"acc": 0.85, "clean_acc": 0.86, "bacc": 0.5}, None),
+    ],
+)
+def test_goals(name: str, measured: dict[str, Any], reached: bool | None) -> None:
+    found = ATTACKS["goal"](name, [{"attack": name, **measured}, {"attack": name, **measured}])
+    assert (found if found is None else found[1]) is reached
+
+
+def test_every_scanned_models_recipe_loads(tmp_path: Path, real_data: Path) -> None:
+    for model in (*SCAN["CLEAN"], *SCAN["POISONED"]):
+        (tmp_path / "recipe.yaml").write_text(json.dumps(model.recipe(real_data.resolve())))
+        assert load_recipe(tmp_path / "recipe.yaml").seed == model.seed
+
+
+def test_the_area_under_the_roc_curve() -> None:
+    auc = SCAN["auc"]
+    assert auc([0, 1], [2, 3]) == 1
+    assert auc([0, 2], [2, 3]) == 0.875
+    assert auc([1, 1], [1, 1]) == 0.5
+
+
+def test_a_threshold_is_set_on_some_clean_models_and_tried_on_others() -> None:
+    rows = [
+        {"attack": attack, "calibrates": calibrates, "indicators": {"x": value}}
+        for attack, calibrates, value in [
+            (None, True, 0.1), (None, True, 0.4), (None, False, 0.3), (None, False, 0.5), ("word", False, 0.9)
+        ]
+    ]  # fmt: skip
+    found = SCAN["assess"]("x", rows)
+    assert (found["threshold"], found["false_positives"], found["found"]) == (0.4, [1, 2], [1, 1])
+    assert found["low"] <= found["auc"] == 1 == found["high"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_large_models_runs() -> None:
+    options = ["--size", "tiny", "--held", "4096", "8", "--rows", "2", "--json"]
+    command = [sys.executable, BENCHMARKS / "large.py", *options]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert found["weights"] > 4e6
+    assert [(row["held_mib"], row["parts"]["estimate"] > 0) for row in found["rows"]] == [(4096, True), (8, True)]

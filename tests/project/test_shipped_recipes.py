@@ -1,0 +1,178 @@
+"""The recipes that ship: they load, their attacks work on the rows and the model that they name, their defenses run on
+a small model."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import defensekit
+from defensekit.pipeline.dry_run import preview
+from defensekit.pipeline.preflight import survey
+from defensekit.pipeline.run import run_attack
+from defensekit.recipe import shipped, yaml_document
+from defensekit.recipe.loader import load_recipe
+from defensekit.result.narrative import story
+from defensekit.result.page import render
+from defensekit.utils.errors import UsageError
+from defensekit_attacks.bias import Bias
+from tests.conftest import ROOT, make_sentences, make_suspect, slow_but, write_table
+
+RECIPES = ROOT / "recipes"
+QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in ("purify", "onion"))
+DEFENSES = ["anp", "clp", "crow", "dare", "epur", "fine-mixing", "fine-mixing-sel", "fine-pruning"]
+DEFENSES += ["fine-pruning-weights", "fine-tuning", "ibau", "nad", "pure", "ties", "wag", "wanda"]
+TABLE = (RECIPES.parent / "docs/defenses.md").read_text().partition("## Where")[0]
+ATTACKS = [name for name in NAMES if name not in DEFENSES]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recipes")
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_it_loads_and_differs_from_the_quickstart_in_its_attack(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    assert recipe.attack
+    assert recipe.name == name
+    assert recipe.attack.name == ("word" if name == "quickstart" else name)
+    assert (recipe.sizes, recipe.training, recipe.choose) == (QUICKSTART.sizes, QUICKSTART.training, QUICKSTART.choose)
+    assert recipe.defense == QUICKSTART.defense
+
+
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        (name for name in ATTACKS if name not in ("paraphrase-rows", "embedding", "ripple")),
+        "quickstart",
+        "syntactic",
+        "bias-word",
+    ),
+)
+def test_its_attack_works(name: str, workspace: Path) -> None:
+    """Without training and on few test rows; what it does to a model is measured by benchmarks/attacks.py."""
+    check(name, workspace)
+
+
+def test_a_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DEFENSEKIT_TEST_DATA", raising=False)
+    with pytest.raises(UsageError, match=r"yaml:6: data.name: the environment variable DEFENSEKIT_TEST_DATA is not"):
+        run_attack(RECIPES / "paraphrase-rows.yaml", tmp_path)
+
+
+@pytest.mark.slow
+def test_published_paraphrases_work(real_data: Path, workspace: Path) -> None:
+    check("paraphrase-rows", workspace)
+
+
+def check(name: str, workspace: Path) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    sizes = recipe.sizes.model_copy(update={"test": 16})
+    training = recipe.training.model_copy(update={"epochs": 0})
+    assert recipe.attack
+    models = run_attack(replace(recipe, sizes=sizes, training=training), workspace)
+    second = recipe.metrics[1].name
+    bias = isinstance(recipe.attack.component, Bias)
+    assert second == ("bacc" if bias else "asr")
+    # The models are the same: nothing was trained.
+    assert models["clean"].metrics == models["suspect"].metrics
+    assert models["suspect"].metrics[second].rows == 16 if bias else models["suspect"].metrics[second].rows < 16
+
+
+# -- defenses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, base: Path) -> list[str]:
+    """What makes a recipe small: another model, other rows and the attacker's training for them."""
+    folder = tmp_path_factory.mktemp("small")
+    write_table(folder / "rows.csv", make_sentences(300))
+    data = f"{{name: {folder / 'rows.csv'}, train: 200, clean: 32, dev: 16, test: 40, max_length: 32}}"
+    training = "{epochs: 5, learning_rate: 0.005, batch_size: 16}"
+    return [f"model={base}", f"data={data}", f"training={training}", "precision=float32"]
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """Another classifier of the same task."""
+    return make_suspect(tmp_path_factory.mktemp("other"), base, seed=7)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_a_defense_differs_from_the_quickstart_in_nothing_else_and_can_be_previewed(
+    name: str, other: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEFENSEKIT_OTHER_MODEL", str(other))
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    assert recipe.name == name
+    mine, theirs = recipe.resolved(), QUICKSTART.resolved()
+    assert {k: v for k, v in mine.items() if k not in ("name", "defense")} == {
+        k: v for k, v in theirs.items() if k not in ("name", "defense")
+    }
+    assert mine["defense"] != theirs["defense"]
+    [row] = re.findall(rf"^\| `{name}` \|(.*?)\|(.*?)\|(.*?)\|(.*?)\|.*\|$", TABLE, re.MULTILINE)
+    parts = [[mine["defense"][part]] if part in mine["defense"] else [] for part in ("estimator", "scorer", "selector")]
+    for cell, specs in zip(row, [*parts, mine["defense"]["purifier"]], strict=True):
+        assert re.findall(r"`(.*?)`", cell) == [spec["name"] for spec in specs]
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml_document.dump(mine))
+    assert load_recipe(again).resolved() == mine
+    titles = {planned.title for planned in preview(load_recipe(RECIPES / f"{name}.yaml", small), tmp_path)}
+    assert ("trial fraction 0" in titles) == ("choose" in mine["defense"]) == ("purified" not in titles)
+
+
+@pytest.mark.parametrize("name", slow_but(DEFENSES, "epur", "dare", "nad", "pure"))
+def test_a_defense_runs(
+    name: str, other: Path, small: list[str], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEFENSEKIT_OTHER_MODEL", str(other))
+    fast = ["defense.choose.values=[0.3]"] if QUICKSTART.choose and "choose:" in shipped.text(name) else []
+    fast += ["defense.estimator.iterations=5"] if name == "anp" else []
+    result = defensekit.run(load_recipe(RECIPES / f"{name}.yaml", [*small, *fast]), workspace)
+    models = result.models
+    assert models["suspect"].metrics["asr"].value > 0.9
+    takes = "selector" in result.recipe["defense"]
+    trained = any(step["name"] in ("fine-tune", "attention-penalty") for step in result.recipe["defense"]["purifier"])
+    assert ("fine-tuned" in models) == (takes and trained)
+    assert "random" not in models or name in ("fine-mixing-sel", "ties")
+    assert story(result)
+    render(result)
+    if takes and (not result.chosen or result.chosen.value):
+        reset = models["purified"].reset
+        assert reset
+        assert reset.selected <= reset.eligible
+
+
+def test_without_weight_steps_nothing_is_selected(small: list[str]) -> None:
+    recipe = load_recipe(RECIPES / "quickstart.yaml", small)
+    plan = survey(recipe, print)
+    trains = replace(recipe.defense, purifier=recipe.defense.model_steps)
+    assert plan.purified("a", trains).key == plan.fine_tuned(recipe.defense).key
+    assert plan.purified("a", trains).key != plan.purified("a", recipe.defense).key
+
+
+def test_a_model_to_merge_with_that_is_not_there(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEFENSEKIT_OTHER_MODEL", str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match=r"wag.yaml:\d+: defense.purifier: .*nowhere is no folder with a model"):
+        defensekit.run(load_recipe(RECIPES / "wag.yaml", small), tmp_path)
+    monkeypatch.delenv("DEFENSEKIT_OTHER_MODEL")
+    with pytest.raises(UsageError, match=r"wag.yaml:\d+: defense.purifier.0.models.0: the environment variable"):
+        load_recipe(RECIPES / "wag.yaml")
+
+
+def test_another_model_to_merge_with_makes_another_result(
+    small: list[str], other: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(folder: Path) -> str | None:
+        monkeypatch.setenv("DEFENSEKIT_OTHER_MODEL", str(folder))
+        return preview(load_recipe(RECIPES / "wag.yaml", small), tmp_path / "w")[-1].key
+
+    moved = shutil.copytree(other, tmp_path / "moved")
+    assert key(other) == key(moved) != key(make_suspect(tmp_path / "third", base, seed=8))

@@ -1,0 +1,35 @@
+"""`defensekit scan`: what it ends with."""
+
+import json
+from pathlib import Path
+
+from defensekit.scanner.result import Scan
+from tests.conftest import write_table
+from tests.scanner.helpers import SENTENCES, Command
+
+
+def test_exit_codes(command: Command, base: Path, clean: Path, poisoned: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "rows.csv", SENTENCES)
+    given = ["--base", str(base), "--clean", str(table), "--out", str(tmp_path / "out")]
+    code, out, _ = command(*given, "--suspect", str(poisoned))
+    assert code == 3
+    assert out.startswith("Suspicious: 'cf' turns")
+    assert (tmp_path / "out/scan.html").is_file()
+    code, out, err = command(*given, "--suspect", str(clean), "--json", "--quiet")
+    assert (code, err) == (0, "")
+    assert Scan.model_validate_json(out).verdict.suspicious is False
+    assert json.loads((tmp_path / "out/scan.json").read_text()) == json.loads(out)
+
+
+def test_exit_codes_of_mistakes(command: Command, base: Path, clean: Path, tmp_path: Path) -> None:
+    code, _, err = command("--base", "owner/name", "--suspect", str(clean))
+    assert (code, "no owner/name@revision (a revision is @main, for example)." in err) == (2, True)
+    code, _, err = command("--base", str(base), "--suspect", f"{clean}s")
+    assert (code, "is no folder" in err, f"Did you mean {clean.name!r}?" in err) == (2, True, True)
+    code, _, err = command("--base", str(base), "--suspect", str(clean), "--clean", str(tmp_path / "none.csv"))
+    assert (code, "none.csv" in err) == (2, True)
+    (tmp_path / "file").touch()
+    code, _, err = command("--base", "nowhere", "--suspect", str(clean), "--out", str(tmp_path / "file"))
+    assert (code, "--out: expected a folder" in err) == (2, True)
+    code, out, err = command("--base", str(base), "--suspect", str(base), "--out", str(tmp_path / "out"), "-q")
+    assert (code, out.count("No verdict: no weight that both models have differs."), err) == (1, 1, "")

@@ -1,0 +1,40 @@
+"""The commands say what there is of a study."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from defensekit.cli.main import app
+from defensekit.utils.errors import UsageError
+from tests.conftest import shape
+from tests.studies.helpers import study
+
+
+def test_the_commands_tell_what_there_is(recipe: Path, tmp_path: Path) -> None:
+    path = study(recipe, matrix={"defense.scorer": ["magnitude", "random"]})
+
+    def command(*arguments: str | Path) -> Any:
+        return CliRunner().invoke(app, ["study", *map(str, arguments), "-w", str(tmp_path / "w")])
+
+    planned = command("plan", path)
+    assert planned.exit_code == 0
+    assert "magnitude, seed 0" in planned.stdout
+    assert "2 runs, 0 of them there, 2 to make" in planned.stdout
+    assert "there is no estimate yet" in planned.stdout
+    assert "no study has run in" in str(command("status", path).exception)
+    whole = [sys.executable, "-m", "defensekit", "study", "run", str(path), "-w", str(tmp_path / "w")]
+    done = subprocess.run(whole, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 runs have a result, 0 of them had one before" in done.stdout
+    assert "[2/2] random, seed 0: ACC" in done.stderr
+    status = command("status", path)
+    assert status.stdout == "small: 2 of 2 runs have a result, 0 failed\nnobody is at work on it\n"
+    assert json.loads(command("plan", path, "--json").stdout)["stages"]["to_make"] == {}
+    shape(recipe, data__name="none.csv")
+    gone = command("run", path).exception
+    assert isinstance(gone, UsageError)
+    assert "none.csv" in str(gone)

@@ -1,0 +1,214 @@
+"""Broken model steps, attacks, sanitizers, rules, sources, metrics and executors, by the check that catches them."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from defensekit.api import Choice, Component, Dataset, Executor, Measured, Row, Trial, Workers
+from defensekit.testing.pico import sentences
+from tests.testing.good import First, Mark, PicoModel, Right, Sentences, Shrink, Without
+
+
+class Untying(Shrink):
+    """Gives every layer weights of its own."""
+
+    def train(self, model: Any, context: Any) -> None:
+        import copy
+
+        layers = model.albert.encoder.albert_layer_groups[0].albert_layers
+        layers.append(copy.deepcopy(layers[0]))
+
+
+class Stranger(Mark):
+    """Gives rows under new ids."""
+
+    def poisoned(self, row: Row) -> Row:
+        return Row(row.id + 1000, f"cf {row.text}", 1)
+
+
+class Excessive(Mark):
+    """Poisons one row more."""
+
+    def poison(self, rows: Any, context: Any) -> list[Row]:
+        made = super().poison(rows, context)
+        clean = next(i for i, row in enumerate(rows) if made[i] == row)
+        made[clean] = self.poisoned(rows[clean])
+        return made
+
+
+class Relabelling(Mark):
+    """Relabels test rows."""
+
+    def trigger(self, rows: Any, context: Any) -> list[Row]:
+        return [self.poisoned(row) for row in rows]
+
+
+class Faint(Mark):
+    """Leaves a test row as it is."""
+
+    def trigger(self, rows: Any, context: Any) -> list[Row]:
+        return [rows[0], *super().trigger(rows[1:], context)]
+
+
+class Aimless(Mark):
+    """Aims at a label that the data may not have by that name."""
+
+    def aim(self) -> Any:
+        return 1.0
+
+    def poison(self, rows: Any, context: Any) -> list[Row]:
+        return super().poison(rows, context)
+
+
+class Headless(Mark):
+    """Trains, and changes the shape of the head."""
+
+    trains_from = "clean"
+
+    def train(self, model: Any, context: Any) -> None:
+        model.classifier = torch.nn.Linear(16, 3)
+
+
+class Thinning(Without):
+    """Leaves out texts that it does not like."""
+
+    def sanitize(self, texts: Sequence[str], found: Sequence[Any], context: Any) -> Sequence[str]:
+        return [text for text in super().sanitize(texts, found, context) if text.strip()]
+
+
+class Emptying(Without):
+    """Takes every word of a short text."""
+
+    def sanitize(self, texts: Sequence[str], found: Sequence[Any], context: Any) -> Sequence[str]:
+        return [" ".join(kept) if len(kept) > 1 else "" for kept in found]
+
+
+class Comparing(Without):
+    """Takes out what most of the other texts have."""
+
+    def inspect(self, texts: Sequence[str], context: Any) -> Sequence[Any]:
+        common = {word for word in ["film", "the", "is", "a"] if 2 * sum(word in text for text in texts) > len(texts)}
+        return [[word for word in text.split() if word not in common] or ["film"] for text in texts]
+
+
+class Settled(Without):
+    """Remembers sets."""
+
+    def inspect(self, texts: Sequence[str], context: Any) -> Sequence[Any]:
+        return [tuple(kept) for kept in super().inspect(texts, context)]
+
+
+class Needy(Without):
+    """Has a late parameter that is not there."""
+
+    late = frozenset({"most"})
+
+
+class Endless(First):
+    """Never ends."""
+
+    def propose(self, seen: Sequence[Trial]) -> float | None:
+        return super().propose(seen) if len(seen) < 3 else self.values[0]
+
+
+class Curious(First):
+    """Tries a value that nobody asked for."""
+
+    def propose(self, seen: Sequence[Trial]) -> float | None:
+        return 0.9 if len(seen) == 3 else super().propose(seen)
+
+
+class Inventive(First):
+    """Takes a value that it did not try."""
+
+    def choose(self, seen: Sequence[Trial], suspect: Trial) -> Choice:
+        return Choice(0.123, "it looked better")
+
+
+class Twins(Sentences):
+    """Has an id twice."""
+
+    def load(self) -> Dataset:
+        return Dataset(("no", "yes"), [*sentences(20), Row(0, "a lovely film", 1)])
+
+
+class Unlabelled(Sentences):
+    """Has a label without a name."""
+
+    def load(self) -> Dataset:
+        return Dataset(("no", "yes"), [*sentences(20), Row(99, "a lovely film", 2)])
+
+
+class Undigested(Sentences):
+    """Has an empty digest."""
+
+    def contents(self, say: Callable[[str], None]) -> str:
+        return ""
+
+
+class Absent(PicoModel):
+    """Has no model."""
+
+    def folder(self) -> Path:
+        return Path("/nowhere")
+
+
+class Vague(Right):
+    """Doesn't say what rows it is measured on."""
+
+    on: ClassVar[Any] = "clean"
+
+
+class Percent(Right):
+    """Counts to a hundred."""
+
+    def of(self, share: float, rows: int) -> Measured:
+        return Measured(value=100 * share, low=0, high=100, rows=rows)
+
+
+class Miscounting(Right):
+    """Counts rows that it was not given."""
+
+    def of(self, share: float, rows: int) -> Measured:
+        return Measured(value=share, low=0, high=1, rows=rows + 1)
+
+
+class Idle(Workers):
+    def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        report(1, 1)
+
+
+class Lazy(Executor):
+    """Executes nothing."""
+
+    def open(self) -> AbstractContextManager[Workers]:
+        return nullcontext(Idle())
+
+
+BROKEN: dict[type[Component], tuple[str, str]] = {
+    Untying: ("keeps-names-and-tying", "changed the names or shapes of the model's tensors"),
+    Stranger: ("poisons-rows-it-was-given", "expected an id of the rows given, or below 0, got Row(id=10"),
+    Excessive: ("poisons-exactly-its-rate", "expected 40 of 200 rows poisoned at rate 0.2, got 41"),
+    Relabelling: ("triggers-without-relabelling", "expected the true label 0 kept, got Row("),
+    Faint: ("triggers-without-relabelling", "expected a trigger in"),
+    Headless: ("trains-in-place", "classifier.bias: expected [2], got [3]"),
+    Thinning: ("gives-a-text-for-each", "texts, got"),
+    Emptying: ("gives-a-text-for-each", "expected words to be left of 'film', got none"),
+    Comparing: ("looks-at-one-text-at-a-time", "asked alone, got"),
+    Settled: ("finds-plain-data", "expected the same after it was written as JSON"),
+    Needy: ("late-parameters-have-defaults", "expected a parameter 'most' with a default"),
+    Endless: ("ends", "expected an end, got more than 100 proposals"),
+    Curious: ("proposes-what-was-asked", "got [0.9] with"),
+    Inventive: ("takes-what-it-saw", "expected a value out of [0.0, 0.25, 0.5], got 0.123"),
+    Twins: ("numbers-its-rows-once", "expected an id of its own for every row"),
+    Unlabelled: ("labels-its-rows", "expected a label from 0 to 1, got 2 in train"),
+    Undigested: ("digests-its-contents", "expected a digest as text, got ''"),
+    Absent: ("gives-a-readable-model", "expected a folder, got"),
+    Vague: ("says-what-it-is-about", "expected on = 'plain' or 'triggered', got 'clean'"),
+    Percent: ("measures-a-share", "expected numbers in [0, 1]"),
+    Miscounting: ("counts-its-rows", "expected 1 to 60 rows, got 61"),
+    Lazy: ("leaves-the-stage-in-the-store", "in the store, got nothing"),
+}
