@@ -14,17 +14,21 @@ if TYPE_CHECKING:
     from defensekit.studies.loading import load_study
     from defensekit.studies.running import run_study
     from defensekit.workflows.interactive import estimate, evaluate, load_data, load_pair, plot, purify, score, select
+    from defensekit.workflows.purify_model import purify_model
+    from defensekit.workflows.scan import scan
 
-# The user's door is lazy: `import defensekit` costs nothing until a name is used.
-_DOOR = {
+# The user's API is lazy: `import defensekit` costs nothing until a name is used.
+_LAZY = {
     "Progress": "cli.progress",
     "Result": "result.schema",
     "load_recipe": "recipe.loader",
     "load_study": "studies.loading",
     "preview": "pipeline.dry_run",
+    "purify_model": "workflows.purify_model",
     "results": "studies.frame",
     "run": "pipeline.run",
     "run_study": "studies.running",
+    "scan": "workflows.scan",
     "write_report": "result.page:write",
     **dict.fromkeys(
         ("estimate", "evaluate", "load_data", "load_pair", "plot", "purify", "score", "select"),
@@ -44,9 +48,11 @@ __all__ = [
     "plot",
     "preview",
     "purify",
+    "purify_model",
     "results",
     "run",
     "run_study",
+    "scan",
     "score",
     "select",
     "write_report",
@@ -54,9 +60,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _DOOR:
+    if name not in _LAZY:
         raise AttributeError(f"module 'defensekit' has no attribute {name!r}")
-    module, _, attribute = _DOOR[name].partition(":")
+    module, _, attribute = _LAZY[name].partition(":")
     return getattr(import_module(f"defensekit.{module}"), attribute or name)
 
 

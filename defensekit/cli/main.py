@@ -4,7 +4,7 @@ import gc
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from defensekit.components import Observer
     from defensekit.recipe.recipe import Recipe
     from defensekit.result.schema import Result
+    from defensekit.workflows.purify_model import Purification
     from defensekit.workflows.reset import Reset
 
 app = typer.Typer(
@@ -114,36 +115,31 @@ def purify(
     """
     if recipe:
         checked(recipe, "recipe")
-    alone = False
+    prepared: Purification | None = None
 
     def load(say: "Callable[[str], None]") -> "Recipe":
-        nonlocal alone
-        from defensekit.models.adapter_merge import merged
-        from defensekit.models.adapters import is_adapter
-        from defensekit.models.checkpoint import CAUSAL, Checkpoint
-        from defensekit.recipe.resolve import model_folder
-        from defensekit.workflows.purify import recipe_for
+        nonlocal prepared
+        from defensekit.workflows.purify_model import prepare
 
-        if adapter_only and not is_adapter(suspect):
-            raise UsageError(f"--adapter-only: {suspect} holds no adapter (adapter_config.json)")
-        whole = suspect
-        if is_adapter(suspect) and not adapter_only:
-            whole = merged(model_folder(base), suspect, workspace, say)
-        alone = clean is None or adapter_only or Checkpoint(whole).task == CAUSAL
-        return recipe_for(base, whole, clean, recipe, settings or (), reset_alone=alone)
+        given: dict[str, Any] = {"recipe": recipe, "settings": settings or (), "adapter_only": adapter_only}
+        prepared = prepare(base, suspect, out, clean, **given, workspace=workspace, say=say)
+        return prepared.recipe
 
     def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:
         from defensekit.result.page import write
-        from defensekit.workflows.purify import purify_into
-        from defensekit.workflows.reset import reset_into
 
-        if alone:
-            return reset_into(out, loaded, observers, adapter_only, measured=clean is not None)
-        result = purify_into(out, loaded, workspace, observers)
+        assert prepared
+        found = prepared.run(workspace, observers)
+        if prepared.reset_alone:
+            return found
         observers[1].message("writing the report")
-        return result, write(result)
+        return found, write(cast("Result", found))
 
-    made = _carried_out(load, compute, workspace, quiet, report=False, goes_on=lambda: not alone)[1]
+    def goes_on() -> bool:
+        return prepared is not None and not prepared.reset_alone
+
+    made = _carried_out(load, compute, workspace, quiet, report=False, goes_on=goes_on)[1]
+    alone = not goes_on()
     if alone:
         _show_reset(made, json)
     else:

@@ -3,7 +3,6 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,20 +45,11 @@ def scan(
         raise UsageError(f"--out: expected a folder, {out} is a file")
     with ending("stopped"), remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
         progress.message("loading libraries")
-        from defensekit.models.adapter_merge import merged
-        from defensekit.models.checkpoint import Checkpoint
-        from defensekit.recipe.resolve import model_folder
-        from defensekit.scanner.clean import read_clean
         from defensekit.scanner.page import write_scan
-        from defensekit.scanner.scanning import scan as run_scan
+        from defensekit.workflows.scan import scan as run_scan
 
-        ours, theirs = model_folder(base), model_folder(suspect)
-        notes: list[str] = []
-        with TemporaryDirectory() as scratch:
-            whole = merged(ours, theirs, Path(scratch), notes.append)
-            rows = None if clean is None else read_clean(clean, Checkpoint(whole), text, label, pair)
-            result = run_scan(ours, whole, rows, seed=seed, observers=[interrupt, progress])
-        result = result.model_copy(update={"suspect": str(theirs), "notes": [*notes, *result.notes]})
+        observers = [interrupt, progress]
+        result = run_scan(base, suspect, clean, text=text, label=label, pair=pair, seed=seed, observers=observers)
         page = write_scan(result, out)
     if json:
         sys.stdout.write(result.model_dump_json() + "\n")

@@ -1,8 +1,10 @@
 """What a model's config says: its labels, and how many tokens it has positions for."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from defensekit.models.checkpoint import Checkpoint
+from defensekit.text import Dataset, Row
 from defensekit.utils.errors import UsageError, listing, nearest
 
 
@@ -69,3 +71,30 @@ def match_labels(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
                 f"their numbers instead, {numbers}, or `id2label` in its config.json other names)"
             )
     return [theirs.index(label) for label in ours]
+
+
+def relabelled(dataset: Dataset, labels: Sequence[str]) -> Dataset:
+    """A data set with a model's labels, and its numbers for them.
+
+    Args:
+        dataset: with labels of its own.
+        labels: the model's, by number.
+
+    Returns:
+        The same rows.
+
+    Raises:
+        UsageError: as `match_labels`.
+    """
+    numbers = match_labels(dataset.labels, labels)
+
+    def renumbered(rows: list[Row]) -> list[Row]:
+        return [replace(row, label=numbers[row.label]) for row in rows]
+
+    return replace(
+        dataset,
+        labels=tuple(labels),
+        train=renumbered(dataset.train),
+        dev=None if dataset.dev is None else renumbered(dataset.dev),
+        test=None if dataset.test is None else renumbered(dataset.test),
+    )

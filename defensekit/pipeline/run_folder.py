@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from defensekit.components import Observer
-from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.manifest import MODEL_MANIFEST, write_manifest
 from defensekit.pipeline.plan import Stage
-from defensekit.pipeline.store import MANIFEST
 from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
 from defensekit.result.model_card import CARD, card
@@ -51,9 +50,7 @@ def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], r
         part = folder / f".purified.{os.getpid()}.part"
         try:
             shutil.copytree(files(stage), part)
-            (part / MANIFEST).unlink(missing_ok=True)  # the suspect's own, if it was purified before
-            manifest = {"stage": stage.key, "files": file_digests(part), "tensors": Checkpoint(part).tensor_digests()}
-            write_whole(part / MANIFEST, json.dumps(manifest, indent=1).encode())
+            write_manifest(part, stage=stage.key)
             shutil.rmtree(purified, ignore_errors=True)
             part.rename(purified)
         finally:
@@ -64,10 +61,10 @@ def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], r
 def _is_whole(purified: Path, key: str) -> bool:
     """Whether a purified model is there, of that stage, and as it was written."""
     try:
-        manifest = json.loads((purified / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((purified / MODEL_MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     found = file_digests(purified)
-    found.pop(MANIFEST)
+    found.pop(MODEL_MANIFEST)
     found.pop(CARD, None)  # written anew with every result
     return isinstance(manifest, dict) and (manifest.get("stage"), manifest.get("files")) == (key, found)

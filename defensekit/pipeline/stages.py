@@ -6,7 +6,7 @@ guards against mistakes, not against malice: a plugin is code, and code can open
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from random import Random
@@ -36,7 +36,7 @@ from defensekit.host.discovery import load_plugins
 from defensekit.host.registry import Host, source_digest
 from defensekit.models import checkpoint, inference, loading
 from defensekit.models.checkpoint import Checkpoint
-from defensekit.models.config import match_labels
+from defensekit.models.config import relabelled
 from defensekit.models.pair import Pair
 from defensekit.models.writer import write_streamed
 from defensekit.pipeline import predictions
@@ -158,13 +158,10 @@ def data(work: Work, draft: Draft) -> None:
     source = cast(DatasetSource, work.component("source"))
     dataset = blame(source, source.load)
     if params["labels"] is not None:
-        numbers = match_labels(dataset.labels, params["labels"])
-        for rows in (dataset.train, dataset.dev, dataset.test):
-            if rows is not None:
-                rows[:] = [replace(row, label=numbers[row.label]) for row in rows]
+        dataset = relabelled(dataset, params["labels"])
     rows = split(dataset, params["sizes"], work.stage["seed"], params["balance"])[params["role"]]
     write_rows(draft.files / ROWS, rows)
-    draft.facts.update(labels=list(params["labels"] or dataset.labels), rows=len(rows), notes=dataset.notes)
+    draft.facts.update(labels=list(dataset.labels), rows=len(rows), notes=dataset.notes)
 
 
 def _attack(work: Work) -> tuple[Attack, AttackContext, list[Row]]:
@@ -228,12 +225,10 @@ def trigger(work: Work, draft: Draft) -> None:
 def given(work: Work, draft: Draft) -> None:
     """Triggered rows from a file, as its rows stand there."""
     source = cast(DatasetSource, work.component("source"))
-    dataset = blame(source, source.load)
     labels = work.stage["params"]["labels"]
-    numbers = match_labels(dataset.labels, labels)
-    rows = [replace(row, label=numbers[row.label]) for row in dataset.train]
+    dataset = relabelled(blame(source, source.load), labels)
     target = label_number(work.stage["params"]["target"], labels)
-    rows = [row for row in rows if row.label != target]
+    rows = [row for row in dataset.train if row.label != target]
     if not rows:
         raise UsageError(f"every row has the target's label {labels[target]!r}; true labels are expected")
     write_rows(draft.files / ROWS, rows)

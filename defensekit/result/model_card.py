@@ -1,6 +1,7 @@
 """The model card of a purified model: what was done to it, what that did, and what is not promised."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from defensekit.recipe import yaml_document
@@ -12,17 +13,18 @@ CARD = "README.md"
 
 
 def card(result: Result) -> str:
-    """The card as Markdown with the metadata that a hub reads; it names no folder of this machine."""
-    from huggingface_hub import EvalResult, ModelCardData
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    """The card of a run's purified model.
+
+    Args:
+        result: the run's.
+
+    Returns:
+        Markdown with the metadata that a hub reads; it names no folder of this machine.
+    """
+    from huggingface_hub import EvalResult
 
     after, data = result.models["purified"].metrics, result.recipe["data"]
-    facts: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        "tags": ["defensekit", "backdoor-defense"],
-        "model_name": f"{result.name}-purified",
-    }
+    facts: dict[str, Any] = {"pipeline_tag": "text-classification", "model_name": f"{result.name}-purified"}
     if "id" in result.recipe["model"]:
         facts["base_model"] = result.recipe["model"]["id"]
     if "acc" in after:
@@ -35,20 +37,60 @@ def card(result: Result) -> str:
                 metric_value=round(after["acc"].value, 4),
             )
         ]
+    return render_card(
+        f"{result.name}, purified",
+        story(result),
+        result.recipe["defense"],
+        result.environment.versions["defensekit"],
+        facts,
+        result=result,
+        metrics=list(after),
+        models=[(MODELS.get(name, (name, "a defense to compare with")), m) for name, m in result.models.items()],
+        meanings={name: METRICS[name] for name in after if name in METRICS},
+    )
+
+
+def render_card(
+    title: str,
+    story: Sequence[str],
+    defense: dict[str, Any],
+    version: str,
+    metadata: dict[str, Any],
+    warnings: Sequence[str] = (),
+    **measured: Any,
+) -> str:
+    """A card; every text is escaped.
+
+    Args:
+        title: its heading.
+        story: what was done, a sentence each.
+        defense: as the recipe has it.
+        version: DefenseKit's.
+        metadata: what a hub reads, beside what all cards have.
+        warnings: what there is to warn of.
+        measured: of a run: its ``result``, ``metrics``, ``models`` and ``meanings``.
+
+    Returns:
+        Markdown under a block of YAML.
+    """
+    from huggingface_hub import ModelCardData
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     # Markdown is escaped by `flat`; there is no HTML to escape for.
     environment = Environment(
         loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, autoescape=False
     )
     environment.filters["flat"] = _flat
     text = environment.get_template("model_card.md").render(
-        result=result,
-        story=story(result),
-        metrics=list(after),
-        models=[(MODELS.get(name, (name, "a defense to compare with")), m) for name, m in result.models.items()],
-        meanings={name: METRICS[name] for name in after if name in METRICS},
+        title=title,
+        story=story,
+        defense=yaml_document.dump({"defense": defense}),
+        version=version,
+        warnings=warnings,
         not_promised=NOT_PROMISED,
-        defense=yaml_document.dump({"defense": result.recipe["defense"]}),
+        **{"result": None, **measured},
     )
+    facts = {"library_name": "transformers", "tags": ["defensekit", "backdoor-defense"], **metadata}
     return f"---\n{ModelCardData(**facts).to_yaml()}\n---\n\n{text}"
 
 

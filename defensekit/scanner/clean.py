@@ -1,12 +1,10 @@
 """Clean rows for a scan, from a file."""
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from defensekit.host.tables import File, read_table
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
-from defensekit.models.config import label_names, match_labels
+from defensekit.models.config import label_names, relabelled
 from defensekit.text import Row
 from defensekit.utils.errors import UsageError
 
@@ -28,15 +26,10 @@ def read_clean(
         rows = [Row(number, found, 0) for number, found in enumerate(texts) if found]
     else:
         dataset = File(path=path, text=text, label=label, pair=pair).load()
-        numbers = _numbers(dataset.labels, label_names(suspect), path)
-        rows = [replace(row, label=numbers[row.label]) for row in dataset.train]
+        try:
+            rows = relabelled(dataset, label_names(suspect)).train
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
     if not rows:
         raise UsageError(f"{path}: there are no rows")
     return rows
-
-
-def _numbers(ours: Sequence[str], theirs: Sequence[str], path: Path) -> list[int]:
-    try:
-        return match_labels(ours, theirs)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error

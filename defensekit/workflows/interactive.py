@@ -14,7 +14,7 @@ same seed, rows and parameters the numbers are those of a run.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ from defensekit.host.sources import hub_parameters
 from defensekit.host.tables import SUFFIXES
 from defensekit.models import inference, loading
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
-from defensekit.models.config import label_names, match_labels
+from defensekit.models.config import label_names, relabelled
 from defensekit.models.pair import Pair
 from defensekit.recipe.resolve import Spec, called, component, model_folder, several
 from defensekit.result.schema import Histogram, Result
@@ -113,18 +113,14 @@ def load_data(
         given |= found or {"name": "file", "path": str(path)}
     read = component(DatasetSource, given)
     dataset = blame(read, read.load)
-    labels = label_names(pair.suspect) if pair and pair.suspect.task != CAUSAL else None
-    if labels is not None:
-        numbers = match_labels(dataset.labels, labels)
-        for rows in (dataset.train, dataset.dev, dataset.test):
-            if rows is not None:
-                rows[:] = [replace(row, label=numbers[row.label]) for row in rows]
+    if pair and pair.suspect.task != CAUSAL:
+        dataset = relabelled(dataset, label_names(pair.suspect))
     for role, size in (("clean", clean), ("dev", dev), ("test", test or 0)):
         if size < 0:
             raise UsageError(f"{role}={size}: expected a number of rows")
     sizes = {"train": 0, "clean": clean, "dev": dev, "test": test}
     made = split(dataset, sizes, Seeds(seed).data)
-    return Data(tuple(labels or dataset.labels), made["clean"], made["dev"], made["test"], tuple(dataset.notes))
+    return Data(dataset.labels, made["clean"], made["dev"], made["test"], tuple(dataset.notes))
 
 
 # -- the defense -------------------------------------------------------------------------------------------------------

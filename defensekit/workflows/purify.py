@@ -11,11 +11,11 @@ from defensekit.models.adapters import is_adapter
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import positions
+from defensekit.models.manifest import MODEL_MANIFEST
 from defensekit.models.untrusted import free_space
 from defensekit.pipeline import run_folder
 from defensekit.pipeline.preflight import at
 from defensekit.pipeline.run import run
-from defensekit.pipeline.store import MANIFEST
 from defensekit.recipe import shipped
 from defensekit.recipe.loader import load_recipe
 from defensekit.recipe.yaml_document import Document, option
@@ -117,7 +117,9 @@ def purify_into(
         )
     target = target.absolute()
     with alone(target):
-        if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / MANIFEST).is_file())):
+        if target.exists() and not (
+            target.is_dir() and (not any(target.iterdir()) or (target / MODEL_MANIFEST).is_file())
+        ):
             raise UsageError(f"{target} is there already; name a folder that is not")
         folder = run_folder.folder_of(recipe, Path(workspace))
         if recipe.suspect and not (folder / "result.json").is_file():
@@ -132,8 +134,8 @@ def purify_into(
             free_space(target, size, "the purified model")
         result = run(recipe, workspace, observers, doubts)
         made = Path(result.folder) / "purified"
-        if (target / MANIFEST).is_file():
-            if (target / MANIFEST).read_bytes() != (made / MANIFEST).read_bytes():
+        if (target / MODEL_MANIFEST).is_file():
+            if (target / MODEL_MANIFEST).read_bytes() != (made / MODEL_MANIFEST).read_bytes():
                 raise UsageError(f"{target} holds another model already; name a folder that is not there")
             return result
         with put(target) as part:

@@ -4,7 +4,6 @@ That is what can be done without clean rows at all, for causal language models (
 perplexity before and after), and for an adapter that is to stay one. No run, no store: it takes minutes.
 """
 
-import json
 import shutil
 from collections.abc import Collection, Sequence
 from importlib.metadata import version
@@ -26,24 +25,21 @@ from defensekit.models.adapters import WEIGHTS, Adapter
 from defensekit.models.causal import perplexity
 from defensekit.models.checkpoint import CAUSAL, SINGLE, Checkpoint, write_tensors
 from defensekit.models.inference import predict
+from defensekit.models.manifest import write_manifest
 from defensekit.models.pair import Pair
 from defensekit.models.untrusted import ADAPTER_CONFIG, free_space
-from defensekit.pipeline.store import MANIFEST
-from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
-from defensekit.result.narrative import NOT_PROMISED
+from defensekit.result.model_card import CARD, render_card
 from defensekit.scanner.clean import read_clean
 from defensekit.text import Row
 from defensekit.training import device_type
 from defensekit.utils.errors import DefenseKitError, UsageError, listing
-from defensekit.utils.files import alone, beside, file_digests, put
+from defensekit.utils.files import alone, beside, put
 from defensekit.utils.seeds import Seeds
 from defensekit.workflows.purify import doubts
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-CARD = "README.md"
 
 
 class Reset(BaseModel):
@@ -228,9 +224,7 @@ class _Resetting:
                 seed=self.recipe.seed,
                 versions={name: version(name) for name in ("defensekit", "torch", "transformers")},
             )
-            (made / MANIFEST).unlink(missing_ok=True)  # the suspect's own, if it was purified before
-            manifest = {"files": file_digests(made), "tensors": tensors}
-            (made / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            write_manifest(made, tensors)
             (made / CARD).write_text(card(found))
         return found
 
@@ -329,30 +323,6 @@ def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
 
 def card(found: Reset) -> str:
     """The card of what was reset, as Markdown."""
-    defense = yaml_document.dump({"defense": found.defense})
-    return "\n".join(
-        [
-            "---",
-            f"library_name: {'peft' if found.adapter_only else 'transformers'}",
-            "tags: [defensekit, backdoor-defense]",
-            "---",
-            "",
-            "# Purified by reset",
-            "",
-            f"A {'PEFT adapter' if found.adapter_only else 'model'} that was not trusted, changed by DefenseKit "
-            f"{found.versions['defensekit']}.",
-            "",
-            *found.story,
-            "",
-            *(f"Warning: {text}." for text in found.warnings),
-            "",
-            "## What is not promised",
-            "",
-            *(f"- {sentence}" for sentence in NOT_PROMISED),
-            "",
-            "## How it was chosen",
-            "",
-            f"```yaml\n{defense}```",
-            "",
-        ]
-    )
+    metadata = {"library_name": "peft"} if found.adapter_only else {}
+    version = found.versions["defensekit"]
+    return render_card("Purified by reset", found.story, found.defense, version, metadata, found.warnings)

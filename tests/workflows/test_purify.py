@@ -207,8 +207,8 @@ def test_stopped_it_says_that_it_goes_on_where_it_does(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for place in ("purifying.purify_into", "resetting.reset_into"):
-        monkeypatch.setattr(f"defensekit.{place}", stop)
+    for name in ("purify_into", "reset_into"):
+        monkeypatch.setattr(f"defensekit.workflows.purify_model.{name}", stop)
     places = ["--base", str(base), "--suspect", str(suspect), "--out", str(tmp_path / "out"), "-w", str(tmp_path / "w")]
     given = ["--clean", str(rows)] if with_rows else []
     monkeypatch.setattr("sys.argv", ["defensekit", "purify", "-q", *places, *given])
@@ -320,7 +320,7 @@ def test_killed_it_leaves_no_half_model_and_goes_on(tmp_path: Path, base: Path, 
 @pytest.mark.slow
 def test_killed_while_it_is_copied_there_is_no_folder(tmp_path: Path, base: Path, suspect: Path, rows: Path) -> None:
     script = (
-        "import os, signal, shutil\nfrom pathlib import Path\nfrom defensekit import purifying\n"
+        "import os, signal, shutil\nfrom pathlib import Path\nfrom defensekit.workflows import purify\n"
         "real = shutil.copytree\n"
         "def half(source, target):\n"
         "    if Path(target).name == '.out.part':\n"
@@ -328,8 +328,8 @@ def test_killed_while_it_is_copied_there_is_no_folder(tmp_path: Path, base: Path
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(source, target)\n"
         "shutil.copytree = half\n"
-        f"recipe = purifying.recipe_for({str(base)!r}, Path({str(suspect)!r}), {str(rows)!r}, settings={QUICK!r})\n"
-        f"purifying.purify_into(Path({str(tmp_path / 'out')!r}), recipe, {str(tmp_path / 'w')!r})\n"
+        f"recipe = purify.recipe_for({str(base)!r}, Path({str(suspect)!r}), {str(rows)!r}, settings={QUICK!r})\n"
+        f"purify.purify_into(Path({str(tmp_path / 'out')!r}), recipe, {str(tmp_path / 'w')!r})\n"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()

@@ -265,10 +265,11 @@ def test_killed_it_leaves_nothing_once_it_ran_again(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     suspect = make_adapter(tmp_path / "suspect", base, target_modules=["query", "dense"])
     script = (
-        "import os, signal\nfrom pathlib import Path\nfrom defensekit import defending, purifying, resetting\n"
-        "defending.rewrite = lambda *work: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"recipe = purifying.recipe_for({str(base)!r}, Path({str(suspect)!r}), None, reset_alone=True)\n"
-        f"resetting.reset_into(Path({str(tmp_path / 'out')!r}), recipe, adapter_only=True)\n"
+        "import os, signal\nfrom pathlib import Path\nfrom defensekit.defense import purification\n"
+        "from defensekit.workflows import purify, reset\n"
+        "purification.rewrite = lambda *work: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"recipe = purify.recipe_for({str(base)!r}, Path({str(suspect)!r}), None, reset_alone=True)\n"
+        f"reset.reset_into(Path({str(tmp_path / 'out')!r}), recipe, adapter_only=True)\n"
     )
     before = set(tmp_path.iterdir())
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL

@@ -1,0 +1,105 @@
+"""Purify a model that somebody has, by what it is: fine-tuned and measured, or reset alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from defensekit.components import Observer
+from defensekit.models.adapter_merge import merged
+from defensekit.models.adapters import is_adapter
+from defensekit.models.checkpoint import CAUSAL, Checkpoint
+from defensekit.recipe.recipe import Recipe
+from defensekit.recipe.resolve import model_folder
+from defensekit.result.schema import Result
+from defensekit.utils.errors import UsageError
+from defensekit.workflows.purify import purify_into, recipe_for
+from defensekit.workflows.reset import Reset, reset_into
+
+
+@dataclass(frozen=True)
+class Purification:
+    """What is to be done with a model: its recipe, and whether it is reset alone, without training."""
+
+    target: Path
+    recipe: Recipe
+    reset_alone: bool
+    adapter_only: bool
+    measured: bool
+
+    def run(self, workspace: str | Path, observers: Sequence[Observer]) -> Result | Reset:
+        """Do it; see `purify_model`."""
+        if self.reset_alone:
+            return reset_into(self.target, self.recipe, observers, self.adapter_only, self.measured)
+        return purify_into(self.target, self.recipe, workspace, observers)
+
+
+def prepare(
+    base: str,
+    suspect: Path,
+    target: Path,
+    clean: str | None = None,
+    *,
+    recipe: Path | None = None,
+    settings: Sequence[str] = (),
+    adapter_only: bool = False,
+    workspace: str | Path = "workspace",
+    say: Callable[[str], None] = lambda text: None,
+) -> Purification:
+    """Decide what is to be done with a model, and check what can be checked before it; see `purify_model`."""
+    if adapter_only and not is_adapter(suspect):
+        raise UsageError(f"--adapter-only: {suspect} holds no adapter (adapter_config.json)")
+    whole = suspect
+    if is_adapter(suspect) and not adapter_only:
+        whole = merged(model_folder(base), suspect, Path(workspace), say)
+    alone = clean is None or adapter_only or Checkpoint(whole).task == CAUSAL
+    loaded = recipe_for(base, whole, clean, recipe, settings, reset_alone=alone)
+    return Purification(target, loaded, alone, adapter_only, clean is not None)
+
+
+def purify_model(
+    base: str | Path,
+    suspect: str | Path,
+    target: str | Path,
+    clean: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    settings: Sequence[str] = (),
+    adapter_only: bool = False,
+    workspace: str | Path = "workspace",
+    observers: Sequence[Observer] = (),
+) -> Result | Reset:
+    """Purify a model, into a folder that loads wherever it did.
+
+    With clean rows a classifier is reset where it drifted abnormally, fine-tuned, and measured before and after; how
+    much is reset is chosen by rows kept apart. Without rows, of a causal language model and of an adapter alone, what
+    drifted furthest is reset and nothing is trained.
+
+    Args:
+        base: the model that it was fine-tuned from: a folder, a source's name, or owner/name@revision.
+        suspect: the folder of the model that is not trusted, or of a PEFT adapter on the base.
+        target: the folder to write, which must not be there, or be empty.
+        clean: a file of clean rows (CSV, TSV, JSONL, Parquet), or a data source's name.
+        recipe: a recipe whose defense is taken in place of the shipped one.
+        settings: such as ``data.label=stars``, laid over the recipe.
+        adapter_only: purify an adapter's own weights: what comes out is an adapter.
+        workspace: the folder where finished stages are kept.
+        observers: who watches.
+
+    Returns:
+        What was found: a run's result, or, where nothing was trained, what was reset.
+
+    Raises:
+        UsageError: a model, the rows or the recipe are not what was expected, or the folder holds something else.
+        DefenseKitError: a stage failed; what was finished before is kept.
+    """
+    prepared = prepare(
+        str(base),
+        Path(suspect),
+        Path(target),
+        None if clean is None else str(clean),
+        recipe=None if recipe is None else Path(recipe),
+        settings=settings,
+        adapter_only=adapter_only,
+        workspace=workspace,
+    )
+    return prepared.run(workspace, observers)
