@@ -2,11 +2,12 @@
 
 import heapq
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from graphlib import TopologicalSorter
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -150,17 +151,6 @@ class _Noting(Workers):
             self.folder.note(keys, gone=True)
 
 
-@dataclass(order=True)
-class _Task:
-    """A stage or a run to be made; the earliest run's come first, and a run after its stages."""
-
-    run: int
-    last: bool
-    number: int
-    do: Callable[[], None] = field(compare=False)
-    after: Callable[[], None] = field(compare=False)
-
-
 class _Driver:
     """Makes the runs of a plan: one thread per slot of the workers, each taking the most urgent task there is."""
 
@@ -172,8 +162,9 @@ class _Driver:
         self.runs = plan.todo
         self.failed_stages: dict[str, DefenseKitError] = {}
         self.failed: dict[str, str] = {}
-        self.ready: list[_Task] = []
-        self.busy = 0
+        self.order: TopologicalSorter[str | int] = TopologicalSorter()  # stages by their keys, runs by their numbers
+        self.first: dict[str, tuple[int, Stage]] = {}  # every stage, with the number of the first run that needs it
+        self.ready: list[tuple[int, bool, int, str | int]] = []  # the earliest run's first, and a run after its stages
         self.stopped: BaseException | None = None
         self.numbers = count()
         self.state = threading.Condition()
@@ -207,48 +198,26 @@ class _Driver:
 
     def _schedule(self) -> None:
         """Set up what waits for what. Stages that are shared are made before the runs that share them."""
-        waiting: Counter[Stage | int] = Counter()
-        after: dict[Stage, list[Stage | int]] = defaultdict(list)
-        first: dict[str, tuple[int, Stage]] = {}
         unsure: set[str] = set()
         for i, run in enumerate(self.runs):
+            self.order.add(i)
             self.holders.update(closure(run.stages).keys())
             for stage in closure(run.stages, self.plan.there).values():
                 # Given rows take the labels of the test rows, which may not be known yet, and with them its key.
                 if stage.plain["kind"] == "given" or any(needed.key in unsure for needed in stage.inputs):
                     unsure.add(stage.key)
                     continue
-                if stage.key not in first:
-                    first[stage.key] = (i, stage)
-                    for needed in stage.inputs:
-                        if needed.key not in self.plan.there:
-                            waiting[stage] += 1
-                            after[first[needed.key][1]].append(stage)
-                waiting[i] += 1
-                after[first[stage.key][1]].append(i)
-
-        def start(what: Stage | int) -> None:
-            if isinstance(what, int):
-                self._push(what, True, partial(self._run, self.runs[what]), lambda: None)
-            else:
-                self._push(
-                    first[what.key][0], False, partial(self._stage, first[what.key][0], what), partial(end, what)
-                )
-
-        def end(stage: Stage) -> None:
-            for what in after.pop(stage, ()):
-                waiting[what] -= 1
-                if not waiting[what]:
-                    start(what)
-
+                if stage.key not in self.first:
+                    self.first[stage.key] = (i, stage)
+                    self.order.add(stage.key, *(one.key for one in stage.inputs if one.key not in self.plan.there))
+                self.order.add(i, stage.key)
+        self.order.prepare()
         names = [str(run.row) for run in self.runs]
         with self.telling:
             for observer in self.observers:
                 blame(observer, observer.study_started, names, self.workers.slots)
                 blame(observer, observer.planned, self._planned())
-        for what in [*(stage for _, stage in first.values()), *range(len(self.runs))]:
-            if not waiting[what]:
-                start(what)
+        self._push()
 
     def _planned(self) -> list[Planned]:
         stages = self.plan.stages.items()
@@ -257,26 +226,31 @@ class _Driver:
             for key, stage in stages
         ]
 
-    def _push(self, run: int, last: bool, do: Callable[[], None], after: Callable[[], None]) -> None:
-        heapq.heappush(self.ready, _Task(run, last, next(self.numbers), do, after))
+    def _push(self) -> None:
+        """Put what waits for nothing any more among what is ready."""
+        for what in self.order.get_ready():
+            run, last = (what, True) if isinstance(what, int) else (self.first[what][0], False)
+            heapq.heappush(self.ready, (run, last, next(self.numbers), what))
 
     def _work(self) -> None:
-        """Take tasks until none is left and nobody is at one that others wait for."""
+        """Take what is ready until nothing is and nobody is at something that others wait for."""
         while True:
             with self.state:
-                while not self.ready and self.busy and not self.stopped:
+                while not self.ready and self.order.is_active() and not self.stopped:
                     self.state.wait()
                 if self.stopped or not self.ready:
                     return
-                task = heapq.heappop(self.ready)
-                self.busy += 1
+                *_, what = heapq.heappop(self.ready)
             try:
-                task.do()
+                if isinstance(what, int):
+                    self._run(self.runs[what])
+                else:
+                    self._stage(*self.first[what])
             except BaseException as error:
                 self.stopped = self.stopped or error
             with self.state:
-                task.after()
-                self.busy -= 1
+                self.order.done(what)
+                self._push()
                 self.state.notify_all()
 
     # -- making ----------------------------------------------------------------------------------------------------
