@@ -84,9 +84,8 @@ class Comparison:
         return axis.startswith(("defense.selector.", "defense.sanitizer.")) and numbers
 
     def _trials(self) -> dict[str, dict[float, dict[str, float]]]:
-        frame = self.study.frame
         found: dict[str, dict[float, dict[str, float]]] = {}
-        trials = frame[frame["trial"].notna()][["run", "trial", "metric", "value"]]
+        trials = self.study.frame.dropna(subset="trial")[["run", "trial", "metric", "value"]]
         for run, trial, metric, value in trials.itertuples(index=False):
             found.setdefault(run, {}).setdefault(float(trial), {})[metric] = float(value)
         return found
@@ -127,8 +126,8 @@ class Comparison:
     @cached_property
     def chosen(self) -> dict[str, float]:
         """The value that the rule took, by run."""
-        chosen = self.study.frame[self.study.frame["chosen"].notna()][["run", "chosen"]]
-        return {run: float(value) for run, value in chosen.itertuples(index=False)}
+        chosen: dict[str, float] = self.study.frame.set_index("run")["chosen"].dropna().to_dict()
+        return chosen
 
     # -- choices -------------------------------------------------------------------------------------------------------
 
@@ -148,8 +147,8 @@ class Comparison:
     @cached_property
     def rules(self) -> dict[str, str]:
         """What chose, by run."""
-        ruled = self.study.frame[self.study.frame["rule"].notna()][["run", "rule"]]
-        return dict(ruled.itertuples(index=False, name=None))
+        rules: dict[str, str] = self.study.frame.set_index("run")["rule"].dropna().to_dict()
+        return rules
 
     def taken(self, group: Group, line: Line, choice: float | None) -> dict[int, Point]:
         """The point of every seed: of a margin the value that does most and whose test ACC is that close to the

@@ -198,18 +198,10 @@ class Numbers:
     def __init__(self, study: Finished) -> None:
         self.study = study
         frame = study.frame[study.frame["trial"].isna() & study.frame["model"].notna()]
-        self.values: dict[tuple[str, str, str], float] = {}
-        self.costs: dict[tuple[str, str, str], float] = {}
-        self.oracles: dict[str, str] = {}
-        names = ["run", "model", "metric", "value", "seconds", "peak_memory", "oracle"]
-        for run, model, metric, value, seconds, memory, oracle in frame[names].astype(object).itertuples(index=False):
-            self.values[run, model, metric] = float(value)
-            if isinstance(seconds, float | int):
-                self.costs[run, model, "seconds"] = float(seconds)
-            if isinstance(memory, float | int):
-                self.costs[run, model, "peak_memory"] = memory / 2**20
-            if isinstance(oracle, str):
-                self.oracles[run] = oracle
+        self.values: dict[tuple[str, str, str], float] = frame.set_index(["run", "model", "metric"])["value"].to_dict()
+        costs = frame.assign(peak_memory=frame["peak_memory"] / 2**20).set_index(["run", "model"])
+        self.costs = {name: costs[name].dropna().to_dict() for name in ("seconds", "peak_memory")}
+        self.oracles: dict[str, str] = frame.set_index("run")["oracle"].dropna().to_dict()
         self.models_of = {(run, model) for run, model, _ in self.values}
         self.metrics = list(dict.fromkeys(metric for _, _, metric in self.values))
         self.models = list(dict.fromkeys(["purified", *(model for _, model, _ in self.values)]))
@@ -235,7 +227,7 @@ class Numbers:
         """What making the model took, a mean over the runs of every seed."""
         by_seed: dict[int, list[float]] = {}
         for run in runs:
-            if (cost := self.costs.get((run.id, model, name))) is not None:
+            if (cost := self.costs[name].get((run.id, model))) is not None:
                 by_seed.setdefault(run.seed, []).append(cost)
         return Cell(tuple(fmean(costs) for costs in by_seed.values()))
 
