@@ -24,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from defensekit.cli.progress import Progress
 from defensekit.components import Observer
@@ -185,8 +186,7 @@ def measure(model: Model, data: Path | None, workspace: Path, observers: Sequenc
 
 def auc(clean: Sequence[float], poisoned: Sequence[float]) -> float:
     """The area under the ROC curve: how often a poisoned model has the higher value; a tie is half."""
-    difference = np.subtract.outer(np.array(poisoned), np.array(clean))
-    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+    return float(roc_auc_score([0] * len(clean) + [1] * len(poisoned), [*clean, *poisoned]))
 
 
 def assess(name: str, rows: Sequence[dict[str, Any]], draws: int = 2000) -> dict[str, Any]:
