@@ -1,7 +1,7 @@
-"""Accuracy, what an attack does to answers, and calibration; each with a bootstrap interval over the rows.
+"""Accuracy, what an attack does to answers, and calibration; each with a 95 % interval over the rows.
 
-The interval is the percentile bootstrap's 95 % (Efron 1979): it says how far these test rows, drawn anew, leave the
-number open, and nothing about seeds.
+The interval says how far these test rows, drawn anew, leave the number open, and nothing about seeds. A share has
+Wilson's (1927); the calibration error, which is no share, has the percentile bootstrap's (Efron 1979).
 """
 
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -12,30 +12,23 @@ if TYPE_CHECKING:
     import numpy as np
 
 RESAMPLES = 2000
-_MIDDLE = (0.025, 0.975)
 
 
-def share(hits: "np.ndarray", seed: int) -> Measured:
+def share(hits: "np.ndarray") -> Measured:
     """The share of true values in ``hits`` (rows,), bool.
-
-    To resample the rows of a share is to draw from a binomial. Where all rows agree every resample is the same, and an
-    interval without width would claim a certainty that no sample gives: there it is Wilson's (1927).
 
     Raises:
         DefenseKitError: there are no rows.
     """
-    import numpy as np
     from scipy.stats import binomtest
 
     rows, found = len(hits), int(hits.sum())
     if not rows:
         raise DefenseKitError("there are no rows to measure on")
-    if 0 < found < rows:
-        draws = np.random.default_rng(seed).binomial(rows, found / rows, RESAMPLES) / rows
-        low, high = np.quantile(draws, _MIDDLE)
-    else:
-        low, high = binomtest(found, rows).proportion_ci(method="wilson")
-    return Measured(value=found / rows, low=float(low), high=float(high), rows=rows)
+    value = found / rows
+    # The interval is the same whatever share is tested; of this one the test itself costs least.
+    low, high = binomtest(found, rows, value).proportion_ci(method="wilson")
+    return Measured(value=value, low=float(low), high=float(high), rows=rows)
 
 
 class Accuracy(Metric):
@@ -44,7 +37,7 @@ class Accuracy(Metric):
     on: ClassVar[Literal["plain", "triggered"]] = "plain"
 
     def measure(self, predictions: Predictions) -> Measured:
-        return share(predictions.answers() == predictions.labels, predictions.seed)
+        return share(predictions.answers() == predictions.labels)
 
 
 class BiasedAccuracy(Accuracy):
@@ -67,10 +60,10 @@ class AttackSuccess(Metric):
         labels = predictions.labels
         hits = predictions.answers() == predictions.target
         parts = {
-            predictions.name(label): share(hits[labels == label], predictions.seed)
+            predictions.name(label): share(hits[labels == label])
             for label in sorted({*labels.tolist()} - {predictions.target})
         }
-        return share(hits[labels != predictions.target], predictions.seed).model_copy(update={"parts": parts})
+        return share(hits[labels != predictions.target]).model_copy(update={"parts": parts})
 
 
 class FalseTriggers(AttackSuccess):
@@ -104,7 +97,7 @@ class CalibrationError(Metric):
         bin_of = np.clip(np.ceil(confidence * self.bins).astype(int) - 1, 0, self.bins - 1)  # (0, 1/m], (1/m, 2/m], ...
         rng = np.random.default_rng(predictions.seed)
         draws = [self._error(gap, bin_of, rng.integers(rows, size=rows)) for _ in range(RESAMPLES)]
-        low, high = np.quantile(draws, _MIDDLE)
+        low, high = np.quantile(draws, (0.025, 0.975))
         return Measured(value=self._error(gap, bin_of), low=float(low), high=float(high), rows=rows)
 
     def _error(self, gap: "np.ndarray", bin_of: "np.ndarray", chosen: "np.ndarray | slice" = slice(None)) -> float:

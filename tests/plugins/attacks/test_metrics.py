@@ -1,12 +1,12 @@
-"""Metrics: they count what they say, intervals are those of resampled rows, and each fits the attack it is used on."""
+"""Metrics: they count what they say, a share's interval is Wilson's, and each fits the attack it is used on."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
 
 import defensekit
 from defensekit.components import Predictions
@@ -34,26 +34,35 @@ def test_metrics_count_what_they_say() -> None:
     )  # fmt: skip
 
 
-@given(rows=st.integers(2, 3000), part=st.floats(0, 1), seed=st.integers(0, 5))
+def wilson(found: int, rows: int) -> tuple[float, float]:
+    """Wilson 1927: the shares p from which the one seen lies no more than z standard deviations of p."""
+    z, seen = 1.959963984540054, found / rows
+    middle = seen + z * z / (2 * rows)
+    width = z * math.sqrt(seen * (1 - seen) / rows + z * z / (4 * rows * rows))
+    return (middle - width) / (1 + z * z / rows), (middle + width) / (1 + z * z / rows)
+
+
+@given(st.integers(1, 100_000).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))
+@example((0, 1)).via("one row")
+@example((1, 1)).via("one row")
+@example((0, 600)).via("no hit")
+@example((600, 600)).via("nothing but hits")
 @settings(deadline=None, max_examples=60)
-def test_a_shares_interval_is_that_of_its_resampled_rows(rows: int, part: float, seed: int) -> None:
-    """Against the exact distribution of a resampled share, to what 2,000 draws know of its quantiles."""
-    hits = np.arange(rows) < round(part * rows)
-    found = share(hits, seed)
-    assert found == share(hits[::-1], seed)
-    assert 0 <= found.low <= found.value <= found.high <= 1
-    if 0 < hits.sum() < rows:
-        resampled = binom(rows, found.value)
-        for bound, (least, most) in ((found.low, (0.013, 0.039)), (found.high, (0.961, 0.987))):
-            assert resampled.ppf(least) - 1 <= bound * rows <= resampled.ppf(most) + 1
+def test_a_shares_interval_is_wilsons(counts: tuple[int, int]) -> None:
+    found, rows = counts
+    hits = np.arange(rows) < found
+    measured = share(hits)
+    assert measured == share(hits[::-1])
+    assert (measured.value, measured.rows) == (found / rows, rows)
+    assert (measured.low, measured.high) == pytest.approx(wilson(found, rows), abs=1e-9)
+    assert 0 <= measured.low <= measured.value <= measured.high <= 1
+    assert (measured.low == 0) == (found == 0)
+    assert (measured.high == 1) == (found == rows)
 
 
-def test_where_all_rows_agree_the_interval_is_wilsons() -> None:
-    n, z = 50, 1.959964
-    assert share(np.ones(n, bool), 0).low == pytest.approx(1 / (1 + z * z / n), abs=1e-6)
-    assert share(np.zeros(n, bool), 0).high == pytest.approx(1 - 1 / (1 + z * z / n), abs=1e-6)
+def test_of_no_rows_there_is_no_share() -> None:
     with pytest.raises(DefenseKitError, match="no rows"):
-        share(np.ones(0, bool), 0)
+        share(np.ones(0, bool))
 
 
 def slow_error(confidence: list[float], correct: list[bool], bins: int) -> float:
