@@ -5,13 +5,14 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
 
 from defensekit.host.registry import Host, Plugin
 from defensekit.utils.errors import DefenseKitError, UsageError, listing, nearest
-from defensekit.utils.files import data_digest
+from defensekit.utils.files import data_digest, file_digest
 
 GROUP = "defensekit"
 
@@ -66,6 +67,21 @@ def load_plugins(files: Iterable[Path] = ()) -> Host:
             raise UsageError(f"plugins: there is no file {path}")
         host.load(local_plugin(path), lambda path=path: _import_file(path))  # type: ignore[misc]
     return host
+
+
+def cached_plugins(files: Iterable[Path] = ()) -> Host:
+    """As `load_plugins`, loaded once for the same installed plugins and the same contents of files.
+
+    Raises:
+        UsageError: as `load_plugins`.
+    """
+    digests = tuple((path, file_digest(path) if path.is_file() else None) for path in files)
+    return _cached(tuple(_chosen()), digests)
+
+
+@cache
+def _cached(entries: tuple[EntryPoint, ...], files: tuple[tuple[Path, str | None], ...]) -> Host:
+    return load_plugins(path for path, _ in files)
 
 
 def host_version() -> str:

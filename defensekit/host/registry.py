@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import pluggy
 
@@ -21,6 +21,8 @@ from defensekit.host import hookspecs
 from defensekit.host.hookspecs import HOOKS, KIND_OF
 from defensekit.utils.errors import UsageError, listing, nearest
 from defensekit.utils.files import data_digest, file_digest, folder_digest
+
+C = TypeVar("C", bound=Component)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -159,12 +161,19 @@ class Host:
         """The names of a kind, sorted."""
         return sorted(self.registrations[kind])
 
-    def find(self, kind: str, name: str) -> type[Component]:
-        """The component's class.
+    @overload
+    def find(self, kind: type[C], name: str) -> type[C]: ...
+
+    @overload
+    def find(self, kind: str, name: str) -> type[Component]: ...
+
+    def find(self, kind: str | type[Component], name: str) -> type[Component]:
+        """The class of the component that has the name; a kind is said by its class or by its own name.
 
         Raises:
             UsageError: nobody or more than one plugin has the name, or what it needs is not installed.
         """
+        kind = kind if isinstance(kind, str) else kind.kind
         claims = self.registrations[kind].get(name, [])
         if not claims:
             known = self.names(kind)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
 
-from defensekit.components import Attack, Choice, Metric, Rule, Trial, blame
+from defensekit.components import Choice, Rule, Trial, blame
 from defensekit.pipeline.plan import Defended, Plan, Stage
 from defensekit.pipeline.predictions import clean_trial, read_predictions
 from defensekit.pipeline.preflight import at
@@ -69,7 +69,7 @@ class Experiment:
     def __post_init__(self) -> None:
         recipe = self.plan.recipe
         self.roles = [role for role in ROLES if recipe.attack or role != "train"]
-        self.asked = list(dict.fromkeys(cast(Metric, named.component).on for named in recipe.metrics))
+        self.asked = list(dict.fromkeys(named.component.on for named in recipe.metrics))
 
     def requests(self) -> Requests:
         """Everything that a run asks for."""
@@ -123,7 +123,7 @@ class Experiment:
             UsageError: the data have no such label.
         """
         recipe = self.plan.recipe
-        aim = cast(Attack, recipe.attack.component).aim() if recipe.attack else recipe.triggered_target
+        aim = recipe.attack.component.aim() if recipe.attack else recipe.triggered_target
         key = "attack.target" if recipe.attack else "triggered.target"
         return None if aim is None else at(recipe, key, lambda: label_number(aim, self.plan.labels))
 
@@ -168,10 +168,10 @@ class Experiment:
         if rule is None:
             self.models[name] = yield from self._ask(name, self.plan.defended(name, defense), self.test_rows)
         elif value is not None:
-            chosen = defense.at(cast(Rule, rule.component).over, value)
+            chosen = defense.at(rule.component.over, value)
             self.models[name] = yield from self._ask(name, self.plan.defended(name, chosen), self.test_rows)
         else:
-            yield from self._unknown(name, defense, cast(Rule, rule.component))
+            yield from self._unknown(name, defense, rule.component)
 
     def _unknown(self, name: str, defense: Defense, rule: Rule) -> Requests:
         """The stages that any value shares; the others have a title alone."""
@@ -196,7 +196,7 @@ class Experiment:
         named, plan, defense = self.plan.recipe.choose, self.plan, self.plan.recipe.defense
         if named is None:
             return None
-        rule = cast(Rule, named.component)
+        rule = named.component
         suspect = yield from self._dev_trial("suspect", Defended(plan.suspect()), defense.nothing(rule.over))
         self.suspect_trial = suspect
         self._doubt_labels()

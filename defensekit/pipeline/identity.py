@@ -5,7 +5,7 @@ from typing import Any
 
 from defensekit.pipeline.plan import Plan
 from defensekit.pipeline.store import FORMAT
-from defensekit.recipe.recipe import Defense, Named, Recipe
+from defensekit.recipe.recipe import Defense, NamedComponent, Recipe
 from defensekit.utils.files import data_digest
 
 # Every key of a recipe stands in one of these; a new one belongs to identity unless the numbers can't depend on it.
@@ -18,7 +18,7 @@ IDENTITY = {
 NOT_IDENTITY = {"name", "extends", "plugins", "requires", "executor", "observers"}
 
 
-def parts(recipe: Recipe) -> Iterator[tuple[str, Named]]:
+def parts(recipe: Recipe) -> Iterator[tuple[str, NamedComponent[Any]]]:
     """Every component that takes part in what a run computes, with its place in the recipe."""
     yield "model", recipe.model
     yield "data", recipe.data
@@ -30,11 +30,11 @@ def parts(recipe: Recipe) -> Iterator[tuple[str, Named]]:
         yield "defense.choose", recipe.choose
     for name, other in recipe.compare.items():
         yield from _defense(f"defense.compare.{name}", other)
-    for i, named in enumerate(recipe.metrics):
-        yield f"metrics.{i}", named
+    for i, metric in enumerate(recipe.metrics):
+        yield f"metrics.{i}", metric
 
 
-def _defense(place: str, defense: Defense) -> Iterator[tuple[str, Named]]:
+def _defense(place: str, defense: Defense) -> Iterator[tuple[str, NamedComponent[Any]]]:
     for part, named in (
         ("estimator", defense.estimator),
         ("scorer", defense.scorer),

@@ -1,6 +1,6 @@
 """The graph of a run's stages: plain data, planned without computing anything."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from pathlib import Path
@@ -8,9 +8,9 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 
-from defensekit.components import Attack, Sanitizer, Scorer, Selector
+from defensekit.components import Attack, Component, Estimator, ModelSource, Purifier, Sanitizer
 from defensekit.pipeline.store import key_of
-from defensekit.recipe.recipe import Defense, Named, Recipe
+from defensekit.recipe.recipe import Defense, NamedComponent, Recipe
 from defensekit.text import ROLES
 from defensekit.utils.seeds import Seeds
 
@@ -86,8 +86,8 @@ class Plan:
         base: External,
         suspect: External | None,
         contents: dict[str, str | None],
-        step_contents: Callable[[Named], str | None],
-        language_model: Callable[[Named], External],
+        step_contents: Callable[[NamedComponent[Purifier]], str | None],
+        language_model: Callable[[NamedComponent[ModelSource]], External],
         labels: list[str] | None,
         machine: dict[str, Any],
         known: dict[Hashable, Stage],
@@ -114,7 +114,7 @@ class Plan:
         title: str,
         inputs: dict[str, "Stage | External"],
         params: Params,
-        components: dict[str, Named] | None = None,
+        components: Mapping[str, NamedComponent[Component]] | None = None,
         seed: int = 0,
     ) -> Stage:
         roles = tuple((role, named.digest) for role, named in (components or {}).items())
@@ -129,7 +129,7 @@ class Plan:
         title: str,
         inputs: dict[str, "Stage | External"],
         params: Params,
-        components: dict[str, Named],
+        components: Mapping[str, NamedComponent[Component]],
         seed: int,
     ) -> Stage:
         plain: dict[str, Any] = {
@@ -148,7 +148,7 @@ class Plan:
             plain["machine"] = self.machine
         return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
 
-    def _plugin(self, named: Named) -> str:
+    def _plugin(self, named: NamedComponent[Component]) -> str:
         """Where a component comes from, for whoever does not have it."""
         return str(self.recipe.host.plugin_of(named.component.kind, named.name))
 
@@ -179,13 +179,13 @@ class Plan:
     @once
     def _trigger(self) -> Stage:
         inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("test")}
-        attack = {"attack": cast(Named, self.recipe.attack)}
+        attack = {"attack": cast(NamedComponent[Attack], self.recipe.attack)}
         return self._stage("trigger", "triggered rows", inputs, self._attacked, attack, self.seeds.trigger)
 
     @once
     def poisoned(self) -> Stage:
         inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("train")}
-        attack = {"attack": cast(Named, self.recipe.attack)}
+        attack = {"attack": cast(NamedComponent[Attack], self.recipe.attack)}
         return self._stage("poison", "poisoned rows", inputs, self._attacked, attack, self.seeds.poison)
 
     def triggered(self) -> Stage | None:
@@ -211,7 +211,7 @@ class Plan:
         attack = {}
         if start is not None:
             inputs["clean"] = self.rows("train")
-            attack = {"attack": cast(Named, self.recipe.attack)}
+            attack = {"attack": cast(NamedComponent[Attack], self.recipe.attack)}
         return self._stage("train", title, inputs, params, attack, self.seeds.training)
 
     @once
@@ -222,12 +222,12 @@ class Plan:
     def suspect(self) -> "Stage | External":
         if self.given_suspect:
             return self.given_suspect
-        start = cast(Attack, cast(Named, self.recipe.attack).component).trains_from
+        start = cast(NamedComponent[Attack], self.recipe.attack).component.trains_from
         if start is None:
             return self._trained("suspect", self.poisoned())
         return self._trained("suspect", self.poisoned(), self.base if start == "base" else self.clean())
 
-    def statistics(self, estimator: Named) -> Stage:
+    def statistics(self, estimator: NamedComponent[Estimator]) -> Stage:
         inputs = {"base": self.base, "suspect": self.suspect(), "clean": self.rows("clean")}
         title = f"statistics ({estimator.name})"
         seed = self.seeds.statistics
@@ -239,13 +239,13 @@ class Plan:
             "suspect": self.suspect(),
             "clean": self.rows("clean"),
         }
-        components: dict[str, Named] = {}
+        components: dict[str, NamedComponent[Component]] = {}
         # Nothing selected, or no weight step to change it, is the same model whatever the scorer: fine-tuning alone.
         steps, scorer, selector = defense.model_steps, defense.scorer, defense.selector
         changes = steps != defense.purifier
-        if changes and scorer and selector and not cast(Selector, selector.component).takes_nothing():
+        if changes and scorer and selector and not selector.component.takes_nothing():
             steps, components = defense.purifier, {"scorer": scorer, "selector": selector}
-            if defense.estimator and cast(Scorer, scorer.component).needs:
+            if defense.estimator and scorer.component.needs:
                 inputs["statistics"] = self.statistics(defense.estimator)
         components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
         params = self._numeric
@@ -267,8 +267,8 @@ class Plan:
 
     def sanitized(self, title: str, defense: Defense, rows: Stage) -> Stage:
         """Rows as a sanitizer leaves them; what it inspects is the same for every value of its late parameters."""
-        named = cast(Named, defense.sanitizer)
-        component = cast(Sanitizer, named.component)
+        named = cast(NamedComponent[Sanitizer], defense.sanitizer)
+        component = named.component
         inputs: dict[str, Stage | External] = {"rows": rows}
         if defense.language_model:
             inputs["language-model"] = self.language_model(defense.language_model)

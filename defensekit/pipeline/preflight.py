@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from defensekit.components import Attack, DatasetSource, Executor, ModelSource, Purifier, blame
+from defensekit.components import Attack, ModelSource, Purifier, blame
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
 from defensekit.models.config import label_names, positions
 from defensekit.models.pair import Pair
 from defensekit.pipeline.plan import External, Plan, Stage
-from defensekit.recipe.recipe import Named, Recipe
+from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.utils.errors import PlacedError, UsageError, listing
 
 Made = TypeVar("Made")
@@ -45,28 +45,28 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
         given = recipe.suspect
         found = suspect = known.look(("model", given.digest), lambda: _external(recipe, given, "suspect"))
         labels = known.look((base, found), lambda: _held_against(recipe, base, found, say))
-    source = cast(DatasetSource, recipe.data.component)
+    source = recipe.data.component
     contents = known.look(recipe.data.digest, lambda: at(recipe, "data", lambda: blame(source, source.contents, say)))
     known.look((base, recipe.sizes.max_length), lambda: _check_length(recipe, base))
     outside: dict[str, str | None] = {}
     if recipe.attack:
         outside["attack"] = known.look(recipe.attack.digest, lambda: _attack_contents(recipe))
     if recipe.triggered:
-        rows = cast(DatasetSource, recipe.triggered.component)
+        rows = recipe.triggered.component
         outside["triggered"] = known.look(
             recipe.triggered.digest, lambda: at(recipe, "triggered", lambda: blame(rows, rows.contents, say))
         )
 
-    def step_contents(step: Named) -> str | None:
-        purifier = cast(Purifier, step.component)
+    def step_contents(step: NamedComponent[Purifier]) -> str | None:
+        purifier = step.component
         look = partial(at, recipe, "defense.purifier", partial(blame, purifier, purifier.contents))
         return known.look(("step", step.digest), look)
 
-    def language_model(named: Named) -> External:
+    def language_model(named: NamedComponent[ModelSource]) -> External:
         place = "defense.sanitizer.model"
         return known.look(("language model", named.digest), lambda: _external(recipe, named, place))
 
-    machine = known.look(recipe.executor.digest, cast(Executor, recipe.executor.component).machine)
+    machine = known.look(recipe.executor.digest, recipe.executor.component.machine)
     for defense in (recipe.defense, *recipe.compare.values()):
         for step in defense.purifier:
             step_contents(step)
@@ -99,7 +99,7 @@ def _refuse_causal(suspect: Checkpoint) -> None:
 
 
 def _attack_contents(recipe: Recipe) -> str | None:
-    attack = cast(Attack, cast(Named, recipe.attack).component)
+    attack = cast(NamedComponent[Attack], recipe.attack).component
     return at(recipe, "attack", lambda: blame(attack, attack.contents))
 
 
@@ -113,12 +113,11 @@ def at(recipe: Recipe, key: str, call: Callable[[], Made]) -> Made:
         raise PlacedError(f"{recipe.where(*key.split('.'))}: {error}") from error
 
 
-def _external(recipe: Recipe, named: Named, key: str) -> External:
+def _external(recipe: Recipe, named: NamedComponent[ModelSource], key: str) -> External:
     """A model outside the store, checked."""
 
     def look() -> External:
-        source = cast(ModelSource, named.component)
-        checkpoint = Checkpoint(blame(source, source.folder).resolve())
+        checkpoint = Checkpoint(blame(named.component, named.component.folder).resolve())
         found = External(checkpoint.folder, checkpoint.digest())
         checkpoint.check_finite()
         return found

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from defensekit.components import Executor, Measured, Metric, Observer, Predictions, Rule, Trial, blame
+from defensekit.components import Measured, Observer, Predictions, Trial, blame
 from defensekit.host.registry import Plugin
 from defensekit.pipeline import run_folder
 from defensekit.pipeline.dry_run import stages_ahead
@@ -100,9 +100,9 @@ def run_attack(
 @contextmanager
 def _here(recipe: Recipe, workspace: Path, observers: Sequence[Observer]) -> "Iterator[Run]":
     """A run on its own, with workers and observers of its own."""
-    watching = [*observers, *(cast(Observer, named.component) for named in recipe.observers)]
+    watching = [*observers, *(named.component for named in recipe.observers)]
     store = Store(workspace / "store")
-    with cast(Executor, recipe.executor.component).open() as workers:
+    with recipe.executor.component.open() as workers:
         runner = Runner(store, workers, watching)
         runner.tell("run_started", recipe.resolved())
         try:
@@ -230,7 +230,7 @@ class Run:
         """The metrics of a model, in the recipe's order."""
         found = {}
         for named in self.recipe.metrics:
-            metric = cast(Metric, named.component)
+            metric = named.component
             if metric.on in questions.predictions:
                 predictions = self.predictions(questions.predictions[metric.on])
                 found[named.name] = blame(metric, metric.measure, predictions)
@@ -285,7 +285,7 @@ class Run:
         choice, suspect, named = self.experiment.choice, self.experiment.suspect_trial, self.recipe.choose
         if choice is None or suspect is None or named is None:
             return None
-        over = cast(Rule, named.component).over
+        over = named.component.over
         return Chosen(
             rule=named.name,
             over=over,

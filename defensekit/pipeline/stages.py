@@ -7,10 +7,10 @@ guards against mistakes, not against malice: a plugin is code, and code can open
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from defensekit import training
 from defensekit.components import (
@@ -32,8 +32,9 @@ from defensekit.defense import estimation, purification, sanitizing
 from defensekit.defense.estimation import Report
 from defensekit.defense.scoring import score_pair
 from defensekit.defense.selection import describe, select
-from defensekit.host.discovery import load_plugins
-from defensekit.host.registry import Host, source_digest
+from defensekit.host.discovery import cached_plugins
+from defensekit.host.parameters import build
+from defensekit.host.registry import source_digest
 from defensekit.models import checkpoint, inference, loading
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import relabelled
@@ -42,7 +43,7 @@ from defensekit.models.writer import write_streamed
 from defensekit.pipeline import predictions
 from defensekit.pipeline.store import Draft, Store
 from defensekit.text import ROWS, Row, Truncation, changed, label_number, read_rows, split, write_rows
-from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, listing, out_of_memory
+from defensekit.utils.errors import DefenseKitError, KeyedError, UsageError, lacks_memory, listing, out_of_memory
 from defensekit.utils.files import file_digest
 from defensekit.utils.seeds import derive_seed
 
@@ -50,9 +51,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@cache
-def _host(plugin_files: tuple[str, ...], digests: tuple[str, ...]) -> Host:
-    return load_plugins(map(Path, plugin_files))
+C = TypeVar("C", bound=Component)
 
 
 @dataclass(frozen=True)
@@ -63,29 +62,32 @@ class Work:
     store: Store
     report: Report
 
-    def component(self, role: str) -> Component:
+    def component(self, kind: type[C], role: str) -> C:
         """The component in a role, built from its plain data.
 
         Raises:
             DefenseKitError: this machine does not have its plugin, or has another than the run began with.
         """
         spec = self.stage["components"][role]
-        what, there = f"the {spec['kind']} {spec['name']!r}", f"{spec['plugin']} on {platform.node()}"
-        files = tuple(self.stage["plugin_files"])
-        if missing := [file for file in files if not Path(file).is_file()]:
+        what, there = f"the {kind.kind} {spec['name']!r}", f"{spec['plugin']} on {platform.node()}"
+        files = [Path(file) for file in self.stage["plugin_files"]]
+        if missing := [file for file in files if not file.is_file()]:
             raise DefenseKitError(f"there is no file {missing[0]} on {platform.node()}; put it where every node has it")
-        host = _host(files, tuple(file_digest(Path(file)) for file in files))
+        host = cached_plugins(files)
         try:
-            found = host.find(spec["kind"], spec["name"])
+            found = host.find(kind, spec["name"])
         except UsageError as error:
             raise DefenseKitError(f"{what} needs {there}; install it there ({error})") from error
         if source_digest(found) != spec["source"]:
             raise DefenseKitError(
                 f"{what}: the source of {there} is not what the run began with "
-                f"({host.plugin_of(spec['kind'], spec['name'])} is there now); "
+                f"({host.plugin_of(kind.kind, spec['name'])} is there now); "
                 "if it was edited, start the run again, if it is another version, install the same everywhere"
             )
-        return found.model_validate(spec["location"] | spec["parameters"])
+        try:
+            return build(found, spec["location"] | spec["parameters"])
+        except KeyedError as error:
+            raise error.below(kind.kind, spec["name"]) from error
 
     def folder(self, name: str) -> Path:
         """The folder of an input: an artifact's files, or a model outside the store."""
@@ -155,7 +157,7 @@ def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, to
 def data(work: Work, draft: Draft) -> None:
     """The rows of one role."""
     params = work.stage["params"]
-    source = cast(DatasetSource, work.component("source"))
+    source = work.component(DatasetSource, "source")
     dataset = blame(source, source.load)
     if params["labels"] is not None:
         dataset = relabelled(dataset, params["labels"])
@@ -166,7 +168,7 @@ def data(work: Work, draft: Draft) -> None:
 
 def _attack(work: Work) -> tuple[Attack, AttackContext, list[Row]]:
     truncation = Truncation(loading.load_tokenizer(work.folder("model")), work.max_length)
-    attack = cast(Attack, work.component("attack"))
+    attack = work.component(Attack, "attack")
     context = AttackContext(Random(work.stage["seed"]), tuple(work.facts("rows")["labels"]), truncation)
     return attack, context, work.rows("rows")
 
@@ -224,7 +226,7 @@ def trigger(work: Work, draft: Draft) -> None:
 
 def given(work: Work, draft: Draft) -> None:
     """Triggered rows from a file, as its rows stand there."""
-    source = cast(DatasetSource, work.component("source"))
+    source = work.component(DatasetSource, "source")
     labels = work.stage["params"]["labels"]
     dataset = relabelled(blame(source, source.load), labels)
     target = label_number(work.stage["params"]["target"], labels)
@@ -246,7 +248,7 @@ def train(work: Work, draft: Draft) -> None:
         model, tokenizer = loading.load(work.folder("model"), "base", labels)
     rows, seed = work.rows("rows"), work.seed("training")
     if "attack" in work.stage["components"]:
-        attack, clean = cast(Attack, work.component("attack")), work.rows("clean")
+        attack, clean = work.component(Attack, "attack"), work.rows("clean")
         context = AttackTrainingContext(
             tokenizer, labels, clean, rows, settings, work.max_length, work.precision, seed, work.report
         )
@@ -270,7 +272,7 @@ def train(work: Work, draft: Draft) -> None:
 
 def statistics(work: Work, draft: Draft) -> None:
     """Statistics per parameter on clean rows, for the tensors in scope, by the pair's names."""
-    estimator = cast(Estimator, work.component("estimator"))
+    estimator = work.component(Estimator, "estimator")
     seed = work.stage["seed"]
     found = estimation.estimate(
         work.pair, estimator, work.rows("clean"), max_length=work.max_length, seed=seed, report=work.report
@@ -286,12 +288,12 @@ def purify(work: Work, draft: Draft) -> None:
     roles = sorted(role for role in work.stage["components"] if role.startswith("step"))
     selection = None
     if "selector" in work.stage["components"]:
-        scorer, selector = cast(Scorer, work.component("scorer")), cast(Selector, work.component("selector"))
+        scorer, selector = work.component(Scorer, "scorer"), work.component(Selector, "selector")
         selection = select(score_pair(work.pair, scorer, _readers(work), work.stage["seed"]), selector)
     purification.purify(
         work.pair,
         selection,
-        [cast(Purifier, work.component(role)) for role in roles],
+        [work.component(Purifier, role) for role in roles],
         work.rows("clean"),
         draft.files,
         max_length=work.max_length,
@@ -321,7 +323,7 @@ def _readers(work: Work) -> "dict[str, Callable[[str], Tensor | None]]":
 
 def inspect(work: Work, draft: Draft) -> None:
     """What a sanitizer has to know of every text before it decides."""
-    found = sanitizing.inspect(cast(Sanitizer, work.component("sanitizer")), work.rows("rows"), _texts(work))
+    found = sanitizing.inspect(work.component(Sanitizer, "sanitizer"), work.rows("rows"), _texts(work))
     sanitizing.write_found(draft.files / sanitizing.FOUND, found)
 
 
@@ -330,7 +332,7 @@ def sanitize(work: Work, draft: Draft) -> None:
     inspected = "inspected" in work.stage["inputs"]
     found = sanitizing.read_found(work.folder("inspected") / sanitizing.FOUND) if inspected else None
     before = work.rows("rows")
-    after = sanitizing.sanitize(cast(Sanitizer, work.component("sanitizer")), before, found, _texts(work))
+    after = sanitizing.sanitize(work.component(Sanitizer, "sanitizer"), before, found, _texts(work))
     write_rows(draft.files / ROWS, after)
     made = work.about("inspected") if inspected else None
     draft.facts.update(work.facts("rows"), **sanitizing.describe(before, after))

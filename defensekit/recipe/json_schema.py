@@ -3,7 +3,7 @@
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
@@ -150,7 +150,7 @@ class _Writer:
         for name in self.host.names("sanitizer"):
             made = self.component("sanitizer", name, "name", {})
             with suppress(UsageError):  # it can't be loaded; the recipe that takes it will say so
-                if cast(type[Sanitizer], self.host.find("sanitizer", name)).reads_with_language_model:
+                if self.host.find(Sanitizer, name).reads_with_language_model:
                     made["properties"]["model"] = model
                     made["required"] = [*made["required"], "model"]
                 else:

@@ -6,11 +6,26 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from pydantic import ValidationError
 
-from defensekit.components import Component, WeightStep
+from defensekit.components import (
+    Attack,
+    Component,
+    DatasetSource,
+    Estimator,
+    Executor,
+    Metric,
+    ModelSource,
+    Observer,
+    Purifier,
+    Rule,
+    Sanitizer,
+    Scorer,
+    Selector,
+    WeightStep,
+)
 from defensekit.host.registry import Host, plain
 from defensekit.recipe.keys import Sizes
 from defensekit.recipe.yaml_document import Document
@@ -18,13 +33,15 @@ from defensekit.training import Precision, TrainingSettings
 from defensekit.utils.errors import UsageError, nearest
 from defensekit.utils.files import data_digest, literal_path
 
+C = TypeVar("C", bound=Component, covariant=True)
+
 
 @dataclass(frozen=True)
-class Named:
+class NamedComponent(Generic[C]):
     """A component under the name it has in the recipe."""
 
     name: str
-    component: Component
+    component: C
 
     def plain(self) -> dict[str, Any]:
         """As part of a stage."""
@@ -66,12 +83,12 @@ class Defense:
     Or, of an input-level defense, the ``sanitizer`` and the language model that it reads with, and none of the four.
     """
 
-    estimator: Named | None = None
-    scorer: Named | None = None
-    selector: Named | None = None
-    purifier: tuple[Named, ...] = ()
-    sanitizer: Named | None = None
-    language_model: Named | None = None
+    estimator: NamedComponent[Estimator] | None = None
+    scorer: NamedComponent[Scorer] | None = None
+    selector: NamedComponent[Selector] | None = None
+    purifier: tuple[NamedComponent[Purifier], ...] = ()
+    sanitizer: NamedComponent[Sanitizer] | None = None
+    language_model: NamedComponent[ModelSource] | None = None
 
     @property
     def stage(self) -> Literal["weights", "input"]:
@@ -79,11 +96,11 @@ class Defense:
         return "input" if self.sanitizer else "weights"
 
     @property
-    def model_steps(self) -> tuple[Named, ...]:
+    def model_steps(self) -> tuple[NamedComponent[Purifier], ...]:
         """The purifier without its weight steps."""
         return tuple(step for step in self.purifier if not isinstance(step.component, WeightStep))
 
-    def part(self, over: str) -> Named:
+    def part(self, over: str) -> NamedComponent[Component]:
         """The component whose parameter ``over`` names.
 
         Raises:
@@ -97,7 +114,7 @@ class Defense:
         if part not in known or (found := getattr(self, part)) is None:
             parts = "sanitizer" if self.sanitizer else "estimator, scorer, selector or purifier.N"
             raise UsageError(f"there is no part {part!r} (expected {parts})")
-        return cast(Named, found)
+        return cast(NamedComponent[Component], found)
 
     def lower_does_more(self, over: str) -> bool:
         """Whether a lower value of the parameter does more."""
@@ -124,7 +141,7 @@ class Defense:
             raise UsageError(f"{over} can't be {value:g} ({error.errors()[0]['msg']})") from error
         changed = replace(found, component=made)
         if part.startswith("purifier."):
-            steps = list(self.purifier)
+            steps: list[NamedComponent[Any]] = list(self.purifier)
             steps[int(part.removeprefix("purifier."))] = changed
             return replace(self, purifier=tuple(steps))
         changes: dict[str, Any] = {part: changed}
@@ -136,22 +153,22 @@ class Recipe:
     """A recipe with every default filled in and every component built."""
 
     name: str
-    model: Named
-    data: Named
+    model: NamedComponent[ModelSource]
+    data: NamedComponent[DatasetSource]
     sizes: Sizes
-    attack: Named | None
-    suspect: Named | None
-    triggered: Named | None
+    attack: NamedComponent[Attack] | None
+    suspect: NamedComponent[ModelSource] | None
+    triggered: NamedComponent[DatasetSource] | None
     triggered_target: str | int | None
     training: TrainingSettings
     precision: Precision
     defense: Defense
-    choose: Named | None
+    choose: NamedComponent[Rule] | None
     compare: dict[str, Defense]
-    metrics: tuple[Named, ...]
+    metrics: tuple[NamedComponent[Metric], ...]
     seed: int
-    executor: Named
-    observers: tuple[Named, ...]
+    executor: NamedComponent[Executor]
+    observers: tuple[NamedComponent[Observer], ...]
     plugins: tuple[Path, ...]
     requires: tuple[str, ...]
     host: Host = field(compare=False)

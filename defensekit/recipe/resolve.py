@@ -1,23 +1,30 @@
-"""What a caller may write for a component or a model: a name, a mapping, an object, a folder."""
+"""What may be written for a component, a model or data, in a recipe or in Python, and what it stands for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from defensekit.components import Component, ModelSource, blame
-from defensekit.host.discovery import load_plugins
+from defensekit.host.discovery import cached_plugins
+from defensekit.host.parameters import build
+from defensekit.host.registry import Host
 from defensekit.host.sources import hub_parameters
-from defensekit.recipe.loader import explain
-from defensekit.utils.errors import UsageError, nearest
-from defensekit.utils.files import environment_path, nearest_path
+from defensekit.host.tables import SUFFIXES
+from defensekit.utils.errors import KeyedError, UsageError, listing, nearest
+from defensekit.utils.files import environment_path, literal_path, nearest_path
 
-Part = TypeVar("Part", bound=Component)
+C = TypeVar("C", bound=Component)
 Spec = str | Mapping[str, Any]
+# From a path as it is written, and the key that it stands under, to the path that is meant.
+Place = Callable[[str, tuple[str | int, ...]], Path]
 
 
-def several(specs: Spec | Part | Sequence[Spec | Part]) -> Sequence[Spec | Part]:
+def here(text: str, key: tuple[str | int, ...]) -> Path:
+    """A path as the working folder means it."""
+    return environment_path(text)
+
+
+def several(specs: Spec | C | Sequence[Spec | C]) -> Sequence[Spec | C]:
     """One component, or several, as several."""
     return [specs] if isinstance(specs, str | Mapping | Component) else specs
 
@@ -29,7 +36,7 @@ def called(spec: Spec | Component) -> str:
     return spec if isinstance(spec, str) else str(spec.get("name"))
 
 
-def component(kind: type[Part], spec: Spec | Part) -> Part:
+def component(kind: type[C], spec: Spec | C) -> C:
     """A component from its name, a mapping with its name and parameters, or itself.
 
     Raises:
@@ -37,21 +44,41 @@ def component(kind: type[Part], spec: Spec | Part) -> Part:
     """
     if isinstance(spec, kind):
         return spec
-    given = {"name": spec} if isinstance(spec, str) else dict(spec)
-    if "name" not in given:
-        raise UsageError(
-            f"a {kind.kind}: expected a name, a mapping with `name` and parameters, or an object; got {spec!r}"
-        )
-    name = str(given.pop("name"))
-    found = load_plugins().find(kind.kind, name)
+    if isinstance(spec, Component):
+        raise UsageError(f"expected a {kind.kind}, got the {spec.kind} {type(spec).__name__}")
     try:
-        made = found.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, (kind.kind, name, *first["loc"])))
-        raise UsageError(f"{place}: {explain(first, found)}") from error
-    assert isinstance(made, kind)
-    return made
+        name, given = name_and_parameters(spec)
+    except UsageError as error:
+        raise UsageError(f"a {kind.kind}: {error} (or an object); got {spec!r}") from error
+    found = cached_plugins().find(kind, name)
+    try:
+        return build(found, placed(found, given, here))
+    except KeyedError as error:
+        raise error.below(kind.kind, name) from error
+
+
+def name_and_parameters(spec: Spec, name_key: str = "name") -> tuple[str, dict[str, Any]]:
+    """A name alone, or a mapping with a name and parameters, as both.
+
+    Raises:
+        UsageError: there is no name.
+    """
+    given: dict[str, Any] = {name_key: spec} if isinstance(spec, str) else dict(spec)
+    if not isinstance(name := given.pop(name_key, None), str):
+        raise UsageError(f"expected a name, or a mapping with `{name_key}:` and parameters")
+    return name, given
+
+
+def placed(found: type[Component], given: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Parameters with every path among them as the one that is meant."""
+    given = dict(given)
+    for key in found.paths():
+        value = given.get(key)
+        if isinstance(value, str):
+            given[key] = str(place(value, (key,)))
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+            given[key] = [str(place(item, (key, i))) for i, item in enumerate(value)]
+    return given
 
 
 def model_folder(model: Spec | Path) -> Path:
@@ -60,17 +87,67 @@ def model_folder(model: Spec | Path) -> Path:
     Raises:
         UsageError: it is none of these.
     """
-    if isinstance(model, Mapping):
-        source = component(ModelSource, model)
-        return blame(source, source.folder)
-    names, text = load_plugins().names("model"), str(model)
-    if text in names:
-        return model_folder({"name": text})
-    if (path := environment_path(text)).is_dir():
-        return path
-    if (found := hub_parameters(text)) and "revision" in found:
-        return model_folder(found)
-    close = nearest(text, names) or nearest_path(path)
+    spec = str(model) if isinstance(model, Path) else model
+    source = component(ModelSource, model_source(spec))
+    return blame(source, source.folder)
+
+
+def model_source(spec: Spec, host: Host | None = None, place: Place = here) -> dict[str, Any]:
+    """A model as its source with parameters. ``spec`` names a source, a folder or ``owner/name@revision``.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name, names = given.get("name"), (host or cached_plugins()).names("model")
+    if not isinstance(name, str) or name in names:
+        return given
+    path = place(name, ("name",))
+    if path.exists() or _is_path(name):
+        return _instead(given, {"name": "folder", "path": literal_path(path)})
+    if found := hub_parameters(name):
+        return _at_revision(_instead(given, found), path)
     raise UsageError(
-        f"{text!r} is no folder, no model source and no owner/name@revision (a revision is @main, for example).{close}"
+        f"{name!r} is no model source, no folder and no hub id with a revision (owner/name@revision)."
+        f"{nearest(name, names) or nearest_path(path)} (known sources: {listing(names)})"
     )
+
+
+def dataset_source(spec: Spec, host: Host | None = None, place: Place = here) -> dict[str, Any]:
+    """Data as their source with parameters. ``spec`` names a source, a file or folder, or ``owner/name@revision``; what
+    is none of these stays as it is.
+
+    Raises:
+        UsageError: the revision is missing, or a parameter is given twice.
+    """
+    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = given.get("name")
+    if not isinstance(name, str) or name in (host or cached_plugins()).names("dataset"):
+        return given
+    path = place(name, ("name",))
+    if path.exists() or path.suffix in SUFFIXES or _is_path(name):
+        return _instead(given, {"name": "file", "path": literal_path(path)})
+    if found := hub_parameters(name):
+        return _at_revision(_instead(given, found), path)
+    return given
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be a path, be it there or not."""
+    return name.startswith((".", "/", "~", "$"))
+
+
+def _instead(given: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """What was written as a path or hub id, as its source with parameters; one may not be written twice."""
+    for key in parameters:
+        if key != "name" and key in given:
+            raise KeyedError((key,), f"stands in `name: {given['name']}` already")
+    return given | parameters
+
+
+def _at_revision(given: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What lies on a hub, refused where it is not said in which version."""
+    if "revision" not in given:
+        name = given["id"]
+        raise UsageError(f"{name!r} needs a revision: write {name}@main, or a tag or commit.{nearest_path(path)}")
+    return given

@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from defensekit.components import Executor, Observer, Rule
+from defensekit.components import Executor, Observer
 from defensekit.recipe import yaml_document
-from defensekit.recipe.loader import KEPT, Loading, recipe_of
-from defensekit.recipe.recipe import Named, Recipe
+from defensekit.recipe.loader import KEPT, recipe_of
+from defensekit.recipe.reader import Reader
+from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.recipe.yaml_document import Document, Path_, moved, overlay
 from defensekit.studies.keys import Label, StudyKeys, no_recipe
 from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
@@ -43,8 +44,8 @@ class Study:
 
     keys: StudyKeys
     axes: dict[str, list[Label]]
-    executor: Named
-    observers: tuple[Named, ...]
+    executor: NamedComponent[Executor]
+    observers: tuple[NamedComponent[Observer], ...]
     rows: Sequence[Row]
     document: Document = field(compare=False)
 
@@ -75,11 +76,11 @@ class _Matrix:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.known: dict[Hashable, Any] = {}
-        self.loading = Loading(document, self.known)
-        self.keys = self.loading.keys(StudyKeys, document.data, ())
+        self.reader = Reader(document, self.known)
+        self.keys = self.reader.keys(StudyKeys, document.data, ())
         for i, seed in enumerate(self.keys.seeds):
             if seed in self.keys.seeds[:i]:
-                raise self.loading.error(("seeds", i), f"{seed} stands twice")
+                raise self.reader.error(("seeds", i), f"{seed} stands twice")
 
     def study(self) -> Study:
         base = self.base()
@@ -89,18 +90,18 @@ class _Matrix:
         documents = [*self.matrix(base, axes), *self.included(base, axes)]
         if not documents:
             why = "every run of the matrix is left out; take one back, or name runs under `include:`"
-            raise self.loading.error(("exclude",), why)
+            raise self.reader.error(("exclude",), why)
         first = self.recipe(*documents[0])
         # Plugins are the recipe's, and a study's executor and observers may come from them.
-        self.loading.host = first.host
-        executor = self.loading.part(Executor, self.keys.executor, ("executor",))
-        observers = [self.loading.part(Observer, spec, ("observers", i)) for i, spec in enumerate(self.keys.observers)]
+        self.reader.host = first.host
+        executor = self.reader.part(Executor, self.keys.executor, ("executor",))
+        observers = [self.reader.part(Observer, spec, ("observers", i)) for i, spec in enumerate(self.keys.observers)]
         rows, seen = [], set()
         for labels, document in documents:
             recipe = replace(self.recipe(labels, document), executor=executor, observers=())
             self.may_vary(labels, recipe)
             if (place := tuple(labels.items())) in seen:
-                raise self.loading.error(("include",), f"the run {_called(labels)} stands twice")
+                raise self.reader.error(("include",), f"the run {_called(labels)} stands twice")
             seen.add(place)
             rows += [Row(labels, replace(recipe, seed=seed)) for seed in self.keys.seeds]
         values = {axis: list(found) for axis, found in axes.items()}
@@ -111,13 +112,13 @@ class _Matrix:
         if isinstance(self.keys.recipe, dict):
             if "extends" in self.keys.recipe:
                 why = "a recipe that builds on another one is a file; name it here, as in `recipe: mine.yaml`"
-                raise self.loading.error(("recipe", "extends"), why)
+                raise self.reader.error(("recipe", "extends"), why)
             return moved(self.document, ("recipe",), ())
         place = self.document.place(("recipe",))
-        path = self.loading.at(("recipe",), lambda: place.folder / environment_path(cast(str, self.keys.recipe)))
+        path = self.reader.at(("recipe",), lambda: place.folder / environment_path(cast(str, self.keys.recipe)))
         if not path.is_file():
             beside = [p.name for p in path.parent.glob("*.yaml")]
-            raise self.loading.error(("recipe",), f"there is no file {path}.{nearest(path.name, beside)}")
+            raise self.reader.error(("recipe",), f"there is no file {path}.{nearest(path.name, beside)}")
         return yaml_document.load(path, (), KEPT)
 
     def values(self, axis: str) -> dict[Label, list[Document]]:
@@ -131,19 +132,19 @@ class _Matrix:
                 label, over = str(key), self.variant((*place, key))
             else:
                 label, over = label_of(given[cast(int, key)]), [moved(self.document, (*place, key), _path(axis))]
-                self.loading.at(place, partial(self.may_change, _path(axis)))
+                self.reader.at(place, partial(self.may_change, _path(axis)))
             if label in found:
-                raise self.loading.error((*place, key), f"two values are called {label!r}; name them as variants")
+                raise self.reader.error((*place, key), f"two values are called {label!r}; name them as variants")
             found[label] = over
         if not found:
-            raise self.loading.error(place, "an axis needs values")
+            raise self.reader.error(place, "an axis needs values")
         return found
 
     def variant(self, place: Path_) -> list[Document]:
         """Several paths of a recipe, changed at once; each over the recipe itself, where null takes a key back."""
         given = cast(dict[str, dict[str, dict[str, Any]]], self.keys.matrix)[cast(str, place[1])][cast(str, place[2])]
         for dotted in given:
-            self.loading.at((*place, dotted), partial(self.may_change, _path(dotted)))
+            self.reader.at((*place, dotted), partial(self.may_change, _path(dotted)))
         return [moved(self.document, (*place, dotted), _path(dotted)) for dotted in given]
 
     def may_change(self, path: Path_) -> None:
@@ -154,9 +155,9 @@ class _Matrix:
     def may_vary(self, labels: Axes, recipe: Recipe) -> None:
         """Raise UsageError where an axis sets what the recipe's rule chooses: its runs would all be the same."""
         choose = recipe.choose
-        over = cast(Rule, choose.component).over if choose else ""
+        over = choose.component.over if choose else ""
         if choose and (axis := f"defense.{over}") in self.keys.matrix and axis in labels:
-            raise self.loading.error(
+            raise self.reader.error(
                 ("matrix", axis),
                 f"the rule {choose.name!r} chooses this, so the axis has no effect (in the run {_called(labels)}); "
                 "vary `defense.choose.values`, or take the rule back with `choose: null` in the recipe",
@@ -193,9 +194,9 @@ class _Matrix:
                     over = axes[axis][label]
                 elif axis in axes and isinstance(self.keys.matrix[axis], dict):
                     known, hint = listing(map(str, axes[axis]), 20), nearest(str(label), map(str, axes[axis]))
-                    raise self.loading.error(place, f"unknown variant.{hint} (known: {known})")
+                    raise self.reader.error(place, f"unknown variant.{hint} (known: {known})")
                 else:
-                    self.loading.at(place, partial(self.may_change, _path(axis)))
+                    self.reader.at(place, partial(self.may_change, _path(axis)))
                     over = [moved(self.document, place, _path(axis))]
                 labels[axis] = label
                 document = laid(document, over)
@@ -206,10 +207,10 @@ class _Matrix:
         for axis, label in entry.items():
             if axis not in axes:
                 known = listing(axes, 20)
-                raise self.loading.error((*place, axis), f"there is no such axis.{nearest(axis, axes)} (axes: {known})")
+                raise self.reader.error((*place, axis), f"there is no such axis.{nearest(axis, axes)} (axes: {known})")
             if label not in axes[axis]:
                 labels = [str(label) for label in axes[axis]]
-                raise self.loading.error(
+                raise self.reader.error(
                     (*place, axis),
                     f"there is no value {label!r}.{nearest(str(label), labels)} (values: {listing(labels)})",
                 )

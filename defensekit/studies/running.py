@@ -10,9 +10,9 @@ from functools import partial
 from graphlib import TopologicalSorter
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from defensekit.components import Executor, Observer, Planned, Workers, blame, fault
+from defensekit.components import Observer, Planned, Workers, blame, fault
 from defensekit.components.base import one_line
 from defensekit.pipeline.eta import Pace
 from defensekit.pipeline.plan import Stage
@@ -77,7 +77,7 @@ def run_study(
         UsageError: a model or the data are not what was expected, or there are results and ``resume`` is ``never``.
     """
     resumed(resume)
-    watching = [*observers, *(cast(Observer, named.component) for named in study.observers)]
+    watching = [*observers, *(named.component for named in study.observers)]
     place = Path(workspace)
     log_file = place / "studies" / study.name / "study.log"
     try:
@@ -90,7 +90,7 @@ def run_study(
                 plan.done.clear()
             plan.store.sweep()
             plan.folder.describe(description(plan))
-            executor = cast(Executor, study.executor.component)
+            executor = study.executor.component
             opened = nullcontext(_Nobody()) if resume == "only-cache" else executor.open()
             with opened as workers, Status.of(plan) as status:
                 failed = _Driver(plan, workers, [*watching, status], anew=resume == "always").drive()

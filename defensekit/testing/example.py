@@ -2,11 +2,9 @@
 
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from defensekit.components import Component
-from defensekit.recipe.loader import explain
-from defensekit.utils.errors import UsageError
+from defensekit.host.parameters import build
+from defensekit.utils.errors import KeyedError, UsageError
 
 Part = TypeVar("Part", bound=Component)
 
@@ -26,14 +24,15 @@ def example(component: type[Part], given: dict[str, Any] | None = None) -> Part:
             values[name] = described["examples"][0]
         elif name in schema.get("required", ()) and (found := _evident(described)) is not None:
             values[name] = found
+    values |= given or {}
     try:
-        return component.model_validate(values | (given or {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        hint = " (give one with --set, or let the field have `examples=[...]`)" if first["type"] == "missing" else ""
+        return build(component, values)
+    except KeyedError as error:
+        name = ".".join(map(str, error.key))
         where = f"the parameter {name!r} of" if name else "the parameters of"
-        raise UsageError(f"{where} {component.__name__}: {explain(first, component)}{hint}") from error
+        missing = name in component.model_fields and name not in values
+        hint = " (give one with --set, or let the field have `examples=[...]`)" if missing else ""
+        raise UsageError(f"{where} {component.__name__}: {error.text}{hint}") from error
 
 
 def _evident(described: dict[str, Any]) -> Any:

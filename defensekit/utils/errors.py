@@ -16,6 +16,19 @@ class PlacedError(UsageError):
     """One that says already where the mistake stands."""
 
 
+class KeyedError(UsageError):
+    """A mistake in what was given under a key; ``key`` leads to it, as in ``("steps", 0, "strength")``."""
+
+    def __init__(self, key: tuple[str | int, ...], text: str) -> None:
+        super().__init__(f"{'.'.join(map(str, key))}: {text}" if key else text)
+        self.key = key
+        self.text = text
+
+    def below(self, *key: str | int) -> "KeyedError":
+        """The same of what this was a part of."""
+        return KeyedError((*key, *self.key), self.text)
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an exception says that there is not enough memory: Python's, or torch's, which is not imported here.
 

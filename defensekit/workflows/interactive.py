@@ -31,19 +31,15 @@ from defensekit.components import (
     tensors,
 )
 from defensekit.defense import estimation, purification, scoring, selection
-from defensekit.host.discovery import load_plugins
-from defensekit.host.sources import hub_parameters
-from defensekit.host.tables import SUFFIXES
 from defensekit.models import inference, loading
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
 from defensekit.models.config import label_names, relabelled
 from defensekit.models.pair import Pair
-from defensekit.recipe.resolve import Spec, called, component, model_folder, several
+from defensekit.recipe.resolve import Spec, called, component, dataset_source, model_folder, several
 from defensekit.result.schema import Histogram, Result
 from defensekit.text import Row, label_number, split
 from defensekit.training import Precision, device_type
 from defensekit.utils.errors import UsageError
-from defensekit.utils.files import environment_path
 from defensekit.utils.html import html_table
 from defensekit.utils.seeds import Seeds
 
@@ -104,14 +100,7 @@ def load_data(
     Raises:
         UsageError: the rows are not what was expected.
     """
-    given = {"name": str(source)} if isinstance(source, str | Path) else dict(source)
-    if not isinstance(name := given.get("name"), str):
-        raise UsageError(f"data: expected a name or path, or a mapping with `name`, got {source!r}")
-    if name not in load_plugins().names("dataset"):
-        path = environment_path(name)
-        found = None if path.exists() or path.suffix in SUFFIXES else hub_parameters(name)
-        given |= found or {"name": "file", "path": str(path)}
-    read = component(DatasetSource, given)
+    read = component(DatasetSource, dataset_source(str(source) if isinstance(source, Path) else source))
     dataset = blame(read, read.load)
     if pair and pair.suspect.task != CAUSAL:
         dataset = relabelled(dataset, label_names(pair.suspect))

@@ -4,9 +4,9 @@ import shutil
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from defensekit.components import DatasetSource, ModelSource, Observer, Rule, blame
+from defensekit.components import Observer, blame
 from defensekit.models.adapters import is_adapter
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import Checkpoint
@@ -83,14 +83,14 @@ def recipe_for(
 
 def _max_length(recipe: "Recipe") -> int:
     """The recipe's, unless its base has fewer positions."""
-    source = cast(ModelSource, recipe.model.component)
+    source = recipe.model.component
     own = recipe.sizes.max_length
     return min(own, positions(Checkpoint(blame(source, source.folder))) or own)
 
 
 def _share(recipe: "Recipe") -> int:
     """How many of the clean rows fit, and how many choose."""
-    source = cast(DatasetSource, recipe.data.component)
+    source = recipe.data.component
     dataset = blame(source, source.load)
     if (rows := len({row.key for row in dataset.train})) < FEWEST:
         raise UsageError(f"expected at least {FEWEST} clean rows, got {rows}")
@@ -128,7 +128,7 @@ def purify_into(
             size = sum(path.stat().st_size for path in suspect.files)
             needed = 2 * size
             if not folder.exists():  # at first: a model for each value that is tried and for none; curvature
-                tried = len(cast(Rule, recipe.choose.component).values) + 1 if recipe.choose else 0
+                tried = len(recipe.choose.component.values) + 1 if recipe.choose else 0
                 needed += tried * size + (4 * weights if recipe.defense.estimator else 0)
             free_space(folder, needed, "the workspace")
             free_space(target, size, "the purified model")

@@ -9,11 +9,11 @@ from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from defensekit.components import DatasetSource, Estimator, Observer, Purifier, Scorer, Selector, blame
+from defensekit.components import Observer, blame
 from defensekit.components.observing import part
 from defensekit.defense import estimation, purification
 from defensekit.defense.scoring import score_pair
@@ -157,7 +157,7 @@ def _refuse(recipe: Recipe, pair: Pair, adapter_only: bool) -> None:
         raise UsageError(f"{recipe.where('defense', 'purifier')}: {step!r} trains, which is not done for {why}")
     if defense.scorer is None or defense.selector is None:
         raise UsageError(f"{recipe.where('defense')}: for {why} a `scorer:` and a `selector:` are needed")
-    if (needs := cast(Scorer, defense.scorer.component).needs) and not causal:
+    if (needs := defense.scorer.component.needs) and not causal:
         place = f"{recipe.where('defense', 'scorer')}: {defense.scorer.name!r}"
         raise UsageError(f"{place} needs {listing(sorted(needs))}; for {why} there is none")
 
@@ -177,19 +177,19 @@ class _Resetting:
         defense, pair = self.recipe.defense, self.pair
         assert defense.scorer is not None
         assert defense.selector is not None
-        fit, held_out = self.rows(cast(Scorer, defense.scorer.component).needs)
+        fit, held_out = self.rows(defense.scorer.component.needs)
         statistics: dict[str, dict[str, Tensor]] = {}
         if fit and defense.estimator:
-            estimator = cast(Estimator, defense.estimator.component)
+            estimator = defense.estimator.component
             with part(self.observers, "curvature") as report:
                 statistics = estimation.estimate(
                     pair, estimator, fit, max_length=self.max_length, seed=self.seeds.statistics, report=report
                 ).statistics
         with part(self.observers, "selection"):
             measured = {name: found.get for name, found in statistics.items()}
-            scores = score_pair(pair, cast(Scorer, defense.scorer.component), measured, self.seeds.purify)
-            selection = select(scores, cast(Selector, defense.selector.component))
-        steps = [cast(Purifier, step.component) for step in defense.purifier]
+            scores = score_pair(pair, defense.scorer.component, measured, self.seeds.purify)
+            selection = select(scores, defense.selector.component)
+        steps = [step.component for step in defense.purifier]
         with put(self.target) as made:
             with part(self.observers, "reset") as report:
                 purification.purify(
@@ -241,7 +241,7 @@ class _Resetting:
 
     def clean_rows(self) -> list[Row]:
         """The recipe's data, each text once; of a classifier, with the suspect's numbers for their labels."""
-        source = cast(DatasetSource, self.recipe.data.component)
+        source = self.recipe.data.component
         if isinstance(source, File):
             rows = read_clean(source.path, self.pair.suspect, source.text, source.label, source.pair)
         elif self.pair.suspect.task == CAUSAL:

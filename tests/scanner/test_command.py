@@ -23,9 +23,9 @@ def test_exit_codes(command: Command, base: Path, clean: Path, poisoned: Path, t
 
 def test_exit_codes_of_mistakes(command: Command, base: Path, clean: Path, tmp_path: Path) -> None:
     code, _, err = command("--base", "owner/name", "--suspect", str(clean))
-    assert (code, "no owner/name@revision (a revision is @main, for example)." in err) == (2, True)
+    assert (code, "'owner/name' needs a revision: write owner/name@main" in err) == (2, True)
     code, _, err = command("--base", str(base), "--suspect", f"{clean}s")
-    assert (code, "is no folder" in err, f"Did you mean {clean.name!r}?" in err) == (2, True, True)
+    assert (code, "there is no model folder" in err, f"Did you mean {clean.name!r}?" in err) == (2, True, True)
     code, _, err = command("--base", str(base), "--suspect", str(clean), "--clean", str(tmp_path / "none.csv"))
     assert (code, "none.csv" in err) == (2, True)
     (tmp_path / "file").touch()

@@ -15,7 +15,7 @@ import yaml
 from defensekit.components import Executor, Measured, Workers
 from defensekit.pipeline.executors import compute
 from defensekit.pipeline.store import key_of
-from defensekit.recipe.recipe import Named
+from defensekit.recipe.recipe import NamedComponent
 from defensekit.result.schema import (
     Chosen,
     Environment,
@@ -172,7 +172,7 @@ def counted(path: Path, counting: _Counting, workers: int = 0) -> Study:
             with Local(workers=workers).open() if workers else nullcontext() as counting.others:
                 yield counting
 
-    return replace(load_study(path), executor=Named("counted", Counted()))
+    return replace(load_study(path), executor=NamedComponent("counted", Counted()))
 
 
 SCORER, ATTACK, FRACTION = "defense.scorer", "attack.name", "defense.selector.fraction"

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from defensekit.cli.main import app
 from defensekit.components import Executor, Workers
 from defensekit.pipeline.executors import compute
-from defensekit.recipe.recipe import Named
+from defensekit.recipe.recipe import NamedComponent
 from defensekit.studies.loading import load_study
 from defensekit.studies.running import run_study
 from defensekit.utils.errors import DefenseKitError
@@ -145,7 +145,7 @@ def test_a_study_that_is_stopped_writes_down_no_failures(recipe: Path, tmp_path:
     gc.callbacks.clear()  # Ctrl-C while hypothesis is called back by a collection is swallowed there
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_study(replace(load_study(path), executor=Named("blocking", Blocking())), tmp_path / "w")
+            run_study(replace(load_study(path), executor=NamedComponent("blocking", Blocking())), tmp_path / "w")
     finally:
         gc.callbacks.extend(called_back)
         goes_on.set()

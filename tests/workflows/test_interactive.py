@@ -96,7 +96,7 @@ def test_mistakes_say_what_was_expected(finished: dk.Result, base: Path, tmp_pat
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("mine")
     wrong = {
-        "no folder, no model source": lambda: dk.load_pair("nowhere", base),
+        "is no model source, no folder": lambda: dk.load_pair("nowhere", base),
         "Did you mean 'minilm'": lambda: dk.load_pair("minilmm", base),
         "needs curvature: estimate it first": lambda: dk.score(pair, "diffusion"),
         "there is no scorer 'difusion'. Did you mean 'diffusion'": lambda: dk.score(pair, "difusion"),
@@ -106,7 +106,7 @@ def test_mistakes_say_what_was_expected(finished: dk.Result, base: Path, tmp_pat
         "`target=`, the attacker's label": lambda: dk.evaluate(pair.suspect, finished.rows("triggered rows"), "asr"),
         "there are no rows": lambda: dk.estimate(pair, "fisher", []),
         "clean=-1: expected a number of rows": lambda: dk.load_data("movie-reviews", clean=-1),
-        "data: expected a name or path": lambda: dk.load_data({"text": "a"}),
+        "a dataset: expected a name, or a mapping with `name:`": lambda: dk.load_data({"text": "a"}),
         "--set seed: expected path=value": lambda: dk.load_recipe(Path(finished.folder) / "recipe.yaml", "seed"),
         "expected a result, scores or a selection": lambda: dk.plot(pair),  # type: ignore[arg-type]
         "is there already": lambda: dk.purify(pair, None, ["reset"], [], tmp_path / "full"),

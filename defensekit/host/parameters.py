@@ -1,0 +1,50 @@
+"""From parameters to a component: checked against its fields, and what is wrong with them explained."""
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
+
+from defensekit.utils.errors import KeyedError, listing, nearest
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def build(model: type[Model], given: Any) -> Model:
+    """Build a component from its parameters, or a section of a recipe from its keys.
+
+    They are read as JSON, strictly, wherever they come from: 1 is a float, but "1" and true are not.
+
+    Raises:
+        KeyedError: one of them is unknown, missing or not what was expected.
+    """
+    try:
+        text = json.dumps(given, default=to_jsonable_python)
+    except (TypeError, ValueError) as error:
+        raise KeyedError((), f"expected plain data, as YAML has it ({error})") from error
+    try:
+        return model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        key = tuple(part for i, part in enumerate(first["loc"]) if i == 0 or not _is_union_tag(part))
+        raise KeyedError(key, _explain(first, model)) from error
+
+
+def _is_union_tag(part: str | int) -> bool:
+    """Whether a part of pydantic's location is the name of a type it tried (`str`, `dict[str,any]`), not a key."""
+    return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part)
+
+
+def _explain(error: Any, model: type[BaseModel]) -> str:
+    """One of pydantic's errors in words: what was expected, what was got, what is close."""
+    if error["type"] == "extra_forbidden":
+        typed, known = str(error["loc"][-1]), model.model_fields
+        return f"unknown key.{nearest(typed, known)} (known: {listing(known, 20)})"
+    if error["type"] == "missing":
+        return "this key is missing"
+    text = str(error["msg"]).removeprefix("Value error, ")
+    name = str(error["loc"][0]) if error["loc"] else ""
+    meaning = model.model_fields[name].description if name in model.model_fields else None
+    got = json.dumps(error["input"], ensure_ascii=False, default=str)
+    return f"{text[:1].lower()}{text[1:]}, got {got[:80]}" + (f" ({name}: {meaning})" if meaning else "")

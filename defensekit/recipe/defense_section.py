@@ -1,0 +1,147 @@
+"""The keys under `defense`: what is estimated, scored, selected and done, how much, and what it is compared with."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from defensekit.components import KINDS, Estimator, Purifier, Rule, Sanitizer, Scorer, Selector, WeightStep
+from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Spec
+from defensekit.recipe.reader import Reader
+from defensekit.recipe.recipe import Defense, NamedComponent
+from defensekit.recipe.vocabulary import MODELS
+from defensekit.recipe.yaml_document import Path_
+from defensekit.utils.errors import listing, nearest
+
+# What a model that every run reports is called, in code and in tables.
+TAKEN = {*MODELS, *(title for title, _ in MODELS.values())}
+
+# What a defense of weights is made of.
+FOUR = ("estimator", "scorer", "selector", "purifier")
+
+_PATH: Path_ = ("defense",)
+
+
+class DefenseSection:
+    """The section, read: the ``defense``, the rule to ``choose`` by, and the defenses to ``compare`` it with."""
+
+    def __init__(self, reader: Reader, data: dict[str, Any]) -> None:
+        self.reader = reader
+        keys = self._keys(data)
+        if isinstance(keys, InputDefenseKeys):
+            self.defense = self._sanitizer(keys.sanitizer, (*_PATH, "sanitizer"))
+        else:
+            self.defense = self._of_weights(keys)
+        self.choose = self._rule(keys.choose)
+        self.compare = {name: self._compared(name, parts) for name, parts in _compare(keys).items()}
+
+    def _keys(self, data: dict[str, Any]) -> DefenseKeys | InputDefenseKeys:
+        """The keys, which depend on where the defense acts."""
+        stage = data.get("stage", "weights")
+        if stage not in ("weights", "input"):
+            hint = nearest(str(stage), ("weights", "input"))
+            raise self.reader.error((*_PATH, "stage"), f"expected weights or input, got {stage!r}.{hint}")
+        if stage == "weights":
+            if "sanitizer" in data:
+                does = "belongs to a defense of inputs; write `stage: input` beside it"
+                raise self.reader.error((*_PATH, "sanitizer"), does)
+            return self.reader.keys(DefenseKeys, data, _PATH)
+        if "sanitizer" in data and (odd := [key for key in FOUR if key in data]):
+            does = "belongs to a defense of weights; one of inputs has a `sanitizer:` alone"
+            raise self.reader.error((*_PATH, odd[0]), f"{does} (null takes a key back)")
+        return self.reader.keys(InputDefenseKeys, data, _PATH)
+
+    def _of_weights(self, keys: DefenseKeys) -> Defense:
+        part = self.reader.part
+        defense = Defense(
+            estimator=part(Estimator, keys.estimator, (*_PATH, "estimator")) if keys.estimator is not None else None,
+            scorer=part(Scorer, keys.scorer, (*_PATH, "scorer")) if keys.scorer is not None else None,
+            selector=part(Selector, keys.selector, (*_PATH, "selector")) if keys.selector is not None else None,
+            purifier=self._purifier(keys.purifier, (*_PATH, "purifier")),
+        )
+        self._check(defense, _PATH, (*_PATH, "scorer"))
+        return defense
+
+    def _purifier(self, specs: Sequence[Spec], path: Path_) -> tuple[NamedComponent[Purifier], ...]:
+        return tuple(self.reader.part(Purifier, spec, (*path, i)) for i, spec in enumerate(specs))
+
+    def _sanitizer(self, spec: Spec, path: Path_) -> Defense:
+        """An input-level defense. ``model`` stands among the sanitizer's parameters and is none: it is looked up."""
+        given = {"name": spec} if isinstance(spec, str) else dict(spec)
+        name, model, host = given.get("name"), None, self.reader.host
+        if isinstance(name, str) and name in host.names("sanitizer"):
+            found = self.reader.at((*path, "name"), lambda: host.find(Sanitizer, name))
+            reads = found.reads_with_language_model
+            if reads and not isinstance(model := given.pop("model", None), str | dict):
+                wanted = "a causal language model: a folder, or owner/name@revision"
+                raise self.reader.error((*path, "model"), f"{name!r} needs `model:`, {wanted}")
+        named = self.reader.part(Sanitizer, given, path)
+        return Defense(sanitizer=named, language_model=self.reader.model(model, (*path, "model")) if model else None)
+
+    def _rule(self, spec: dict[str, Any] | None) -> NamedComponent[Rule] | None:
+        if spec is None:
+            return None
+        path = (*_PATH, "choose")
+        named = self.reader.part(Rule, spec, path, "rule")
+        rule = named.component
+        self.reader.at((*path, "over"), lambda: self.defense.at(rule.over, 0.0))
+        for i, value in enumerate(rule.values):
+            self.reader.at((*path, "values", i), partial(self.defense.at, rule.over, value))
+        return named
+
+    def _compared(self, name: str, parts: Mapping[str, Spec | list[Spec]]) -> Defense:
+        """The defense with some of its parts changed."""
+        path = (*_PATH, "compare", name)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}", name):
+            raise self.reader.error(path, f"expected a name of letters, digits, blanks and . _ + -, got {name[:80]!r}")
+        if (name in TAKEN or name.startswith("trial ")) and name != "random":
+            raise self.reader.error(path, f"{name!r} is the name of a model that every run reports")
+        expected = ["sanitizer"] if self.defense.sanitizer else list(FOUR)
+        changes: dict[str, Any] = {}
+        for part, spec in parts.items():
+            if part not in expected:
+                wanted = ", ".join(expected[:-1]) + " or " * (len(expected) > 1) + expected[-1]
+                raise self.reader.error((*path, part), f"expected {wanted}.{nearest(part, expected)}")
+            if part == "purifier":
+                changes[part] = self._purifier(spec if isinstance(spec, list) else [spec], (*path, part))
+            elif isinstance(spec, list):
+                raise self.reader.error((*path, part), "expected one, not a list")
+            elif part == "sanitizer":
+                other = self._sanitizer(spec, (*path, part))
+                changes |= {"sanitizer": other.sanitizer, "language_model": other.language_model}
+            else:
+                changes[part] = self.reader.part(KINDS[part], spec, (*path, part))
+        changed = replace(self.defense, **changes)
+        self._check(changed, path, path)
+        if self.choose:
+            self.reader.at(path, partial(changed.at, self.choose.component.over, 0.0))
+        return changed
+
+    def _check(self, defense: Defense, path: Path_, scorer: Path_) -> None:
+        """Refuse what can't select (a scorer or a selector alone, or weight steps with neither), and a scorer whose
+        statistics nobody estimates."""
+        if (defense.scorer is None) != (defense.selector is None):
+            missing, other = ("selector", "scorer") if defense.selector is None else ("scorer", "selector")
+            raise self.reader.error((*path, other), f"needs a `{missing}:` beside it; a defense has both or neither")
+        if defense.scorer is None:
+            if weight_steps := [step.name for step in defense.purifier if isinstance(step.component, WeightStep)]:
+                does = f"{listing(weight_steps)} changes selected weights, and nothing is selected"
+                raise self.reader.error((*path, "purifier"), f"{does}; write a `scorer:` and a `selector:`")
+            return
+        estimator = defense.estimator
+        provided = estimator.component.provides if estimator else frozenset()
+        if missing_statistics := defense.scorer.component.needs - provided:
+            has = f"{estimator.name!r} provides {listing(sorted(provided))}" if estimator else "there is none"
+            raise self.reader.error(
+                scorer,
+                f"the scorer {defense.scorer.name!r} needs {listing(sorted(missing_statistics))} from an estimator; "
+                f"{has} (estimators: {listing(self.reader.host.names('estimator'))})",
+            )
+
+
+def _compare(keys: DefenseKeys | InputDefenseKeys) -> Mapping[str, Mapping[str, Spec | list[Spec]]]:
+    """What is reported beside the defense; a defense that takes nothing is not compared with chance by itself."""
+    if isinstance(keys, InputDefenseKeys):
+        return keys.compare
+    return {} if keys.selector is None and "compare" not in keys.model_fields_set else keys.compare

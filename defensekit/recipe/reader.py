@@ -1,0 +1,82 @@
+"""What stands in a document, checked and built, with errors that say file, line and key."""
+
+import json
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel
+
+from defensekit.components import Component, ModelSource
+from defensekit.host.parameters import build
+from defensekit.host.registry import Host
+from defensekit.recipe.recipe import NamedComponent
+from defensekit.recipe.resolve import Place, Spec, model_source, name_and_parameters, placed
+from defensekit.recipe.yaml_document import Document, Path_
+from defensekit.utils.errors import KeyedError, PlacedError, UsageError
+from defensekit.utils.files import environment_path
+
+Model = TypeVar("Model", bound=BaseModel)
+C = TypeVar("C", bound=Component)
+Result = TypeVar("Result")
+
+
+class Reader:
+    """Reads a document by its keys, with the components of ``host``, and remembers where everything stands."""
+
+    def __init__(self, document: Document, known: dict[Hashable, Any]) -> None:
+        self.document = document
+        self.known = known
+        self.host = Host()
+
+    def error(self, path: Path_, text: str) -> PlacedError:
+        return PlacedError(f"{self.document.told(path)}: {text}")
+
+    def at(self, path: Path_, call: Callable[[], Result]) -> Result:
+        """Call; what goes wrong is told with its place, unless it says a better one itself."""
+        try:
+            return call()
+        except PlacedError:
+            raise
+        except KeyedError as error:
+            raise self.error((*path, *error.key), error.text) from error
+        except UsageError as error:
+            raise self.error(path, str(error)) from error
+        except OSError as error:  # a name too long, a folder that may not be read
+            raise self.error(path, f"{error.strerror or error}: {error.filename}") from error
+
+    def keys(self, model: type[Model], data: Any, path: Path_) -> Model:
+        """Check plain data against a model."""
+        return self.at(path, lambda: build(model, data))
+
+    def part(self, kind: type[C], spec: Spec, path: Path_, name_key: str = "name") -> NamedComponent[C]:
+        """Build a component of a kind from its name, or from a mapping with its name and parameters."""
+        name, given = self.at(path, lambda: name_and_parameters(spec, name_key))
+        found = self.at((*path, name_key), lambda: self.host.find(kind, name))
+        given = self.at(path, lambda: placed(found, given, self.place(path)))
+        wanted = (found, name, json.dumps(given))
+        if wanted not in self.known:
+            self.known[wanted] = NamedComponent(name, self.keys(found, given, path))
+        return cast(NamedComponent[C], self.known[wanted])
+
+    def model(self, spec: Spec, path: Path_) -> NamedComponent[ModelSource]:
+        """Build a model's source from its name, a folder, or owner/name@revision."""
+        source = self.at(path, lambda: model_source(spec, self.host, self.place(path)))
+        return self.part(ModelSource, source, path)
+
+    def resolve(self, text: str, path: Path_) -> Path:
+        """A path as its place means it: from the folder of the file it stands in, or from here in a setting."""
+
+        def found() -> Path:
+            try:
+                found = (self.document.place(path).folder / environment_path(text)).resolve()
+                str(found).encode()  # what is no text can't be written down again
+                return found
+            except (ValueError, RuntimeError, OSError) as error:  # a zero byte, a loop of links
+                raise UsageError(f"{text!r} is no path ({error})") from error
+
+        return self.at(path, found)
+
+    def place(self, path: Path_) -> Place:
+        """`resolve` for the keys below one."""
+        return lambda text, key: self.resolve(text, (*path, *key))
