@@ -11,7 +11,6 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -65,21 +64,12 @@ def hook(kind: str) -> str:
 
 def signature(kind: str) -> str:
     """A hook as its specification has it."""
-    return f"@hookimpl\n{_declared(getattr(hookspecs, hookspecs.HOOKS[kind]))} ...\n"
+    return f"@hookimpl\ndef {hookspecs.hook_of(kind)}() -> Table: ...\n"
 
 
 def _table() -> str:
     [found] = [line for line in inspect.getsource(hookspecs).splitlines() if line.startswith("Table = ")]
     return found.removeprefix("Table = ").replace('"', "")
-
-
-def _declared(function: Callable[..., object]) -> str:
-    """The lines from `def` to the colon."""
-    lines = inspect.getsource(function).splitlines()
-    node = ast.parse(inspect.cleandoc("\n".join(lines))).body[0]
-    assert isinstance(node, ast.FunctionDef)
-    declared = "\n".join(lines[node.lineno - 1 : node.body[0].lineno - 1])
-    return re.sub(r"\s*# type: ignore\S*", "", declared)
 
 
 def outline(found: type) -> str:
@@ -151,7 +141,7 @@ def keys() -> str:
     for kind in KINDS:
         names = [name for name in host.names(kind) if _ours(host.plugin_of(kind, name))]
         if names:
-            text.append(f"## {hookspecs.HOOKS[kind].removeprefix('defensekit_').capitalize()}")
+            text.append(f"## {hookspecs.hook_of(kind).removeprefix('defensekit_').capitalize()}")
         for name in names:
             described = _parameters(parameters(host.find(kind, name))) or "No parameters."
             text.append(f"### {kind} `{name}`\n\n{_says(host, kind, name)}\n\n{described}")

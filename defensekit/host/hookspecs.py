@@ -4,11 +4,11 @@ Every hook returns a table from names, as they are written in YAML, to component
 (``"package.module:Class"``), so that listing plugins imports none of their dependencies, or as the class itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pluggy
 
-from defensekit.components.base import Component
+from defensekit.components import KINDS, Component
 
 PROJECT = "defensekit"
 
@@ -18,82 +18,32 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 Table = Mapping[str, "str | type[Component]"]
 
 
-@hookspec
-def defensekit_attacks() -> Table:  # type: ignore[empty-body]
-    """Attacks by name."""
+# Hooks that were given up for another: the kind of each, and what whoever still has it is told, with file and line; it
+# works on. {"defensekit_judges": ("scorer", DeprecationWarning("... is going away in 0.3, use defensekit_scorers"))}
+RENAMED: dict[str, tuple[str, DeprecationWarning]] = {}
 
 
-@hookspec
-def defensekit_estimators() -> Table:  # type: ignore[empty-body]
-    """Estimators by name."""
+def hook_of(kind: str) -> str:
+    """The hook that registers the components of a kind."""
+    return f"{PROJECT}_{kind}s"
 
 
-@hookspec
-def defensekit_scorers() -> Table:  # type: ignore[empty-body]
-    """Scorers by name."""
+def kind_of_hook() -> dict[str, str]:
+    """The kind that each hook registers."""
+    return {hook_of(kind): kind for kind in KINDS} | {hook: kind for hook, (kind, _) in RENAMED.items()}
 
 
-@hookspec
-def defensekit_selectors() -> Table:  # type: ignore[empty-body]
-    """Selectors by name."""
+def specifications() -> type:
+    """The specification of every hook, as pluggy takes them."""
+    current = {hook_of(kind): _specification(kind) for kind in KINDS}
+    renamed = {hook: _specification(kind, warning) for hook, (kind, warning) in RENAMED.items()}
+    return type("Specifications", (), current | renamed)
 
 
-@hookspec
-def defensekit_purifiers() -> Table:  # type: ignore[empty-body]
-    """Steps of a purifier chain by name."""
+def _specification(kind: str, warning: DeprecationWarning | None = None) -> Callable[[], Table]:
+    def table() -> Table:  # type: ignore[empty-body]
+        ...
 
-
-@hookspec
-def defensekit_sanitizers() -> Table:  # type: ignore[empty-body]
-    """Input-level defenses by name."""
-
-
-@hookspec
-def defensekit_rules() -> Table:  # type: ignore[empty-body]
-    """Rules by name."""
-
-
-@hookspec
-def defensekit_datasets() -> Table:  # type: ignore[empty-body]
-    """Data sets by name."""
-
-
-@hookspec
-def defensekit_models() -> Table:  # type: ignore[empty-body]
-    """Pretrained models by name."""
-
-
-@hookspec
-def defensekit_metrics() -> Table:  # type: ignore[empty-body]
-    """Metrics by name."""
-
-
-@hookspec
-def defensekit_executors() -> Table:  # type: ignore[empty-body]
-    """Executors by name."""
-
-
-@hookspec
-def defensekit_observers() -> Table:  # type: ignore[empty-body]
-    """Observers by name."""
-
-
-HOOKS = {
-    "attack": "defensekit_attacks",
-    "estimator": "defensekit_estimators",
-    "scorer": "defensekit_scorers",
-    "selector": "defensekit_selectors",
-    "purifier": "defensekit_purifiers",
-    "sanitizer": "defensekit_sanitizers",
-    "rule": "defensekit_rules",
-    "dataset": "defensekit_datasets",
-    "model": "defensekit_models",
-    "metric": "defensekit_metrics",
-    "executor": "defensekit_executors",
-    "observer": "defensekit_observers",
-}
-
-# The kind that each hook registers. A hook that is given up for another stays here, and its specification says
-# `@hookspec(warn_on_impl=DeprecationWarning("... is going away in 0.3, use ..."))`: whoever still has it is told, with
-# file and line, and works on.
-KIND_OF = {hook: kind for kind, hook in HOOKS.items()}
+    does = (KINDS[kind].__doc__ or "").partition("\n")[0]
+    table.__doc__ = f"Every {kind} of a plugin, by name. {does}"
+    return hookspec(table, warn_on_impl=warning)

@@ -17,8 +17,7 @@ import pluggy
 
 from defensekit.components import KINDS, Component
 from defensekit.components.base import ORIGINS, Origin
-from defensekit.host import hookspecs
-from defensekit.host.hookspecs import HOOKS, KIND_OF
+from defensekit.host.hookspecs import PROJECT, hook_of, kind_of_hook, specifications
 from defensekit.utils.errors import UsageError, listing, nearest
 from defensekit.utils.files import data_digest, file_digest, folder_digest
 
@@ -100,8 +99,8 @@ class Host:
         except BaseException as error:
             self.problems.append(Problem(plugin, f"importing it failed, {_why(error, plugin)}"))
             return
-        manager = pluggy.PluginManager(hookspecs.PROJECT)
-        manager.add_hookspecs(hookspecs)
+        manager = pluggy.PluginManager(PROJECT)
+        manager.add_hookspecs(specifications())
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
@@ -110,13 +109,13 @@ class Host:
             self.problems.append(Problem(plugin, " ".join(str(error).split())))
             return
         self.problems += [Problem(plugin, f"{one.filename}:{one.lineno}: {one.message}", "") for one in said]
-        found = 0
+        found, kinds = 0, kind_of_hook()
         for caller in manager.get_hookcallers(module) or []:
             if not caller.has_spec():
-                hint = nearest(caller.name, HOOKS.values())
+                hint = nearest(caller.name, map(hook_of, KINDS))
                 self.problems.append(Problem(plugin, f"there is no hook {caller.name!r}.{hint}"))
                 return
-            kind = KIND_OF[caller.name]
+            kind = kinds[caller.name]
             for implementation in caller.get_hookimpls():
                 found += 1
                 self._register(plugin, kind, caller.name, implementation.function)
@@ -202,7 +201,7 @@ def resolve(claim: Registration) -> type[Component]:
         expected = f"a subclass of {KINDS[claim.kind].__name__}"
         raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} is {found!r}, expected {expected}")
     check = claim.name if claim.plugin.version else str(Path(claim.plugin.origin) / claim.plugin.name)
-    ORIGINS[found] = Origin(str(claim.plugin), HOOKS[claim.kind], check)
+    ORIGINS[found] = Origin(str(claim.plugin), hook_of(claim.kind), check)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 
-from defensekit.components import Component, Sanitizer
+from defensekit.components import KINDS, Component, Sanitizer
 from defensekit.host.registry import Host
 from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TriggeredKeys
 from defensekit.training import TrainingSettings
@@ -103,12 +103,11 @@ class _Writer:
 
     def recipe(self) -> Schema:
         sizes = _object(Sizes)["properties"]
-        purifier = self.spec("purifier")
-        parts = {kind: self.spec(kind) for kind in ("estimator", "scorer", "selector")}
+        parts = self.parts(DefenseKeys)
+        purifier = parts["purifier"]["items"]
         compared = {**parts, "purifier": {"anyOf": [purifier, _list(purifier)]}}
         chosen = {
             "choose": {"anyOf": self.named("rule", "rule")},
-            "purifier": {**_list(purifier), "minItems": 1},
             "compare": {"additionalProperties": {**_OBJECT, "properties": compared}},
         }
         file, hub = self.parameters("dataset", "file"), self.parameters("dataset", "hub")
@@ -125,9 +124,9 @@ class _Writer:
         return _filled(
             Top,
             {
+                **self.parts(Top),
                 "model": model,
                 "data": {"anyOf": [_TEXT, *self.named("dataset", extra=sizes), _named(elsewhere)]},
-                "attack": self.spec("attack"),
                 "triggered": _filled(TriggeredKeys, {}, {**file, "path": _TEXT}),
                 "training": _object(TrainingSettings),
                 "defense": {
@@ -135,11 +134,17 @@ class _Writer:
                     "then": inputs,
                     "else": weights,
                 },
-                "metrics": {**_list(self.spec("metric")), "minItems": 1},
-                "executor": self.spec("executor"),
-                "observers": _list(self.spec("observer")),
             },
         )
+
+    def parts(self, model: type[BaseModel]) -> Schema:
+        """The keys of a section that are called like a kind: each takes one component of it, or a list of them."""
+        filled = {}
+        for key, own in _object(model)["properties"].items():
+            if (kind := key if key in KINDS else key.removesuffix("s")) in KINDS:
+                arrays = [part for part in (own, *own.get("anyOf", ())) if part.get("type") == "array"]
+                filled[key] = {**arrays[0], "items": self.spec(kind)} if arrays else self.spec(kind)
+        return filled
 
     def hub_model(self) -> Schema:
         return _named({"name": _TEXT, "revision": self.parameters("model", "hub")["revision"]})

@@ -121,7 +121,7 @@ def _must_work(subject: Subject) -> None:
     try:
         with quiet():
             subject.used  # noqa: B018
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Inapplicable):
         raise
     except BaseException as error:
         raise Inapplicable("it fails in ordinary use: see `works`") from error

@@ -65,7 +65,9 @@ class Subject:
 
     def _use(self, seed: int) -> Used:
         place, handed = self.pico, Handed()  # made before anybody watches
-        ordinary = next(function for kind, function in USES if isinstance(self.component, kind))
+        ordinary = next((function for kind, function in USES if isinstance(self.component, kind)), None)
+        if ordinary is None:
+            raise Inapplicable(f"how a {self.component.kind} is used is not known: no `@ordinary_use` says it")
         with watching(seed) as seen:
             made = ordinary(self.component, place, handed)
         return Used(handed, made, seen)

@@ -291,14 +291,8 @@ def test_a_deprecated_hook_works_and_points_at_the_authors_line(
 ) -> None:
     from defensekit.host import hookspecs, registry
 
-    def defensekit_judges() -> None:
-        """Scorers, by the name that the hook had."""
-
     warning = DeprecationWarning("defensekit_judges is going away in 0.3, use defensekit_scorers")
-    monkeypatch.setattr(
-        hookspecs, "defensekit_judges", hookspecs.hookspec(warn_on_impl=warning)(defensekit_judges), raising=False
-    )
-    monkeypatch.setitem(registry.KIND_OF, "defensekit_judges", "scorer")
+    monkeypatch.setitem(hookspecs.RENAMED, "defensekit_judges", ("scorer", warning))
     path = tmp_path / "old.py"
     path.write_text(SCORER.format(body="pass").replace("defensekit_scorers", "defensekit_judges"))
     loaded = load_plugins([path])

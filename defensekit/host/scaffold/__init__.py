@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defensekit.host.discovery import host_version, load_plugins
-from defensekit.host.hookspecs import HOOKS
+from defensekit.host.hookspecs import hook_of
 from defensekit.utils.errors import UsageError, listing, nearest
 
 
@@ -23,7 +23,7 @@ class Kind:
     @property
     def hook(self) -> str:
         """The hook that registers it."""
-        return HOOKS[self.kind]
+        return hook_of(self.kind)
 
     @property
     def what(self) -> str:

@@ -1,31 +1,7 @@
 """The checks, a module for each kind. To import them is to register them, in the order in which they are reported."""
 
-from defensekit.testing.checks import (
-    attacks,
-    conduct,
-    estimators,
-    every,
-    metrics,
-    purifiers,
-    rules,
-    runtime,
-    sanitizers,
-    scorers,
-    selectors,
-    sources,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "attacks",
-    "conduct",
-    "estimators",
-    "every",
-    "metrics",
-    "purifiers",
-    "rules",
-    "runtime",
-    "sanitizers",
-    "scorers",
-    "selectors",
-    "sources",
-]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

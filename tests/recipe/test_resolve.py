@@ -1,0 +1,74 @@
+"""What may be written for a model, data or a component in Python means what it means in a recipe."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defensekit.api import Scorer, Selector
+from defensekit.host.discovery import cached_plugins
+from defensekit.recipe.resolve import component, dataset_source, model_folder, model_source
+from defensekit.utils.errors import UsageError
+
+
+def test_a_model_is_a_source_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner/model").mkdir(parents=True)
+    assert model_source("minilm") == {"name": "minilm"}
+    assert model_source("owner/model") == {"name": "folder", "path": "owner/model"}  # what is there comes first
+    assert model_source("./none") == {"name": "folder", "path": "none"}
+    assert model_source("owner/other@v1") == {"name": "hub", "id": "owner/other", "revision": "v1"}
+    assert model_source({"name": "owner/other", "revision": "v1"}) == model_source("owner/other@v1")
+    assert model_folder({"name": "owner/model"}) == model_folder(Path("owner/model")) == Path("owner/model")
+
+
+def test_data_are_a_source_a_file_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").mkdir()
+    assert dataset_source("movie-reviews") == {"name": "movie-reviews"}
+    assert dataset_source({"name": "rows", "text": "t"}) == {"name": "file", "path": "rows", "text": "t"}
+    assert dataset_source("owner/rows.csv") == {"name": "file", "path": "owner/rows.csv"}
+    assert dataset_source("owner/rows@main") == {"name": "hub", "id": "owner/rows", "revision": "main"}
+
+
+@pytest.mark.parametrize(
+    ("read", "spec", "text"),
+    [
+        (model_source, "minilmm", "'minilmm' is no model source, no folder and no hub id with a revision"),
+        (model_source, "owner/model", "'owner/model' needs a revision: write owner/model@main"),
+        (dataset_source, "owner/rows", "'owner/rows' needs a revision: write owner/rows@main"),
+        (model_source, {"name": "./m", "path": "n"}, "path: stands in `name: ./m` already"),
+        (dataset_source, {"name": "owner/rows@a", "revision": "b"}, "revision: stands in `name: owner/rows@a` already"),
+    ],
+)
+def test_what_is_none_of_these_is_said(read: Any, spec: Any, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(spec)
+    assert str(caught.value).startswith(text)
+
+
+def test_paths_among_parameters_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELS", str(tmp_path))
+    assert model_folder({"name": "folder", "path": "$MODELS/a"}) == tmp_path / "a"
+    (tmp_path / "a$b").mkdir()
+    assert model_folder("$MODELS/a$$b") == tmp_path / "a$b"
+
+
+def test_an_object_of_another_kind_is_refused() -> None:
+    magnitude = component(Scorer, "magnitude")
+    assert component(Scorer, magnitude) is magnitude
+    with pytest.raises(UsageError, match="expected a selector, got the scorer Magnitude"):
+        component(Selector, magnitude)  # type: ignore[type-var]
+
+
+def test_plugins_are_loaded_once_for_the_same_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "empty.py"
+    path.write_text("")
+    assert cached_plugins() is cached_plugins()
+    before = cached_plugins([path])
+    assert cached_plugins([path]) is before
+    path.write_text("x = 1")
+    assert cached_plugins([path]) is not before
+    everything = cached_plugins()
+    monkeypatch.setenv("DEFENSEKIT_PLUGINS", "")
+    assert cached_plugins() is not everything
