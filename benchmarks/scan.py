@@ -37,7 +37,7 @@ from defensekit.recipe.loader import load_recipe
 from defensekit.scanner.result import Scan
 from defensekit.scanner.scanning import scan
 from defensekit.text import ROWS, read_rows
-from defensekit.utils.files import write_whole
+from defensekit.utils.files import atomic_write
 
 CLEAN_ROWS = 128
 ATTACKS: dict[str, dict[str, Any]] = {
@@ -174,7 +174,7 @@ def measure(model: Model, data: Path | None, workspace: Path, observers: Sequenc
     if not place.is_file():
         rows = read_rows(trained.clean)[:CLEAN_ROWS]
         scans = [scan(trained.base, trained.folder, given, observers=observers) for given in (rows, None)]
-        write_whole(place, json.dumps([json.loads(found.model_dump_json()) for found in scans]).encode())
+        atomic_write(place, json.dumps([json.loads(found.model_dump_json()) for found in scans]).encode())
     found = [Scan.model_validate(one) for one in json.loads(place.read_text())]
     row: dict[str, Any] = asdict(model) | {"acc": trained.acc}
     row |= {

@@ -121,7 +121,7 @@ def ours(folder: Path, scorer: str) -> dict[str, float]:
 
     from defensekit.defense import purification
     from defensekit.defense.scoring import Views, score
-    from defensekit.defense.selection import describe, select
+    from defensekit.defense.selection import select, summary
     from defensekit.models.checkpoint import Checkpoint, read_tensor
     from defensekit.models.pair import Pair
     from defensekit_baselines.scorers import Magnitude
@@ -143,7 +143,7 @@ def ours(folder: Path, scorer: str) -> dict[str, float]:
         pair, selection, steps, [], folder / "out", max_length=8, precision="float32", seed=0, report=lambda d, t: None
     )
     written = time.perf_counter()
-    facts = describe(selection)
+    facts = summary(selection)
     described = time.perf_counter()
     assert facts["selected"] == round(0.5 * facts["eligible"])
     return {"select": selected - begun, "reset": written - selected, "describe": described - written}

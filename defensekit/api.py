@@ -38,7 +38,7 @@ from defensekit.defense.gamma_mixture import count_bins, fit_mixture
 from defensekit.host.hookspecs import hookimpl
 from defensekit.host.tables import read_table
 from defensekit.pipeline.executors import compute
-from defensekit.pipeline.remote_store import Mirror
+from defensekit.pipeline.remote_store import RemoteStore
 from defensekit.text import Row, changed, label_number
 from defensekit.utils.errors import DefenseKitError, UsageError, nearest
 from defensekit.utils.files import cache_folder, file_digest
@@ -61,7 +61,6 @@ __all__ = [
     "Field",
     "Measured",
     "Metric",
-    "Mirror",
     "ModelSource",
     "ModelStep",
     "ModelStepContext",
@@ -69,6 +68,7 @@ __all__ = [
     "Planned",
     "Predictions",
     "Purifier",
+    "RemoteStore",
     "Row",
     "Rule",
     "Sanitizer",

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from defensekit.components.runtime import Observer, Planned
-from defensekit.pipeline.eta import Outlook, duration
+from defensekit.pipeline.eta import RunEta, duration
 from defensekit.utils.errors import printable
 
 EVERY = 10.0  # seconds between the plain lines of one stage
@@ -27,7 +27,7 @@ class Progress(Observer):
     _tasks: dict[str, TaskID] = PrivateAttr(default_factory=dict)
     _started: dict[str, float] = PrivateAttr(default_factory=dict)
     _said: float = PrivateAttr(default=0.0)
-    _outlook: Outlook = PrivateAttr(default_factory=Outlook)
+    _outlook: RunEta = PrivateAttr(default_factory=RunEta)
 
     def model_post_init(self, context: Any, /) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -55,7 +55,7 @@ class Progress(Observer):
             self._console.print(printable(text))
 
     def planned(self, stages: Sequence[Planned]) -> None:
-        self._outlook = Outlook(stages)
+        self._outlook = RunEta(stages)
         if self._live:
             self._whole = self._bars.add_task("all stages", total=self._outlook.total, left="")
 
@@ -83,7 +83,7 @@ class Progress(Observer):
         if title in self._tasks:
             self._bars.remove_task(self._tasks.pop(title))
         count = f"[{len(self._outlook.done)}/{self._outlook.total}] " if self._outlook.stages else ""
-        self.message(f"{count}{title}: " + ("there already" if reused else f"{seconds:.1f} s"))
+        self.message(f"{count}{title}: " + ("cached" if reused else f"{seconds:.1f} s"))
         if self._whole is not None:
             self._bars.update(self._whole, total=self._outlook.total, left=self._outlook.left())
             self._bars.update(self._whole, completed=len(self._outlook.done))

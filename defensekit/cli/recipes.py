@@ -41,7 +41,7 @@ def show(name: Name) -> None:
 def copy(
     name: Name, target: Annotated[Path | None, typer.Argument(help="A file or folder; NAME.yaml here if none.")] = None
 ) -> None:
-    """Copy a recipe, to make it yours. A file that is there already is left alone."""
+    """Copy a recipe, to make it yours. A file that already exists is left alone."""
     text = shipped.text(name)
     place = target or Path()
     place = place / f"{name}.yaml" if place.is_dir() else place
@@ -49,5 +49,5 @@ def copy(
         with place.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise UsageError(f"{place} is there already; name another file") from error
+        raise UsageError(f"{place} already exists; name another file") from error
     typer.echo(f"{place} is yours; run it with: defensekit run {place}")

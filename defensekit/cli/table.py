@@ -87,7 +87,7 @@ def _inert(eligible: int, dimensions: int, where_zero: dict[str, int]) -> str:
 def show_preview(recipe: Recipe, stages: list[Planned], as_json: bool) -> None:
     """The resolved recipe, then its stages."""
     if as_json:
-        planned = [{**asdict(stage), "there": stage.there} for stage in stages]
+        planned = [{**asdict(stage), "cached": stage.cached} for stage in stages]
         sys.stdout.write(json.dumps({"recipe": recipe.resolved(), "stages": planned}) + "\n")
         return
     out = console()
@@ -97,8 +97,8 @@ def show_preview(recipe: Recipe, stages: list[Planned], as_json: bool) -> None:
     found.add_column("key", no_wrap=True)
     found.add_column("state")
     for stage in stages:
-        state = "there already" if stage.there else "to do" if stage.key else "to do, after the choice"
+        state = "cached" if stage.cached else "to do" if stage.key else "to do, after the choice"
         found.add_row(Text(stage.title), (stage.key or "")[:12], state)
     out.print(found)
-    there = sum(stage.there for stage in stages)
-    out.print(f"{len(stages)} stages, {there} of them there already; nothing was computed")
+    there = sum(stage.cached for stage in stages)
+    out.print(f"{len(stages)} stages, {there} of them cached; nothing was computed")

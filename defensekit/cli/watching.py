@@ -56,10 +56,10 @@ class Watching(Observer):
             self._console.print(printable(text))
 
     def planned(self, stages: Sequence[Planned]) -> None:
-        there = sum(stage.there for stage in stages)
-        self.message(f"{len(stages)} stages behind the runs, {there} of them there already")
+        there = sum(stage.cached for stage in stages)
+        self.message(f"{len(stages)} stages behind the runs, {there} of them cached")
 
-    def outlook(self, left: str) -> None:
+    def time_left(self, left: str) -> None:
         self._left = left
 
     def stage(self, run: str, title: str, share: float = 0.0) -> None:

@@ -1,7 +1,7 @@
 """The kinds of component and how they meet the engine."""
 
 from defensekit.components.attack import Attack, AttackContext, AttackTrainingContext
-from defensekit.components.base import Component, blame, fault
+from defensekit.components.base import Component, call_component, component_error
 from defensekit.components.estimator import Estimate, Estimator, EstimatorContext
 from defensekit.components.metric import Measured, Metric, Predictions
 from defensekit.components.purifier import ModelStep, ModelStepContext, Purifier, WeightStep
@@ -61,7 +61,7 @@ __all__ = [
     "Trial",
     "WeightStep",
     "Workers",
-    "blame",
-    "fault",
+    "call_component",
+    "component_error",
     "scorer",
 ]

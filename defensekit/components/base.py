@@ -64,7 +64,7 @@ class Origin:
 ORIGINS: "WeakKeyDictionary[type[Component], Origin]" = WeakKeyDictionary()  # the host knows, and writes it down
 
 
-def fault(component: Component, text: str) -> DefenseKitError:
+def component_error(component: Component, text: str) -> DefenseKitError:
     """An error that is a component's: its plugin, what it did, the hook it came by, and what to do."""
     who = f"the {component.kind} {type(component).__name__}"
     if origin := ORIGINS.get(type(component)):
@@ -73,7 +73,7 @@ def fault(component: Component, text: str) -> DefenseKitError:
     return DefenseKitError(f"{who} of {type(component).__module__} {text}")
 
 
-def blame(component: Component, call: Callable[..., Result], *arguments: Any) -> Result:
+def call_component(component: Component, call: Callable[..., Result], *arguments: Any) -> Result:
     """Call a component; an exception of its own becomes a message that names it.
 
     Raises:
@@ -87,7 +87,7 @@ def blame(component: Component, call: Callable[..., Result], *arguments: Any) ->
     except (Exception, SystemExit) as error:
         if lacks_memory(error):
             raise
-        raise fault(component, f"failed: {one_line(error, component)}") from error
+        raise component_error(component, f"failed: {one_line(error, component)}") from error
     finally:
         if os.getpid() != process:
             os._exit(1)  # it forked, and the copy came back: two of us would go on with the run

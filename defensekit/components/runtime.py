@@ -1,8 +1,9 @@
 """Executors, which say where a stage runs, and observers, who watch."""
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ class Planned:
     seconds: float | None
 
     @property
-    def there(self) -> bool:
+    def cached(self) -> bool:
         """Whether it was made before."""
         return self.seconds is not None
 
@@ -56,9 +57,9 @@ class Observer(Component):
         self.message(f"warning: {text}")
 
     def planned(self, stages: Sequence[Planned]) -> None:
-        """What the run needs, as far as it can be known before it starts; those that are there already as well."""
+        """What the run needs, as far as it can be known before it starts; those that are cached as well."""
 
-    def outlook(self, left: str) -> None:
+    def time_left(self, left: str) -> None:
         """How long the rest of a study takes, in words, told with every stage; empty if nothing is known of it."""
 
     def stage_started(self, title: str) -> None:
@@ -80,6 +81,22 @@ class Observer(Component):
         """A run ended without a result."""
 
 
+@contextmanager
+def observed_step(observers: Sequence[Observer], title: str) -> Iterator[Callable[[int, int], None]]:
+    """A part of some work, for whoever watches; gives what is to be told of its progress."""
+    began = time.perf_counter()
+
+    def report(done: int, total: int) -> None:
+        for observer in observers:
+            observer.progress(title, done, total)
+
+    for observer in observers:
+        observer.stage_started(title)
+    yield report
+    for observer in observers:
+        observer.stage_finished(title, time.perf_counter() - began, False)
+
+
 class Workers(ABC):
     """Where stages run while an executor is open; may be called from several threads at once."""
 
@@ -90,7 +107,7 @@ class Workers(ABC):
 
     @abstractmethod
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
-        """Compute one stage, given as plain data, into the store in that folder; its inputs are there already.
+        """Compute one stage, given as plain data, into the store in that folder; its inputs are cached.
 
         `defensekit.api.compute` does the work, wherever it is called. ``report`` takes units done and their total.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from defensekit import training
-from defensekit.components import Estimate, Estimator, EstimatorContext, blame, fault
+from defensekit.components import Estimate, Estimator, EstimatorContext, call_component, component_error
 from defensekit.models.causal import token_losses
 from defensekit.models.checkpoint import CAUSAL
 from defensekit.models.devices import placed
@@ -44,21 +44,21 @@ def estimate(
     loss, own = token_losses if causal else None, derive_seed(seed, "estimator")
     context = EstimatorContext(partial(other_model, pair), tokenizer, rows, max_length, own, report, loss)
     with training.forked_random(derive_seed(seed, "global")):
-        found = blame(estimator, estimator.estimate, context)
+        found = call_component(estimator, estimator.estimate, context)
     names = pair.named_like_the_pair(parameters)
     statistics: dict[str, dict[str, Tensor]] = {}
     facts: dict[str, Any] = {"rows": len(rows), **found.facts}
     for statistic in sorted(estimator.provides):
         measured = found.statistics.get(statistic, {})
         if odd := sorted(measured.keys() - set(parameters)):
-            raise fault(estimator, f"gave {statistic!r} for {listing(odd, 3)}, which the model does not have")
+            raise component_error(estimator, f"gave {statistic!r} for {listing(odd, 3)}, which the model does not have")
         tensors = {name: measured[own].detach().float().cpu() for name, own in names.items() if own in measured}
         if not tensors:
-            raise fault(estimator, f"provides {statistic!r}, but gave none for any tensor in scope")
+            raise component_error(estimator, f"provides {statistic!r}, but gave none for any tensor in scope")
         for name, tensor in tensors.items():
             if tensor.shape != pair.block(name)[1].shape or not bool(torch.isfinite(tensor).all()):
                 what = f"gave a {statistic} of {name} that has another shape than the weight, or is not finite"
-                raise fault(estimator, what)
+                raise component_error(estimator, what)
         statistics[statistic] = tensors
         zero = sum(int((tensor == 0).sum()) for tensor in tensors.values())
         facts[f"zero_{statistic}"] = zero / sum(tensor.numel() for tensor in tensors.values())

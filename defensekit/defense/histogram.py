@@ -17,20 +17,20 @@ BITS = 14
 BINS = 1 << BITS
 
 
-def _no_spread() -> "Tensor":
+def _no_scores() -> "Tensor":
     import torch
 
     return torch.zeros(2 * BINS, dtype=torch.long)
 
 
 @dataclass
-class Tally:
+class SelectionCounts:
     """Counts of dimensions. By tensor: all, eligible, selected. Of all tensors: how the scores of eligible and selected
     ones are spread over the upper `BITS` bits of float32; for each statistic, eligible and selected ones where it is
     0."""
 
     tensors: dict[str, list[int]] = field(default_factory=dict)
-    spread: "Tensor" = field(default_factory=_no_spread)
+    histogram: "Tensor" = field(default_factory=_no_scores)
     zero: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, name: str, view: TensorView, part: Scored, taken: "Tensor") -> None:
@@ -38,7 +38,7 @@ class Tally:
         from numpy import count_nonzero as count
 
         chosen = taken.bool()
-        self.spread += spread(part, chosen)
+        self.histogram += score_histogram(part, chosen)
         eligible, selected = part.eligible.reshape(-1).numpy(), chosen.reshape(-1).numpy()
         _add(self.tensors, name, [chosen.numel(), int(count(eligible)), int(count(selected))])
         for statistic, values in view.statistics.items():
@@ -46,8 +46,8 @@ class Tally:
             nothing &= eligible
             _add(self.zero, statistic, [int(count(nothing)), int(count(nothing & selected))])
 
-    def __iadd__(self, other: "Tally") -> "Tally":
-        self.spread += other.spread
+    def __iadd__(self, other: "SelectionCounts") -> "SelectionCounts":
+        self.histogram += other.histogram
         for mine, more in ((self.tensors, other.tensors), (self.zero, other.zero)):
             for name, counts in more.items():
                 _add(mine, name, counts)
@@ -58,7 +58,7 @@ def _add(counts: dict[str, list[int]], name: str, more: list[int]) -> None:
     counts[name] = [a + b for a, b in zip(counts.get(name, [0] * len(more)), more, strict=True)]
 
 
-def spread(part: Scored, chosen: "Tensor") -> "Tensor":
+def score_histogram(part: Scored, chosen: "Tensor") -> "Tensor":
     """Eligible dimensions by the upper `BITS` bits of their scores: those that are not chosen, then those that are."""
     import numpy as np
     import torch
@@ -73,12 +73,12 @@ def spread(part: Scored, chosen: "Tensor") -> "Tensor":
     return counts.view(-1)
 
 
-def histogram(spread: "Tensor", bins: int = 120) -> dict[str, Any]:
+def histogram(counts: "Tensor", bins: int = 120) -> dict[str, Any]:
     """How the scores of eligible dimensions are spread, and those of the selected ones among them.
 
     Args:
-        spread: what `spread` counts, summed. The upper bits tell scores apart that differ by more than one part in 32;
-            bounds and places are as exact as that.
+        counts: what `score_histogram` gives, summed. The upper bits tell scores apart that differ by more than one part
+            in 32; bounds and places are as exact as that.
         bins: how many.
 
     Returns:
@@ -87,7 +87,7 @@ def histogram(spread: "Tensor", bins: int = 120) -> dict[str, Any]:
     """
     import torch
 
-    both = torch.stack([upper_in_order(half) for half in spread.view(2, BINS)])
+    both = torch.stack([upper_in_order(half) for half in counts.view(2, BINS)])
     both[0] += both[1]
     first = torch.arange(BINS, dtype=torch.int32)
     edges = torch.where(first < BINS // 2, ~first, first - BINS // 2) << 32 - BITS
@@ -100,12 +100,12 @@ def histogram(spread: "Tensor", bins: int = 120) -> dict[str, Any]:
     axis = edges.log10() if log else edges
     low, high = (float(axis[filled[0]]), float(axis[filled[-1]])) if len(filled) else (0.0, 0.0)
     places = ((axis[filled] - low) * (bins / (high - low or 1.0))).long().clamp_(0, bins - 1)
-    counts, selected = torch.zeros(2, bins, dtype=torch.long).index_add_(1, places, both[:, filled])
+    binned, selected = torch.zeros(2, bins, dtype=torch.long).index_add_(1, places, both[:, filled])
     return {
         "log": log,
         "low": low,
         "high": high,
         "zero": zero,
-        "counts": counts.tolist(),
+        "counts": binned.tolist(),
         "selected": selected.tolist(),
     }

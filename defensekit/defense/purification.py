@@ -16,12 +16,12 @@ from defensekit.components import (
     ModelStepContext,
     Purifier,
     WeightStep,
-    blame,
-    fault,
+    call_component,
+    component_error,
 )
 from defensekit.components.tensors import TensorView, slices
 from defensekit.defense.estimation import Report, other_model
-from defensekit.defense.scoring import anything, versions
+from defensekit.defense.scoring import any_true, versions
 from defensekit.defense.selection import Selection
 from defensekit.models import checkpoint, loading
 from defensekit.models.checkpoint import Checkpoint
@@ -79,9 +79,9 @@ def purify(
                     )
                     shapes = _shapes(model)
                     with training.forked_random(own):
-                        blame(step, step.train, model, context)
+                        call_component(step, step.train, model, context)
                     if _shapes(model) != shapes:
-                        raise fault(step, "changed the names or shapes of the model's tensors")
+                        raise component_error(step, "changed the names or shapes of the model's tensors")
                 _write(model, places, suspect, made)
             folder = made
         if folder == suspect.folder:
@@ -150,12 +150,12 @@ def _stepped(selection: Selection, name: str, steps: Sequence[WeightStep], weigh
     shown: Iterable[tuple[TensorView, Tensor]]
     weights: Iterable[Tensor]
     if _in_parts(steps):
-        shown = ((view, chosen) for view, _, chosen in selection.seen(name))
+        shown = ((view, chosen) for view, _, chosen in selection.selected_parts(name))
         weights = (weight.reshape(-1)[part] for part in slices(weight.numel()))
     else:
         shown, weights = [(selection.views[name], selection[name])], [weight]
     for (view, chosen), part in zip(shown, weights, strict=True):
-        if anything(chosen.bool()):
+        if any_true(chosen.bool()):
             for step in steps:
                 kept = step.acts_on == "kept"
                 part = _step(step, view, part, (chosen == 0) & (view.drift != 0) if kept else chosen)
@@ -174,10 +174,10 @@ def _differ(one: "Tensor", other: "Tensor") -> "Tensor":
 def _step(step: WeightStep, view: TensorView, weight: "Tensor", acted_on: "Tensor") -> "Tensor":
     """What a step makes of weights, held to its contract."""
     before = versions([weight, acted_on])
-    made: Tensor = blame(step, step.apply, view, weight, acted_on)
+    made: Tensor = call_component(step, step.apply, view, weight, acted_on)
     if versions([weight, acted_on]) != before:
-        raise fault(step, f"wrote into what it was handed of {view.name}, expected a new tensor")
+        raise component_error(step, f"wrote into what it was handed of {view.name}, expected a new tensor")
     fits = made.shape == weight.shape and made.dtype == weight.dtype
-    if not fits or anything(_differ(made, weight) & ~acted_on.bool()):
-        raise fault(step, f"changed the shape, the dtype or unselected weights of {view.name}")
+    if not fits or any_true(_differ(made, weight) & ~acted_on.bool()):
+        raise component_error(step, f"changed the shape, the dtype or unselected weights of {view.name}")
     return made

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit import training
-from defensekit.components import Sanitizer, SanitizerContext, blame, fault
+from defensekit.components import Sanitizer, SanitizerContext, call_component, component_error
 from defensekit.models import config, loading
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.loading import check_loaded
@@ -70,13 +70,13 @@ def inspect(sanitizer: Sanitizer, rows: Sequence[Row], given: SanitizerContext) 
     """
     texts = texts_of(rows)
     with training.forked_random(given.seed):
-        found = list(blame(sanitizer, sanitizer.inspect, texts, given))
+        found = list(call_component(sanitizer, sanitizer.inspect, texts, given))
     if len(found) != len(texts):
-        raise fault(sanitizer, f"found {len(found)} things out about {len(texts)} texts")
+        raise component_error(sanitizer, f"found {len(found)} things out about {len(texts)} texts")
     try:
         json.dumps(found, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise fault(sanitizer, f"found what is no plain data ({error})") from error
+        raise component_error(sanitizer, f"found what is no plain data ({error})") from error
     return found
 
 
@@ -91,16 +91,16 @@ def sanitize(
     texts = texts_of(rows)
     known = [None] * len(texts) if found is None else found
     with training.forked_random(given.seed):
-        made = list(blame(sanitizer, sanitizer.sanitize, texts, known, given))
+        made = list(call_component(sanitizer, sanitizer.sanitize, texts, known, given))
     if len(made) != len(texts) or not all(isinstance(text, str) for text in made):
-        raise fault(sanitizer, f"made {len(made)} things of {len(texts)} texts, expected a text for each")
+        raise component_error(sanitizer, f"made {len(made)} things of {len(texts)} texts, expected a text for each")
     if emptied := [text for text, new in zip(texts, made, strict=True) if text.split() and not new.split()]:
-        raise fault(sanitizer, f"left nothing of a text: {emptied[0][:60]!r}")
+        raise component_error(sanitizer, f"left nothing of a text: {emptied[0][:60]!r}")
     left = iter(made)
     return [replace(row, text=next(left), pair=None if row.pair is None else next(left)) for row in rows]
 
 
-def describe(before: Sequence[Row], after: Sequence[Row]) -> dict[str, int]:
+def summary(before: Sequence[Row], after: Sequence[Row]) -> dict[str, int]:
     """How many rows were changed, and how many words there were before and after."""
     return {
         "rows": len(before),

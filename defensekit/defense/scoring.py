@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from defensekit.components import Scorer, blame, fault
+from defensekit.components import Scorer, call_component, component_error
 from defensekit.components.tensors import Scored, Scores, TensorView, slices
-from defensekit.models.pair import Pair, beside, layer_of
+from defensekit.models.pair import Pair, aligned_base, layer_of
 from defensekit.utils.order_statistics import kth_largest
 from defensekit.utils.seeds import derive_seed
 
@@ -42,7 +42,7 @@ class Views:
         """Some dimensions of a flattened tensor, evenly spread; of all tensors about 4 million at most."""
         return slice(0, None, max(257, self.pair.dimensions() >> 22 | 1))  # odd: not the same columns over and over
 
-    def few(self, name: str) -> TensorView:
+    def sampled(self, name: str) -> TensorView:
         """The sample of a tensor."""
         return self._opened(name)(self.sample)
 
@@ -58,7 +58,7 @@ class Views:
 
             return TensorView(
                 name,
-                beside(cut(base), cut(suspect)).float(),
+                aligned_base(cut(base), cut(suspect)).float(),
                 cut(suspect).float(),
                 self.seed,
                 {statistic: cut(values).float() for statistic, values in found.items()},
@@ -117,17 +117,17 @@ class Computed(Scores):
         return layer_of(name)
 
     def parts(self, name: str) -> Iterator[Scored]:
-        return (scored for _, scored in self.seen(name)) if self.scorer.elementwise else super().parts(name)
+        return (scored for _, scored in self.scored_parts(name)) if self.scorer.elementwise else super().parts(name)
 
     def _sample(self, names: list[str]) -> "Tensor | None":
         import torch
 
         if not self.scorer.elementwise:
             return None
-        few = [self._score(self.views.few(name)) for name in names]
+        few = [self._score(self.views.sampled(name)) for name in names]
         return torch.cat([scored.score[scored.eligible] for scored in few])
 
-    def seen(self, name: str) -> Iterator[tuple[TensorView, Scored]]:
+    def scored_parts(self, name: str) -> Iterator[tuple[TensorView, Scored]]:
         """The parts of a tensor beside what the scorer saw of them."""
         if self.scorer.elementwise:
             for view in self.views.parts(name):
@@ -140,23 +140,25 @@ class Computed(Scores):
 
         who, shown = self.scorer, [view.base, view.suspect, view.drift, *view.statistics.values()]
         before = versions(shown)
-        eligible = blame(who, who.eligible, view)
+        eligible = call_component(who, who.eligible, view)
         if eligible.shape != view.suspect.shape or eligible.dtype != torch.bool:
-            raise fault(who, f"must say of every dimension of {view.name} whether it is eligible, as bool")
-        result = blame(who, who.score, view) if anything(eligible) else torch.zeros_like(view.suspect)
+            raise component_error(who, f"must say of every dimension of {view.name} whether it is eligible, as bool")
+        result = call_component(who, who.score, view) if any_true(eligible) else torch.zeros_like(view.suspect)
         if versions(shown) != before:
-            raise fault(who, f"wrote into the tensors it was shown of {view.name}, expected a new tensor of scores")
+            raise component_error(
+                who, f"wrote into the tensors it was shown of {view.name}, expected a new tensor of scores"
+            )
         if not isinstance(result, torch.Tensor) or result.shape != view.suspect.shape:
             got = f"shape {list(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
-            raise fault(who, f"gave {got} for {view.name}, expected shape {list(view.suspect.shape)}")
+            raise component_error(who, f"gave {got} for {view.name}, expected shape {list(view.suspect.shape)}")
         result = result.detach().float()
         # A finite sum has finite terms; it is many times cheaper than to look at each.
         if not math.isfinite(float(result.sum())) and not bool(torch.isfinite(result[eligible]).all()):
-            raise fault(who, f"gave NaN or infinity for {view.name}, expected finite scores")
+            raise component_error(who, f"gave NaN or infinity for {view.name}, expected finite scores")
         return Scored(result, eligible, layer_of(view.name))
 
 
-def anything(mask: "Tensor") -> bool:
+def any_true(mask: "Tensor") -> bool:
     """Whether anything is True; the largest byte is found many times faster than by ``any``."""
     import torch
 
@@ -176,7 +178,7 @@ def score(views: Views, scorer: Scorer) -> Computed:
             first tensor, later for others.
     """
     scores = Computed(views, scorer)
-    for _ in scores.seen(views.pair.scope[0]):
+    for _ in scores.scored_parts(views.pair.scope[0]):
         break
     return scores
 

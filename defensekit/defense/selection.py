@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from defensekit.components import Selector, blame, fault
+from defensekit.components import Selector, call_component, component_error
 from defensekit.components.tensors import Cut, Scored, Scores, TensorView, _take
-from defensekit.defense.histogram import Tally, histogram
-from defensekit.defense.scoring import Computed, Views, anything
+from defensekit.defense.histogram import SelectionCounts, histogram
+from defensekit.defense.scoring import Computed, Views, any_true
 from defensekit.utils.parallel import concurrently
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Selection(Mapping[str, "Tensor"]):
 
     def __init__(self, scores: Scores, chosen: "Mapping[str, Tensor | Cut]") -> None:
         self.scores, self.chosen = scores, chosen
-        self._tally = Tally()
+        self._tally = SelectionCounts()
         self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> "Tensor":
@@ -43,7 +43,7 @@ class Selection(Mapping[str, "Tensor"]):
     def nothing(self, name: str) -> bool:
         """Whether it is known without looking at a score that nothing of a tensor is taken."""
         chosen = self.chosen[name]
-        return chosen.above == math.inf if isinstance(chosen, Cut) else not anything(chosen.bool())
+        return chosen.above == math.inf if isinstance(chosen, Cut) else not any_true(chosen.bool())
 
     def taker(self, name: str) -> "Callable[[Scored], Tensor]":
         """What says of each part of a tensor, flattened, what is taken of it; it has to be asked in their order."""
@@ -64,7 +64,7 @@ class Selection(Mapping[str, "Tensor"]):
 
         return of_cut if isinstance(chosen, Cut) else of_tensor
 
-    def seen(self, name: str) -> "Iterator[tuple[TensorView, Scored, Tensor]]":
+    def selected_parts(self, name: str) -> "Iterator[tuple[TensorView, Scored, Tensor]]":
         """The parts of a tensor as the scorer saw them, their scores, and what is taken of them.
 
         They are counted when they are first seen to the end: to compute them once more would cost more.
@@ -72,8 +72,8 @@ class Selection(Mapping[str, "Tensor"]):
         assert isinstance(self.scores, Computed)
         take, tally = self.taker(name), None
         if name not in self._tally.tensors:
-            tally = Tally({name: [0, 0, 0]})  # a tensor may be empty
-        for view, part in self.scores.seen(name):
+            tally = SelectionCounts({name: [0, 0, 0]})  # a tensor may be empty
+        for view, part in self.scores.scored_parts(name):
             taken = take(part)
             if tally:
                 tally.add(name, view, part, taken)
@@ -82,11 +82,11 @@ class Selection(Mapping[str, "Tensor"]):
             if tally and name not in self._tally.tensors:  # somebody else may have been faster
                 self._tally += tally
 
-    def tally(self) -> "Tally":
+    def tally(self) -> "SelectionCounts":
         """Counts of all tensors; those that were not seen yet are seen now."""
 
         def see(name: str) -> None:
-            deque(self.seen(name), maxlen=0)
+            deque(self.selected_parts(name), maxlen=0)
 
         for _ in concurrently(see, [name for name in self if name not in self._tally.tensors], self.scores.threads):
             pass
@@ -101,28 +101,28 @@ def select(scores: Scores, selector: Selector) -> Selection:
     """
     import torch
 
-    chosen = blame(selector, selector.select, scores)
+    chosen = call_component(selector, selector.select, scores)
     if chosen.keys() != scores.keys():
         odd = sorted(chosen.keys() ^ scores.keys())[0]
-        raise fault(selector, f"must answer for the tensors it was given; they differ in {odd}")
+        raise component_error(selector, f"must answer for the tensors it was given; they differ in {odd}")
     for name, taken in chosen.items():
         if isinstance(taken, Cut):
             continue
         scored = scores[name]
         if taken.shape != scored.score.shape:
             wanted = list(scored.score.shape)
-            raise fault(selector, f"gave shape {list(taken.shape)} for {name}, expected {wanted}")
+            raise component_error(selector, f"gave shape {list(taken.shape)} for {name}, expected {wanted}")
         if taken.dtype != torch.bool and not bool(((taken >= 0) & (taken <= 1)).all()):
-            raise fault(selector, f"gave values outside [0, 1] for {name}")
+            raise component_error(selector, f"gave values outside [0, 1] for {name}")
         if bool((taken.bool() & ~scored.eligible).any()):
-            raise fault(selector, f"took dimensions of {name} that are not eligible")
+            raise component_error(selector, f"took dimensions of {name} that are not eligible")
     return Selection(scores, chosen)
 
 
 # -- in numbers --------------------------------------------------------------------------------------------------------
 
 
-def describe(selection: Selection) -> dict[str, Any]:
+def summary(selection: Selection) -> dict[str, Any]:
     """What was selected of a pair's computed scores: of all dimensions, of those in scope, of the eligible ones, by
     tensor."""
     pair, found = selection.views.pair, selection.tally()
@@ -138,5 +138,5 @@ def describe(selection: Selection) -> dict[str, Any]:
         "selected_where_zero": {statistic: counts[1] for statistic, counts in zero.items()},
         "head": pair.head,
         "tensors": tensors,
-        "scores": histogram(found.spread),
+        "scores": histogram(found.histogram),
     }

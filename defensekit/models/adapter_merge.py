@@ -18,7 +18,7 @@ from defensekit.models.pair import FLOATS, align
 from defensekit.models.untrusted import ADAPTER_CONFIG, BITS, free_space
 from defensekit.models.writer import write_streamed
 from defensekit.utils.errors import UsageError, listing
-from defensekit.utils.files import alone, data_digest, file_digest, put
+from defensekit.utils.files import atomic_folder, data_digest, file_digest, folder_lock
 from defensekit.utils.logging import quiet
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class Merged:
         entries = self.entries
         size = sum(prod(shape) * BITS[dtype] // 8 for dtype, shape in entries.values())
         free_space(target, size, "the merged model")
-        with put(target) as part:
+        with atomic_folder(target) as part:
             copy_companions(self.base.folder, part)
             copy_companions(self.adapter.folder, part)
             (part / ADAPTER_CONFIG).unlink()
@@ -283,7 +283,7 @@ def merged(base: Path, suspect: Path, workspace: Path, say: Callable[[str], None
     key = data_digest([model.base.digest(), own])[:12]
     target = workspace / "merged" / f"{suspect.resolve().name}-{key}"
     say(f"adapter {suspect} (it names its base: {model.adapter.names_base}), merged into {base}")
-    with alone(target, wait=True):
+    with folder_lock(target, wait=True):
         if not target.is_dir():
             model.write(target)
     return target

@@ -23,7 +23,7 @@ def placed(model: "PreTrainedModel") -> "PreTrainedModel":
     # The others are asked only if the first has no room: what is asked of a GPU takes some of its memory.
     if count < 2 or SHARE * model.get_memory_footprint() <= torch.cuda.mem_get_info()[0]:
         return model.to(device_type())
-    places = spread(model, {gpu: torch.cuda.mem_get_info(gpu)[0] // SHARE for gpu in range(count)})
+    places = device_map(model, {gpu: torch.cuda.mem_get_info(gpu)[0] // SHARE for gpu in range(count)})
     if "" in places:
         return model.to(f"cuda:{places['']}")
     from accelerate import dispatch_model  # type: ignore[import-untyped]
@@ -32,7 +32,7 @@ def placed(model: "PreTrainedModel") -> "PreTrainedModel":
     return made
 
 
-def spread(model: "PreTrainedModel", room: Mapping[int, int]) -> dict[str, int]:
+def device_map(model: "PreTrainedModel", room: Mapping[int, int]) -> dict[str, int]:
     """Which part of a model goes on which GPU, by bytes of room.
 
     All of it goes on the roomiest one where it fits there; or where it can't be spread, because its class does not say

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from defensekit.models.checkpoint import Checkpoint
-from defensekit.utils.files import file_digests, write_whole
+from defensekit.utils.files import atomic_write, file_digests
 
 MODEL_MANIFEST = "manifest.json"
 
@@ -25,4 +25,4 @@ def write_manifest(folder: Path, tensors: Mapping[str, str] | None = None, stage
     digests = Checkpoint(folder).tensor_digests() if tensors is None else dict(tensors)
     made = {"stage": stage} if stage else {}
     content = json.dumps({**made, "files": file_digests(folder), "tensors": digests}, indent=1)
-    write_whole(folder / MODEL_MANIFEST, content.encode())
+    atomic_write(folder / MODEL_MANIFEST, content.encode())

@@ -219,7 +219,7 @@ class Pair:
     def block(self, name: str) -> "tuple[Tensor, Tensor]":
         """One tensor in scope, (base, suspect), both in the suspect's dtype: a weight that never moved is equal."""
         base, suspect = self.stored(name)
-        return beside(base, suspect), suspect
+        return aligned_base(base, suspect), suspect
 
     def named_like_the_pair(self, names: Iterable[str]) -> dict[str, str]:
         """Names of a loaded model's parameters by the pair's names, for tensors in scope.
@@ -235,7 +235,7 @@ class Pair:
         return {name: own for name, own in found.items() if own is not None}
 
 
-def beside(base: "Tensor", suspect: "Tensor") -> "Tensor":
+def aligned_base(base: "Tensor", suspect: "Tensor") -> "Tensor":
     """The base in the suspect's dtype and shape; rows (of a flattened tensor: numbers) that it lacks are the suspect's.
 
     A weight that never moved is equal, and so is one that has no base.

@@ -9,7 +9,7 @@ from defensekit.components.runtime import Planned
 
 
 @dataclass
-class Outlook:
+class RunEta:
     """How far a run is, and how long the rest will take: what stages of the same kind took so far."""
 
     stages: Sequence[Planned] = ()
@@ -37,7 +37,7 @@ class Outlook:
         """How long the rest takes, in words, ``share`` of the stage ``title`` having taken ``elapsed`` seconds."""
         seconds, known = 0.0, True
         for stage in self.stages:
-            if stage.there or stage.title in self.done:
+            if stage.cached or stage.title in self.done:
                 continue
             took = self.took.get(stage.kind)
             if stage.title == title and share > 0:
@@ -52,7 +52,7 @@ class Outlook:
 
 
 @dataclass
-class Pace:
+class StudyEta:
     """How long many runs will still take: what is left of each kind of stage, times what one takes, in parallel.
 
     ``waiting`` has the kinds of the stages to make by their keys: two runs may give a stage that they share two titles.

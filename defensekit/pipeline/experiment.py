@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
 
-from defensekit.components import Choice, Rule, Trial, blame
-from defensekit.pipeline.plan import Defended, Plan, Stage
+from defensekit.components import Choice, Rule, Trial, call_component
+from defensekit.pipeline.plan import DefenseOutcome, Plan, Stage
 from defensekit.pipeline.predictions import clean_trial, read_predictions
-from defensekit.pipeline.preflight import at
+from defensekit.pipeline.preflight import locating_errors
 from defensekit.pipeline.store import Artifact
 from defensekit.recipe.recipe import Defense
 from defensekit.result.schema import DEFENDED
@@ -39,7 +39,7 @@ Requests = Generator[Request, Artifact | None, None]
 class Questions:
     """A model, and what it is asked: ``predictions`` by the rows, ``read`` what becomes of the rows before."""
 
-    defended: Defended
+    defended: DefenseOutcome
     rows: dict[str, Stage]
     predictions: dict[str, Stage] = field(default_factory=dict)
 
@@ -91,15 +91,15 @@ class Experiment:
             self._doubt("test", (yield self._request(triggered, "attack" if recipe.attack else "triggered")))
         if recipe.attack:
             self._doubt("train", (yield self._request(plan.poisoned(), "attack")))
-            yield from self._measure("clean", "clean reference", Defended(plan.clean()))
-        yield from self._measure("suspect", "suspect", Defended(plan.suspect()))
+            yield from self._measure("clean", "clean reference", DefenseOutcome(plan.clean()))
+        yield from self._measure("suspect", "suspect", DefenseOutcome(plan.suspect()))
 
     def the_defense(self) -> Requests:
         """The choice of a value, the defense, and what is reported beside it."""
         plan, recipe = self.plan, self.plan.recipe
         value = yield from self._choose()
         if recipe.defense.model_steps and recipe.defense.selector:
-            fine_tuned = Defended(plan.fine_tuned(recipe.defense))
+            fine_tuned = DefenseOutcome(plan.fine_tuned(recipe.defense))
             yield from self._measure("fine-tuned", "fine-tuned", fine_tuned)
         for name, other in recipe.compare.items():
             yield from self._defend(name, other, value)
@@ -108,7 +108,7 @@ class Experiment:
     @cached_property
     def triggered(self) -> Stage | None:
         """The triggered test rows, where there are any."""
-        return at(self.plan.recipe, "triggered", self.plan.triggered)
+        return locating_errors(self.plan.recipe, "triggered", self.plan.triggered)
 
     @cached_property
     def test_rows(self) -> dict[str, Stage]:
@@ -125,7 +125,7 @@ class Experiment:
         recipe = self.plan.recipe
         aim = recipe.attack.component.aim() if recipe.attack else recipe.triggered_target
         key = "attack.target" if recipe.attack else "triggered.target"
-        return None if aim is None else at(recipe, key, lambda: label_number(aim, self.plan.labels))
+        return None if aim is None else locating_errors(recipe, key, lambda: label_number(aim, self.plan.labels))
 
     def _doubt(self, which: str, rows: Artifact | None) -> None:
         """Warn of rows that can't carry the trigger, or not all of it."""
@@ -148,12 +148,12 @@ class Experiment:
     def _request(self, stage: Stage, place: str = "") -> Request:
         return Request(stage.plain["title"], stage.plain["kind"], stage, place)
 
-    def _measure(self, name: str, title: str, defended: Defended) -> Requests:
+    def _measure(self, name: str, title: str, defended: DefenseOutcome) -> Requests:
         """What every metric of a model needs."""
         self.models[name] = yield from self._ask(title, defended, self.test_rows)
 
     def _ask(
-        self, title: str, defended: Defended, rows: dict[str, Stage]
+        self, title: str, defended: DefenseOutcome, rows: dict[str, Stage]
     ) -> Generator[Request, Artifact | None, Questions]:
         questions = Questions(defended, rows)
         for on, some in rows.items():
@@ -197,16 +197,16 @@ class Experiment:
         if named is None:
             return None
         rule = named.component
-        suspect = yield from self._dev_trial("suspect", Defended(plan.suspect()), defense.nothing(rule.over))
+        suspect = yield from self._dev_trial("suspect", DefenseOutcome(plan.suspect()), defense.nothing(rule.over))
         self.suspect_trial = suspect
         self._doubt_labels()
         seen: list[Trial] = []
-        while (value := blame(rule, rule.propose, seen)) is not None:
+        while (value := call_component(rule, rule.propose, seen)) is not None:
             if (trial := (yield from self._try(rule, value))) is None:
                 break
             seen.append(trial)
         if value is None and suspect:
-            self.choice = blame(rule, rule.choose, seen, suspect)
+            self.choice = call_component(rule, rule.choose, seen, suspect)
             if self.choice.warning:
                 self.warn(self.choice.warning)
             return self.choice.value
@@ -225,7 +225,7 @@ class Experiment:
         return trial
 
     def _dev_trial(
-        self, title: str, defended: Defended, value: float
+        self, title: str, defended: DefenseOutcome, value: float
     ) -> Generator[Request, Artifact | None, Trial | None]:
         """Accuracy on the clean dev rows: all that a rule ever sees."""
         rows = defended.read(self.plan.rows("dev"))

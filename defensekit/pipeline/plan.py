@@ -29,7 +29,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class External:
+class ExternalModel:
     """A model outside the store: where it lies, and the digest of its contents."""
 
     path: Path
@@ -37,10 +37,10 @@ class External:
 
 
 @dataclass(frozen=True)
-class Defended:
+class DefenseOutcome:
     """What a defense leaves to be asked: a model, and what becomes of the rows before it reads them."""
 
-    model: "Stage | External"
+    model: "Stage | ExternalModel"
     read: Callable[[Stage], Stage] = lambda rows: rows
 
 
@@ -83,11 +83,11 @@ class Plan:
     def __init__(
         self,
         recipe: Recipe,
-        base: External,
-        suspect: External | None,
+        base: ExternalModel,
+        suspect: ExternalModel | None,
         contents: dict[str, str | None],
         step_contents: Callable[[NamedComponent[Purifier]], str | None],
-        language_model: Callable[[NamedComponent[ModelSource]], External],
+        language_model: Callable[[NamedComponent[ModelSource]], ExternalModel],
         labels: list[str] | None,
         machine: dict[str, Any],
         known: dict[Hashable, Stage],
@@ -112,7 +112,7 @@ class Plan:
         self,
         kind: str,
         title: str,
-        inputs: dict[str, "Stage | External"],
+        inputs: dict[str, "Stage | ExternalModel"],
         params: Params,
         components: Mapping[str, NamedComponent[Component]] | None = None,
         seed: int = 0,
@@ -127,7 +127,7 @@ class Plan:
         self,
         kind: str,
         title: str,
-        inputs: dict[str, "Stage | External"],
+        inputs: dict[str, "Stage | ExternalModel"],
         params: Params,
         components: Mapping[str, NamedComponent[Component]],
         seed: int,
@@ -178,13 +178,13 @@ class Plan:
 
     @once
     def _trigger(self) -> Stage:
-        inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("test")}
+        inputs: dict[str, Stage | ExternalModel] = {"model": self.base, "rows": self.rows("test")}
         attack = {"attack": cast(NamedComponent[Attack], self.recipe.attack)}
         return self._stage("trigger", "triggered rows", inputs, self._attacked, attack, self.seeds.trigger)
 
     @once
     def poisoned(self) -> Stage:
-        inputs: dict[str, Stage | External] = {"model": self.base, "rows": self.rows("train")}
+        inputs: dict[str, Stage | ExternalModel] = {"model": self.base, "rows": self.rows("train")}
         attack = {"attack": cast(NamedComponent[Attack], self.recipe.attack)}
         return self._stage("poison", "poisoned rows", inputs, self._attacked, attack, self.seeds.poison)
 
@@ -204,10 +204,10 @@ class Plan:
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    def _trained(self, title: str, rows: Stage, start: Stage | External | None = None) -> Stage:
+    def _trained(self, title: str, rows: Stage, start: Stage | ExternalModel | None = None) -> Stage:
         """A fine-tuned base; from ``start``, if it is given, and by the attack itself."""
         params: Params = (*self._numeric, ("training", self.recipe.training))
-        inputs: dict[str, Stage | External] = {"model": start or self.base, "rows": rows}
+        inputs: dict[str, Stage | ExternalModel] = {"model": start or self.base, "rows": rows}
         attack = {}
         if start is not None:
             inputs["clean"] = self.rows("train")
@@ -219,7 +219,7 @@ class Plan:
         return self._trained("clean reference", self.rows("train"))
 
     @once
-    def suspect(self) -> "Stage | External":
+    def suspect(self) -> "Stage | ExternalModel":
         if self.given_suspect:
             return self.given_suspect
         start = cast(NamedComponent[Attack], self.recipe.attack).component.trains_from
@@ -234,7 +234,7 @@ class Plan:
         return self._stage("statistics", title, inputs, self._cut, {"estimator": estimator}, seed)
 
     def purified(self, title: str, defense: Defense) -> Stage:
-        inputs: dict[str, Stage | External] = {
+        inputs: dict[str, Stage | ExternalModel] = {
             "base": self.base,
             "suspect": self.suspect(),
             "clean": self.rows("clean"),
@@ -259,17 +259,17 @@ class Plan:
 
     # -- what is asked ---------------------------------------------------------------------------------------------
 
-    def defended(self, title: str, defense: Defense) -> Defended:
+    def defended(self, title: str, defense: Defense) -> DefenseOutcome:
         """What a defense makes: another model, or the suspect, asked about sanitized rows."""
         if defense.sanitizer:
-            return Defended(self.suspect(), lambda rows: self.sanitized(title, defense, rows))
-        return Defended(self.purified(title, defense))
+            return DefenseOutcome(self.suspect(), lambda rows: self.sanitized(title, defense, rows))
+        return DefenseOutcome(self.purified(title, defense))
 
     def sanitized(self, title: str, defense: Defense, rows: Stage) -> Stage:
         """Rows as a sanitizer leaves them; what it inspects is the same for every value of its late parameters."""
         named = cast(NamedComponent[Sanitizer], defense.sanitizer)
         component = named.component
-        inputs: dict[str, Stage | External] = {"rows": rows}
+        inputs: dict[str, Stage | ExternalModel] = {"rows": rows}
         if defense.language_model:
             inputs["language-model"] = self.language_model(defense.language_model)
         seed, what = self.seeds.sanitize, rows.plain["title"]
@@ -282,5 +282,5 @@ class Plan:
             inputs = {**inputs, "inspected": inspected}
         return self._stage("sanitize", f"{title}: {what}", inputs, self._cut, {"sanitizer": named}, seed)
 
-    def predictions(self, title: str, model: "Stage | External", rows: Stage) -> Stage:
+    def predictions(self, title: str, model: "Stage | ExternalModel", rows: Stage) -> Stage:
         return self._stage("predict", title, {"model": model, "rows": rows}, self._numeric)

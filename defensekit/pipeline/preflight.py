@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from defensekit.components import Attack, ModelSource, Purifier, blame
+from defensekit.components import Attack, Component, ModelSource, Purifier, call_component
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
 from defensekit.models.config import label_names, positions
 from defensekit.models.pair import Pair
-from defensekit.pipeline.plan import External, Plan, Stage
+from defensekit.pipeline.plan import ExternalModel, Plan, Stage
 from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.utils.errors import PlacedError, UsageError, listing
 
@@ -39,14 +39,18 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
         DefenseKitError: they can't be had.
     """
     known = known or Known()
+
+    def contents_of(key: str, component: Component, call: Callable[..., Made], *arguments: Any) -> Made:
+        return locating_errors(recipe, key, lambda: call_component(component, call, *arguments))
+
     base = known.look(("model", recipe.model.digest), lambda: _external(recipe, recipe.model, "model"))
     suspect, labels = None, None
     if recipe.suspect:
         given = recipe.suspect
         found = suspect = known.look(("model", given.digest), lambda: _external(recipe, given, "suspect"))
-        labels = known.look((base, found), lambda: _held_against(recipe, base, found, say))
+        labels = known.look((base, found), lambda: _compare_with_base(recipe, base, found, say))
     source = recipe.data.component
-    contents = known.look(recipe.data.digest, lambda: at(recipe, "data", lambda: blame(source, source.contents, say)))
+    contents = known.look(recipe.data.digest, lambda: contents_of("data", source, source.contents, say))
     known.look((base, recipe.sizes.max_length), lambda: _check_length(recipe, base))
     outside: dict[str, str | None] = {}
     if recipe.attack:
@@ -54,15 +58,15 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
     if recipe.triggered:
         rows = recipe.triggered.component
         outside["triggered"] = known.look(
-            recipe.triggered.digest, lambda: at(recipe, "triggered", lambda: blame(rows, rows.contents, say))
+            recipe.triggered.digest, lambda: contents_of("triggered", rows, rows.contents, say)
         )
 
     def step_contents(step: NamedComponent[Purifier]) -> str | None:
         purifier = step.component
-        look = partial(at, recipe, "defense.purifier", partial(blame, purifier, purifier.contents))
+        look = partial(contents_of, "defense.purifier", purifier, purifier.contents)
         return known.look(("step", step.digest), look)
 
-    def language_model(named: NamedComponent[ModelSource]) -> External:
+    def language_model(named: NamedComponent[ModelSource]) -> ExternalModel:
         place = "defense.sanitizer.model"
         return known.look(("language model", named.digest), lambda: _external(recipe, named, place))
 
@@ -73,22 +77,30 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
         if defense.language_model:
             language_model(defense.language_model)
     answered = known.look(("before the defense", recipe.before_defense), dict[str, Any])
-    contents_of = {"data": contents, **outside}
     return Plan(
-        recipe, base, suspect, contents_of, step_contents, language_model, labels, machine, known.stages, answered
+        recipe,
+        base,
+        suspect,
+        {"data": contents, **outside},
+        step_contents,
+        language_model,
+        labels,
+        machine,
+        known.stages,
+        answered,
     )
 
 
-def _held_against(recipe: Recipe, base: External, suspect: External, say: Say) -> list[str]:
+def _compare_with_base(recipe: Recipe, base: ExternalModel, suspect: ExternalModel, say: Say) -> list[str]:
     """Say what a suspect has that its base has not; returns the names of its labels."""
     pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
-    at(recipe, "suspect", partial(_refuse_causal, pair.suspect))
-    head, left_out = at(recipe, "suspect", lambda: (pair.head, pair.left_out))
+    locating_errors(recipe, "suspect", partial(_refuse_causal, pair.suspect))
+    head, left_out = locating_errors(recipe, "suspect", lambda: (pair.head, pair.left_out))
     say(f"head, absent from the base or for other labels, kept from the suspect: {listing(head) or 'none'}")
     if pair.added_rows:
         say(f"rows that were added to the vocabulary, without a base, kept from the suspect: {pair.added_rows:,}")
     say(f"in the base alone, not used: {listing(left_out) or 'nothing'}")
-    return at(recipe, "suspect", partial(label_names, pair.suspect))
+    return locating_errors(recipe, "suspect", partial(label_names, pair.suspect))
 
 
 def _refuse_causal(suspect: Checkpoint) -> None:
@@ -100,34 +112,36 @@ def _refuse_causal(suspect: Checkpoint) -> None:
 
 def _attack_contents(recipe: Recipe) -> str | None:
     attack = cast(NamedComponent[Attack], recipe.attack).component
-    return at(recipe, "attack", lambda: blame(attack, attack.contents))
+    return locating_errors(recipe, "attack", lambda: call_component(attack, attack.contents))
 
 
-def at(recipe: Recipe, key: str, call: Callable[[], Made]) -> Made:
+def locating_errors(recipe: Recipe, key: str, call: Callable[[], Made]) -> Made:
     """Call; a user's mistake is told with the place in the recipe."""
     try:
         return call()
     except PlacedError:
         raise
     except UsageError as error:
-        raise PlacedError(f"{recipe.where(*key.split('.'))}: {error}") from error
+        raise PlacedError(f"{recipe.describe_location(*key.split('.'))}: {error}") from error
 
 
-def _external(recipe: Recipe, named: NamedComponent[ModelSource], key: str) -> External:
+def _external(recipe: Recipe, named: NamedComponent[ModelSource], key: str) -> ExternalModel:
     """A model outside the store, checked."""
 
-    def look() -> External:
-        checkpoint = Checkpoint(blame(named.component, named.component.folder).resolve())
-        found = External(checkpoint.folder, checkpoint.digest())
+    def look() -> ExternalModel:
+        checkpoint = Checkpoint(call_component(named.component, named.component.folder).resolve())
+        found = ExternalModel(checkpoint.folder, checkpoint.digest())
         checkpoint.check_finite()
         return found
 
-    return at(recipe, key, look)
+    return locating_errors(recipe, key, look)
 
 
-def _check_length(recipe: Recipe, base: External) -> None:
+def _check_length(recipe: Recipe, base: ExternalModel) -> None:
     """Raise UsageError where rows would be longer than the model has positions for."""
-    at(recipe, "data.max_length", partial(_enough_positions, Checkpoint(base.path), recipe.sizes.max_length))
+    locating_errors(
+        recipe, "data.max_length", partial(_enough_positions, Checkpoint(base.path), recipe.sizes.max_length)
+    )
 
 
 def _enough_positions(base: Checkpoint, max_length: int) -> None:

@@ -17,11 +17,11 @@ from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.utils.files import file_digest, file_digests
 
 
-class Mirror:
+class RemoteStore:
     """A place that every machine reads and writes, by an fsspec URL.
 
     ``URL/KEY/manifest.json`` has an artifact's manifest and the name of the folder beside it that holds the files. Each
-    writer has a folder of its own and puts the manifest last, unless somebody's is there already: the first one
+    writer has a folder of its own and puts the manifest last, unless somebody's already exists: the first one
     stands, and an artifact is whole or not there. A model outside the store is kept in the same way, by its digest.
     """
 
@@ -37,7 +37,7 @@ class Mirror:
         # A path starts from this folder, wherever the worker is.
         self.url = self.system.unstrip_protocol(self.root) if isinstance(self.system, LocalFileSystem) else url
 
-    def take(self, stage: dict[str, Any], store: Path) -> bool:
+    def pull(self, stage: dict[str, Any], store: Path) -> bool:
         """Copy what a stage makes into the store; False where it is not at the URL, or damaged there.
 
         Raises:
@@ -48,7 +48,7 @@ class Mirror:
         with self._named():
             try:
                 shutil.rmtree(scratch, ignore_errors=True)
-                if not self._pull(key, scratch):
+                if not self._download(key, scratch):
                     return False
                 place.parent.mkdir(parents=True, exist_ok=True)
                 scratch.rename(place)
@@ -59,7 +59,7 @@ class Mirror:
                 shutil.rmtree(scratch, ignore_errors=True)
         return True
 
-    def offer(self, stage: dict[str, Any], store: Path) -> None:
+    def push(self, stage: dict[str, Any], store: Path) -> None:
         """Copy what a stage needs to the URL, as far as it is not there yet.
 
         Raises:
@@ -69,10 +69,10 @@ class Mirror:
             for needed in stage["inputs"].values():
                 if not isinstance(needed, dict):
                     place = store / "artifacts" / needed
-                    self._push(needed, place / "files", partial(_read, place))
+                    self._upload(needed, place / "files", partial(_read, place))
                 else:
                     model = Checkpoint(Path(needed["path"]))
-                    self._push(needed["digest"], model.folder, partial(_described, model))
+                    self._upload(needed["digest"], model.folder, partial(_described, model))
 
     def compute(self, stage: dict[str, Any], report: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Compute a stage from what was offered; what it makes is at the URL then.
@@ -86,14 +86,14 @@ class Mirror:
             with self._named():
                 for name, needed in stage["inputs"].items():
                     key = needed["digest"] if isinstance(needed, dict) else needed
-                    if not (artifacts / key).exists() and not self._pull(key, artifacts / key):
+                    if not (artifacts / key).exists() and not self._download(key, artifacts / key):
                         raise DefenseKitError(f"{stage['title']}: its {name} is not there any more; start it again")
                     if isinstance(needed, dict):
                         here[name] = {**needed, "path": str(artifacts / key / "files")}
             compute({**stage, "inputs": here}, Path(folder), report)
             made = artifacts / key_of(stage)
             with self._named():
-                self._push(made.name, made / "files", lambda: _read(made) | {"stage": stage})
+                self._upload(made.name, made / "files", lambda: _read(made) | {"stage": stage})
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -114,7 +114,7 @@ class Mirror:
         good = not any(name.is_absolute() or ".." in name.parts for name in names)
         return found if good else None
 
-    def _push(self, key: str, folder: Path, describe: Callable[[], dict[str, Any]]) -> None:
+    def _upload(self, key: str, folder: Path, describe: Callable[[], dict[str, Any]]) -> None:
         if self._manifest(key):
             return
         manifest, mine = describe(), uuid4().hex
@@ -126,7 +126,7 @@ class Mirror:
             text = json.dumps({"folder": mine, "manifest": manifest}, ensure_ascii=False)
             self.system.pipe_file(f"{self.root}/{key}/{MANIFEST}", text.encode())
 
-    def _pull(self, key: str, place: Path) -> bool:
+    def _download(self, key: str, place: Path) -> bool:
         """Copy an artifact to a place; what is damaged at the URL is taken for not there, and can be written anew."""
         found = self._manifest(key)
         if not found:

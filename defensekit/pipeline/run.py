@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from defensekit.components import Measured, Observer, Predictions, Trial, blame
+from defensekit.components import Measured, Observer, Predictions, Trial, call_component
 from defensekit.host.registry import Plugin
 from defensekit.pipeline import run_folder
 from defensekit.pipeline.dry_run import stages_ahead
@@ -17,7 +17,7 @@ from defensekit.pipeline.experiment import Experiment, Questions, Requests
 from defensekit.pipeline.identity import identified, identity, parts
 from defensekit.pipeline.plan import Plan, Stage
 from defensekit.pipeline.predictions import read_predictions
-from defensekit.pipeline.preflight import at, survey
+from defensekit.pipeline.preflight import locating_errors, survey
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.store import DISTRIBUTIONS, Artifact, Store
 from defensekit.recipe.loader import load_recipe
@@ -174,7 +174,7 @@ class Run:
             while True:
                 request = requests.send(artifact)
                 make = partial(self.runner.make, cast(Stage, request.stage))  # a run knows everything that it asks for
-                artifact = at(self.recipe, request.place, make) if request.place else make()
+                artifact = locating_errors(self.recipe, request.place, make) if request.place else make()
 
     def warn(self, text: str) -> None:
         """A warning for the user, kept in the result."""
@@ -233,7 +233,7 @@ class Run:
             metric = named.component
             if metric.on in questions.predictions:
                 predictions = self.predictions(questions.predictions[metric.on])
-                found[named.name] = blame(metric, metric.measure, predictions)
+                found[named.name] = call_component(metric, metric.measure, predictions)
         return found
 
     def predictions(self, stage: Stage) -> Predictions:

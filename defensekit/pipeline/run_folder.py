@@ -13,7 +13,7 @@ from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
 from defensekit.result.model_card import CARD, card
 from defensekit.result.schema import Result
-from defensekit.utils.files import data_digest, file_digests, write_whole
+from defensekit.utils.files import atomic_write, data_digest, file_digests
 from defensekit.utils.logging import log
 
 
@@ -36,10 +36,10 @@ def write(result: Result, stage: Stage | None, files: Callable[[Stage], Path]) -
     """Write everything but the log. ``files`` makes the purified model of a stage where it is not there yet; of a
     defense that makes none there is no stage."""
     folder = Path(result.folder)
-    write_whole(folder / "recipe.yaml", yaml_document.dump(result.recipe).encode())
+    atomic_write(folder / "recipe.yaml", yaml_document.dump(result.recipe).encode())
     if stage:
         _write_model(folder / "purified", stage, files, result)
-    write_whole(folder / "result.json", result.model_dump_json(indent=1).encode())
+    atomic_write(folder / "result.json", result.model_dump_json(indent=1).encode())
 
 
 def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], result: Result) -> None:
@@ -55,7 +55,7 @@ def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], r
             part.rename(purified)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    write_whole(purified / CARD, card(result).encode())
+    atomic_write(purified / CARD, card(result).encode())
 
 
 def _is_whole(purified: Path, key: str) -> bool:

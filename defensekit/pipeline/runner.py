@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from defensekit.components import Observer, Workers, blame
+from defensekit.components import Observer, Workers, call_component
 from defensekit.pipeline.plan import Stage
 from defensekit.pipeline.store import Artifact, Damaged, Store
 from defensekit.result.schema import StageRecord
@@ -25,17 +25,17 @@ class Runner:
     workers: Workers
     observers: Sequence[Observer]
     failed: dict[str, DefenseKitError] = field(default_factory=dict)
-    telling: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    observer_lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
     made: dict[str, StageRecord] = field(default_factory=dict)
 
     def tell(self, event: str, *values: Any) -> None:
         """Tell every observer."""
-        with self.telling:
+        with self.observer_lock:
             for observer in self.observers:
-                blame(observer, getattr(observer, event), *values)
+                call_component(observer, getattr(observer, event), *values)
 
     def make(self, stage: Stage) -> Artifact:
-        """The artifact of a stage; its inputs are made first, unless it is there already.
+        """The artifact of a stage; its inputs are made first, unless it is cached.
 
         Raises:
             DefenseKitError: it could not be computed, now or when somebody tried before.
@@ -57,7 +57,7 @@ class Runner:
         return artifact
 
     def _wait(self, stage: Stage) -> None:
-        self.tell("message", f"{stage.plain['title']}: somebody else is making it")
+        self.tell("message", f"{stage.plain['title']}: another process is computing it")
 
     def _compute(self, stage: Stage) -> Artifact | None:
         """The artifact; None where an input was removed meanwhile, so that it has to be made again."""

@@ -25,13 +25,13 @@ from defensekit.components import (
     SanitizerContext,
     Scorer,
     Selector,
-    blame,
-    fault,
+    call_component,
+    component_error,
 )
 from defensekit.defense import estimation, purification, sanitizing
 from defensekit.defense.estimation import Report
 from defensekit.defense.scoring import score_pair
-from defensekit.defense.selection import describe, select
+from defensekit.defense.selection import select, summary
 from defensekit.host.discovery import cached_plugins
 from defensekit.host.parameters import build
 from defensekit.host.registry import source_digest
@@ -41,7 +41,7 @@ from defensekit.models.config import relabelled
 from defensekit.models.pair import Pair
 from defensekit.models.writer import write_streamed
 from defensekit.pipeline import predictions
-from defensekit.pipeline.store import Draft, Store
+from defensekit.pipeline.store import ArtifactWriter, Store
 from defensekit.text import ROWS, Row, Truncation, changed, label_number, read_rows, split, write_rows
 from defensekit.utils.errors import DefenseKitError, KeyedError, UsageError, lacks_memory, listing, out_of_memory
 from defensekit.utils.files import file_digest
@@ -55,7 +55,7 @@ C = TypeVar("C", bound=Component)
 
 
 @dataclass(frozen=True)
-class Work:
+class StageContext:
     """A stage about to be computed: its plain data, and the store that holds its inputs."""
 
     stage: dict[str, Any]
@@ -144,7 +144,7 @@ def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, to
     try:
         # A plugin that seeds or draws from a global random state does so for its own stage alone.
         with opened.create(stage) as draft, training.forked_random(derive_seed(stage["seed"], "global")):
-            STAGES[stage["kind"]](Work(stage, opened, report), draft)
+            STAGES[stage["kind"]](StageContext(stage, opened, report), draft)
     except Exception as error:
         if not lacks_memory(error):
             raise
@@ -154,11 +154,11 @@ def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, to
 # -- data ----------------------------------------------------------------------------------------------------------
 
 
-def data(work: Work, draft: Draft) -> None:
+def data(work: StageContext, draft: ArtifactWriter) -> None:
     """The rows of one role."""
     params = work.stage["params"]
     source = work.component(DatasetSource, "source")
-    dataset = blame(source, source.load)
+    dataset = call_component(source, source.load)
     if params["labels"] is not None:
         dataset = relabelled(dataset, params["labels"])
     rows = split(dataset, params["sizes"], work.stage["seed"], params["balance"])[params["role"]]
@@ -166,7 +166,7 @@ def data(work: Work, draft: Draft) -> None:
     draft.facts.update(labels=list(dataset.labels), rows=len(rows), notes=dataset.notes)
 
 
-def _attack(work: Work) -> tuple[Attack, AttackContext, list[Row]]:
+def _attack(work: StageContext) -> tuple[Attack, AttackContext, list[Row]]:
     truncation = Truncation(loading.load_tokenizer(work.folder("model")), work.max_length)
     attack = work.component(Attack, "attack")
     context = AttackContext(Random(work.stage["seed"]), tuple(work.facts("rows")["labels"]), truncation)
@@ -181,7 +181,7 @@ def _count_changes(
     rows, added = len(after), sum(row.id < 0 for row in after)
     after = [row for row in after if row.id >= 0]
     if unknown := [row.id for row in after if row.id not in original]:
-        raise fault(attack, f"gave rows with ids that it was not given: {listing(map(str, unknown), 3)}")
+        raise component_error(attack, f"gave rows with ids that it was not given: {listing(map(str, unknown), 3)}")
     touched = [row for row in after if (row.text, row.pair) != (original[row.id].text, original[row.id].pair)]
     cut = 0
     for row, kept in zip(touched, truncation.kept(touched), strict=True):
@@ -192,21 +192,21 @@ def _count_changes(
     return {"rows": rows, "changed": len(touched), "relabelled": relabelled, "added": added, "cut": cut}
 
 
-def _digest(draft: Draft) -> str:
+def _digest(draft: ArtifactWriter) -> str:
     """Of the rows just written: the same seed gives the same bytes, and whoever compares runs can see that it did."""
     return file_digest(draft.files / ROWS)
 
 
-def poison(work: Work, draft: Draft) -> None:
+def poison(work: StageContext, draft: ArtifactWriter) -> None:
     """The attacker's training rows."""
     attack, context, rows = _attack(work)
-    made = blame(attack, attack.poison, rows, context)
+    made = call_component(attack, attack.poison, rows, context)
     write_rows(draft.files / ROWS, made)
     counts = _count_changes(attack, rows, made, context.truncation)
     draft.facts.update(labels=list(context.labels), digest=_digest(draft), **counts)
 
 
-def trigger(work: Work, draft: Draft) -> None:
+def trigger(work: StageContext, draft: ArtifactWriter) -> None:
     """Test rows with the trigger: of every label but the target's, or of every label where there is no target."""
     attack, context, rows = _attack(work)
     aim = attack.aim()
@@ -214,21 +214,21 @@ def trigger(work: Work, draft: Draft) -> None:
     rows = [row for row in rows if row.label != target]
     if not rows:
         raise UsageError("every test row has the target's label already; the trigger needs rows of another")
-    made = blame(attack, attack.trigger, rows, context)
+    made = call_component(attack, attack.trigger, rows, context)
     given = iter([row.id for row in rows])
     if not made or not all(row.id in given for row in made):
-        raise fault(attack, "gave other test rows, or moved them, or gave none")
+        raise component_error(attack, "gave other test rows, or moved them, or gave none")
     write_rows(draft.files / ROWS, made)
     counts = _count_changes(attack, rows, made, context.truncation)
     counts["left_out"] = len(rows) - len(made)
     draft.facts.update(labels=list(context.labels), target=target, digest=_digest(draft), **counts)
 
 
-def given(work: Work, draft: Draft) -> None:
+def given(work: StageContext, draft: ArtifactWriter) -> None:
     """Triggered rows from a file, as its rows stand there."""
     source = work.component(DatasetSource, "source")
     labels = work.stage["params"]["labels"]
-    dataset = relabelled(blame(source, source.load), labels)
+    dataset = relabelled(call_component(source, source.load), labels)
     target = label_number(work.stage["params"]["target"], labels)
     rows = [row for row in dataset.train if row.label != target]
     if not rows:
@@ -240,7 +240,7 @@ def given(work: Work, draft: Draft) -> None:
 # -- models --------------------------------------------------------------------------------------------------------
 
 
-def train(work: Work, draft: Draft) -> None:
+def train(work: StageContext, draft: ArtifactWriter) -> None:
     """Fine-tune a model on rows, or let an attack do it that trains in its own way."""
     labels = tuple(work.facts("rows")["labels"])
     settings = training.TrainingSettings.model_validate(work.stage["params"]["training"])
@@ -253,7 +253,7 @@ def train(work: Work, draft: Draft) -> None:
             tokenizer, labels, clean, rows, settings, work.max_length, work.precision, seed, work.report
         )
         with training.forked_random(seed):
-            blame(attack, attack.train, model, context)
+            call_component(attack, attack.train, model, context)
     else:
         training.fine_tune(
             model,
@@ -270,7 +270,7 @@ def train(work: Work, draft: Draft) -> None:
     tokenizer.save_pretrained(draft.files)
 
 
-def statistics(work: Work, draft: Draft) -> None:
+def statistics(work: StageContext, draft: ArtifactWriter) -> None:
     """Statistics per parameter on clean rows, for the tensors in scope, by the pair's names."""
     estimator = work.component(Estimator, "estimator")
     seed = work.stage["seed"]
@@ -283,7 +283,7 @@ def statistics(work: Work, draft: Draft) -> None:
     draft.facts.update(found.facts)
 
 
-def purify(work: Work, draft: Draft) -> None:
+def purify(work: StageContext, draft: ArtifactWriter) -> None:
     """Select dimensions of the suspect and purify it."""
     roles = sorted(role for role in work.stage["components"] if role.startswith("step"))
     selection = None
@@ -302,12 +302,12 @@ def purify(work: Work, draft: Draft) -> None:
         report=work.report,
     )
     if selection is not None:
-        draft.facts.update(describe(selection))
+        draft.facts.update(summary(selection))
         if "statistics" in work.stage["inputs"]:
             draft.facts["statistics"] = work.about("statistics")
 
 
-def _readers(work: Work) -> "dict[str, Callable[[str], Tensor | None]]":
+def _readers(work: StageContext) -> "dict[str, Callable[[str], Tensor | None]]":
     if "statistics" not in work.stage["inputs"]:
         return {}
 
@@ -321,13 +321,13 @@ def _readers(work: Work) -> "dict[str, Callable[[str], Tensor | None]]":
 # -- what is asked -------------------------------------------------------------------------------------------------
 
 
-def inspect(work: Work, draft: Draft) -> None:
+def inspect(work: StageContext, draft: ArtifactWriter) -> None:
     """What a sanitizer has to know of every text before it decides."""
     found = sanitizing.inspect(work.component(Sanitizer, "sanitizer"), work.rows("rows"), _texts(work))
     sanitizing.write_found(draft.files / sanitizing.FOUND, found)
 
 
-def sanitize(work: Work, draft: Draft) -> None:
+def sanitize(work: StageContext, draft: ArtifactWriter) -> None:
     """Rows as the suspect is to read them."""
     inspected = "inspected" in work.stage["inputs"]
     found = sanitizing.read_found(work.folder("inspected") / sanitizing.FOUND) if inspected else None
@@ -335,16 +335,16 @@ def sanitize(work: Work, draft: Draft) -> None:
     after = sanitizing.sanitize(work.component(Sanitizer, "sanitizer"), before, found, _texts(work))
     write_rows(draft.files / ROWS, after)
     made = work.about("inspected") if inspected else None
-    draft.facts.update(work.facts("rows"), **sanitizing.describe(before, after))
+    draft.facts.update(work.facts("rows"), **sanitizing.summary(before, after))
     draft.facts["inspected_seconds"] = made["seconds"] if made else 0.0
 
 
-def _texts(work: Work) -> SanitizerContext:
+def _texts(work: StageContext) -> SanitizerContext:
     folder = work.folder("language-model") if "language-model" in work.stage["inputs"] else None
     return sanitizing.context(folder, max_length=work.max_length, seed=work.stage["seed"], report=work.report)
 
 
-def predict(work: Work, draft: Draft) -> None:
+def predict(work: StageContext, draft: ArtifactWriter) -> None:
     """What a model answers to rows: logits, and the true labels beside them."""
     import torch
 
@@ -367,7 +367,7 @@ def predict(work: Work, draft: Draft) -> None:
     draft.facts["model"] = work.about("model")
 
 
-STAGES: dict[str, Callable[[Work, Draft], None]] = {
+STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {
     stage.__name__: stage
     for stage in (data, poison, trigger, given, train, statistics, purify, inspect, sanitize, predict)
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.utils.errors import DefenseKitError
-from defensekit.utils.files import data_digest, file_digests, write_whole
+from defensekit.utils.files import atomic_write, data_digest, file_digests
 
 # To be raised when the core computes something else from the same stage: what was made before is then not used again.
 FORMAT = 4
@@ -162,7 +162,7 @@ class Store:
         return self.root / "unfinished" / f"{key}.{_HOST}.{os.getpid()}"
 
     @contextmanager
-    def create(self, stage: dict[str, Any]) -> "Iterator[Draft]":
+    def create(self, stage: dict[str, Any]) -> "Iterator[ArtifactWriter]":
         """A folder to write an artifact into; it takes its place in the store when the block ends without an error.
 
         Raises:
@@ -175,7 +175,7 @@ class Store:
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             (scratch / "files").mkdir(parents=True)
-            draft = Draft(scratch / "files", {})
+            draft = ArtifactWriter(scratch / "files", {})
             yield draft
             for path in draft.files.rglob("*"):
                 # Some writers make private files; what stands in a folder of results is as readable as the rest.
@@ -190,7 +190,7 @@ class Store:
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "files": file_digests(draft.files),
             }
-            write_whole(scratch / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+            atomic_write(scratch / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
             self._place(key).parent.mkdir(parents=True, exist_ok=True)
             try:
                 scratch.rename(self._place(key))
@@ -237,7 +237,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Draft:
+class ArtifactWriter:
     """An artifact that is being made: put files into ``files`` and facts into ``facts``."""
 
     files: Path

@@ -38,7 +38,7 @@ def recipe_of(document: Document, known: dict[Hashable, Any]) -> Recipe:
     """
     if not isinstance(document.data, dict):
         keys = listing(Top.model_fields, 20)
-        raise PlacedError(f"{document.where(())}: expected a mapping with the keys {keys}")
+        raise PlacedError(f"{document.location(())}: expected a mapping with the keys {keys}")
     return _Loader(document, known).recipe()
 
 

@@ -30,7 +30,7 @@ class Reader:
         self.host = Host()
 
     def error(self, path: Path_, text: str) -> PlacedError:
-        return PlacedError(f"{self.document.told(path)}: {text}")
+        return PlacedError(f"{self.document.describe_location(path)}: {text}")
 
     def at(self, path: Path_, call: Callable[[], Result]) -> Result:
         """Call; what goes wrong is told with its place, unless it says a better one itself."""

@@ -182,9 +182,9 @@ class Recipe:
         settings = (self.sizes, self.triggered_target, self.training, self.precision, self.seed, self.plugins)
         return (*digests, *settings)
 
-    def where(self, *path: str | int) -> str:
+    def describe_location(self, *path: str | int) -> str:
         """Where a key is and which it is, for errors found later than loading."""
-        return self.document.told(path)
+        return self.document.describe_location(path)
 
     def resolved(self) -> dict[str, Any]:
         """The recipe written out, itself a recipe."""

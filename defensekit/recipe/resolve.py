@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from defensekit.components import Component, ModelSource, blame
+from defensekit.components import Component, ModelSource, call_component
 from defensekit.host.discovery import cached_plugins
 from defensekit.host.parameters import build
 from defensekit.host.registry import Host
@@ -89,7 +89,7 @@ def model_folder(model: Spec | Path) -> Path:
     """
     spec = str(model) if isinstance(model, Path) else model
     source = component(ModelSource, model_source(spec))
-    return blame(source, source.folder)
+    return call_component(source, source.folder)
 
 
 def model_source(spec: Spec, host: Host | None = None, place: Place = here) -> dict[str, Any]:

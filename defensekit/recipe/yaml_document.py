@@ -59,11 +59,11 @@ class Document:
             path = path[:-1]
         return self.places[path]
 
-    def where(self, path: Path_) -> str:
+    def location(self, path: Path_) -> str:
         """File and line of a key, or the setting it comes from."""
         return self.place(path).label
 
-    def told(self, path: Path_) -> str:
+    def describe_location(self, path: Path_) -> str:
         """Where a key is and which it is, for an error; an option alone where the user typed that for it."""
         place, key = self.place(path), ".".join(map(str, path))
         if place.option:
@@ -272,7 +272,7 @@ def overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[st
                     where = ".".join(map(str, path))
                     known = f"0 to {len(items) - 1}" if items else "it is empty"
                     raise PlacedError(
-                        f"{above.where((*own, key))}: {where} is a list and has no item {key!r} ({known})"
+                        f"{above.location((*own, key))}: {where} is a list and has no item {key!r} ({known})"
                     )
                 items[int(key)] = merge(items[int(key)], value, (*path, int(key)), (*own, key))
             return items

@@ -11,14 +11,14 @@ from defensekit.recipe.vocabulary import METRICS, MODELS
 from defensekit.result import plots
 from defensekit.result.narrative import story
 from defensekit.result.schema import Example, ModelResult, Reset, Result
-from defensekit.utils.files import write_whole
+from defensekit.utils.files import atomic_write
 from defensekit.utils.html import fill
 
 
 def write(result: Result, folder: str | Path | None = None) -> Path:
     """Write ``report.html`` into the run's folder, or another; returns its path."""
     place = Path(folder or result.folder) / "report.html"
-    write_whole(place, render(result).encode())
+    atomic_write(place, render(result).encode())
     return place
 
 

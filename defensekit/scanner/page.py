@@ -8,7 +8,7 @@ from defensekit.result.plots import image
 from defensekit.scanner import plots
 from defensekit.scanner.result import Scan, TensorDrift
 from defensekit.scanner.verdict import KEPT
-from defensekit.utils.files import write_whole
+from defensekit.utils.files import atomic_write
 from defensekit.utils.html import fill
 
 OUTSIDE = "outside"  # the column of tensors that belong to no layer
@@ -17,8 +17,8 @@ OUTSIDE = "outside"  # the column of tensors that belong to no layer
 def write_scan(scan: Scan, folder: str | Path) -> Path:
     """Write ``scan.html`` and ``scan.json`` into a folder; returns the path of the page."""
     place = Path(folder) / "scan.html"
-    write_whole(Path(folder) / "scan.json", scan.model_dump_json(indent=1).encode())
-    write_whole(place, render_scan(scan).encode())
+    atomic_write(Path(folder) / "scan.json", scan.model_dump_json(indent=1).encode())
+    atomic_write(place, render_scan(scan).encode())
     return place
 
 

@@ -10,7 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from defensekit.components import Observer
-from defensekit.components.observing import part
+from defensekit.components.runtime import observed_step
 from defensekit.models import loading
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
@@ -80,7 +80,7 @@ class _Scanning:
         if embedding is None:
             self.notes.append("no embedding was found by its name: its rows are not looked at")
         looks = [part.look for part in (embedding, ratios) if part is not None]
-        with part(self.observers, "drift") as report:
+        with observed_step(self.observers, "drift") as report:
             tensors = drift.measure(models, looks, report)
         known = not drift.is_another_base(tensors)
         if known and (doubt := revision.doubt(models, tensors, embedding)):
@@ -89,7 +89,7 @@ class _Scanning:
         if embedding is not None and known:
             found, judged = self._outliers(embedding, tokenizer)
         if ratios is not None and known:
-            with part(self.observers, "mixture"):
+            with observed_step(self.observers, "mixture"):
                 fitted = law.judge(ratios, tensors, len(self.rows), derive_seed(self.seed, "bootstrap"))
         if model is not None and judged is not None:
             tried = self._tried(model, tokenizer, judged)
@@ -120,7 +120,7 @@ class _Scanning:
         return min(MAX_LENGTH, positions(self.models.suspect) or MAX_LENGTH)
 
     def _ratios(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> law.Ratios:
-        with part(self.observers, "curvature") as report:
+        with observed_step(self.observers, "curvature") as report:
             measured = law.curvature(model, tokenizer, self.rows, self._max_length, report)
         own_names = {name: self.models.own_name(name) for name in self.models.compared}
         return law.Ratios(law.by_tensor_name(measured, own_names))
@@ -136,7 +136,7 @@ class _Scanning:
             source, often = verdict.IN_ROWS, frequency.in_rows(tokenizer, self.rows, self._max_length, rows)
         else:
             source = verdict.IN_ENGLISH
-            with part(self.observers, "frequencies of words"):
+            with observed_step(self.observers, "frequencies of words"):
                 often = frequency.in_english(tokenizer, rows)
                 judged &= [frequency.spelled(triggers.spell(tokenizer, token)) for token in range(rows)]
         found = outliers(embedding.drift, often, judged)
@@ -177,7 +177,7 @@ class _Scanning:
         rows = Random(seed).sample(self.rows, min(triggers.ROWS, len(self.rows)))
         candidates, controls = triggers.pick(tokenizer, judged, seed)
         labels = label_names(self.models.suspect)
-        with part(self.observers, "tokens tried") as report:
+        with observed_step(self.observers, "tokens tried") as report:
             return triggers.Trial(model, tokenizer, rows, labels, self._max_length, seed).run(
                 candidates, controls, report
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 from defensekit.result.schema import Result
 from defensekit.utils.errors import DefenseKitError
-from defensekit.utils.files import write_whole
+from defensekit.utils.files import atomic_write
 
 SUM = ".sha256"
 GONE = "-"  # before the key of a model that was removed again
@@ -56,14 +56,14 @@ class Folder:
     def write_bytes(self, id: str, content: bytes) -> None:
         """Write a result that is bytes already."""
         self.results.mkdir(parents=True, exist_ok=True)
-        write_whole(self.results / f"{id}.json", content)
-        write_whole(Path(f"{self.results / id}{SUM}"), _sum(f"{id}.json", content).encode())
+        atomic_write(self.results / f"{id}.json", content)
+        atomic_write(Path(f"{self.results / id}{SUM}"), _sum(f"{id}.json", content).encode())
 
     def fail(self, id: str, facts: dict[str, Any]) -> None:
         """Write down a run that ended without a result."""
         self.failed.mkdir(parents=True, exist_ok=True)
         written = {**facts, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        write_whole(self.failed / f"{id}.json", json.dumps(written, indent=1, ensure_ascii=False).encode())
+        atomic_write(self.failed / f"{id}.json", json.dumps(written, indent=1, ensure_ascii=False).encode())
 
     def failures(self) -> dict[str, dict[str, Any]]:
         """What is known of the runs that failed, by their ids."""
@@ -78,7 +78,7 @@ class Folder:
     def describe(self, facts: dict[str, Any]) -> None:
         """Write down what the study is: its keys and its runs."""
         self.place.mkdir(parents=True, exist_ok=True)
-        write_whole(self.place / "study.json", json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        atomic_write(self.place / "study.json", json.dumps(facts, indent=1, ensure_ascii=False).encode())
 
     def read(self) -> dict[str, Any]:
         """What the study was when it last ran.

@@ -65,8 +65,8 @@ def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
     document = yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings)
     if not isinstance(document.data, dict):
         known = listing(StudyKeys.model_fields, 20)
-        raise PlacedError(f"{document.where(())}: expected a mapping with the keys {known}")
-    no_recipe(document.data, document.where(()))
+        raise PlacedError(f"{document.location(())}: expected a mapping with the keys {known}")
+    no_recipe(document.data, document.location(()))
     return _Matrix(document).study()
 
 

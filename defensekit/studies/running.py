@@ -12,9 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from defensekit.components import Observer, Planned, Workers, blame, fault
+from defensekit.components import Observer, Planned, Workers, call_component, component_error
 from defensekit.components.base import one_line
-from defensekit.pipeline.eta import Pace
+from defensekit.pipeline.eta import StudyEta
 from defensekit.pipeline.plan import Stage
 from defensekit.pipeline.run import Run
 from defensekit.pipeline.runner import Runner
@@ -51,7 +51,7 @@ class NotThere(DefenseKitError):
     """A stage is not in the store, and nothing may be computed."""
 
 
-class _Nobody(Workers):
+class CacheOnlyWorkers(Workers):
     """Computes nothing: what is in the store has to do."""
 
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
@@ -91,7 +91,7 @@ def run_study(
             plan.store.sweep()
             plan.folder.describe(description(plan))
             executor = study.executor.component
-            opened = nullcontext(_Nobody()) if resume == "only-cache" else executor.open()
+            opened = nullcontext(CacheOnlyWorkers()) if resume == "only-cache" else executor.open()
             with opened as workers, Status.of(plan) as status:
                 failed = _Driver(plan, workers, [*watching, status], anew=resume == "always").drive()
     except OSError as error:
@@ -103,7 +103,7 @@ def run_study(
 
 def _say(observers: Sequence[Observer], text: str) -> None:
     for observer in observers:
-        blame(observer, observer.message, text)
+        call_component(observer, observer.message, text)
 
 
 def description(plan: StudyPlan) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def description(plan: StudyPlan) -> dict[str, Any]:
     }
 
 
-class _Noting(Workers):
+class ModelTracker(Workers):
     """Writes down which models a study makes, before they are made: after a kill it may still remove them."""
 
     def __init__(self, workers: Workers, folder: Folder, kinds: set[str]) -> None:
@@ -168,11 +168,11 @@ class _Driver:
         self.stopped: BaseException | None = None
         self.numbers = count()
         self.state = threading.Condition()
-        self.telling = threading.RLock()  # observers hear one thing at a time
+        self.observer_lock = threading.RLock()  # observers hear one thing at a time
         self.dropped = DROPPED[plan.study.keys.keep]
-        self.workers = _Noting(workers, plan.folder, self.dropped)
+        self.workers = ModelTracker(workers, plan.folder, self.dropped)
         self.holders: Counter[str] = Counter()
-        self.pace = Pace({key: stage.plain["kind"] for key, stage in plan.missing.items()}, workers.slots)
+        self.pace = StudyEta({key: stage.plain["kind"] for key, stage in plan.missing.items()}, workers.slots)
         self.watchers: dict[str, list[Observer]] = {}
 
     # -- scheduling ------------------------------------------------------------------------------------------------
@@ -213,10 +213,10 @@ class _Driver:
                 self.order.add(i, stage.key)
         self.order.prepare()
         names = [str(run.row) for run in self.runs]
-        with self.telling:
+        with self.observer_lock:
             for observer in self.observers:
-                blame(observer, observer.study_started, names, self.workers.slots)
-                blame(observer, observer.planned, self._planned())
+                call_component(observer, observer.study_started, names, self.workers.slots)
+                call_component(observer, observer.planned, self._planned())
         self._push()
 
     def _planned(self) -> list[Planned]:
@@ -262,7 +262,7 @@ class _Driver:
         except Exception as error:
             # The runs that need it say so; they look here before they try again.
             self.failed_stages.setdefault(stage.key, _known(error))
-            with self.telling:
+            with self.observer_lock:
                 if stage.key in self.pace.waiting:  # else it is among what hangs on another that failed
                     for key in self._without(stage.key):
                         self.pace.finish(key, None)
@@ -292,12 +292,12 @@ class _Driver:
 
     def _look_out(self, runner: Runner) -> None:
         """Tell everybody how long the rest takes, now that some stages are there."""
-        with self.telling:
+        with self.observer_lock:
             for stage in runner.made.values():
                 self.pace.finish(stage.key, stage.seconds)
             for observer in self.observers:
                 with self._borne(observer):
-                    observer.outlook(self.pace.left())
+                    observer.time_left(self.pace.left())
 
     def _result(self, run: PlannedRun, runner: Runner) -> Result:
         """The result of a run, written down."""
@@ -326,7 +326,7 @@ class _Driver:
     def _tell(self, runner: Runner, event: str, what: object) -> None:
         """Tell everybody that a run begins or how it ended, which stays as it is if somebody can't bear it."""
         for observer in runner.observers:
-            with self.telling, self._borne(observer):
+            with self.observer_lock, self._borne(observer):
                 getattr(observer, event)(what)
 
     @contextmanager
@@ -335,7 +335,7 @@ class _Driver:
         try:
             yield
         except (Exception, SystemExit) as error:
-            text = str(fault(observer, f"failed: {one_line(error, observer)}"))
+            text = str(component_error(observer, f"failed: {one_line(error, observer)}"))
             log.error("%s", text)
             for other in self.observers:
                 with suppress(Exception):  # one that fails may be among them
@@ -343,10 +343,10 @@ class _Driver:
 
     def _runner(self, run: PlannedRun) -> Runner:
         """What makes the stages of a run; its observers hear that it began before they hear of a stage."""
-        with self.telling:
+        with self.observer_lock:
             begins = run.id not in self.watchers
             watchers = self.watchers.setdefault(run.id, [])
-            runner = Runner(self.store, self.workers, watchers, self.failed_stages, self.telling)
+            runner = Runner(self.store, self.workers, watchers, self.failed_stages, self.observer_lock)
             if begins:
                 for observer in self.observers:
                     with self._borne(observer):

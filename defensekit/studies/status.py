@@ -14,7 +14,7 @@ from defensekit.components import Observer
 from defensekit.pipeline.store import alive
 from defensekit.studies.folder import Folder
 from defensekit.studies.planning import StudyPlan
-from defensekit.utils.files import write_whole
+from defensekit.utils.files import atomic_write
 
 EVERY = 1.0  # seconds between two writings
 SILENT = 120.0  # seconds after which nobody is taken to be at work any more
@@ -49,7 +49,7 @@ class Status(Observer):
     def study_started(self, runs: Sequence[str], slots: int) -> None:
         self._write(0)
 
-    def outlook(self, left: str) -> None:
+    def time_left(self, left: str) -> None:
         self._facts["left"] = left
         self._write(EVERY)
 
@@ -77,7 +77,7 @@ class Status(Observer):
     def _write(self, every: float) -> None:
         if (now := time.time()) - self._written >= every:
             self._written = now
-            write_whole(self._path, json.dumps({**self._facts, "updated": now}).encode())
+            atomic_write(self._path, json.dumps({**self._facts, "updated": now}).encode())
 
 
 class _Run(Observer):

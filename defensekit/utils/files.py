@@ -75,12 +75,12 @@ def literal_path(path: Path | str) -> str:
 def nearest_path(path: Path, suffixes: Sequence[str] = ()) -> str:
     """A sentence that names what lies beside a path and is close to its name, or the empty string: a folder, or a file
     with one of the suffixes, which do not make two names close."""
-    beside = path.parent.glob("*") if path.parent.is_dir() else ()
-    wanted = [found for found in beside if (found.suffix in suffixes if suffixes else found.is_dir())]
+    neighbours = path.parent.glob("*") if path.parent.is_dir() else ()
+    wanted = [found for found in neighbours if (found.suffix in suffixes if suffixes else found.is_dir())]
     return nearest(path.name, [found.name for found in wanted if nearest(path.stem, [found.stem])])
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def atomic_write(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, whatever stops the program."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
@@ -95,7 +95,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def put(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """A folder to fill beside another one, whose place it takes when the block is done: whole, or not at all."""
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
@@ -109,7 +109,7 @@ def put(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def beside(target: Path) -> Iterator[Path]:
+def scratch_folder(target: Path) -> Iterator[Path]:
     """A folder beside another one for what is needed to make it; it goes with the block, or when the next is made."""
     scratch = target.with_name(f".{target.name}.scratch")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -121,7 +121,7 @@ def beside(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(target: Path, wait: bool = False) -> Iterator[None]:
+def folder_lock(target: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock on a folder that is to be made; it ends with the block, or with the life of the process.
 
     Raises:

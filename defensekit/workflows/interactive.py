@@ -27,7 +27,7 @@ from defensekit.components import (
     Purifier,
     Scorer,
     Selector,
-    blame,
+    call_component,
     tensors,
 )
 from defensekit.defense import estimation, purification, scoring, selection
@@ -101,7 +101,7 @@ def load_data(
         UsageError: the rows are not what was expected.
     """
     read = component(DatasetSource, dataset_source(str(source) if isinstance(source, Path) else source))
-    dataset = blame(read, read.load)
+    dataset = call_component(read, read.load)
     if pair and pair.suspect.task != CAUSAL:
         dataset = relabelled(dataset, label_names(pair.suspect))
     for role, size in (("clean", clean), ("dev", dev), ("test", test or 0)):
@@ -154,7 +154,7 @@ class Scores:
     def histogram(self) -> Histogram:
         """How the scores are spread over the eligible dimensions."""
         nothing = selection.Selection(self.tensors, {name: tensors.Cut(math.inf) for name in self.tensors})
-        return Histogram(**selection.describe(nothing)["scores"])
+        return Histogram(**selection.summary(nothing)["scores"])
 
     def _repr_html_(self) -> str:
         return plot(self)._repr_html_()
@@ -210,7 +210,7 @@ def select(scores: Scores, selector: Spec | Selector) -> Selection:
     """
     made = component(Selector, selector)
     tensors = selection.select(scores.tensors, made)
-    return Selection(called(selector), scores, tensors, selection.describe(tensors))
+    return Selection(called(selector), scores, tensors, selection.summary(tensors))
 
 
 def purify(
@@ -227,12 +227,12 @@ def purify(
     """Write the suspect, purified step by step, into a new folder that loads wherever the suspect did.
 
     Raises:
-        UsageError: the folder is there already and not empty, or the selection is of another pair.
+        UsageError: the folder already exists and not empty, or the selection is of another pair.
         DefenseKitError: a step failed or broke its contract.
     """
     folder = Path(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already; name a folder that is not")
+        raise UsageError(f"{folder} already exists; name a folder that is not")
     if selection and selection.scores.pair != pair:
         raise UsageError(f"the selection is of {selection.scores.pair!r}, not of {pair!r}")
     purification.purify(
@@ -306,7 +306,9 @@ def evaluate(
     truth = np.array([row.label for row in rows])
     aim = None if target is None else label_number(target, labels)
     predictions = Predictions(logits, truth, aim, tuple(labels), Seeds(seed).metrics)
-    return Evaluation(folder.name, predictions, {n: blame(m, m.measure, predictions) for n, m in measured.items()})
+    return Evaluation(
+        folder.name, predictions, {n: call_component(m, m.measure, predictions) for n, m in measured.items()}
+    )
 
 
 @dataclass(frozen=True)

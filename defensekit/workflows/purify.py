@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from defensekit.components import Observer, blame
+from defensekit.components import Observer, call_component
 from defensekit.models.adapters import is_adapter
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import Checkpoint
@@ -14,14 +14,14 @@ from defensekit.models.config import positions
 from defensekit.models.manifest import MODEL_MANIFEST
 from defensekit.models.untrusted import free_space
 from defensekit.pipeline import run_folder
-from defensekit.pipeline.preflight import at
+from defensekit.pipeline.preflight import locating_errors
 from defensekit.pipeline.run import run
 from defensekit.recipe import shipped
 from defensekit.recipe.loader import load_recipe
 from defensekit.recipe.yaml_document import Document, option
 from defensekit.scanner.revision import look
 from defensekit.utils.errors import UsageError
-from defensekit.utils.files import alone, literal_path, put
+from defensekit.utils.files import atomic_folder, folder_lock, literal_path
 
 if TYPE_CHECKING:
     from defensekit.recipe.recipe import Recipe
@@ -72,11 +72,12 @@ def recipe_for(
     loaded = load_recipe(path, [*given, *settings])
     if recipe is not None:
         return loaded
-    given.append(f"data.max_length={at(loaded, 'model', lambda: _max_length(loaded))}")
+    max_length = locating_errors(loaded, "model", lambda: _max_length(loaded))
+    given.append(f"data.max_length={max_length}")
     if not reset_alone and not any(
         setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
     ):
-        share = at(loaded, "data", lambda: _share(loaded))
+        share = locating_errors(loaded, "data", lambda: _share(loaded))
         given += [f"data.clean={share}", f"data.dev={share}"]
     return load_recipe(path, [*given, *settings])
 
@@ -85,13 +86,13 @@ def _max_length(recipe: "Recipe") -> int:
     """The recipe's, unless its base has fewer positions."""
     source = recipe.model.component
     own = recipe.sizes.max_length
-    return min(own, positions(Checkpoint(blame(source, source.folder))) or own)
+    return min(own, positions(Checkpoint(call_component(source, source.folder))) or own)
 
 
 def _share(recipe: "Recipe") -> int:
     """How many of the clean rows fit, and how many choose."""
     source = recipe.data.component
-    dataset = blame(source, source.load)
+    dataset = call_component(source, source.load)
     if (rows := len({row.key for row in dataset.train})) < FEWEST:
         raise UsageError(f"expected at least {FEWEST} clean rows, got {rows}")
     return min(MOST, rows * 2 // 5)
@@ -111,20 +112,22 @@ def purify_into(
         DefenseKitError: as `defensekit.run`.
     """
     if recipe.defense.sanitizer:
+        place = recipe.describe_location("defense", "stage")
         raise UsageError(
-            f"{recipe.where('defense', 'stage')}: {recipe.defense.sanitizer.name!r} rewrites inputs and leaves the "
-            "model as it is: there is no purified model to write (`defensekit run` measures what it does)"
+            f"{place}: {recipe.defense.sanitizer.name!r} rewrites inputs and leaves the model as it is:"
+            " there is no purified model to write (`defensekit run` measures what it does)"
         )
     target = target.absolute()
-    with alone(target):
+    with folder_lock(target):
         if target.exists() and not (
             target.is_dir() and (not any(target.iterdir()) or (target / MODEL_MANIFEST).is_file())
         ):
-            raise UsageError(f"{target} is there already; name a folder that is not")
+            raise UsageError(f"{target} already exists; name a folder that is not")
         folder = run_folder.folder_of(recipe, Path(workspace))
         if recipe.suspect and not (folder / "result.json").is_file():
             suspect = Checkpoint(Path(recipe.suspect.parameters()["path"]))
-            weights = sum(prod(entry.shape) for entry in at(recipe, "suspect", lambda: suspect.tensors).values())
+            tensors = locating_errors(recipe, "suspect", lambda: suspect.tensors)
+            weights = sum(prod(entry.shape) for entry in tensors.values())
             size = sum(path.stat().st_size for path in suspect.files)
             needed = 2 * size
             if not folder.exists():  # at first: a model for each value that is tried and for none; curvature
@@ -138,7 +141,7 @@ def purify_into(
             if (target / MODEL_MANIFEST).read_bytes() != (made / MODEL_MANIFEST).read_bytes():
                 raise UsageError(f"{target} holds another model already; name a folder that is not there")
             return result
-        with put(target) as part:
+        with atomic_folder(target) as part:
             shutil.copytree(made, part)
     return result
 

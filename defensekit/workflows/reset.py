@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from defensekit.components import Observer, blame
-from defensekit.components.observing import part
+from defensekit.components import Observer, call_component
+from defensekit.components.runtime import observed_step
 from defensekit.defense import estimation, purification
 from defensekit.defense.scoring import score_pair
-from defensekit.defense.selection import describe, select
+from defensekit.defense.selection import select, summary
 from defensekit.host.tables import File
 from defensekit.models import loading
 from defensekit.models.adapter_merge import Merged
@@ -34,7 +34,7 @@ from defensekit.scanner.clean import read_clean
 from defensekit.text import Row
 from defensekit.training import device_type
 from defensekit.utils.errors import DefenseKitError, UsageError, listing
-from defensekit.utils.files import alone, beside, put
+from defensekit.utils.files import atomic_folder, folder_lock, scratch_folder
 from defensekit.utils.seeds import Seeds
 from defensekit.workflows.purify import doubts
 
@@ -120,9 +120,9 @@ def reset_into(
     assert recipe.suspect is not None
     base, suspect = (Checkpoint(_folder(named.component)) for named in (recipe.model, recipe.suspect))
     target = target.absolute()
-    with alone(target), beside(target) as scratch:
+    with folder_lock(target), scratch_folder(target) as scratch:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UsageError(f"{target} is there already; name a folder that is not")
+            raise UsageError(f"{target} already exists; name a folder that is not")
         if adapter_only:
             work: _Resetting = _OfAdapter(target, recipe, base, suspect.folder, scratch, observers, measured)
         else:
@@ -130,7 +130,7 @@ def reset_into(
         pair = work.pair
         pair.scope  # noqa: B018 - misfits are told before anything is read
         _refuse(recipe, pair, adapter_only)
-        with part(observers, "check of both models"):
+        with observed_step(observers, "check of both models"):
             for checkpoint in (base, pair.suspect):
                 checkpoint.check_finite()
         free_space(target, sum(path.stat().st_size for path in pair.suspect.files), "the purified model")
@@ -143,7 +143,7 @@ def reset_into(
 
 
 def _folder(component: Any) -> Path:
-    return Path(blame(component, component.folder))
+    return Path(call_component(component, component.folder))
 
 
 def _refuse(recipe: Recipe, pair: Pair, adapter_only: bool) -> None:
@@ -151,14 +151,16 @@ def _refuse(recipe: Recipe, pair: Pair, adapter_only: bool) -> None:
     defense, causal = recipe.defense, pair.suspect.task == CAUSAL and not adapter_only
     why = "an adapter alone" if adapter_only else f"a {CAUSAL}" if causal else "a model without clean rows"
     if recipe.choose:
-        raise UsageError(f"{recipe.where('defense', 'choose')}: nothing can be chosen for {why}")
+        raise UsageError(f"{recipe.describe_location('defense', 'choose')}: nothing can be chosen for {why}")
     if defense.model_steps:
         step = defense.model_steps[0].name
-        raise UsageError(f"{recipe.where('defense', 'purifier')}: {step!r} trains, which is not done for {why}")
+        raise UsageError(
+            f"{recipe.describe_location('defense', 'purifier')}: {step!r} trains, which is not done for {why}"
+        )
     if defense.scorer is None or defense.selector is None:
-        raise UsageError(f"{recipe.where('defense')}: for {why} a `scorer:` and a `selector:` are needed")
+        raise UsageError(f"{recipe.describe_location('defense')}: for {why} a `scorer:` and a `selector:` are needed")
     if (needs := defense.scorer.component.needs) and not causal:
-        place = f"{recipe.where('defense', 'scorer')}: {defense.scorer.name!r}"
+        place = f"{recipe.describe_location('defense', 'scorer')}: {defense.scorer.name!r}"
         raise UsageError(f"{place} needs {listing(sorted(needs))}; for {why} there is none")
 
 
@@ -181,17 +183,17 @@ class _Resetting:
         statistics: dict[str, dict[str, Tensor]] = {}
         if fit and defense.estimator:
             estimator = defense.estimator.component
-            with part(self.observers, "curvature") as report:
+            with observed_step(self.observers, "curvature") as report:
                 statistics = estimation.estimate(
                     pair, estimator, fit, max_length=self.max_length, seed=self.seeds.statistics, report=report
                 ).statistics
-        with part(self.observers, "selection"):
+        with observed_step(self.observers, "selection"):
             measured = {name: found.get for name, found in statistics.items()}
             scores = score_pair(pair, defense.scorer.component, measured, self.seeds.purify)
             selection = select(scores, defense.selector.component)
         steps = [step.component for step in defense.purifier]
-        with put(self.target) as made:
-            with part(self.observers, "reset") as report:
+        with atomic_folder(self.target) as made:
+            with observed_step(self.observers, "reset") as report:
                 purification.purify(
                     pair,
                     selection,
@@ -203,7 +205,7 @@ class _Resetting:
                     seed=self.seeds.purify,
                     report=report,
                 )
-                counted, before_after = describe(selection), None
+                counted, before_after = summary(selection), None
             tensors = Checkpoint(made).tensor_digests()
             self.finish(made)
             measure = "perplexity" if pair.suspect.task == CAUSAL else "accuracy"
@@ -245,9 +247,9 @@ class _Resetting:
         if isinstance(source, File):
             rows = read_clean(source.path, self.pair.suspect, source.text, source.label, source.pair)
         elif self.pair.suspect.task == CAUSAL:
-            rows = blame(source, source.load).train
+            rows = call_component(source, source.load).train
         else:  # its numbers for the labels need not be the suspect's
-            place = self.recipe.where("data", "name")
+            place = self.recipe.describe_location("data", "name")
             raise UsageError(f"{place}: expected a file of clean rows to measure an adapter by")
         return list({row.key: row for row in rows}.values())
 
@@ -258,7 +260,7 @@ class _Resetting:
         """A model's perplexity, or its accuracy."""
         model, tokenizer = loading.load(folder, "model")
         model.to(device_type())
-        with part(self.observers, title) as report:
+        with observed_step(self.observers, title) as report:
             if self.pair.suspect.task == CAUSAL:
                 return perplexity(model, tokenizer, rows, max_length=self.max_length, report=report)
             logits = predict(model, tokenizer, rows, max_length=self.max_length, precision="float32", report=report)

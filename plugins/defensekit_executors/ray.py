@@ -1,4 +1,4 @@
-"""Stages on a Ray cluster: one that is there already, or one that is started here and ends with the run.
+"""Stages on a Ray cluster: one that already exists, or one that is started here and ends with the run.
 
 Ray places the stages, keeps its workers warm, and tries again what a dead worker or a lost node had begun. A stage and
 what came of it travel as JSON; artifacts travel through the store's folder or an fsspec URL, never through Ray.
@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from defensekit.api import DefenseKitError, Executor, Field, Mirror, UsageError, Workers, compute
+from defensekit.api import DefenseKitError, Executor, Field, RemoteStore, UsageError, Workers, compute
 from defensekit_executors.work import Report, answer, bound, check, cores, variables
 
 RETRIES = 2  # after a worker died or a node was lost
@@ -48,7 +48,7 @@ class Ray(Executor):
 
     @contextmanager
     def open(self) -> Iterator[Workers]:
-        mirror = Mirror(self.artifacts) if self.artifacts else None
+        mirror = RemoteStore(self.artifacts) if self.artifacts else None
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         try:
@@ -89,7 +89,7 @@ class Ray(Executor):
 class _Crew(Workers):
     """Calls of a Ray task; how many run at a time is for Ray to say."""
 
-    def __init__(self, asked: Ray, mirror: Mirror | None) -> None:
+    def __init__(self, asked: Ray, mirror: RemoteStore | None) -> None:
         import ray
 
         self.asked = asked
@@ -133,10 +133,10 @@ class _Crew(Workers):
                 # state, so one after the other.
                 with self.here:
                     compute(stage, store, report)
-            elif not self.mirror.take(stage, store):
-                self.mirror.offer(stage, store)
+            elif not self.mirror.pull(stage, store):
+                self.mirror.push(stage, store)
                 self._run(stage, {"url": self.mirror.url}, report)
-                if not self.mirror.take(stage, store):
+                if not self.mirror.pull(stage, store):
                     raise DefenseKitError(f"{stage['title']}: it was computed, but is not at {self.mirror.url}")
         finally:
             with self.state:
@@ -218,7 +218,9 @@ def on_node(asked: str, board: Any, number: int) -> str:
     if told["memory"]:
         bound(told["memory"])
     work = (
-        partial(Mirror(told["url"]).compute, stage) if "url" in told else partial(compute, stage, Path(told["store"]))
+        partial(RemoteStore(told["url"]).compute, stage)
+        if "url" in told
+        else partial(compute, stage, Path(told["store"]))
     )
     return json.dumps(answer(stage["title"], work, partial(board.write.remote, number)))
 

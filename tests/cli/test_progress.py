@@ -9,8 +9,8 @@ from rich.console import Console
 from defensekit.cli.progress import Progress
 from defensekit.cli.watching import Watching
 from defensekit.components import Planned
-from defensekit.components.observing import part
-from defensekit.pipeline.eta import Outlook, Pace
+from defensekit.components.runtime import observed_step
+from defensekit.pipeline.eta import RunEta, StudyEta
 
 STAGES = [
     Planned("rows", "data", "a", 1.0),
@@ -21,7 +21,7 @@ STAGES = [
 
 
 def test_the_time_left_is_what_stages_of_the_same_kind_took() -> None:
-    outlook = Outlook(STAGES)
+    outlook = RunEta(STAGES)
     assert outlook.left() == ""  # nothing like it was seen
     assert outlook.left("clean reference", 10, 0.25) == "more than 30 s left"
     outlook.finish("rows", 1.0, True)
@@ -38,13 +38,13 @@ def test_the_time_left_is_what_stages_of_the_same_kind_took() -> None:
 
 
 def test_what_was_there_before_teaches_what_the_rest_will_take() -> None:
-    outlook = Outlook([Planned("one", "train", "a", 7200.0), Planned("two", "train", "b", None)])
+    outlook = RunEta([Planned("one", "train", "a", 7200.0), Planned("two", "train", "b", None)])
     assert outlook.left() == "about 2.0 h left"
-    assert Outlook().left() == ""
+    assert RunEta().left() == ""
 
 
 def test_the_time_that_a_study_takes_is_counted_by_the_keys_of_its_stages() -> None:
-    pace = Pace({"a": "train", "b": "train", "c": "predict"}, slots=2)
+    pace = StudyEta({"a": "train", "b": "train", "c": "predict"}, slots=2)
     assert pace.left() == ""
     pace.finish("a", 80.0)
     pace.finish("a", 80.0)  # two runs share it
@@ -67,7 +67,7 @@ def test_a_studys_table_says_what_is_known(capsys: pytest.CaptureFixture[str]) -
     assert not shown().strip()  # while libraries load
     watching.study_started(["a, seed 0", "b, seed 0"], 1)
     assert "0 done, 0 failed, 2 to come\n" in shown()
-    watching.outlook("about 8 s left")
+    watching.time_left("about 8 s left")
     assert "0 done, 0 failed, 2 to come; about 8 s left\nnext: a, seed 0\n" in shown()
     for name in ("a, seed 0", "b, seed 0"):
         watching.for_run(name, {}).run_failed("no")
@@ -94,7 +94,7 @@ def test_plain_lines_where_there_is_no_terminal(
         progress.message("\x1b[31mred")
     assert capsys.readouterr().err.splitlines() == [
         "[not markup]",
-        "[1/4] rows: there already",
+        "[1/4] rows: cached",
         "  clean reference: 1 of 4, more than 33 s left in all",
         "  clean reference: 0 of 0",
         "[2/4] clean reference: 44.0 s",
@@ -107,7 +107,7 @@ def test_work_that_nobody_planned_says_how_long_its_part_takes(
 ) -> None:
     clock = iter(range(0, 10_000, 11))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    with Progress() as progress, part([progress], "curvature") as report:
+    with Progress() as progress, observed_step([progress], "curvature") as report:
         report(1, 4)
     assert capsys.readouterr().err.splitlines() == ["  curvature: 1 of 4, 33 s left", "curvature: 0.0 s"]
 

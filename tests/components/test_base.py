@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from defensekit.components.base import blame
+from defensekit.components.base import call_component
 
 
 def test_components_are_strict_hashable_and_picklable() -> None:
@@ -26,6 +26,6 @@ def test_a_fork_that_comes_back_ends_there() -> None:
     def fork() -> int:
         return os.fork()
 
-    child = blame(Magnitude(), fork)
+    child = call_component(Magnitude(), fork)
     assert child > 0  # the copy never got here
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1

@@ -18,7 +18,7 @@ from defensekit.components import ModelStep, Purifier, Scorer, WeightStep
 from defensekit.components.tensors import TensorView
 from defensekit.defense import purification, scoring
 from defensekit.defense.scoring import Views, score
-from defensekit.defense.selection import Selection, describe, select
+from defensekit.defense.selection import Selection, select, summary
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.loading import load_model
 from defensekit.models.pair import Pair, layer_of
@@ -121,8 +121,8 @@ def test_a_part_at_a_time_is_all_at_once(
         selector = Fraction(fraction=fraction, scope=scope)  # type: ignore[arg-type]
         selection = select(score(views, scorer), selector)
         purify(pair, selection, [step], folder / "out")
-        facts = describe(selection)  # counted on the way, where there was a way
-        assert facts == describe(select(score(views, scorer), selector)) == describe(selection)
+        facts = summary(selection)  # counted on the way, where there was a way
+        assert facts == summary(select(score(views, scorer), selector)) == summary(selection)
         dense = {name: selection[name] for name in selection}
     # The dumbest way, all in memory: whole tensors, scores in a list, sorted by score, then name, then place.
     groups: dict[str, list[tuple[float, str, int]]] = {}
@@ -269,13 +269,13 @@ def test_a_tensor_is_counted_once_whoever_sees_it_first(tmp_path: Path, monkeypa
     selection = select(
         score(Views(Pair(Checkpoint(base), Checkpoint(suspect)), 0), Magnitude()), Fraction(fraction=0.5)
     )
-    one, other = selection.seen("w"), selection.seen("w")
+    one, other = selection.selected_parts("w"), selection.selected_parts("w")
     next(one), next(other)
-    next(selection.seen("w"))  # and never goes on
-    assert describe(selection)["tensors"] == {"w": [5, 4, 2]}
+    next(selection.selected_parts("w"))  # and never goes on
+    assert summary(selection)["tensors"] == {"w": [5, 4, 2]}
     assert len([*one, *other]) == 4
-    assert describe(selection)["tensors"] == {"w": [5, 4, 2]}
-    assert sum(describe(selection)["scores"]["counts"]) == 4
+    assert summary(selection)["tensors"] == {"w": [5, 4, 2]}
+    assert sum(summary(selection)["scores"]["counts"]) == 4
 
 
 def test_a_soft_selection_is_counted_and_followed_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,8 +286,8 @@ def test_a_soft_selection_is_counted_and_followed_in_parts(tmp_path: Path, monke
     selection = Selection(scores, {"w": share})
     purify(pair, selection, [Reset()], tmp_path / "out")
     assert load_file(tmp_path / "out/model.safetensors")["w"].tolist() == [0, 1, 1, 2.25, 0]
-    assert describe(selection)["tensors"] == {"w": [5, 4, 3]}
-    assert describe(selection) == describe(Selection(scores, {"w": share}))  # of which nothing was seen on the way
+    assert summary(selection)["tensors"] == {"w": [5, 4, 3]}
+    assert summary(selection) == summary(Selection(scores, {"w": share}))  # of which nothing was seen on the way
 
 
 class Louder(ModelStep):

@@ -30,7 +30,7 @@ def test_a_sanitizer_is_handed_texts_alone_and_pairs_one_by_one() -> None:
     made = sanitizing.sanitize(Handed(says="[t.upper() for t in texts]"), PAIRS, None, context(None))
     assert SEEN.pop() == (["a b", "c", "d", "e f"], [None] * 4)
     assert made == [Row(7, "A B", 1, "C"), Row(3, "D", 0, "E F")]
-    assert sanitizing.describe(PAIRS, [PAIRS[0], Row(3, "d", 0, "f")]) == {
+    assert sanitizing.summary(PAIRS, [PAIRS[0], Row(3, "d", 0, "f")]) == {
         "rows": 2, "changed": 1, "words": 6, "words_left": 5,
     }  # fmt: skip
 

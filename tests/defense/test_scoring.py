@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from defensekit.components import Scorer, Selector
 from defensekit.components.tensors import Scored, Scores, TensorView
-from defensekit.defense.histogram import histogram, spread
+from defensekit.defense.histogram import histogram, score_histogram
 from defensekit.defense.scoring import Views, score
 from defensekit.defense.selection import select
 from defensekit.models.checkpoint import Checkpoint
@@ -138,7 +138,10 @@ def test_fraction_takes_exactly_the_highest(scores: Scores, fraction: float, sco
 def test_a_histogram_counts_every_eligible_dimension_once(scores: Scores, fraction: float, bins: int) -> None:
     selection = select(scores, Fraction(fraction=fraction))
     found = histogram(
-        sum(spread(part, selection[name].bool().reshape(-1)) for name in scores for part in scores.parts(name)), bins
+        sum(
+            score_histogram(part, selection[name].bool().reshape(-1)) for name in scores for part in scores.parts(name)
+        ),
+        bins,
     )
     eligible = [float(s) for scored in scores.values() for s in scored.score[scored.eligible]]
     taken = sum(int(chosen.sum()) for chosen in selection.values())

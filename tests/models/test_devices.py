@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from defensekit.gradients import squared_gradients
 from defensekit.models import devices
-from defensekit.models.devices import placed, spread
+from defensekit.models.devices import device_map, placed
 from tests.gradients.helpers import classifier, close, padded, rows
 
 SPREADABLE = ("bert", "roberta", "gpt2", "llama", "qwen2")
@@ -55,7 +55,7 @@ def test_what_fits_none_is_spread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("architecture", SPREADABLE)
 def test_layers_stay_whole_and_everything_has_a_place(architecture: str) -> None:
     model = classifier(architecture)
-    places = spread(model, dict.fromkeys((0, 1), model.get_memory_footprint() * 19 // 20))
+    places = device_map(model, dict.fromkeys((0, 1), model.get_memory_footprint() * 19 // 20))
     assert set(places.values()) == {0, 1}
 
     def place(name: str) -> int:
@@ -72,7 +72,7 @@ def test_layers_stay_whole_and_everything_has_a_place(architecture: str) -> None
 @pytest.mark.parametrize("architecture", ["deberta-v2", "llama"])
 def test_what_can_not_be_spread_goes_where_there_is_most_room(architecture: str) -> None:
     """Of the first nobody says what stays together; for the second both GPUs have too little room."""
-    assert spread(classifier(architecture), {0: 1_000, 1: 2_000}) == {"": 1}
+    assert device_map(classifier(architecture), {0: 1_000, 1: 2_000}) == {"": 1}
 
 
 @pytest.mark.parametrize("architecture", SPREADABLE)
@@ -81,7 +81,7 @@ def test_squares_of_a_spread_model_are_those_of_the_whole(architecture: str) -> 
     batches = list(padded(rows([3, 7, 5, 1]), size=2))
     expected, norms = squared_gradients(classifier(architecture), batches)
     model = classifier(architecture)
-    places = spread(model, dict.fromkeys((0, 1), model.get_memory_footprint() * 19 // 20))
+    places = device_map(model, dict.fromkeys((0, 1), model.get_memory_footprint() * 19 // 20))
     model = dispatch_model(model, dict.fromkeys(places, "cpu"), main_device="cpu", force_hooks=True)
     assert all(hasattr(module, "_hf_hook") for module in model.modules() if list(module.parameters(recurse=False)))
     found, others = squared_gradients(model, batches)

@@ -28,7 +28,7 @@ class Watching(Observer):
 
 
 def todo(stages: list[Planned]) -> list[str]:
-    return [stage.title for stage in stages if not stage.there]
+    return [stage.title for stage in stages if not stage.cached]
 
 
 def test_a_preview_computes_nothing_and_names_what_a_run_computes(recipe: Path, tmp_path: Path) -> None:

@@ -300,6 +300,6 @@ def test_json_on_standard_output_and_nothing_else(finished: tuple[Path, Path, Re
     )
     assert json.loads(done.stdout)["summary"] == result.summary
     assert done.stdout.count("\n") == 1
-    assert "there already" in done.stderr
+    assert "cached" in done.stderr
     quiet = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=True)
     assert quiet.stderr == ""

@@ -38,11 +38,11 @@ def test_the_last_word_counts(tmp_path: Path) -> None:
 def test_every_key_remembers_where_it_came_from(tmp_path: Path) -> None:
     top = write(tmp_path, top="extends: bottom.yaml\n\na: {x: 1}", bottom="a:\n  x: 2\n  y: 3\nb: {c: 1}")
     document = yaml_document.load(top, ["b.c=2"])
-    assert document.where(("a", "x")) == f"{tmp_path}/top.yaml:3"
-    assert document.where(("a", "y")) == f"{tmp_path}/bottom.yaml:3"
-    assert document.where(("b", "c")) == "--set b.c=2"
-    assert document.where(("b", "c", "deeper")) == "--set b.c=2"
-    assert document.where(("nowhere",)) == f"{tmp_path}/bottom.yaml:1"
+    assert document.location(("a", "x")) == f"{tmp_path}/top.yaml:3"
+    assert document.location(("a", "y")) == f"{tmp_path}/bottom.yaml:3"
+    assert document.location(("b", "c")) == "--set b.c=2"
+    assert document.location(("b", "c", "deeper")) == "--set b.c=2"
+    assert document.location(("nowhere",)) == f"{tmp_path}/bottom.yaml:1"
 
 
 def test_an_option_is_told_without_the_key_that_it_stands_for(tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_an_option_is_told_without_the_key_that_it_stands_for(tmp_path: Path) ->
             path, [yaml_document.option("--clean", "data.name", "rows.csv"), "data.test=2"], {("data",): ["clean"]}
         )
         assert document.data["data"] == {"name": "rows.csv", "clean": 5, "test": 2}
-        assert document.told(("data",)) == document.told(("data", "name")) == "--clean"
-        assert document.told(("data", "clean")) == f"{path}:4: data.clean"
-        assert document.told(("data", "test")) == "--set data.test=2: data.test"
-        assert document.told(("data", "dev")) == "data.dev"
-        assert document.told(()) == f"{path}:1"
+        assert document.describe_location(("data",)) == document.describe_location(("data", "name")) == "--clean"
+        assert document.describe_location(("data", "clean")) == f"{path}:4: data.clean"
+        assert document.describe_location(("data", "test")) == "--set data.test=2: data.test"
+        assert document.describe_location(("data", "dev")) == "data.dev"
+        assert document.describe_location(()) == f"{path}:1"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_components_parameters_can_be_set_where_only_its_name_stands(tmp_path:
     changed = yaml_document.load(path, ["scorer.exponent=0.5", "steps.1.epochs=3"])
     assert changed.data["scorer"] == {"name": "diffusion", "exponent": 0.5}
     assert changed.data["steps"] == ["reset", {"name": "tune", "epochs": 3}]
-    assert changed.where(("scorer", "name")) == f"{path}:1"
+    assert changed.location(("scorer", "name")) == f"{path}:1"
 
 
 def test_null_takes_a_key_back(tmp_path: Path) -> None:

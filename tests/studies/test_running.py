@@ -38,7 +38,7 @@ def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: P
         def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
             told[self.name].append("stage")
 
-        def outlook(self, left: str) -> None:
+        def time_left(self, left: str) -> None:
             lefts.append(left)
 
         def run_finished(self, result: Mapping[str, Any]) -> None:
@@ -128,7 +128,7 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(recipe: Path, tmp_path:
     lefts: list[str] = []
 
     class Telling(Observer):
-        def outlook(self, left: str) -> None:
+        def time_left(self, left: str) -> None:
             lefts.append(left)
 
     found = run_study(counted(path, _Counting()), tmp_path / "w", [Telling()])

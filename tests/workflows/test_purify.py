@@ -20,7 +20,7 @@ from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.pair import Pair
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
-from defensekit.utils.files import alone
+from defensekit.utils.files import folder_lock
 from defensekit.workflows.purify import purify_into, recipe_for
 from tests.conftest import make_sentences, make_suspect, write_table
 from tests.models.helpers import make_adapter, make_causal
@@ -69,7 +69,7 @@ def test_a_folder_that_loads_wherever_the_suspect_did(
         changed = sum(int((after[own] != before[own]).sum()) for own in after)
         assert changed == reset.selected == round(reset.eligible / 2)
         assert torch.equal(after["classifier.weight"], before["classifier.weight"])
-    # Again: it is there already, and left as it is. Something else of that name is not touched.
+    # Again: it already exists, and left as it is. Something else of that name is not touched.
     stamp = (out / "model.safetensors").stat().st_mtime_ns
     purify_into(out, recipe, tmp_path / "w")
     assert (out / "model.safetensors").stat().st_mtime_ns == stamp
@@ -302,7 +302,7 @@ def test_killed_it_leaves_no_half_model_and_goes_on(tmp_path: Path, base: Path, 
     )
     while process.poll() is None and len(list(artifacts.glob("*/manifest.json"))) < 5:
         time.sleep(0.005)
-    with pytest.raises(UsageError, match="another process is writing"), alone(tmp_path / "out"):
+    with pytest.raises(UsageError, match="another process is writing"), folder_lock(tmp_path / "out"):
         pass
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -208,7 +208,7 @@ class Sequential(Executor):
         return nullcontext(OneByOne())
 
 
-class Tally(Observer):
+class SelectionCounts(Observer):
     """Counts stages."""
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
@@ -267,4 +267,4 @@ def defensekit_executors() -> dict[str, Any]:
 
 @hookimpl
 def defensekit_observers() -> dict[str, Any]:
-    return {"tally": Tally}
+    return {"tally": SelectionCounts}

@@ -49,7 +49,7 @@ def new_package(name: str, kind: str, out: Path) -> Path:
     """Write a package ``defensekit-NAME`` into the folder ``out``: module, entry point, tests, recipe, README, CI.
 
     Raises:
-        UsageError: there is no such kind, the name is no good or taken, or the folder is there already.
+        UsageError: there is no such kind, the name is no good or taken, or the folder already exists.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -67,7 +67,7 @@ def new_package(name: str, kind: str, out: Path) -> Path:
         )
     package, folder = f"defensekit_{module}", out / f"defensekit-{name}"
     if folder.exists():
-        raise UsageError(f"{folder} is there already; nothing was written")
+        raise UsageError(f"{folder} already exists; nothing was written")
     files = {
         "pyproject.toml": "pyproject.toml",
         "README.md": "README.md",

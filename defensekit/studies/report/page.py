@@ -13,7 +13,7 @@ from defensekit.studies.report import plots
 from defensekit.studies.report.comparing import Comparison
 from defensekit.studies.report.markup import html, latex, markdown
 from defensekit.studies.report.pivot import Place, Table, pivot, shown_label
-from defensekit.utils.files import write_whole
+from defensekit.utils.files import atomic_write
 from defensekit.utils.html import fill
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ class StudyReport:
         place = Path(folder or self.study.place)
         plots = place / "plots"
         plots.mkdir(parents=True, exist_ok=True)
-        write_whole(place / "report.html", self.page().encode())
-        write_whole(place / "tables.md", "\n".join(map(markdown, self.tables)).encode())
+        atomic_write(place / "report.html", self.page().encode())
+        atomic_write(place / "tables.md", "\n".join(map(markdown, self.tables)).encode())
         tex = "% for a document with \\usepackage{booktabs,graphicx}\n\n" + "\n".join(map(latex, self.tables))
-        write_whole(place / "tables.tex", tex.encode())
+        atomic_write(place / "tables.tex", tex.encode())
         for name, figures in (("tradeoff", self.tradeoffs), ("resets", self.heats)):
             for i, (_, figure) in enumerate(figures, 1):
                 figure.savefig(plots / f"{name}-{i}.pdf", metadata={"CreationDate": None})

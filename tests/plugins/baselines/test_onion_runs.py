@@ -56,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, base: Path, reader: Path)
     planned = preview(recipe, folder / "w")
     COMPUTED.clear()
     result = defensekit.run(recipe, folder / "w", [Watching()])
-    assert {stage.title for stage in planned if not stage.there} >= {*COMPUTED} - {"poisoned rows"}
+    assert {stage.title for stage in planned if not stage.cached} >= {*COMPUTED} - {"poisoned rows"}
     return recipe, folder / "w", result
 
 
