@@ -12,7 +12,7 @@ def test_a_shipped_recipe_is_copied_once(tmp_path: Path) -> None:
     (tmp_path / "quickstart.yaml").write_text("mine")
     again = command("recipes", "copy", "quickstart", str(tmp_path))
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
     assert (tmp_path / "quickstart.yaml").read_text() == "mine"
 
 

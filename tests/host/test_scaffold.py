@@ -103,7 +103,7 @@ def test_it_overwrites_nothing(tmp_path: Path) -> None:
     made = new_package("defensekit-mine", "scorer", tmp_path)
     assert made.name == "defensekit-mine"
     (made / "README.md").write_text("changed")
-    with pytest.raises(UsageError, match="is there already; nothing was written"):
+    with pytest.raises(UsageError, match="already exists; nothing was written"):
         new_package("mine", "selector", tmp_path)
     assert (made / "README.md").read_text() == "changed"
 
@@ -114,7 +114,7 @@ def test_the_command_says_what_is_next(tmp_path: Path) -> None:
     assert f"cd {tmp_path / 'defensekit-mine'} && pip install -e '.[test]' && pytest" in done.stdout
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "is there already" in done.stderr
+    assert "already exists" in done.stderr
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def test_mistakes_say_what_was_expected(finished: dk.Result, base: Path, tmp_pat
         "a dataset: expected a name, or a mapping with `name:`": lambda: dk.load_data({"text": "a"}),
         "--set seed: expected path=value": lambda: dk.load_recipe(Path(finished.folder) / "recipe.yaml", "seed"),
         "expected a result, scores or a selection": lambda: dk.plot(pair),  # type: ignore[arg-type]
-        "is there already": lambda: dk.purify(pair, None, ["reset"], [], tmp_path / "full"),
+        "already exists": lambda: dk.purify(pair, None, ["reset"], [], tmp_path / "full"),
         "there is no file": lambda: dk.load_data(tmp_path / "none.csv"),
         "there is no stage 'suspct'. Did you mean 'suspect'": lambda: finished.files("suspct"),
     }

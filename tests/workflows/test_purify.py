@@ -78,7 +78,7 @@ def test_a_folder_that_loads_wherever_the_suspect_did(
         purify_into(out, other, tmp_path / "w")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is there already; name a folder that is not"):
+    with pytest.raises(UsageError, match="already exists; name a folder that is not"):
         purify_into(tmp_path / "mine", recipe, tmp_path / "w")
     assert not list(tmp_path.glob(".*"))
 

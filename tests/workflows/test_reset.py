@@ -80,7 +80,7 @@ def test_without_rows_the_largest_drift_is_reset(tmp_path: Path, base: Path) -> 
     assert min(reset) >= max(kept)
     assert "Nothing was measured" in (tmp_path / "out/README.md").read_text()
     assert transformers.pipeline("text-classification", str(tmp_path / "out"), device="cpu")("the film")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         reset_into(tmp_path / "out", recipe_for(str(base), suspect, None, reset_alone=True))
     assert not list(tmp_path.glob(".*"))
 
