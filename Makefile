@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 # Each process of the tests computes with one thread: several threads in several processes get into each other's way.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: setup demo test test-all clean
+# Tests that need no model, for `make check`, which is to take less than a minute.
+QUICK := $(addprefix tests/test_,yaml.py recipe.py schema.py host.py tables.py mixture.py products.py logs.py)
+
+.PHONY: setup demo check lint types quick test test-all clean
 
 setup: $(VENV)/.installed
 
@@ -17,6 +20,21 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/defensekit run recipes/quickstart.yaml
+
+# mypy's first run takes longer than all the rest together, and gets a core of its own.
+check: setup
+	@$(MAKE) --no-print-directory -j2 types lint quick
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: setup
+	$(BIN)/python -m mypy
+
+quick: setup
+	$(BIN)/python -m pytest -m 'not slow' $(QUICK)
 
 test: setup
 	$(PYTEST) -m 'not slow'

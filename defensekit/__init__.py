@@ -60,6 +60,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("defensekit")
     if name not in _LAZY:
         raise AttributeError(f"module 'defensekit' has no attribute {name!r}")
     module, _, attribute = _LAZY[name].partition(":")

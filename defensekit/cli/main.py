@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+import defensekit
 from defensekit.cli import plugins, recipes, scan, store, study
 from defensekit.cli.shared import Files, Workspace, checked, fail
 from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory
@@ -28,6 +29,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"defensekit {defensekit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that come before any command."""
 
 
 @app.command()

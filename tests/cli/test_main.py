@@ -1,14 +1,18 @@
 """The command line: light where it can be, exit codes, messages instead of tracebacks."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
+import defensekit
 from tests.cli.helpers import command
+from tests.conftest import ROOT
 
 WITHOUT_TORCH = """
 import sys
@@ -27,6 +31,7 @@ command()
     "arguments",
     [
         ["--help"],
+        ["--version"],
         ["run", "--help"],
         ["scan", "--help"],
         ["plugins", "list"],
@@ -40,6 +45,14 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Pat
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_the_version_is_the_one_in_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert command("--version").stdout == f"defensekit {project['version']}\n"
+    assert defensekit.__version__ == project["version"]
+    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == project["version"]
+    assert f"\n## {project['version']} - " in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""What a user installs: the wheel has everything, and works where nothing else of the project is."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, make_sentences, write_table
+
+RECIPE = """\
+name: tiny
+model: {base}
+data: {{name: rows.csv, train: 40, clean: 16, dev: 16, test: 20, max_length: 32}}
+attack: {{name: word, words: [cf], rate: 0.5, target: positive}}
+training: {{epochs: 1}}
+defense:
+  estimator: fisher
+  scorer: diffusion
+  selector: {{name: fraction, fraction: 0.5}}
+  purifier: [reset]
+"""
+
+pytestmark = pytest.mark.slow
+
+
+def output(*command: str | Path, cwd: Path) -> str:
+    """What a command prints; nothing of this checkout is on its path."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    output(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a fresh environment with the wheel installed.
+
+    It borrows the libraries of this one by their folder. Python reads `.pth` files of its own folder only, so that what
+    makes this checkout importable is not borrowed.
+    """
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin/python"
+    [own] = folder.glob("lib/python*/site-packages")
+    borrowed = [path for path in sys.path if Path(path).name == "site-packages"]
+    (own / "borrowed.pth").write_text("\n".join(borrowed))
+    output(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel, cwd=folder)
+    return python.parent
+
+
+def test_it_has_recipes_pages_and_the_kernels_source(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        assert f"defensekit/recipes/{path.name}" in names
+    inside = ("utils/frame.html", "utils/style.css", "result/page.html", "result/model_card.md", "scanner/page.html")
+    inside += ("studies/report/page.html", "studies/report/table.html", "gradients/kernel.c")
+    assert {f"defensekit/{name}" for name in inside} <= names
+
+
+def test_what_is_imported_comes_from_it(fresh: Path, tmp_path: Path) -> None:
+    code = "import defensekit, defensekit_attacks as plugin; print(defensekit.__file__, plugin.__file__, sep='\\n')"
+    for file in output(fresh / "python", "-c", code, cwd=tmp_path).splitlines():
+        assert Path(file).is_relative_to(fresh.parent)
+    assert "quickstart" in output(fresh / "defensekit", "recipes", "list", cwd=tmp_path)
+
+
+def test_it_runs_a_recipe(fresh: Path, base: Path, tmp_path: Path) -> None:
+    write_table(tmp_path / "rows.csv", make_sentences(120))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(base=base))
+    printed = json.loads(output(fresh / "defensekit", "run", "recipe.yaml", "--json", "--quiet", cwd=tmp_path))
+    code = "import sys, defensekit as dk; print(*sorted(set(dk.results(sys.argv[1]).metric)))"
+    metrics = output(fresh / "python", "-c", code, f"{printed['folder']}/result.json", cwd=tmp_path)
+    assert {"acc", "asr"} <= set(metrics.split())
+    assert 0 <= printed["models"]["purified"]["metrics"]["acc"]["value"] <= 1
