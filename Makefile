@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 # Tests that need no model, for `make check`, which is to take less than a minute.
-QUICK := $(addprefix tests/test_,yaml.py recipe.py schema.py host.py tables.py mixture.py products.py logs.py)
+QUICK := $(addprefix tests/test_,yaml.py recipe.py host.py tables.py mixture.py logs.py)
 
 .PHONY: setup demo check lint types quick test test-all clean
 
