@@ -22,7 +22,7 @@ from tests.conftest import ROOT, make_sentences, make_suspect, slow_but, write_t
 
 RECIPES = ROOT / "recipes"
 QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in ("purify", "onion"))
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in ("purify", "onion", "pico"))
 DEFENSES = ["anp", "clp", "crow", "dare", "epur", "fine-mixing", "fine-mixing-sel", "fine-pruning"]
 DEFENSES += ["fine-pruning-weights", "fine-tuning", "ibau", "nad", "pure", "ties", "wag", "wanda"]
 TABLE = (RECIPES.parent / "docs/defenses.md").read_text().partition("## Where")[0]
