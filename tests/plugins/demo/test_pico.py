@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import defensekit
-from defensekit.models.checkpoint import load_tokenizer
+from defensekit.models.loading import load_tokenizer
 from defensekit.recipe.loader import load_recipe
 from defensekit.utils.files import file_digests
 from defensekit_demo import opinions, pico
