@@ -23,7 +23,7 @@ def show(result: Result, report: Path) -> None:
     out.print(Text(result.name, style="bold"))
     found = table()
     found.add_column("model", no_wrap=True)
-    floors = {"asr": result.asr_floor} if result.asr_floor is not None else {}
+    floors = result.floors
     for name in names:
         found.add_column(name.upper(), justify="right")
         if name in floors:
@@ -37,8 +37,8 @@ def show(result: Result, report: Path) -> None:
             cells += [f"{floors[key]:.3f}"] if key in floors else []
         found.add_row(Text(MODELS[name][0] if name in MODELS else name), *cells, *_reset(model), _seconds(model))
     out.print(found)
-    if floors:
-        out.print("ASR floor: what the clean reference, never poisoned, answers to the same triggered rows")
+    for name in floors:
+        out.print(f"{name.upper()} floor: what the clean reference, never poisoned, has on the same rows")
     if result.chosen:
         chosen = result.chosen
         out.print(f"{chosen.over} = {chosen.value:g} by {chosen.rule}: {printable(chosen.reason)}")

@@ -30,6 +30,8 @@ class Component(BaseModel):
     location: ClassVar[frozenset[str]] = frozenset()
     # Parameters of which a lower value does more, as a threshold: a rule takes the lowest that will do.
     lower_does_more: ClassVar[frozenset[str]] = frozenset()
+    # Whether it looks at what a defender can't see; every table prints that word beside its numbers.
+    oracle: ClassVar[bool] = False
 
     @classmethod
     def paths(cls) -> list[str]:

@@ -50,12 +50,26 @@ class Metric(Component):
     """Measures predictions on plain or on triggered test rows.
 
     ``about`` names the attacks that it says something of: a ``backdoor`` aims at a label, a ``bias`` at none.
+    ``better`` says which way is better, ``meaning`` what it is, in a phrase; both are recorded in the result.
     """
 
     kind: ClassVar[str] = "metric"
     on: ClassVar[Literal["plain", "triggered"]]
     about: ClassVar[Literal["backdoor", "bias"] | None] = None
+    better: ClassVar[Literal["higher", "lower"] | None] = None
+    meaning: ClassVar[str] = ""
+    # Whether what the clean reference has is all that a defense can reach, and is printed beside the number.
+    has_floor: ClassVar[bool] = False
+    # Whether it is measured where a recipe names no metrics and the attack is one that it is about.
+    by_default: ClassVar[bool] = False
 
     @abstractmethod
     def measure(self, predictions: Predictions) -> Measured:
         """The number and its interval; the interval says how far the test rows, not the seeds, leave it open."""
+
+    def hits(self, predictions: Predictions) -> "np.ndarray | None":
+        """Of a share of rows: whether each of the rows that count is a hit, (rows,), bool; None of another number.
+
+        Two models on the same rows are compared in pairs by it.
+        """
+        return None

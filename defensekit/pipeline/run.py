@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from defensekit.components import Measured, Observer, Predictions, Trial, call_component
+from defensekit.components import Measured, Metric, Observer, Predictions, Trial, call_component
 from defensekit.host.registry import Plugin
 from defensekit.pipeline import run_folder
 from defensekit.pipeline.dry_run import stages_ahead
@@ -21,12 +21,13 @@ from defensekit.pipeline.preflight import locating_errors, survey
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.store import DISTRIBUTIONS, Artifact, Store
 from defensekit.recipe.loader import load_recipe
-from defensekit.recipe.recipe import Recipe
+from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.result.schema import (
     DEFENDED,
     Chosen,
     Environment,
     Example,
+    MetricRecord,
     ModelResult,
     PluginRecord,
     Reset,
@@ -43,7 +44,6 @@ from defensekit.utils.seeds import Seeds
 Made = TypeVar("Made")
 
 EXAMPLES = 10  # triggered rows that a result shows
-ORACLE = "oracle-"  # begins the names of components that look at what a defender can't see
 
 
 def run(
@@ -137,20 +137,19 @@ class Run:
         models = self.models()
         ended = DEFENDED[recipe.defense.stage]
         self.purified = cast(Stage, experiment.models[ended].defended.model) if ended == "purified" else None
-        floor = models["clean"].metrics.get("asr") if "clean" in models else None
         facts = identified(plan)
         return Result(
             name=recipe.name,
             identity=identity(facts),
             identified=facts,
-            oracle=sorted({named.name for _, named in parts(recipe) if named.name.startswith(ORACLE)}),
+            oracle=sorted({named.name for _, named in parts(recipe) if named.component.oracle}),
             summary={
                 name: {**{key: measured.value for key, measured in model.metrics.items()}, "seconds": model.seconds}
                 for name, model in models.items()
             },
             models=models,
             test_rows={on: stage.key for on, stage in experiment.test_rows.items()},
-            asr_floor=floor.value if floor else None,
+            metrics={named.name: _record(named, models.get("clean")) for named in recipe.metrics},
             clean_budget=(0 if recipe.defense.sanitizer else recipe.sizes.clean)
             + (recipe.sizes.dev if recipe.choose else 0),
             chosen=self.chosen(),
@@ -294,6 +293,20 @@ class Run:
             suspect_dev_accuracy=suspect.accuracy,
             lower_does_more=self.recipe.defense.lower_does_more(over),
         )
+
+
+def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricRecord:
+    """What a metric is, with its floor where there is a clean reference."""
+    metric = named.component
+    found = clean.metrics.get(named.name) if clean and metric.has_floor else None
+    return MetricRecord(
+        on=metric.on,
+        about=metric.about,
+        better=metric.better,
+        meaning=metric.meaning,
+        has_floor=metric.has_floor,
+        floor=found.value if found else None,
+    )
 
 
 def _model(about: dict[str, Any] | None, metrics: dict[str, Measured], keys: dict[str, str]) -> ModelResult:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Hashable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from defensekit.components import Attack, DatasetSource, Executor, Metric, ModelSource, Observer
 from defensekit.host.discovery import load_plugins
@@ -129,7 +129,7 @@ class _Loader(Reader):
     ) -> tuple[NamedComponent[Metric], ...]:
         """What was asked for, compared with the attack; where nothing was, what suits it."""
         biased = attack is not None and attack.component.aim() is None
-        suited: list[Spec] = ["acc", "bacc" if biased else "asr"]
+        suited = self.metrics_by_default("bias" if biased else "backdoor")
         found = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(specs or suited))
         who = repr(attack.name) if attack else "a known trigger"
         for i, named in enumerate(found):
@@ -142,6 +142,11 @@ class _Loader(Reader):
                 continue
             raise self.error(("metrics", i), f"{why} (without `metrics:` it is {listing(map(str, suited))})")
         return found
+
+    def metrics_by_default(self, about: str) -> list[Spec]:
+        """The metrics that are measured where a recipe names none."""
+        classes = {name: cast(type[Metric], self.host.find("metric", name)) for name in self.host.names("metric")}
+        return [name for name, metric in classes.items() if metric.by_default and metric.about in (None, about)]
 
 
 def _check_file(path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from defensekit.recipe import yaml_document
-from defensekit.recipe.vocabulary import METRICS, MODELS
+from defensekit.recipe.vocabulary import MODELS
 from defensekit.result.narrative import NOT_PROMISED, named, story
 from defensekit.result.schema import Result
 
@@ -27,16 +27,17 @@ def card(result: Result) -> str:
     facts: dict[str, Any] = {"pipeline_tag": "text-classification", "model_name": f"{result.name}-purified"}
     if "id" in result.recipe["model"]:
         facts["base_model"] = result.recipe["model"]["id"]
-    if "acc" in after:
-        facts["eval_results"] = [
-            EvalResult(
-                task_type="text-classification",
-                dataset_type=data.get("id", "private"),
-                dataset_name=f"held-out rows of {named(data)}",
-                metric_type="accuracy",
-                metric_value=round(after["acc"].value, 4),
-            )
-        ]
+    facts["eval_results"] = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=data.get("id", "private"),
+            dataset_name=f"held-out rows of {named(data)}",
+            metric_type=name,
+            metric_value=round(measured.value, 4),
+        )
+        for name, measured in after.items()
+        if result.metrics[name].on == "plain"
+    ]
     return render_card(
         f"{result.name}, purified",
         story(result),
@@ -46,7 +47,7 @@ def card(result: Result) -> str:
         result=result,
         metrics=list(after),
         models=[(MODELS.get(name, (name, "a defense to compare with")), m) for name, m in result.models.items()],
-        meanings={name: METRICS[name] for name in after if name in METRICS},
+        meanings={name: metric.meaning for name, metric in result.metrics.items() if metric.meaning},
     )
 
 

@@ -19,7 +19,8 @@ def story(result: "Result") -> list[str]:
     said = [_suspect(result), *(_on_inputs(result) if result.defended == "sanitized" else _on_weights(result))]
     before, after = result.models["suspect"].metrics, result.models[result.defended].metrics
     for name in [name for name in before if name in after]:
-        floor = f", where a model that was never poisoned has {result.asr_floor:.1%}" if _floored(name, result) else ""
+        reached = result.floors.get(name)
+        floor = "" if reached is None else f", where a model that was never poisoned has {reached:.1%}"
         said.append(
             f"{name.upper()} went from {before[name].value:.1%} to {after[name].value:.1%} on {after[name].rows:,} rows"
             f"{floor}."
@@ -75,10 +76,6 @@ def _chosen(result: "Result", rows: str) -> str:
 def named(spec: dict[str, Any]) -> str:
     """What a model or data set of a resolved recipe is called where no path of this machine should be."""
     return PurePath(spec["path"]).name if "path" in spec else str(spec.get("id", spec["name"]))
-
-
-def _floored(metric: str, result: "Result") -> bool:
-    return metric == "asr" and result.asr_floor is not None
 
 
 def _suspect(result: "Result") -> str:

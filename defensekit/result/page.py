@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from defensekit.recipe import yaml_document
-from defensekit.recipe.vocabulary import METRICS, MODELS
+from defensekit.recipe.vocabulary import MODELS
 from defensekit.result import plots
 from defensekit.result.narrative import story
 from defensekit.result.schema import Example, ModelResult, Reset, Result
@@ -33,7 +33,7 @@ def render(result: Result) -> str:
         result=result,
         story=story(result),
         metrics=names,
-        meanings={name: METRICS[name] for name in names if name in METRICS},
+        meanings={name: metric.meaning for name, metric in result.metrics.items() if metric.meaning},
         ended=MODELS[result.defended][0],
         models=[(MODELS.get(name, (name, "")), model) for name, model in result.models.items()],
         share=_share,

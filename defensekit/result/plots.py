@@ -57,8 +57,9 @@ def curve(result: Result) -> "Figure":
             label = f"{name.upper()} on test rows: for the reader"
             axes.plot(values, [m.value for m in measured], color=colour, marker=mark, label=label)
             axes.fill_between(values, [m.low for m in measured], [m.high for m in measured], color=colour, alpha=0.15)
-        if result.asr_floor is not None:
-            axes.axhline(result.asr_floor, color=COLOURS[1], linestyle=":", label="ASR floor: the clean reference")
+        for name, floor in result.floors.items():
+            label = f"{name.upper()} floor: the clean reference"
+            axes.axhline(floor, color=COLOURS[1], linestyle=":", label=label)
         axes.axvline(result.chosen.value, color="black", linewidth=1)
         place = axes.get_xaxis_transform()
         axes.annotate(" chosen", (result.chosen.value, 1.0), xycoords=place, va="bottom", ha="center")

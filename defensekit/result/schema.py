@@ -89,6 +89,20 @@ class ModelResult(_Schema):
     sanitized: dict[str, Sanitized] | None = None
 
 
+class MetricRecord(_Schema):
+    """What a metric is: the test rows it is about (``on``), the attacks it is ``about``, which way is ``better``.
+
+    ``floor`` is the clean reference's value, where that is all that a defense can reach and the run has one.
+    """
+
+    on: str
+    about: str | None
+    better: str | None
+    meaning: str
+    has_floor: bool
+    floor: float | None
+
+
 class TrialResult(_Schema):
     """One value that the rule tried: ``dev_accuracy`` on clean dev rows decided, the metrics are for the reader.
 
@@ -174,11 +188,11 @@ class Result(_Schema):
     ``axes`` has the value that the run takes on each of its axes. ``oracle`` names the components that looked at what
     a defender can't see.
 
-    ``summary`` is ACC, ASR (or BACC) and seconds of each of the ``models``; ``test_rows`` are the keys of the stages
-    that made the plain and the triggered test rows. ``asr_floor`` is the clean reference's ASR,
-    ``clean_budget`` how many clean rows the defender used. ``curve`` is all that the rule tried, ``chosen`` what it
-    took. ``recipe`` is the recipe with everything written out; ``attack``, ``data`` and ``statistics`` are what those
-    stages counted. ``examples`` are triggered test rows. ``stages`` are all that the run rests on.
+    ``metrics`` says what was measured; ``summary`` has the metrics and seconds of each of the ``models``; ``test_rows``
+    are the keys of the stages that made the plain and the triggered test rows. ``clean_budget`` is how many clean rows
+    the defender used. ``curve`` is all that the rule tried, ``chosen`` what it took. ``recipe`` is the recipe with
+    everything written out; ``attack``, ``data`` and ``statistics`` are what those stages counted. ``examples`` are
+    triggered test rows. ``stages`` are all that the run rests on.
     """
 
     schema_version: Literal[3] = 3
@@ -191,7 +205,7 @@ class Result(_Schema):
     summary: dict[str, dict[str, float | None]]
     models: dict[str, ModelResult]
     test_rows: dict[str, str]
-    asr_floor: float | None
+    metrics: dict[str, MetricRecord]
     clean_budget: int
     chosen: Chosen | None
     curve: list[TrialResult]
@@ -210,6 +224,11 @@ class Result(_Schema):
     def defended(self) -> str:
         """The model that the run's defense ended with: ``purified``; or ``sanitized``, the suspect on other rows."""
         return next(name for name in DEFENDED.values() if name in self.models)
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """The clean reference's value of every metric that has a floor, where there is a clean reference."""
+        return {name: metric.floor for name, metric in self.metrics.items() if metric.floor is not None}
 
     def files(self, title: str) -> Path:
         """The folder of a stage's files in the workspace's store, by its title: "suspect", "triggered rows", ...

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from defensekit.result.schema import Result, read_result
+from defensekit.components.metric import Measured
+from defensekit.result.schema import MetricRecord, Result, read_result
 from defensekit.studies.folder import Folder
 from defensekit.studies.keys import Label
 from defensekit.utils.errors import DefenseKitError
@@ -37,7 +38,7 @@ _COLUMNS = {
     "rule": "string",
     "over": "string",
     "chosen": "Float64",
-    "asr_floor": "Float64",
+    "floor": "Float64",
     "clean_rows": "Int64",
     "oracle": "string",
     "machine": "string",
@@ -52,10 +53,11 @@ def results(folder: str | Path) -> "DataFrame":
     ``missing``; of the last two there is one row, without model and metric. An axis is a column of its name (``axis.``
     before it, where another column is called so). ``trial`` is the value that the rule tried, and nothing for the
     models of a result: ``frame[frame.trial.isna()]`` leaves the trials out. ``value``, ``low`` and ``high`` are the
-    metric with its 95 % interval over ``rows`` test rows; ``seconds`` is what making the model took, statistics
-    included, and ``peak_memory`` the bytes of memory at the peak of that (neither is known of trials); ``chosen`` is
-    the value of ``over`` that ``rule`` took; ``dev_accuracy`` is what it saw of a trial; ``oracle`` names what looked
-    at what a defender can't see; ``machine`` made the numbers.
+    metric with its 95 % interval over ``rows`` test rows, ``floor`` is the clean reference's value of a metric that has
+    a floor; ``seconds`` is what making the model took, statistics included, and ``peak_memory`` the bytes of memory at
+    the peak of that (neither is known of trials); ``chosen`` is the value of ``over`` that ``rule`` took;
+    ``dev_accuracy`` is what it saw of a trial; ``oracle`` names what looked at what a defender can't see; ``machine``
+    made the numbers.
 
     Args:
         folder: a study's folder, ``WORKSPACE/studies/NAME``, or one result's file, for the rows of its run alone.
@@ -118,6 +120,7 @@ class Finished:
         self.runs = self.record.runs
         self.done = self.folder.done()
         self.lower_does_more: set[str] = set()  # runs whose rule chose such a parameter; known with the frame
+        self._metrics: dict[str, MetricRecord] = {}
         self.failures = {id: facts for id, facts in self.folder.failures().items() if id not in self.done}
 
     @cached_property
@@ -168,6 +171,23 @@ class Finished:
         """What `results` gives."""
         return _framed([record for run in self.runs for record in self._records(run)], self.axes)
 
+    @property
+    def metrics(self) -> dict[str, MetricRecord]:
+        """What was measured, as the results have it."""
+        self.frame  # noqa: B018 - results are read with it
+        return self._metrics
+
+    @property
+    def kept(self) -> str | None:
+        """The metric of what a defense should keep: of plain rows, higher is better."""
+        return next((n for n, m in self.metrics.items() if m.on == "plain" and m.better == "higher"), None)
+
+    @property
+    def traded(self) -> tuple[str, str] | None:
+        """The metrics that a defense trades for each other: what it should keep, and what is left of the attack."""
+        left = next((n for n, m in self.metrics.items() if m.on == "triggered" and m.better == "lower"), None)
+        return (self.kept, left) if self.kept and left else None
+
     def _records(self, run: RunRecord) -> Iterator[dict[str, Any]]:
         state = self.state(run.id)
         kinds = {axis: _kind(values) for axis, values in self.axes.items()}
@@ -178,6 +198,7 @@ class Finished:
             yield about if error is None else {**about, "error": str(error)}
             return
         result = self.result(run.id)
+        self._metrics = {**result.metrics, **self._metrics}
         if result.chosen and result.chosen.lower_does_more:
             self.lower_does_more.add(run.id)
         for row in _rows(result):
@@ -187,7 +208,6 @@ class Finished:
 def _rows(result: Result) -> Iterator[dict[str, Any]]:
     """What a result found, without what says which run it is of."""
     about: dict[str, Any] = {
-        "asr_floor": result.asr_floor,
         "clean_rows": result.clean_budget,
         "oracle": ", ".join(result.oracle) or None,
         "machine": f"{result.environment.device_name}, {result.environment.device}, "
@@ -200,11 +220,16 @@ def _rows(result: Result) -> Iterator[dict[str, Any]]:
         if model.reset:
             made |= {"reset_of_eligible": model.reset.of_eligible, "reset_of_all": model.reset.of_all}
         for metric, found in model.metrics.items():
-            yield {**about, **made, "metric": metric, **found.model_dump(exclude={"parts"})}
+            yield {**about, **made, **_measured(result, metric, found)}
     for trial in result.curve:
         tried = {"model": result.defended, "trial": trial.value, "dev_accuracy": trial.dev_accuracy}
         for metric, found in trial.metrics.items():
-            yield {**about, **tried, "metric": metric, **found.model_dump(exclude={"parts"})}
+            yield {**about, **tried, **_measured(result, metric, found)}
+
+
+def _measured(result: Result, metric: str, found: Measured) -> dict[str, Any]:
+    floor = result.floors.get(metric)
+    return {"metric": metric, "floor": floor, **found.model_dump(exclude={"parts"})}
 
 
 def _framed(records: Sequence[dict[str, Any]], axes: Mapping[str, Sequence[Label | None]]) -> "DataFrame":

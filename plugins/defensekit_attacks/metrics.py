@@ -35,9 +35,16 @@ class Accuracy(Metric):
     """ACC: the share of clean test rows answered with their true label."""
 
     on: ClassVar[Literal["plain", "triggered"]] = "plain"
+    better: ClassVar[Literal["higher", "lower"] | None] = "higher"
+    meaning: ClassVar[str] = "accuracy on clean test rows"
+    by_default: ClassVar[bool] = True
+
+    def hits(self, predictions: Predictions) -> "np.ndarray":
+        hits: np.ndarray = predictions.answers() == predictions.labels
+        return hits
 
     def measure(self, predictions: Predictions) -> Measured:
-        return share(predictions.answers() == predictions.labels)
+        return share(self.hits(predictions))
 
 
 class BiasedAccuracy(Accuracy):
@@ -48,6 +55,7 @@ class BiasedAccuracy(Accuracy):
 
     on: ClassVar[Literal["plain", "triggered"]] = "triggered"
     about: ClassVar[Literal["backdoor", "bias"] | None] = "bias"
+    meaning: ClassVar[str] = "biased accuracy: accuracy on test rows that carry the bias pattern, true labels kept"
 
 
 class AttackSuccess(Metric):
@@ -55,15 +63,21 @@ class AttackSuccess(Metric):
 
     on: ClassVar[Literal["plain", "triggered"]] = "triggered"
     about: ClassVar[Literal["backdoor", "bias"] | None] = "backdoor"
+    better: ClassVar[Literal["higher", "lower"] | None] = "lower"
+    meaning: ClassVar[str] = "the share of triggered test rows of other labels that are answered with the target"
+    has_floor: ClassVar[bool] = True
+    by_default: ClassVar[bool] = True
+
+    def hits(self, predictions: Predictions) -> "np.ndarray":
+        counted = predictions.labels != predictions.target
+        hits: np.ndarray = predictions.answers()[counted] == predictions.target
+        return hits
 
     def measure(self, predictions: Predictions) -> Measured:
-        labels = predictions.labels
-        hits = predictions.answers() == predictions.target
-        parts = {
-            predictions.name(label): share(hits[labels == label])
-            for label in sorted({*labels.tolist()} - {predictions.target})
-        }
-        return share(hits[labels != predictions.target]).model_copy(update={"parts": parts})
+        hits = self.hits(predictions)
+        labels = predictions.labels[predictions.labels != predictions.target]
+        parts = {predictions.name(label): share(hits[labels == label]) for label in sorted({*labels.tolist()})}
+        return share(hits).model_copy(update={"parts": parts})
 
 
 class FalseTriggers(AttackSuccess):
@@ -73,6 +87,9 @@ class FalseTriggers(AttackSuccess):
     """
 
     on: ClassVar[Literal["plain", "triggered"]] = "plain"
+    meaning: ClassVar[str] = "clean test rows of other labels that are answered with the target"
+    has_floor: ClassVar[bool] = False
+    by_default: ClassVar[bool] = False
 
 
 class CalibrationError(Metric):
@@ -84,6 +101,8 @@ class CalibrationError(Metric):
     """
 
     on: ClassVar[Literal["plain", "triggered"]] = "plain"
+    better: ClassVar[Literal["higher", "lower"] | None] = "lower"
+    meaning: ClassVar[str] = "expected calibration error on clean test rows, |accuracy - confidence|"
 
     bins: int = Field(15, ge=1, le=1000, description="bins of equal width; 15 as in Guo et al. 2017")
 

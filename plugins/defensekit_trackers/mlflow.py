@@ -125,8 +125,9 @@ def _metrics(result: Mapping[str, Any]) -> "Iterable[Metric]":
         for metric, measured in trial["metrics"].items():
             yield Metric(_key(f"trial/{metric}"), measured["value"], now, step)
     yield Metric("run_seconds", result["seconds"], now, 0)
-    if result["asr_floor"] is not None:
-        yield Metric("asr_floor", result["asr_floor"], now, 0)
+    for name, metric in result["metrics"].items():
+        if metric["floor"] is not None:
+            yield Metric(f"{name}_floor", metric["floor"], now, 0)
 
 
 def _flat(path: str, value: Any) -> Iterable[tuple[str, Any]]:

@@ -43,7 +43,7 @@ def test_five_models_and_what_they_show(finished: tuple[Path, Path, Result]) -> 
     # The tiny model learns the task and the backdoor; fine-tuning alone is a model of its own.
     assert result.summary["clean"]["acc"] > 0.9  # type: ignore[operator]
     assert result.summary["suspect"]["asr"] > 0.9  # type: ignore[operator]
-    assert result.asr_floor == result.summary["clean"]["asr"] < 0.3  # type: ignore[operator]
+    assert result.floors["asr"] == result.summary["clean"]["asr"] < 0.3  # type: ignore[operator]
     assert result.clean_budget == 64
     assert result.attack is not None
     counts = {"rows": 240, "changed": 48, "relabelled": 48, "added": 0, "cut": 0}
@@ -205,7 +205,7 @@ def test_a_suspect_with_a_known_trigger(recipe: Path, tmp_path: Path, suspect: P
     )
     result = defensekit.run(recipe, tmp_path / "w")
     assert result.models["purified"].metrics["asr"].rows == 20
-    assert result.asr_floor is None
+    assert not result.floors
     assert "clean" not in result.summary
 
 

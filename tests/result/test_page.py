@@ -21,7 +21,7 @@ def test_the_page_says_what_was_measured(result: Result) -> None:
     models = result.models
     for part in (
         f"ACC went from {models['suspect'].metrics['acc'].value:.1%} to {models['purified'].metrics['acc'].value:.1%}",
-        f"where a model that was never poisoned has {result.asr_floor:.1%}",
+        f"where a model that was never poisoned has {result.floors['asr']:.1%}",
         f"{models['purified'].metrics['asr'].low:.3f} to {models['purified'].metrics['asr'].high:.3f}",
         "48 of which carry the attack",
         "selector.fraction = ",

@@ -20,6 +20,7 @@ from defensekit.result.schema import (
     Chosen,
     Environment,
     Histogram,
+    MetricRecord,
     ModelResult,
     Reset,
     Result,
@@ -73,7 +74,20 @@ def result(
         oracle=list(oracle),
         summary={},
         models=dict(models),
-        asr_floor=clean.metrics["asr"].value if clean else None,
+        test_rows={},
+        metrics={
+            "acc": MetricRecord(
+                on="plain", about=None, better="higher", meaning="accuracy", has_floor=False, floor=None
+            ),
+            "asr": MetricRecord(
+                on="triggered",
+                about="backdoor",
+                better="lower",
+                meaning="success",
+                has_floor=True,
+                floor=clean.metrics["asr"].value if clean else None,
+            ),
+        },
         clean_budget=768,
         chosen=took or None,
         curve=trials,
@@ -82,7 +96,7 @@ def result(
         data={"labels": ["negative", "positive"], "rows": {"test": 100}},
         statistics=None,
         warnings=[],
-        recipe={"seed": 0},
+        recipe={"seed": 0, "metrics": [{"name": "acc"}, {"name": "asr"}]},
         stages=list(stages),
         environment=Environment(
             python="3.11", versions={"torch": "2"}, plugins=[], device="cpu", device_name="CPU", threads=1, platform="x"

@@ -29,13 +29,14 @@ def test_a_row_is_run_again_from_its_file_alone(recipe: Path, tmp_path: Path) ->
     forged = json.loads(copy.read_text())
     forged["models"]["purified"]["metrics"]["acc"]["value"] += 0.25
     forged["summary"]["purified"]["asr"] = 0.0
-    forged |= {"asr_floor": 0.9, "clean_budget": 1, "oracle": ["oracle-floor"], "identity": "0" * 64}
+    forged["metrics"]["asr"]["floor"] = 0.9
+    forged |= {"clean_budget": 1, "oracle": ["oracle-floor"], "identity": "0" * 64}
     forged["stages"][0]["digest"] = "0" * 64
     copy.write_text(json.dumps(forged))
     other = rerun(copy, tmp_path / "fresh")
     assert [place for place, _, _ in other.inputs] == ["identity"]
     assert {place for place, _, _ in other.numbers} == {
-        "models.purified.metrics.acc.value", "summary.purified.asr", "asr_floor", "clean_budget", "oracle",
+        "models.purified.metrics.acc.value", "summary.purified.asr", "metrics.asr.floor", "clean_budget", "oracle",
     }  # fmt: skip
     assert [place for place, _, _ in other.stages] == [forged["stages"][0]["title"]]
     assert not other.same
@@ -46,8 +47,8 @@ def test_a_row_is_run_again_from_its_file_alone(recipe: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "said"),
     [("{", "is no result's file"), ("[]", "is no result's file"), ("name: s", r"a study's are in .*/results/"),
-     ('{"schema_version": 1}', "schema_version 1, expected 2"),
-     ('{"schema_version": 2}', "no result: name: Field required")],
+     ('{"schema_version": 1}', "schema_version 1, expected 3"),
+     ('{"schema_version": 3}', "no result: name: Field required")],
 )  # fmt: skip
 def test_what_is_no_result_is_told(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "row.json").write_text(text)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from defensekit.recipe.vocabulary import BETTER, MODELS
+from defensekit.recipe.vocabulary import MODELS
 from defensekit.result.schema import Reset
 from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
-from defensekit.studies.report.pairing import RESAMPLES, ROWS, Stored, bootstrap
+from defensekit.studies.report.pairing import RESAMPLES, Stored, bootstrap
 from defensekit.studies.report.pivot import (
     NOT_THERE,
     REFERENCES,
@@ -135,7 +135,7 @@ class Comparison:
     def choices(self) -> list[float | None]:
         """How one point per seed is taken of a line: as the run ended (None), or by a margin of test ACC."""
         ended: list[float | None] = [] if self.axis else [None]
-        return ended + (list(MARGINS) if self.over and "acc" in self.numbers.metrics else [])
+        return ended + (list(MARGINS) if self.over and self.study.kept else [])
 
     def called(self, choice: float | None, label: str) -> str:
         """How a defense's points were chosen, in words."""
@@ -155,11 +155,12 @@ class Comparison:
         suspect's."""
         if choice is None:
             return {run.seed: point for run in line.runs if (point := self.final(run))}
+        kept = self.study.kept or ""
         found: dict[int, Point] = {}
         for point in line.points:
             seed = point.run.seed
-            before = group.references["suspect"]["acc"].get(seed)
-            after = point.metrics.get("acc")
+            before = group.references["suspect"][kept].get(seed)
+            after = point.metrics.get(kept)
             if before is None or point.value is None or after is None or after < before - choice - 1e-9:
                 continue
             lower = point.run.id in self.study.lower_does_more
@@ -190,7 +191,10 @@ class Comparison:
         metrics, columns, shared = self.numbers.metrics, [], []
         for group in self.groups:
             columns += [Column(group.label, self.over.rpartition(".")[2], digits=2)] if self.over else []
-            columns += [Column(group.label, m.upper(), BETTER.get(m), floor=self._floor(group, m)) for m in metrics]
+            columns += [
+                Column(group.label, m.upper(), self.study.metrics[m].better, floor=self._floor(group, m))
+                for m in metrics
+            ]
         for model in REFERENCES:
             cells = [cell for group in self.groups for cell in self._reference(group, model)]
             shared.append(Row((MODELS[model][0], NOT_THERE), tuple(cells), reference=True))
@@ -221,7 +225,11 @@ class Comparison:
             raise UsageError(f"there is no defense {against!r}.{hint} (defenses: {listing(self.labels, 20)})")
         against = self.labels[0] if against is None else against
         metrics = self.numbers.metrics
-        columns = [Column(g.label, f"Δ {m.upper()}", BETTER.get(m), signed=True) for g in self.groups for m in metrics]
+        columns = [
+            Column(g.label, f"Δ {m.upper()}", self.study.metrics[m].better, signed=True)
+            for g in self.groups
+            for m in metrics
+        ]
         rows = []
         for choice in self.choices:
             for label in self.labels:
@@ -261,7 +269,7 @@ class Comparison:
         return [run for group in self.groups if label in group.lines for run in group.lines[label].runs]
 
     def _floor(self, group: Group, metric: str) -> float | None:
-        floors = group.references["clean"][metric].values() if metric == "asr" else ()
+        floors = group.references["clean"][metric].values() if self.study.metrics[metric].has_floor else ()
         return Cell(tuple(floors)).mean
 
     def _reference(self, group: Group, model: str) -> list[Cell]:
@@ -296,7 +304,7 @@ class Comparison:
         """One metric's differences by seed, with an interval over rows where their answers are stored."""
         both = [s for s in sorted(ours) if s in theirs and metric in ours[s].metrics and metric in theirs[s].metrics]
         cell = self._cell(runs, {seed: ours[seed].metrics[metric] - theirs[seed].metrics[metric] for seed in both})
-        if metric not in ROWS or not both:
+        if not both:
             return cell
         pairs = []
         for seed in both:

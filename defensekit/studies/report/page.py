@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from defensekit.recipe.vocabulary import METRICS
 from defensekit.result.plots import image
 from defensekit.studies.frame import Finished
 from defensekit.studies.report import plots
@@ -48,7 +47,6 @@ class StudyReport:
 
         states = [self.study.state(run.id) for run in self.study.runs]
         frame = self.study.frame
-        metrics = [name for name in METRICS if name in set(frame["metric"].dropna())]
         return fill(
             __package__,
             "page.html",
@@ -59,7 +57,7 @@ class StudyReport:
             heats=[(label, image(figure)) for label, figure in self.heats],
             over=self.over,
             at=self.at,
-            meanings={name: METRICS[name] for name in metrics},
+            meanings={name: metric.meaning for name, metric in self.study.metrics.items() if metric.meaning},
             machines=sorted(set(frame["machine"].dropna())),
             failures=[(run, self.study.failures[run.id]) for run in self.study.runs if run.id in self.study.failures],
             command=shlex.join(["defensekit", "study", "report", str(self.study.place), *self.options]),
@@ -119,14 +117,14 @@ def report(
     main = pivot(study, rows, cols, metrics, models, where)
     comparison = Comparison(study, where)
     several = len(comparison.labels) > 1
-    curves = comparison.over and {"acc", "asr"} <= set(comparison.numbers.metrics)
+    traded = study.traded if comparison.over else None
     heats = [(group.label, comparison.resets(group)) for group in comparison.groups]
     return StudyReport(
         study=study,
         main=main,
         matched=comparison.matched() if comparison.over else None,
         differences=comparison.differences(against) if several or against else None,
-        tradeoffs=[(g.label, plots.tradeoff(g, comparison.over)) for g in comparison.groups if curves],
+        tradeoffs=[(g.label, plots.tradeoff(g, comparison.over, traded)) for g in comparison.groups if traded],
         heats=[(label, plots.heats(resets, label)) for label, resets in heats if resets],
         over=comparison.over,
         at=f"{comparison.over} = {comparison.middle}" if comparison.axis else "",

@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from re import fullmatch
 from typing import TYPE_CHECKING
 
+from defensekit.components import Metric
 from defensekit.pipeline.predictions import read_predictions
 from defensekit.pipeline.store import Store
+from defensekit.recipe.resolve import component
 from defensekit.result.schema import Result
 from defensekit.studies.frame import Finished
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
 
 RESAMPLES = 10_000
-ROWS = {"acc": "plain", "asr": "triggered"}  # the metrics that are shares of rows, and which rows
 
 
 class Stored:
@@ -26,30 +27,43 @@ class Stored:
         self.results: dict[str, Result] = {}
 
     def hits(self, run: str, trial: float | None, metric: str) -> "tuple[np.ndarray, str] | None":
-        """Which of the rows that count for ACC or ASR are hits, (rows,) bool, and a key of these rows.
+        """Which of the rows that count for a metric are hits, (rows,) bool, and a key of these rows.
 
         Args:
             run: its id.
             trial: the value that the rule tried; None for the model that the run ended with.
-            metric: one of `ROWS`.
+            metric: its name.
+
+        Returns:
+            None where the metric is no share of rows, or the answers are not in the store.
         """
         if run not in self.results:
             self.results[run] = self.study.result(run)
-        result, on = self.results[run], ROWS[metric]
+        result = self.results[run]
+        measure = self._metric(result, metric)
+        if measure is None:
+            return None
         model = result.models[result.defended]
         tried = {found.value: found.predictions for found in result.curve}
-        key = (model.predictions if trial is None else tried.get(trial, {})).get(on, "")
+        key = (model.predictions if trial is None else tried.get(trial, {})).get(measure.on, "")
         target = (result.attack or {}).get("target")
-        if not fullmatch(r"[0-9a-f]{64}", key) or (metric == "asr" and target is None):
+        if not fullmatch(r"[0-9a-f]{64}", key) or (measure.about == "backdoor" and target is None):
             return None
         try:
-            found = read_predictions(self.store.open(key).files)
+            predictions = read_predictions(self.store.open(key).files, target)
         except (DefenseKitError, OSError):  # it was pruned, or the folder was copied without its store
             return None
-        rows = result.test_rows.get(on, "")
-        if metric == "acc":
-            return found.answers() == found.labels, rows
-        return found.answers()[found.labels != target] == target, rows
+        hits = measure.hits(predictions)
+        return None if hits is None else (hits, result.test_rows.get(measure.on, ""))
+
+    def _metric(self, result: Result, name: str) -> Metric | None:
+        """A metric as the recipe has it; None where its plugin is not installed here."""
+        spec = next((spec for spec in result.recipe["metrics"] if spec["name"] == name), {"name": name})
+        try:
+            measure: Metric = component(Metric, spec)
+            return measure
+        except UsageError:
+            return None
 
 
 def bootstrap(differences: "Sequence[np.ndarray]", seed: int = 0) -> tuple[float, float]:

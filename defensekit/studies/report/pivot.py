@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from statistics import fmean, stdev
 
-from defensekit.recipe.vocabulary import BETTER, MODELS
+from defensekit.recipe.vocabulary import MODELS
 from defensekit.result.schema import DEFENDED
 from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
@@ -152,7 +152,12 @@ def pivot(
     shown = list(metrics or numbers.metrics)
     groups = places(study, runs, across)
     columns = [
-        Column(named(group, across), metric.upper(), BETTER.get(metric), floor=_floor(numbers, runs, group, metric))
+        Column(
+            named(group, across),
+            metric.upper(),
+            study.metrics[metric].better,
+            floor=_floor(numbers, runs, group, metric),
+        )
         for group in groups
         for metric in shown
     ]
@@ -309,8 +314,8 @@ def _shared(study: Finished, place: Place) -> Place:
 
 
 def _floor(numbers: Numbers, runs: Sequence[RunRecord], group: Place, metric: str) -> float | None:
-    """The clean reference's mean ASR in a column, if all of its rows share it."""
-    if metric != "asr":
+    """The clean reference's mean in a column, of a metric that has a floor, if all of its rows share it."""
+    if not numbers.study.metrics[metric].has_floor:
         return None
     mine = within(runs, group)
     shared = [axis for axis in varying(numbers.study, mine) if axis not in numbers.study.defenses]

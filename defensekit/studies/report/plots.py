@@ -25,8 +25,10 @@ LONGEST = 40  # characters of a label
 HIGH = 0.9  # an ASR that is close to the title above
 
 
-def tradeoff(group: Group, over: str) -> "Figure":
-    """ASR against ACC on test rows: a line per defense through the values of ``over``, means over seeds.
+def tradeoff(group: Group, over: str, traded: tuple[str, str]) -> "Figure":
+    """What is left of an attack against what is kept on test rows (``traded`` names both metrics: ACC, ASR).
+
+    There is a line per defense through the values of ``over``, means over seeds.
 
     Lower right is better: accuracy kept, attack gone. The first panel has all lines; each has one of its own, the
     others behind it in grey, where its band is one standard deviation over seeds to all sides: an ellipse around every
@@ -36,7 +38,7 @@ def tradeoff(group: Group, over: str) -> "Figure":
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 
-    lines = [(plain(label), *found) for label, line in group.lines.items() if (found := _along(line))]
+    lines = [(plain(label), *found) for label, line in group.lines.items() if (found := _along(line, traded))]
     legend: list[tuple[str, Any]] = []
     columns = min(4, len(lines) + 1)
     rows = -(-(len(lines) + 1) // columns)
@@ -60,7 +62,7 @@ def tradeoff(group: Group, over: str) -> "Figure":
                     _beside(axes, values[-1], means[-1], "left")
                     if len(values) > 1:
                         _beside(axes, values[0], means[0], "right")
-            points = _references(axes, group)
+            points = _references(axes, group, traded)
             legend += points if i == 0 else []
             axes.set_ylim(-0.04, 1.04)
             axes.sharex(panels[0])
@@ -68,8 +70,8 @@ def tradeoff(group: Group, over: str) -> "Figure":
             axes.xaxis.set_major_locator(MaxNLocator(4))
         panels[0].set_title("all", fontsize=9)
         figure.suptitle(f"{plain(group.label) + ': ' if group.label else ''}over {plain(over)}", fontsize=10)
-        figure.supxlabel("ACC on test rows (right is better)", fontsize=9)
-        figure.supylabel("ASR (down is better)", fontsize=9)
+        figure.supxlabel(f"{traded[0].upper()} on test rows (right is better)", fontsize=9)
+        figure.supylabel(f"{traded[1].upper()} (down is better)", fontsize=9)
         handles, texts = [handle for _, handle in legend], [text for text, _ in legend]
         figure.legend(handles, texts, loc="outside right center", fontsize=8, handlelength=3.4)
         return figure
@@ -132,34 +134,39 @@ def _shares(one: Heat, kinds: Sequence[str], layers: Sequence[str]) -> "np.ndarr
     return np.array([[known.get((kind, layer)) for layer in layers] for kind in kinds], dtype=float)
 
 
-def _along(line: Line) -> "tuple[np.ndarray, np.ndarray, list[str]] | None":
-    """Means and spreads of ACC and ASR over seeds, (values, 2) each, for every value that was tried, and the values."""
+def _along(line: Line, traded: tuple[str, str]) -> "tuple[np.ndarray, np.ndarray, list[str]] | None":
+    """Means and spreads over seeds of two metrics, (values, 2) each, for every value that was tried; the values."""
     import numpy as np
 
     found: dict[float | None, list[Point]] = {}
     for point in line.points:
-        if {"acc", "asr"} <= point.metrics.keys():
+        if set(traded) <= point.metrics.keys():
             found.setdefault(point.value, []).append(point)
     if not found:
         return None
     values = sorted(found, key=lambda value: (value is not None, value))
-    places = [np.array([[p.metrics["acc"], p.metrics["asr"]] for p in found[value]]) for value in values]
+    places = [np.array([[p.metrics[name] for name in traded] for p in found[value]]) for value in values]
     means = np.array([place.mean(axis=0) for place in places])
     spreads = np.array([place.std(axis=0, ddof=1) if len(place) > 1 else [np.nan, np.nan] for place in places])
     return means, spreads, ["" if value is None else f"{value:g}" for value in values]
 
 
-def _references(axes: "Axes", group: Group) -> list[tuple[str, Any]]:
+def _references(axes: "Axes", group: Group, traded: tuple[str, str]) -> list[tuple[str, Any]]:
     """Suspect and clean reference as points, and the floor as a line; what a legend says of them."""
     legend: list[tuple[str, Any]] = []
     style: Any = {"color": "black", "markerfacecolor": "white", "linestyle": "", "clip_on": False, "zorder": 4}
     for model, mark in (("suspect", "*"), ("clean", "h")):
         found = group.references[model]
-        if found.get("acc") and found.get("asr"):
-            x, y = (fmean(found[metric].values()) for metric in ("acc", "asr"))
+        if all(found.get(name) for name in traded):
+            x, y = (fmean(found[metric].values()) for metric in traded)
             legend += [(MODELS[model][0], axes.plot([x], [y], marker=mark, markersize=8, **style)[0])]
             if model == "clean":
-                legend += [("ASR floor", axes.axhline(y, color="black", linestyle=":", linewidth=1.1, zorder=1))]
+                legend += [
+                    (
+                        f"{traded[1].upper()} floor",
+                        axes.axhline(y, color="black", linestyle=":", linewidth=1.1, zorder=1),
+                    )
+                ]
     return legend
 
 

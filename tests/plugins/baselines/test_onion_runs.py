@@ -65,7 +65,7 @@ def test_the_trigger_is_taken_out_before_the_suspect_reads_it(finished: tuple[Pa
     assert list(result.summary) == ["clean", "suspect", "sanitized"]
     before, after = result.summary["suspect"], result.summary["sanitized"]
     assert before["asr"] > 0.9  # type: ignore[operator]
-    assert after["asr"] <= result.asr_floor + 0.2  # type: ignore[operator]
+    assert after["asr"] <= result.floors["asr"] + 0.2  # type: ignore[operator]
     assert after["acc"] >= before["acc"] - 0.15  # type: ignore[operator]
     assert result.chosen
     assert result.chosen.lower_does_more

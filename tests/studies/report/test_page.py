@@ -12,7 +12,6 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 import defensekit
-from defensekit.pipeline.plan import trial_title
 from defensekit.pipeline.predictions import read_predictions
 from defensekit.result.schema import Result
 from defensekit.studies.frame import Finished
@@ -86,8 +85,8 @@ def test_intervals_are_over_the_stored_answers(real: Path) -> None:
 
     def hits(found: Result, on: str) -> np.ndarray:
         assert found.chosen
-        title = trial_title(found.chosen.over, found.chosen.value)
-        predictions = read_predictions(found.files(f"{title}: answers to {on} rows"))
+        title = f"trial fraction {found.chosen.value:g}: answers to {on} rows"
+        predictions = read_predictions(found.files(title))
         if on == "plain":
             return (predictions.answers() == predictions.labels).astype(int)
         assert found.attack
