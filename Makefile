@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 # Tests that need no model, for `make check`, which is to take less than a minute.
-QUICK := $(addprefix tests/test_,yaml.py recipe.py host.py tables.py mixture.py logs.py)
+QUICK := $(addprefix tests/,recipe/test_loader.py recipe/test_yaml_document.py host/test_discovery.py host/test_tables.py \
+	utils project/test_layout.py)
 
 .PHONY: setup demo check lint types quick test test-all clean
 

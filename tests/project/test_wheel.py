@@ -10,27 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, make_sentences, write_table
-
-RECIPE = """\
-name: tiny
-model: {base}
-data: {{name: rows.csv, train: 40, clean: 16, dev: 16, test: 20, max_length: 32}}
-attack: {{name: word, words: [cf], rate: 0.5, target: positive}}
-training: {{epochs: 1}}
-defense:
-  estimator: fisher
-  scorer: diffusion
-  selector: {{name: fraction, fraction: 0.5}}
-  purifier: [reset]
-"""
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
 
 def output(*command: str | Path, cwd: Path) -> str:
-    """What a command prints; nothing of this checkout is on its path."""
+    """What a command prints; it meets nothing of this checkout, and no model that was made before."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"DEFENSEKIT_CACHE": str(cwd / "cache")}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -77,11 +65,12 @@ def test_what_is_imported_comes_from_it(fresh: Path, tmp_path: Path) -> None:
     assert "quickstart" in output(fresh / "defensekit", "recipes", "list", cwd=tmp_path)
 
 
-def test_it_runs_a_recipe(fresh: Path, base: Path, tmp_path: Path) -> None:
-    write_table(tmp_path / "rows.csv", make_sentences(120))
-    (tmp_path / "recipe.yaml").write_text(RECIPE.format(base=base))
+def test_it_runs_the_smallest_recipe(fresh: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(output(fresh / "defensekit", "recipes", "show", "pico", cwd=tmp_path))
     printed = json.loads(output(fresh / "defensekit", "run", "recipe.yaml", "--json", "--quiet", cwd=tmp_path))
     code = "import sys, defensekit as dk; print(*sorted(set(dk.results(sys.argv[1]).metric)))"
     metrics = output(fresh / "python", "-c", code, f"{printed['folder']}/result.json", cwd=tmp_path)
-    assert {"acc", "asr"} <= set(metrics.split())
-    assert 0 <= printed["models"]["purified"]["metrics"]["acc"]["value"] <= 1
+    assert metrics.split() == ["acc", "asr"]
+    suspect, purified = (printed["models"][name]["metrics"] for name in ("suspect", "purified"))
+    assert purified["acc"]["value"] > 0.8
+    assert purified["asr"]["value"] < 0.5 < suspect["asr"]["value"]
