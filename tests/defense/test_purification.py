@@ -14,9 +14,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from defensekit.components import ModelStep, Purifier, Scorer, WeightStep
+from defensekit.components import ModelStep, Purifier, Scorer, WeightStep, tensors
 from defensekit.components.tensors import TensorView
-from defensekit.defense import purification, scoring
+from defensekit.defense import purification
 from defensekit.defense.scoring import Views, score
 from defensekit.defense.selection import Selection, select, summary
 from defensekit.models.checkpoint import Checkpoint
@@ -113,7 +113,7 @@ def test_a_part_at_a_time_is_all_at_once(
     folder = tmp_path_factory.mktemp("streamed")
     torch.set_num_threads(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "PART", part)
+        patch.setattr(tensors, "PART", part)
         write(folder / "base", base, shards)
         write(folder / "suspect", suspect, others)
         pair = Pair(Checkpoint(folder / "base"), Checkpoint(folder / "suspect"))
@@ -224,7 +224,7 @@ def test_a_changed_sign_of_zero_is_a_change(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held beside the mapped files, as the benchmark sees it, is a few parts and not 5 bytes a weight."""
-    monkeypatch.setattr(scoring, "PART", 1 << 16)  # a few of the usual size are half of this model
+    monkeypatch.setattr(tensors, "PART", 1 << 16)  # a few of the usual size are half of this model
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
     rows = 1 << 12
@@ -261,7 +261,7 @@ def test_a_full_disk_is_found_before_the_work(
 
 
 def test_a_tensor_is_counted_once_whoever_sees_it_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "PART", 2)
+    monkeypatch.setattr(tensors, "PART", 2)
     base, suspect = (
         write(tmp_path / "base", {"w": torch.zeros(5)}, 1),
         write(tmp_path / "s", {"w": torch.arange(5.0)}, 1),
@@ -279,7 +279,7 @@ def test_a_tensor_is_counted_once_whoever_sees_it_first(tmp_path: Path, monkeypa
 
 
 def test_a_soft_selection_is_counted_and_followed_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "PART", 2)
+    monkeypatch.setattr(tensors, "PART", 2)
     base = write(tmp_path / "base", {"w": torch.zeros(5)}, 1)
     pair = Pair(Checkpoint(base), Checkpoint(write(tmp_path / "s", {"w": torch.arange(5.0)}, 1)))
     scores, share = score(Views(pair, 0), Magnitude()), torch.tensor([0, 0, 0.5, 0.25, 1])

@@ -8,6 +8,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import defensekit as dk
+from defensekit.components import tensors
 from defensekit.defense import scoring
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import Checkpoint
@@ -152,7 +153,7 @@ def test_rows_added_to_a_vocabulary_have_no_base_and_stay(architecture: str, tmp
 
 def test_a_part_of_added_rows_is_the_whole(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = pair_of(base, with_more_tokens(base, tmp_path / "suspect"))
-    monkeypatch.setattr(scoring, "PART", 37)  # a part ends within the base's last row, within an added one, ...
+    monkeypatch.setattr(tensors, "PART", 37)  # a part ends within the base's last row, within an added one, ...
     views = scoring.Views(pair, 0)
     for name in pair.scope:
         assert torch.equal(torch.cat([view.base for view in views.parts(name)]), views[name].base.reshape(-1))

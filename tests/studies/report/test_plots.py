@@ -17,7 +17,7 @@ from tests.studies.report.helpers import wide
 def test_lines_are_means_and_bands_one_standard_deviation(tmp_path: Path) -> None:
     comparison = Comparison(Finished(wide(tmp_path)))
     group = comparison.groups[1]
-    figure = tradeoff(group, comparison.over)
+    figure = tradeoff(group, comparison.over, ("acc", "asr"))
     everything, first, *_ = figure.axes
     assert len(figure.axes) == 4
     frame = defensekit.results(comparison.study.place)
@@ -41,7 +41,7 @@ def test_values_beside_points_stay_clear_of_the_title(tmp_path: Path) -> None:
         ({"defense.scorer": name}, 0, result({"purified": model(curve[0.9])}, curve, 0.9)) for name in "ab"
     ]
     comparison = Comparison(Finished(write_study(tmp_path / "w/studies/high", runs)))
-    figure = tradeoff(comparison.groups[0], comparison.over)
+    figure = tradeoff(comparison.groups[0], comparison.over, ("acc", "asr"))
     figure.draw_without_rendering()
     for axes in figure.axes[1:]:
         assert [text.get_text() for text in axes.texts] == ["0.9", "0"]
@@ -50,7 +50,7 @@ def test_values_beside_points_stay_clear_of_the_title(tmp_path: Path) -> None:
 
 def test_labels_that_begin_alike_are_lines_of_their_own(tmp_path: Path) -> None:
     comparison = Comparison(Finished(wide(tmp_path, scorers=("x" * 60 + "1", "x" * 60 + "2"))))
-    figure = tradeoff(comparison.groups[0], comparison.over)
+    figure = tradeoff(comparison.groups[0], comparison.over, ("acc", "asr"))
     assert len(figure.axes) == 3
     assert len(figure.legends[0].get_texts()) == 5  # two lines, suspect, clean reference, floor
 
@@ -59,7 +59,7 @@ def test_a_group_in_which_nothing_is_done_has_a_figure_without_lines(tmp_path: P
     fractions = [({"defense.selector.fraction": value}, 0, None) for value in (0.1, 0.2)]
     comparison = Comparison(Finished(write_study(tmp_path / "w/studies/none", fractions)))
     assert comparison.over == "defense.selector.fraction"
-    assert len(tradeoff(comparison.groups[0], comparison.over).axes) == 1
+    assert len(tradeoff(comparison.groups[0], comparison.over, ("acc", "asr")).axes) == 1
 
 
 def test_the_heat_map_of_a_study_is_the_mean_over_seeds() -> None:
