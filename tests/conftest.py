@@ -217,10 +217,10 @@ def browser() -> Iterator[webdriver.Chrome]:
     opened.quit()
 
 
-def open_page(browser: webdriver.Chrome, page: Path, width: int) -> list[dict[str, Any]]:
-    """Show a page in a window of a width; what the console said."""
+def open_page(browser: webdriver.Chrome, page: Path | str, width: int) -> list[dict[str, Any]]:
+    """Show a file or an address in a window of a width; what the console said."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get(page.as_uri())
+    browser.get(page.as_uri() if isinstance(page, Path) else page)
     log: list[dict[str, Any]] = browser.get_log("browser")
     return log

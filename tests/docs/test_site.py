@@ -1,33 +1,59 @@
-"""The documentation as pages: they build without a warning, load nothing from elsewhere, and fit a narrow screen."""
+"""The documentation as a site: it builds without a warning, loads nothing from elsewhere, and fits a narrow screen."""
 
-import os
+import importlib.util
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
-from mkdocs.config import load_config
-from mkdocs.structure.files import get_files
+import yaml
 from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.conftest import ROOT, open_page
 
 
-def build(folder: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    """`docs/site.py`, under another name: Python has a module `site`."""
+    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "docs/site.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    done = build(folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+    command = [sys.executable, ROOT / "docs/site.py", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """The site, served as a host would: its search does not work from files."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Silent, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+class _Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 class Loaded(HTMLParser):
@@ -51,43 +77,67 @@ def test_it_loads_nothing_from_elsewhere(site: Path) -> None:
         assert loaded.addresses
         assert not [address for address in loaded.addresses if re.match(r"(\w+:)?//", address)], page
         assert 'class="mermaid"' not in page.read_text(), "its script would come from elsewhere"
+        for address in loaded.addresses:
+            if not re.match(r"data:|/", address):
+                assert (page.parent / re.sub("[?#].*", "", address)).exists(), f"{page}: {address}"
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(url\(|@import)\s*['\"]?(\w+:)?//", sheet.read_text()), sheet
 
 
-def test_nothing_of_the_machinery_is_published(site: Path) -> None:
-    assert not [path for path in site.rglob("*.py") if "assets" not in path.parts]
+def test_pages_alone_are_published(site: Path) -> None:
+    assert not [path for path in site.rglob("*") if path.suffix in {".py", ".toml", ".yaml", ".txt", ".md"}]
     assert (site / "index.html").read_text().count("<h1") == 1
 
 
+def test_every_page_is_in_the_navigation(maker: ModuleType) -> None:
+    entries = re.findall(r"[\w/-]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert len(entries) == len(set(entries))
+    assert {*entries} == {*maker.sources().values(), maker.API}
+
+
 @pytest.mark.parametrize(
-    ("page", "written", "shown"),
+    ("source", "written", "shown"),
     [
-        ("index.md", "[x](docs/scan.md#when-it-is-blind)", "[x](scan.md#when-it-is-blind)"),
-        ("index.md", "[![a report](docs/images/report.png)](docs/images/report.png)",
+        ("README.md", "[x](docs/scan.md#when-it-is-blind)", "[x](scan.md#when-it-is-blind)"),
+        ("README.md", "[![a report](docs/images/report.png)](docs/images/report.png)",
          "[![a report](images/report.png)](images/report.png)"),
-        ("index.md", "[Contributing](CONTRIBUTING.md)", "[Contributing](contributing.md)"),
-        ("hooks/scorers.md", "[x](../../README.md#measured)", "[x](../index.md#measured)"),
-        ("attacks.md", "[the code](../plugins/defensekit_attacks/fronting.py)",
+        ("README.md", "[Contributing](CONTRIBUTING.md)", "[Contributing](contributing.md)"),
+        ("docs/hooks/scorers.md", "[x](../../README.md#limits)", "[x](../index.md#limits)"),
+        ("docs/attacks.md", "[the code](../plugins/defensekit_attacks/fronting.py)",
          "the code (`plugins/defensekit_attacks/fronting.py`)"),
-        ("attacks.md", "[recipes/](../recipes)", "recipes/"),
-        ("attacks.md", "[x](https://arxiv.org/abs/2305.04547), [x](#gallery)",
+        ("docs/attacks.md", "[recipes/](../recipes)", "recipes/"),
+        ("docs/attacks.md", "[x](https://arxiv.org/abs/2305.04547), [x](#gallery)",
          "[x](https://arxiv.org/abs/2305.04547), [x](#gallery)"),
     ],
 )  # fmt: skip
-def test_links_between_files_become_links_between_pages(page: str, written: str, shown: str) -> None:
-    config = load_config(str(ROOT / "mkdocs.yml"))
-    files = config.plugins.on_files(get_files(config), config=config)
-    found = SimpleNamespace(file=files.get_file_from_path(page))
-    assert config.plugins.on_page_markdown(written, page=found, config=config, files=files) == shown
+def test_links_between_files_become_links_between_pages(
+    source: str, written: str, shown: str, maker: ModuleType
+) -> None:
+    assert maker.relinked(written, source) == shown
+
+
+def test_a_link_to_nothing_is_an_error(maker: ModuleType) -> None:
+    with pytest.raises(FileNotFoundError, match=r"docs/idea.md has a link to nothing.md"):
+        maker.relinked("[x](nothing.md)", "docs/idea.md")
 
 
 @pytest.mark.parametrize("page", ["index", "idea", "numbers", "scan", "reference/recipe", "hooks/scorers"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_it_fits_the_screen(page: str, width: int, site: Path, browser: webdriver.Chrome) -> None:
-    log = open_page(browser, site / f"{page}.html", width)
+def test_it_fits_the_screen(page: str, width: int, address: str, browser: webdriver.Chrome) -> None:
+    log = open_page(browser, f"{address}/{page}.html", width)
     assert not [entry for entry in log if entry["level"] == "SEVERE"]
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_it_can_be_searched(address: str, browser: webdriver.Chrome) -> None:
+    dialog = "const host = [...document.querySelectorAll('*')].find(one => one.shadowRoot); "
+    open_page(browser, f"{address}/index.html", 1280)
+    wait = WebDriverWait(browser, 10)
+    wait.until(lambda opened: opened.execute_script(f"{dialog} return host?.shadowRoot.querySelector('input')"))
+    browser.find_element(By.CLASS_NAME, "md-search__button").click()
+    field = wait.until(lambda opened: opened.execute_script(f"{dialog} return host.shadowRoot.activeElement"))
+    field.send_keys("ONION")
+    wait.until(lambda opened: "Defenses" in opened.execute_script(f"{dialog} return host.shadowRoot.textContent"))
 
 
 def test_every_picture_says_what_it_shows() -> None:
