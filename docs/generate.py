@@ -1,9 +1,9 @@
-"""The parts of the pages that the code says better: hooks, recipe keys, the schema of results, the command line.
+"""The parts of the pages that come from the code: hooks, recipe keys, results, the Python API, the command line.
 
     python docs/generate.py [--write]
 
-A page has two comments, `<!-- generated: WHAT -->` and `<!-- end of generated -->`. What stands between them is made
-here. A test holds every page to a fresh one. Prints the names of the pages that differ, or mends them.
+A page has two comments, `<!-- generated: WHAT -->` and `<!-- end of generated -->`. What is between them is written
+here, and a test compares. Prints the names of the pages that differ, or updates them. No line is longer than 120.
 """
 
 import argparse
@@ -11,12 +11,15 @@ import ast
 import inspect
 import re
 import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
 from pydantic import BaseModel
 from typer.cli import get_docs_for_click
 
+import defensekit
 from defensekit import api
 from defensekit.cli.main import app
 from defensekit.components import KINDS, Component
@@ -35,7 +38,7 @@ _BLOCK = re.compile(r"(<!-- generated: (\w+) ?(\w*) -->\n).*?(<!-- end of genera
 
 
 def refreshed(page: str) -> str:
-    """A page with everything in it that is generated made anew."""
+    """A page with everything in it that is generated written again."""
     return _BLOCK.sub(lambda match: f"{match[1]}\n{MAKERS[match[2]](*filter(None, [match[3]]))}\n{match[4]}", page)
 
 
@@ -43,7 +46,7 @@ def refreshed(page: str) -> str:
 
 
 def hook(kind: str) -> str:
-    """A kind of component: the hook, what to subclass, what it meets, what it is held to, what there is."""
+    """A kind of component: the hook, what to subclass, what it is given, what is checked, what ships."""
     classes = [KINDS[kind], *(found for found in _classes() if found.__base__ is KINDS[kind])]
     source = re.sub(r'""".*?"""', "", "".join(map(outline, classes)), flags=re.DOTALL)
     met = [found for found in _classes() if not issubclass(found, Component) and _names(found.__name__, source)]
@@ -53,11 +56,11 @@ def hook(kind: str) -> str:
             f"## The hook\n\n{_code(signature(kind))}",
             f"The table is a `{_table()}`: names, as they are written in YAML, and components.",
             f"## What to subclass\n\n{_code(*map(outline, classes))}",
-            *([f"## What it meets\n\n{_code(*map(outline, met))}"] if met else []),
-            "## What it is held to\n\n`defensekit plugins check` tries, beside what "
+            *([f"## What it is given\n\n{_code(*map(outline, met))}"] if met else []),
+            "## What is checked\n\n`defensekit plugins check` tries, beside what "
             "[every component](../plugins.md#checking) promises:\n\n"
-            + (_rows(("check", "what it says"), [(f"`{check.name}`", check.says) for check in own]) or "nothing more."),
-            f"## What there is\n\n{_shipped(kind)}",
+            + (_listed([(f"`{check.name}`", check.says) for check in own]) or "nothing more."),
+            f"## What ships\n\n{_shipped(kind)}",
         ]
     )
 
@@ -70,6 +73,15 @@ def signature(kind: str) -> str:
 def _table() -> str:
     [found] = [line for line in inspect.getsource(hookspecs).splitlines() if line.startswith("Table = ")]
     return found.removeprefix("Table = ").replace('"', "")
+
+
+def _declared(function: Callable[..., object]) -> str:
+    """The lines from `def` to the colon."""
+    lines = inspect.getsource(function).splitlines()
+    node = ast.parse("\n".join(lines)).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    declared = "\n".join(lines[node.lineno - 1 : node.body[0].lineno - 1])
+    return re.sub(r"\s*# type: ignore\S*", "", declared)
 
 
 def outline(found: type) -> str:
@@ -108,11 +120,11 @@ def _names(name: str, source: str) -> bool:
 def _shipped(kind: str) -> str:
     host = load_plugins()
     rows = [
-        (f"[`{name}`](../reference/recipe.md#{kind}-{name})", _says(host, kind, name), f"`{plugin.name}`")
+        (f"[`{name}`](../reference/recipe.md#{kind}-{name}) (plugin `{plugin.name}`)", _says(host, kind, name))
         for name in host.names(kind)
         if _ours(plugin := host.plugin_of(kind, name))
     ]
-    return _rows((kind, "what it does", "plugin"), rows) or "None ships."
+    return _listed(rows) or "None ships."
 
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
@@ -130,7 +142,7 @@ def keys() -> str:
         "Under `triggered`": TriggeredKeys,
     }
     also = {
-        "Under `data`": "The source's own keys stand here as well: of a file those of [dataset `file`](#dataset-file).",
+        "Under `data`": "The source's own keys are here as well: for a file those of [dataset `file`](#dataset-file).",
         "Under `defense`, of inputs": "A sanitizer that reads with a language model (`onion`) also takes `model`, "
         "written as the base is.",
     }
@@ -144,7 +156,7 @@ def keys() -> str:
             text.append(f"## {hookspecs.hook_of(kind).removeprefix('defensekit_').capitalize()}")
         for name in names:
             described = _parameters(parameters(host.find(kind, name))) or "No parameters."
-            text.append(f"### {kind} `{name}`\n\n{_says(host, kind, name)}\n\n{described}")
+            text.append(f"### {kind} `{name}`\n\n{_wrapped(_says(host, kind, name))}\n\n{described}")
     return "\n\n".join(text)
 
 
@@ -158,16 +170,12 @@ def _says(host: Host, kind: str, name: str) -> str:
 
 
 def _parameters(found: list[Parameter]) -> str:
-    rows = [
-        (
-            f"`{one.name}`",
-            re.sub(r"\bobject\b", "mapping", one.type) + (f" (`{one.bounds}`)" if one.bounds else ""),
-            "(required)" if one.default is None else f"`{one.default}`" if one.default else "",
-            one.meaning,
-        )
-        for one in found
-    ]
-    return _rows(("key", "type", "default", "meaning"), rows)
+    rows = []
+    for one in found:
+        about = [re.sub(r"\bobject\b", "mapping", one.type), *([f"`{one.bounds}`"] if one.bounds else [])]
+        about += ["required"] if one.default is None else [f"default `{one.default}`"] if one.default else []
+        rows.append((f"`{one.name}` ({', '.join(about)})", one.meaning))
+    return _listed(rows)
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -185,16 +193,46 @@ def results() -> str:
             (part, ast.unparse(part.annotation).strip("'")) for part in node.body if isinstance(part, ast.AnnAssign)
         ]
         found += [other for _, kind in fields for other in known if _names(other, kind) and other not in found]
-        rows = [
-            (
-                f"`{ast.unparse(part.target)}`",
-                f"`{kind}`",
-                f"`{ast.unparse(part.value)}`" if part.value else "(required)",
-            )
-            for part, kind in fields
-        ]
-        says = " ".join((inspect.getdoc(known[name]) or "").replace("``", "`").split())
-        text.append(f"## {name}\n\n{says}\n\n{_rows(('key', 'type', 'default'), rows)}")
+        rows = [(f"`{ast.unparse(part.target)}`", f"`{kind}`, {_default(part.value)}") for part, kind in fields]
+        text.append(f"## {name}\n\n{_wrapped(_plain(inspect.getdoc(known[name]) or ''))}\n\n{_listed(rows)}")
+    return "\n\n".join(text)
+
+
+def _default(value: ast.expr | None) -> str:
+    return f"default `{ast.unparse(value)}`" if value else "required"
+
+
+# -- the Python API ----------------------------------------------------------------------------------------------------
+
+
+def python() -> str:
+    """What `import defensekit as dk` offers: a signature and what its docstring says."""
+    text = []
+    for name in defensekit.__all__:
+        found = getattr(defensekit, name)
+        if found is schema.Result:
+            text.append(f"## `dk.{name}`\n\n{_docstring(found)}\n\n[Its keys](result.md).")
+        elif isinstance(found, type):
+            text.append(f"## `dk.{name}`\n\n{_code(outline(found))}")
+        elif callable(found):
+            text.append(f"## `dk.{name}`\n\n{_code(_declared(found) + ' ...' + chr(10))}\n\n{_docstring(found)}")
+    return "\n\n".join(text)
+
+
+def _docstring(found: object) -> str:
+    """A docstring in Google's style, as Markdown."""
+    before, *sections = re.split(r"^(Args|Returns|Yields|Raises):\n", inspect.getdoc(found) or "", flags=re.MULTILINE)
+    text = [_wrapped(_plain(paragraph)) for paragraph in before.strip().split("\n\n")]
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        inner, _, after = textwrap.dedent(body).rstrip().partition("\n\n")
+        entries = re.split(r"\n(?=\S)", inner)
+        if title in ("Args", "Raises"):
+            named = [entry.partition(":")[::2] for entry in entries]
+            rows = [(", ".join(f"`{one.strip()}`" for one in names.split(",")), _plain(says)) for names, says in named]
+            text += [f"**{title}**", _listed(rows)]
+        else:
+            text.append(_wrapped(f"**{title}**: {_plain(inner)}"))
+        text += [_wrapped(_plain(after))] if after else []
     return "\n\n".join(text)
 
 
@@ -205,7 +243,8 @@ def commands() -> str:
     """What `--help` says of every command, by typer's own generator of documentation."""
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="defensekit")
-    return text.partition("\n")[2].strip().replace("```console\n$ ", "```text\n")
+    lines = text.partition("\n")[2].strip().replace("```console\n$ ", "```text\n").splitlines()
+    return "\n".join(_wrapped(line, "  ") if line.startswith("* ") else line for line in lines)
 
 
 # -- Markdown ----------------------------------------------------------------------------------------------------------
@@ -215,17 +254,28 @@ def _code(*parts: str) -> str:
     return "```python\n" + "\n\n".join(parts) + "```"
 
 
-def _rows(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    cells = [" | ".join(re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in line) for line in lines]
-    return "\n".join(f"| {line} |" for line in cells) if rows else ""
+def _plain(text: str) -> str:
+    """A docstring's paragraph on one line, with Markdown's marks for code."""
+    return " ".join(text.replace("``", "`").split())
 
 
-MAKERS = {"hook": hook, "keys": keys, "results": results, "commands": commands}
+def _wrapped(text: str, indent: str = "") -> str:
+    """A paragraph in lines of at most 120; a dash never begins a line, where it would begin a list."""
+    glued = text.replace(" - ", "\N{NO-BREAK SPACE}- ")
+    lines = textwrap.wrap(glued, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}- ", " - ")
+
+
+def _listed(rows: list[tuple[str, str]]) -> str:
+    """What each is, and what is said of it. Tables of sentences would have lines of any length."""
+    return "\n".join(_wrapped(f"- {name}: {says}", "  ") for name, says in rows)
+
+
+MAKERS = {"hook": hook, "keys": keys, "results": results, "python": python, "commands": commands}
 
 
 def main() -> None:
-    """Say which pages are stale, or mend them."""
+    """Say which pages are stale, or update them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     write, stale = parser.parse_args().write, 0
