@@ -74,7 +74,7 @@ def relinked(markdown: str, source: str) -> str:
 def _api() -> str:
     says, *lines = (ROOT / "docs/api.txt").read_text(encoding="utf-8").splitlines()
     text = f"# All signatures\n\n{says.lstrip('# ')}\n"
-    for module, names in groupby(lines, lambda line: ".".join(line.split(".")[:2])):
+    for module, names in groupby(lines, lambda line: "dk" if line.startswith("dk.") else ".".join(line.split(".")[:2])):
         listed = "\n".join(name.removeprefix(f"{module}.") for name in names).replace("\nclass ", "\n\nclass ")
         text += f"\n## {module}\n\n```text\n{listed}\n```\n"
     return text

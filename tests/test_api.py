@@ -26,7 +26,9 @@ OLD = sorted((ROOT / "tests/written_against").glob("v*.py"))
 
 def public_api() -> str:
     """Every public name with its signature, a line each; of a class the names that it has itself."""
-    lines = ["# The public API: what plugins may import. Printed by `python -m tests.test_api`."]
+    lines = ["# The public API: what users and plugins may import. Printed by `python -m tests.test_api`."]
+    for name in defensekit.__all__:
+        lines += [f"dk.{line}" for line in _described(name, getattr(defensekit, name))]
     for module_name in MODULES:
         module = importlib.import_module(f"defensekit.{module_name}")
         own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__ and n[0] != "_"]
