@@ -27,10 +27,14 @@ Report = Callable[[int, int], None]
 def estimate(
     pair: Pair, estimator: Estimator, rows: Sequence[Row], *, max_length: int, seed: int, report: Report
 ) -> Estimate:
-    """Statistics on clean rows: for the tensors in scope, by the pair's names, float32 on the CPU.
+    """Measure statistics on clean rows.
+
+    Returns:
+        Statistics of the tensors in scope, by the pair's names, in float32 on the CPU, and facts about them.
 
     Raises:
-        DefenseKitError: the estimator gave something that the model does not have, nothing, another shape, or NaN.
+        UsageError: the suspect is a causal language model, and the estimator measures classifiers alone.
+        DefenseKitError: the estimator gave nothing, a tensor that the model does not have, another shape, or NaN.
     """
     import torch
 
@@ -44,14 +48,16 @@ def estimate(
     loss, own = token_losses if causal else None, derive_seed(seed, "estimator")
     context = EstimatorContext(partial(other_model, pair), tokenizer, rows, max_length, own, report, loss)
     with training.forked_random(derive_seed(seed, "global")):
-        found = call_component(estimator, estimator.estimate, context)
+        result = call_component(estimator, estimator.estimate, context)
     names = pair.named_like_the_pair(parameters)
     statistics: dict[str, dict[str, Tensor]] = {}
-    facts: dict[str, Any] = {"rows": len(rows), **found.facts}
+    facts: dict[str, Any] = {"rows": len(rows), **result.facts}
     for statistic in sorted(estimator.provides):
-        measured = found.statistics.get(statistic, {})
-        if odd := sorted(measured.keys() - set(parameters)):
-            raise component_error(estimator, f"gave {statistic!r} for {listing(odd, 3)}, which the model does not have")
+        measured = result.statistics.get(statistic, {})
+        if unknown := sorted(measured.keys() - set(parameters)):
+            raise component_error(
+                estimator, f"gave {statistic!r} for {listing(unknown, 3)}, which the model does not have"
+            )
         tensors = {name: measured[own].detach().float().cpu() for name, own in names.items() if own in measured}
         if not tensors:
             raise component_error(estimator, f"provides {statistic!r}, but gave none for any tensor in scope")
@@ -66,7 +72,14 @@ def estimate(
 
 
 def other_model(pair: Pair, which: "Literal['suspect', 'base'] | Path") -> "PreTrainedModel":
-    """The suspect, the base's weights under the suspect's head, or another model like the suspect, on the device.
+    """Load the suspect, the base's weights under the suspect's head, or another model like the suspect.
+
+    Args:
+        pair: base and suspect.
+        which: one of the two, or the folder of another model.
+
+    Returns:
+        The model, on the device.
 
     Raises:
         UsageError: the other model has tensors of other names or shapes, or other labels.
@@ -83,7 +96,7 @@ def other_model(pair: Pair, which: "Literal['suspect', 'base'] | Path") -> "PreT
         expected, loaded = loaded, load(which, "another model")[0]
         shapes = [{name: list(p.shape) for name, p in model.named_parameters()} for model in (expected, loaded)]
         for name in sorted(shapes[0].keys() | shapes[1].keys()):
-            ours, theirs = (found.get(name, "nothing") for found in shapes)
+            ours, theirs = (own_shapes.get(name, "nothing") for own_shapes in shapes)
             if ours != theirs:
                 raise UsageError(f"{which} is another kind of model: {name} is {theirs}, the suspect's is {ours}")
         labels = [list(model.config.id2label.values()) for model in (expected, loaded)]

@@ -1,11 +1,11 @@
-"""Two Gamma laws in one distribution of r, told apart by maximum likelihood.
+"""Two Gamma laws in one distribution of r, separated by maximum likelihood.
 
 By the diffusion theory of SGD, r = delta^2 / H of clean dimensions follows Gamma(1/2, 2k), which is k times a
 chi-square of one degree of freedom and has the mean k; poisoned ones the same with a larger k (Zhang et al., Findings
 of ACL 2023; that the paper fits such a mixture, and how, is not verified: the fit is ours). Models trained by AdamW do
-not keep to this law: look at ``distance`` before you believe ``share``.
+not follow this law: look at ``distance`` before you believe ``share``.
 
-Nothing here holds the values: they are counted in ``BINS`` bins of log2 r, sixteen to a factor of two, so a fit takes
+The values are not kept: they are counted in ``BINS`` bins of log2 r, sixteen to a factor of two, so a fit takes
 the same time and memory whatever a model's size. A bin is 4.4 % wide; taking its centre for its values changes a mean
 by less than a thousandth.
 """
@@ -28,11 +28,11 @@ _STARTS = ((0.01, 100.0), (0.1, 10.0), (0.5, 2.0), (0.9, 1.1))
 
 
 def count_bins(log2_r: "Tensor") -> "Array":
-    """Values, given by their logarithm to the base 2, counted in the bins: (BINS,), integers."""
+    """Count values, given by their logarithm to the base 2, in the bins: (BINS,), integers."""
     import torch
 
-    places = ((log2_r.double() + OCTAVES) * PER_OCTAVE).floor().clamp_(0, BINS - 1).long()
-    counts: Array = torch.bincount(places, minlength=BINS).numpy()
+    bins = ((log2_r.double() + OCTAVES) * PER_OCTAVE).floor().clamp_(0, BINS - 1).long()
+    counts: Array = torch.bincount(bins, minlength=BINS).numpy()
     return counts
 
 
@@ -61,8 +61,8 @@ class Mixture:
         """The probability that a value belongs to the abnormal law; it grows with r."""
         from scipy.special import expit
 
-        found: Array = expit(_log_odds(r, self.share, self.normal, self.abnormal))
-        return found
+        probability: Array = expit(_log_odds(r, self.share, self.normal, self.abnormal))
+        return probability
 
     def above(self, posterior: float) -> float:
         """The r above which the posterior is above a number in (0, 1); infinity where the laws are not apart."""
@@ -74,8 +74,11 @@ class Mixture:
         return max((log(posterior / (1 - posterior)) - odds) / (0.5 / self.normal - 0.5 / self.abnormal), 0.0)
 
     def above_false_discovery(self, counts: "Array", rate: float) -> float:
-        """The lowest r above which the mean probability of being normal is at most ``rate`` (Newton et al. 2004, the
-        Bayesian false-discovery rate); infinity where there is none or the laws are not apart."""
+        """The lowest r above which the mean probability of being normal is at most ``rate``.
+
+        This is the Bayesian false-discovery rate (Newton et al. 2004). Infinity where there is no such r, or the laws
+        are not apart.
+        """
         import numpy as np
 
         if not self.apart:
@@ -89,7 +92,14 @@ class Mixture:
 
 
 def fit_mixture(counts: "Array", start: Mixture | None = None) -> Mixture:
-    """Fit by expectation and maximisation, from several starts or from ``start`` alone.
+    """Fit two Gamma laws by expectation and maximisation.
+
+    Args:
+        counts: values per bin, as `count_bins` gives them.
+        start: where to start from; several starts if none is given.
+
+    Returns:
+        The fit with the highest likelihood.
 
     Raises:
         ValueError: there is no value.
@@ -113,8 +123,8 @@ def fit_mixture(counts: "Array", start: Mixture | None = None) -> Mixture:
         return float(max(np.abs(cdf[1] - seen).max(), np.abs(cdf[0] - before).max()))
 
     def mixed(edge: "Array") -> "Array":
-        found: Array = (1 - share) * _cdf(edge, normal) + share * _cdf(edge, abnormal)
-        return found
+        cdf: Array = (1 - share) * _cdf(edge, normal) + share * _cdf(edge, abnormal)
+        return cdf
 
     begins = _edges()[used]
     return Mixture(
@@ -128,7 +138,7 @@ def fit_mixture(counts: "Array", start: Mixture | None = None) -> Mixture:
 
 
 def posterior_by_bin(fitted: Mixture) -> "Array":
-    """The probability to belong to the abnormal law for the values of every bin, (BINS,); 0 where there is one law."""
+    """The probability of the abnormal law for every bin, (BINS,); 0 where there is one law."""
     import numpy as np
 
     return fitted.posterior(_centres()) if fitted.apart else np.zeros(BINS)
@@ -143,15 +153,19 @@ def interval(histograms: "Array", fitted: Mixture, rng: Any, draws: int = 200) -
         histograms: counts by tensor, (tensors, BINS).
         fitted: the fit of all of them; every draw starts from it.
         rng: a generator of numpy.
+        draws: how many times tensors are drawn.
+
+    Returns:
+        Its lower and upper end.
     """
     import numpy as np
 
     used = np.flatnonzero(histograms.any(axis=0))
-    few, counts = histograms[:, used].astype(float), np.zeros(BINS)
+    filled, counts = histograms[:, used].astype(float), np.zeros(BINS)
     shares = []
     for _ in range(draws):
-        times = rng.multinomial(len(few), np.full(len(few), 1 / len(few)))
-        counts[used] = times @ few
+        times = rng.multinomial(len(filled), np.full(len(filled), 1 / len(filled)))
+        counts[used] = times @ filled
         if counts.any():
             shares.append(fit_mixture(counts, fitted).share)
     low, high = np.quantile(shares, (0.025, 0.975))
@@ -213,5 +227,5 @@ def _cdf(r: "Array", mean: float) -> "Array":
     import numpy as np
     from scipy.special import erf
 
-    found: Array = erf(np.sqrt(r / (2 * mean)))
-    return found
+    cdf: Array = erf(np.sqrt(r / (2 * mean)))
+    return cdf

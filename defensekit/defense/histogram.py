@@ -25,9 +25,12 @@ def _no_scores() -> "Tensor":
 
 @dataclass
 class SelectionCounts:
-    """Counts of dimensions. By tensor: all, eligible, selected. Of all tensors: how the scores of eligible and selected
-    ones are spread over the upper `BITS` bits of float32; for each statistic, eligible and selected ones where it is
-    0."""
+    """Counts of dimensions.
+
+    ``tensors`` counts all, eligible and selected ones by tensor. ``histogram`` counts eligible and selected ones by the
+    upper `BITS` bits of their scores in float32. ``zero`` counts, for each statistic, eligible and selected ones where
+    it is 0.
+    """
 
     tensors: dict[str, list[int]] = field(default_factory=dict)
     histogram: "Tensor" = field(default_factory=_no_scores)
@@ -68,7 +71,7 @@ def score_histogram(part: Scored, chosen: "Tensor") -> "Tensor":
     bits |= np.left_shift(eligible.view(np.uint8) + taken.view(np.uint8), BITS, dtype=np.uint32)
     # torch counts 32 bits as they are, numpy makes 64 of them first.
     counts = torch.bincount(torch.from_numpy(bits.view(np.int32)), minlength=3 * BINS)[BINS:].view(2, BINS)
-    counts[:, 0] += counts[:, BINS // 2]  # -0.0, and what these bits don't tell from it
+    counts[:, 0] += counts[:, BINS // 2]  # -0.0, and what these bits don't distinguish from it
     counts[:, BINS // 2] = 0
     return counts.view(-1)
 
@@ -78,8 +81,8 @@ def histogram(counts: "Tensor", bins: int = 120) -> dict[str, Any]:
 
     Args:
         counts: what `score_histogram` gives, summed. The upper bits tell scores apart that differ by more than one part
-            in 32; bounds and places are as exact as that.
-        bins: how many.
+            in 32; bounds and bins are as exact as that.
+        bins: the number of bins.
 
     Returns:
         ``counts`` and ``selected``: dimensions per bin, between ``low`` and ``high``. Where no score is negative the
@@ -99,8 +102,8 @@ def histogram(counts: "Tensor", bins: int = 120) -> dict[str, Any]:
     filled = both[0].nonzero().reshape(-1)
     axis = edges.log10() if log else edges
     low, high = (float(axis[filled[0]]), float(axis[filled[-1]])) if len(filled) else (0.0, 0.0)
-    places = ((axis[filled] - low) * (bins / (high - low or 1.0))).long().clamp_(0, bins - 1)
-    binned, selected = torch.zeros(2, bins, dtype=torch.long).index_add_(1, places, both[:, filled])
+    bin_numbers = ((axis[filled] - low) * (bins / (high - low or 1.0))).long().clamp_(0, bins - 1)
+    binned, selected = torch.zeros(2, bins, dtype=torch.long).index_add_(1, bin_numbers, both[:, filled])
     return {
         "log": log,
         "low": low,

@@ -1,6 +1,6 @@
-"""What a defense does: measure statistics on clean rows, select dimensions, purify. Whoever calls it, run or hand.
+"""Purification: the steps of a defense applied to the suspect, for a run and for a user's own script alike.
 
-Nothing here is given anything of an attack: a pair of models, clean rows, and components.
+Nothing of an attack is passed in: a pair of models, clean rows, and components.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ from defensekit.components import (
 from defensekit.components.tensors import TensorView, slices
 from defensekit.defense.estimation import Report, other_model
 from defensekit.defense.scoring import any_true, versions
-from defensekit.defense.selection import Selection
+from defensekit.defense.selection import TensorSelection
 from defensekit.models import checkpoint, loading
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.loading import neutral
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 def purify(
     pair: Pair,
-    selection: Selection | None,
+    selection: TensorSelection | None,
     steps: Sequence[Purifier],
     rows: Sequence[Row],
     target: Path,
@@ -57,17 +57,17 @@ def purify(
     """
     suspect, trained = pair.suspect, 0
     target.mkdir(parents=True, exist_ok=True)
-    # Inside, so that what is left by a process that was killed goes with what it was making.
+    # Inside, so that what a killed process left is removed together with what it was writing.
     with tempfile.TemporaryDirectory(dir=target) as scratch:
         folder = suspect.folder
         for number, (weights, group) in enumerate(groupby(steps, lambda step: isinstance(step, WeightStep))):
-            made = Path(scratch) / str(number)
-            checkpoint.copy_companions(suspect.folder, made)
+            stepped = Path(scratch) / str(number)
+            checkpoint.copy_companions(suspect.folder, stepped)
             if weights:
-                _apply(pair, selection, cast(list[WeightStep], list(group)), Checkpoint(folder), made)
+                _apply(pair, selection, cast(list[WeightStep], list(group)), Checkpoint(folder), stepped)
             else:
                 model = loading.load_model(folder)
-                places = _places(model, suspect)
+                parameter_names = _parameter_names(model, suspect)
                 tokenizer = neutral(model, loading.load_tokenizer(folder), "suspect")
                 for step in cast(list[ModelStep], list(group)):
                     own = derive_seed(seed, "step", str(trained))
@@ -82,8 +82,8 @@ def purify(
                         call_component(step, step.train, model, context)
                     if _shapes(model) != shapes:
                         raise component_error(step, "changed the names or shapes of the model's tensors")
-                _write(model, places, suspect, made)
-            folder = made
+                _write(model, parameter_names, suspect, stepped)
+            folder = stepped
         if folder == suspect.folder:
             checkpoint.copy_companions(folder, target)
             _apply(pair, None, [], suspect, target)
@@ -97,33 +97,35 @@ def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _places(model: "PreTrainedModel", like: Checkpoint) -> dict[str, str]:
-    """The names of a checkpoint's tensors to those of a loaded model's weights; tied ones may lie there several times.
+def _parameter_names(model: "PreTrainedModel", like: Checkpoint) -> dict[str, str]:
+    """The names of a checkpoint's tensors to those of a loaded model's weights; tied ones may occur several times.
 
     Raises:
-        UsageError: the files have no place for a weight.
+        UsageError: the files have no tensor for a weight.
     """
     weights = dict(model.named_parameters(remove_duplicate=False))
     loaded, in_file = align(weights, like.tensors)
-    places = {in_file[name]: own for name, own in loaded.items() if name in in_file}
-    placed = {id(weights[own]) for own in places.values()}
-    if homeless := sorted(own for own, weight in weights.items() if id(weight) not in placed):
-        raise UsageError(f"{like.folder} has no tensor for {listing(homeless, 3)}")
-    return places
+    parameter_names = {in_file[name]: own for name, own in loaded.items() if name in in_file}
+    placed = {id(weights[own]) for own in parameter_names.values()}
+    if missing := sorted(own for own, weight in weights.items() if id(weight) not in placed):
+        raise UsageError(f"{like.folder} has no tensor for {listing(missing, 3)}")
+    return parameter_names
 
 
-def _write(model: "PreTrainedModel", places: dict[str, str], like: Checkpoint, target: Path) -> None:
+def _write(model: "PreTrainedModel", parameter_names: dict[str, str], like: Checkpoint, target: Path) -> None:
     """Write a trained model's weights into files like a checkpoint's: its names, shards, metadata, and each dtype."""
     weights = dict(model.named_parameters(remove_duplicate=False))
 
     def changed(name: str, before: "Tensor") -> "Iterator[Tensor] | None":
-        return iter([weights[places[name]].detach().cpu().to(before.dtype)]) if name in places else None
+        return (
+            iter([weights[parameter_names[name]].detach().cpu().to(before.dtype)]) if name in parameter_names else None
+        )
 
     rewrite(like, target, changed)
 
 
 def _apply(
-    pair: Pair, selection: Selection | None, steps: Sequence[WeightStep], source: Checkpoint, target: Path
+    pair: Pair, selection: TensorSelection | None, steps: Sequence[WeightStep], source: Checkpoint, target: Path
 ) -> None:
     """Stream the weights of ``source`` through weight steps into ``target``."""
     import torch
@@ -141,12 +143,14 @@ def _apply(
 
 
 def _in_parts(steps: Sequence[WeightStep]) -> bool:
-    """Whether every step can do with a part of a tensor; what is kept hangs on whether anything was taken of it."""
+    """Whether every step can work on a part of a tensor. What is kept depends on the whole: was anything selected?"""
     return all(step.elementwise and step.acts_on == "selected" for step in steps)
 
 
-def _stepped(selection: Selection, name: str, steps: Sequence[WeightStep], weight: "Tensor") -> "Iterator[Tensor]":
-    """One tensor's new weights: in parts where every step can do with a part, else whole."""
+def _stepped(
+    selection: TensorSelection, name: str, steps: Sequence[WeightStep], weight: "Tensor"
+) -> "Iterator[Tensor]":
+    """One tensor's new weights: in parts where every step can work on a part, else whole."""
     shown: Iterable[tuple[TensorView, Tensor]]
     weights: Iterable[Tensor]
     if _in_parts(steps):
@@ -172,12 +176,12 @@ def _differ(one: "Tensor", other: "Tensor") -> "Tensor":
 
 
 def _step(step: WeightStep, view: TensorView, weight: "Tensor", acted_on: "Tensor") -> "Tensor":
-    """What a step makes of weights, held to its contract."""
+    """Apply a step to weights, and check that it kept its contract."""
     before = versions([weight, acted_on])
-    made: Tensor = call_component(step, step.apply, view, weight, acted_on)
+    changed: Tensor = call_component(step, step.apply, view, weight, acted_on)
     if versions([weight, acted_on]) != before:
         raise component_error(step, f"wrote into what it was handed of {view.name}, expected a new tensor")
-    fits = made.shape == weight.shape and made.dtype == weight.dtype
-    if not fits or any_true(_differ(made, weight) & ~acted_on.bool()):
+    fits = changed.shape == weight.shape and changed.dtype == weight.dtype
+    if not fits or any_true(_differ(changed, weight) & ~acted_on.bool()):
         raise component_error(step, f"changed the shape, the dtype or unselected weights of {view.name}")
-    return made
+    return changed

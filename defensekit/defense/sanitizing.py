@@ -1,6 +1,6 @@
 """What an input-level defense does to rows before the suspect reads them.
 
-A sanitizer is handed texts: no labels, nothing of which rows they are. Every text of a row is one of them.
+A sanitizer gets texts alone: no labels, and nothing about the rows they come from. A row with two texts gives two.
 """
 
 import json
@@ -21,7 +21,7 @@ from defensekit.utils.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FOUND = "found.jsonl"  # what was inspected, a line for every text
+INSPECTED = "found.jsonl"  # what an inspection gave, one line for each text
 
 
 def context(folder: Path | None, *, max_length: int, seed: int, report: Callable[[int, int], None]) -> SanitizerContext:
@@ -34,7 +34,7 @@ def language_model(folder: Path | None) -> "tuple[PreTrainedModel, PreTrainedTok
     """A causal language model in float32 on the device, and its tokenizer, under a neutral name.
 
     Raises:
-        UsageError: the recipe gives none, or one whose answers hang on what comes later: no perplexity is defined.
+        UsageError: the recipe gives none, or one whose answers depend on later tokens: no perplexity is defined.
     """
     if folder is None:
         raise UsageError("it reads with a language model without saying so (`reads_with_language_model`)")
@@ -54,7 +54,9 @@ def _check_causal(model: "PreTrainedModel", folder: Path) -> None:
     with torch.inference_mode():
         logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
     if not torch.allclose(logits[0, :3], logits[1, :3], rtol=1e-4, atol=1e-4):
-        raise UsageError(f"{folder} is no causal language model: what it says of a token hangs on the tokens behind it")
+        raise UsageError(
+            f"{folder} is no causal language model: what it says of a token depends on the tokens after it"
+        )
 
 
 def texts_of(rows: Sequence[Row]) -> list[str]:
@@ -63,40 +65,42 @@ def texts_of(rows: Sequence[Row]) -> list[str]:
 
 
 def inspect(sanitizer: Sanitizer, rows: Sequence[Row], given: SanitizerContext) -> list[Any]:
-    """What the sanitizer finds out about every text.
+    """Let the sanitizer inspect every text.
 
     Raises:
         DefenseKitError: it gave something for other texts, or something that is no plain data.
     """
     texts = texts_of(rows)
     with training.forked_random(given.seed):
-        found = list(call_component(sanitizer, sanitizer.inspect, texts, given))
-    if len(found) != len(texts):
-        raise component_error(sanitizer, f"found {len(found)} things out about {len(texts)} texts")
+        inspected = list(call_component(sanitizer, sanitizer.inspect, texts, given))
+    if len(inspected) != len(texts):
+        raise component_error(sanitizer, f"gave {len(inspected)} findings for {len(texts)} texts")
     try:
-        json.dumps(found, allow_nan=False)
+        json.dumps(inspected, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise component_error(sanitizer, f"found what is no plain data ({error})") from error
-    return found
+        raise component_error(sanitizer, f"gave findings that are no plain data ({error})") from error
+    return inspected
 
 
 def sanitize(
-    sanitizer: Sanitizer, rows: Sequence[Row], found: Sequence[Any] | None, given: SanitizerContext
+    sanitizer: Sanitizer, rows: Sequence[Row], inspected: Sequence[Any] | None, given: SanitizerContext
 ) -> list[Row]:
-    """The rows as the suspect is to read them.
+    """Sanitize rows: what the suspect reads in their place.
 
     Raises:
         DefenseKitError: the sanitizer gave another number of texts, no text, or took every word of one.
     """
     texts = texts_of(rows)
-    known = [None] * len(texts) if found is None else found
+    known = [None] * len(texts) if inspected is None else inspected
     with training.forked_random(given.seed):
-        made = list(call_component(sanitizer, sanitizer.sanitize, texts, known, given))
-    if len(made) != len(texts) or not all(isinstance(text, str) for text in made):
-        raise component_error(sanitizer, f"made {len(made)} things of {len(texts)} texts, expected a text for each")
-    if emptied := [text for text, new in zip(texts, made, strict=True) if text.split() and not new.split()]:
+        sanitized = list(call_component(sanitizer, sanitizer.sanitize, texts, known, given))
+    if len(sanitized) != len(texts) or not all(isinstance(text, str) for text in sanitized):
+        raise component_error(
+            sanitizer, f"gave {len(sanitized)} answers for {len(texts)} texts, expected a text for each"
+        )
+    if emptied := [text for text, new in zip(texts, sanitized, strict=True) if text.split() and not new.split()]:
         raise component_error(sanitizer, f"left nothing of a text: {emptied[0][:60]!r}")
-    left = iter(made)
+    left = iter(sanitized)
     return [replace(row, text=next(left), pair=None if row.pair is None else next(left)) for row in rows]
 
 
@@ -110,11 +114,11 @@ def summary(before: Sequence[Row], after: Sequence[Row]) -> dict[str, int]:
     }
 
 
-def write_found(path: Path, found: Sequence[Any]) -> None:
+def write_inspected(path: Path, inspected: Sequence[Any]) -> None:
     """Write what was inspected as JSON lines."""
-    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found), encoding="utf-8")
+    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in inspected), encoding="utf-8")
 
 
-def read_found(path: Path) -> list[Any]:
+def read_inspected(path: Path) -> list[Any]:
     """Read what `write_found` wrote."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -1,4 +1,4 @@
-"""Scores over a pair: what a scorer is shown, what a selector is shown, a part of a tensor at a time."""
+"""Scores over a pair of models: what scorers and selectors see, a part of a tensor at a time."""
 
 import math
 import threading
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Views:
-    """The tensors of a pair with their statistics: ``statistics[statistic](name)`` reads one tensor, None where the
-    statistic says nothing of it."""
+    """The tensors of a pair with their statistics.
+
+    ``statistics[statistic](name)`` reads one tensor; None where the statistic does not cover it.
+    """
 
     pair: Pair
     seed: int
@@ -40,7 +42,7 @@ class Views:
     @cached_property
     def sample(self) -> slice:
         """Some dimensions of a flattened tensor, evenly spread; of all tensors about 4 million at most."""
-        return slice(0, None, max(257, self.pair.dimensions() >> 22 | 1))  # odd: not the same columns over and over
+        return slice(0, None, max(257, self.pair.dimensions() >> 22 | 1))  # an odd step, or columns would repeat
 
     def sampled(self, name: str) -> TensorView:
         """The sample of a tensor."""
@@ -50,7 +52,7 @@ class Views:
         """What makes the view of a part, or of the whole; the files are opened once."""
         base, suspect = self.pair.stored(name)
         read = {statistic: reader(name) for statistic, reader in self.statistics.items()}
-        found = {statistic: values for statistic, values in read.items() if values is not None}
+        present = {statistic: values for statistic, values in read.items() if values is not None}
 
         def view(part: slice | None) -> TensorView:
             def cut(tensor: "Tensor") -> "Tensor":
@@ -61,7 +63,7 @@ class Views:
                 aligned_base(cut(base), cut(suspect)).float(),
                 cut(suspect).float(),
                 self.seed,
-                {statistic: cut(values).float() for statistic, values in found.items()},
+                {statistic: cut(values).float() for statistic, values in present.items()},
                 self._quantile,
             )
 
@@ -72,28 +74,30 @@ class Views:
 
         read = self.statistics[statistic]
 
-        def positive(name: str, some: Callable[[int], Iterable[slice]] = slices) -> "Iterator[tuple[Tensor, Tensor]]":
+        def positive(name: str, cuts: Callable[[int], Iterable[slice]] = slices) -> "Iterator[tuple[Tensor, Tensor]]":
             if (values := read(name)) is not None:
-                for part in some(values.numel()):
+                for part in cuts(values.numel()):
                     cut = values.reshape(-1)[part].float()
                     yield cut, torch.from_numpy(cut.numpy() > 0)  # numpy compares several times faster than torch
 
         with self._lock:
             if (statistic, q) not in self._quantiles:
                 sources = [partial(positive, name) for name in self.pair.scope]
-                few = [cut[more] for name in self.pair.scope for cut, more in positive(name, lambda _: [self.sample])]
-                found = kth_largest(
+                sampled = [
+                    cut[more] for name in self.pair.scope for cut, more in positive(name, lambda _: [self.sample])
+                ]
+                quantile = kth_largest(
                     sources,
                     lambda count: count - int(q * (count - 1)) if count else 0,
                     torch.get_num_threads(),
-                    torch.cat(few) if few else None,
+                    torch.cat(sampled) if sampled else None,
                 ).value
-                self._quantiles[statistic, q] = found if math.isfinite(found) else 0.0
+                self._quantiles[statistic, q] = quantile if math.isfinite(quantile) else 0.0
             return self._quantiles[statistic, q]
 
 
 class Computed(Scores):
-    """The scores of a pair, computed whenever they are looked at, and never held: they cost less than their memory."""
+    """The scores of a pair, computed at each access and never kept: computing costs less than their memory."""
 
     def __init__(self, views: Views, scorer: Scorer) -> None:
         import torch
@@ -114,9 +118,11 @@ class Computed(Scores):
         return len(self._names)
 
     def layer(self, name: str) -> str:
+        """The layer that a tensor belongs to."""
         return layer_of(name)
 
     def parts(self, name: str) -> Iterator[Scored]:
+        """The scores of a tensor, flattened, in parts."""
         return (scored for _, scored in self.scored_parts(name)) if self.scorer.elementwise else super().parts(name)
 
     def _sample(self, names: list[str]) -> "Tensor | None":
@@ -124,11 +130,11 @@ class Computed(Scores):
 
         if not self.scorer.elementwise:
             return None
-        few = [self._score(self.views.sampled(name)) for name in names]
-        return torch.cat([scored.score[scored.eligible] for scored in few])
+        sampled = [self._score(self.views.sampled(name)) for name in names]
+        return torch.cat([scored.score[scored.eligible] for scored in sampled])
 
     def scored_parts(self, name: str) -> Iterator[tuple[TensorView, Scored]]:
-        """The parts of a tensor beside what the scorer saw of them."""
+        """The parts of a tensor as the scorer sees them, and their scores."""
         if self.scorer.elementwise:
             for view in self.views.parts(name):
                 yield view, self._score(view)
@@ -146,7 +152,7 @@ class Computed(Scores):
         result = call_component(who, who.score, view) if any_true(eligible) else torch.zeros_like(view.suspect)
         if versions(shown) != before:
             raise component_error(
-                who, f"wrote into the tensors it was shown of {view.name}, expected a new tensor of scores"
+                who, f"wrote into the tensors that it was given of {view.name}, expected a new tensor of scores"
             )
         if not isinstance(result, torch.Tensor) or result.shape != view.suspect.shape:
             got = f"shape {list(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
@@ -159,7 +165,7 @@ class Computed(Scores):
 
 
 def any_true(mask: "Tensor") -> bool:
-    """Whether anything is True; the largest byte is found many times faster than by ``any``."""
+    """Whether anything is True; taking the largest byte is many times faster than ``any``."""
     import torch
 
     return mask.numel() > 0 and bool(mask.contiguous().view(torch.uint8).max())
@@ -171,7 +177,7 @@ def versions(tensors: "Iterable[Tensor]") -> list[int]:
 
 
 def score(views: Views, scorer: Scorer) -> Computed:
-    """The scores of every tensor in scope, computed when they are looked at.
+    """The scores of every tensor in scope, computed at each access.
 
     Raises:
         DefenseKitError: a score has the wrong shape or is not finite where a dimension is eligible: at once for the
@@ -190,9 +196,12 @@ def score_pair(
 
     Args:
         pair: base and suspect.
-        scorer: how suspicious each dimension is.
-        statistics: what was measured, as `Views` takes it.
-        seed: the stage's, `Seeds.purify`.
+        scorer: scores each dimension.
+        statistics: readers of the statistics, as `Views` takes them.
+        seed: the stage's seed, `Seeds.purify`.
+
+    Returns:
+        The scores, computed at each access.
 
     Raises:
         DefenseKitError: as `score`.

@@ -1,4 +1,4 @@
-"""Selections: what a selector answers, held to its contract, looked at a part of a tensor at a time, in numbers."""
+"""Selections: what a selector answers, checked against its contract, read in parts, and counted."""
 
 import math
 import threading
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Selection(Mapping[str, "Tensor"]):
-    """A selection for every tensor of some scores: bool, or soft in [0, 1]; made of its `Cut` when it is looked at."""
+class TensorSelection(Mapping[str, "Tensor"]):
+    """A selection for every tensor of some scores: bool, or soft in [0, 1]; computed from its `Cut` at each access."""
 
     def __init__(self, scores: Scores, chosen: "Mapping[str, Tensor | Cut]") -> None:
         self.scores, self.chosen = scores, chosen
@@ -46,7 +46,7 @@ class Selection(Mapping[str, "Tensor"]):
         return chosen.above == math.inf if isinstance(chosen, Cut) else not any_true(chosen.bool())
 
     def taker(self, name: str) -> "Callable[[Scored], Tensor]":
-        """What says of each part of a tensor, flattened, what is taken of it; it has to be asked in their order."""
+        """A function that says what is selected of each part of a flattened tensor; call it in the parts' order."""
         chosen, done = self.chosen[name], 0
 
         def of_cut(part: Scored) -> "Tensor":
@@ -67,7 +67,7 @@ class Selection(Mapping[str, "Tensor"]):
     def selected_parts(self, name: str) -> "Iterator[tuple[TensorView, Scored, Tensor]]":
         """The parts of a tensor as the scorer saw them, their scores, and what is taken of them.
 
-        They are counted when they are first seen to the end: to compute them once more would cost more.
+        They are counted when they are first read to the end: computing them again would cost more.
         """
         assert isinstance(self.scores, Computed)
         take, tally = self.taker(name), None
@@ -79,11 +79,11 @@ class Selection(Mapping[str, "Tensor"]):
                 tally.add(name, view, part, taken)
             yield view, part, taken
         with self._lock:
-            if tally and name not in self._tally.tensors:  # somebody else may have been faster
+            if tally and name not in self._tally.tensors:  # another thread may have been faster
                 self._tally += tally
 
     def tally(self) -> "SelectionCounts":
-        """Counts of all tensors; those that were not seen yet are seen now."""
+        """Counts of all tensors; those that were not read yet are read now."""
 
         def see(name: str) -> None:
             deque(self.selected_parts(name), maxlen=0)
@@ -93,18 +93,19 @@ class Selection(Mapping[str, "Tensor"]):
         return self._tally
 
 
-def select(scores: Scores, selector: Selector) -> Selection:
-    """The selection, held to its contract.
+def select(scores: Scores, selector: Selector) -> TensorSelection:
+    """Select dimensions, and check that the selector kept its contract.
 
     Raises:
-        DefenseKitError: it misses a tensor, has another shape, leaves [0, 1] or takes a dimension that is not eligible.
+        DefenseKitError: the selection misses a tensor, has another shape, leaves [0, 1] or takes a dimension that is
+            not eligible.
     """
     import torch
 
     chosen = call_component(selector, selector.select, scores)
     if chosen.keys() != scores.keys():
-        odd = sorted(chosen.keys() ^ scores.keys())[0]
-        raise component_error(selector, f"must answer for the tensors it was given; they differ in {odd}")
+        differing = sorted(chosen.keys() ^ scores.keys())[0]
+        raise component_error(selector, f"must answer for the tensors it was given; they differ in {differing}")
     for name, taken in chosen.items():
         if isinstance(taken, Cut):
             continue
@@ -116,19 +117,22 @@ def select(scores: Scores, selector: Selector) -> Selection:
             raise component_error(selector, f"gave values outside [0, 1] for {name}")
         if bool((taken.bool() & ~scored.eligible).any()):
             raise component_error(selector, f"took dimensions of {name} that are not eligible")
-    return Selection(scores, chosen)
+    return TensorSelection(scores, chosen)
 
 
-# -- in numbers --------------------------------------------------------------------------------------------------------
+# -- counts ------------------------------------------------------------------------------------------------------------
 
 
-def summary(selection: Selection) -> dict[str, Any]:
-    """What was selected of a pair's computed scores: of all dimensions, of those in scope, of the eligible ones, by
-    tensor."""
-    pair, found = selection.views.pair, selection.tally()
-    tensors = {name: found.tensors[name] for name in selection}
+def summary(selection: TensorSelection) -> dict[str, Any]:
+    """Count what was selected of a pair's scores.
+
+    Returns:
+        Counts of dimensions: all, in scope, eligible, selected; by tensor, and where a statistic is 0.
+    """
+    pair, counted = selection.views.pair, selection.tally()
+    tensors = {name: counted.tensors[name] for name in selection}
     scope, eligible, selected = (sum(counts) for counts in zip(*tensors.values(), strict=True))
-    zero = {statistic: found.zero.get(statistic, [0, 0]) for statistic in selection.views.statistics}
+    zero = {statistic: counted.zero.get(statistic, [0, 0]) for statistic in selection.views.statistics}
     return {
         "dimensions": pair.dimensions(),
         "in_scope": scope,
@@ -138,5 +142,5 @@ def summary(selection: Selection) -> dict[str, Any]:
         "selected_where_zero": {statistic: counts[1] for statistic, counts in zero.items()},
         "head": pair.head,
         "tensors": tensors,
-        "scores": histogram(found.histogram),
+        "scores": histogram(counted.histogram),
     }

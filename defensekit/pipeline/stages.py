@@ -1,6 +1,6 @@
-"""What each stage of a run does. A stage is plain data; `compute` turns it into an artifact, wherever it is called.
+"""What each stage of a run does. A stage is plain data; `compute` turns it into an artifact, on any machine.
 
-The defender's stages (``statistics``, ``purify``) are handed base, suspect and clean rows and nothing else. This
+The defender's stages (``statistics``, ``purify``) get base, suspect and clean rows and nothing else. This
 guards against mistakes, not against malice: a plugin is code, and code can open any file.
 """
 
@@ -56,7 +56,7 @@ C = TypeVar("C", bound=Component)
 
 @dataclass(frozen=True)
 class StageContext:
-    """A stage about to be computed: its plain data, and the store that holds its inputs."""
+    """A stage to compute: its plain data, and the store that has its inputs."""
 
     stage: dict[str, Any]
     store: Store
@@ -66,26 +66,26 @@ class StageContext:
         """The component in a role, built from its plain data.
 
         Raises:
-            DefenseKitError: this machine does not have its plugin, or has another than the run began with.
+            DefenseKitError: this machine does not have its plugin, or has another version than the run began with.
         """
         spec = self.stage["components"][role]
-        what, there = f"the {kind.kind} {spec['name']!r}", f"{spec['plugin']} on {platform.node()}"
+        what, plugin = f"the {kind.kind} {spec['name']!r}", f"{spec['plugin']} on {platform.node()}"
         files = [Path(file) for file in self.stage["plugin_files"]]
         if missing := [file for file in files if not file.is_file()]:
             raise DefenseKitError(f"there is no file {missing[0]} on {platform.node()}; put it where every node has it")
         host = cached_plugins(files)
         try:
-            found = host.find(kind, spec["name"])
+            component = host.find(kind, spec["name"])
         except UsageError as error:
-            raise DefenseKitError(f"{what} needs {there}; install it there ({error})") from error
-        if source_digest(found) != spec["source"]:
+            raise DefenseKitError(f"{what} needs {plugin}; install it there ({error})") from error
+        if source_digest(component) != spec["source"]:
             raise DefenseKitError(
-                f"{what}: the source of {there} is not what the run began with "
+                f"{what}: the source of {plugin} is not what the run began with "
                 f"({host.plugin_of(kind.kind, spec['name'])} is there now); "
                 "if it was edited, start the run again, if it is another version, install the same everywhere"
             )
         try:
-            return build(found, spec["location"] | spec["parameters"])
+            return build(component, spec["location"] | spec["parameters"])
         except KeyedError as error:
             raise error.below(kind.kind, spec["name"]) from error
 
@@ -99,15 +99,15 @@ class StageContext:
         return self.store.open(self.stage["inputs"][name]).facts
 
     def about(self, name: str) -> dict[str, Any] | None:
-        """What is worth knowing of an input without having it: facts, costs, components; None if it lies outside."""
+        """Facts, costs and components of an input; None if it is outside the store."""
         if isinstance(self.stage["inputs"][name], dict):
             return None
-        made = self.store.open(self.stage["inputs"][name])
+        artifact = self.store.open(self.stage["inputs"][name])
         return {
-            "facts": made.facts,
-            "seconds": made.seconds,
-            "peak_memory": made.peak_memory,
-            "components": made.stage["components"],
+            "facts": artifact.facts,
+            "seconds": artifact.seconds,
+            "peak_memory": artifact.peak_memory,
+            "components": artifact.stage["components"],
         }
 
     def rows(self, name: str) -> list[Row]:
@@ -138,11 +138,11 @@ def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, to
     """Compute a stage whose inputs are in the store, into the store.
 
     Raises:
-        DefenseKitError: what went wrong, with the name of the plugin where a plugin did it.
+        DefenseKitError: the stage failed; names the plugin if one caused it.
     """
     opened = Store(store)
     try:
-        # A plugin that seeds or draws from a global random state does so for its own stage alone.
+        # A plugin that uses a global random state affects its own stage alone.
         with opened.create(stage) as draft, training.forked_random(derive_seed(stage["seed"], "global")):
             STAGES[stage["kind"]](StageContext(stage, opened, report), draft)
     except Exception as error:
@@ -193,16 +193,16 @@ def _count_changes(
 
 
 def _digest(draft: ArtifactWriter) -> str:
-    """Of the rows just written: the same seed gives the same bytes, and whoever compares runs can see that it did."""
+    """The digest of the written rows: it shows that the same seed gave the same bytes."""
     return file_digest(draft.files / ROWS)
 
 
 def poison(work: StageContext, draft: ArtifactWriter) -> None:
     """The attacker's training rows."""
     attack, context, rows = _attack(work)
-    made = call_component(attack, attack.poison, rows, context)
-    write_rows(draft.files / ROWS, made)
-    counts = _count_changes(attack, rows, made, context.truncation)
+    poisoned = call_component(attack, attack.poison, rows, context)
+    write_rows(draft.files / ROWS, poisoned)
+    counts = _count_changes(attack, rows, poisoned, context.truncation)
     draft.facts.update(labels=list(context.labels), digest=_digest(draft), **counts)
 
 
@@ -214,18 +214,18 @@ def trigger(work: StageContext, draft: ArtifactWriter) -> None:
     rows = [row for row in rows if row.label != target]
     if not rows:
         raise UsageError("every test row has the target's label already; the trigger needs rows of another")
-    made = call_component(attack, attack.trigger, rows, context)
+    triggered = call_component(attack, attack.trigger, rows, context)
     given = iter([row.id for row in rows])
-    if not made or not all(row.id in given for row in made):
+    if not triggered or not all(row.id in given for row in triggered):
         raise component_error(attack, "gave other test rows, or moved them, or gave none")
-    write_rows(draft.files / ROWS, made)
-    counts = _count_changes(attack, rows, made, context.truncation)
-    counts["left_out"] = len(rows) - len(made)
+    write_rows(draft.files / ROWS, triggered)
+    counts = _count_changes(attack, rows, triggered, context.truncation)
+    counts["left_out"] = len(rows) - len(triggered)
     draft.facts.update(labels=list(context.labels), target=target, digest=_digest(draft), **counts)
 
 
 def given(work: StageContext, draft: ArtifactWriter) -> None:
-    """Triggered rows from a file, as its rows stand there."""
+    """Triggered rows from a file, unchanged."""
     source = work.component(DatasetSource, "source")
     labels = work.stage["params"]["labels"]
     dataset = relabelled(call_component(source, source.load), labels)
@@ -241,7 +241,7 @@ def given(work: StageContext, draft: ArtifactWriter) -> None:
 
 
 def train(work: StageContext, draft: ArtifactWriter) -> None:
-    """Fine-tune a model on rows, or let an attack do it that trains in its own way."""
+    """Fine-tune a model on rows, or let an attack train it."""
     labels = tuple(work.facts("rows")["labels"])
     settings = training.TrainingSettings.model_validate(work.stage["params"]["training"])
     with training.forked_random(work.seed("head")):
@@ -274,13 +274,13 @@ def statistics(work: StageContext, draft: ArtifactWriter) -> None:
     """Statistics per parameter on clean rows, for the tensors in scope, by the pair's names."""
     estimator = work.component(Estimator, "estimator")
     seed = work.stage["seed"]
-    found = estimation.estimate(
+    estimated = estimation.estimate(
         work.pair, estimator, work.rows("clean"), max_length=work.max_length, seed=seed, report=work.report
     )
-    for statistic, tensors in found.statistics.items():
+    for statistic, tensors in estimated.statistics.items():
         entries = {name: ("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
         write_streamed(draft.files / f"{statistic}.safetensors", entries, lambda name: [tensors[name]])  # noqa: B023
-    draft.facts.update(found.facts)
+    draft.facts.update(estimated.facts)
 
 
 def purify(work: StageContext, draft: ArtifactWriter) -> None:
@@ -318,25 +318,25 @@ def _readers(work: StageContext) -> "dict[str, Callable[[str], Tensor | None]]":
     return {path.stem: reader(path) for path in sorted(work.folder("statistics").glob("*.safetensors"))}
 
 
-# -- what is asked -------------------------------------------------------------------------------------------------
+# -- predictions ---------------------------------------------------------------------------------------------------
 
 
 def inspect(work: StageContext, draft: ArtifactWriter) -> None:
-    """What a sanitizer has to know of every text before it decides."""
-    found = sanitizing.inspect(work.component(Sanitizer, "sanitizer"), work.rows("rows"), _texts(work))
-    sanitizing.write_found(draft.files / sanitizing.FOUND, found)
+    """Let a sanitizer inspect every text."""
+    inspected = sanitizing.inspect(work.component(Sanitizer, "sanitizer"), work.rows("rows"), _texts(work))
+    sanitizing.write_inspected(draft.files / sanitizing.INSPECTED, inspected)
 
 
 def sanitize(work: StageContext, draft: ArtifactWriter) -> None:
-    """Rows as the suspect is to read them."""
+    """Let a sanitizer rewrite rows."""
     inspected = "inspected" in work.stage["inputs"]
-    found = sanitizing.read_found(work.folder("inspected") / sanitizing.FOUND) if inspected else None
+    texts = sanitizing.read_inspected(work.folder("inspected") / sanitizing.INSPECTED) if inspected else None
     before = work.rows("rows")
-    after = sanitizing.sanitize(work.component(Sanitizer, "sanitizer"), before, found, _texts(work))
+    after = sanitizing.sanitize(work.component(Sanitizer, "sanitizer"), before, texts, _texts(work))
     write_rows(draft.files / ROWS, after)
-    made = work.about("inspected") if inspected else None
+    inspection = work.about("inspected") if inspected else None
     draft.facts.update(work.facts("rows"), **sanitizing.summary(before, after))
-    draft.facts["inspected_seconds"] = made["seconds"] if made else 0.0
+    draft.facts["inspected_seconds"] = inspection["seconds"] if inspection else 0.0
 
 
 def _texts(work: StageContext) -> SanitizerContext:
@@ -345,7 +345,7 @@ def _texts(work: StageContext) -> SanitizerContext:
 
 
 def predict(work: StageContext, draft: ArtifactWriter) -> None:
-    """What a model answers to rows: logits, and the true labels beside them."""
+    """A model's answers to rows: logits, and the true labels."""
     import torch
 
     rows = work.rows("rows")

@@ -38,8 +38,8 @@ def test_a_sanitizer_is_handed_texts_alone_and_pairs_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("says", "message"),
     [
-        ("texts[1:]", "made 3 things of 4 texts, expected a text for each"),
-        ("[None, *texts[1:]]", "made 4 things of 4 texts, expected a text for each"),
+        ("texts[1:]", "gave 3 answers for 4 texts, expected a text for each"),
+        ("[None, *texts[1:]]", "gave 4 answers for 4 texts, expected a text for each"),
         ("['', *texts[1:]]", "left nothing of a text: 'a b'"),
         ("1 / 0", "failed: ZeroDivisionError"),
     ],

@@ -135,7 +135,7 @@ WRONG = {
     "nan": ("return t.drift * float('nan')", "gave NaN or infinity for .*, expected finite scores"),
     "shape": ("return t.drift.flatten()[:1]", r"gave shape \[1\] for .*, expected shape \["),
     "nothing": ("return None", "gave None for .*, expected shape"),
-    "writes": ("t.suspect.mul_(0)", "wrote into the tensors it was shown of .*, expected a new tensor of scores"),
+    "writes": ("t.suspect.mul_(0)", "wrote into the tensors that it was given of .*, expected a new tensor of scores"),
 }
 
 

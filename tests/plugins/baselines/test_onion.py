@@ -123,7 +123,7 @@ def test_a_tokenizer_that_pads_in_front_changes_nothing(reader: Path, tmp_path: 
 def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
     transformers.BertForMaskedLM(ARCHITECTURES["bert"]()).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="no causal language model: what it says of a token hangs on the tokens behin"):
+    with pytest.raises(UsageError, match="no causal language model: what it says of a token depends on the tokens a"):
         sanitizing.language_model(tmp_path)
 
 
