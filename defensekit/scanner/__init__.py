@@ -1,6 +1,6 @@
-"""A look at a suspect beside its base: how far it drifted, where, and whether that is what fine-tuning does.
+"""A suspect compared with its base: how far it drifted, where, and whether fine-tuning explains it.
 
 Each indicator is a module of its own: `drift` (by layer and kind of tensor), `rows` (rows of the embedding), `law` (r
-against Gamma(1/2, 2k)), `triggers` (suspicious tokens tried). `scanning` runs them, `verdict` says what they come to,
-`result` is what is left. The core knows no method; these are measurements.
+against Gamma(1/2, 2k)), `triggers` (suspicious tokens tried). `scanning` runs them, `verdict` draws the conclusion,
+`result` has the schema of what is written.
 """

@@ -16,14 +16,21 @@ def read_clean(
 
     Only a classifier's rows need labels. Labels are the suspect's names or numbers.
 
+    Args:
+        path: the file.
+        suspect: the model that the rows are for.
+        text: the column with the text.
+        label: the column with the label.
+        pair: the column with the second text, for pairs.
+
     Raises:
-        UsageError: there is no such file or column, a label is not one of the suspect's, or there is no row.
+        UsageError: there is no such file or column, a label is not one of the suspect's, or the file has no rows.
     """
     if suspect.task != CLASSIFIER:
         if not path.is_file():
             raise UsageError(f"there is no file {path}")
         texts = [record.cell(text) for record in read_table(path)]
-        rows = [Row(number, found, 0) for number, found in enumerate(texts) if found]
+        rows = [Row(number, content, 0) for number, content in enumerate(texts) if content]
     else:
         dataset = File(path=path, text=text, label=label, pair=pair).load()
         try:

@@ -14,7 +14,7 @@ from defensekit.utils.errors import DefenseKitError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The first that fits a tensor's name is its kind. Names are those of transformers' architectures.
+# The first pattern that matches a tensor's name gives its kind. Names are those of transformers' architectures.
 _KINDS = (
     (re.compile(r"\.bias$"), "bias"),
     (re.compile(r"(norm|ln|ln_?\w{1,2})\.weight$", re.IGNORECASE), "norm"),
@@ -32,7 +32,7 @@ Look = Callable[[str, int, "Tensor", "Tensor"], None]
 
 
 def kind_of(name: str, dimensions: int) -> str:
-    """The kind of a tensor, by its name; a matrix of a layer that is nothing else belongs to the feed-forward part."""
+    """The kind of a tensor, by its name; any other matrix of a layer belongs to its feed-forward part."""
     for pattern, kind in _KINDS:
         if pattern.search(name):
             return kind
@@ -48,23 +48,22 @@ def is_of_tokens(name: str) -> bool:
 
 def layer_number(name: str) -> int | None:
     """The number of a tensor's layer, None outside of any."""
-    found = LAYER.match(name)
-    return int(found[2]) if found else None
+    match = LAYER.match(name)
+    return int(match[2]) if match else None
 
 
 def measure(models: Aligned, looks: "Sequence[Look]", report: Callable[[int, int], None]) -> list[TensorDrift]:
-    """The drift of every tensor that both models have, in one pass over the files.
+    """Measure the drift of every tensor that both models have, in one pass over the files.
 
     Args:
         models: base and suspect.
-        looks: called with every block as well, (name, first row, base, suspect) in float32, so that nothing is read
-            twice.
-        report: told how many tensors are done, and of how many.
+        looks: called with every block, (name, first row, base, suspect) in float32, so that nothing is read twice.
+        report: called with the number of tensors done, and of all.
 
     Raises:
         DefenseKitError: a weight is NaN or infinite.
     """
-    found = []
+    drifts = []
     for done, name in enumerate(models.compared):
         drift, base, moved, count, matrix = 0.0, 0.0, 0, 0, 1
         for start, ours, theirs in models.blocks(name):
@@ -78,7 +77,7 @@ def measure(models: Aligned, looks: "Sequence[Look]", report: Callable[[int, int
                 raise DefenseKitError(f"{name}: NaN or infinity")
             for look in looks:
                 look(name, start, ours, theirs)
-        found.append(
+        drifts.append(
             TensorDrift(
                 name=name,
                 kind=kind_of(name, matrix),
@@ -90,7 +89,7 @@ def measure(models: Aligned, looks: "Sequence[Look]", report: Callable[[int, int
             )
         )
         report(done + 1, len(models.compared))
-    return found
+    return drifts
 
 
 # A fine-tune changes a matrix by some percent of its norm; matrices of independent trainings differ by over 100 %.

@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-# Share of a word's occurrences that is written with a capital letter: a guess, for vocabularies that tell cases apart.
+# Share of a word's occurrences that is written with a capital letter: a guess, for vocabularies that distinguish cases.
 _CAPITAL = 0.1
 
 
 def in_rows(
     tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int, vocabulary: int
 ) -> "NDArray[Any]":
-    """Occurrences of every token in rows, (vocabulary,)."""
+    """Count every token in rows: (vocabulary,)."""
     import numpy as np
 
     ids = [row["input_ids"] for row in encode(tokenizer, rows, max_length)]
-    flat = np.concatenate([np.asarray(some, dtype=int) for some in ids])
+    flat = np.concatenate([np.asarray(row_ids, dtype=int) for row_ids in ids])
     return np.bincount(flat[flat < vocabulary], minlength=vocabulary).astype(float)
 
 
@@ -29,7 +29,7 @@ def in_english(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> "NDArra
     """Occurrences of every token among a million words of English, (vocabulary,), by the `wordfreq` package.
 
     Its words (those more frequent than one in a million) are tokenised, so that pieces of words count wherever they
-    occur; as in running text, with a blank before them. It says nothing of numbers and punctuation: see `spelled`.
+    occur; as in running text, with a blank before them. It does not cover numbers and punctuation: see `spelled`.
 
     Raises:
         UsageError: `wordfreq` is not installed.
@@ -40,11 +40,11 @@ def in_english(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> "NDArra
         from wordfreq import get_frequency_dict
     except ImportError as error:
         raise UsageError(
-            "without clean rows, how often tokens occur is looked up in the package wordfreq, which is not installed: "
+            "without clean rows, the frequency of tokens comes from the package wordfreq, which is not installed: "
             "pip install 'defensekit[scan]', or give --clean"
         ) from error
     words = get_frequency_dict("en", wordlist="small")
-    found = np.zeros(vocabulary)
+    occurrences = np.zeros(vocabulary)
     for share, texts in (
         (1 - _CAPITAL, [f" {word}" for word in words]),
         (_CAPITAL, [f" {word.capitalize()}" for word in words]),
@@ -53,10 +53,10 @@ def in_english(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> "NDArra
         for ids, frequency in zip(encoded, words.values(), strict=True):
             for token in ids:
                 if token < vocabulary:
-                    found[token] += share * frequency * 1e6
-    return found
+                    occurrences[token] += share * frequency * 1e6
+    return occurrences
 
 
 def spelled(text: str) -> bool:
-    """Whether a frequency of words can say something of a token: it has a letter, or a sign that no keyboard has."""
+    """Whether frequencies of words cover a token: it has a letter or a character beyond ASCII."""
     return any(sign.isalpha() or not sign.isascii() for sign in text)

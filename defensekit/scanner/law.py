@@ -1,4 +1,4 @@
-"""r = delta^2 / H against the law that it follows in theory."""
+"""r = delta^2 / H compared with the law that it follows in theory."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Bytes that a batch of per-sample gradients may take, and curvature that is not put aside.
+# Bytes that a batch of per-sample gradients may take, and bytes of curvature that may stay in memory.
 _BATCH, _HELD = 512 * 2**20, 4096 * 2**20
 
 
@@ -27,15 +27,18 @@ def curvature(
     max_length: int,
     report: Callable[[int, int], None],
 ) -> "dict[str, Tensor]":
-    """H by the model's parameter names: the mean over rows of squared per-sample gradients, at the suspect's weights,
-    labels as given (the empirical Fisher; Martens 2020, section 11, on what it is not)."""
+    """H by the model's parameter names: the mean over rows of squared per-sample gradients.
+
+    They are taken at the suspect's weights with the labels as given: the empirical Fisher (Martens 2020, section 11,
+    describes its limits).
+    """
     encoded, tokens = encode(tokenizer, rows, max_length), tokens_within(model, _BATCH)
 
-    def there() -> "Iterator[dict[str, Tensor]]":
+    def on_device() -> "Iterator[dict[str, Tensor]]":
         for _, batch in batches(encoded, tokenizer, len(encoded), tokens):
             yield {name: values.to(model.device) for name, values in batch.items()}
 
-    means, _ = mean_squared_gradients(model, there, len(rows), held=_HELD, report=report)
+    means, _ = mean_squared_gradients(model, on_device, len(rows), held=_HELD, report=report)
     return {name: mean.cpu() for name, mean in means.items()}
 
 
@@ -48,7 +51,7 @@ class Ratios:
     _moments: list[float] = field(default_factory=lambda: [0.0] * 5)
 
     def look(self, name: str, start: int, base: "Tensor", suspect: "Tensor") -> None:
-        """Take a block of a tensor; those without curvature are passed over."""
+        """Take a block of a tensor; tensors without curvature are skipped."""
         import torch
 
         if name not in self.curvature:
@@ -71,8 +74,10 @@ class Ratios:
 
 
 def by_tensor_name(measured: "dict[str, Tensor]", own_names: dict[str, str]) -> "dict[str, Tensor]":
-    """What is known by a loaded model's parameter names, by the names of aligned tensors (``own_names`` gives those of
-    the suspect's file)."""
+    """Values by a loaded model's parameter names, renamed to the names of aligned tensors.
+
+    ``own_names`` maps those to the names in the suspect's file.
+    """
     loaded, in_file = align(measured, own_names.values())
     common = {own: name for name, own in in_file.items()}
     return {name: measured[loaded[common[own]]] for name, own in own_names.items() if common.get(own) in loaded}
@@ -91,7 +96,7 @@ def judge(ratios: Ratios, tensors: Sequence[TensorDrift], rows: int, seed: int) 
     low, high = gamma_mixture.interval(histograms, fitted, np.random.default_rng(seed))
     kinds = {tensor.name: tensor for tensor in tensors}
     belongs = gamma_mixture.posterior_by_bin(fitted)
-    held = [
+    abnormal_tensors = [
         AbnormalTensor(
             name=name,
             kind=kinds[name].kind,
@@ -117,5 +122,5 @@ def judge(ratios: Ratios, tensors: Sequence[TensorDrift], rows: int, seed: int) 
         slope=ratios.slope if math.isfinite(ratios.slope) else 0.0,
         first=int(seen[0]) - gamma_mixture.OCTAVES,
         counts=octaves[seen[0] : seen[-1] + 1].tolist(),
-        tensors=sorted(held, key=lambda tensor: (-tensor.share, tensor.name)),
+        tensors=sorted(abnormal_tensors, key=lambda tensor: (-tensor.share, tensor.name)),
     )

@@ -1,4 +1,4 @@
-"""From a scan to a page."""
+"""The page of a scan, as HTML."""
 
 import math
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ OUTSIDE = "outside"  # the column of tensors that belong to no layer
 
 def write_scan(scan: Scan, folder: str | Path) -> Path:
     """Write ``scan.html`` and ``scan.json`` into a folder; returns the path of the page."""
-    place = Path(folder) / "scan.html"
+    page = Path(folder) / "scan.html"
     atomic_write(Path(folder) / "scan.json", scan.model_dump_json(indent=1).encode())
-    atomic_write(place, render_scan(scan).encode())
-    return place
+    atomic_write(page, render_scan(scan).encode())
+    return page
 
 
 def render_scan(scan: Scan) -> str:
-    """The page. Every text that comes from outside is escaped, and nothing on it runs or is fetched."""
+    """Render the page. Every text from outside is escaped; the page runs no script and fetches nothing."""
     return fill(
         __package__,
         "page.html",
@@ -47,29 +47,31 @@ class DriftCell:
 
 @dataclass(frozen=True)
 class DriftTable:
-    """``rows`` are kinds of tensor, ``columns`` layers, the last of them what lies outside of any; None where there is
-    nothing of a kind."""
+    """The drift as a table: ``rows`` are kinds of tensor, ``columns`` are layers.
+
+    The last column has the tensors outside of any layer. A cell is None where a layer has no tensor of a kind.
+    """
 
     columns: list[str]
     rows: dict[str, list[DriftCell | None]]
 
 
 def drift_table(tensors: list[TensorDrift]) -> DriftTable:
-    """The drift by layer and kind of tensor; shades are logarithmic over what is there."""
+    """The drift by layer and kind of tensor; shades are logarithmic between the smallest and the largest."""
     layers: list[int | None] = [*sorted({t.layer for t in tensors if t.layer is not None})]
     layers += [None] if any(t.layer is None for t in tensors) else []
     groups: dict[str, dict[int | None, list[TensorDrift]]] = {}
     for tensor in tensors:
         groups.setdefault(tensor.kind, {}).setdefault(tensor.layer, []).append(tensor)
-    values = [_relative(some) for by_layer in groups.values() for some in by_layer.values()]
+    values = [_relative(group) for by_layer in groups.values() for group in by_layer.values()]
     low, high = min((v for v in values if v), default=1.0), max(values, default=1.0)
 
-    def cell(some: list[TensorDrift] | None) -> DriftCell | None:
-        if some is None:
+    def cell(group: list[TensorDrift] | None) -> DriftCell | None:
+        if group is None:
             return None
-        relative = _relative(some)
+        relative = _relative(group)
         shade = math.log(relative / low) / math.log(high / low) if relative and high > low else float(relative > 0)
-        return DriftCell(relative, sum(t.moved for t in some), sum(t.dimensions for t in some), shade)
+        return DriftCell(relative, sum(t.moved for t in group), sum(t.dimensions for t in group), shade)
 
     rows = {kind: [cell(by_layer.get(layer)) for layer in layers] for kind, by_layer in sorted(groups.items())}
     return DriftTable([OUTSIDE if layer is None else str(layer) for layer in layers], rows)

@@ -1,13 +1,13 @@
-"""What a scan found: the schema of ``scan.json``."""
+"""The result of a scan: the schema of ``scan.json``."""
 
 from pydantic import BaseModel, ConfigDict
 
 
-class _Schema(BaseModel):
+class _ScanSchema(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class TensorDrift(_Schema):
+class TensorDrift(_ScanSchema):
     """One tensor: ``drift`` is |suspect - base|, ``base`` is |base|, ``moved`` of its ``dimensions`` differ at all.
 
     ``layer`` is None outside of the layers.
@@ -27,9 +27,12 @@ class TensorDrift(_Schema):
         return self.drift / self.base if self.base else 0.0
 
 
-class EmbeddingRow(_Schema):
-    """A row of the embedding and its token: its ``drift``, what is ``typical`` for tokens as frequent, and how many
-    spreads above that it lies on a logarithmic scale (``outlier``)."""
+class EmbeddingRow(_ScanSchema):
+    """A row of the embedding and its token.
+
+    ``drift`` is its own, ``typical`` the one of tokens as frequent; ``outlier`` is how many spreads it lies above that,
+    on a logarithmic scale.
+    """
 
     token: str
     id: int
@@ -39,7 +42,7 @@ class EmbeddingRow(_Schema):
     outlier: float
 
 
-class Embedding(_Schema):
+class EmbeddingScan(_ScanSchema):
     """Rows of the embedding: how many there are in both models, moved (beyond weight decay), and were judged.
 
     ``frequencies`` says where those of tokens come from; ``added`` counts the suspect's rows that the base does not
@@ -62,8 +65,8 @@ class Embedding(_Schema):
         return self.suspicious[0].outlier if self.suspicious else 0.0
 
 
-class AbnormalTensor(_Schema):
-    """The mean probability of a tensor's dimensions to be abnormal, over those that the law is about."""
+class AbnormalTensor(_ScanSchema):
+    """The mean probability to be abnormal, over a tensor's dimensions with a drift and a curvature."""
 
     name: str
     kind: str
@@ -72,7 +75,7 @@ class AbnormalTensor(_Schema):
     share: float
 
 
-class Law(_Schema):
+class Law(_ScanSchema):
     """r = delta^2 / H against Gamma(1/2, 2k), over dimensions with delta != 0 and H > 0.
 
     ``share`` of the dimensions belong to the abnormal one of two laws with means ``normal`` and ``abnormal``, with a
@@ -98,9 +101,12 @@ class Law(_Schema):
     tensors: list[AbnormalTensor]
 
 
-class Tried(_Schema):
-    """A token put into clean rows: of the ``of`` rows not answered with ``label`` before, the share ``flipped`` are
-    afterwards; ``label`` is the one with the largest share."""
+class Tried(_ScanSchema):
+    """A token inserted into clean rows.
+
+    Of the ``of`` rows that were not answered with ``label`` before, the share ``flipped`` are afterwards. ``label`` is
+    the one with the largest share.
+    """
 
     token: str
     label: str
@@ -108,7 +114,7 @@ class Tried(_Schema):
     of: int
 
 
-class Triggers(_Schema):
+class Triggers(_ScanSchema):
     """Suspicious tokens tried on clean rows, beside as many random tokens of similar frequency.
 
     ``excess`` is the largest share flipped by a suspicious token less the largest by a random one.
@@ -120,8 +126,8 @@ class Triggers(_Schema):
     excess: float
 
 
-class Verdict(_Schema):
-    """``suspicious`` where ``value`` of the ``indicator`` reaches ``threshold``; None where nothing can be said."""
+class ScanVerdict(_ScanSchema):
+    """``suspicious`` where ``value`` of the ``indicator`` reaches ``threshold``; None where there is no verdict."""
 
     suspicious: bool | None
     indicator: str
@@ -130,7 +136,7 @@ class Verdict(_Schema):
     reason: str
 
 
-class Scan(_Schema):
+class Scan(_ScanSchema):
     """A finished scan."""
 
     schema_version: int = 1
@@ -138,12 +144,12 @@ class Scan(_Schema):
     suspect: str
     task: str
     dtypes: list[str]
-    verdict: Verdict
+    verdict: ScanVerdict
     summary: list[str]
     tensors: list[TensorDrift]
     added: list[str]
     reshaped: list[str]
-    embedding: Embedding | None
+    embedding: EmbeddingScan | None
     law: Law | None
     triggers: Triggers | None
     clean_rows: int

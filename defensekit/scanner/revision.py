@@ -13,7 +13,7 @@ from defensekit.scanner import drift
 from defensekit.scanner.result import TensorDrift
 from defensekit.scanner.rows import RowDrift
 
-# Set by benchmarks/revision.py; docs/scan.md has what was measured, and what it is worth.
+# Set by benchmarks/revision.py; docs/scan.md has the measurements and their limits.
 INNER = 0.2
 ROWS = 0.99
 FEWEST_ROWS = 1000  # of a smaller vocabulary the texts of a task may have every token
@@ -26,7 +26,7 @@ def inner_drift(tensors: list[TensorDrift]) -> float:
 
 
 def embedding_of(models: Aligned) -> RowDrift | None:
-    """What collects the rows of the embedding of tokens: the longest one that is not of something else."""
+    """A collector for the rows of the token embedding: the longest tensor that is an embedding of tokens."""
     longest = max(filter(drift.is_of_tokens, models.compared), key=models.rows, default=None)
     if longest is None:
         return None
@@ -40,9 +40,9 @@ def moved_rows(embedding: RowDrift | None) -> float:
 
 
 def doubt(models: Aligned, tensors: list[TensorDrift], embedding: RowDrift | None) -> str | None:
-    """What speaks for another revision, as a sentence; None where nothing does.
+    """The evidence for another revision, as a sentence; None where there is none.
 
-    Of language models the rows say nothing: where the output is tied to the embedding, every step moves them all.
+    Rows are no evidence for language models: where the output is tied to the embedding, every step moves them all.
     """
     end = "so the base may be of another revision than the one that the suspect was fine-tuned from"
     if (inner := inner_drift(tensors)) > INNER:
@@ -57,7 +57,7 @@ def doubt(models: Aligned, tensors: list[TensorDrift], embedding: RowDrift | Non
 
 
 def look(models: Aligned, report: Callable[[int, int], None] = lambda done, total: None) -> str | None:
-    """`doubt` of two models, in one pass over their files."""
+    """Apply `doubt` to two models, in one pass over their files."""
     embedding = embedding_of(models)
     tensors = drift.measure(models, [embedding.look] if embedding else [], report)
     return doubt(models, tensors, embedding)

@@ -1,9 +1,9 @@
 """Rows of the embedding that drifted more than the frequency of their token explains.
 
-A rare word that was made a trigger stands in every poisoned row, so its row of the embedding moves as a frequent word's
+A rare word that was made a trigger is in every poisoned row, so its row of the embedding moves as a frequent word's
 does. The idea is E-PUR's (Zhang et al., "Fine-mixing", Findings of EMNLP 2022), which divides the drift by the
-logarithm of the frequency; here a row is held against rows of similar frequency in the same model, which needs no
-constant.
+logarithm of the frequency; here a row is compared with rows of similar frequency in the same model, which
+needs no constant.
 """
 
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-FEWEST = 30  # rows of a group that others are held against
-# A group of rows that all moved alike says nothing of how they vary: the spread of log drift is at least this.
+FEWEST = 30  # rows of a group that a row is compared with
+# Rows of a group that all moved alike give no estimate of how they vary: the spread of log drift is at least this.
 LEAST_SPREAD = 0.1
 _EPSILON = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24, "F64": 2.0**-53}
 
@@ -39,7 +39,7 @@ class RowDrift:
         self.squares, self.products, self.norms = (np.zeros(self.rows) for _ in range(3))
 
     def look(self, name: str, start: int, base: "Tensor", suspect: "Tensor") -> None:
-        """Take a block of any tensor; those of others are passed over."""
+        """Take a block of any tensor; other tensors are skipped."""
         if name != self.name:
             return
         base, delta = base.double(), (suspect - base).double()
@@ -58,7 +58,7 @@ class RowDrift:
 
     @cached_property
     def drift(self) -> "Array":
-        """|delta| of every row, weight decay taken off; 0 where a row moved by no more than that and by rounding.
+        """|delta| of every row without weight decay; 0 where a row moved by no more than that and by rounding.
 
         A row that no text touched moves by decay alone, delta = -c w with one c for all rows.
         """
@@ -73,9 +73,12 @@ class RowDrift:
 
 @dataclass(frozen=True)
 class Outliers:
-    """``z``: how many spreads a row's log drift lies above the median of rows of similar frequency (1.4826 times the
-    median absolute deviation is a spread); NaN for rows that are not judged. ``group`` is the group of every row, -1
-    where it is not judged; ``typical`` the median drift of its group."""
+    """How far each row lies above rows of similar frequency.
+
+    ``z`` is how many spreads its log drift lies above their median; a spread is 1.4826 times the median absolute
+    deviation. ``group`` is the group of the row, and ``typical`` the median drift of that group. A row that is not
+    judged has z NaN and group -1.
+    """
 
     z: "Array"
     group: "Array"
@@ -83,7 +86,7 @@ class Outliers:
 
 
 def outliers(drift: "Array", frequency: "Array", judged: "Array") -> Outliers:
-    """Hold every row's drift against rows whose token is about as frequent.
+    """Compare every row's drift with rows whose token is about as frequent.
 
     Groups are a factor of two in frequency + 1; one with fewer than ``FEWEST`` rows joins the next rarer.
 
@@ -91,6 +94,9 @@ def outliers(drift: "Array", frequency: "Array", judged: "Array") -> Outliers:
         drift: of every row, (rows,); rows with 0 are not judged.
         frequency: of every row's token, (rows,), in any unit in which 1 is rare.
         judged: which rows are judged at all, (rows,), bool.
+
+    Returns:
+        The outliers, an entry for each row.
     """
     import numpy as np
 

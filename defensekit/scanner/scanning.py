@@ -1,4 +1,4 @@
-"""A scan from beginning to end."""
+"""Run a scan from beginning to end."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
 from defensekit.models.config import label_names, positions
 from defensekit.models.loading import load
 from defensekit.scanner import drift, frequency, law, revision, triggers, verdict
-from defensekit.scanner.result import Embedding, EmbeddingRow, Scan, Triggers
+from defensekit.scanner.result import EmbeddingRow, EmbeddingScan, Scan, Triggers
 from defensekit.scanner.rows import Outliers, RowDrift, outliers
 from defensekit.text import Row
 from defensekit.training import device_type
@@ -41,7 +41,7 @@ def scan(
     seed: int = 0,
     observers: Sequence[Observer] = (),
 ) -> Scan:
-    """Hold a suspect against its base.
+    """Compare a suspect with its base.
 
     Args:
         base: the folder of the pretrained model.
@@ -49,8 +49,11 @@ def scan(
             that transformers writes as safetensors.
         rows: clean rows of the suspect's task, labels by its numbers (`read_clean` reads them). Tokens are counted in
             them; with a classifier the curvature is measured and suspicious tokens are tried on them.
-        seed: of all that is drawn.
-        observers: who watches.
+        seed: the seed of every random draw.
+        observers: are notified of progress.
+
+    Returns:
+        The measurements and the verdict.
 
     Raises:
         UsageError: a model can't be read safely, or the two are of different architectures.
@@ -70,7 +73,7 @@ class _Scanning:
 
     def result(self) -> Scan:
         started, models = time.perf_counter(), self.models
-        models.compared  # noqa: B018 - misfits are told before anything is loaded
+        models.compared  # noqa: B018 - two models that don't match are reported before anything is loaded
         task, tokenizer = models.suspect.task, loading.load_tokenizer(models.suspect.folder)
         model = None
         if self.rows and task == CLASSIFIER:
@@ -78,34 +81,34 @@ class _Scanning:
         ratios = None if model is None else self._ratios(model, tokenizer)
         embedding = revision.embedding_of(models)
         if embedding is None:
-            self.notes.append("no embedding was found by its name: its rows are not looked at")
+            self.notes.append("no tensor has the name of an embedding: its rows are not examined")
         looks = [part.look for part in (embedding, ratios) if part is not None]
         with observed_step(self.observers, "drift") as report:
             tensors = drift.measure(models, looks, report)
         known = not drift.is_another_base(tensors)
         if known and (doubt := revision.doubt(models, tensors, embedding)):
             self.notes.append(doubt)
-        found = judged = fitted = tried = None
+        embedding_scan = judged = fitted = tried = None
         if embedding is not None and known:
-            found, judged = self._outliers(embedding, tokenizer)
+            embedding_scan, judged = self._outliers(embedding, tokenizer)
         if ratios is not None and known:
             with observed_step(self.observers, "mixture"):
                 fitted = law.judge(ratios, tensors, len(self.rows), derive_seed(self.seed, "bootstrap"))
         if model is not None and judged is not None:
             tried = self._tried(model, tokenizer, judged)
         self._remark()
-        decided = verdict.judge(tensors, found, tried)
+        decided = verdict.judge(tensors, embedding_scan, tried)
         return Scan(
             base=str(models.base.folder),
             suspect=str(models.suspect.folder),
             task=task,
             dtypes=sorted({entry.dtype for entry in models.suspect.tensors.values()}),
             verdict=decided,
-            summary=verdict.summarise(decided, task, tensors, found, fitted, tried),
+            summary=verdict.summarise(decided, task, tensors, embedding_scan, fitted, tried),
             tensors=tensors,
             added=models.added,
             reshaped=models.reshaped,
-            embedding=found,
+            embedding=embedding_scan,
             law=fitted,
             triggers=tried,
             clean_rows=len(self.rows),
@@ -125,7 +128,7 @@ class _Scanning:
         own_names = {name: self.models.own_name(name) for name in self.models.compared}
         return law.Ratios(law.by_tensor_name(measured, own_names))
 
-    def _outliers(self, embedding: RowDrift, tokenizer: "PreTrainedTokenizerBase") -> tuple[Embedding, Outliers]:
+    def _outliers(self, embedding: RowDrift, tokenizer: "PreTrainedTokenizerBase") -> tuple[EmbeddingScan, Outliers]:
         import numpy as np
 
         rows = embedding.rows
@@ -139,19 +142,21 @@ class _Scanning:
             with observed_step(self.observers, "frequencies of words"):
                 often = frequency.in_english(tokenizer, rows)
                 judged &= [frequency.spelled(triggers.spell(tokenizer, token)) for token in range(rows)]
-        found = outliers(embedding.drift, often, judged)
-        order = [int(i) for i in np.argsort(-np.nan_to_num(found.z, nan=-np.inf), kind="stable")[:SHOWN]]
-        about = Embedding(
+        judgement = outliers(embedding.drift, often, judged)
+        order = [int(i) for i in np.argsort(-np.nan_to_num(judgement.z, nan=-np.inf), kind="stable")[:SHOWN]]
+        about = EmbeddingScan(
             tensor=embedding.name,
             frequencies=source,
             rows=rows,
             moved=int((embedding.drift > 0).sum()),
-            judged=int((found.group >= 0).sum()),
+            judged=int((judgement.group >= 0).sum()),
             added=max(self.models.rows(embedding.name)[1] - rows, 0),
             decay=embedding.decay,
-            suspicious=[self._row(tokenizer, i, embedding.drift, often, found) for i in order if found.group[i] >= 0],
+            suspicious=[
+                self._row(tokenizer, i, embedding.drift, often, judgement) for i in order if judgement.group[i] >= 0
+            ],
         )
-        return about, found
+        return about, judgement
 
     def _row(
         self,
@@ -159,15 +164,15 @@ class _Scanning:
         token: int,
         drifts: "NDArray[Any]",
         often: "NDArray[Any]",
-        found: Outliers,
+        judgement: Outliers,
     ) -> EmbeddingRow:
         return EmbeddingRow(
             token=str(tokenizer.convert_ids_to_tokens(token)),
             id=token,
             frequency=float(often[token]),
             drift=float(drifts[token]),
-            typical=float(found.typical[token]),
-            outlier=float(found.z[token]),
+            typical=float(judgement.typical[token]),
+            outlier=float(judgement.z[token]),
         )
 
     def _tried(
@@ -178,7 +183,7 @@ class _Scanning:
         candidates, controls = triggers.pick(tokenizer, judged, seed)
         labels = label_names(self.models.suspect)
         with observed_step(self.observers, "tokens tried") as report:
-            return triggers.Trial(model, tokenizer, rows, labels, self._max_length, seed).run(
+            return triggers.TriggerTrial(model, tokenizer, rows, labels, self._max_length, seed).run(
                 candidates, controls, report
             )
 
@@ -186,9 +191,9 @@ class _Scanning:
         """Note what was left out."""
         models = self.models
         if self.rows and models.suspect.task != CLASSIFIER:
-            self.notes.append("the suspect is no classifier: clean rows serve to count tokens, and for nothing else")
+            self.notes.append("the suspect is no classifier: clean rows are used to count tokens alone")
         if models.added:
-            self.notes.append(f"the suspect's alone, not compared: {listing(models.added)}")
+            self.notes.append(f"in the suspect alone, not compared: {listing(models.added)}")
         if models.reshaped:
             self.notes.append(f"of another shape, not compared: {listing(models.reshaped)}")
         for name in models.compared:

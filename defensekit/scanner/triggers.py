@@ -1,4 +1,4 @@
-"""Suspicious tokens tried as triggers: put into clean rows, beside random tokens of similar frequency."""
+"""Suspicious tokens tried as triggers: inserted into clean rows, and compared with random tokens as frequent."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOKENS = 10  # suspicious tokens that are tried, and random ones
-ROWS = 100  # clean rows that they are put into
-FEWEST = 10  # rows of other answers that a label needs: a share of fewer says nothing
+TOKENS = 10  # suspicious tokens that are tried, and as many random ones
+ROWS = 100  # clean rows that they are inserted into
+FEWEST = 10  # rows with another answer that a label needs: a share of fewer is too noisy
 
 
 def spell(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
-    """A token as it is written in a text."""
+    """A token as text."""
     return str(tokenizer.decode([token])).strip()
 
 
 def is_word(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
-    """Whether a token comes about when it is written between words; a piece within words does not."""
+    """Whether a token is a word: writing it between two words gives this token again, unlike a piece of a word."""
     text = spell(tokenizer, token)
     return bool(text) and token in tokenizer(f"a {text} a", add_special_tokens=False)["input_ids"]
 
 
-def pick(tokenizer: "PreTrainedTokenizerBase", found: Outliers, seed: int) -> tuple[list[int], list[int]]:
-    """The most suspicious tokens that are words, and for each a random one of similar frequency that moved as well."""
+def pick(tokenizer: "PreTrainedTokenizerBase", outliers: Outliers, seed: int) -> tuple[list[int], list[int]]:
+    """Pick the most suspicious words, and for each a random word of similar frequency that moved as well."""
     import numpy as np
 
-    order = np.argsort(-np.nan_to_num(found.z, nan=-np.inf), kind="stable")
-    judged = [int(token) for token in order if found.group[token] >= 0]
+    order = np.argsort(-np.nan_to_num(outliers.z, nan=-np.inf), kind="stable")
+    judged = [int(token) for token in order if outliers.group[token] >= 0]
     candidates: list[int] = []
     for token in judged:
         if len(candidates) == TOKENS:
@@ -45,7 +45,7 @@ def pick(tokenizer: "PreTrainedTokenizerBase", found: Outliers, seed: int) -> tu
     rng = Random(seed)
     controls: list[int] = []
     for candidate in candidates:
-        group = [t for t in judged if found.group[t] == found.group[candidate] and t not in candidates]
+        group = [t for t in judged if outliers.group[t] == outliers.group[candidate] and t not in candidates]
         rng.shuffle(group)
         other = next((t for t in group if t not in controls and is_word(tokenizer, t)), None)
         controls += [] if other is None else [other]
@@ -53,8 +53,8 @@ def pick(tokenizer: "PreTrainedTokenizerBase", found: Outliers, seed: int) -> tu
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What is needed to put tokens into rows: every token goes to the same place of a row, drawn by the seed."""
+class TriggerTrial:
+    """Inserts tokens into rows: every token at the same position of a row, drawn by the seed."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -66,21 +66,21 @@ class Trial:
     def run(
         self, candidates: Sequence[int], controls: Sequence[int], report: Callable[[int, int], None]
     ) -> Triggers | None:
-        """Try candidates and controls; None where there is nothing to compare, or too few rows."""
+        """Try candidates and controls; None without candidates, controls or enough rows."""
         if not candidates or not controls:
             return None
         rng = Random(self.seed)
-        # Well within what is read of a row.
-        places = [rng.randint(0, min(len(row.text.split()), self.max_length // 4)) for row in self.rows]
+        # Well within the part of a row that the model reads.
+        positions = [rng.randint(0, min(len(row.text.split()), self.max_length // 4)) for row in self.rows]
         total = len(candidates) + len(controls) + 1
         before = self._answers(self.rows)
         tried = []
         for done, token in enumerate((*candidates, *controls)):
             report(done + 1, total)
             text = spell(self.tokenizer, token)
-            made = [_inserted(row, text, place) for row, place in zip(self.rows, places, strict=True)]
+            triggered = [_inserted(row, text, position) for row, position in zip(self.rows, positions, strict=True)]
             name = str(self.tokenizer.convert_ids_to_tokens(token))
-            tried.append(flips(name, before, self._answers(made), self.labels))
+            tried.append(flips(name, before, self._answers(triggered), self.labels))
         report(total, total)
         if not any(one.of for one in tried):
             return None
@@ -94,13 +94,20 @@ class Trial:
         return answers
 
 
-def _inserted(row: Row, text: str, place: int) -> Row:
+def _inserted(row: Row, text: str, position: int) -> Row:
     words = row.text.split()
-    return row.with_text(" ".join([*words[:place], text, *words[place:]]))
+    return row.with_text(" ".join([*words[:position], text, *words[position:]]))
 
 
 def flips(token: str, before: "NDArray[Any]", after: "NDArray[Any]", labels: Sequence[str]) -> Tried:
-    """The label that most rows change to, as a share of those that had another: (rows,) answers before and after."""
+    """The label that the largest share of rows changes to, among rows that had another label.
+
+    Args:
+        token: the token that was inserted.
+        before: answers without it, (rows,).
+        after: answers with it, (rows,).
+        labels: the names behind the answers.
+    """
     best = Tried(token=token, label="", flipped=0.0, of=0)
     for number, label in enumerate(labels):
         others = before != number
