@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from defensekit.recipe.recipe import Recipe
     from defensekit.result.schema import Result
     from defensekit.workflows.purify_model import Purification
-    from defensekit.workflows.reset import Reset
+    from defensekit.workflows.reset import ResetResult
 
 app = typer.Typer(
     help="Find and remove backdoors and biases in fine-tuned language models.",
@@ -65,8 +65,8 @@ def run(
 ) -> None:
     """Run a recipe, and show what the defense did.
 
-    Poisons a model (or takes a suspect), purifies it, and measures accuracy and attack success before and after. What
-    was computed before is not computed again.
+    Poisons a model (or takes a suspect), purifies it, and measures accuracy and attack success before and after.
+    Cached stages are not computed again.
     """
     # Checked before the heavy imports: a typo in the command answers at once.
     checked(recipe, "recipe")
@@ -90,19 +90,19 @@ def run(
         return run(loaded, workspace, observers)
 
     if dry_run:
-        loaded, stages = _carried_out(load, preview, None, quiet, strict)
+        loaded, stages = _compute_with_progress(load, preview, None, quiet, strict)
         from defensekit.cli.table import show_preview
 
         show_preview(loaded, stages, json)
         return
-    _show(_carried_out(load, compute, workspace, quiet, strict)[1], json)
+    _show(_compute_with_progress(load, compute, workspace, quiet, strict)[1], json)
 
 
 @app.command()
 def purify(
     base: Annotated[str, typer.Option(help="The pretrained base: a folder, a source's name, or owner/name@revision.")],
     suspect: Annotated[Path, typer.Option(help="The folder of the model that is not trusted, or of a PEFT adapter.")],
-    out: Annotated[Path, typer.Option(help="The folder to make, with the purified model.")],
+    out: Annotated[Path, typer.Option(help="The folder to write the purified model into.")],
     clean: Annotated[
         str | None, typer.Option(help="Clean labelled rows: CSV, TSV, JSONL or Parquet, columns text and label.")
     ] = None,
@@ -120,10 +120,11 @@ def purify(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Purify a model you have, into a folder that loads wherever it did.
+    """Purify a model, into a folder that loads wherever the model did.
 
-    Resets what drifted abnormally from the base, fine-tunes on some of the clean rows, chooses how much by others, and
-    measures accuracy before and after on the rest. The folder holds a model card and a manifest of digests.
+    Resets what drifted abnormally from the base, fine-tunes on one part of the clean rows, chooses how much to reset by
+    another, and measures accuracy before and after on the rest. The folder holds a model card and a manifest of
+    digests.
 
     Without clean rows it resets what drifted furthest, and measures nothing. A causal language model (whose clean rows
     are texts) is reset, not fine-tuned, and its perplexity measured. A LoRA, DoRA or IA3 adapter is merged into the
@@ -145,26 +146,26 @@ def purify(
         from defensekit.result.page import write
 
         assert prepared
-        found = prepared.run(workspace, observers)
+        result = prepared.run(workspace, observers)
         if prepared.reset_alone:
-            return found
+            return result
         observers[1].message("writing the report")
-        return found, write(cast("Result", found))
+        return result, write(cast("Result", result))
 
-    def goes_on() -> bool:
+    def resumable() -> bool:
         return prepared is not None and not prepared.reset_alone
 
-    made = _carried_out(load, compute, workspace, quiet, report=False, goes_on=goes_on)[1]
-    alone = not goes_on()
+    outcome = _compute_with_progress(load, compute, workspace, quiet, report=False, resumable=resumable)[1]
+    alone = not resumable()
     if alone:
-        _show_reset(made, json)
+        _show_reset(outcome, json)
     else:
-        _show(made, json)
+        _show(outcome, json)
     if not json:
-        typer.echo(f"purified model: {out}" if alone else _what_lies_in(out, made[0]))
+        typer.echo(f"purified model: {out}" if alone else _summary(out, outcome[0]))
 
 
-def _what_lies_in(out: Path, result: "Result") -> str:
+def _summary(out: Path, result: "Result") -> str:
     purified = result.models["purified"]
     if purified.reset:
         return f"purified model: {out}"
@@ -173,25 +174,27 @@ def _what_lies_in(out: Path, result: "Result") -> str:
     return f"nothing was reset: the model in {out} is the suspect {since}"
 
 
-def _show_reset(found: "Reset", json: bool) -> None:
+def _show_reset(result: "ResetResult", json: bool) -> None:
     if json:
-        sys.stdout.write(found.model_dump_json() + "\n")
+        sys.stdout.write(result.model_dump_json() + "\n")
         return
-    for sentence in found.story:
+    for sentence in result.story:
         typer.echo(sentence)
 
 
-def _carried_out(
+def _compute_with_progress(
     load: "Callable[[Callable[[str], None]], Recipe]",
     compute: "Callable[[Recipe, list[Observer]], Any]",
     workspace: Path | None,
     quiet: bool,
     strict: bool = False,
     report: bool = True,
-    goes_on: "Callable[[], bool]" = lambda: True,
+    resumable: "Callable[[], bool]" = lambda: True,
 ) -> "tuple[Recipe, Any]":
-    """Load a recipe and compute something of it, watched; ``workspace`` is where to go on, if anything is kept,
-    which ``goes_on`` answers once the recipe is loaded."""
+    """Load a recipe and compute something from it, with progress.
+
+    ``workspace`` keeps finished stages, if any are kept; ``resumable`` says whether, once the recipe is loaded.
+    """
     from defensekit.cli.interrupt import interrupted, remembered
     from defensekit.cli.progress import Progress
     from defensekit.cli.strict import Strict
@@ -199,20 +202,20 @@ def _carried_out(
     gc.enable()
     loaded: Recipe | None = None
     try:
-        # What plugins and libraries print is no result: it goes where progress goes.
+        # What plugins and libraries print is no result: it goes to standard error, like progress.
         with remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
             progress.message("loading libraries")
             loaded = load(progress.message)
-            found = compute(loaded, [interrupt, progress, *([Strict()] if strict else [])])
+            result = compute(loaded, [interrupt, progress, *([Strict()] if strict else [])])
             if workspace and report:
                 from defensekit.result.page import write
 
                 progress.message("writing the report")
-                found = found, write(found)
-            return loaded, found
+                result = result, write(result)
+            return loaded, result
     except BaseException as error:
         if interrupted(error):
-            fail("stopped" + ("; the same command goes on where it stopped" if workspace and goes_on() else ""), 130)
+            fail("stopped" + ("; the same command resumes where it stopped" if workspace and resumable() else ""), 130)
         if loaded and workspace and isinstance(error, DefenseKitError) and not isinstance(error, UsageError):
             from defensekit.pipeline.run_folder import folder_of
 
@@ -221,8 +224,8 @@ def _carried_out(
         raise
 
 
-def _show(made: "tuple[Result, Path]", json: bool) -> None:
-    result, report = made
+def _show(outcome: "tuple[Result, Path]", json: bool) -> None:
+    result, report = outcome
     if json:
         sys.stdout.write(result.model_dump_json() + "\n")
     else:
@@ -235,7 +238,7 @@ def _show(made: "tuple[Result, Path]", json: bool) -> None:
 def schema(files: Files = None) -> None:
     """Print the JSON schema of recipes.
 
-    With every plugin's parameters in it: an editor that knows YAML completes and checks recipes by it.
+    It has every plugin's parameters: an editor with YAML support completes and checks recipes by it.
     """
     import json
 
@@ -243,13 +246,13 @@ def schema(files: Files = None) -> None:
     from defensekit.recipe.json_schema import recipe_schema
 
     with redirect_stdout(sys.stderr):  # a plugin that prints
-        found = recipe_schema(load_plugins(files or ()))
-    sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        recipes = recipe_schema(load_plugins(files or ()))
+    sys.stdout.write(json.dumps(recipes, indent=1, ensure_ascii=False) + "\n")
 
 
 @app.command()
 def doctor() -> None:
-    """Say what is here, what is missing, and what mends it."""
+    """Check the installation: what works, what is missing, and how to fix it."""
     from defensekit.cli.doctor import examine, show
 
     if not show(examine()):

@@ -1,1 +1,1 @@
-"""What a user asks for in one call: purify a model, reset its weights, or each step of a defense by hand."""
+"""What a user does in one call: scan or purify a model, reset its weights, or run each step of a defense by hand."""

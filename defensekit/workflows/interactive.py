@@ -1,4 +1,4 @@
-"""The pieces of a defense, by hand: the same code that a run calls, with nothing kept and nothing hidden.
+"""The steps of a defense, one call each: the same code as in a run, without a store.
 
     pair = load_pair("minilm", "./suspect")
     data = load_data({"name": "reviews.csv", "text": "review"}, pair=pair, clean=256, test=600)
@@ -47,17 +47,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-# -- what there is -----------------------------------------------------------------------------------------------------
+# -- models and data ---------------------------------------------------------------------------------------------------
 
 
 def load_pair(base: Spec | Path, suspect: str | Path) -> Pair:
-    """A base and the suspect that was fine-tuned from it: folders, a source's name, or ``owner/name@revision``.
+    """Load a base and the suspect that was fine-tuned from it.
+
+    Args:
+        base: a folder, a source's name, or ``owner/name@revision``.
+        suspect: likewise.
+
+    Returns:
+        The pair, its tensors aligned.
 
     Raises:
-        UsageError: one of them is not there, can't be read safely, or they don't fit each other.
+        UsageError: one of them is missing, can't be read safely, or does not match the other.
     """
     pair = Pair(Checkpoint(model_folder(base)), Checkpoint(model_folder(suspect)))
-    pair.scope  # noqa: B018  # misfits are told now and not at first use
+    pair.scope  # noqa: B018  # a mismatch is reported now and not at first use
     return pair
 
 
@@ -89,13 +96,18 @@ def load_data(
     test: int | None = None,
     seed: int = 0,
 ) -> Data:
-    """Labelled rows of a file, a source or a hub's data set, split as a run splits them.
+    """Load labelled rows of a file, a source or a hub's data set, split as in a run.
 
     Args:
         source: as in a recipe: a name or path, or a mapping with ``name`` and ``text``, ``label``, ``pair``, ...
-        pair: whose labels the rows' labels are matched with.
-        clean, dev, test: rows for each role; ``test=None`` takes what a source has of its own, or a fifth.
-        seed: decides who gets which row.
+        pair: the rows' labels are matched with the labels of its suspect.
+        clean: the number of rows to fit.
+        dev: the number of rows to choose by.
+        test: the number of rows to test; None takes the source's own test rows, or a fifth.
+        seed: decides which row goes where.
+
+    Returns:
+        The rows of each role, with label numbers.
 
     Raises:
         UsageError: the rows are not what was expected.
@@ -108,8 +120,8 @@ def load_data(
         if size < 0:
             raise UsageError(f"{role}={size}: expected a number of rows")
     sizes = {"train": 0, "clean": clean, "dev": dev, "test": test}
-    made = split(dataset, sizes, Seeds(seed).data)
-    return Data(dataset.labels, made["clean"], made["dev"], made["test"], tuple(dataset.notes))
+    rows = split(dataset, sizes, Seeds(seed).data)
+    return Data(dataset.labels, rows["clean"], rows["dev"], rows["test"], tuple(dataset.notes))
 
 
 # -- the defense -------------------------------------------------------------------------------------------------------
@@ -117,7 +129,7 @@ def load_data(
 
 @dataclass(frozen=True)
 class Statistics:
-    """What an estimator measured: ``tensors[statistic][name]`` by the pair's names, and plain ``facts``."""
+    """Measured statistics: ``tensors[statistic][name]`` by the pair's names, and plain ``facts``."""
 
     estimator: str
     tensors: "dict[str, dict[str, Tensor]]" = field(repr=False)
@@ -133,64 +145,88 @@ def estimate(
 ) -> Statistics:
     """Measure statistics per parameter on clean rows.
 
+    Args:
+        pair: base and suspect.
+        estimator: an estimator's name, a mapping as in YAML, or an object.
+        rows: clean rows.
+        max_length: tokens per row; longer rows are cut.
+        seed: as a run's.
+
+    Returns:
+        The statistics, for `score`.
+
     Raises:
-        DefenseKitError: the estimator failed, or gave what does not fit the model.
+        UsageError: there are no rows, or no such estimator.
+        DefenseKitError: the estimator failed, or its tensors do not match the model.
     """
-    made = component(Estimator, estimator)
-    _some(rows)
-    found = estimation.estimate(pair, made, rows, max_length=max_length, seed=Seeds(seed).statistics, report=_no_report)
-    return Statistics(called(estimator), found.statistics, found.facts)
+    built = component(Estimator, estimator)
+    _check_rows(rows)
+    measured = estimation.estimate(
+        pair, built, rows, max_length=max_length, seed=Seeds(seed).statistics, report=_no_report
+    )
+    return Statistics(called(estimator), measured.statistics, measured.facts)
 
 
 @dataclass(frozen=True)
-class Scores:
-    """A score for every dimension in scope; ``tensors[name].score`` and ``.eligible``, computed when they are looked
-    at. Higher is taken first."""
+class PairScores:
+    """A score for every dimension in scope: ``tensors[name].score`` and ``.eligible``, computed at each access.
+
+    Higher scores are selected first.
+    """
 
     scorer: str
     pair: Pair = field(repr=False)
     tensors: scoring.Computed = field(repr=False)
 
     def histogram(self) -> Histogram:
-        """How the scores are spread over the eligible dimensions."""
-        nothing = selection.Selection(self.tensors, {name: tensors.Cut(math.inf) for name in self.tensors})
+        """The histogram of the eligible dimensions' scores."""
+        nothing = selection.TensorSelection(self.tensors, {name: tensors.Cut(math.inf) for name in self.tensors})
         return Histogram(**selection.summary(nothing)["scores"])
 
     def _repr_html_(self) -> str:
         return plot(self)._repr_html_()
 
 
-def score(pair: Pair, scorer: Spec | Scorer, statistics: Statistics | None = None, *, seed: int = 0) -> Scores:
+def score(pair: Pair, scorer: Spec | Scorer, statistics: Statistics | None = None, *, seed: int = 0) -> PairScores:
     """Score every dimension in scope.
 
+    Args:
+        pair: base and suspect.
+        scorer: a scorer's name, a mapping as in YAML, or an object.
+        statistics: what `estimate` measured, if the scorer needs it.
+        seed: as a run's.
+
+    Returns:
+        The scores, for `select`.
+
     Raises:
-        UsageError: the scorer needs a statistic that is not there.
+        UsageError: the scorer needs a statistic that was not measured.
         DefenseKitError: a score has the wrong shape or is not finite.
     """
-    made = component(Scorer, scorer)
+    built = component(Scorer, scorer)
     tensors = statistics.tensors if statistics else {}
-    if missing := made.needs - tensors.keys():
+    if missing := built.needs - tensors.keys():
         raise UsageError(f"the scorer {called(scorer)!r} needs {', '.join(sorted(missing))}: estimate it first")
     readers = {name: tensors[name].get for name in sorted(tensors)}
-    return Scores(called(scorer), pair, scoring.score_pair(pair, made, readers, Seeds(seed).purify))
+    return PairScores(called(scorer), pair, scoring.score_pair(pair, built, readers, Seeds(seed).purify))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is taken: ``tensors[name]`` is bool, or soft in [0, 1]; ``facts`` count dimensions as a result does."""
+    """Selected dimensions: ``tensors[name]`` is bool, or soft in [0, 1]; ``facts`` count them as a result does."""
 
     selector: str
-    scores: Scores = field(repr=False)
-    tensors: selection.Selection = field(repr=False)
+    scores: PairScores = field(repr=False)
+    tensors: selection.TensorSelection = field(repr=False)
     facts: dict[str, Any] = field(repr=False)
 
     @property
     def of_eligible(self) -> float:
-        """Selected as a share of the eligible dimensions."""
+        """The share of the eligible dimensions that is selected."""
         return float(self.facts["selected"] / self.facts["eligible"]) if self.facts["eligible"] else 0.0
 
     def histogram(self) -> Histogram:
-        """How the scores are spread, and where the selected ones lie."""
+        """The histogram of the scores, with the selected ones among them."""
         return Histogram(**self.facts["scores"])
 
     def _repr_html_(self) -> str:
@@ -202,14 +238,21 @@ class Selection:
         )
 
 
-def select(scores: Scores, selector: Spec | Selector) -> Selection:
-    """Take dimensions by score.
+def select(scores: PairScores, selector: Spec | Selector) -> Selection:
+    """Select dimensions by score.
+
+    Args:
+        scores: what `score` gave.
+        selector: a selector's name, a mapping as in YAML, or an object.
+
+    Returns:
+        The selection, for `purify`.
 
     Raises:
         DefenseKitError: the selector broke its contract.
     """
-    made = component(Selector, selector)
-    tensors = selection.select(scores.tensors, made)
+    built = component(Selector, selector)
+    tensors = selection.select(scores.tensors, built)
     return Selection(called(selector), scores, tensors, selection.summary(tensors))
 
 
@@ -226,13 +269,26 @@ def purify(
 ) -> Path:
     """Write the suspect, purified step by step, into a new folder that loads wherever the suspect did.
 
+    Args:
+        pair: base and suspect.
+        selection: what `select` gave; None for steps that only train.
+        steps: one purifier or several, in order: names, mappings as in YAML, or objects.
+        rows: clean rows, for steps that train.
+        target: the folder; it must be empty or not exist.
+        max_length: tokens per row; longer rows are cut.
+        precision: of training, float32 or bfloat16.
+        seed: as a run's.
+
+    Returns:
+        The folder.
+
     Raises:
-        UsageError: the folder already exists and not empty, or the selection is of another pair.
+        UsageError: the folder exists and is not empty, or the selection is of another pair.
         DefenseKitError: a step failed or broke its contract.
     """
     folder = Path(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} already exists; name a folder that is not")
+        raise UsageError(f"{folder} already exists; name a new folder")
     if selection and selection.scores.pair != pair:
         raise UsageError(f"the selection is of {selection.scores.pair!r}, not of {pair!r}")
     purification.purify(
@@ -249,12 +305,12 @@ def purify(
     return folder
 
 
-# -- what came of it ---------------------------------------------------------------------------------------------------
+# -- evaluation -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's answers to rows, and metrics of them."""
+    """A model's answers to rows, and their metrics."""
 
     model: str
     predictions: Predictions = field(repr=False)
@@ -277,13 +333,19 @@ def evaluate(
     precision: Precision = "float32",
     seed: int = 0,
 ) -> Evaluation:
-    """What a model answers to rows, and metrics of it.
+    """Ask a model about rows, and measure its answers.
 
     Args:
         model: a folder, or one side of a pair.
         rows: with the model's own label numbers, as `load_data` gives them for a pair.
-        metrics: by name; those of a backdoor need ``target``, the attacker's label by name or number.
+        metrics: one metric or several: names, mappings as in YAML, or objects.
+        target: the attacker's label by name or number; metrics of a backdoor need it.
+        max_length: tokens per row; longer rows are cut.
+        precision: of the answers, float32 or bfloat16.
         seed: of the metrics' intervals.
+
+    Returns:
+        The answers and the metrics.
 
     Raises:
         UsageError: there are no rows, or a metric needs a target.
@@ -292,7 +354,7 @@ def evaluate(
     for name, metric in measured.items():
         if metric.about == "backdoor" and target is None:
             raise UsageError(f"the metric {name!r} needs `target=`, the attacker's label")
-    _some(rows)
+    _check_rows(rows)
     folder = model.folder if isinstance(model, Checkpoint) else model_folder(model)
     if Checkpoint(folder).task == CAUSAL:
         raise UsageError(f"{folder} is a {CAUSAL}; expected a classifier")
@@ -327,26 +389,30 @@ class Plot:
         return f"<img alt='plot' src='{image(self.figure)}'>"
 
 
-def plot(what: Result | Scores | Selection) -> Plot:
-    """The curve of a result over the parameter that was chosen, or how scores are spread.
+def plot(what: Result | PairScores | Selection) -> Plot:
+    """Plot the curve of a result over the chosen parameter, or the histogram of scores.
+
+    Args:
+        what: a result, scores, or a selection.
 
     Raises:
+        UsageError: it is something else.
         ValueError: nothing was chosen in the run.
     """
     from defensekit.result import plots
 
-    if not isinstance(what, Result | Scores | Selection):
+    if not isinstance(what, Result | PairScores | Selection):
         raise UsageError(f"expected a result, scores or a selection, got {type(what).__name__}")
     if isinstance(what, Result):
         return Plot(plots.curve(what))
-    scorer = what.scorer if isinstance(what, Scores) else what.scores.scorer
+    scorer = what.scorer if isinstance(what, PairScores) else what.scores.scorer
     return Plot(plots.scores(what.histogram(), scorer))
 
 
 def _no_report(done: int, total: int) -> None:
-    """Nobody watches."""
+    """Report no progress."""
 
 
-def _some(rows: Sequence[Row]) -> None:
+def _check_rows(rows: Sequence[Row]) -> None:
     if not rows:
         raise UsageError("there are no rows")

@@ -1,4 +1,4 @@
-"""Purify a model that somebody has: a recipe over its base, the model itself and clean rows, and a folder to put it."""
+"""Purify a given model: a recipe over its base, the model and clean rows, and a folder for the result."""
 
 import shutil
 from collections.abc import Sequence
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
     from defensekit.result.schema import Result
 
 DEFAULT = "purify"
-# Of the clean rows, where nothing else is said: two fifths to fit, two to choose by, at most so many each; the rest
-# tests.
+# The default split of clean rows: two fifths to fit, two fifths to choose by, at most so many each; the rest to test.
 MOST = 512
 FEWEST = 5  # two fit, two choose, one tests
-# The fraction that is reset where no rows choose one: a guess, and told as such.
+# The fraction that is reset where no rows choose one: a guess, and documented as one.
 UNCHOSEN = 0.2
 
 
@@ -44,16 +43,19 @@ def recipe_for(
     settings: Sequence[str] = (),
     reset_alone: bool = False,
 ) -> "Recipe":
-    """A recipe of purification with its base, suspect and clean rows put in; the shipped one if none is given.
+    """Fill a recipe of purification with its base, suspect and clean rows.
 
     Args:
         base: a folder, a source's name, or owner/name@revision.
         suspect: a model's folder.
-        clean: a file of clean rows, or None, and then there are none.
-        recipe: whose defense to take.
-        settings: laid over it.
-        reset_alone: of the shipped recipe the selection and the reset alone, for what nobody trains: by curvature where
-            there are clean rows, else by the size of the drift.
+        clean: a file of clean rows; None without.
+        recipe: a recipe whose defense to use; the shipped one if none is given.
+        settings: such as ``data.text=review``, laid over the recipe.
+        reset_alone: use only the selection and the reset of the shipped recipe, without training. Dimensions are scored
+            by curvature if there are clean rows, else by the size of the drift.
+
+    Returns:
+        The recipe, loaded and checked.
 
     Raises:
         UsageError: one of them is not what was expected.
@@ -83,14 +85,14 @@ def recipe_for(
 
 
 def _max_length(recipe: "Recipe") -> int:
-    """The recipe's, unless its base has fewer positions."""
+    """The recipe's `max_length`, unless its base has fewer positions."""
     source = recipe.model.component
     own = recipe.sizes.max_length
     return min(own, positions(Checkpoint(call_component(source, source.folder))) or own)
 
 
 def _share(recipe: "Recipe") -> int:
-    """How many of the clean rows fit, and how many choose."""
+    """The number of clean rows to fit, and of those to choose by."""
     source = recipe.data.component
     dataset = call_component(source, source.load)
     if (rows := len({row.key for row in dataset.train})) < FEWEST:
@@ -101,20 +103,29 @@ def _share(recipe: "Recipe") -> int:
 def purify_into(
     target: Path, recipe: "Recipe", workspace: str | Path = "workspace", observers: Sequence[Observer] = ()
 ) -> "Result":
-    """Run a recipe, and put the purified model into a new folder: whole, or not at all.
+    """Run a recipe, and write the purified model into a new folder: complete, or not at all.
 
-    What is interrupted goes on, called again, after the last stage that was finished. A folder that holds this very
-    model already is left as it is.
+    After an interruption, calling it again resumes after the last finished stage. A folder that already holds this very
+    model is left as it is.
+
+    Args:
+        target: the folder to write.
+        recipe: the recipe to run.
+        workspace: the folder where finished stages are kept.
+        observers: are notified of progress.
+
+    Returns:
+        The run's result.
 
     Raises:
-        UsageError: the defense makes no model, the folder is there and holds something else, another process is
-            writing it, or the disk is too full.
+        UsageError: the defense makes no model, the folder holds something else, another process is writing it, or the
+            disk is too full.
         DefenseKitError: as `defensekit.run`.
     """
     if recipe.defense.sanitizer:
-        place = recipe.describe_location("defense", "stage")
+        location = recipe.describe_location("defense", "stage")
         raise UsageError(
-            f"{place}: {recipe.defense.sanitizer.name!r} rewrites inputs and leaves the model as it is:"
+            f"{location}: {recipe.defense.sanitizer.name!r} rewrites inputs and leaves the model as it is:"
             " there is no purified model to write (`defensekit run` measures what it does)"
         )
     target = target.absolute()
@@ -122,7 +133,7 @@ def purify_into(
         if target.exists() and not (
             target.is_dir() and (not any(target.iterdir()) or (target / MODEL_MANIFEST).is_file())
         ):
-            raise UsageError(f"{target} already exists; name a folder that is not")
+            raise UsageError(f"{target} already exists; name a new folder")
         folder = run_folder.folder_of(recipe, Path(workspace))
         if recipe.suspect and not (folder / "result.json").is_file():
             suspect = Checkpoint(Path(recipe.suspect.parameters()["path"]))
@@ -130,23 +141,23 @@ def purify_into(
             weights = sum(prod(entry.shape) for entry in tensors.values())
             size = sum(path.stat().st_size for path in suspect.files)
             needed = 2 * size
-            if not folder.exists():  # at first: a model for each value that is tried and for none; curvature
+            if not folder.exists():  # a first run keeps a model per value tried, one without reset, and the curvature
                 tried = len(recipe.choose.component.values) + 1 if recipe.choose else 0
                 needed += tried * size + (4 * weights if recipe.defense.estimator else 0)
             free_space(folder, needed, "the workspace")
             free_space(target, size, "the purified model")
         result = run(recipe, workspace, observers, doubts)
-        made = Path(result.folder) / "purified"
+        purified = Path(result.folder) / "purified"
         if (target / MODEL_MANIFEST).is_file():
-            if (target / MODEL_MANIFEST).read_bytes() != (made / MODEL_MANIFEST).read_bytes():
-                raise UsageError(f"{target} holds another model already; name a folder that is not there")
+            if (target / MODEL_MANIFEST).read_bytes() != (purified / MODEL_MANIFEST).read_bytes():
+                raise UsageError(f"{target} holds another model already; name a new folder")
             return result
         with atomic_folder(target) as part:
-            shutil.copytree(made, part)
+            shutil.copytree(purified, part)
     return result
 
 
 def doubts(base: Path, suspect: Path) -> list[str]:
-    """Whether the base is perhaps another revision than the suspect's."""
-    found = look(Aligned(Checkpoint(base), Checkpoint(suspect)))
-    return [found] if found else []
+    """Warnings: whether the base may be another revision than the suspect's."""
+    doubt = look(Aligned(Checkpoint(base), Checkpoint(suspect)))
+    return [doubt] if doubt else []

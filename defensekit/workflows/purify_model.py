@@ -1,4 +1,4 @@
-"""Purify a model that somebody has, by what it is: fine-tuned and measured, or reset alone."""
+"""Purify a given model: with training and measurements, or by a reset alone."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from defensekit.recipe.resolve import model_folder
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
 from defensekit.workflows.purify import purify_into, recipe_for
-from defensekit.workflows.reset import Reset, reset_into
+from defensekit.workflows.reset import ResetResult, reset_into
 
 
 @dataclass(frozen=True)
 class Purification:
-    """What is to be done with a model: its recipe, and whether it is reset alone, without training."""
+    """A planned purification: the recipe, and whether the model is reset alone, without training."""
 
     target: Path
     recipe: Recipe
@@ -26,8 +26,8 @@ class Purification:
     adapter_only: bool
     measured: bool
 
-    def run(self, workspace: str | Path, observers: Sequence[Observer]) -> Result | Reset:
-        """Do it; see `purify_model`."""
+    def run(self, workspace: str | Path, observers: Sequence[Observer]) -> Result | ResetResult:
+        """Carry it out; see `purify_model`."""
         if self.reset_alone:
             return reset_into(self.target, self.recipe, observers, self.adapter_only, self.measured)
         return purify_into(self.target, self.recipe, workspace, observers)
@@ -45,7 +45,13 @@ def prepare(
     workspace: str | Path = "workspace",
     say: Callable[[str], None] = lambda text: None,
 ) -> Purification:
-    """Decide what is to be done with a model, and check what can be checked before it; see `purify_model`."""
+    """Decide how to purify a model, and check the inputs.
+
+    Arguments are those of `purify_model`; ``say`` takes lines for the user.
+
+    Raises:
+        UsageError: a model, the rows or the recipe are not what was expected.
+    """
     if adapter_only and not is_adapter(suspect):
         raise UsageError(f"--adapter-only: {suspect} holds no adapter (adapter_config.json)")
     whole = suspect
@@ -67,26 +73,26 @@ def purify_model(
     adapter_only: bool = False,
     workspace: str | Path = "workspace",
     observers: Sequence[Observer] = (),
-) -> Result | Reset:
-    """Purify a model, into a folder that loads wherever it did.
+) -> Result | ResetResult:
+    """Purify a model, into a folder that loads wherever the model did.
 
-    With clean rows a classifier is reset where it drifted abnormally, fine-tuned, and measured before and after; how
-    much is reset is chosen by rows kept apart. Without rows, of a causal language model and of an adapter alone, what
-    drifted furthest is reset and nothing is trained.
+    With clean rows, a classifier is reset where it drifted abnormally, fine-tuned, and measured before and after; how
+    much is reset is chosen by separate rows. Without rows, and for a causal language model or an adapter alone, the
+    dimensions that drifted furthest are reset and nothing is trained.
 
     Args:
         base: the model that it was fine-tuned from: a folder, a source's name, or owner/name@revision.
         suspect: the folder of the model that is not trusted, or of a PEFT adapter on the base.
-        target: the folder to write, which must not be there, or be empty.
+        target: the folder to write, which must be empty or not exist.
         clean: a file of clean rows (CSV, TSV, JSONL, Parquet), or a data source's name.
-        recipe: a recipe whose defense is taken in place of the shipped one.
+        recipe: a recipe whose defense is used in place of the shipped one.
         settings: such as ``data.label=stars``, laid over the recipe.
         adapter_only: purify an adapter's own weights: what comes out is an adapter.
         workspace: the folder where finished stages are kept.
-        observers: who watches.
+        observers: are notified of progress.
 
     Returns:
-        What was found: a run's result, or, where nothing was trained, what was reset.
+        The result of a run, or of a reset where nothing was trained.
 
     Raises:
         UsageError: a model, the rows or the recipe are not what was expected, or the folder holds something else.

@@ -1,7 +1,7 @@
-"""Purify a model where no classifier's rows can be had, or none answer: select and reset, and nothing else.
+"""Purify a model by a reset alone: select dimensions, set them back to the base's, and nothing else.
 
-That is what can be done without clean rows at all, for causal language models (with clean text: by curvature, and their
-perplexity before and after), and for an adapter that is to stay one. No run, no store: it takes minutes.
+This works without clean rows, for causal language models (with clean text: scored by curvature, and their perplexity
+measured before and after), and for an adapter that is to stay one. It makes no run and uses no store.
 """
 
 import shutil
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Reset(BaseModel):
-    """What was reset: counts of dimensions, the defense as its recipe has it, and what was measured, if anything was.
+class ResetResult(BaseModel):
+    """The result of a reset: counts of dimensions, the defense as in its recipe, and the measurements, if any.
 
-    ``perplexity`` (of causal language models) and ``accuracy`` (of classifiers) have the suspect's and the purified
-    model's on held-out clean rows.
+    ``perplexity`` (causal language models) and ``accuracy`` (classifiers) are those of the suspect and of the purified
+    model on held-out clean rows.
     """
 
     task: str
@@ -67,18 +67,18 @@ class Reset(BaseModel):
 
     @property
     def story(self) -> list[str]:
-        """What was done, a sentence each."""
+        """The result in words, a sentence each."""
         share = self.selected / self.eligible if self.eligible else 0.0
         of = "of the adapter's weights" if self.adapter_only else "of the weights"
         said = [
-            f"{self.selected:,} {of} that had moved were put back to the base's: {share:.1%} of {self.eligible:,}, "
+            f"{self.selected:,} {of} that had moved were reset to the base's: {share:.1%} of {self.eligible:,}, "
             f"{self.selected / max(self.dimensions, 1):.1%} of all."
         ]
         if self.head:
-            said.append("The head, which the base does not have, is the suspect's.")
+            said.append("The head, which the base does not have, was kept from the suspect.")
         if self.added_rows:
             said.append(
-                f"{self.added_rows:,} rows that were added to the vocabulary have no base, and are the suspect's."
+                f"{self.added_rows:,} rows added to the vocabulary have no base, and were kept from the suspect."
             )
         rows = f"{self.held_out_rows:,} held-out clean"
         if self.perplexity:
@@ -89,8 +89,8 @@ class Reset(BaseModel):
             said.append(f"Accuracy on {rows} rows: {before:.3f} before, {after:.3f} after.")
         else:
             said.append(
-                "Nothing was measured: which fraction is right, how well the model does now, and whether a backdoor is "
-                "left, is not known."
+                "Nothing was measured: the right fraction, the model's quality now, and whether a backdoor is left are "
+                "not known."
             )
         return said
 
@@ -101,20 +101,23 @@ def reset_into(
     observers: Sequence[Observer] = (),
     adapter_only: bool = False,
     measured: bool = False,
-) -> Reset:
-    """Select by a recipe's defense, reset, and put the model into a new folder: whole, or not at all.
+) -> ResetResult:
+    """Reset what a recipe's defense selects, and write the model into a new folder: complete, or not at all.
 
     Args:
-        target: the folder, which must not be there, or be empty.
-        recipe: its base, suspect, defense and seed; its data are clean texts where the scorer needs statistics of a
-            causal language model, clean rows where an adapter is ``measured``, and are not looked at elsewhere.
-        observers: who watches.
-        adapter_only: the suspect is an adapter, whose own weights are purified.
-        measured: the model that the adapter and the base are together is measured on the recipe's data, before and
-            after; it is written beside the target for a while.
+        target: the folder; it must be empty or not exist.
+        recipe: gives base, suspect, defense and seed. Its data are clean texts if the scorer needs statistics of a
+            causal language model, and clean rows if an adapter is ``measured``; otherwise they are not read.
+        observers: are notified of progress.
+        adapter_only: the suspect is an adapter, and its own weights are purified.
+        measured: measure an adapter on the recipe's data, before and after. It is merged into the base for that, and
+            the merged model is kept beside the target meanwhile.
+
+    Returns:
+        Counts of what was reset, and the measurements.
 
     Raises:
-        UsageError: the folder is there, the defense needs rows that are not there, base and suspect don't fit.
+        UsageError: the folder is not empty, the defense needs rows that are missing, or base and suspect don't match.
         DefenseKitError: a component failed.
     """
     assert recipe.suspect is not None
@@ -122,13 +125,13 @@ def reset_into(
     target = target.absolute()
     with folder_lock(target), scratch_folder(target) as scratch:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UsageError(f"{target} already exists; name a folder that is not")
+            raise UsageError(f"{target} already exists; name a new folder")
         if adapter_only:
-            work: _Resetting = _OfAdapter(target, recipe, base, suspect.folder, scratch, observers, measured)
+            work: _Resetting = _AdapterResetting(target, recipe, base, suspect.folder, scratch, observers, measured)
         else:
             work = _Resetting(target, recipe, Pair(base, suspect), observers)
         pair = work.pair
-        pair.scope  # noqa: B018 - misfits are told before anything is read
+        pair.scope  # noqa: B018 - a mismatch is reported before anything is read
         _refuse(recipe, pair, adapter_only)
         with observed_step(observers, "check of both models"):
             for checkpoint in (base, pair.suspect):
@@ -147,7 +150,7 @@ def _folder(component: Any) -> Path:
 
 
 def _refuse(recipe: Recipe, pair: Pair, adapter_only: bool) -> None:
-    """Refuse what needs clean rows, or training, that there is not."""
+    """Refuse a defense that needs clean rows or training where a reset has neither."""
     defense, causal = recipe.defense, pair.suspect.task == CAUSAL and not adapter_only
     why = "an adapter alone" if adapter_only else f"a {CAUSAL}" if causal else "a model without clean rows"
     if recipe.choose:
@@ -155,17 +158,17 @@ def _refuse(recipe: Recipe, pair: Pair, adapter_only: bool) -> None:
     if defense.model_steps:
         step = defense.model_steps[0].name
         raise UsageError(
-            f"{recipe.describe_location('defense', 'purifier')}: {step!r} trains, which is not done for {why}"
+            f"{recipe.describe_location('defense', 'purifier')}: {step!r} trains, which is not possible for {why}"
         )
     if defense.scorer is None or defense.selector is None:
         raise UsageError(f"{recipe.describe_location('defense')}: for {why} a `scorer:` and a `selector:` are needed")
     if (needs := defense.scorer.component.needs) and not causal:
-        place = f"{recipe.describe_location('defense', 'scorer')}: {defense.scorer.name!r}"
-        raise UsageError(f"{place} needs {listing(sorted(needs))}; for {why} there is none")
+        location = f"{recipe.describe_location('defense', 'scorer')}: {defense.scorer.name!r}"
+        raise UsageError(f"{location} needs {listing(sorted(needs))}; for {why} there is none")
 
 
 class _Resetting:
-    """The work on a pair: of whole models, that is, and what is done with adapters differs in a few places."""
+    """Resets a pair of whole models; `_AdapterResetting` overrides what differs for adapters."""
 
     adapter_only = False
 
@@ -175,7 +178,7 @@ class _Resetting:
         self.suspect = pair.suspect.folder
         self.max_length, self.seeds = recipe.sizes.max_length, Seeds(recipe.seed)
 
-    def done(self) -> Reset:
+    def done(self) -> ResetResult:
         defense, pair = self.recipe.defense, self.pair
         assert defense.scorer is not None
         assert defense.selector is not None
@@ -188,31 +191,31 @@ class _Resetting:
                     pair, estimator, fit, max_length=self.max_length, seed=self.seeds.statistics, report=report
                 ).statistics
         with observed_step(self.observers, "selection"):
-            measured = {name: found.get for name, found in statistics.items()}
+            measured = {name: result.get for name, result in statistics.items()}
             scores = score_pair(pair, defense.scorer.component, measured, self.seeds.purify)
             selection = select(scores, defense.selector.component)
         steps = [step.component for step in defense.purifier]
-        with atomic_folder(self.target) as made:
+        with atomic_folder(self.target) as folder:
             with observed_step(self.observers, "reset") as report:
                 purification.purify(
                     pair,
                     selection,
                     steps,
                     [],
-                    made,
+                    folder,
                     max_length=self.max_length,
                     precision="float32",
                     seed=self.seeds.purify,
                     report=report,
                 )
                 counted, before_after = summary(selection), None
-            tensors = Checkpoint(made).tensor_digests()
-            self.finish(made)
+            tensors = Checkpoint(folder).tensor_digests()
+            self.finish(folder)
             measure = "perplexity" if pair.suspect.task == CAUSAL else "accuracy"
             if held_out:
                 before_after = {"suspect": self.measured(self.suspect, held_out, f"{measure} before")}
-                before_after["purified"] = self.measured(made, held_out, f"{measure} after")
-            found = Reset(
+                before_after["purified"] = self.measured(folder, held_out, f"{measure} after")
+            result = ResetResult(
                 task=pair.suspect.task,
                 adapter_only=self.adapter_only,
                 **{name: counted[name] for name in ("dimensions", "eligible", "selected", "head")},
@@ -226,9 +229,9 @@ class _Resetting:
                 seed=self.recipe.seed,
                 versions={name: version(name) for name in ("defensekit", "torch", "transformers")},
             )
-            write_manifest(made, tensors)
-            (made / CARD).write_text(card(found))
-        return found
+            write_manifest(folder, tensors)
+            (folder / CARD).write_text(card(result))
+        return result
 
     def rows(self, needs: Collection[str]) -> tuple[list[Row], list[Row]]:
         """Where the scorer needs statistics, two fifths of the clean texts to fit and the rest to test."""
@@ -242,19 +245,19 @@ class _Resetting:
         return rows[:share], rows[share:]
 
     def clean_rows(self) -> list[Row]:
-        """The recipe's data, each text once; of a classifier, with the suspect's numbers for their labels."""
+        """The recipe's data without duplicates; a classifier's rows have the suspect's label numbers."""
         source = self.recipe.data.component
         if isinstance(source, File):
             rows = read_clean(source.path, self.pair.suspect, source.text, source.label, source.pair)
         elif self.pair.suspect.task == CAUSAL:
             rows = call_component(source, source.load).train
-        else:  # its numbers for the labels need not be the suspect's
-            place = self.recipe.describe_location("data", "name")
-            raise UsageError(f"{place}: expected a file of clean rows to measure an adapter by")
+        else:  # its label numbers may differ from the suspect's
+            location = self.recipe.describe_location("data", "name")
+            raise UsageError(f"{location}: expected a file of clean rows to measure an adapter by")
         return list({row.key: row for row in rows}.values())
 
-    def finish(self, made: Path) -> None:
-        """Make of the folder that was written what was asked for."""
+    def finish(self, folder: Path) -> None:
+        """Turn the written folder into the requested kind; a whole model needs nothing more."""
 
     def measured(self, folder: Path, rows: list[Row], title: str) -> float:
         """A model's perplexity, or its accuracy."""
@@ -270,8 +273,8 @@ class _Resetting:
 # -- an adapter that stays one -----------------------------------------------------------------------------------------
 
 
-class _OfAdapter(_Resetting):
-    """The work on an adapter's own weights; what it answers with is the model that it and the base are together."""
+class _AdapterResetting(_Resetting):
+    """Resets an adapter's own weights; measured is the model merged from the base and the adapter."""
 
     adapter_only = True
 
@@ -291,13 +294,13 @@ class _OfAdapter(_Resetting):
     def rows(self, needs: Collection[str]) -> tuple[list[Row], list[Row]]:
         return [], self.clean_rows() if self.measure else []
 
-    def finish(self, made: Path) -> None:
-        (made / SINGLE).rename(made / WEIGHTS)
-        (made / "config.json").unlink()
+    def finish(self, folder: Path) -> None:
+        (folder / SINGLE).rename(folder / WEIGHTS)
+        (folder / "config.json").unlink()
         for path in self.suspect.iterdir():
             if path.suffix in (".json", ".txt", ".model", ".jinja") and path.is_file():
-                shutil.copyfile(path, made / path.name)
-        assert (made / ADAPTER_CONFIG).is_file()
+                shutil.copyfile(path, folder / path.name)
+        assert (folder / ADAPTER_CONFIG).is_file()
 
     def measured(self, folder: Path, rows: list[Row], title: str) -> float:
         whole = self.scratch / "whole"
@@ -309,9 +312,9 @@ class _OfAdapter(_Resetting):
 
 
 def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
-    """An adapter as a pair of its own: the suspect is what it holds, the base what it was before training."""
+    """An adapter as a pair: the suspect has its weights, the base its weights before training."""
     merged = Merged(base, adapter)
-    merged.entries  # noqa: B018 - misfits are told
+    merged.entries  # noqa: B018 - a mismatch is reported
     suspect = {name: adapter.tensor(name) for name in adapter.tensors}
     if bad := [name for name, tensor in suspect.items() if not tensor.isfinite().all()]:
         raise DefenseKitError(f"{adapter.folder / WEIGHTS}: NaN or infinity in {listing(bad, 3)}")
@@ -323,8 +326,8 @@ def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
     return Pair(Checkpoint(scratch / "base"), Checkpoint(scratch / "suspect"))
 
 
-def card(found: Reset) -> str:
-    """The card of what was reset, as Markdown."""
-    metadata = {"library_name": "peft"} if found.adapter_only else {}
-    version = found.versions["defensekit"]
-    return render_card("Purified by reset", found.story, found.defense, version, metadata, found.warnings)
+def card(result: ResetResult) -> str:
+    """The model card of a reset, as Markdown."""
+    metadata = {"library_name": "peft"} if result.adapter_only else {}
+    version = result.versions["defensekit"]
+    return render_card("Purified by reset", result.story, result.defense, version, metadata, result.warnings)

@@ -1,4 +1,4 @@
-"""Scan a model that somebody has: whole or as an adapter, with clean rows from a file or without."""
+"""Scan a given model: whole or as an adapter, with clean rows from a file or without."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,11 +33,11 @@ def scan(
         text: their column with the text.
         label: their column with the label.
         pair: their column with the second text, for pairs.
-        seed: of all that is drawn.
-        observers: who watches.
+        seed: the seed of every random draw.
+        observers: are notified of progress.
 
     Returns:
-        What was found, with its verdict.
+        The measurements and the verdict.
 
     Raises:
         UsageError: a model or the rows can't be read safely, or the two models are of different architectures.
@@ -48,5 +48,5 @@ def scan(
     with TemporaryDirectory() as scratch:
         whole = merged(ours, theirs, Path(scratch), notes.append)
         rows = None if clean is None else read_clean(Path(clean), Checkpoint(whole), text, label, pair)
-        found = scanning.scan(ours, whole, rows, seed=seed, observers=observers)
-    return found.model_copy(update={"suspect": str(theirs), "notes": [*notes, *found.notes]})
+        result = scanning.scan(ours, whole, rows, seed=seed, observers=observers)
+    return result.model_copy(update={"suspect": str(theirs), "notes": [*notes, *result.notes]})

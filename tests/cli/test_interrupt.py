@@ -22,7 +22,7 @@ def test_ctrl_c_ends_cleanly(recipe: Path, tmp_path: Path) -> None:
     out, err = process.communicate(timeout=30)
     # Python ends itself by the signal, which a shell shows as 130 too, where the interrupt met code in exec().
     assert process.returncode in (130, -signal.SIGINT), err
-    assert "goes on where it stopped" in err
+    assert "resumes where it stopped" in err
     assert "Traceback" not in err
     assert out == ""
     assert not list((tmp_path / "w/store/unfinished").iterdir())

@@ -78,7 +78,7 @@ def test_a_folder_that_loads_wherever_the_suspect_did(
         purify_into(out, other, tmp_path / "w")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="already exists; name a folder that is not"):
+    with pytest.raises(UsageError, match="already exists; name a new folder"):
         purify_into(tmp_path / "mine", recipe, tmp_path / "w")
     assert not list(tmp_path.glob(".*"))
 
@@ -215,7 +215,7 @@ def test_stopped_it_says_that_it_goes_on_where_it_does(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 130
-    assert ("goes on where it stopped" in capsys.readouterr().err) is with_rows
+    assert ("resumes where it stopped" in capsys.readouterr().err) is with_rows
 
 
 @pytest.mark.parametrize("config", [{"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {}])

@@ -284,7 +284,7 @@ def test_killed_it_leaves_nothing_once_it_ran_again(tmp_path: Path) -> None:
     [
         (
             ["defense.purifier=[reset, fine-tune]"],
-            "defense.purifier: 'fine-tune' trains, which is not done for a model",
+            "defense.purifier: 'fine-tune' trains, which is not possible for a model",
         ),
         (
             ["defense.scorer=diffusion", "defense.estimator=fisher"],
