@@ -1,4 +1,4 @@
-"""The JSON schema of a recipe, plugins' parameters included: what an editor's YAML server completes and checks by."""
+"""The JSON schema of a recipe, plugins' parameters included: for completion and checks in an editor."""
 
 import json
 from contextlib import suppress
@@ -19,7 +19,7 @@ Schema = dict[str, Any]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A component's parameter in words; ``default`` is None where it has to be given."""
+    """A component's parameter in words; ``default`` is None where it is required."""
 
     name: str
     type: str
@@ -34,12 +34,12 @@ def parameters(component: type[Component]) -> list[Parameter]:
     return [
         Parameter(
             name,
-            _type_of(found),
-            ", ".join(_bounds_of(found)),
-            None if name in schema.get("required", []) else _word(found.get("default")),
-            found.get("description", ""),
+            _type_of(field),
+            ", ".join(_bounds_of(field)),
+            None if name in schema.get("required", []) else _word(field.get("default")),
+            field.get("description", ""),
         )
-        for name, found in schema["properties"].items()
+        for name, field in schema["properties"].items()
     ]
 
 
@@ -81,7 +81,7 @@ def _bounds_of(schema: Schema) -> list[str]:
 def recipe_schema(host: Host) -> Schema:
     """The schema (JSON Schema draft 7) of the recipes that can be written with the components of a host.
 
-    A recipe that extends another may leave out anything, and take keys back with null.
+    A recipe that extends another may omit anything, and remove keys with null.
     """
     whole = _Writer(host).recipe()
     return {
@@ -150,17 +150,17 @@ class _Writer:
         return _named({"name": _TEXT, "revision": self.parameters("model", "hub")["revision"]})
 
     def sanitizer(self, model: Schema) -> Schema:
-        """As `spec`; those that read with a language model are written as a mapping, with their model."""
+        """As `spec`; sanitizers with a language model need a mapping, with that model."""
         alone, mappings = [], []
         for name in self.host.names("sanitizer"):
-            made = self.component("sanitizer", name, "name", {})
-            with suppress(UsageError):  # it can't be loaded; the recipe that takes it will say so
+            mapping = self.component("sanitizer", name, "name", {})
+            with suppress(UsageError):  # it can't be loaded; a recipe that uses it reports that
                 if self.host.find(Sanitizer, name).reads_with_language_model:
-                    made["properties"]["model"] = model
-                    made["required"] = [*made["required"], "model"]
+                    mapping["properties"]["model"] = model
+                    mapping["required"] = [*mapping["required"], "model"]
                 else:
                     alone.append(name)
-            mappings.append(made)
+            mappings.append(mapping)
         return {"anyOf": [{"enum": alone}, *mappings] if alone else mappings}
 
     def spec(self, kind: str) -> Schema:
@@ -173,16 +173,16 @@ class _Writer:
 
     def component(self, kind: str, name: str, key: str, extra: Schema) -> Schema:
         try:
-            made = _object(self.host.find(kind, name))
-        except UsageError:  # it can't be loaded, or not be written as YAML; the recipe that takes it will say so
+            schema = _object(self.host.find(kind, name))
+        except UsageError:  # it can't be loaded, or not be written as YAML; a recipe that uses it reports that
             return {"type": "object", "properties": {key: {"const": name}}, "required": [key]}
-        made["properties"] = {key: {"const": name}} | made["properties"] | extra
-        made["required"] = [key, *made.get("required", [])]
-        return made
+        schema["properties"] = {key: {"const": name}} | schema["properties"] | extra
+        schema["required"] = [key, *schema.get("required", [])]
+        return schema
 
     def parameters(self, kind: str, name: str) -> Schema:
-        found: Schema = _object(self.host.find(kind, name))["properties"]
-        return found
+        properties: Schema = _object(self.host.find(kind, name))["properties"]
+        return properties
 
 
 _TEXT: Schema = {"type": "string"}
@@ -198,22 +198,24 @@ def _named(properties: Schema) -> Schema:
 
 
 def _filled(model: type[BaseModel], given: Schema, extra: Schema | None = None) -> Schema:
-    """A model's schema with what it leaves open filled in; descriptions and defaults stay."""
-    made = _object(model)
+    """A model's schema with some properties filled in; descriptions and defaults stay."""
+    whole = _object(model)
     for key, schema in given.items():
-        own = made["properties"][key]
-        made["properties"][key] = {k: own[k] for k in ("description", "default", "type") if k in own} | schema
-    made["properties"] |= extra or {}
-    return made | {"additionalProperties": False}
+        own = whole["properties"][key]
+        whole["properties"][key] = {k: own[k] for k in ("description", "default", "type") if k in own} | schema
+    whole["properties"] |= extra or {}
+    return whole | {"additionalProperties": False}
 
 
 def _object(model: type[BaseModel] | type[Component]) -> Schema:
-    """A model's schema with nothing to look up elsewhere, and without the titles that only repeat names."""
+    """A model's schema with references inlined, and without titles that only repeat names."""
     try:
-        made = model.model_json_schema()
+        schema = model.model_json_schema()
     except PydanticUserError as error:
-        raise UsageError(f"{model.__name__} has a parameter that no recipe can hold ({error.message})") from error
-    shared = made.pop("$defs", {})
+        raise UsageError(
+            f"{model.__name__} has a parameter that can't be written in a recipe ({error.message})"
+        ) from error
+    shared = schema.pop("$defs", {})
 
     def plain(node: Any, within: tuple[str, ...] = ()) -> Any:
         if isinstance(node, list):
@@ -227,25 +229,25 @@ def _object(model: type[BaseModel] | type[Component]) -> Schema:
         # A parameter may be called `title` too: then it is a schema and no text.
         return {k: plain(v, within) for k, v in node.items() if not (k == "title" and isinstance(v, str))}
 
-    found: Schema = plain(made)
-    return found
+    inlined: Schema = plain(schema)
+    return inlined
 
 
 def _partial(schema: Schema) -> Schema:
-    """The schema of what is laid over a recipe: nothing is required, and null is allowed for every key."""
+    """The schema of an extending recipe: nothing is required, and null is allowed for every key."""
 
     def relax(node: Any) -> Any:
         if isinstance(node, list):
             return [relax(item) for item in node]
         if not isinstance(node, dict):
             return node
-        made = {}
+        relaxed_node = {}
         for key, value in node.items():
             if key == "properties":
-                made[key] = {name: {"anyOf": [relax(inner), {"type": "null"}]} for name, inner in value.items()}
+                relaxed_node[key] = {name: {"anyOf": [relax(inner), {"type": "null"}]} for name, inner in value.items()}
             elif key not in ("required", "oneOf"):
-                made[key] = value if key == "if" else relax(value)
-        return made
+                relaxed_node[key] = value if key == "if" else relax(value)
+        return relaxed_node
 
     relaxed: Schema = relax(schema)
     return relaxed

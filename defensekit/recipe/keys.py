@@ -11,6 +11,8 @@ Spec = str | dict[str, Any]
 
 
 class Keys(BaseModel):
+    """Keys of a section: unknown ones are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -19,7 +21,7 @@ class Top(Keys):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="names the run's folder")
     model: Spec = Field(description="the pretrained base: a source's name, a local folder, or owner/name@revision")
-    data: Spec = Field(description="labelled text, and how many rows each role gets")
+    data: Spec = Field(description="labelled text, and the number of rows for each role")
     attack: Spec | None = Field(None, description="how the suspect is poisoned")
     suspect: str | None = Field(None, description="a folder with a suspect, in place of `attack`")
     triggered: dict[str, Any] | None = Field(None, description="a file of rows with a known trigger, for `suspect`")
@@ -34,27 +36,27 @@ class Top(Keys):
         None, min_length=1, description="what is measured (acc, and what shows the attack: asr, or bacc of a bias)"
     )
     seed: int = Field(0, ge=0, description="decides every random draw")
-    # Taken out before the keys are checked; it stands here to be described.
-    extends: str | None = Field(None, description="a recipe that this one builds on; what stands here counts")
+    # Removed before the keys are checked; it is here for the schema and the reference.
+    extends: str | None = Field(None, description="a recipe that this one builds on; keys of this one win")
     plugins: list[str] = Field([], description="local plugin files")
     requires: list[str] = Field([], description="distributions that have to be installed, as in defensekit-foo>=1.2")
     executor: Spec = Field("in-process", description="where stages run")
-    observers: list[Spec] = Field([], description="who watches")
+    observers: list[Spec] = Field([], description="what is notified of progress")
 
 
 class Sizes(Keys):
-    """How many rows each role gets, and how much of a row is read."""
+    """The number of rows for each role, and the tokens read of a row."""
 
     train: int | None = Field(None, ge=1, description="the attacker's training rows (all that are left)")
     clean: int = Field(256, ge=1, description="the defender's clean rows: statistics and fine-tuning")
     dev: int = Field(256, ge=1, description="the defender's clean rows: choosing")
     test: int | None = Field(None, ge=1, description="test rows (all, where the source has its own)")
     balance: Balance = Field("natural", description="labels among clean and dev rows: as they come, or equally often")
-    max_length: int = Field(128, ge=8, le=100_000, description="tokens per row; what is longer is cut")
+    max_length: int = Field(128, ge=8, le=100_000, description="tokens per row; longer rows are cut")
 
 
 class DefenseKeys(Keys):
-    """The keys under `defense`: the four choices, and how much is chosen by clean rows."""
+    """The keys under `defense`: its four parts, and what is chosen by clean rows."""
 
     stage: Literal["weights"] = Field("weights", description="where the defense acts: weights, or input")
     estimator: Spec | None = Field(None, description="what is measured on clean rows")
@@ -83,7 +85,7 @@ class InputDefenseKeys(Keys):
 
 
 class TriggeredKeys(Keys):
-    """The keys under `triggered`; what else stands there belongs to the file (text, pair, label)."""
+    """The keys under `triggered`; all other keys belong to the file (text, pair, label)."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,4 +1,4 @@
-"""From YAML to a recipe: errors that say file, line, key and the nearest match."""
+"""From YAML to a recipe. Errors have file, line, key and the nearest match."""
 
 from collections.abc import Collection, Hashable, Sequence
 from functools import partial
@@ -21,17 +21,29 @@ from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
 
 
 def load_recipe(path: str | Path, settings: str | Sequence[str | Document] = ()) -> Recipe:
-    """Read and check a recipe, with settings such as ``training.epochs=3`` laid over it.
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file.
+        settings: such as ``training.epochs=3``, laid over the file.
+
+    Returns:
+        The recipe, with every default filled in and every component built.
 
     Raises:
-        UsageError: with file, line and key, what was expected and what is close to what was typed.
+        UsageError: the file can't be read, or a key is wrong. The message has file, line and key, what was expected and
+            the nearest match.
     """
     document = yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings, KEPT)
     return recipe_of(document, {})
 
 
 def recipe_of(document: Document, known: dict[Hashable, Any]) -> Recipe:
-    """The recipe that a document is. ``known`` remembers what recipes have in common: plugins, parts.
+    """Check a document, and build its recipe.
+
+    Args:
+        document: the recipe as plain data.
+        known: plugins and components that are built already; recipes of a study share them.
 
     Raises:
         UsageError: as `load_recipe`.
@@ -39,17 +51,18 @@ def recipe_of(document: Document, known: dict[Hashable, Any]) -> Recipe:
     if not isinstance(document.data, dict):
         keys = listing(Top.model_fields, 20)
         raise PlacedError(f"{document.location(())}: expected a mapping with the keys {keys}")
-    return _Loader(document, known).recipe()
+    return _RecipeReader(document, known).recipe()
 
 
-# What stands under `data` and is no parameter of the source named there.
+# The keys under `data` that are no parameters of the source.
 KEPT: dict[Path_, Collection[str]] = {("data",): Sizes.model_fields.keys()}
 
 
-class _Loader(Reader):
-    """Reads the keys at the top, and those below them but for `defense`."""
+class _RecipeReader(Reader):
+    """Reads the keys of a recipe; those under `defense` are read by `DefenseSection`."""
 
     def recipe(self) -> Recipe:
+        """The recipe."""
         top = self.keys(Top, self.document.data, ())
         for i, requirement in enumerate(top.requires):
             self.at(("requires", i), partial(require_installed, requirement))
@@ -65,10 +78,11 @@ class _Loader(Reader):
         section = DefenseSection(self, top.defense)
         sizes, data = self.data(top.data)
         if top.suspect is not None:
-            # Nobody trains: every row is the defender's, and where nothing is chosen none is kept to choose by.
+            # There is no training: every row is the defender's, and rows to choose by are needed for a rule alone.
             if sizes.train is not None:
                 raise self.error(
-                    ("data", "train"), "says how many rows the attacker trains on; with `suspect:` nobody does"
+                    ("data", "train"),
+                    "is the number of rows that the attacker trains on; with `suspect:` there is no training",
                 )
             sizes = sizes.model_copy(update={"train": 0} if section.choose else {"train": 0, "dev": 0})
         target, triggered = self.triggered(top.triggered)
@@ -98,26 +112,30 @@ class _Loader(Reader):
         )
 
     def exclusive(self, top: Top) -> None:
+        """Refuse keys that exclude each other."""
         if (top.attack is None) == (top.suspect is None):
             raise self.error((), "expected either `attack:` (to poison a model) or `suspect:` (a folder with one)")
         if top.suspect is not None and top.training is not None:
-            raise self.error(("training",), "says how the attacker trains; with `suspect:` nobody does")
+            raise self.error(("training",), "is how the attacker trains; with `suspect:` there is no training")
         if top.attack is not None and top.triggered is not None:
             raise self.error(("triggered",), "belongs to `suspect:`; an attack makes its own triggered rows")
 
     def data(self, spec: Spec) -> tuple[Sizes, NamedComponent[DatasetSource]]:
+        """The sizes under `data`, and the source."""
         given = {"name": spec} if isinstance(spec, str) else dict(spec)
         own = {key: given.pop(key) for key in list(given) if key in Sizes.model_fields}
         sizes = self.keys(Sizes, own, ("data",))
-        source = self.at(("data",), lambda: dataset_source(given, self.host, self.place(("data",))))
+        source = self.at(("data",), lambda: dataset_source(given, self.host, self.resolver(("data",))))
         return sizes, self.part(DatasetSource, source, ("data",))
 
     def suspect(self, path: str | None) -> NamedComponent[ModelSource] | None:
+        """The folder with the suspect, if there is one."""
         if path is None:
             return None
         return self.part(ModelSource, {"name": "folder", "path": path}, ("suspect",))
 
     def triggered(self, spec: dict[str, Any] | None) -> tuple[str | int | None, NamedComponent[DatasetSource] | None]:
+        """The target label and the triggered rows, if they are given."""
         if spec is None:
             return None, None
         keys = self.keys(TriggeredKeys, spec, ("triggered",))
@@ -127,24 +145,26 @@ class _Loader(Reader):
     def metrics(
         self, specs: list[Spec] | None, attack: NamedComponent[Attack] | None
     ) -> tuple[NamedComponent[Metric], ...]:
-        """What was asked for, compared with the attack; where nothing was, what suits it."""
+        """The requested metrics, checked against the attack; the ones that suit it by default."""
         biased = attack is not None and attack.component.aim() is None
         suited = self.metrics_by_default("bias" if biased else "backdoor")
-        found = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(specs or suited))
+        metrics = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(specs or suited))
         who = repr(attack.name) if attack else "a known trigger"
-        for i, named in enumerate(found):
+        for i, named in enumerate(metrics):
             about = named.component.about
             if about == "backdoor" and biased:
-                why = f"{named.name!r} counts answers with the label that an attack aims at, and {who} aims at none"
+                why = f"{named.name!r} counts answers with the target label of an attack, and {who} has none"
             elif about == "bias" and not biased:
-                why = f"{named.name!r} is about biases, on triggered rows of every label, and {who} aims at one label"
+                why = (
+                    f"{named.name!r} measures biases, on triggered rows of every label, and {who} has one target label"
+                )
             else:
                 continue
             raise self.error(("metrics", i), f"{why} (without `metrics:` it is {listing(map(str, suited))})")
-        return found
+        return metrics
 
     def metrics_by_default(self, about: str) -> list[Spec]:
-        """The metrics that are measured where a recipe names none."""
+        """The metrics of a recipe that names none."""
         classes = {name: cast(type[Metric], self.host.find("metric", name)) for name in self.host.names("metric")}
         return [name for name, metric in classes.items() if metric.by_default and metric.about in (None, about)]
 

@@ -1,4 +1,4 @@
-"""What stands in a document, checked and built, with errors that say file, line and key."""
+"""Values of a document, checked and built. Errors have file, line and key."""
 
 import json
 from collections.abc import Callable, Hashable
@@ -11,7 +11,7 @@ from defensekit.components import Component, ModelSource
 from defensekit.host.parameters import build
 from defensekit.host.registry import Host
 from defensekit.recipe.recipe import NamedComponent
-from defensekit.recipe.resolve import Place, Spec, model_source, name_and_parameters, placed
+from defensekit.recipe.resolve import ResolvePath, Spec, model_source, name_and_parameters, resolve_paths
 from defensekit.recipe.yaml_document import Document, Path_
 from defensekit.utils.errors import KeyedError, PlacedError, UsageError
 from defensekit.utils.files import environment_path
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class Reader:
-    """Reads a document by its keys, with the components of ``host``, and remembers where everything stands."""
+    """Reads a document by its keys, with the components of ``host``, and reports the location of errors."""
 
     def __init__(self, document: Document, known: dict[Hashable, Any]) -> None:
         self.document = document
@@ -30,10 +30,11 @@ class Reader:
         self.host = Host()
 
     def error(self, path: Path_, text: str) -> PlacedError:
+        """An error with the location of a key."""
         return PlacedError(f"{self.document.describe_location(path)}: {text}")
 
     def at(self, path: Path_, call: Callable[[], Result]) -> Result:
-        """Call; what goes wrong is told with its place, unless it says a better one itself."""
+        """Call; an error is reported with the location of a key, unless it has a more precise one."""
         try:
             return call()
         except PlacedError:
@@ -52,31 +53,31 @@ class Reader:
     def part(self, kind: type[C], spec: Spec, path: Path_, name_key: str = "name") -> NamedComponent[C]:
         """Build a component of a kind from its name, or from a mapping with its name and parameters."""
         name, given = self.at(path, lambda: name_and_parameters(spec, name_key))
-        found = self.at((*path, name_key), lambda: self.host.find(kind, name))
-        given = self.at(path, lambda: placed(found, given, self.place(path)))
-        wanted = (found, name, json.dumps(given))
+        component = self.at((*path, name_key), lambda: self.host.find(kind, name))
+        given = self.at(path, lambda: resolve_paths(component, given, self.resolver(path)))
+        wanted = (component, name, json.dumps(given))
         if wanted not in self.known:
-            self.known[wanted] = NamedComponent(name, self.keys(found, given, path))
+            self.known[wanted] = NamedComponent(name, self.keys(component, given, path))
         return cast(NamedComponent[C], self.known[wanted])
 
     def model(self, spec: Spec, path: Path_) -> NamedComponent[ModelSource]:
         """Build a model's source from its name, a folder, or owner/name@revision."""
-        source = self.at(path, lambda: model_source(spec, self.host, self.place(path)))
+        source = self.at(path, lambda: model_source(spec, self.host, self.resolver(path)))
         return self.part(ModelSource, source, path)
 
     def resolve(self, text: str, path: Path_) -> Path:
-        """A path as its place means it: from the folder of the file it stands in, or from here in a setting."""
+        """A path, relative to the file that has it, or to the working folder in a setting."""
 
-        def found() -> Path:
+        def resolved() -> Path:
             try:
-                found = (self.document.place(path).folder / environment_path(text)).resolve()
-                str(found).encode()  # what is no text can't be written down again
-                return found
+                absolute = (self.document.place(path).folder / environment_path(text)).resolve()
+                str(absolute).encode()  # what is no text can't be written again
+                return absolute
             except (ValueError, RuntimeError, OSError) as error:  # a zero byte, a loop of links
                 raise UsageError(f"{text!r} is no path ({error})") from error
 
-        return self.at(path, found)
+        return self.at(path, resolved)
 
-    def place(self, path: Path_) -> Place:
-        """`resolve` for the keys below one."""
+    def resolver(self, path: Path_) -> ResolvePath:
+        """`resolve` for the keys below a key."""
         return lambda text, key: self.resolve(text, (*path, *key))

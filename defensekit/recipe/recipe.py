@@ -44,7 +44,7 @@ class NamedComponent(Generic[C]):
     component: C
 
     def plain(self) -> dict[str, Any]:
-        """As part of a stage."""
+        """Plain data, as part of a stage."""
         return self._plain
 
     @cached_property
@@ -53,34 +53,34 @@ class NamedComponent(Generic[C]):
 
     @cached_property
     def digest(self) -> str:
-        """Of its plain data."""
+        """The digest of its plain data."""
         return data_digest(self._plain)
 
     @cached_property
     def identified(self) -> dict[str, Any]:
-        """Of its plain data what decides numbers: where something lies does not."""
+        """The part of its plain data that decides numbers: locations do not."""
         return {key: value for key, value in self._plain.items() if key != "location"}
 
     def yaml(self) -> dict[str, Any]:
-        """As part of a resolved recipe."""
+        """Plain data, as part of a resolved recipe."""
         return {"name": self.name, **self.parameters()}
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters as a recipe has them: nothing in a path stands for anything else."""
-        found = self.component.parameters()
+        """The parameters as in a recipe, with paths taken literally."""
+        values = self.component.parameters()
         for key in self.component.paths():
-            if isinstance(value := found[key], list):
-                found[key] = [literal_path(item) for item in value]
+            if isinstance(value := values[key], list):
+                values[key] = [literal_path(item) for item in value]
             elif value:
-                found[key] = literal_path(value)
-        return found
+                values[key] = literal_path(value)
+        return values
 
 
 @dataclass(frozen=True)
 class Defense:
-    """The four choices; without scorer and selector nothing is taken, and the purifier trains alone.
+    """The four parts of a defense; without scorer and selector nothing is selected, and the purifier only trains.
 
-    Or, of an input-level defense, the ``sanitizer`` and the language model that it reads with, and none of the four.
+    An input-level defense has a ``sanitizer`` and its language model instead of the four.
     """
 
     estimator: NamedComponent[Estimator] | None = None
@@ -92,7 +92,7 @@ class Defense:
 
     @property
     def stage(self) -> Literal["weights", "input"]:
-        """Where it acts."""
+        """Where the defense acts."""
         return "input" if self.sanitizer else "weights"
 
     @property
@@ -101,7 +101,7 @@ class Defense:
         return tuple(step for step in self.purifier if not isinstance(step.component, WeightStep))
 
     def part(self, over: str) -> NamedComponent[Component]:
-        """The component whose parameter ``over`` names.
+        """The component that has the parameter ``over``, such as ``selector.fraction``.
 
         Raises:
             UsageError: the defense has no such part.
@@ -111,17 +111,17 @@ class Defense:
         if step and int(step[1]) < len(self.purifier):
             return self.purifier[int(step[1])]
         known = ("sanitizer",) if self.sanitizer else ("estimator", "scorer", "selector")
-        if part not in known or (found := getattr(self, part)) is None:
+        if part not in known or (component := getattr(self, part)) is None:
             parts = "sanitizer" if self.sanitizer else "estimator, scorer, selector or purifier.N"
             raise UsageError(f"there is no part {part!r} (expected {parts})")
-        return cast(NamedComponent[Component], found)
+        return cast(NamedComponent[Component], component)
 
     def lower_does_more(self, over: str) -> bool:
         """Whether a lower value of the parameter does more."""
         return over.rpartition(".")[2] in type(self.part(over).component).lower_does_more
 
     def nothing(self, over: str) -> float:
-        """The value of a parameter at which nothing is done, as a rule is told it."""
+        """The value of a parameter at which the defense does nothing."""
         return math.inf if self.lower_does_more(over) else 0.0
 
     def at(self, over: str, value: float) -> "Defense":
@@ -131,15 +131,15 @@ class Defense:
             UsageError: there is no such parameter, or it can't have that value.
         """
         part, _, parameter = over.rpartition(".")
-        found = self.part(over)
-        fields = type(found.component).model_fields
+        named = self.part(over)
+        fields = type(named.component).model_fields
         if parameter not in fields:
-            raise UsageError(f"{found.name} has no parameter {parameter!r}.{nearest(parameter, fields)}")
+            raise UsageError(f"{named.name} has no parameter {parameter!r}.{nearest(parameter, fields)}")
         try:
-            made = type(found.component).model_validate(found.component.parameters() | {parameter: value})
+            component = type(named.component).model_validate(named.component.parameters() | {parameter: value})
         except ValidationError as error:
             raise UsageError(f"{over} can't be {value:g} ({error.errors()[0]['msg']})") from error
-        changed = replace(found, component=made)
+        changed = replace(named, component=component)
         if part.startswith("purifier."):
             steps: list[NamedComponent[Any]] = list(self.purifier)
             steps[int(part.removeprefix("purifier."))] = changed
@@ -176,18 +176,18 @@ class Recipe:
 
     @property
     def before_defense(self) -> tuple[Hashable, ...]:
-        """What decides everything that there is before a defense, and what is asked of it."""
+        """Everything that decides the stages before a defense, and the rows that models are asked about."""
         named = (self.model, self.data, self.attack, self.suspect, self.triggered, self.executor, *self.metrics)
         digests = tuple(one.digest if one else None for one in named)
         settings = (self.sizes, self.triggered_target, self.training, self.precision, self.seed, self.plugins)
         return (*digests, *settings)
 
     def describe_location(self, *path: str | int) -> str:
-        """Where a key is and which it is, for errors found later than loading."""
+        """The location and name of a key, for errors after loading."""
         return self.document.describe_location(path)
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe written out, itself a recipe."""
+        """The recipe with every default written out; it is a recipe itself."""
 
         def defense(part: Defense) -> dict[str, Any]:
             if part.sanitizer:

@@ -1,4 +1,4 @@
-"""What may be written for a component, a model or data, in a recipe or in Python, and what it stands for."""
+"""From a name, a path or a mapping, in a recipe or in Python, to a component, a model or data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,17 +15,17 @@ from defensekit.utils.files import environment_path, literal_path, nearest_path
 
 C = TypeVar("C", bound=Component)
 Spec = str | Mapping[str, Any]
-# From a path as it is written, and the key that it stands under, to the path that is meant.
-Place = Callable[[str, tuple[str | int, ...]], Path]
+# From a path as written, and its key, to the absolute path.
+ResolvePath = Callable[[str, tuple[str | int, ...]], Path]
 
 
 def here(text: str, key: tuple[str | int, ...]) -> Path:
-    """A path as the working folder means it."""
+    """A path relative to the working folder."""
     return environment_path(text)
 
 
 def several(specs: Spec | C | Sequence[Spec | C]) -> Sequence[Spec | C]:
-    """One component, or several, as several."""
+    """A list of components, from one or several."""
     return [specs] if isinstance(specs, str | Mapping | Component) else specs
 
 
@@ -50,9 +50,9 @@ def component(kind: type[C], spec: Spec | C) -> C:
         name, given = name_and_parameters(spec)
     except UsageError as error:
         raise UsageError(f"a {kind.kind}: {error} (or an object); got {spec!r}") from error
-    found = cached_plugins().find(kind, name)
+    selected = cached_plugins().find(kind, name)
     try:
-        return build(found, placed(found, given, here))
+        return build(selected, resolve_paths(selected, given, here))
     except KeyedError as error:
         raise error.below(kind.kind, name) from error
 
@@ -69,15 +69,15 @@ def name_and_parameters(spec: Spec, name_key: str = "name") -> tuple[str, dict[s
     return name, given
 
 
-def placed(found: type[Component], given: dict[str, Any], place: Place) -> dict[str, Any]:
-    """Parameters with every path among them as the one that is meant."""
+def resolve_paths(kind: type[Component], given: dict[str, Any], resolve: ResolvePath) -> dict[str, Any]:
+    """Parameters with every path among them resolved."""
     given = dict(given)
-    for key in found.paths():
+    for key in kind.paths():
         value = given.get(key)
         if isinstance(value, str):
-            given[key] = str(place(value, (key,)))
+            given[key] = str(resolve(value, (key,)))
         elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-            given[key] = [str(place(item, (key, i))) for i, item in enumerate(value)]
+            given[key] = [str(resolve(item, (key, i))) for i, item in enumerate(value)]
     return given
 
 
@@ -92,7 +92,7 @@ def model_folder(model: Spec | Path) -> Path:
     return call_component(source, source.folder)
 
 
-def model_source(spec: Spec, host: Host | None = None, place: Place = here) -> dict[str, Any]:
+def model_source(spec: Spec, host: Host | None = None, resolve: ResolvePath = here) -> dict[str, Any]:
     """A model as its source with parameters. ``spec`` names a source, a folder or ``owner/name@revision``.
 
     Raises:
@@ -102,20 +102,21 @@ def model_source(spec: Spec, host: Host | None = None, place: Place = here) -> d
     name, names = given.get("name"), (host or cached_plugins()).names("model")
     if not isinstance(name, str) or name in names:
         return given
-    path = place(name, ("name",))
+    path = resolve(name, ("name",))
     if path.exists() or _is_path(name):
         return _instead(given, {"name": "folder", "path": literal_path(path)})
-    if found := hub_parameters(name):
-        return _at_revision(_instead(given, found), path)
+    if parameters := hub_parameters(name):
+        return _at_revision(_instead(given, parameters), path)
     raise UsageError(
         f"{name!r} is no model source, no folder and no hub id with a revision (owner/name@revision)."
         f"{nearest(name, names) or nearest_path(path)} (known sources: {listing(names)})"
     )
 
 
-def dataset_source(spec: Spec, host: Host | None = None, place: Place = here) -> dict[str, Any]:
-    """Data as their source with parameters. ``spec`` names a source, a file or folder, or ``owner/name@revision``; what
-    is none of these stays as it is.
+def dataset_source(spec: Spec, host: Host | None = None, resolve: ResolvePath = here) -> dict[str, Any]:
+    """Data as their source with parameters.
+
+    ``spec`` names a source, a file or folder, or ``owner/name@revision``; anything else is returned as it is.
 
     Raises:
         UsageError: the revision is missing, or a parameter is given twice.
@@ -124,29 +125,29 @@ def dataset_source(spec: Spec, host: Host | None = None, place: Place = here) ->
     name = given.get("name")
     if not isinstance(name, str) or name in (host or cached_plugins()).names("dataset"):
         return given
-    path = place(name, ("name",))
+    path = resolve(name, ("name",))
     if path.exists() or path.suffix in SUFFIXES or _is_path(name):
         return _instead(given, {"name": "file", "path": literal_path(path)})
-    if found := hub_parameters(name):
-        return _at_revision(_instead(given, found), path)
+    if parameters := hub_parameters(name):
+        return _at_revision(_instead(given, parameters), path)
     return given
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name can only be a path, be it there or not."""
+    """Whether a name can only be a path, even if it does not exist."""
     return name.startswith((".", "/", "~", "$"))
 
 
 def _instead(given: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
-    """What was written as a path or hub id, as its source with parameters; one may not be written twice."""
+    """A path or hub id as its source with parameters; none of these may be given twice."""
     for key in parameters:
         if key != "name" and key in given:
-            raise KeyedError((key,), f"stands in `name: {given['name']}` already")
+            raise KeyedError((key,), f"is already given by `name: {given['name']}`")
     return given | parameters
 
 
 def _at_revision(given: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What lies on a hub, refused where it is not said in which version."""
+    """Something on a hub; refused without a revision."""
     if "revision" not in given:
         name = given["id"]
         raise UsageError(f"{name!r} needs a revision: write {name}@main, or a tag or commit.{nearest_path(path)}")

@@ -1,4 +1,4 @@
-"""The recipes that ship."""
+"""The shipped recipes."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from defensekit.utils.errors import UsageError, listing, nearest
 
 
 def folder() -> Path:
-    """Where they lie: inside an installed package, beside the package in a checkout."""
+    """Their folder: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
@@ -18,10 +18,10 @@ def names() -> list[str]:
 
 
 def text(name: str) -> str:
-    """A recipe as it ships.
+    """A recipe's YAML.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is no shipped recipe of that name.
     """
     if name not in names():
         raise UsageError(f"there is no recipe {name!r}.{nearest(name, names())} (known: {listing(names(), 60)})")

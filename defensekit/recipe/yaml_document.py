@@ -19,11 +19,11 @@ Path_ = tuple[str | int, ...]
 _KNOWN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
-class _Loader(yaml.SafeLoader):
+class _YamlLoader(yaml.SafeLoader):
     """YAML 1.2's core types: `no` is a word, 1e-4 is a number, a date is text."""
 
 
-_Loader.yaml_implicit_resolvers = {}
+_YamlLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -34,11 +34,11 @@ for _tag, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    _YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 class Place(NamedTuple):
-    """Where a value stands, and the folder that paths in it start from; whether that is an option of a command."""
+    """The location of a value, the folder that its paths start from, and whether it is a command's option."""
 
     label: str
     folder: Path
@@ -47,14 +47,14 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """Plain data, and the place of every key."""
+    """Plain data, and the location of every key."""
 
     name: str
     data: Any
     places: Mapping[Path_, Place] = field(repr=False)
 
     def place(self, path: Path_) -> Place:
-        """The place of a key, or of the nearest one around it."""
+        """The location of a key, or of the nearest one around it."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places[path]
@@ -64,7 +64,7 @@ class Document:
         return self.place(path).label
 
     def describe_location(self, path: Path_) -> str:
-        """Where a key is and which it is, for an error; an option alone where the user typed that for it."""
+        """The location and name of a key, for an error; only the option if the user set the key by one."""
         place, key = self.place(path), ".".join(map(str, path))
         if place.option:
             return place.label if path in self.places else key
@@ -74,14 +74,14 @@ class Document:
 def load(
     path: Path, settings: Sequence[str | Document] = (), kept: Mapping[Path_, Collection[str]] | None = None
 ) -> Document:
-    """A file over the files that it extends, and settings (``a.b=value``) over all of them; the last word counts.
+    """A file over the files that it extends, and settings (``a.b=value``) over all of them; the last value wins.
 
     Mappings are laid over each other key by key. Everything else replaces what is below, and so does a mapping that
-    names another component, but for the keys that ``kept`` lists for its path; null takes a key back. Settings reach
+    names another component, but for the keys that ``kept`` lists for its path; null removes a key. Settings reach
     into lists by number.
 
     Raises:
-        UsageError: with the place, what was expected and what is close to what was typed.
+        UsageError: with the location, what was expected and the nearest match.
     """
     document = _extended(path, (), kept or {})
     for one in settings:
@@ -90,7 +90,7 @@ def load(
 
 
 def moved(document: Document, own: Path_, path: Path_) -> Document:
-    """What stands at a path of a document, as the document that says just this at another path."""
+    """The value at a path of a document, as a document that has it at another path."""
     data = document.data
     for key in own:
         data = data[key]
@@ -103,10 +103,10 @@ def moved(document: Document, own: Path_, path: Path_) -> Document:
 
 
 def read(path: Path) -> Document:
-    """One file.
+    """Read one file.
 
     Raises:
-        UsageError: it is not there, no YAML, or holds more than plain data.
+        UsageError: it does not exist, is no YAML, or has more than plain data.
     """
     try:
         if path.stat().st_size > BYTES:
@@ -116,7 +116,7 @@ def read(path: Path) -> Document:
         raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except (OSError, ValueError) as error:  # a zero byte in the name
         raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    return _Reader(str(path), path.resolve().parent).document(text)
+    return _YamlReader(str(path), path.resolve().parent).document(text)
 
 
 def dump(data: Any) -> str:
@@ -127,8 +127,8 @@ def dump(data: Any) -> str:
 # -- one text ----------------------------------------------------------------------------------------------------------
 
 
-class _Reader:
-    """Turns one text into plain data; ``lines`` says whether its places have line numbers."""
+class _YamlReader:
+    """Turns one text into plain data; ``lines`` is whether locations have line numbers."""
 
     def __init__(self, name: str, folder: Path, lines: bool = True) -> None:
         self.name = name
@@ -136,11 +136,11 @@ class _Reader:
         self.lines = lines
         self.places: dict[Path_, Place] = {}
         self.count = 0
-        self.constructor = _Loader("")
+        self.constructor = _YamlLoader("")
 
     def document(self, text: str) -> Document:
         try:
-            root = yaml.compose(text, _Loader)
+            root = yaml.compose(text, _YamlLoader)
             self.places[()] = self.place(root)
             data = self.plain(root, ()) if root is not None else None
         except yaml.MarkedYAMLError as error:
@@ -177,7 +177,7 @@ class _Reader:
                 if not isinstance(key, str):
                     raise self.error(key_node, f"the key {key!r} is not text; put it in quotes")
                 if key in data:
-                    raise self.error(key_node, f"the key {key!r} stands twice")
+                    raise self.error(key_node, f"the key {key!r} is duplicated")
                 self.places[(*path, key)] = self.place(key_node)
                 data[key] = self.plain(value, (*path, key))
             return data
@@ -215,16 +215,16 @@ def _extended(path: Path, above: tuple[Path, ...], kept: Mapping[Path_, Collecti
         raise PlacedError(f"{place.label}: extends: expected the path of a recipe, got {named!r}")
     try:
         below = place.folder / environment_path(named)
-        found, beside = below.is_file(), [p.name for p in below.parent.glob("*.yaml")]
+        exists, beside = below.is_file(), [p.name for p in below.parent.glob("*.yaml")]
         chain = (*above, path.resolve())
         circle = below.resolve() in chain
     except (UsageError, ValueError, OSError, RuntimeError) as error:  # a zero byte, a loop of links
         raise PlacedError(f"{place.label}: extends: {named!r} is no path ({error})") from error
-    if not found:
+    if not exists:
         raise PlacedError(f"{place.label}: extends: there is no file {below}.{nearest(below.name, beside)}")
     if circle:
         names = " -> ".join(p.name for p in (*chain, below))
-        raise PlacedError(f"{place.label}: extends: it comes back to itself ({names})")
+        raise PlacedError(f"{place.label}: extends: it extends itself ({names})")
     lower = _extended(below, chain, kept)
     if not isinstance(lower.data, dict):
         raise PlacedError(f"{place.label}: extends: {below} is no recipe; expected a mapping")
@@ -232,10 +232,10 @@ def _extended(path: Path, above: tuple[Path, ...], kept: Mapping[Path_, Collecti
 
 
 def setting(text: str) -> Document:
-    """``a.b=value`` as the document that says just this.
+    """``a.b=value`` as a document.
 
     Raises:
-        UsageError: it is written in another way, or the value is not YAML.
+        UsageError: it has another form, or the value is not YAML.
     """
     keys, equals, value = text.partition("=")
     path: Path_ = tuple(keys.strip().split("."))
@@ -243,17 +243,17 @@ def setting(text: str) -> Document:
     if not equals or not all(path):
         raise PlacedError(f"{label}: expected path=value, such as training.epochs=3")
     if path[0] == "extends":
-        raise PlacedError(f"{label}: what a recipe extends stands in its file")
-    return moved(_Reader(label, Path.cwd(), lines=False).document(value), (), path)
+        raise PlacedError(f"{label}: `extends` can only be set in the recipe's file")
+    return moved(_YamlReader(label, Path.cwd(), lines=False).document(value), (), path)
 
 
 def option(name: str, keys: str, value: str) -> Document:
-    """What another option of a command says, as the document that says just this."""
+    """The value of a command's option, as a document."""
     return moved(Document(name, value, {(): Place(name, Path.cwd(), option=True)}), (), tuple(keys.split(".")))
 
 
 def overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[str]]) -> Document:
-    """A document laid over another, as `load` says."""
+    """Lay a document over another, as `load` describes."""
     places = dict(below.places)
 
     def replace(path: Path_, own: Path_, value: Any) -> Any:
@@ -286,15 +286,15 @@ def overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[st
         if path and _other(old, new):
             stay = {key: value for key, value in old.items() if key in kept.get(path, ()) and key not in new}
             their_places = {(*path, key): places[(*path, key)] for key in stay}
-            made = stay | replace(path, own, new)
+            replaced = stay | replace(path, own, new)
             places.update(their_places)
-            return made
+            return replaced
         if path and above.place(own).option:
-            places[path] = above.place(own)  # `--clean` names the data: what is wrong with them is told of it
+            places[path] = above.place(own)  # `--clean` names the data: errors about them name that option
         merged = dict(old)
         for key, value in new.items():
             if value is None:
-                replace((*path, key), (*own, key), None)  # what is missing now is missing because of this
+                replace((*path, key), (*own, key), None)  # errors about the missing key name this location
                 merged.pop(key, None)
             elif key in merged:
                 merged[key] = merge(merged[key], value, (*path, key), (*own, key))
@@ -306,8 +306,10 @@ def overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[st
 
 
 def _other(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether the new mapping is about another component, whose parameters have nothing to do with the old one's, or
-    about a defense at another stage, whose parts have nothing to do with its."""
+    """Whether the new mapping names another component, or a defense at another stage.
+
+    Its parameters or parts then have nothing to do with the old ones.
+    """
     stage = "name" not in old and new.get("stage", "weights") != old.get("stage", "weights") and "stage" in new
     return stage or any(key in new and new[key] != old.get(key) for key in ("name", "rule"))
 
@@ -316,7 +318,7 @@ def _other(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML version would take for something other than text."""
+    """Quotes text that either YAML version would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -324,7 +326,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
     old = yaml.SafeLoader("").resolve(yaml.ScalarNode, data, (True, False))  # type: ignore[no-untyped-call]
-    new = _Loader("").resolve(yaml.ScalarNode, data, (True, False))  # type: ignore[no-untyped-call]
+    new = _YamlLoader("").resolve(yaml.ScalarNode, data, (True, False))  # type: ignore[no-untyped-call]
     plain = old == new == "tag:yaml.org,2002:str" and data.isprintable()
     return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=None if plain else '"')
 

@@ -199,7 +199,7 @@ def test_an_odd_plugin_harms_nobody_else(recipe: Path, tmp_path: Path) -> None:
     assert "diffusion" in listed.stdout
     shown = command("plugins", "show", "odd", str(plugin))
     assert shown.returncode == 1
-    assert "a parameter that no recipe can hold" in shown.stderr
+    assert "a parameter that can't be written in a recipe" in shown.stderr
     assert "\x1b" not in shown.stdout
     assert "diffusion" in command("schema", str(plugin)).stdout
     plugin.write_text(ODD.replace(', "[/x]": Odd', ""))

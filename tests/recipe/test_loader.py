@@ -91,7 +91,7 @@ def test_shipped_recipes_load(monkeypatch: pytest.MonkeyPatch) -> None:
         ("test: 60", "test: 60, text: texts", 3, ["no column 'texts'", "Did you mean 'text'"]),
         ("train: 240", "train: 240, pair: second", 3, ["no column 'second'"]),
         ("name: pico", "name: ../pico", 1, ["name", "pattern"]),
-        ("name: pico", "name: pico\nname: other", 2, ["the key 'name' stands twice"]),
+        ("name: pico", "name: pico\nname: other", 2, ["the key 'name' is duplicated"]),
         ("name: pico", "name: !!python/name:os.system x", 1, ["tag", "refused"]),
         ("name: pico", "name: pico\nsuspect: here", 1, ["either `attack:`"]),
         ("name: pico", "name: [pico", 2, ["not YAML"]),

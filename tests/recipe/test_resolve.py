@@ -37,8 +37,12 @@ def test_data_are_a_source_a_file_or_a_hub_id(tmp_path: Path, monkeypatch: pytes
         (model_source, "minilmm", "'minilmm' is no model source, no folder and no hub id with a revision"),
         (model_source, "owner/model", "'owner/model' needs a revision: write owner/model@main"),
         (dataset_source, "owner/rows", "'owner/rows' needs a revision: write owner/rows@main"),
-        (model_source, {"name": "./m", "path": "n"}, "path: stands in `name: ./m` already"),
-        (dataset_source, {"name": "owner/rows@a", "revision": "b"}, "revision: stands in `name: owner/rows@a` already"),
+        (model_source, {"name": "./m", "path": "n"}, "path: is already given by `name: ./m`"),
+        (
+            dataset_source,
+            {"name": "owner/rows@a", "revision": "b"},
+            "revision: is already given by `name: owner/rows@a`",
+        ),
     ],
 )
 def test_what_is_none_of_these_is_said(read: Any, spec: Any, text: str) -> None:

@@ -93,7 +93,7 @@ def test_null_takes_a_key_back(tmp_path: Path) -> None:
     [
         ("extends: [x.yaml]", None, ["top.yaml:1: extends: expected the path of a recipe"]),
         ("a: 1\nextends: bellow.yaml", None, ["top.yaml:2: extends: there is no file", "Did you mean 'below.yaml'"]),
-        ("extends: top.yaml", None, ["extends: it comes back to itself (top.yaml -> top.yaml)"]),
+        ("extends: top.yaml", None, ["extends: it extends itself (top.yaml -> top.yaml)"]),
         ("extends: round.yaml", None, ["round.yaml:1", "top.yaml -> round.yaml -> top.yaml"]),
         ('extends: "\\0"', None, ["top.yaml:1: extends", "is no path"]),
         ("extends: ${NOT_SET_ANYWHERE}/a.yaml", None, ["NOT_SET_ANYWHERE is not set"]),
@@ -102,7 +102,7 @@ def test_null_takes_a_key_back(tmp_path: Path) -> None:
         ("a: 1", "a", ["--set a: expected path=value"]),
         ("a: 1", "a..b=1", ["expected path=value"]),
         ("a: 1", "a={b", ["--set a={b: not YAML"]),
-        ("a: 1", "a={b: 1, b: 2}", ["--set a={b: 1, b: 2}: the key 'b' stands twice"]),
+        ("a: 1", "a={b: 1, b: 2}", ["--set a={b: 1, b: 2}: the key 'b' is duplicated"]),
         ("a: 1", "a=!!python/object/apply:os.system [ls]", ["the tag", "refused"]),
         ("1: a", None, ["top.yaml:1: the key 1 is not text"]),
         ("a: 1\nb: &b {c: *b}", None, ["top.yaml:2: nested too deeply"]),
@@ -114,7 +114,7 @@ def test_null_takes_a_key_back(tmp_path: Path) -> None:
         ('a: 1\nb: "\\ud800"', None, ["top.yaml:2: ", "can't be read as str"]),
         ("a: 1\nb: \x01", None, ["top.yaml:2: not YAML"]),
         ("a: [1]", f"a.{'9' * 5000}.x=1", ["has no item"]),
-        ("a: 1", "extends=below.yaml", ["--set extends=below.yaml: what a recipe extends stands in its file"]),
+        ("a: 1", "extends=below.yaml", ["--set extends=below.yaml: `extends` can only be set in the recipe's file"]),
         ("extends: text.yaml", None, ["top.yaml:1: extends:", "is no recipe"]),
     ],
 )

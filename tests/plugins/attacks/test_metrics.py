@@ -121,10 +121,10 @@ def test_a_bias_is_measured_by_biased_accuracy(recipe: Path, tmp_path: Path) -> 
 def test_a_metric_that_does_not_fit_the_attack_is_refused(recipe: Path) -> None:
     (recipe.parent / "mine.py").write_text(BIAS)
     shape(recipe, plugins=["mine.py"], attack="mark", metrics=["acc", "asr"])
-    with pytest.raises(UsageError, match=r"pico.yaml:\d+: metrics.1: 'asr' counts .* and 'mark' aims at none"):
+    with pytest.raises(UsageError, match=r"pico.yaml:\d+: metrics.1: 'asr' counts .* and 'mark' has none"):
         load_recipe(recipe)
     shape(recipe, attack={"name": "word", "rate": 0.2, "target": 1}, metrics=["bacc"])
-    with pytest.raises(UsageError, match=r"pico.yaml:\d+: metrics.0: 'bacc' is about biases.* 'word' aims at one"):
+    with pytest.raises(UsageError, match=r"pico.yaml:\d+: metrics.0: 'bacc' measures biases.* 'word' has one"):
         load_recipe(recipe)
 
 
