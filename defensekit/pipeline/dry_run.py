@@ -1,4 +1,4 @@
-"""What a run would do: its stages, and which of them the store has. Nothing is computed."""
+"""The stages of a run, and which of them are cached, without computing anything."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +15,17 @@ from defensekit.recipe.recipe import Recipe
 def preview(
     recipe: str | Path | Recipe, workspace: str | Path = "workspace", say: Callable[[str], None] = lambda text: None
 ) -> list[Planned]:
-    """The stages of a run in a workspace, in the order they would be made.
+    """List the stages of a run, in the order of computation.
 
-    Models and data that the recipe names are looked at, and fetched where they are not here yet.
+    Models and data that the recipe names are read, and downloaded if they are not here yet.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        workspace: the folder where finished stages are kept.
+        say: takes lines for the user.
+
+    Returns:
+        The stages; each says whether it is cached.
 
     Raises:
         UsageError: a model or the data are not what was expected.
@@ -27,8 +35,8 @@ def preview(
 
 
 def stages_ahead(plan: Plan, store: Store) -> list[Planned]:
-    """The stages of a plan; those that depend on a choice that can't be known yet have no key."""
-    found: dict[str, Planned] = {}
+    """The stages of a plan; those that depend on an unknown choice have no key."""
+    planned: dict[str, Planned] = {}
 
     def stored(stage: Stage) -> Artifact | None:
         try:
@@ -37,25 +45,25 @@ def stages_ahead(plan: Plan, store: Store) -> list[Planned]:
             return None
 
     def visit(stage: Stage) -> None:
-        """A stage, after the inputs that it needs where it is not there itself."""
-        if stage.key in found:
+        """Add a stage, after its inputs unless it is cached."""
+        if stage.key in planned:
             return
         artifact = stored(stage)
         if artifact is None:
             for needed in stage.inputs:
                 visit(needed)
         seconds = artifact.seconds if artifact else None
-        found[stage.key] = Planned(stage.plain["title"], stage.plain["kind"], stage.key, seconds)
+        planned[stage.key] = Planned(stage.plain["title"], stage.plain["kind"], stage.key, seconds)
 
     asked = requested(Experiment(plan).requests(), stored)
     for request in asked:
         if request.stage:
             visit(request.stage)
-    return [*found.values(), *(Planned(one.title, one.kind, None, None) for one in asked if not one.stage)]
+    return [*planned.values(), *(Planned(one.title, one.kind, None, None) for one in asked if not one.stage)]
 
 
 def requested(requests: Requests, stored: Callable[[Stage], Artifact | None] = lambda stage: None) -> list[Request]:
-    """Every request of a run, each answered with what is stored and nothing computed."""
+    """Every request of a run, each answered from the store without computing."""
     asked: list[Request] = []
     artifact = None
     try:

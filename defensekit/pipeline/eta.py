@@ -1,4 +1,4 @@
-"""How long the rest takes."""
+"""Estimates of the remaining time."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from defensekit.components.runtime import Planned
 
 @dataclass
 class RunEta:
-    """How far a run is, and how long the rest will take: what stages of the same kind took so far."""
+    """The progress of a run, and its remaining time, estimated from finished stages of the same kind."""
 
     stages: Sequence[Planned] = ()
     done: set[str] = field(default_factory=set)
@@ -23,18 +23,18 @@ class RunEta:
                 self.took.setdefault(stage.kind, []).append(stage.seconds)
 
     def finish(self, title: str, seconds: float, reused: bool) -> None:
-        """Take note of a stage that is there now."""
+        """Record a finished stage."""
         self.done.add(title)
         if title in self.kinds and not reused:
             self.took.setdefault(self.kinds[title], []).append(seconds)
 
     @property
     def total(self) -> int:
-        """Stages of the run, those included that turned up later than planned."""
+        """The number of stages, including those that were added after planning."""
         return len(self.kinds.keys() | self.done)
 
     def left(self, title: str = "", elapsed: float = 0.0, share: float = 0.0) -> str:
-        """How long the rest takes, in words, ``share`` of the stage ``title`` having taken ``elapsed`` seconds."""
+        """The remaining time in words; ``share`` of the stage ``title`` took ``elapsed`` seconds."""
         seconds, known = 0.0, True
         for stage in self.stages:
             if stage.cached or stage.title in self.done:
@@ -45,7 +45,7 @@ class RunEta:
             elif took:
                 seconds += max(fmean(took) - (elapsed if stage.title == title else 0.0), 0.0)
             else:
-                known = False  # nothing of its kind was seen yet
+                known = False  # no stage of its kind has finished yet
         if not self.stages or (not known and seconds < 1):
             return ""
         return f"{'about' if known else 'more than'} {duration(seconds)} left"
@@ -53,9 +53,9 @@ class RunEta:
 
 @dataclass
 class StudyEta:
-    """How long many runs will still take: what is left of each kind of stage, times what one takes, in parallel.
+    """The remaining time of many runs: for each kind, the remaining stages times the seconds of one, in parallel.
 
-    ``waiting`` has the kinds of the stages to make by their keys: two runs may give a stage that they share two titles.
+    ``waiting`` has the kinds of the stages to compute, by key: two runs may title a shared stage differently.
     """
 
     waiting: dict[str, str]
@@ -63,12 +63,12 @@ class StudyEta:
     took: dict[str, list[float]] = field(default_factory=dict)
 
     def finish(self, key: str, seconds: float | None) -> None:
-        """Take note of a stage that is there now."""
+        """Record a finished stage."""
         if (kind := self.waiting.pop(key, None)) and seconds is not None:
             self.took.setdefault(kind, []).append(seconds)
 
     def left(self) -> str:
-        """How long the rest takes, in words; empty where nothing is known of it, or nothing is left."""
+        """The remaining time in words; empty if it is unknown, or nothing is left."""
         kinds = Counter(self.waiting.values())
         took = {kind: fmean(seconds) for kind, seconds in self.took.items()}
         seconds = sum(number * took.get(kind, 0.0) for kind, number in kinds.items()) / self.slots

@@ -1,4 +1,4 @@
-"""Where stages run, as the core has it: here."""
+"""The executor of the core: stages run in this process."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,10 +9,15 @@ from defensekit.components import Executor, Workers
 
 
 def compute(stage: dict[str, Any], store: Path, report: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Compute a stage whose inputs are in the store, into the store: what every executor does in the end.
+    """Compute a stage whose inputs are in the store, into the store: every executor ends in this call.
+
+    Args:
+        stage: the stage as plain data.
+        store: the folder of the store.
+        report: called with steps done and in all.
 
     Raises:
-        DefenseKitError: what went wrong, with the name of the plugin where a plugin did it.
+        DefenseKitError: the stage failed; names the plugin if one caused it.
     """
     from defensekit.pipeline import stages
 
@@ -28,4 +33,5 @@ class InProcess(Executor):
     """Runs each stage in this process, one after the other."""
 
     def open(self) -> AbstractContextManager[Workers]:
+        """Workers for the length of a run."""
         return nullcontext(_Here())

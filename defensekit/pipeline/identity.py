@@ -1,4 +1,4 @@
-"""What decides the numbers of a run: the same before it is run and read from its result."""
+"""The identity of a run: everything that decides its numbers, from a plan or from a result."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,8 +8,8 @@ from defensekit.pipeline.store import FORMAT
 from defensekit.recipe.recipe import Defense, NamedComponent, Recipe
 from defensekit.utils.files import data_digest
 
-# Every key of a recipe stands in one of these; a new one belongs to identity unless the numbers can't depend on it.
-# Under `data` and `training` all is identity; of `suspect` and `triggered.path` what lies there.
+# Every key of a recipe is in one of these; a new one belongs to identity unless the numbers can't depend on it.
+# Under `data` and `training` every key is identity; of `suspect` and `triggered.path` the contents are.
 IDENTITY = {
     "model", "data", "attack", "suspect", "triggered.target", "triggered.path", "training", "precision",
     "defense.stage", "defense.estimator", "defense.scorer", "defense.selector", "defense.purifier", "defense.sanitizer",
@@ -19,12 +19,12 @@ NOT_IDENTITY = {"name", "extends", "plugins", "requires", "executor", "observers
 
 
 def parts(recipe: Recipe) -> Iterator[tuple[str, NamedComponent[Any]]]:
-    """Every component that takes part in what a run computes, with its place in the recipe."""
+    """Every component of a run's computation, with its key in the recipe."""
     yield "model", recipe.model
     yield "data", recipe.data
-    for place, named in (("attack", recipe.attack), ("suspect", recipe.suspect), ("triggered", recipe.triggered)):
+    for key, named in (("attack", recipe.attack), ("suspect", recipe.suspect), ("triggered", recipe.triggered)):
         if named:
-            yield place, named
+            yield key, named
     yield from _defense("defense", recipe.defense)
     if recipe.choose:
         yield "defense.choose", recipe.choose
@@ -34,7 +34,7 @@ def parts(recipe: Recipe) -> Iterator[tuple[str, NamedComponent[Any]]]:
         yield f"metrics.{i}", metric
 
 
-def _defense(place: str, defense: Defense) -> Iterator[tuple[str, NamedComponent[Any]]]:
+def _defense(key: str, defense: Defense) -> Iterator[tuple[str, NamedComponent[Any]]]:
     for part, named in (
         ("estimator", defense.estimator),
         ("scorer", defense.scorer),
@@ -43,30 +43,30 @@ def _defense(place: str, defense: Defense) -> Iterator[tuple[str, NamedComponent
         ("sanitizer.model", defense.language_model),
     ):
         if named:
-            yield f"{place}.{part}", named
+            yield f"{key}.{part}", named
     for i, step in enumerate(defense.purifier):
-        yield f"{place}.purifier.{i}", step
+        yield f"{key}.purifier.{i}", step
 
 
 def identified(plan: Plan) -> dict[str, Any]:
-    """Everything that decides the numbers of a run, as plain data: no path, no name, no word for people.
+    """Everything that decides the numbers of a run, as plain data, without paths, names and titles.
 
     ``parts`` are the components with their parameters and the digest of their source, ``contents`` the digests of
-    models, data and tables outside the store, ``machine`` is what stages run on.
+    models, data and tables outside the store, ``machine`` describes where stages run.
     """
     recipe = plan.recipe
-    found = dict(parts(recipe))
+    components = dict(parts(recipe))
     contents = {"model": plan.base.digest, **plan.contents}
     if plan.given_suspect:
         contents["suspect"] = plan.given_suspect.digest
-    for place, named in found.items():
-        if ".purifier." in place and (digest := plan.step_contents(named)) is not None:
-            contents[place] = digest
-        if place.endswith(".sanitizer.model"):
-            contents[place] = plan.language_model(named).digest
+    for key, named in components.items():
+        if ".purifier." in key and (digest := plan.step_contents(named)) is not None:
+            contents[key] = digest
+        if key.endswith(".sanitizer.model"):
+            contents[key] = plan.language_model(named).digest
     return {
         "format": FORMAT,
-        "parts": {place: named.identified for place, named in found.items()},
+        "parts": {key: named.identified for key, named in components.items()},
         "settings": {
             "sizes": recipe.sizes.model_dump(),
             "training": recipe.training.model_dump() if recipe.attack else None,
@@ -80,5 +80,5 @@ def identified(plan: Plan) -> dict[str, Any]:
 
 
 def identity(facts: dict[str, Any]) -> str:
-    """The digest of what `identified` gives, and of what a result has recorded of it."""
+    """The digest of what `identified` gives, or of a result's record of it."""
     return data_digest(facts)

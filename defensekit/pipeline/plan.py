@@ -24,13 +24,13 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        """What the artifact will be known by."""
+        """The key of its artifact in the store."""
         return key_of(self.plain)
 
 
 @dataclass(frozen=True)
 class ExternalModel:
-    """A model outside the store: where it lies, and the digest of its contents."""
+    """A model outside the store: its path, and the digest of its contents."""
 
     path: Path
     digest: str
@@ -38,7 +38,7 @@ class ExternalModel:
 
 @dataclass(frozen=True)
 class DefenseOutcome:
-    """What a defense leaves to be asked: a model, and what becomes of the rows before it reads them."""
+    """The outcome of a defense: a model, and what is done to rows before it reads them."""
 
     model: "Stage | ExternalModel"
     read: Callable[[Stage], Stage] = lambda rows: rows
@@ -48,7 +48,7 @@ Params = tuple[tuple[str, Any], ...]
 
 
 def _thawed(value: Any) -> Any:
-    """Parameters are compared a thousand times and written once: here they become plain data."""
+    """Plain data from hashable parameters: those are compared a thousand times, and written once."""
     if isinstance(value, BaseModel):
         return value.model_dump()
     if isinstance(value, frozenset):
@@ -56,28 +56,28 @@ def _thawed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
-def once(method: "Callable[[Plan], Made]") -> "Callable[[Plan], Made]":
-    """A method that a plan answers once: thousands of runs ask for the same things."""
+def once(method: "Callable[[Plan], T]") -> "Callable[[Plan], T]":
+    """Cache a method's answer in the plan: thousands of runs ask for the same stages."""
 
     @wraps(method)
-    def answer(self: "Plan") -> Made:
+    def answer(self: "Plan") -> T:
         if method.__name__ not in self.answered:
             self.answered[method.__name__] = method(self)
-        return cast(Made, self.answered[method.__name__])
+        return cast(T, self.answered[method.__name__])
 
     return answer
 
 
 class Plan:
-    """Every stage of a run, by name; a stage is planned once, whoever asks for it.
+    """Plans the stages of a run, each of them once.
 
-    ``contents`` are the digests of what an attack and data sets read, ``step_contents`` of what a step of a purifier
-    reads, ``language_model`` says where the one of a sanitizer lies, ``machine`` is what stages run on, ``known`` are
-    the stages that other runs planned: runs of a study share most of theirs; ``answered`` is what runs have answered
-    that differ in their defense alone.
+    ``contents`` are the digests of the files that an attack and data sets read, and ``step_contents`` gives the one of
+    a purifier's step. ``language_model`` finds the model of a sanitizer. ``machine`` describes where stages run.
+    ``known`` has the stages that other runs planned: runs of a study share most of theirs. ``answered`` caches the
+    stages of runs that differ in their defense alone.
     """
 
     def __init__(
@@ -149,12 +149,13 @@ class Plan:
         return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
 
     def _plugin(self, named: NamedComponent[Component]) -> str:
-        """Where a component comes from, for whoever does not have it."""
+        """The plugin of a component, for a machine that does not have it."""
         return str(self.recipe.host.plugin_of(named.component.kind, named.name))
 
     # -- data ------------------------------------------------------------------------------------------------------
 
     def rows(self, role: str) -> Stage:
+        """The rows of a role: train, clean, dev or test."""
         if (wanted := f"{role} rows") not in self.answered:
             self.answered[wanted] = self._planned_rows(role)
         return cast(Stage, self.answered[wanted])
@@ -184,11 +185,13 @@ class Plan:
 
     @once
     def poisoned(self) -> Stage:
+        """The attacker's training rows."""
         inputs: dict[str, Stage | ExternalModel] = {"model": self.base, "rows": self.rows("train")}
         attack = {"attack": cast(NamedComponent[Attack], self.recipe.attack)}
         return self._stage("poison", "poisoned rows", inputs, self._attacked, attack, self.seeds.poison)
 
     def triggered(self) -> Stage | None:
+        """Test rows with the trigger; None without an attack or a file of them."""
         if self.recipe.attack:
             return self._trigger()
         if self.recipe.triggered:
@@ -205,7 +208,7 @@ class Plan:
     # -- models ----------------------------------------------------------------------------------------------------
 
     def _trained(self, title: str, rows: Stage, start: Stage | ExternalModel | None = None) -> Stage:
-        """A fine-tuned base; from ``start``, if it is given, and by the attack itself."""
+        """A fine-tuned base; with ``start``, the attack trains, beginning there."""
         params: Params = (*self._numeric, ("training", self.recipe.training))
         inputs: dict[str, Stage | ExternalModel] = {"model": start or self.base, "rows": rows}
         attack = {}
@@ -216,10 +219,12 @@ class Plan:
 
     @once
     def clean(self) -> Stage:
+        """The base fine-tuned on rows without poison."""
         return self._trained("clean reference", self.rows("train"))
 
     @once
     def suspect(self) -> "Stage | ExternalModel":
+        """The suspect: given, or fine-tuned on poisoned rows."""
         if self.given_suspect:
             return self.given_suspect
         start = cast(NamedComponent[Attack], self.recipe.attack).component.trains_from
@@ -228,19 +233,21 @@ class Plan:
         return self._trained("suspect", self.poisoned(), self.base if start == "base" else self.clean())
 
     def statistics(self, estimator: NamedComponent[Estimator]) -> Stage:
+        """Statistics of the suspect on clean rows."""
         inputs = {"base": self.base, "suspect": self.suspect(), "clean": self.rows("clean")}
         title = f"statistics ({estimator.name})"
         seed = self.seeds.statistics
         return self._stage("statistics", title, inputs, self._cut, {"estimator": estimator}, seed)
 
     def purified(self, title: str, defense: Defense) -> Stage:
+        """The suspect purified by a defense."""
         inputs: dict[str, Stage | ExternalModel] = {
             "base": self.base,
             "suspect": self.suspect(),
             "clean": self.rows("clean"),
         }
         components: dict[str, NamedComponent[Component]] = {}
-        # Nothing selected, or no weight step to change it, is the same model whatever the scorer: fine-tuning alone.
+        # With nothing selected, or no weight step, the scorer makes no difference: the model is only fine-tuned.
         steps, scorer, selector = defense.model_steps, defense.scorer, defense.selector
         changes = steps != defense.purifier
         if changes and scorer and selector and not selector.component.takes_nothing():
@@ -249,24 +256,24 @@ class Plan:
                 inputs["statistics"] = self.statistics(defense.estimator)
         components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
         params = self._numeric
-        if contents := tuple(found for step in steps if (found := self.step_contents(step)) is not None):
+        if contents := tuple(digest for step in steps if (digest := self.step_contents(step)) is not None):
             params = (*params, ("contents", contents))
         return self._stage("purify", title, inputs, params, components, self.seeds.purify)
 
     def fine_tuned(self, defense: Defense) -> Stage:
-        """What the model steps do alone."""
+        """The suspect after the model steps alone."""
         return self.purified("fine-tuned only", Defense(purifier=defense.model_steps))
 
-    # -- what is asked ---------------------------------------------------------------------------------------------
+    # -- predictions -----------------------------------------------------------------------------------------------
 
     def defended(self, title: str, defense: Defense) -> DefenseOutcome:
-        """What a defense makes: another model, or the suspect, asked about sanitized rows."""
+        """The outcome of a defense: another model, or the suspect with sanitized rows."""
         if defense.sanitizer:
             return DefenseOutcome(self.suspect(), lambda rows: self.sanitized(title, defense, rows))
         return DefenseOutcome(self.purified(title, defense))
 
     def sanitized(self, title: str, defense: Defense, rows: Stage) -> Stage:
-        """Rows as a sanitizer leaves them; what it inspects is the same for every value of its late parameters."""
+        """Sanitized rows; the inspection before is shared by all values of the sanitizer's late parameters."""
         named = cast(NamedComponent[Sanitizer], defense.sanitizer)
         component = named.component
         inputs: dict[str, Stage | ExternalModel] = {"rows": rows}
@@ -283,4 +290,5 @@ class Plan:
         return self._stage("sanitize", f"{title}: {what}", inputs, self._cut, {"sanitizer": named}, seed)
 
     def predictions(self, title: str, model: "Stage | ExternalModel", rows: Stage) -> Stage:
+        """A model's answers to rows."""
         return self._stage("predict", title, {"model": model, "rows": rows}, self._numeric)

@@ -1,13 +1,8 @@
 """Stored predictions, read back."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from defensekit.components import Predictions, Trial
-
-if TYPE_CHECKING:
-    pass
-
 
 LOGITS = "predictions.safetensors"
 
@@ -15,7 +10,7 @@ LOGITS = "predictions.safetensors"
 def read_predictions(
     folder: Path, target: int | None = None, names: tuple[str, ...] = (), seed: int = 0
 ) -> Predictions:
-    """The predictions that a stage left in a folder, with what metrics know besides."""
+    """Read the predictions of a stage, and add what metrics need: the target, label names and a seed."""
     from safetensors.numpy import load_file
 
     tensors = load_file(folder / LOGITS)
@@ -23,5 +18,5 @@ def read_predictions(
 
 
 def clean_trial(predictions: Predictions, value: float) -> Trial:
-    """Accuracy on clean rows: all that a rule ever sees."""
+    """The accuracy on clean rows; a rule sees nothing else."""
     return Trial(value, float((predictions.answers() == predictions.labels).mean()), len(predictions.labels))

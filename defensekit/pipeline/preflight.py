@@ -1,4 +1,4 @@
-"""A look at everything that lies outside the store, once, before anything is computed: models, data, their contents."""
+"""Checks of everything outside the store, before anything is computed: models, data, their contents."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -13,42 +13,50 @@ from defensekit.pipeline.plan import ExternalModel, Plan, Stage
 from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.utils.errors import PlacedError, UsageError, listing
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 Say = Callable[[str], None]
 
 
 @dataclass
 class Known:
-    """What was seen and planned for other recipes: many recipes of a study look at the same things."""
+    """Results of checks and planned stages, shared by the recipes of a study."""
 
     seen: dict[Hashable, Any] = field(default_factory=dict)
     stages: dict[Hashable, Stage] = field(default_factory=dict)
 
-    def look(self, wanted: Hashable, call: Callable[[], Made]) -> Made:
-        """What a look gives, once."""
+    def look(self, wanted: Hashable, call: Callable[[], T]) -> T:
+        """Call once for each key, and remember the result."""
         if wanted not in self.seen:
             self.seen[wanted] = call()
-        return cast(Made, self.seen[wanted])
+        return cast(T, self.seen[wanted])
 
 
 def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
-    """The plan of a run. What a recipe names is fetched where it is not here yet; ``say`` takes lines for the user.
+    """Check what a recipe names, and plan its run. Models and data are downloaded if they are not here yet.
+
+    Args:
+        recipe: the recipe.
+        say: takes lines for the user.
+        known: what other recipes of a study share.
+
+    Returns:
+        The plan.
 
     Raises:
         UsageError: a model or the data are not what was expected.
-        DefenseKitError: they can't be had.
+        DefenseKitError: they can't be downloaded.
     """
     known = known or Known()
 
-    def contents_of(key: str, component: Component, call: Callable[..., Made], *arguments: Any) -> Made:
+    def contents_of(key: str, component: Component, call: Callable[..., T], *arguments: Any) -> T:
         return locating_errors(recipe, key, lambda: call_component(component, call, *arguments))
 
     base = known.look(("model", recipe.model.digest), lambda: _external(recipe, recipe.model, "model"))
     suspect, labels = None, None
     if recipe.suspect:
         given = recipe.suspect
-        found = suspect = known.look(("model", given.digest), lambda: _external(recipe, given, "suspect"))
-        labels = known.look((base, found), lambda: _compare_with_base(recipe, base, found, say))
+        model = suspect = known.look(("model", given.digest), lambda: _external(recipe, given, "suspect"))
+        labels = known.look((base, model), lambda: _compare_with_base(recipe, base, model, say))
     source = recipe.data.component
     contents = known.look(recipe.data.digest, lambda: contents_of("data", source, source.contents, say))
     known.look((base, recipe.sizes.max_length), lambda: _check_length(recipe, base))
@@ -67,8 +75,8 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
         return known.look(("step", step.digest), look)
 
     def language_model(named: NamedComponent[ModelSource]) -> ExternalModel:
-        place = "defense.sanitizer.model"
-        return known.look(("language model", named.digest), lambda: _external(recipe, named, place))
+        key = "defense.sanitizer.model"
+        return known.look(("language model", named.digest), lambda: _external(recipe, named, key))
 
     machine = known.look(recipe.executor.digest, recipe.executor.component.machine)
     for defense in (recipe.defense, *recipe.compare.values()):
@@ -92,7 +100,7 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
 
 
 def _compare_with_base(recipe: Recipe, base: ExternalModel, suspect: ExternalModel, say: Say) -> list[str]:
-    """Say what a suspect has that its base has not; returns the names of its labels."""
+    """Report what a suspect has and its base does not; returns the names of its labels."""
     pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
     locating_errors(recipe, "suspect", partial(_refuse_causal, pair.suspect))
     head, left_out = locating_errors(recipe, "suspect", lambda: (pair.head, pair.left_out))
@@ -105,9 +113,7 @@ def _compare_with_base(recipe: Recipe, base: ExternalModel, suspect: ExternalMod
 
 def _refuse_causal(suspect: Checkpoint) -> None:
     if suspect.task == CAUSAL:
-        raise UsageError(
-            f"{suspect.folder} is a {CAUSAL}, and a run is about classifiers; `defensekit purify` takes it"
-        )
+        raise UsageError(f"{suspect.folder} is a {CAUSAL}, and a run takes classifiers; `defensekit purify` takes it")
 
 
 def _attack_contents(recipe: Recipe) -> str | None:
@@ -115,8 +121,8 @@ def _attack_contents(recipe: Recipe) -> str | None:
     return locating_errors(recipe, "attack", lambda: call_component(attack, attack.contents))
 
 
-def locating_errors(recipe: Recipe, key: str, call: Callable[[], Made]) -> Made:
-    """Call; a user's mistake is told with the place in the recipe."""
+def locating_errors(recipe: Recipe, key: str, call: Callable[[], T]) -> T:
+    """Call; a user's mistake is reported with its location in the recipe."""
     try:
         return call()
     except PlacedError:
@@ -130,9 +136,9 @@ def _external(recipe: Recipe, named: NamedComponent[ModelSource], key: str) -> E
 
     def look() -> ExternalModel:
         checkpoint = Checkpoint(call_component(named.component, named.component.folder).resolve())
-        found = ExternalModel(checkpoint.folder, checkpoint.digest())
+        model = ExternalModel(checkpoint.folder, checkpoint.digest())
         checkpoint.check_finite()
-        return found
+        return model
 
     return locating_errors(recipe, key, look)
 

@@ -1,4 +1,4 @@
-"""Artifacts at a URL: for stages that are computed where nobody sees the store's folder."""
+"""Artifacts at a URL, for workers that can't read the store's folder."""
 
 import json
 import shutil
@@ -18,11 +18,11 @@ from defensekit.utils.files import file_digest, file_digests
 
 
 class RemoteStore:
-    """A place that every machine reads and writes, by an fsspec URL.
+    """Artifacts at an fsspec URL that every machine reads and writes.
 
     ``URL/KEY/manifest.json`` has an artifact's manifest and the name of the folder beside it that holds the files. Each
-    writer has a folder of its own and puts the manifest last, unless somebody's already exists: the first one
-    stands, and an artifact is whole or not there. A model outside the store is kept in the same way, by its digest.
+    writer has a folder of its own and puts the manifest last, unless another writer's exists: the first one
+    wins, and an artifact is complete or absent. A model outside the store is kept in the same way, by its digest.
     """
 
     def __init__(self, url: str) -> None:
@@ -34,33 +34,33 @@ class RemoteStore:
             self.system, self.root = fsspec.url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise UsageError(f"artifacts can't travel through {url!r}: {error}") from error
-        # A path starts from this folder, wherever the worker is.
+        # A relative path starts from this folder, wherever the worker is.
         self.url = self.system.unstrip_protocol(self.root) if isinstance(self.system, LocalFileSystem) else url
 
     def pull(self, stage: dict[str, Any], store: Path) -> bool:
-        """Copy what a stage makes into the store; False where it is not at the URL, or damaged there.
+        """Copy a stage's artifact into the store; False if it is missing at the URL, or damaged there.
 
         Raises:
             DefenseKitError: the URL or the disk refused.
         """
         key, opened = key_of(stage), Store(store)
-        scratch, place = opened.scratch(key), store / "artifacts" / key
+        scratch, folder = opened.scratch(key), store / "artifacts" / key
         with self._named():
             try:
                 shutil.rmtree(scratch, ignore_errors=True)
                 if not self._download(key, scratch):
                     return False
-                place.parent.mkdir(parents=True, exist_ok=True)
-                scratch.rename(place)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                scratch.rename(folder)
             except OSError:
-                if not opened.has(key):  # somebody else's is as good
+                if not opened.has(key):  # another process finished it: that is as good
                     raise
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return True
 
     def push(self, stage: dict[str, Any], store: Path) -> None:
-        """Copy what a stage needs to the URL, as far as it is not there yet.
+        """Copy the inputs of a stage to the URL, unless they are there.
 
         Raises:
             DefenseKitError: the URL refused.
@@ -68,17 +68,17 @@ class RemoteStore:
         with self._named():
             for needed in stage["inputs"].values():
                 if not isinstance(needed, dict):
-                    place = store / "artifacts" / needed
-                    self._upload(needed, place / "files", partial(_read, place))
+                    folder = store / "artifacts" / needed
+                    self._upload(needed, folder / "files", partial(_read, folder))
                 else:
                     model = Checkpoint(Path(needed["path"]))
                     self._upload(needed["digest"], model.folder, partial(_described, model))
 
     def compute(self, stage: dict[str, Any], report: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Compute a stage from what was offered; what it makes is at the URL then.
+        """Compute a stage from its inputs at the URL, and copy its artifact there.
 
         Raises:
-            DefenseKitError: what went wrong.
+            DefenseKitError: the stage failed, an input is missing, or the URL refused.
         """
         with TemporaryDirectory(prefix="defensekit-") as folder:
             artifacts = Path(folder) / "artifacts"
@@ -91,13 +91,13 @@ class RemoteStore:
                     if isinstance(needed, dict):
                         here[name] = {**needed, "path": str(artifacts / key / "files")}
             compute({**stage, "inputs": here}, Path(folder), report)
-            made = artifacts / key_of(stage)
+            artifact = artifacts / key_of(stage)
             with self._named():
-                self._upload(made.name, made / "files", lambda: _read(made) | {"stage": stage})
+                self._upload(artifact.name, artifact / "files", lambda: _read(artifact) | {"stage": stage})
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Each file system has errors of its own: here they become one that names the URL."""
+        """Turn a file system's own errors into one that names the URL."""
         try:
             yield
         except Exception as error:
@@ -105,14 +105,14 @@ class RemoteStore:
             raise DefenseKitError(f"{self.url}: {what}") from error
 
     def _manifest(self, key: str) -> dict[str, Any] | None:
-        """What the manifest's file says, None where it is not there or can't be read."""
+        """The manifest's file; None if it is missing or can't be read."""
         try:
-            found = json.loads(self.system.cat_file(f"{self.root}/{key}/{MANIFEST}"))
-            names = [PurePosixPath(name) for name in (found["folder"], *found["manifest"]["files"])]
+            described = json.loads(self.system.cat_file(f"{self.root}/{key}/{MANIFEST}"))
+            names = [PurePosixPath(name) for name in (described["folder"], *described["manifest"]["files"])]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         good = not any(name.is_absolute() or ".." in name.parts for name in names)
-        return found if good else None
+        return described if good else None
 
     def _upload(self, key: str, folder: Path, describe: Callable[[], dict[str, Any]]) -> None:
         if self._manifest(key):
@@ -126,27 +126,27 @@ class RemoteStore:
             text = json.dumps({"folder": mine, "manifest": manifest}, ensure_ascii=False)
             self.system.pipe_file(f"{self.root}/{key}/{MANIFEST}", text.encode())
 
-    def _download(self, key: str, place: Path) -> bool:
-        """Copy an artifact to a place; what is damaged at the URL is taken for not there, and can be written anew."""
-        found = self._manifest(key)
-        if not found:
+    def _download(self, key: str, target: Path) -> bool:
+        """Copy an artifact; a damaged one at the URL counts as missing, and can be written again."""
+        described = self._manifest(key)
+        if not described:
             return False
-        manifest = found["manifest"]
-        (place / "files").mkdir(parents=True)
+        manifest = described["manifest"]
+        (target / "files").mkdir(parents=True)
         for name in manifest["files"]:
-            (place / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / "files" / name).parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
-                self.system.get_file(f"{self.root}/{key}/{found['folder']}/{name}", str(place / "files" / name))
-        if file_digests(place / "files") != manifest["files"]:
+                self.system.get_file(f"{self.root}/{key}/{described['folder']}/{name}", str(target / "files" / name))
+        if file_digests(target / "files") != manifest["files"]:
             self.system.rm_file(f"{self.root}/{key}/{MANIFEST}")
             return False
-        (place / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+        (target / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
         return True
 
 
-def _read(place: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-    return found
+def _read(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return manifest
 
 
 def _described(model: Checkpoint) -> dict[str, Any]:

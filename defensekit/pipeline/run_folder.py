@@ -18,23 +18,30 @@ from defensekit.utils.logging import log
 
 
 class Log(Observer):
-    """Writes what happens into the log."""
+    """Writes events into the log."""
 
     def message(self, text: str) -> None:
+        """Log a message."""
         log.info("%s", text)
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+        """Log a finished stage."""
         log.info("%s: %s", title, "reused" if reused else f"{seconds:.1f} s")
 
 
 def folder_of(recipe: Recipe, workspace: Path) -> Path:
-    """Where a recipe's run goes: the same recipe to the same folder, another one to another."""
+    """The folder of a recipe's run: the same one for the same recipe, and no other recipe's."""
     return workspace / "runs" / f"{recipe.name}-{data_digest(recipe.resolved())[:8]}"
 
 
 def write(result: Result, stage: Stage | None, files: Callable[[Stage], Path]) -> None:
-    """Write everything but the log. ``files`` makes the purified model of a stage where it is not there yet; of a
-    defense that makes none there is no stage."""
+    """Write everything but the log.
+
+    Args:
+        result: the result of the run.
+        stage: the stage of the purified model; None for a defense without one.
+        files: gives the files of a stage, computing it if it is not cached.
+    """
     folder = Path(result.folder)
     atomic_write(folder / "recipe.yaml", yaml_document.dump(result.recipe).encode())
     if stage:
@@ -44,7 +51,7 @@ def write(result: Result, stage: Stage | None, files: Callable[[Stage], Path]) -
 
 def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], result: Result) -> None:
     folder = purified.parent
-    for left in folder.glob(".purified.*.part"):  # by a run that was killed
+    for left in folder.glob(".purified.*.part"):  # left by a killed run
         shutil.rmtree(left, ignore_errors=True)
     if not _is_whole(purified, stage.key):
         part = folder / f".purified.{os.getpid()}.part"
@@ -59,12 +66,12 @@ def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], r
 
 
 def _is_whole(purified: Path, key: str) -> bool:
-    """Whether a purified model is there, of that stage, and as it was written."""
+    """Whether a folder has the purified model of a stage, complete and unchanged."""
     try:
         manifest = json.loads((purified / MODEL_MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    found = file_digests(purified)
-    found.pop(MODEL_MANIFEST)
-    found.pop(CARD, None)  # written anew with every result
-    return isinstance(manifest, dict) and (manifest.get("stage"), manifest.get("files")) == (key, found)
+    digests = file_digests(purified)
+    digests.pop(MODEL_MANIFEST)
+    digests.pop(CARD, None)  # written anew with every result
+    return isinstance(manifest, dict) and (manifest.get("stage"), manifest.get("files")) == (key, digests)

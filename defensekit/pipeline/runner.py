@@ -1,4 +1,4 @@
-"""Makes stages: reuses what the store has, computes what it has not."""
+"""Computes stages, or takes them from the store."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,8 +17,8 @@ from defensekit.utils.logging import log
 class Runner:
     """Makes stages: reuses what the store has, computes what it has not.
 
-    ``failed`` has what went wrong with a stage, by its key, so that nobody who shares it tries again; ``telling`` is
-    held while observers are told something.
+    ``failed`` has the errors of stages, by key: other runs with the same stage don't try again. ``observer_lock`` is
+    held while observers are notified.
     """
 
     store: Store
@@ -29,26 +29,26 @@ class Runner:
     made: dict[str, StageRecord] = field(default_factory=dict)
 
     def tell(self, event: str, *values: Any) -> None:
-        """Tell every observer."""
+        """Notify every observer."""
         with self.observer_lock:
             for observer in self.observers:
                 call_component(observer, getattr(observer, event), *values)
 
     def make(self, stage: Stage) -> Artifact:
-        """The artifact of a stage; its inputs are made first, unless it is cached.
+        """The artifact of a stage, computed after its inputs unless it is cached.
 
         Raises:
-            DefenseKitError: it could not be computed, now or when somebody tried before.
+            DefenseKitError: the stage failed, now or in an earlier run.
         """
-        artifact, reused = self._there(stage), True
+        artifact, reused = self._stored(stage), True
         while artifact is None:
             if stage.key in self.failed:
-                raise self.failed[stage.key].with_traceback(None)  # or it grows with every run that raises it
+                raise self.failed[stage.key].with_traceback(None)  # else it grows each time it is raised
             for needed in stage.inputs:
                 self.make(needed)
             with self.store.lock(stage.key, lambda: self._wait(stage)):
-                # Somebody else may have made it since, or removed a model that it needs.
-                artifact = self._there(stage, locked=True)
+                # Another process may have computed it meanwhile, or removed a model that it needs.
+                artifact = self._stored(stage, locked=True)
                 if artifact is None and all(self.store.has(needed.key) for needed in stage.inputs):
                     reused = False
                     artifact = self._compute(stage)
@@ -60,7 +60,7 @@ class Runner:
         self.tell("message", f"{stage.plain['title']}: another process is computing it")
 
     def _compute(self, stage: Stage) -> Artifact | None:
-        """The artifact; None where an input was removed meanwhile, so that it has to be made again."""
+        """The artifact; None if an input was removed meanwhile and has to be computed again."""
         title = stage.plain["title"]
         self.tell("stage_started", title)
         log.info("%s: computing %s", title, stage.key)
@@ -77,7 +77,7 @@ class Runner:
         return self.store.open(stage.key)
 
     def _record(self, stage: Stage, artifact: Artifact | None, reused: bool) -> bool:
-        """Take note of a stage, and before it of those that it was made from; False where that was done before."""
+        """Record a stage after its inputs; False if it is recorded already."""
         if stage.key in self.made:
             return False
         for needed in stage.inputs:
@@ -93,14 +93,14 @@ class Runner:
         )
         return True
 
-    def _there(self, stage: Stage, locked: bool = False) -> Artifact | None:
-        """The artifact, if it is whole; a damaged one is cleared away under its lock, since it may be new by then."""
+    def _stored(self, stage: Stage, locked: bool = False) -> Artifact | None:
+        """The artifact, if it is complete; a damaged one is removed under its lock, since it may have been replaced."""
         if not self.store.has(stage.key):
             return None
         try:
             return self.store.open(stage.key)
         except Damaged as error:
             if locked:
-                self.tell("message", f"{error}; it is made again")
+                self.tell("message", f"{error}; it is computed again")
                 self.store.remove(stage.key)
             return None

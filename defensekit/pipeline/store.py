@@ -1,4 +1,4 @@
-"""Artifacts by content: computed once, used by all, written whole or not at all, checked when read."""
+"""Artifacts by content: computed once, shared by all runs, written completely or not at all, checked when read."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from typing import Any
 from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.files import atomic_write, data_digest, file_digests
 
-# To be raised when the core computes something else from the same stage: what was made before is then not used again.
+# To be raised when the core computes something else from the same stage: older artifacts are then not used again.
 FORMAT = 4
 DISTRIBUTIONS = ("defensekit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
 MANIFEST = "manifest.json"
@@ -25,9 +25,9 @@ MANIFEST = "manifest.json"
 def key_of(stage: dict[str, Any]) -> str:
     """The key of a stage, planned or finished: a digest of everything that decides its contents.
 
-    ``title`` and a component's ``plugin`` are for people, ``plugin_files`` and a component's ``location`` say where
-    things lie: none is identity (a component carries the digest of its source, data and models outside the store that
-    of their contents).
+    ``title`` and a component's ``plugin`` are for people, ``plugin_files`` and a component's ``location`` are paths:
+    none of them is identity. Components carry the digest of their source; data and models outside the store carry the
+    digest of their contents.
     """
     identity = {name: value for name, value in stage.items() if name not in ("plugin_files", "title")}
     identity["components"] = {
@@ -44,7 +44,7 @@ def key_of(stage: dict[str, Any]) -> str:
 class Artifact:
     """A finished stage: its folder of files, the stage as plain data, facts about it.
 
-    ``seconds`` and ``peak_memory`` (bytes, of the process that made it) are what it took, ``digest`` is of its files.
+    ``seconds`` and ``peak_memory`` (bytes, of the process) are what computing it took, ``digest`` is of its files.
     """
 
     key: str
@@ -57,7 +57,7 @@ class Artifact:
 
 
 class Damaged(DefenseKitError):
-    """An artifact is not what its manifest says."""
+    """An artifact differs from its manifest."""
 
 
 class Store:
@@ -67,12 +67,12 @@ class Store:
         self.root = root
         self._checked: set[str] = set()
 
-    def _place(self, key: str) -> Path:
+    def _folder(self, key: str) -> Path:
         return self.root / "artifacts" / key
 
     def has(self, key: str) -> bool:
-        """Whether the artifact is there (it is checked when it is opened)."""
-        return (self._place(key) / MANIFEST).is_file()
+        """Whether the artifact exists (it is checked when it is opened)."""
+        return (self._folder(key) / MANIFEST).is_file()
 
     def open(self, key: str) -> Artifact:
         """Read an artifact.
@@ -90,13 +90,13 @@ class Store:
         return artifact
 
     def _read(self, key: str) -> Artifact:
-        """An artifact as its manifest has it."""
-        place = self._place(key)
+        """An artifact as described by its manifest."""
+        folder = self._folder(key)
         try:
-            manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             return Artifact(
                 key=key,
-                files=place / "files",
+                files=folder / "files",
                 stage=manifest["stage"],
                 facts=manifest["facts"],
                 seconds=float(manifest["seconds"]),
@@ -107,20 +107,20 @@ class Store:
             raise Damaged(f"artifact {key[:12]}: its manifest can't be read ({error})") from error
 
     def peek(self, key: str) -> Artifact | None:
-        """What is known of an artifact, unchecked; None where it is not there."""
+        """An artifact, unchecked; None if it does not exist."""
         try:
             return self._read(key)
         except Damaged:
             return None
 
     def sample(self, keys: Sequence[str]) -> tuple[float, float]:
-        """Seconds and bytes that artifacts took, on the average of those that are there."""
-        found = [(artifact.seconds, _size(artifact.files)) for key in keys if (artifact := self.peek(key))]
-        count = max(len(found), 1)
-        return sum(seconds for seconds, _ in found) / count, sum(size for _, size in found) / count
+        """The mean seconds and bytes of the artifacts that exist."""
+        measured = [(artifact.seconds, _size(artifact.files)) for key in keys if (artifact := self.peek(key))]
+        count = max(len(measured), 1)
+        return sum(seconds for seconds, _ in measured) / count, sum(size for _, size in measured) / count
 
     def keys(self) -> set[str]:
-        """Every artifact that is there (or half removed: opening it tells)."""
+        """The keys of all artifacts, including half removed ones: opening those fails."""
         try:
             return set(os.listdir(self.root / "artifacts"))
         except FileNotFoundError:
@@ -128,17 +128,17 @@ class Store:
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> "Iterator[None]":
-        """The right to make an artifact, against every other thread and process with this store.
+        """Lock an artifact against every other thread and process with this store.
 
-        It ends with the block, or with the life of the process. ``waiting`` is called once, if somebody else has it.
-        Nobody takes a second lock while holding one: several artifacts share each.
+        The lock ends with the block or the process. ``waiting`` is called once if another process has it. Don't take a
+        second lock while holding one: several artifacts share each lock.
         """
         from filelock import FileLock, Timeout
 
-        place = self.root / "locks"
-        place.mkdir(parents=True, exist_ok=True)
-        # A lock file is never deleted: whoever waits on a deleted one holds nothing. So there is a bounded number.
-        lock = FileLock(place / key[:3], thread_local=False)
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        # A lock file is never deleted: a process waiting on a deleted one locks nothing. So their number is bounded.
+        lock = FileLock(folder / key[:3], thread_local=False)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -149,21 +149,21 @@ class Store:
         finally:
             lock.release()
 
-    def _manifest(self, place: Path) -> dict[str, Any]:
-        """A manifest as it is, unchecked; an empty one where it can't be read or is none."""
+    def _manifest(self, folder: Path) -> dict[str, Any]:
+        """A manifest, unchecked; an empty one if it can't be read."""
         try:
-            found = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) and isinstance(found.get("stage"), dict) else {}
+        return manifest if isinstance(manifest, dict) and isinstance(manifest.get("stage"), dict) else {}
 
     def scratch(self, key: str) -> Path:
-        """Where this process puts together what is not in its place yet; `sweep` knows it when the process is dead."""
+        """A folder for this process's unfinished files; `sweep` removes it once the process is dead."""
         return self.root / "unfinished" / f"{key}.{_HOST}.{os.getpid()}"
 
     @contextmanager
     def create(self, stage: dict[str, Any]) -> "Iterator[ArtifactWriter]":
-        """A folder to write an artifact into; it takes its place in the store when the block ends without an error.
+        """A folder to write an artifact into; it moves into the store when the block ends without an error.
 
         Raises:
             DefenseKitError: the disk refused.
@@ -178,7 +178,7 @@ class Store:
             draft = ArtifactWriter(scratch / "files", {})
             yield draft
             for path in draft.files.rglob("*"):
-                # Some writers make private files; what stands in a folder of results is as readable as the rest.
+                # Some writers make private files; make them as readable as the others.
                 path.chmod(path.stat().st_mode | 0o444)
             manifest = {
                 "format": FORMAT,
@@ -191,13 +191,13 @@ class Store:
                 "files": file_digests(draft.files),
             }
             atomic_write(scratch / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-            self._place(key).parent.mkdir(parents=True, exist_ok=True)
+            self._folder(key).parent.mkdir(parents=True, exist_ok=True)
             try:
-                scratch.rename(self._place(key))
+                scratch.rename(self._folder(key))
             except OSError:
                 if not self.has(key):
                     raise
-                # Somebody else finished the same stage meanwhile: theirs is as good as ours.
+                # Another process finished the same stage meanwhile: its artifact is as good.
         except OSError as error:
             raise DefenseKitError(
                 f"{stage.get('title', stage['kind'])}: {error.strerror or error}: {scratch}"
@@ -207,60 +207,60 @@ class Store:
 
     def remove(self, key: str) -> int:
         """Delete an artifact; returns the bytes it took."""
-        place = self._place(key)
-        size = _size(place)
+        folder = self._folder(key)
+        size = _size(folder)
         self._checked.discard(key)
-        # The manifest goes first: what is interrupted here is no artifact any more.
-        (place / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(place, ignore_errors=True)
+        # The manifest is removed first: after an interruption the rest is no artifact.
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
         return size
 
     def entries(self) -> list[tuple[str, dict[str, Any], int]]:
         """Key, manifest and size in bytes of every artifact, oldest first; a damaged manifest is an empty one."""
-        found = []
-        for place in (self.root / "artifacts").glob("*"):
-            found.append((place.name, self._manifest(place), _size(place)))
-        return sorted(found, key=lambda entry: (str(entry[1].get("created", "")), entry[0]))
+        artifacts = []
+        for folder in (self.root / "artifacts").glob("*"):
+            artifacts.append((folder.name, self._manifest(folder), _size(folder)))
+        return sorted(artifacts, key=lambda entry: (str(entry[1].get("created", "")), entry[0]))
 
     def sweep(self) -> int:
-        """Remove what killed runs left unfinished; returns the bytes freed."""
+        """Remove unfinished files of killed runs; returns the bytes freed."""
         freed = 0
-        for place in (self.root / "unfinished").glob(f"*.{_HOST}.*"):
-            if not alive(place.name.rpartition(".")[2]):
-                freed += _size(place)
-                shutil.rmtree(place, ignore_errors=True)
-        for place in (self.root / "artifacts").glob("*"):
-            if not (place / MANIFEST).is_file():
-                freed += _size(place)
-                shutil.rmtree(place, ignore_errors=True)
+        for folder in (self.root / "unfinished").glob(f"*.{_HOST}.*"):
+            if not alive(folder.name.rpartition(".")[2]):
+                freed += _size(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in (self.root / "artifacts").glob("*"):
+            if not (folder / MANIFEST).is_file():
+                freed += _size(folder)
+                shutil.rmtree(folder, ignore_errors=True)
         return freed
 
 
 @dataclass(frozen=True)
 class ArtifactWriter:
-    """An artifact that is being made: put files into ``files`` and facts into ``facts``."""
+    """An artifact that is being written: put files into ``files`` and facts into ``facts``."""
 
     files: Path
     facts: dict[str, Any]
 
 
-# Processes of other machines may write into the same store, and their numbers say nothing here.
+# Processes of other machines may write into the same store, and their process numbers mean nothing here.
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
 
 
 def _forget_peak() -> None:
-    """Let the process's peak memory start anew, where the system can (Linux)."""
+    """Reset the process's peak memory, if the system can (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak() -> int | None:
-    """Bytes that this process had in memory at its peak, since it was last forgotten."""
+    """This process's peak memory in bytes, since it was last reset."""
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(match[1]) * 1024 if match else None
 
 
 def _size(folder: Path) -> int:
