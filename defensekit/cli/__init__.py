@@ -5,9 +5,9 @@ import sys
 
 
 def command() -> None:
-    """The `defensekit` command. A Ctrl-C that meets it still importing ends it as one that comes later does."""
-    # What is imported stays: to look for garbage among it takes a tenth of the time of a quick command. A run that
-    # goes on for longer turns it on again.
+    """The `defensekit` command. Ctrl-C during imports ends it in the same way as later."""
+    # Imported modules stay in memory: collecting garbage among them takes a tenth of a quick command's time. A longer
+    # run turns the collector on again.
     gc.disable()
     try:
         from defensekit.cli.main import main

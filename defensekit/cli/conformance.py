@@ -1,4 +1,4 @@
-"""`defensekit plugins check`: which components, and the table of what the checks found."""
+"""`defensekit plugins check`: which components to check, and the table of outcomes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +19,19 @@ STYLES = {"passed": "green", "failed": "red", "expected": "yellow", "skipped": "
 
 
 def reports(what: str, kind: str | None, settings: list[str], call: bool) -> list[Report]:
-    """A report for every component that has a name, or that a plugin or a local file registers.
+    """Check every component that has a name, or that a plugin or a local file registers.
+
+    Args:
+        what: a component's name, a plugin's, or a local plugin's file.
+        kind: the kind to keep, where several components have the name.
+        settings: parameters, as ``name=value``.
+        call: whether components are used, or only inspected.
+
+    Returns:
+        A report for each component.
 
     Raises:
-        UsageError: there is none, the file is no plugin, or a parameter is not what was expected.
+        UsageError: there is no such component, the file is no plugin, or a parameter is not what was expected.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError(f"--kind: there is no kind {kind!r}.{nearest(kind, KINDS)} (known: {listing(KINDS)})")
@@ -40,20 +49,20 @@ def reports(what: str, kind: str | None, settings: list[str], call: bool) -> lis
         raise UsageError(
             f"there is no {kind or 'component'} {what!r}.{nearest(what, known)} (known: {listing(known, 60)})"
         )
-    found = [(claim, resolve(claim)) for claim in claims]
-    fields = {name for _, component in found for name in component.model_fields}
+    chosen = [(claim, resolve(claim)) for claim in claims]
+    fields = {name for _, component in chosen for name in component.model_fields}
     for name in given.keys() - fields:
         raise UsageError(f"--set: {what} has no parameter {name!r}.{nearest(name, fields)} (known: {listing(fields)})")
-    return [_report(claim, component, given, call) for claim, component in found]
+    return [_report(claim, component, given, call) for claim, component in chosen]
 
 
 def _report(claim: Registration, component: type[Component], given: dict[str, Any], call: bool) -> Report:
     own = {name: value for name, value in given.items() if name in component.model_fields}
     try:
-        made = example(component, own)
+        built = example(component, own)
     except UsageError as error:
         raise UsageError(f"{claim.kind} {claim.name}: {error}") from error
-    return replace(check_plugin(made, call=call), name=claim.name)
+    return replace(check_plugin(built, call=call), name=claim.name)
 
 
 def _parameters(settings: list[str]) -> dict[str, Any]:
@@ -64,7 +73,7 @@ def _parameters(settings: list[str]) -> dict[str, Any]:
 
 
 def show_report(report: Report) -> None:
-    """Print a report as a table; the reason stands below a check that did not pass."""
+    """Print a report as a table, with the reason below each check that did not pass."""
     out = console()
     given = ", ".join(f"{name}={value}" for name, value in report.parameters.items())
     out.print(Text(f"{report.kind} {report.name}", style="bold") + Text(f" ({given})" if given else ""))

@@ -1,4 +1,4 @@
-"""`defensekit doctor`: what this machine has, what is missing, and the line that mends it."""
+"""`defensekit doctor`: what this machine has, what is missing, and the command that fixes it."""
 
 import os
 import platform
@@ -24,48 +24,48 @@ ROOM = 2 * 2**30  # bytes that a run of a small model may take
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at; ``mend`` is what to do about it."""
+    """One thing that was checked; ``fix`` is what to do about it."""
 
     what: str
-    found: str
+    text: str
     state: Literal["ok", "note", "broken"] = "ok"
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> list[Finding]:
-    """Look at everything that a run may need."""
+    """Check everything that a run may need."""
     return [
         Finding("defensekit", f"{host_version()}, {Path(__file__).parents[1]}"),
         Finding("python", f"{platform.python_version()}, {sys.executable}"),
         *_packages(),
         *_torch(),
         *_plugins(),
-        *_places(),
+        *_folders(),
         _hub(),
     ]
 
 
 def show(findings: list[Finding]) -> bool:
-    """Print what was found; True where nothing is broken."""
+    """Print the findings; returns whether nothing is broken."""
     out = console()
     for finding in findings:
         style = {"ok": "green", "note": "yellow", "broken": "red"}[finding.state]
         fill = TextWrapper(max(out.width - 20, 20), break_long_words=False, break_on_hyphens=False)
-        lines = [*fill.wrap(finding.found), *fill.wrap(finding.mend)]
+        lines = [*fill.wrap(finding.text), *fill.wrap(finding.fix)]
         for number, line in enumerate(lines):
             if number:
                 out.print(" " * 20 + line)
             else:
                 out.print(Text.assemble((f"{finding.state:<6}", style), f" {finding.what:<12} {line}"))
     broken = [finding.what for finding in findings if finding.state == "broken"]
-    out.print(f"to be mended: {', '.join(broken)}" if broken else "everything that a run needs is here")
+    out.print(f"to be fixed: {', '.join(broken)}" if broken else "everything that a run needs is installed")
     return not broken
 
 
 def _packages() -> Iterator[Finding]:
-    """Every requirement of ours; those of extras may be missing."""
+    """Every requirement of this package; those of extras may be missing."""
     missing: dict[str, list[str]] = {}
-    found = []
+    installed = []
     for text in requires("defensekit") or []:
         wanted = Requirement(text)
         extra = next((e for e in ("demo", "dev") if wanted.marker and not wanted.marker.evaluate({"extra": ""})
@@ -77,13 +77,13 @@ def _packages() -> Iterator[Finding]:
         except PackageNotFoundError:
             has = ""
         if has and wanted.specifier.contains(has, prereleases=True):
-            found += [f"{wanted.name} {has}"] if not extra else []
+            installed += [f"{wanted.name} {has}"] if not extra else []
         elif extra:
             missing.setdefault(extra, []).append(wanted.name)
         else:
             line = f"pip install '{wanted.name}{wanted.specifier}'"
             yield Finding(wanted.name, has or "not installed", "broken", line)
-    yield Finding("packages", ", ".join(found))
+    yield Finding("packages", ", ".join(installed))
     if "demo" in missing:
         yield Finding("demo", "its model is not installed", "note", "pip install 'defensekit[demo]'")
 
@@ -105,8 +105,8 @@ def _torch() -> Iterator[Finding]:
     else:
         yield Finding("device", f"{device_type()} ({device}), `precision: auto` is {native_precision()}")
     if kernel.load() is None:
-        mend = "install a C compiler, or name one with CC=..."
-        yield Finding("compiler", "none that builds the kernel; curvature is slower without", "note", mend)
+        fix = "install a C compiler, or name one with CC=..."
+        yield Finding("compiler", "none that builds the kernel; curvature is slower without", "note", fix)
     else:
         yield Finding("compiler", "the curvature kernel is built")
 
@@ -117,7 +117,7 @@ def _plugins() -> Iterator[Finding]:
     yield Finding("plugins", f"{count} components; `defensekit plugins list` names them")
     for problem in host.problems:
         if problem.left_out:
-            yield Finding("plugin", str(problem), "broken", f"pip uninstall {problem.plugin.origin}, or mend it")
+            yield Finding("plugin", str(problem), "broken", f"pip uninstall {problem.plugin.origin}, or fix it")
         else:
             yield Finding("plugin", str(problem), "note")
     for kind, names in host.registrations.items():
@@ -128,7 +128,7 @@ def _plugins() -> Iterator[Finding]:
                 yield Finding("plugin", str(error), "broken")
 
 
-def _places() -> Iterator[Finding]:
+def _folders() -> Iterator[Finding]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for what, folder, variable in (
@@ -136,11 +136,11 @@ def _places() -> Iterator[Finding]:
         ("hub cache", Path(HF_HUB_CACHE), "HF_HUB_CACHE"),
         ("workspace", Path.cwd(), ""),
     ):
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        free = shutil.disk_usage(there).free
-        if not os.access(there, os.W_OK):
-            mend = f"export {variable}=FOLDER" if variable else "run in a folder of yours, or give --workspace"
-            yield Finding(what, f"{folder} can't be written", "broken", mend)
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = shutil.disk_usage(existing).free
+        if not os.access(existing, os.W_OK):
+            fix = f"export {variable}=FOLDER" if variable else "run in a folder of yours, or give --workspace"
+            yield Finding(what, f"{folder} can't be written", "broken", fix)
         elif free < ROOM:
             yield Finding(what, f"{folder}, {free / 2**30:.1f} GiB free", "note", "defensekit store prune frees some")
         else:

@@ -1,4 +1,4 @@
-"""Ctrl-C that is not lost, should the exception that it raises be swallowed on the way."""
+"""Ctrl-C that still ends a run when something swallows the KeyboardInterrupt."""
 
 import signal
 from collections.abc import Iterator
@@ -10,12 +10,14 @@ from defensekit.components import Observer
 
 
 class Interrupt(Observer):
-    """Raises a Ctrl-C again at the next sign of progress, should the run go on regardless."""
+    """Raises KeyboardInterrupt again at the next event, in case the run continued after Ctrl-C."""
 
     def progress(self, title: str, done: int, total: int) -> None:
+        """Raise again."""
         _again()
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+        """Raise again."""
         _again()
 
 
@@ -44,18 +46,18 @@ def _again() -> None:
 
 
 @contextmanager
-def ending(told: str) -> Iterator[None]:
+def ending(message: str) -> Iterator[None]:
     """End with a message and exit code 130 where Ctrl-C ends the block."""
     try:
         yield
     except BaseException as error:
         if interrupted(error):
-            fail(told, 130)
+            fail(message, 130)
         raise
 
 
 def interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an exception: libraries turn it into one of their own when it meets them importing."""
+    """Whether Ctrl-C caused an exception: libraries turn it into their own exceptions during imports."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

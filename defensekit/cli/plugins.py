@@ -1,4 +1,4 @@
-"""`defensekit plugins`: the components at hand, and what each of them takes."""
+"""`defensekit plugins`: the installed components and their parameters."""
 
 import inspect
 from pathlib import Path
@@ -10,23 +10,23 @@ from rich.text import Text
 from defensekit.cli.shared import Files, console, fail, table
 from defensekit.utils.errors import printable
 
-app = typer.Typer(help="The components at hand.", no_args_is_help=True)
+app = typer.Typer(help="The installed components.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_plugins(files: Files = None) -> None:
-    """Every component by kind and name, and the plugins that could not be loaded."""
+    """List every component by kind and name, and the plugins that could not be loaded."""
     from defensekit.host.discovery import load_plugins
 
     host = load_plugins(files or ())
-    found = table("kind", "name", "plugin", "version")
+    rows = table("kind", "name", "plugin", "version")
     for kind, names in host.registrations.items():
         for name, claims in sorted(names.items()):
             for claim in claims:
-                clash = " (claimed twice)" if len(claims) > 1 else ""
+                clash = " (registered twice)" if len(claims) > 1 else ""
                 origin = Text(f"{claim.plugin.origin}: {claim.plugin.name}")
-                found.add_row(kind, Text(name + clash), origin, claim.plugin.version)
-    console().print(found)
+                rows.add_row(kind, Text(name + clash), origin, claim.plugin.version)
+    console().print(rows)
     for problem in host.problems:
         console().print(printable(str(problem)), style="yellow")
 
@@ -50,7 +50,7 @@ def new(
 
     folder = new_package(name, kind, out)
     steps = f"cd {folder} && pip install -e '.[test]' && pytest && defensekit run recipe.yaml"
-    console().print(f"{folder} is there and works. Next:\n\n    {steps}\n")
+    console().print(f"{folder} is ready. Next:\n\n    {steps}\n")
     console().print("The recipe needs the demo's model and data (pip install 'defensekit[demo]').")
 
 
@@ -67,11 +67,12 @@ def check(
         typer.Option("--set", metavar="NAME=VALUE", help="A parameter, as in fraction=0.3; may be repeated."),
     ] = None,
     call: Annotated[
-        bool, typer.Option("--call/--no-call", help="Whether it is used, or only looked at: it may need a network.")
+        bool,
+        typer.Option("--call/--no-call", help="Whether it is used, or only inspected: using it may need a network."),
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for every component.")] = False,
 ) -> None:
-    """Hold a plugin's components against everything that their kinds promise.
+    """Check a plugin's components against the contract of their kinds.
 
     Exit code 1 if a check fails. In a plugin's own tests `defensekit.testing.conformance` runs the same checks.
     """
@@ -82,13 +83,13 @@ def check(
     from defensekit.cli.conformance import reports, show_report
 
     with redirect_stdout(sys.stderr):  # what plugins print
-        found = reports(what, kind, settings or [], call)
+        checked = reports(what, kind, settings or [], call)
     if as_json:
-        sys.stdout.write("".join(json.dumps(report.plain(), ensure_ascii=False) + "\n" for report in found))
+        sys.stdout.write("".join(json.dumps(report.plain(), ensure_ascii=False) + "\n" for report in checked))
     else:
-        for report in found:
+        for report in checked:
             show_report(report)
-    if not all(report.passed for report in found):
+    if not all(report.passed for report in checked):
         sys.exit(1)
 
 
@@ -96,7 +97,7 @@ def check(
 def show(
     name: Annotated[str, typer.Argument(help="A component's name.", autocompletion=_names)], files: Files = None
 ) -> None:
-    """What a component does, its parameters with types, bounds and defaults, and where it comes from."""
+    """Show what a component does, its parameters with types, bounds and defaults, and where it comes from."""
     from defensekit.host.discovery import load_plugins
     from defensekit.utils.errors import UsageError, listing, nearest
 
@@ -136,14 +137,14 @@ def _describe(component: type) -> None:
         out.print(rows)
     else:
         out.print("no parameters")
-    out.print(_place(component))
+    out.print(_source_line(component))
 
 
-def _place(component: type) -> str:
+def _source_line(component: type) -> str:
     """File and line of a component's class."""
     try:
         file, line = inspect.getsourcefile(component), inspect.getsourcelines(component)[1]
-    except (OSError, TypeError):  # made of a function, or where there is no source
+    except (OSError, TypeError):  # created by a function, or without source
         file, line = inspect.getfile(inspect.getmodule(component) or component), 1
     path = Path(file or "?")
     return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"

@@ -27,9 +27,10 @@ class Progress(Observer):
     _tasks: dict[str, TaskID] = PrivateAttr(default_factory=dict)
     _started: dict[str, float] = PrivateAttr(default_factory=dict)
     _said: float = PrivateAttr(default=0.0)
-    _outlook: RunEta = PrivateAttr(default_factory=RunEta)
+    _eta: RunEta = PrivateAttr(default_factory=RunEta)
 
     def model_post_init(self, context: Any, /) -> None:
+        """Set up the console."""
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -51,51 +52,56 @@ class Progress(Observer):
         self._bars.stop()
 
     def message(self, text: str) -> None:
+        """Print a line."""
         if not self.quiet:
             self._console.print(printable(text))
 
     def planned(self, stages: Sequence[Planned]) -> None:
-        self._outlook = RunEta(stages)
+        """Take note of the stages ahead."""
+        self._eta = RunEta(stages)
         if self._live:
-            self._whole = self._bars.add_task("all stages", total=self._outlook.total, left="")
+            self._whole = self._bars.add_task("all stages", total=self._eta.total, left="")
 
     def stage_started(self, title: str) -> None:
+        """Show a stage."""
         self._started[title] = self._said = time.monotonic()
         if self._live:
             self._tasks[title] = self._bars.add_task(title, total=None, left="")
             self._show(title, 0, 0)
 
     def progress(self, title: str, done: int, total: int) -> None:
+        """Show how far a stage is."""
         now = time.monotonic()
         if self._live:
             self._show(title, done, total)
         elif now - self._said > EVERY:
             self._said = now
             elapsed, share = now - self._started[title], done / total if total else 0.0
-            if left := self._outlook.left(title, elapsed, share):
+            if left := self._eta.left(title, elapsed, share):
                 left = f", {left} in all"
             elif share:
                 left = f", {_left(elapsed, share)}"
             self.message(f"  {title}: {done} of {total}{left}")
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
-        self._outlook.finish(title, seconds, reused)
+        """Print a line for a finished stage."""
+        self._eta.finish(title, seconds, reused)
         if title in self._tasks:
             self._bars.remove_task(self._tasks.pop(title))
-        count = f"[{len(self._outlook.done)}/{self._outlook.total}] " if self._outlook.stages else ""
+        count = f"[{len(self._eta.done)}/{self._eta.total}] " if self._eta.stages else ""
         self.message(f"{count}{title}: " + ("cached" if reused else f"{seconds:.1f} s"))
         if self._whole is not None:
-            self._bars.update(self._whole, total=self._outlook.total, left=self._outlook.left())
-            self._bars.update(self._whole, completed=len(self._outlook.done))
+            self._bars.update(self._whole, total=self._eta.total, left=self._eta.left())
+            self._bars.update(self._whole, completed=len(self._eta.done))
 
     def _show(self, title: str, done: int, total: int) -> None:
         elapsed, share = time.monotonic() - self._started[title], done / total if total else 0.0
         left = _left(elapsed, share) if share else ""
         self._bars.update(self._tasks[title], completed=done, total=total or None, left=left)
         if self._whole is not None:
-            self._bars.update(self._whole, left=self._outlook.left(title, elapsed, share))
+            self._bars.update(self._whole, left=self._eta.left(title, elapsed, share))
 
 
 def _left(elapsed: float, share: float) -> str:
-    """How long the rest of a stage takes, of which a share took so many seconds."""
+    """The remaining time of a stage, from the seconds that a share of it took."""
     return f"{duration(elapsed * (1 - share) / share)} left"

@@ -1,4 +1,4 @@
-"""`defensekit recipes`: the recipes that ship, to read and to start from."""
+"""`defensekit recipes`: the shipped recipes, to read and to start from."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from defensekit.cli.shared import console, table
 from defensekit.recipe import shipped
 from defensekit.utils.errors import UsageError
 
-app = typer.Typer(help="The recipes that ship.", no_args_is_help=True)
+app = typer.Typer(help="The shipped recipes.", no_args_is_help=True)
 
 
 def _names(incomplete: str) -> list[str]:
@@ -24,11 +24,11 @@ Name = Annotated[str, typer.Argument(help="A shipped recipe's name.", autocomple
 
 @app.command("list")
 def list_recipes() -> None:
-    """Every recipe that ships, and what it shows."""
-    found = table("name", "what it shows")
+    """List the shipped recipes, and what each shows."""
+    rows = table("name", "what it shows")
     for name in shipped.names():
-        found.add_row(Text(name), Text(shipped.summary(name)))
-    console().print(found)
+        rows.add_row(Text(name), Text(shipped.summary(name)))
+    console().print(rows)
 
 
 @app.command()
@@ -43,11 +43,11 @@ def copy(
 ) -> None:
     """Copy a recipe, to make it yours. A file that already exists is left alone."""
     text = shipped.text(name)
-    place = target or Path()
-    place = place / f"{name}.yaml" if place.is_dir() else place
+    path = target or Path()
+    path = path / f"{name}.yaml" if path.is_dir() else path
     try:
-        with place.open("x", encoding="utf-8") as file:
+        with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise UsageError(f"{place} already exists; name another file") from error
-    typer.echo(f"{place} is yours; run it with: defensekit run {place}")
+        raise UsageError(f"{path} already exists; name another file") from error
+    typer.echo(f"copied to {path}; run it with: defensekit run {path}")

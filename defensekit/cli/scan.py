@@ -1,4 +1,4 @@
-"""`defensekit scan`: is something odd with a model, and where?"""
+"""`defensekit scan`: is something suspicious about a model, and where?"""
 
 import sys
 from contextlib import redirect_stdout
@@ -24,19 +24,20 @@ def scan(
         str, typer.Option("--suspect", help="The model that is not trusted, likewise; or a PEFT adapter on the base.")
     ],
     clean: Annotated[
-        Path | None, typer.Option("--clean", help="Clean rows of its task (CSV, TSV, JSONL, Parquet); a hundred do.")
+        Path | None,
+        typer.Option("--clean", help="Clean rows of its task (CSV, TSV, JSONL, Parquet); a hundred are enough."),
     ] = None,
     text: Annotated[str, typer.Option("--text", help="Their column with the text.")] = "text",
     label: Annotated[str, typer.Option("--label", help="Their column with the label.")] = "label",
     pair: Annotated[str | None, typer.Option("--pair", help="Their column with the second text, for pairs.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for scan.html and scan.json.")] = Path("scan"),
-    seed: Annotated[int, typer.Option("--seed", help="Seed of all that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of every random draw.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Look at a suspect beside its base, and say whether something is odd, and where.
+    """Compare a suspect with its base, and say whether something is suspicious, and where.
 
-    Exit code 3: suspicious; 0: not by this measure; 1: no verdict, the base being another one, say.
+    Exit code 3: suspicious; 0: not by this measure; 1: no verdict, for example with the wrong base.
     """
     from defensekit.cli.interrupt import ending, remembered
     from defensekit.cli.progress import Progress
@@ -59,18 +60,18 @@ def scan(
 
 
 def show(result: "Scan", page: Path) -> None:
-    """The summary, the most suspicious tokens, and where the rest lies."""
+    """Print the summary, the most suspicious tokens, and the path of the report."""
     out = console()
     for sentence in result.summary:
         out.print(printable(sentence))
     tried = {one.token: one for one in result.triggers.candidates} if result.triggers else {}
     if result.embedding and result.embedding.suspicious:
-        found = table("token", "outlier", "frequency", "answers turned")
+        tokens = table("token", "outlier", "frequency", "answers turned")
         for row in result.embedding.suspicious[:10]:
             one = tried.get(row.token)
             turned = f"{one.flipped:.0%} to {one.label}" if one and one.of else "-"
-            found.add_row(printable(row.token), f"{row.outlier:.1f}", f"{row.frequency:.3g}", printable(turned))
-        out.print(found)
+            tokens.add_row(printable(row.token), f"{row.outlier:.1f}", f"{row.frequency:.3g}", printable(turned))
+        out.print(tokens)
     for note in result.notes:
         out.print(printable(note))
     out.print(f"{result.seconds:.0f} s; report: {page}")

@@ -12,26 +12,26 @@ from rich.table import Table
 from defensekit.utils.errors import UsageError, nearest, printable
 
 Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the artifacts and of the runs' folders.")]
-Files = Annotated[list[Path] | None, typer.Argument(help="Local plugin files to look at as well.")]
+Files = Annotated[list[Path] | None, typer.Argument(help="Local plugin files to load as well.")]
 
 
 def console() -> Console:
-    """Where results are printed: standard output, every text as it is, lines never broken inside a path."""
+    """The console for results: standard output, no markup, lines never broken inside a path."""
     return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def table(*columns: str) -> Table:
-    """A table that needs few characters beside its cells, and reads as well without colour."""
+    """A table with few lines, readable without colour."""
     return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def checked(path: Path, what: str) -> None:
-    """Raise UsageError where there is no such file: a typo in a command answers at once, before heavy imports."""
+    """Raise UsageError if a file does not exist: a typo is reported at once, before heavy imports."""
     try:
-        there = path.is_file()
+        exists = path.is_file()
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be read
         raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    if not there:
+    if not exists:
         beside = [str(path) for path in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UsageError(f"there is no {what} {path}.{nearest(str(path), beside)}")
 

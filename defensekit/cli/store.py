@@ -13,17 +13,17 @@ app = typer.Typer(help="The artifacts that runs share.", no_args_is_help=True)
 
 @app.command("list")
 def list_store(workspace: Workspace = Path("workspace")) -> None:
-    """Every artifact: what it is, when it was made, its size."""
+    """List every artifact: what it is, when it was computed, its size."""
     from defensekit.pipeline.store import Store
 
     entries = Store(workspace / "store").entries()
-    found = table("key", "what", "made", "seconds")
-    found.add_column("MiB", justify="right")
+    rows = table("key", "what", "made", "seconds")
+    rows.add_column("MiB", justify="right")
     for key, manifest, size in entries:
         title = manifest.get("stage", {}).get("title", "damaged")
         cells = (key[:12], Text(str(title)), str(manifest.get("created", "")), str(manifest.get("seconds", "")))
-        found.add_row(*cells, f"{size / 2**20:,.1f}")
-    console().print(found)
+        rows.add_row(*cells, f"{size / 2**20:,.1f}")
+    console().print(rows)
     console().print(f"{len(entries)} artifacts, {sum(size for _, _, size in entries) / 2**20:,.1f} MiB")
 
 
@@ -32,9 +32,9 @@ def prune(
     workspace: Workspace = Path("workspace"),
     everything: Annotated[bool, typer.Option("--all", help="Remove rows and predictions as well.")] = False,
 ) -> None:
-    """Free disk space: remove models and statistics from the store, and what killed runs left.
+    """Free disk space: remove models and statistics from the store, and what killed runs left behind.
 
-    Runs' folders stay, and so do rows and predictions: a finished run is still repeated without training anything.
+    Runs' folders stay, and so do rows and predictions: a finished run is still repeated without training.
     """
     from defensekit.pipeline.store import Store
 

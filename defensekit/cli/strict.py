@@ -8,4 +8,5 @@ class Strict(Observer):
     """Stops at the first warning."""
 
     def warning(self, text: str) -> None:
+        """End the run with an error."""
         raise DefenseKitError(f"{text} (a warning; --strict stops at it)")

@@ -37,9 +37,9 @@ WIDEST = 1000  # characters of a table that is piped somewhere
 def plan(
     study: Study, settings: Settings = None, workspace: Workspace = Path("workspace"), as_json: Json = False
 ) -> None:
-    """Say what a study would run: its runs, the stages behind them, what is there, how long the rest takes.
+    """Show what a study would run: its runs, their stages, what is cached, and how long the rest takes.
 
-    Seconds and bytes are judged by what stages of the same kind took before, in this workspace.
+    Seconds and bytes are estimated from stages of the same kind in this workspace.
     """
     checked(study, "study")
     gc.enable()
@@ -48,14 +48,14 @@ def plan(
         from defensekit.studies.loading import load_study
         from defensekit.studies.planning import plan_study
 
-        found = plan_study(load_study(study, settings or ()), workspace)
-        estimate = found.estimate()
+        planned = plan_study(load_study(study, settings or ()), workspace)
+        estimate = planned.estimate()
     facts: dict[str, Any] = {
         "runs": [
-            {"id": run.id, "axes": run.row.axes, "seed": run.row.recipe.seed, "done": run.id in found.done}
-            for run in found.runs
+            {"id": run.id, "axes": run.row.axes, "seed": run.row.recipe.seed, "done": run.id in planned.done}
+            for run in planned.runs
         ],
-        "stages": {"known": len(found.stages), "to_make": dict(estimate.stages), "unknown": found.unknown},
+        "stages": {"known": len(planned.stages), "to_make": dict(estimate.stages), "unknown": planned.unknown},
         "estimate": {
             "seconds": estimate.seconds,
             "bytes": estimate.bytes,
@@ -67,23 +67,23 @@ def plan(
         sys.stdout.write(json.dumps(facts) + "\n")
         return
     out, rows = console(), table("run", "result")
-    for run in found.runs[:SHOWN]:
-        rows.add_row(Text(str(run.row)), "there" if run.id in found.done else "to make")
+    for run in planned.runs[:SHOWN]:
+        rows.add_row(Text(str(run.row)), "finished" if run.id in planned.done else "to run")
     out.print(rows)
-    if len(found.runs) > SHOWN:
-        out.print(f"... and {len(found.runs) - SHOWN} more (--json has them all)")
-    todo = len(found.todo)
-    out.print(f"{len(found.runs)} runs, {len(found.runs) - todo} of them there, {todo} to make")
-    more = f" and up to {found.unknown} that hang on choices" if found.unknown else ""
-    out.print(f"{len(found.stages)} distinct stages{more}; {len(found.missing)} to make:")
+    if len(planned.runs) > SHOWN:
+        out.print(f"... and {len(planned.runs) - SHOWN} more (--json has them all)")
+    todo = len(planned.todo)
+    out.print(f"{len(planned.runs)} runs, {len(planned.runs) - todo} of them finished, {todo} to run")
+    more = f" and up to {planned.unknown} that depend on choices" if planned.unknown else ""
+    out.print(f"{len(planned.stages)} distinct stages{more}; {len(planned.missing)} to compute:")
     out.print("  " + (", ".join(f"{count} {kind}" for kind, count in estimate.stages.items()) or "none"))
     if len(estimate.unseen) < len(estimate.stages):
         without = f" without {', '.join(estimate.unseen)}, of which nothing is known yet" if estimate.unseen else ""
         out.print(f"about {duration(estimate.seconds)} one after the other{without}")
         without = f" without {', '.join(estimate.unsized)}, of whose size nothing is known" if estimate.unsized else ""
-        kept = "; models are removed again once no run needs them" if found.study.keys.keep != "models" else ""
+        kept = "; models are removed again once no run needs them" if planned.study.keys.keep != "models" else ""
         out.print(f"{estimate.bytes / 2**20:,.0f} MiB on disk{without}{kept}")
-    elif found.missing:
+    elif planned.missing:
         out.print("there is no estimate yet: nothing is known of these kinds in this workspace")
 
 
@@ -102,26 +102,26 @@ def run(
         typer.Option(
             metavar="only-missing|always|never|only-cache",
             autocompletion=_resumes,
-            help="Make the results that are missing; all anew; refuse where there are some; or compute no stage.",
+            help="Run what has no result; run everything again; refuse if there are results; or compute no stage.",
         ),
     ] = "only-missing",
     workspace: Workspace = Path("workspace"),
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a study. What was computed before is not computed again; what fails is written down, the rest goes on.
+    """Run a study. Cached stages are not computed again; failures are recorded, and the other runs continue.
 
-    The exit code is 1 where a run has no result in the end. The same command goes on after anything.
+    The exit code is 1 if a run has no result in the end. The same command resumes after any interruption.
     """
     from defensekit.cli.interrupt import ending, remembered
     from defensekit.cli.watching import Watching
     from defensekit.studies.keys import resumed
 
     checked(study, "study")
-    made = resumed(resume)
+    mode = resumed(resume)
     gc.enable()
     with (
-        ending("stopped; the same command goes on where it stopped"),
+        ending("stopped; the same command resumes where it stopped"),
         remembered() as interrupt,
         Watching(quiet=quiet) as watching,
         redirect_stdout(sys.stderr),
@@ -130,56 +130,56 @@ def run(
         from defensekit.studies.loading import load_study
         from defensekit.studies.running import run_study
 
-        found = run_study(load_study(study, settings or ()), workspace, [interrupt, watching], made)
+        outcome = run_study(load_study(study, settings or ()), workspace, [interrupt, watching], mode)
     if as_json:
-        facts = {"runs": found.runs, "before": found.before, "done": found.done, "failed": found.failed}
-        sys.stdout.write(json.dumps({**facts, "folder": str(found.folder)}) + "\n")
+        facts = {"runs": outcome.runs, "before": outcome.before, "done": outcome.done, "failed": outcome.failed}
+        sys.stdout.write(json.dumps({**facts, "folder": str(outcome.folder)}) + "\n")
     else:
         out = console()
-        out.print(f"{found.done} of {found.runs} runs have a result, {found.before} of them had one before")
-        for told in found.failed.values():
-            out.print(Text(f"failed: {told}"))
-        out.print(f"results: {found.folder / 'results'}")
-    if found.done < found.runs:
+        out.print(f"{outcome.done} of {outcome.runs} runs have a result, {outcome.before} of them had one before")
+        for error in outcome.failed.values():
+            out.print(Text(f"failed: {error}"))
+        out.print(f"results: {outcome.folder / 'results'}")
+    if outcome.done < outcome.runs:
         sys.exit(1)
 
 
 @app.command()
 def status(study: Which, workspace: Workspace = Path("workspace"), as_json: Json = False) -> None:
-    """Say how far a study is, from any terminal, while it runs or afterwards."""
+    """Show the progress of a study, from any terminal, while it runs or afterwards."""
     from defensekit.pipeline.eta import duration
     from defensekit.studies.status import status_of
 
-    folder = place(study, workspace)
-    found = status_of(folder)
+    folder = study_folder(study, workspace)
+    state = status_of(folder)
     if as_json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json.dumps(state) + "\n")
         return
     out = console()
-    out.print(f"{folder.name}: {found['done']} of {found['runs']} runs have a result, {len(found['failed'])} failed")
-    for told in found["failed"]:
-        out.print(Text(f"  failed: {told}"))
-    for process in found["processes"]:
+    out.print(f"{folder.name}: {state['done']} of {state['runs']} runs have a result, {len(state['failed'])} failed")
+    for error in state["failed"]:
+        out.print(Text(f"  failed: {error}"))
+    for process in state["processes"]:
         ago = duration(process["silent"])
         left = f", {process['left']}" if process["left"] else ""
-        out.print(f"at work on {process['host']} (process {process['pid']}), heard of {ago} ago{left}")
+        out.print(f"running on {process['host']} (process {process['pid']}), last seen {ago} ago{left}")
         for title, stage in process["stages"].items():
             share = f", {stage['done'] / stage['total']:.0%}" if stage["total"] else ""
             out.print(Text(f"  {title}: for {duration(stage['for'])}{share}"))
-    if not found["processes"]:
-        out.print("nobody is at work on it")
+    if not state["processes"]:
+        out.print("no process is running it")
 
 
 @app.command()
 def rerun(
     result: Annotated[Path, typer.Argument(help="A result's file.")],
     workspace: Annotated[
-        Path | None, typer.Option("--workspace", "-w", help="Where it is run again (an empty folder that is removed).")
+        Path | None, typer.Option("--workspace", "-w", help="Where it is run again (a temporary folder).")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Repeat one finished run from what its result recorded, and compare: exit code 1 where anything differs."""
+    """Repeat one finished run from its result's record, and compare: exit code 1 if anything differs."""
     import tempfile
 
     from defensekit.cli.interrupt import ending, remembered
@@ -196,28 +196,33 @@ def rerun(
         progress.message("loading libraries")
         from defensekit.studies.rerun import rerun as repeat
 
-        found = repeat(result, workspace or empty, [interrupt, progress])
+        comparison = repeat(result, workspace or empty, [interrupt, progress])
     if as_json:
-        facts = {"same": found.same, "inputs": found.inputs, "numbers": found.numbers, "stages": found.stages}
-        sys.stdout.write(json.dumps({**facts, "surroundings": found.surroundings}) + "\n")
+        facts = {
+            "same": comparison.same,
+            "inputs": comparison.inputs,
+            "numbers": comparison.numbers,
+            "stages": comparison.stages,
+        }
+        sys.stdout.write(json.dumps({**facts, "surroundings": comparison.surroundings}) + "\n")
     else:
         out = console()
         for what, differing in (
-            ("what decides the numbers", found.inputs),
-            ("numbers", found.numbers),
-            ("digest of what a stage made", found.stages),
-            ("versions and machine", found.surroundings),
+            ("what decides the numbers", comparison.inputs),
+            ("numbers", comparison.numbers),
+            ("digest of a stage's files", comparison.stages),
+            ("versions and machine", comparison.surroundings),
         ):
             if differing:
                 rows = table(what, "recorded", "now")
-                for place, before, after in differing[:SHOWN]:
-                    rows.add_row(Text(place), Text(str(before)[:60]), Text(str(after)[:60]))
+                for key, before, after in differing[:SHOWN]:
+                    rows.add_row(Text(key), Text(str(before)[:60]), Text(str(after)[:60]))
                 out.print(rows)
-        told = "every number came out again, to the last digit" if found.same else "it did not come out again"
-        out.print(f"{found.before.name} ({found.before.identity[:16]}): {told}")
-    if not found.same:
-        counts = f"{len(found.inputs)} inputs, {len(found.numbers)} numbers, files of {len(found.stages)} stages"
-        raise DefenseKitError(f"{counts} differ")
+        verdict = "every number is the same, to the last digit" if comparison.same else "it was not reproduced"
+        out.print(f"{comparison.before.name} ({comparison.before.identity[:16]}): {verdict}")
+    if not comparison.same:
+        inputs, numbers, stages = map(len, (comparison.inputs, comparison.numbers, comparison.stages))
+        raise DefenseKitError(f"{inputs} inputs, {numbers} numbers, files of {stages} stages differ")
 
 
 @app.command()
@@ -230,25 +235,26 @@ def report(
         Names, typer.Option("--model", help="A model to show beside the references: purified, random, fine-tuned, ...")
     ] = None,
     where: Annotated[
-        Names, typer.Option("--where", metavar="AXIS=VALUE", help="Hold an axis at a value; may be repeated.")
+        Names, typer.Option("--where", metavar="AXIS=VALUE", help="Fix an axis at a value; may be repeated.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="DEFENSE", help="What defenses are held against; the first, if not named.")
+        str | None,
+        typer.Option(metavar="DEFENSE", help="The defense that others are compared with; the first if not named."),
     ] = None,
     out: Out = None,
     workspace: Workspace = Path("workspace"),
 ) -> None:
-    """Show a study's results as a table, and write the report of it all.
+    """Show a study's results as a table, and write the report.
 
-    Writes report.html, tables.md, tables.tex and plots/ into the study's folder, or into --out. Nothing is run.
+    Writes report.html, tables.md, tables.tex and plots/ into the study's folder, or into --out. It runs nothing.
     """
-    folder = place(study, workspace)
+    folder = study_folder(study, workspace)
     fixed = dict(_setting(text) for text in where or ())
     from defensekit.studies.report.page import report as read
 
-    found = read(folder, rows or (), cols or (), metric or (), model or ("purified",), fixed, against)
-    show(found.main)
-    console().print(f"report: {found.write(out)}")
+    tables = read(folder, rows or (), cols or (), metric or (), model or ("purified",), fixed, against)
+    show(tables.main)
+    console().print(f"report: {tables.write(out)}")
 
 
 @app.command()
@@ -257,18 +263,18 @@ def export(study: Which, out: Out = None, workspace: Workspace = Path("workspace
 
     They go into the study's folder, or into --out.
     """
-    folder = place(study, workspace)
+    folder = study_folder(study, workspace)
     from defensekit.studies.frame import export as write
 
     for path in write(folder, out or folder):
         console().print(str(path))
 
 
-def place(study: Path, workspace: Path) -> Path:
-    """The folder of a study, given as that folder or as the YAML that names it.
+def study_folder(study: Path, workspace: Path) -> Path:
+    """The folder of a study, given as that folder or as the study's YAML.
 
     Raises:
-        UsageError: there is no such folder or file, or the study never ran in the workspace.
+        UsageError: there is no such folder or file, or the study has not run in the workspace.
     """
     folder = study
     if study.suffix in (".yaml", ".yml") and not study.is_dir():
@@ -291,25 +297,25 @@ def place(study: Path, workspace: Path) -> Path:
     return folder
 
 
-def show(found: "Table") -> None:
-    """A table on standard output, with its notes."""
+def show(shown: "Table") -> None:
+    """Print a table with its notes."""
     from defensekit.studies.report.markup import heading, labels, parted
 
     out = console()
     if not out.is_terminal:
         out.width = WIDEST
     drawn = table()
-    for head in found.heads:
+    for head in shown.heads:
         drawn.add_column(printable(head), overflow="fold")
-    for column in found.columns:
+    for column in shown.columns:
         drawn.add_column(printable(f"{column.group}\n{heading(column)}".strip()), justify="right")
-    for row, apart in zip(found.rows, parted(found), strict=True):
+    for row, apart in zip(shown.rows, parted(shown), strict=True):
         if apart:
             drawn.add_section()
-        cells = [found.text(cell, column) for cell, column in zip(row.cells, found.columns, strict=True)]
+        cells = [shown.text(cell, column) for cell, column in zip(row.cells, shown.columns, strict=True)]
         drawn.add_row(*map(printable, [*labels(row), *cells]))
     out.print(drawn)
-    for note in found.notes:
+    for note in shown.notes:
         out.print(printable(note))
 
 

@@ -1,4 +1,4 @@
-"""What is printed on standard output."""
+"""Results on standard output."""
 
 import json
 import sys
@@ -17,26 +17,26 @@ from defensekit.utils.errors import printable
 
 
 def show(result: Result, report: Path) -> None:
-    """The table of models, and in a few lines how it was made and where it lies."""
+    """Print the table of models, a few facts about the run, and where its files are."""
     out = console()
     names = sorted({name for model in result.models.values() for name in model.metrics})
     out.print(Text(result.name, style="bold"))
-    found = table()
-    found.add_column("model", no_wrap=True)
+    drawn = table()
+    drawn.add_column("model", no_wrap=True)
     floors = result.floors
     for name in names:
-        found.add_column(name.upper(), justify="right")
+        drawn.add_column(name.upper(), justify="right")
         if name in floors:
-            found.add_column(f"{name.upper()} floor", justify="right")
+            drawn.add_column(f"{name.upper()} floor", justify="right")
     for title in ("reset, of eligible", "reset, of all", "seconds"):
-        found.add_column(title, justify="right", max_width=10)
+        drawn.add_column(title, justify="right", max_width=10)
     for name, model in result.models.items():
         cells = []
         for key in names:
             cells.append(f"{model.metrics[key].value:.3f}" if key in model.metrics else "-")
             cells += [f"{floors[key]:.3f}"] if key in floors else []
-        found.add_row(Text(MODELS[name][0] if name in MODELS else name), *cells, *_reset(model), _seconds(model))
-    out.print(found)
+        drawn.add_row(Text(MODELS[name][0] if name in MODELS else name), *cells, *_reset(model), _seconds(model))
+    out.print(drawn)
     for name in floors:
         out.print(f"{name.upper()} floor: what the clean reference, never poisoned, has on the same rows")
     if result.chosen:
@@ -85,20 +85,20 @@ def _inert(eligible: int, dimensions: int, where_zero: dict[str, int]) -> str:
 
 
 def show_preview(recipe: Recipe, stages: list[Planned], as_json: bool) -> None:
-    """The resolved recipe, then its stages."""
+    """Print the resolved recipe, then its stages."""
     if as_json:
         planned = [{**asdict(stage), "cached": stage.cached} for stage in stages]
         sys.stdout.write(json.dumps({"recipe": recipe.resolved(), "stages": planned}) + "\n")
         return
     out = console()
     out.print(yaml_document.dump(recipe.resolved()))
-    found = table()
-    found.add_column("stage", no_wrap=True)
-    found.add_column("key", no_wrap=True)
-    found.add_column("state")
+    drawn = table()
+    drawn.add_column("stage", no_wrap=True)
+    drawn.add_column("key", no_wrap=True)
+    drawn.add_column("state")
     for stage in stages:
         state = "cached" if stage.cached else "to do" if stage.key else "to do, after the choice"
-        found.add_row(Text(stage.title), (stage.key or "")[:12], state)
-    out.print(found)
-    there = sum(stage.cached for stage in stages)
-    out.print(f"{len(stages)} stages, {there} of them cached; nothing was computed")
+        drawn.add_row(Text(stage.title), (stage.key or "")[:12], state)
+    out.print(drawn)
+    cached = sum(stage.cached for stage in stages)
+    out.print(f"{len(stages)} stages, {cached} of them cached; nothing was computed")

@@ -1,4 +1,4 @@
-"""A study as it goes on: a live table in a terminal, a line per run elsewhere."""
+"""Progress of a study: a live table in a terminal, a line per run elsewhere."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ NEXT = 5  # runs shown as next
 
 
 class Watching(Observer):
-    """Shows what a study is doing while the block lasts."""
+    """Shows the progress of a study while the block lasts."""
 
     quiet: bool = False
 
@@ -34,6 +34,7 @@ class Watching(Observer):
     _left: str = PrivateAttr(default="")
 
     def model_post_init(self, context: Any, /) -> None:
+        """Set up the console."""
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._live = Live(console=self._console, get_renderable=self._table, transient=True, refresh_per_second=2)
 
@@ -46,40 +47,45 @@ class Watching(Observer):
         self._live.stop()
 
     def study_started(self, runs: Sequence[str], slots: int) -> None:
+        """Take note of the runs."""
         self._runs, self._total = list(runs), len(runs)
 
     def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
+        """An observer of one run."""
         return _One(whole=self, name=name)
 
     def message(self, text: str) -> None:
+        """Print a line."""
         if not self.quiet:
             self._console.print(printable(text))
 
     def planned(self, stages: Sequence[Planned]) -> None:
-        there = sum(stage.cached for stage in stages)
-        self.message(f"{len(stages)} stages behind the runs, {there} of them cached")
+        """Take note of the stages ahead."""
+        cached = sum(stage.cached for stage in stages)
+        self.message(f"{len(stages)} stages behind the runs, {cached} of them cached")
 
     def time_left(self, left: str) -> None:
+        """Take note of the remaining time."""
         self._left = left
 
     def stage(self, run: str, title: str, share: float = 0.0) -> None:
-        """A stage is being made."""
+        """A stage is being computed."""
         since = self._stages.get((run, title), (time.monotonic(), ""))[0]
         self._stages[(run, title)] = (since, f"{share:.0%}" if share else "")
 
     def end(self, run: str, title: str) -> None:
-        """A stage is there, or failed."""
+        """A stage is finished, or failed."""
         self._stages.pop((run, title), None)
 
-    def over(self, run: str, told: str, failed: bool) -> None:
-        """A run is over."""
+    def over(self, run: str, outcome: str, failed: bool) -> None:
+        """A run is finished, or failed."""
         if run in self._runs:
             self._runs.remove(run)
         self._done += not failed
         self._failed += failed
         if not self._runs:
-            self._left = ""  # stages of runs that failed are not made
-        self.message(f"[{self._done + self._failed}/{self._total}] {run}: {told}{self._rest}")
+            self._left = ""  # stages of failed runs are not computed
+        self.message(f"[{self._done + self._failed}/{self._total}] {run}: {outcome}{self._rest}")
 
     @property
     def _rest(self) -> str:
@@ -87,7 +93,7 @@ class Watching(Observer):
 
     def _table(self) -> Group:
         if not self._total:
-            return Group()  # it is not known yet what there is to do
+            return Group()  # the runs are not known yet
         now = time.monotonic()
         table = Table("run", "stage", "for", "", box=box.SIMPLE_HEAD, pad_edge=False)
         stages = dict(self._stages)  # the runs' threads change it meanwhile
@@ -101,7 +107,7 @@ class Watching(Observer):
 
 
 class _One(Observer):
-    """Watches one run for the whole."""
+    """Observes one run of the study."""
 
     whole: Watching
     name: str
@@ -124,8 +130,8 @@ class _One(Observer):
     def run_finished(self, result: Mapping[str, Any]) -> None:
         ended = DEFENDED[result["recipe"]["defense"]["stage"]]
         numbers = result["models"][ended]["metrics"].items()
-        told = ", ".join(f"{name.upper()} {measured['value']:.3f}" for name, measured in numbers)
-        self.whole.over(self.name, told, failed=False)
+        metrics = ", ".join(f"{name.upper()} {measured['value']:.3f}" for name, measured in numbers)
+        self.whole.over(self.name, metrics, failed=False)
 
     def run_failed(self, error: str) -> None:
         self.whole.over(self.name, f"failed: {error}", failed=True)

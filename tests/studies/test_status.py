@@ -23,7 +23,7 @@ def test_the_commands_tell_what_there_is(recipe: Path, tmp_path: Path) -> None:
     planned = command("plan", path)
     assert planned.exit_code == 0
     assert "magnitude, seed 0" in planned.stdout
-    assert "2 runs, 0 of them there, 2 to make" in planned.stdout
+    assert "2 runs, 0 of them finished, 2 to run" in planned.stdout
     assert "there is no estimate yet" in planned.stdout
     assert "no study has run in" in str(command("status", path).exception)
     whole = [sys.executable, "-m", "defensekit", "study", "run", str(path), "-w", str(tmp_path / "w")]
@@ -32,7 +32,7 @@ def test_the_commands_tell_what_there_is(recipe: Path, tmp_path: Path) -> None:
     assert "2 of 2 runs have a result, 0 of them had one before" in done.stdout
     assert "[2/2] random, seed 0: ACC" in done.stderr
     status = command("status", path)
-    assert status.stdout == "small: 2 of 2 runs have a result, 0 failed\nnobody is at work on it\n"
+    assert status.stdout == "small: 2 of 2 runs have a result, 0 failed\nno process is running it\n"
     assert json.loads(command("plan", path, "--json").stdout)["stages"]["to_make"] == {}
     shape(recipe, data__name="none.csv")
     gone = command("run", path).exception
