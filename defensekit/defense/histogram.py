@@ -80,8 +80,8 @@ def histogram(counts: "Tensor", bins: int = 120) -> dict[str, Any]:
     """How the scores of eligible dimensions are spread, and those of the selected ones among them.
 
     Args:
-        counts: what `score_histogram` gives, summed. The upper bits tell scores apart that differ by more than one part
-            in 32; bounds and bins are as exact as that.
+        counts: what `score_histogram` gives, summed. The upper bits distinguish scores that differ by more than one
+            part in 32; bounds and bins are as exact as that.
         bins: the number of bins.
 
     Returns:

@@ -120,5 +120,5 @@ def write_inspected(path: Path, inspected: Sequence[Any]) -> None:
 
 
 def read_inspected(path: Path) -> list[Any]:
-    """Read what `write_found` wrote."""
+    """Read what `write_inspected` wrote."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

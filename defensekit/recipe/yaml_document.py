@@ -1,4 +1,4 @@
-"""YAML read safely, with the place of every key: what errors point at. Files can build on others."""
+"""YAML read safely, with the location of every key for errors. Files can build on others."""
 
 import re
 from collections.abc import Collection, Hashable, Mapping, Sequence

@@ -18,7 +18,7 @@ from defensekit.components import ModelStep, Purifier, Scorer, WeightStep, tenso
 from defensekit.components.tensors import TensorView
 from defensekit.defense import purification
 from defensekit.defense.scoring import Views, score
-from defensekit.defense.selection import Selection, select, summary
+from defensekit.defense.selection import TensorSelection, select, summary
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.loading import load_model
 from defensekit.models.pair import Pair, layer_of
@@ -154,7 +154,7 @@ def test_a_part_at_a_time_is_all_at_once(
         assert torch.equal(result[name], wanted)
 
 
-def purify(pair: Pair, selection: Selection | None, steps: Sequence[Purifier], target: Path) -> None:
+def purify(pair: Pair, selection: TensorSelection | None, steps: Sequence[Purifier], target: Path) -> None:
     purification.purify(
         pair, selection, steps, [], target, max_length=8, precision="float32", seed=0, report=lambda done, total: None
     )
@@ -283,11 +283,11 @@ def test_a_soft_selection_is_counted_and_followed_in_parts(tmp_path: Path, monke
     base = write(tmp_path / "base", {"w": torch.zeros(5)}, 1)
     pair = Pair(Checkpoint(base), Checkpoint(write(tmp_path / "s", {"w": torch.arange(5.0)}, 1)))
     scores, share = score(Views(pair, 0), Magnitude()), torch.tensor([0, 0, 0.5, 0.25, 1])
-    selection = Selection(scores, {"w": share})
+    selection = TensorSelection(scores, {"w": share})
     purify(pair, selection, [Reset()], tmp_path / "out")
     assert load_file(tmp_path / "out/model.safetensors")["w"].tolist() == [0, 1, 1, 2.25, 0]
     assert summary(selection)["tensors"] == {"w": [5, 4, 3]}
-    assert summary(selection) == summary(Selection(scores, {"w": share}))  # of which nothing was seen on the way
+    assert summary(selection) == summary(TensorSelection(scores, {"w": share}))  # of which nothing was seen on the way
 
 
 class Louder(ModelStep):

@@ -28,7 +28,7 @@ from defensekit.recipe.resolve import component
 from defensekit.text import Row
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.workflows.purify import recipe_for
-from defensekit.workflows.reset import Reset, reset_into
+from defensekit.workflows.reset import ResetResult, reset_into
 from tests.conftest import make_base, make_sentences, make_suspect, make_tokenizer
 from tests.models.helpers import make_adapter, make_causal
 
@@ -51,15 +51,15 @@ def weights(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Te
     return load_file(folder / name)
 
 
-def check(out: Path, base: Path, suspect: Path, found: Reset) -> None:
+def check(out: Path, base: Path, suspect: Path, result: ResetResult) -> None:
     """Every weight is the suspect's or the base's, as many are the base's as were said, and the manifest holds."""
     pair, after, before = Pair(Checkpoint(base), Checkpoint(suspect)), weights(out), weights(suspect)
     assert after.keys() == before.keys()
     for own, name in pair.by_file_name.items():
         ours, theirs = pair.block(name)
         assert bool(((after[own] == ours) | (after[own] == theirs)).all())
-    assert sum(int((after[own] != before[own]).sum()) for own in after) == found.selected
-    assert found.selected == round(0.2 * found.eligible) > 0
+    assert sum(int((after[own] != before[own]).sum()) for own in after) == result.selected
+    assert result.selected == round(0.2 * result.eligible) > 0
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["tensors"] == {n: hashlib.sha256(t.numpy().tobytes()).hexdigest() for n, t in after.items()}
     assert manifest["files"].keys() == {path.name for path in out.iterdir()} - {"manifest.json", "README.md"}
