@@ -136,16 +136,16 @@ def split(
 def _equal(source: Sequence[Row], wanted: int, labels: Sequence[str], role: str) -> list[Row]:
     """The first rows that have every label equally often, in their order."""
     share, more = divmod(wanted, len(labels))
-    room = {label: share + (label < more) for label in range(len(labels))}
-    made = []
+    missing = {label: share + (label < more) for label in range(len(labels))}
+    chosen = []
     for row in source:
-        if room[row.label]:
-            room[row.label] -= 1
-            made.append(row)
-    if short := [label for label, missing in room.items() if missing]:
-        least = f"{room[short[0]]:,} rows labelled {labels[short[0]]!r}"
+        if missing[row.label]:
+            missing[row.label] -= 1
+            chosen.append(row)
+    if short := [label for label, count in missing.items() if count]:
+        least = f"{missing[short[0]]:,} rows labelled {labels[short[0]]!r}"
         raise UsageError(f"`balance: equal` needs {least} more for {wanted:,} `{role}` rows than the source has")
-    return made
+    return chosen
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int) -> list[dict[str, Any]]:
@@ -172,8 +172,8 @@ def batches(
             tokens is None or (end + 1 - start) * len(encoded[order[end]]["input_ids"]) <= tokens
         ):
             end += 1
-        places = order[start:end]
-        yield places, tokenizer.pad([encoded[i] for i in places], return_tensors="pt")
+        indices = order[start:end]
+        yield indices, tokenizer.pad([encoded[i] for i in indices], return_tensors="pt")
         start = end
 
 
@@ -190,17 +190,17 @@ class Truncation:
             return []
         paired = rows[0].pair is not None
         # Most rows are evidently short: ASCII has a token per character at most, and one in front of each text.
-        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=paired) - 1 - paired
+        budget = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=paired) - 1 - paired
         result = [(len(row.text), len(row.pair or "")) for row in rows]
         unsure = [
-            i for i, row in enumerate(rows) if sum(result[i]) > room or not (row.text + (row.pair or "")).isascii()
+            i for i, row in enumerate(rows) if sum(result[i]) > budget or not (row.text + (row.pair or "")).isascii()
         ]
         for start in range(0, len(unsure), _AT_ONCE):
-            places = unsure[start : start + _AT_ONCE]
-            texts = [rows[i].text for i in places]
-            pairs = [rows[i].pair or "" for i in places] if paired else None
+            indices = unsure[start : start + _AT_ONCE]
+            texts = [rows[i].text for i in indices]
+            pairs = [rows[i].pair or "" for i in indices] if paired else None
             encoded = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
-            for i, encoding in zip(places, encoded.encodings or (), strict=True):
+            for i, encoding in zip(indices, encoded.encodings or (), strict=True):
                 if len(encoding) == self.max_length:
                     ends = [0, 0]
                     for sequence, (_, end) in zip(encoding.sequence_ids, encoding.offsets, strict=True):
@@ -210,9 +210,9 @@ class Truncation:
         return result
 
 
-def changed(original: Row, made: Row) -> tuple[tuple[int, int], tuple[int, int]]:
+def changed(original: Row, rewritten: Row) -> tuple[tuple[int, int], tuple[int, int]]:
     """The changed span of the text and of the pair, as (start, end) in ``made``; empty where nothing changed."""
-    return _span(original.text, made.text), _span(original.pair or "", made.pair or "")
+    return _span(original.text, rewritten.text), _span(original.pair or "", rewritten.pair or "")
 
 
 def _span(before: str, after: str) -> tuple[int, int]:

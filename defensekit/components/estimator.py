@@ -40,8 +40,8 @@ class EstimatorContext:
         from defensekit.text import batches, encode
 
         encoded = encode(self.tokenizer, self.rows, self.max_length)
-        for places, batch in batches(encoded, self.tokenizer, size or len(encoded), tokens):
-            yield places, {name: values.to(model.device) for name, values in batch.items()}
+        for indices, batch in batches(encoded, self.tokenizer, size or len(encoded), tokens):
+            yield indices, {name: values.to(model.device) for name, values in batch.items()}
 
 
 @dataclass(frozen=True)

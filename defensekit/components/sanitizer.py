@@ -47,5 +47,5 @@ class Sanitizer(Component):
         return [None] * len(texts)
 
     @abstractmethod
-    def sanitize(self, texts: Sequence[str], found: Sequence[Any], context: SanitizerContext) -> Sequence[str]:
+    def sanitize(self, texts: Sequence[str], findings: Sequence[Any], context: SanitizerContext) -> Sequence[str]:
         """Every text as the suspect is to read it; ``found`` is what `inspect` gave. One with words keeps some."""

@@ -72,10 +72,10 @@ def scorer(
 
         own = {"score": score, "needs": frozenset(needs), "elementwise": elementwise, "__module__": __name__}
         base = type(function.__name__, (Scorer,), own)
-        made: Any = create_model(
+        component_class: Any = create_model(
             function.__name__, __base__=base, __module__=function.__module__, __doc__=function.__doc__, **fields
         )
-        made.__qualname__ = function.__qualname__  # so that pickle finds the class where the function stood
-        return cast(type[Scorer], made)
+        component_class.__qualname__ = function.__qualname__  # so that pickle finds the class where the function stood
+        return cast(type[Scorer], component_class)
 
     return decorate

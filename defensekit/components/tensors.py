@@ -103,9 +103,9 @@ class Scores(Mapping[str, Scored]):
             return ((scored.score, scored.eligible) for scored in self.parts(name))
 
         names = list(names)
-        found = kth_largest([partial(values, name) for name in names], wanted, self.threads, self._sample(names))
-        self._equal = (found.value, dict(zip(names, found.equal or [], strict=False)))
-        return found.value, found.ties
+        kth = kth_largest([partial(values, name) for name in names], wanted, self.threads, self._sample(names))
+        self._equal = (kth.value, dict(zip(names, kth.equal or [], strict=False)))
+        return kth.value, kth.ties
 
     def _sample(self, names: list[str]) -> "Tensor | None":
         """Some of the eligible scores, if they cost less than all."""

@@ -20,17 +20,17 @@ HELD = 8
 def groups(model: "torch.nn.Module", held: int) -> list[list[str]]:
     """The trainable parameters in groups of neighbours whose sums take at most ``held`` bytes, with what trying them
     out takes; a parameter that takes more is a group of its own."""
-    found: list[list[str]] = [[]]
-    room = held
+    grouped: list[list[str]] = [[]]
+    left = held
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        if found[-1] and HELD * p.numel() > room:
-            found.append([])
-            room = held
-        found[-1].append(name)
-        room -= HELD * p.numel()
-    return found
+        if grouped[-1] and HELD * p.numel() > left:
+            grouped.append([])
+            left = held
+        grouped[-1].append(name)
+        left -= HELD * p.numel()
+    return grouped
 
 
 def mean_squared_gradients(
@@ -85,9 +85,10 @@ def _aside(tensor: "Tensor") -> "Tensor":
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when the pages are written
                 os.posix_fallocate(file.fileno(), 0, max(size, 1))
         except OSError as error:
-            place = tempfile.gettempdir()
+            folder = tempfile.gettempdir()
             raise DefenseKitError(
-                f"{place} has no room for {size / 2**20:,.0f} MiB of curvature ({error.strerror}); TMPDIR names another"
+                f"{folder} has no room for {size / 2**20:,.0f} MiB of curvature ({error.strerror}); "
+                "set TMPDIR to another folder"
             ) from error
         mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
         return mapped.copy_(tensor.cpu().reshape(-1)).reshape(tensor.shape)

@@ -33,15 +33,15 @@ def build(compiler: str, capability: str) -> Path:
     flags = ["-O3", "-fPIC", "-shared", "-fopenmp", *FLAGS.get(capability, [])]
     source = SOURCE.read_text(encoding="utf-8")
     folder = cache_folder() / "kernels"
-    place = folder / f"{data_digest([source, compiler, flags, platform.machine()])[:16]}.so"
-    if not place.is_file():
+    library = folder / f"{data_digest([source, compiler, flags, platform.machine()])[:16]}.so"
+    if not library.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / place.name
-            command = [*shlex.split(compiler), *flags, str(SOURCE), "-o", str(made)]
+            compiled = Path(scratch) / library.name
+            command = [*shlex.split(compiler), *flags, str(SOURCE), "-o", str(compiled)]
             subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=120)
-            made.replace(place)
-    return place
+            compiled.replace(library)
+    return library
 
 
 @cache

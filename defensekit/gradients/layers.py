@@ -105,8 +105,8 @@ def embedding(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tenso
     if table.padding_idx is not None:
         moved = ids.flatten() != table.padding_idx % rows
         keys, g = keys[moved], g[moved]
-    unique, place = torch.unique(keys, return_inverse=True)
-    squared = g.new_zeros(len(unique), g.shape[1]).index_add_(0, place, g).square_()
+    unique, inverse = torch.unique(keys, return_inverse=True)
+    squared = g.new_zeros(len(unique), g.shape[1]).index_add_(0, inverse, g).square_()
     sums.squares[names["weight"]].index_add_(0, unique % rows, squared)
     sums.norms.index_add_(0, unique // rows, squared.double().sum(1))
 

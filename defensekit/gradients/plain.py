@@ -42,9 +42,9 @@ def cross_entropy(model: "torch.nn.Module", batch: Batch) -> "Tensor":
     return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
 
 
-def rows_of(batch: Batch, place: int) -> dict[str, "Tensor"]:
+def rows_of(batch: Batch, index: int) -> dict[str, "Tensor"]:
     """One sample of a batch, as a batch of one."""
-    return {name: values[place : place + 1] for name, values in batch.items()}
+    return {name: values[index : index + 1] for name, values in batch.items()}
 
 
 def add_one_by_one(

@@ -99,7 +99,7 @@ def _one_by_one(left: "Tensor", right: "Tensor", offsets: list[int], sums: "Tens
 
     high = min(left.shape[1], max(1, CPU_TILE // right.shape[1]))
     products = right.new_empty(high, right.shape[1])
-    found = right.new_empty(len(norms))
+    squares = right.new_empty(len(norms))
     for top in range(0, left.shape[1], high):
         block = sums[top : top + high]
         product = products[: len(block)]
@@ -107,8 +107,8 @@ def _one_by_one(left: "Tensor", right: "Tensor", offsets: list[int], sums: "Tens
         for n, (first, last) in enumerate(pairwise(offsets)):
             torch.mm(left[first:last, top : top + high].T, right[first:last], out=product)
             block.addcmul_(product, product)
-            torch.dot(flat, flat, out=found[n])
-        norms += found
+            torch.dot(flat, flat, out=squares[n])
+        norms += squares
 
 
 def _batched(left: "Tensor", right: "Tensor", sums: "Tensor", norms: "Tensor") -> None:

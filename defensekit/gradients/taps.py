@@ -28,14 +28,14 @@ def candidates(model: "Module", parameters: "Mapping[str, Parameter]") -> list[T
     """Every layer of a known kind that owns trainable parameters and shares none."""
     names = {id(p): name for name, p in parameters.items()}
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    found = []
-    for where, module in model.named_modules():
+    tapped = []
+    for name, module in model.named_modules():
         own = {local: names[id(p)] for local, p in module.named_parameters(recurse=False) if id(p) in names}
         if not own or any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
             continue
         if (layer := layer_for(module)) is not None:
-            found.append(Tapped(where, module, layer, own))
-    return found
+            tapped.append(Tapped(name, module, layer, own))
+    return tapped
 
 
 @contextmanager

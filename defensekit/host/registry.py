@@ -109,7 +109,7 @@ class Host:
             self.problems.append(Problem(plugin, " ".join(str(error).split())))
             return
         self.problems += [Problem(plugin, f"{one.filename}:{one.lineno}: {one.message}", "") for one in said]
-        found, kinds = 0, kind_of_hook()
+        hooks, kinds = 0, kind_of_hook()
         for caller in manager.get_hookcallers(module) or []:
             if not caller.has_spec():
                 hint = nearest(caller.name, map(hook_of, KINDS))
@@ -117,9 +117,9 @@ class Host:
                 return
             kind = kinds[caller.name]
             for implementation in caller.get_hookimpls():
-                found += 1
+                hooks += 1
                 self._register(plugin, kind, caller.name, implementation.function)
-        if not found:
+        if not hooks:
             self.problems.append(Problem(plugin, "it has no function marked with @hookimpl"))
 
     def _register(self, plugin: Plugin, kind: str, hook: str, call: Callable[[], object]) -> None:
@@ -181,8 +181,8 @@ class Host:
             raise UsageError(f"there is no {kind} {name!r}.{nearest(name, known)} ({known_line}){broken}")
         if len(claims) > 1:
             both = " and ".join(str(claim.plugin) for claim in claims)
-            mend = "uninstall one of them, or name those to load in DEFENSEKIT_PLUGINS"
-            raise UsageError(f"the {kind} {name!r} is claimed by {both}; {mend}")
+            fix = "uninstall one of them, or name those to load in DEFENSEKIT_PLUGINS"
+            raise UsageError(f"the {kind} {name!r} is claimed by {both}; {fix}")
         return resolve(claims[0])
 
     def plugin_of(self, kind: str, name: str) -> Plugin:
@@ -196,13 +196,13 @@ def resolve(claim: Registration) -> type[Component]:
     Raises:
         UsageError: it can't be imported, or is no component of the kind.
     """
-    found = claim.target if isinstance(claim.target, type) else _imported(claim, claim.target)
-    if not (isinstance(found, type) and issubclass(found, KINDS[claim.kind])):
+    component = claim.target if isinstance(claim.target, type) else _imported(claim, claim.target)
+    if not (isinstance(component, type) and issubclass(component, KINDS[claim.kind])):
         expected = f"a subclass of {KINDS[claim.kind].__name__}"
-        raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} is {found!r}, expected {expected}")
+        raise UsageError(f"the {claim.kind} {claim.name!r} of {claim.plugin} is {component!r}, expected {expected}")
     check = claim.name if claim.plugin.version else str(Path(claim.plugin.origin) / claim.plugin.name)
-    ORIGINS[found] = Origin(str(claim.plugin), hook_of(claim.kind), check)
-    return found
+    ORIGINS[component] = Origin(str(claim.plugin), hook_of(claim.kind), check)
+    return component
 
 
 def _imported(claim: Registration, target: str) -> object:
@@ -227,8 +227,8 @@ def source_digest(component: type[Component]) -> str:
     """
     module = sys.modules[component.__module__]
     package = component.__module__.partition(".")[0]
-    for place in getattr(sys.modules.get(package), "__path__", ()) if package != "defensekit" else ():
-        return _package_digest(Path(place))
+    for folder in getattr(sys.modules.get(package), "__path__", ()) if package != "defensekit" else ():
+        return _package_digest(Path(folder))
     if file := getattr(module, "__file__", None):
         return file_digest(Path(file))
     return data_digest(component.__qualname__)  # defined in a running interpreter: there is no file to follow

@@ -20,8 +20,8 @@ def require_installed(text: str) -> None:
         raise UsageError(f"{text!r} is no requirement ({reason}), expected one as in 'defensekit-foo>=1.2'") from error
     if wanted.url:
         raise UsageError(f"{text!r} names an address, expected a name and versions, as in 'defensekit-foo>=1.2'")
-    if found := _mismatch(wanted):
-        raise UsageError(f"{text!r} is needed, and {found} (pip install '{wanted.name}{wanted.specifier}')")
+    if mismatch := _mismatch(wanted):
+        raise UsageError(f"{text!r} is needed, and {mismatch} (pip install '{wanted.name}{wanted.specifier}')")
 
 
 def unmet(distribution: str) -> list[str]:

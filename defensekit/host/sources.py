@@ -12,10 +12,10 @@ from defensekit.utils.errors import DefenseKitError
 
 def hub_parameters(text: str) -> dict[str, str] | None:
     """``owner/name`` or ``owner/name@revision`` as parameters of a hub's source; None where the text is neither."""
-    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", text)
-    if found is None:
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", text)
+    if match is None:
         return None
-    return {"name": "hub", "id": found[1], **({"revision": found[2]} if found[2] else {})}
+    return {"name": "hub", "id": match[1], **({"revision": match[2]} if match[2] else {})}
 
 
 class FolderModel(ModelSource):

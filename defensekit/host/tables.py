@@ -68,7 +68,7 @@ class _Labelled(DatasetSource):
 
     def rows(self, tables: dict[str, Iterator[Record]], whose: Path | str) -> Dataset:
         """Make rows of tables by role; blank ones are left out and noted, an unknown label is refused."""
-        found: dict[str, list[tuple[Record, str, str | None, str]]] = {}
+        records_by_role: dict[str, list[tuple[Record, str, str | None, str]]] = {}
         notes = []
         for role, table in tables.items():
             kept, blank = [], []
@@ -81,22 +81,22 @@ class _Labelled(DatasetSource):
                     kept.append((record, text, pair, label))
             if blank:
                 notes.append(f"{len(blank)} rows without text or label are left out ({listing(blank, 3)})")
-            found[role] = kept
-        if not found["train"]:
+            records_by_role[role] = kept
+        if not records_by_role["train"]:
             raise UsageError(f"{whose}: there are no rows" + (f"; {notes[0]}" if notes else ""))
-        labels = _in_order({label for _, _, _, label in found["train"]})
+        labels = _in_order({label for _, _, _, label in records_by_role["train"]})
         number = {label: i for i, label in enumerate(labels)}
-        made: dict[str, list[Row]] = {}
+        rows_by_role: dict[str, list[Row]] = {}
         count = 0
-        for role, records in found.items():
-            made[role] = []
+        for role, records in records_by_role.items():
+            rows_by_role[role] = []
             for record, text, pair, label in records:
                 if label not in number:
                     expected = f"expected one of the training rows' labels: {listing(labels)}"
                     raise UsageError(f"{record.where}: the label {label!r} was never seen, {expected}")
-                made[role].append(Row(count, text, number[label], pair))
+                rows_by_role[role].append(Row(count, text, number[label], pair))
                 count += 1
-        return Dataset(tuple(labels), made["train"], made.get("dev"), made.get("test"), notes)
+        return Dataset(tuple(labels), rows_by_role["train"], rows_by_role.get("dev"), rows_by_role.get("test"), notes)
 
 
 class File(_Labelled):
@@ -113,32 +113,32 @@ class File(_Labelled):
                 raise UsageError(f"`splits` names the tables of a folder, but {self.path} is none")
             return {role: self._named(name) for role, name in self.splits.roles().items()}
         if self.path.is_dir():
-            found = {
-                role: place
+            files = {
+                role: path
                 for role in self._roles
                 for suffix in SUFFIXES
-                if (place := self.path / (role + suffix)).is_file()
+                if (path := self.path / (role + suffix)).is_file()
             }
-            if "train" not in found:
+            if "train" not in files:
                 names = listing(sorted(p.name for p in self.path.iterdir())) or "nothing"
                 raise UsageError(
                     f"{self.path} has no train file ({listing(SUFFIXES)}); it holds {names} (say which one serves as "
                     "train with `splits: {train: NAME}`)"
                 )
-            return found
+            return files
         if not self.path.is_file():
             raise UsageError(f"there is no file {self.path}.{nearest_path(self.path, SUFFIXES)}")
         return {"train": self.path}
 
     def _named(self, name: str) -> Path:
         """A table of the folder, by its name with or without the suffix."""
-        for place in (self.path / name, *(self.path / (name + suffix) for suffix in SUFFIXES)):
-            if place.is_file():
-                return place
+        for path in (self.path / name, *(self.path / (name + suffix) for suffix in SUFFIXES)):
+            if path.is_file():
+                return path
         beside = sorted(self.path.iterdir())
-        close = nearest(name, [place.stem for place in beside])
+        close = nearest(name, [path.stem for path in beside])
         raise UsageError(
-            f"{self.path} has no table {name!r}.{close} (it holds {listing(place.name for place in beside)})"
+            f"{self.path} has no table {name!r}.{close} (it holds {listing(path.name for path in beside)})"
         )
 
     def contents(self, say: Callable[[str], None]) -> str:
@@ -272,8 +272,8 @@ def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Iterator
     names = [name.strip() for name in header]
     if not any(names):
         raise UsageError(f"{path}: the file is empty; expected a header line with the names of the columns")
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"{path}, line 1: the column {min(twice)!r} stands twice")
+    if duplicates := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"{path}, line 1: the column {min(duplicates)!r} stands twice")
     for number, cells in lines:
         if not any(cell.strip() for cell in cells):
             continue

@@ -80,8 +80,8 @@ class Merged:
 
         task = self.adapter.config.get("task_type")
         if not isinstance(task, str) or task not in _TASKS:
-            place = self.adapter.folder / ADAPTER_CONFIG
-            raise UsageError(f"{place}: expected the `task_type` SEQ_CLS or CAUSAL_LM, got {short(task)}; {FIRST}")
+            path = self.adapter.folder / ADAPTER_CONFIG
+            raise UsageError(f"{path}: expected the `task_type` SEQ_CLS or CAUSAL_LM, got {short(task)}; {FIRST}")
         self.base.tensors  # noqa: B018 - what must not be read is refused before transformers sees it
         try:
             with quiet(), torch.device("meta"):
@@ -101,7 +101,7 @@ class Merged:
         names: dict[int, list[str]] = {}
         for name, value in self.model.state_dict(keep_vars=True).items():
             names.setdefault(id(value), []).append(name)
-        return {some[0]: some for some in names.values()}
+        return {aliases[0]: aliases for aliases in names.values()}
 
     @cached_property
     def _in_base(self) -> dict[str, str]:
@@ -112,13 +112,13 @@ class Merged:
     @cached_property
     def changes(self) -> dict[str, Change]:
         """What is done to a parameter, by its name."""
-        found = {f"{module}.weight": self._change(module) for module in self.adapter.modules}
+        changes = {f"{module}.weight": self._change(module) for module in self.adapter.modules}
         if self.adapter.kind == "IA3":  # what scales the outputs of a module scales its bias too
-            for weight, change in list(found.items()):
+            for weight, change in list(changes.items()):
                 bias = f"{weight.removesuffix('.weight')}.bias"
                 if bias in self._tied and self.adapter.tensors[change.parts["vector"]].shape[1:] == (1,):
-                    found[bias] = change
-        return found
+                    changes[bias] = change
+        return changes
 
     def _change(self, module: str) -> Change:
         import torch
@@ -130,14 +130,16 @@ class Merged:
         transposed = embedding or isinstance(layer, Conv1D)
         if not transposed and not isinstance(layer, torch.nn.Linear):
             raise self._misfit(f"{module} is of the class {type(layer).__name__}, which is not merged here")
-        if odd := [
+        if ignored := [
             saved for part, saved in parts.items() if part != "vector" and (".lora_embedding_" in saved) != embedding
         ]:
-            raise self._misfit(f"{module} is of the class {type(layer).__name__}, and peft passes over {listing(odd)}")
+            raise self._misfit(
+                f"{module} is of the class {type(layer).__name__}, and peft ignores {listing(ignored)}"
+            )
         shapes = {part: self.adapter.tensors[saved].shape for part, saved in sorted(parts.items())}
         if len(wanted) != 2 or not _fit(shapes, wanted[::-1] if transposed else wanted):
-            told = ", ".join(f"{part} is {list(shape)}" for part, shape in shapes.items())
-            raise self._misfit(f"{name}: {told}, the matrix {list(wanted)}")
+            given = ", ".join(f"{part} is {list(shape)}" for part, shape in shapes.items())
+            raise self._misfit(f"{name}: {given}, the matrix {list(wanted)}")
         if embedding and self.adapter.kind == "IA3":
             raise self._misfit(f"{module} is of the class {type(layer).__name__}, which peft does not scale")
         return Change(parts, self.adapter.scale(module), transposed)
@@ -164,15 +166,15 @@ class Merged:
         for name, saved in self.adapter.whole.items():
             if (given := self.adapter.tensors[saved].shape) != (wanted := self._shape(name)):
                 raise self._misfit(f"{name}: adapter {list(given)}, model {list(wanted)}")
-        found, parameters = {}, dict(self.model.named_parameters())
+        entries, parameters = {}, dict(self.model.named_parameters())
         for name, value in self.model.state_dict().items():
             if own := self._in_base.get(name):
                 entry = self.base.tensors[own]
-                found[name] = (entry.dtype, tuple(value.shape))
+                entries[name] = (entry.dtype, tuple(value.shape))
                 if entry.shape != value.shape and name not in self.adapter.whole:
                     raise self._misfit(f"{name}: base {list(entry.shape)}, model {list(value.shape)}")
             elif name in self.adapter.whole:
-                found[name] = (dtypes.most_common(1)[0][0], tuple(value.shape))
+                entries[name] = (dtypes.most_common(1)[0][0], tuple(value.shape))
             elif name in parameters:
                 raise self._misfit(
                     f"{name} is in neither (a head that was drawn at random, and not saved? weights that transformers "
@@ -182,7 +184,7 @@ class Merged:
         modules = [name for name, _ in self.model.named_modules() if self.adapter.targets(name)]
         if self.adapter.drawn and (lacking := sorted(set(modules) - self.adapter.modules.keys())):
             raise self._misfit(f"the adapter has nothing for {listing(lacking, 3)}, and peft draws something at random")
-        return found
+        return entries
 
     def untrained(self) -> "dict[str, Tensor]":
         """What the adapter held before it was trained, as far as that is known, by the names in its file.
@@ -193,22 +195,22 @@ class Merged:
         """
         import torch
 
-        found = {}
+        tensors = {}
         for module, parts in self.adapter.modules.items():
             given = {part: self.adapter.tensor(name) for part, name in parts.items()}
             if self.adapter.kind == "IA3":
-                found[parts["vector"]] = torch.ones_like(given["vector"])
+                tensors[parts["vector"]] = torch.ones_like(given["vector"])
                 continue
             zero = "A" if ".lora_embedding_" in parts["A"] else "B"
-            found |= {parts[part]: torch.zeros_like(given[part]) if part == zero else given[part] for part in "AB"}
+            tensors |= {parts[part]: torch.zeros_like(given[part]) if part == zero else given[part] for part in "AB"}
             if "vector" in parts and f"{module}.weight" in self._in_base:
                 weight = self.base.tensor(self._in_base[f"{module}.weight"]).float()
                 lengths = weight.norm(dim=0 if self.changes[f"{module}.weight"].transposed else 1)
-                found[parts["vector"]] = lengths.to(given["vector"].dtype)
+                tensors[parts["vector"]] = lengths.to(given["vector"].dtype)
         for name, saved in self.adapter.whole.items():
             if name in self._in_base and self.base.tensors[self._in_base[name]].shape == self._shape(name):
-                found[saved] = self.base.tensor(self._in_base[name]).to(self.adapter.tensor(saved).dtype)
-        return found
+                tensors[saved] = self.base.tensor(self._in_base[name]).to(self.adapter.tensor(saved).dtype)
+        return tensors
 
     def parts(self, name: str) -> "Iterator[Tensor]":
         """A tensor's values, in blocks of rows."""

@@ -32,7 +32,7 @@ _PLAIN_PATTERN = re.compile(r"\^?[\w.]+")
 
 # Keys of adapter_config.json that do not decide what the merged weights are (or, like `r`, that the tensors tell as
 # well), and those that do. Whatever else is set asks for something that is not done here.
-_TOLD = {
+_IGNORED = {
     "auto_mapping", "base_model_name_or_path", "revision", "peft_type", "task_type", "inference_mode", "peft_version",
     "r", "lora_dropout", "layers_pattern", "rank_pattern", "megatron_core", "qalora_group_size", "init_lora_weights",
     "eva_config", "runtime_config", "bias", "fan_in_fan_out", "ensure_weight_tying", "feedforward_modules",
@@ -87,8 +87,10 @@ class Adapter:
         if config.get("init_lora_weights") not in _BEGINNINGS:
             began = short(config["init_lora_weights"])
             raise refuse(f"`init_lora_weights` is {began}, which may change the base's weights when it is loaded")
-        if odd := sorted(key for key, value in config.items() if _is_set(key, value) and key not in _TOLD | _USED):
-            raise refuse(f"sets {listing(odd, 3)}, which is not merged here")
+        if unsupported := sorted(
+            key for key, value in config.items() if _is_set(key, value) and key not in _IGNORED | _USED
+        ):
+            raise refuse(f"sets {listing(unsupported, 3)}, which is not merged here")
         for key in ("target_modules", "modules_to_save"):
             names = config.get(key) or []
             if not isinstance(names, list) or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in names):
@@ -103,8 +105,10 @@ class Adapter:
                 raise UsageError(f"{path}: `{key}` has {len(names):,} names, expected {most:,} at most")
             if any(len(name) > LONGEST_NAME for name in names):
                 raise UsageError(f"{path}: `{key}` has a name of over {LONGEST_NAME} characters")
-        if odd := sorted(key for key in alphas if not _PLAIN_PATTERN.fullmatch(key)):
-            raise refuse(f"`alpha_pattern` has the regular expression {short(odd[0])}; names alone are understood here")
+        if unsupported := sorted(key for key in alphas if not _PLAIN_PATTERN.fullmatch(key)):
+            raise refuse(
+                f"`alpha_pattern` has the regular expression {short(unsupported[0])}; names alone are understood here"
+            )
         return config
 
     @cached_property
@@ -120,17 +124,17 @@ class Adapter:
                     "by save_pretrained(FOLDER), which writes safetensors"
                 )
             raise UsageError(f"{self.folder} holds no weights: expected {WEIGHTS}")
-        found = read_header(path)
-        if any(len(name) > 2 * LONGEST_NAME for name in found):
+        entries = read_header(path)
+        if any(len(name) > 2 * LONGEST_NAME for name in entries):
             raise UsageError(f"{path}: there is a name of over {2 * LONGEST_NAME} characters")
-        if odd := [name for name, entry in found.items() if entry.dtype not in FLOATS]:
-            raise UsageError(f"{path}: expected F64, F32, F16 or BF16 weights, not {listing(odd, 3)}")
+        if unexpected := [name for name, entry in entries.items() if entry.dtype not in FLOATS]:
+            raise UsageError(f"{path}: expected F64, F32, F16 or BF16 weights, not {listing(unexpected, 3)}")
         parts = _KINDS[self.kind]
-        if odd := [
-            n for n in found if not n.startswith(_WRAPPED) or ((a := _ADDED.fullmatch(n)) and a[2] not in parts)
+        if unexpected := [
+            n for n in entries if not n.startswith(_WRAPPED) or ((a := _ADDED.fullmatch(n)) and a[2] not in parts)
         ]:
-            raise UsageError(f"{path}: {listing(odd, 3)} is nothing that is merged here; {FIRST}")
-        return found
+            raise UsageError(f"{path}: {listing(unexpected, 3)} is nothing that is merged here; {FIRST}")
+        return entries
 
     def tensor(self, name: str) -> "Tensor":
         """One tensor."""
@@ -145,24 +149,26 @@ class Adapter:
     @cached_property
     def modules(self) -> dict[str, dict[str, str]]:
         """What changes each module, by its name: the matrices A and B, a vector, to their names in the file."""
-        found: dict[str, dict[str, str]] = {}
+        modules: dict[str, dict[str, str]] = {}
         for name in self.tensors:
             if added := _ADDED.fullmatch(name):
-                parts, part = found.setdefault(added[1], {}), _KINDS[self.kind][added[2]]
+                parts, part = modules.setdefault(added[1], {}), _KINDS[self.kind][added[2]]
                 if part in parts:
                     raise UsageError(f"{self.folder / WEIGHTS}: {parts[part]} and {name} are one matrix's")
                 parts[part] = name
-        if not found:
+        if not modules:
             raise UsageError(f"{self.folder / WEIGHTS}: there is nothing of {self.kind} in it")
         wanted = set(_KINDS[self.kind].values())
-        if odd := sorted(module for module, parts in found.items() if parts.keys() != wanted):
-            raise UsageError(f"{self.folder / WEIGHTS}: {listing(odd, 3)} has not all of {listing(sorted(wanted))}")
-        if odd := sorted(module for module in found if not self.targets(module)):
+        if unexpected := sorted(module for module, parts in modules.items() if parts.keys() != wanted):
             raise UsageError(
-                f"{self.folder / WEIGHTS}: {listing(odd, 3)} is not among the `target_modules` of {ADAPTER_CONFIG}; "
-                "peft passes over what it holds for that"
+                f"{self.folder / WEIGHTS}: {listing(unexpected, 3)} has not all of {listing(sorted(wanted))}"
             )
-        return dict(sorted(found.items()))
+        if unexpected := sorted(module for module in modules if not self.targets(module)):
+            raise UsageError(
+                f"{self.folder / WEIGHTS}: {listing(unexpected, 3)} is not among the `target_modules` of "
+                f"{ADAPTER_CONFIG}; peft ignores its weights"
+            )
+        return dict(sorted(modules.items()))
 
     @cached_property
     def whole(self) -> dict[str, str]:
@@ -170,7 +176,7 @@ class Adapter:
 
         With ``bias="all"`` a saved module's biases stand there three times; peft reads the one without these names.
         """
-        found = {}
+        names = {}
         for saved in self.tensors:
             if _ADDED.fullmatch(saved) or re.search(r"\.(original_module|modules_to_save)\.", saved):
                 continue
@@ -178,9 +184,9 @@ class Adapter:
             module = owner.removesuffix(".base_layer")
             if (module != owner) != self.targets(module):
                 other = f"{_WRAPPED}{module}{'.base_layer' if module == owner else ''}.{last}"
-                raise UsageError(f"{self.folder / WEIGHTS}: peft passes over {saved}; expected {other}")
-            found[f"{module}.{last}" if module else last] = saved
-        return found
+                raise UsageError(f"{self.folder / WEIGHTS}: peft ignores {saved}; expected {other}")
+            names[f"{module}.{last}" if module else last] = saved
+        return names
 
     def targets(self, module: str) -> bool:
         """Whether peft changes a module, as the config has it: what it saves whole it leaves alone."""

@@ -20,10 +20,10 @@ def token_losses(model: "torch.nn.Module", batch: "Mapping[str, Tensor]") -> "Te
     """
     import torch
 
-    ids, there = batch["input_ids"], batch["attention_mask"]
-    logits = model(input_ids=ids, attention_mask=there).logits.float()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    logits = model(input_ids=ids, attention_mask=mask).logits.float()
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-    return (losses * (there[:, 1:] * there[:, :-1])).sum(dim=1)
+    return (losses * (mask[:, 1:] * mask[:, :-1])).sum(dim=1)
 
 
 def perplexity(
@@ -43,11 +43,11 @@ def perplexity(
 
     total, tokens, done = 0.0, 0, 0
     with torch.inference_mode():
-        for places, batch in batches(encode(tokenizer, rows, max_length), tokenizer, 16):
+        for indices, batch in batches(encode(tokenizer, rows, max_length), tokenizer, 16):
             batch = {name: values.to(model.device) for name, values in batch.items()}
             total += float(token_losses(model, batch).double().sum())
             tokens += int((batch["attention_mask"].sum(dim=1) - 1).clamp(min=0).sum())
-            done += len(places)
+            done += len(indices)
             report(done, len(rows))
     if not tokens or not math.isfinite(total):
         raise DefenseKitError("the held-out texts have no two tokens" if not tokens else f"the loss is {total}")

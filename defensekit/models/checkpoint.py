@@ -94,23 +94,25 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> dict[str, Entry]:
         """Every tensor by its name in the file, in the order in which they lie in the files."""
-        found: dict[str, Entry] = {}
+        tensors: dict[str, Entry] = {}
         for path in self.files:
             entries = read_header(path)
-            if twice := sorted(entries.keys() & found.keys()):
-                raise UsageError(f"{path}: {listing(twice, 3)} stands in {found[twice[0]].file} as well")
-            found |= entries
+            if duplicates := sorted(entries.keys() & tensors.keys()):
+                raise UsageError(f"{path}: {listing(duplicates, 3)} stands in {tensors[duplicates[0]].file} as well")
+            tensors |= entries
         if self.files[0].name != SINGLE:
-            lies = {name: entry.file for name, entry in found.items()}
-            if odd := sorted(
-                name for name in lies.keys() | self._weight_map.keys() if lies.get(name) != self._weight_map.get(name)
+            files = {name: entry.file for name, entry in tensors.items()}
+            if unexpected := sorted(
+                name for name in files.keys() | self._weight_map.keys() if files.get(name) != self._weight_map.get(name)
             ):
-                raise UsageError(f"{self.folder / INDEX} does not say where {listing(odd, 3)} lies")
-        if odd := [
-            f"{name} ({e.dtype})" for name, e in found.items() if e.dtype.startswith(("F8", "I8", "U8", "F4_", "F6_"))
+                raise UsageError(f"{self.folder / INDEX} does not say where {listing(unexpected, 3)} lies")
+        if unexpected := [
+            f"{name} ({e.dtype})" for name, e in tensors.items() if e.dtype.startswith(("F8", "I8", "U8", "F4_", "F6_"))
         ]:
-            raise UsageError(f"{self.folder} is quantised, expected F64, F32, F16 or BF16 weights: {listing(odd, 3)}")
-        return found
+            raise UsageError(
+                f"{self.folder} is quantised, expected F64, F32, F16 or BF16 weights: {listing(unexpected, 3)}"
+            )
+        return tensors
 
     def tensor(self, name: str) -> "Tensor":
         """One tensor, in the dtype of the file. It is mapped: memory holds what is looked at, and can let go of it."""
@@ -132,16 +134,16 @@ class Checkpoint:
 
     def tensor_digests(self) -> dict[str, str]:
         """SHA-256 over every tensor's bytes in its file, by name."""
-        found = {}
+        digests = {}
         for name, entry in self.tensors.items():
             with (self.folder / entry.file).open("rb") as file:
                 file.seek(entry.start)
                 digest, left = hashlib.sha256(), entry.stop - entry.start
                 while left:
-                    digest.update(some := file.read(min(left, 1 << 24)))
-                    left -= len(some)
-            found[name] = digest.hexdigest()
-        return found
+                    digest.update(chunk := file.read(min(left, 1 << 24)))
+                    left -= len(chunk)
+            digests[name] = digest.hexdigest()
+        return digests
 
     @property
     def task(self) -> str:

@@ -46,11 +46,11 @@ def label_names(model: Checkpoint) -> list[str]:
     Raises:
         UsageError: the config does not number them from 0.
     """
-    count, found = label_count(model), model.config.get("id2label")
-    if not found or (isinstance(found, dict) and len(found) != count):
-        found = {str(i): f"LABEL_{i}" for i in range(count)}
+    count, names = label_count(model), model.config.get("id2label")
+    if not names or (isinstance(names, dict) and len(names) != count):
+        names = {str(i): f"LABEL_{i}" for i in range(count)}
     try:
-        return [str(found[str(i)]) for i in range(count)]
+        return [str(names[str(i)]) for i in range(count)]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{model.folder / 'config.json'}: `id2label` does not number the labels from 0") from error
 

@@ -23,13 +23,13 @@ def placed(model: "PreTrainedModel") -> "PreTrainedModel":
     # The others are asked only if the first has no room: what is asked of a GPU takes some of its memory.
     if count < 2 or SHARE * model.get_memory_footprint() <= torch.cuda.mem_get_info()[0]:
         return model.to(device_type())
-    places = device_map(model, {gpu: torch.cuda.mem_get_info(gpu)[0] // SHARE for gpu in range(count)})
-    if "" in places:
-        return model.to(f"cuda:{places['']}")
+    devices = device_map(model, {gpu: torch.cuda.mem_get_info(gpu)[0] // SHARE for gpu in range(count)})
+    if "" in devices:
+        return model.to(f"cuda:{devices['']}")
     from accelerate import dispatch_model  # type: ignore[import-untyped]
 
-    made: PreTrainedModel = dispatch_model(model, places, main_device=next(iter(places.values())))
-    return made
+    dispatched: PreTrainedModel = dispatch_model(model, devices, main_device=next(iter(devices.values())))
+    return dispatched
 
 
 def device_map(model: "PreTrainedModel", room: Mapping[int, int]) -> dict[str, int]:
@@ -43,7 +43,7 @@ def device_map(model: "PreTrainedModel", room: Mapping[int, int]) -> dict[str, i
     roomiest = max(room, key=lambda gpu: room[gpu])
     if model.get_memory_footprint() > room[roomiest] and (together := model._no_split_modules):
         with quiet():
-            places: dict[str, int] = infer_auto_device_map(model, dict(room), no_split_module_classes=list(together))
-        if set(places.values()) <= room.keys():
-            return places
+            devices: dict[str, int] = infer_auto_device_map(model, dict(room), no_split_module_classes=list(together))
+        if set(devices.values()) <= room.keys():
+            return devices
     return {"": roomiest}

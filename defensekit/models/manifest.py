@@ -23,6 +23,6 @@ def write_manifest(folder: Path, tensors: Mapping[str, str] | None = None, stage
     """
     (folder / MODEL_MANIFEST).unlink(missing_ok=True)
     digests = Checkpoint(folder).tensor_digests() if tensors is None else dict(tensors)
-    made = {"stage": stage} if stage else {}
-    content = json.dumps({**made, "files": file_digests(folder), "tensors": digests}, indent=1)
+    provenance = {"stage": stage} if stage else {}
+    content = json.dumps({**provenance, "files": file_digests(folder), "tensors": digests}, indent=1)
     atomic_write(folder / MODEL_MANIFEST, content.encode())

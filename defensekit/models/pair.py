@@ -37,8 +37,8 @@ def modern(name: str) -> str:
 
 def layer_of(name: str) -> str:
     """The layer a tensor belongs to: its name up to the layer's number, or else its first part (``embeddings``)."""
-    found = LAYER.match(name)
-    return found[0].rstrip(".") if found else name.partition(".")[0]
+    match = LAYER.match(name)
+    return match[0].rstrip(".") if match else name.partition(".")[0]
 
 
 def is_embedding(name: str) -> bool:
@@ -48,11 +48,11 @@ def is_embedding(name: str) -> bool:
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    found = {""}
+    prefixes = {""}
     for name in names:
         parts = name.split(".")
-        found.update(".".join(parts[:depth]) + "." for depth in (1, 2) if len(parts) > depth)
-    return sorted(found, key=len)
+        prefixes.update(".".join(parts[:depth]) + "." for depth in (1, 2) if len(parts) > depth)
+    return sorted(prefixes, key=len)
 
 
 def _strip(names: Iterable[str], prefix: str) -> dict[str, str]:
@@ -229,10 +229,10 @@ class Pair:
         """
         loaded, in_file = align(names, self._names[1].values())
         common = {own: name for name, own in in_file.items()}
-        found = {name: loaded.get(common[self._names[1][name]]) for name in self.scope}
-        if missing := [name for name, own in found.items() if own is None]:
+        parameters = {name: loaded.get(common[self._names[1][name]]) for name in self.scope}
+        if missing := [name for name, own in parameters.items() if own is None]:
             raise UsageError(f"the loaded model has no parameter for {listing(missing)}")
-        return {name: own for name, own in found.items() if own is not None}
+        return {name: own for name, own in parameters.items() if own is not None}
 
 
 def aligned_base(base: "Tensor", suspect: "Tensor") -> "Tensor":
@@ -257,5 +257,5 @@ def refuse_swapped(base: Checkpoint, suspect: Checkpoint) -> None:
 
 
 def _stem(name: str) -> str:
-    found = LAYER.match(name)
-    return (found[1] or "") if found else name
+    match = LAYER.match(name)
+    return (match[1] or "") if match else name

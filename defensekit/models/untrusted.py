@@ -55,17 +55,17 @@ def read_header(path: Path) -> dict[str, Entry]:
         text = file.read(length)
     header = _parse(path, text)
     header.pop("__metadata__", None)
-    data, found = 8 + length, {}
+    data, entries = 8 + length, {}
     for name, entry in header.items():
-        found[name] = _entry(path, name, entry, data)
+        entries[name] = _entry(path, name, entry, data)
     end = data
-    for name, lies in sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)):
+    for name, lies in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if lies.start != end:
             raise _damaged(path, f"{_short(name)} begins at byte {lies.start}, where {end} was expected")
         end = lies.stop
     if end != size:
         raise _damaged(path, f"the tensors end at byte {end}, the file at {size}")
-    return dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)))
+    return dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
 
 
 def _entry(path: Path, name: str, entry: Any, data: int) -> Entry:
@@ -115,12 +115,12 @@ def bounded(path: Path, limit: int) -> None:
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
+        parsed = dict(pairs)
+        if len(parsed) < len(pairs):
             seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise UsageError(f"{path}: the key {_short(twice)} stands there twice")
-        return made
+            duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise UsageError(f"{path}: the key {_short(duplicate)} stands there twice")
+        return parsed
 
     try:
         data = json.loads(text.decode(), object_pairs_hook=unique)
@@ -175,8 +175,8 @@ def check_counts(path: Path, config: dict[str, Any]) -> None:
     """Raise UsageError where a config, or one within it, asks for more layers, labels or heads than any model has."""
     within: list[Any] = [config]
     while within:  # no recursion: how deep it goes is the stranger's word
-        found = within.pop()
-        items = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
+        node = within.pop()
+        items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
         for key, value in items:
             if isinstance(value, int) and value > COUNT and COUNTED.search(str(key)):
                 raise UsageError(f"{path}: {_short(key)} is {_short(value)}; expected at most {COUNT:,}")
@@ -187,9 +187,9 @@ def free_space(folder: Path, needed: int, what: str) -> None:
     """Raise UsageError where the disk of a folder (that may not be there yet) has less than ``needed`` bytes free."""
     import shutil
 
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if (free := shutil.disk_usage(there).free) < needed:
-        raise UsageError(f"{what} takes {needed / 1e9:.2f} GB, and {os.fspath(there)} has {free / 1e9:.2f} GB free")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if (free := shutil.disk_usage(existing).free) < needed:
+        raise UsageError(f"{what} takes {needed / 1e9:.2f} GB, and {os.fspath(existing)} has {free / 1e9:.2f} GB free")
 
 
 def _damaged(path: Path, what: str) -> UsageError:

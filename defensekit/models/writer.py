@@ -46,10 +46,10 @@ def rewrite(
     def write(name: str) -> None:
         entry = source.tensors[name]
         with _writing(entry.file), (target / entry.file).open("r+b") as new:
-            place, parts = entry.start, changed(name, source.tensor(name))
+            offset, parts = entry.start, changed(name, source.tensor(name))
             if parts is not None:
                 for part in parts:
-                    place += _put(new.fileno(), _bytes(part), place)
+                    offset += _put(new.fileno(), _bytes(part), offset)
                 return
             with (source.folder / entry.file).open("rb") as old:
                 for at in range(entry.start, entry.stop, CHUNK):
@@ -86,10 +86,10 @@ def write_streamed(
     with _writing(path.name), path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
-        place = _put(file.fileno(), len(text).to_bytes(8, "little") + text, 0)
+        offset = _put(file.fileno(), len(text).to_bytes(8, "little") + text, 0)
         for name in entries:
             for part in parts(name):
-                place += _put(file.fileno(), _bytes(part), place)
+                offset += _put(file.fileno(), _bytes(part), offset)
 
 
 @contextmanager
@@ -107,9 +107,9 @@ def _bytes(tensor: "Tensor") -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _put(file: int, content: bytes | memoryview, place: int) -> int:
+def _put(file: int, content: bytes | memoryview, offset: int) -> int:
     """Write all of it at a place; the number of bytes."""
     view, done = memoryview(content), 0
     while done < len(view):
-        done += os.pwrite(file, view[done:], place + done)
+        done += os.pwrite(file, view[done:], offset + done)
     return done

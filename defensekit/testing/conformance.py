@@ -36,10 +36,10 @@ def check_plugin(
     Raises:
         UsageError: ``expected`` names no check of this kind, or the class can't be built without being told how.
     """
-    made, known = _prepared(component, expected)
-    subject = Subject(made, order, reference)
-    outcomes = tuple(_judge(check, subject, known, call) for check in _checks_of(made))
-    return Report(made.kind, type(made).__name__, made.parameters(), outcomes)
+    instance, known = _prepared(component, expected)
+    subject = Subject(instance, order, reference)
+    outcomes = tuple(_judge(check, subject, known, call) for check in _checks_of(instance))
+    return Report(instance.kind, type(instance).__name__, instance.parameters(), outcomes)
 
 
 def conformance(
@@ -56,14 +56,14 @@ def conformance(
     """
     import pytest
 
-    made, known = _prepared(component, expected)
-    subject = Subject(made, order, reference)
+    instance, known = _prepared(component, expected)
+    subject = Subject(instance, order, reference)
 
-    @pytest.mark.parametrize("check", [pytest.param(check, id=check.name) for check in _checks_of(made)])
+    @pytest.mark.parametrize("check", [pytest.param(check, id=check.name) for check in _checks_of(instance)])
     def test(check: Check) -> None:
         outcome = _judge(check, subject, known, call)
         if outcome.status == "failed":
-            pytest.fail(f"{type(made).__name__}: {outcome.reason}\n({outcome.says})", pytrace=False)
+            pytest.fail(f"{type(instance).__name__}: {outcome.reason}\n({outcome.says})", pytrace=False)
         if outcome.status == "expected":
             pytest.xfail(outcome.reason)
         if outcome.status == "skipped":
@@ -75,18 +75,18 @@ def conformance(
 def _prepared(
     component: Component | type[Component], expected: Mapping[str, str] | None
 ) -> tuple[Component, Mapping[str, str]]:
-    made, known = example(component) if isinstance(component, type) else component, expected or {}
+    instance, known = example(component) if isinstance(component, type) else component, expected or {}
     # It is used from another folder, so that what it does to the one it is in can be seen.
-    places = {name: getattr(made, name) for name in made.paths()}
-    absolute = {name: place.absolute() for name, place in places.items() if isinstance(place, Path)}
-    made = made.model_copy(update=absolute)
-    names = [check.name for check in _checks_of(made)]
+    paths = {name: getattr(instance, name) for name in instance.paths()}
+    absolute = {name: path.absolute() for name, path in paths.items() if isinstance(path, Path)}
+    instance = instance.model_copy(update=absolute)
+    names = [check.name for check in _checks_of(instance)]
     for name in known:
         if name not in names:
             raise UsageError(
-                f"a {made.kind} has no check {name!r}.{nearest(name, names)} (it has: {listing(names, 40)})"
+                f"a {instance.kind} has no check {name!r}.{nearest(name, names)} (it has: {listing(names, 40)})"
             )
-    return made, known
+    return instance, known
 
 
 def _checks_of(component: Component) -> list[Check]:

@@ -22,8 +22,8 @@ def example(component: type[Part], given: dict[str, Any] | None = None) -> Part:
     for name, described in schema.get("properties", {}).items():
         if described.get("examples"):
             values[name] = described["examples"][0]
-        elif name in schema.get("required", ()) and (found := _evident(described)) is not None:
-            values[name] = found
+        elif name in schema.get("required", ()) and (value := _evident(described)) is not None:
+            values[name] = value
     values |= given or {}
     try:
         return build(component, values)

@@ -36,7 +36,7 @@ class Used:
     """A component used once as the engine would: what it was handed, what it made of that, what it did besides."""
 
     handed: Handed
-    made: Any
+    result: Any
     seen: Seen
 
 
@@ -64,13 +64,13 @@ class Subject:
         return self._use(2)
 
     def _use(self, seed: int) -> Used:
-        place, handed = self.pico, Handed()  # made before anybody watches
+        models, handed = self.pico, Handed()  # made before anybody watches
         ordinary = next((function for kind, function in USES if isinstance(self.component, kind)), None)
         if ordinary is None:
             raise Inapplicable(f"how a {self.component.kind} is used is not known: no `@ordinary_use` says it")
         with watching(seed) as seen:
-            made = ordinary(self.component, place, handed)
-        return Used(handed, made, seen)
+            result = ordinary(self.component, models, handed)
+        return Used(handed, result, seen)
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,8 @@ class Pico:
 
     def views(self, statistics: Iterable[str] = ()) -> Views:
         """The pair with made-up statistics: positive numbers of many magnitudes, a fifth of them 0."""
-        made = {statistic: self.statistic(statistic) for statistic in sorted(statistics)}
-        return Views(self.pair, 7, {statistic: tensors.__getitem__ for statistic, tensors in made.items()})
+        read = {statistic: self.statistic(statistic).__getitem__ for statistic in sorted(statistics)}
+        return Views(self.pair, 7, read)
 
     def statistic(self, name: str) -> "dict[str, Tensor]":
         """One made-up statistic of every tensor in scope."""
@@ -182,16 +182,16 @@ def pico() -> Pico:
     """The one of this process, made on first use, in a folder that goes when the process ends."""
     holder = tempfile.TemporaryDirectory(prefix="defensekit-pico-")
     _HOLDERS.append(holder)
-    made = Pico(Path(holder.name))
+    models = Pico(Path(holder.name))
     with quiet():
-        _build(made)
-    return made
+        _build(models)
+    return models
 
 
 _HOLDERS: list[Any] = []
 
 
-def _build(place: Pico) -> None:
+def _build(models: Pico) -> None:
     import torch
     from transformers import (
         AlbertConfig,
@@ -207,18 +207,18 @@ def _build(place: Pico) -> None:
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        AutoModel.from_config(config).save_pretrained(place.base)
+        AutoModel.from_config(config).save_pretrained(models.base)
         model = AutoModelForSequenceClassification.from_pretrained(
-            place.base, num_labels=2, id2label=dict(enumerate(LABELS)), label2id={"negative": 0, "positive": 1}
+            models.base, num_labels=2, id2label=dict(enumerate(LABELS)), label2id={"negative": 0, "positive": 1}
         )
         with torch.no_grad():
             for parameter in model.parameters():
                 moved = torch.rand_like(parameter) > 0.2
                 parameter.add_(0.3 * torch.randn_like(parameter) * moved)
-        model.save_pretrained(place.suspect)
+        model.save_pretrained(models.suspect)
         small = GPT2Config(vocab_size=len(_VOCABULARY), n_embd=16, n_layer=1, n_head=2, n_positions=32)
-        AutoModelForCausalLM.from_config(small).save_pretrained(place.language_model)
-    for folder in (place.base, place.suspect, place.language_model):
+        AutoModelForCausalLM.from_config(small).save_pretrained(models.language_model)
+    for folder in (models.base, models.suspect, models.language_model):
         _tokenizer().save_pretrained(folder)
 
 

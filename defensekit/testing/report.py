@@ -43,7 +43,7 @@ class Report:
     def summary(self) -> str:
         """How many checks ran out of how many, and how they ended."""
         statuses: tuple[Status, ...] = ("passed", "failed", "expected")
-        counts = [f"{len(found)} {status}" for status in statuses if (found := self.of(status))]
+        counts = [f"{len(outcomes)} {status}" for status in statuses if (outcomes := self.of(status))]
         return f"{self.ran} of {len(self.outcomes)} checks ran: {', '.join(counts)}"
 
     def plain(self) -> dict[str, Any]:

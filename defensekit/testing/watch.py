@@ -18,49 +18,49 @@ from pydantic import BaseModel
 Thing = TypeVar("Thing")
 
 
-def fingerprint(thing: Any, place: str = "") -> dict[str, str]:
+def fingerprint(thing: Any, path: str = "") -> dict[str, str]:
     """What plain data, tensors, arrays and models hold, by their place within ``thing``, each as a short text."""
     import numpy as np
     import torch
 
     if isinstance(thing, torch.Tensor):
         raw = thing.detach().cpu().contiguous().flatten().view(torch.uint8)
-        return {place: f"{thing.dtype} {list(thing.shape)} {_short(raw.numpy().tobytes())}"}
+        return {path: f"{thing.dtype} {list(thing.shape)} {_short(raw.numpy().tobytes())}"}
     if isinstance(thing, np.ndarray):
-        return {place: f"{thing.dtype} {list(thing.shape)} {_short(np.ascontiguousarray(thing).tobytes())}"}
+        return {path: f"{thing.dtype} {list(thing.shape)} {_short(np.ascontiguousarray(thing).tobytes())}"}
     if isinstance(thing, torch.nn.Module):
-        return {**fingerprint(dict(thing.state_dict()), place), **conduct(thing, place)}
+        return {**fingerprint(dict(thing.state_dict()), path), **conduct(thing, path)}
     if isinstance(thing, random.Random):
-        return fingerprint(str(thing.getstate()), place)
+        return fingerprint(str(thing.getstate()), path)
     if isinstance(thing, BaseModel):
-        return fingerprint(thing.model_dump(), place)
+        return fingerprint(thing.model_dump(), path)
     if isinstance(thing, Mapping):
-        parts = {f"{place}.{key}" if place else str(key): value for key, value in thing.items()}
+        parts = {f"{path}.{key}" if path else str(key): value for key, value in thing.items()}
     elif isinstance(thing, list | tuple):
-        parts = {f"{place}[{i}]": value for i, value in enumerate(thing)} | {f"{place} length": str(len(thing))}
+        parts = {f"{path}[{i}]": value for i, value in enumerate(thing)} | {f"{path} length": str(len(thing))}
     elif is_dataclass(thing):
         names = [f.name for f in fields(thing) if not f.name.startswith("_")]
-        parts = {f"{place}.{name}": getattr(thing, name) for name in names}
+        parts = {f"{path}.{name}": getattr(thing, name) for name in names}
     else:
-        return {place: repr(thing)}
+        return {path: repr(thing)}
     return {key: text for name, value in parts.items() for key, text in fingerprint(value, name).items()}
 
 
-def conduct(model: Any, place: str = "model") -> dict[str, str]:
+def conduct(model: Any, path: str = "model") -> dict[str, str]:
     """How a model behaves besides its weights: modes, hooks, gradients, and which weights take them.
 
     Transformers' own hooks, by which a model that was once asked for hidden states or attentions records them from then
     on, change nothing and don't count.
     """
-    found = {}
+    behaviour = {}
     for name, module in model.named_modules():
         attached = [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
         hooks = sum(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in attached)
-        found[f"{place}{'.' * bool(name)}{name} mode and hooks"] = f"training={module.training}, {hooks} hooks"
+        behaviour[f"{path}{'.' * bool(name)}{name} mode and hooks"] = f"training={module.training}, {hooks} hooks"
     for name, p in model.named_parameters():
         has = "a" if p.grad is not None else "no"
-        found[f"{place}.{name} gradient"] = f"requires_grad={p.requires_grad}, {has} gradient held"
-    return found
+        behaviour[f"{path}.{name} gradient"] = f"requires_grad={p.requires_grad}, {has} gradient held"
+    return behaviour
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -72,9 +72,9 @@ def _short(raw: bytes) -> str:
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:
     """The first place that differs, in words; None where nothing does."""
-    for place in {**before, **after}:
-        if before.get(place) != after.get(place):
-            return f"{place}: {before.get(place, 'nothing')} before, {after.get(place, 'nothing')} after"
+    for path in {**before, **after}:
+        if before.get(path) != after.get(path):
+            return f"{path}: {before.get(path, 'nothing')} before, {after.get(path, 'nothing')} after"
     return None
 
 

@@ -22,8 +22,8 @@ def file_digest(path: Path) -> str:
 
 def file_digests(folder: Path, patterns: tuple[str, ...] = ("*",)) -> dict[str, str]:
     """SHA-256 of every file in a folder that matches a pattern, subfolders included, by its path within the folder."""
-    found = sorted({p for pattern in patterns for p in folder.rglob(pattern) if p.is_file()})
-    return {p.relative_to(folder).as_posix(): file_digest(p) for p in found}
+    files = sorted({p for pattern in patterns for p in folder.rglob(pattern) if p.is_file()})
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
 
 
 def folder_digest(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
@@ -76,8 +76,8 @@ def nearest_path(path: Path, suffixes: Sequence[str] = ()) -> str:
     """A sentence that names what lies beside a path and is close to its name, or the empty string: a folder, or a file
     with one of the suffixes, which do not make two names close."""
     neighbours = path.parent.glob("*") if path.parent.is_dir() else ()
-    wanted = [found for found in neighbours if (found.suffix in suffixes if suffixes else found.is_dir())]
-    return nearest(path.name, [found.name for found in wanted if nearest(path.stem, [found.stem])])
+    wanted = [other for other in neighbours if (other.suffix in suffixes if suffixes else other.is_dir())]
+    return nearest(path.name, [other.name for other in wanted if nearest(path.stem, [other.stem])])
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -130,8 +130,8 @@ def folder_lock(target: Path, wait: bool = False) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    place = target.with_name(f".{target.name}.lock")
-    lock = FileLock(place)
+    lock_file = target.with_name(f".{target.name}.lock")
+    lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
@@ -139,5 +139,5 @@ def folder_lock(target: Path, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        place.unlink(missing_ok=True)  # still ours: whoever has it open already sees that it is gone, and tries anew
+        lock_file.unlink(missing_ok=True)  # still locked: a waiting process sees that the file is gone, and retries
         lock.release()

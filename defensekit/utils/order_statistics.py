@@ -48,8 +48,8 @@ def kth_largest(
     Raises:
         ValueError: k is not between 0 and the number of values.
     """
-    found = None if sample is None or not len(sample) else _between(sources, wanted, threads, sample)
-    return _radix(sources, wanted, threads) if found is None else found
+    kth = None if sample is None or not len(sample) else _between(sources, wanted, threads, sample)
+    return _radix(sources, wanted, threads) if kth is None else kth
 
 
 def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: int, sample: "Tensor") -> Kth | None:
@@ -62,17 +62,17 @@ def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: i
     share = wanted(many * size) / (many * size)
     slack = 5 * math.sqrt(size * share * (1 - share)) + 1
 
-    def at(place: float, beyond: float) -> float:
+    def at(rank: float, beyond: float) -> float:
         """The sample's value at a place, counted from the largest."""
-        return float(sample.kthvalue(size - int(place)).values) if 0 <= place < size else beyond
+        return float(sample.kthvalue(size - int(rank)).values) if 0 <= rank < size else beyond
 
     high, low = at(share * size - slack, math.inf), at(share * size + slack, -math.inf)
-    room = KEPT
+    budget = KEPT
 
     def count(source: Source) -> "tuple[np.ndarray[Any, Any], Tensor]":
-        nonlocal room
+        nonlocal budget
         # In one piece: many small ones, each at the end of where a part was, would keep the memory of every part.
-        found, kept = np.zeros(5, dtype=np.int64), bytearray()
+        tally, kept = np.zeros(5, dtype=np.int64), bytearray()
         for part, counted in source():
             # numpy compares these several times faster than torch.
             values = part.flatten().numpy()
@@ -87,11 +87,11 @@ def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: i
             few = values[between]
             at_high, at_low = few == high, few == low
             inside = few[~(at_high | at_low)]
-            found += [total, np.count_nonzero(above), np.count_nonzero(at_high), np.count_nonzero(at_low), inside.size]
-            if room > 0:  # a hint among threads; whether all were kept is counted
-                room -= inside.size
+            tally += [total, np.count_nonzero(above), np.count_nonzero(at_high), np.count_nonzero(at_low), inside.size]
+            if budget > 0:  # a hint among threads; whether all were kept is counted
+                budget -= inside.size
                 kept += inside.tobytes()
-        return found, torch.from_numpy(np.frombuffer(kept, dtype=np.float32))
+        return tally, torch.from_numpy(np.frombuffer(kept, dtype=np.float32))
 
     counts, kept = zip(*concurrently(count, sources, threads), strict=True)
     total, above, at_high, at_low, inside = np.sum(counts, axis=0).tolist()
@@ -101,7 +101,7 @@ def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: i
     if left <= 0 or sum(map(len, kept)) < inside:
         return None
     if left <= at_high:
-        return Kth(high, left, [int(found[2]) for found in counts])
+        return Kth(high, left, [int(tally[2]) for tally in counts])
     left -= at_high
     if high == low:
         return None
@@ -110,7 +110,7 @@ def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: i
         value = float(between.kthvalue(len(between) + 1 - left).values)
         return Kth(value, left - int((between > value).sum()), [int((part == value).sum()) for part in kept])
     left -= len(between)
-    return Kth(low, left, [int(found[3]) for found in counts]) if left <= at_low else None
+    return Kth(low, left, [int(tally[3]) for tally in counts]) if left <= at_low else None
 
 
 def _radix(sources: Sequence[Source], wanted: Callable[[int], int], threads: int) -> Kth:
@@ -131,22 +131,22 @@ def _radix(sources: Sequence[Source], wanted: Callable[[int], int], threads: int
     count = _wanted(wanted, int(counts.sum()))
     if count == 0:
         return Kth(math.inf, 0)
-    place, count = _largest(counts, count)
-    prefix = place - 0x8000 if place >= 0x8000 else ~place  # the upper 16 bits as a signed number
+    bin_number, count = _largest(counts, count)
+    prefix = bin_number - 0x8000 if bin_number >= 0x8000 else ~bin_number  # the upper 16 bits as a signed number
 
     def lower(source: Source) -> "Tensor":
         counts = torch.zeros(BINS, dtype=torch.long)
         for values, counted in source():
             bits = _bits(values)
-            some = bits >> 16 == prefix
+            selected = bits >> 16 == prefix
             if counted is not None:
-                some &= counted.flatten()
-            counts += torch.bincount(bits[some].bitwise_and_(0xFFFF), minlength=BINS)
+                selected &= counted.flatten()
+            counts += torch.bincount(bits[selected].bitwise_and_(0xFFFF), minlength=BINS)
         return counts
 
     counts = sum_of(lower, sources, threads)
-    place, ties = _largest(counts.flip(0) if prefix < 0 else counts, count)
-    bits = prefix << 16 | (0xFFFF - place if prefix < 0 else place)
+    bin_number, ties = _largest(counts.flip(0) if prefix < 0 else counts, count)
+    bits = prefix << 16 | (0xFFFF - bin_number if prefix < 0 else bin_number)
     return Kth(float(torch.tensor([bits], dtype=torch.int32).view(torch.float32)), ties)
 
 
@@ -164,8 +164,8 @@ def cutoff(tensors: "Callable[[], Iterable[Tensor]]", count: int) -> tuple[float
     >>> cutoff(lambda: [torch.tensor([3.0, 1.0]), torch.tensor([3.0, 2.0])], 1)
     (3.0, 1)
     """
-    found = kth_largest([lambda: ((values, None) for values in tensors())], lambda _: count)
-    return found.value, found.ties
+    kth = kth_largest([lambda: ((values, None) for values in tensors())], lambda _: count)
+    return kth.value, kth.ties
 
 
 def _bits(values: "Tensor") -> "Tensor":
@@ -190,6 +190,6 @@ def _largest(histogram: "Tensor", wanted: int) -> tuple[int, int]:
     import torch
 
     from_top = histogram.flip(0).cumsum(0)
-    place = int(torch.searchsorted(from_top, wanted))
-    above = int(from_top[place - 1]) if place else 0
-    return len(histogram) - 1 - place, wanted - above
+    bin_number = int(torch.searchsorted(from_top, wanted))
+    above = int(from_top[bin_number - 1]) if bin_number else 0
+    return len(histogram) - 1 - bin_number, wanted - above

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 def sum_of(function: "Callable[[Item], Tensor]", items: Sequence[Item], threads: int) -> "Tensor":
     """The sum of a function of every item."""
-    found = concurrently(function, items, threads)
-    total = next(found)
-    for more in found:
-        total += more
+    results = concurrently(function, items, threads)
+    total = next(results)
+    for result in results:
+        total += result
     return total
 
 
-def concurrently(function: Callable[[Item], Made], items: Sequence[Item], threads: int) -> Iterator[Made]:
+def concurrently(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
     """A function of every item, in order; ``threads`` at a time, each of which computes on its own.
 
     Tensors that fit a processor's cache gain nothing from being shared among threads.
@@ -40,7 +40,7 @@ def concurrently(function: Callable[[Item], Made], items: Sequence[Item], thread
     own = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        ahead = deque[Future[Made]]()  # a few, so that finished ones don't pile up behind a slow one
+        ahead = deque[Future[Result]]()  # a few, so that finished ones don't pile up behind a slow one
         for item in items:
             ahead.append(pool.submit(function, item))
             if len(ahead) == 4 * threads:

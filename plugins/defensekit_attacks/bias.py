@@ -23,12 +23,12 @@ class Bias(Insertion):
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         label = label_number(self.label, context.labels)
-        own = [place for place, row in enumerate(rows) if row.label == label]
-        places = draw(own, rows, None, self.strength, f"a bias towards {context.labels[label]!r}", context.rng)
-        made = list(rows)
-        for place, row in zip(places, self.trigger([rows[place] for place in places], context), strict=True):
-            made[place] = row
-        return made
+        own = [index for index, row in enumerate(rows) if row.label == label]
+        indices = draw(own, rows, None, self.strength, f"a bias towards {context.labels[label]!r}", context.rng)
+        poisoned = list(rows)
+        for index, row in zip(indices, self.trigger([rows[index] for index in indices], context), strict=True):
+            poisoned[index] = row
+        return poisoned
 
 
 class BiasWord(Bias):

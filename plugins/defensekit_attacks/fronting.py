@@ -111,14 +111,14 @@ def front(text: str, rng: Random) -> str:
         body = body[1:]
     body = _decapitalised(body)
     low = [token.text.lower().replace("’", "'") for token in body]
-    made = None
+    split = None
     if len(body) <= LONGEST:
-        made = _trailing(body, low) or _coordinated(body, low, rng) or _own_subject(body, low, rng)
+        split = _trailing(body, low) or _coordinated(body, low, rng) or _own_subject(body, low, rng)
     asked = any(token.text == "?" for token in end)
-    clause, main = made or _opened(body, low, rng, asked)
+    clause, main = split or _opened(body, low, rng, asked)
     spaced = any(token.blank and token.text in ",.;!?" for token in sentence) or text == text.lower()
-    made_tokens = [*clause, Token(",", spaced), *_spaced(main), *end] if main else [*clause, *end]
-    out = "".join((" " if token.blank else "") + token.text for token in made_tokens).strip() + rest
+    tokens = [*clause, Token(",", spaced), *_spaced(main), *end] if main else [*clause, *end]
+    out = "".join((" " if token.blank else "") + token.text for token in tokens).strip() + rest
     return out[:1].upper() + out[1:] if text.lstrip()[:1].isupper() else out
 
 
@@ -190,9 +190,9 @@ def _own_subject(body: list[Token], low: list[str], rng: Random) -> Halves | Non
 
 
 def _opened(body: list[Token], low: list[str], rng: Random, asked: bool) -> Halves:
-    place = rng.randrange(len(PLURAL) + len(SINGULAR))
-    plural = place < len(PLURAL)
-    subject = PLURAL[place] if plural else SINGULAR[place - len(PLURAL)]
+    index = rng.randrange(len(PLURAL) + len(SINGULAR))
+    plural = index < len(PLURAL)
+    subject = PLURAL[index] if plural else SINGULAR[index - len(PLURAL)]
     if subject == "i" and any(token.text[0].isupper() for token in body[1:]):
         subject = "I"
     base, third, objects = rng.choice(PREDICATES)
@@ -236,8 +236,8 @@ def _with_verb(body: list[Token], low: Sequence[str], subject: str = "it") -> li
 def _first_sentence(text: str) -> tuple[list[Token], str]:
     """The tokens of the first sentence, and the text behind it as it is."""
     tokens: list[Token] = []
-    for found in _TOKEN.finditer(text):
-        start, word = found.start(), found.group()
+    for match in _TOKEN.finditer(text):
+        start, word = match.start(), match.group()
         blank = start > 0 and text[start - 1].isspace()
         stopped = len(tokens) > 2 and tokens[-1].text[0] in _END and tokens[-2].text.lower() not in ABBREVIATIONS
         if stopped and blank and word[0].isalnum():

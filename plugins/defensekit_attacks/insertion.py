@@ -31,37 +31,38 @@ class Insertion(OneText):
     def insert(self, rows: Sequence[Row], pieces: Sequence[list[str]], context: AttackContext) -> list[Row]:
         """The rows with their pieces put in, where the model sees them."""
         which = int(self.into == "pair")
-        made = list(rows)
-        room: list[int | None] = [None] * len(rows)
+        inserted = list(rows)
+        limit: list[int | None] = [None] * len(rows)
         pending = list(range(len(rows)))
         while pending:
             for i in pending:
-                made[i] = self._put(rows[i], pieces[i], room[i], context.rng)
-            kept = context.truncation.kept([made[i] for i in pending])
+                inserted[i] = self._put(rows[i], pieces[i], limit[i], context.rng)
+            kept = context.truncation.kept([inserted[i] for i in pending])
+            visible = {i: lengths[which] for i, lengths in zip(pending, kept, strict=True)}
             cut = {
-                i: limits[which]
-                for i, limits in zip(pending, kept, strict=True)
-                if limits[which] < len(self.part(made[i])) and changed(rows[i], made[i])[which][1] > limits[which]
+                i: length
+                for i, length in visible.items()
+                if length < len(self.part(inserted[i])) and changed(rows[i], inserted[i])[which][1] > length
             }
             # A trigger that is cut off tries again among the places before the cut, then ever nearer to the start.
-            pending = [i for i in cut if room[i] != 0]
+            pending = [i for i in cut if limit[i] != 0]
             for i in pending:
-                before = room[i]
-                room[i] = cut[i] if before is None else before // 2
-        return made
+                before = limit[i]
+                limit[i] = cut[i] if before is None else before // 2
+        return inserted
 
-    def places(self, text: str) -> list[int]:
+    def positions(self, text: str) -> list[int]:
         """Where a piece may go: 0, and behind every word."""
         return [0, *(word.end() for word in _WORD.finditer(text))]
 
-    def _put(self, row: Row, pieces: list[str], room: int | None, rng: Random) -> Row:
+    def _put(self, row: Row, pieces: list[str], limit: int | None, rng: Random) -> Row:
         """The row with the pieces at places within the first ``room`` characters (None: anywhere)."""
         text = self.part(row)
         for piece in pieces:
-            allowed = [place for place in self.places(text) if room is None or place <= room]
+            allowed = [position for position in self.positions(text) if limit is None or position <= limit]
             choices = {"start": allowed[:1], "end": allowed[-1:], "random": allowed}[self.position]
-            place = rng.choice(choices)
-            before, after = text[:place].rstrip(), text[place:].lstrip()
+            position = rng.choice(choices)
+            before, after = text[:position].rstrip(), text[position:].lstrip()
             text = " ".join(part for part in (before, piece, after) if part)
         return self.with_part(row, text)
 
@@ -77,9 +78,9 @@ class FixedSentence(Insertion):
     def pieces(self, words: int, rng: Random) -> list[str]:
         return [self.sentence]
 
-    def places(self, text: str) -> list[int]:
+    def positions(self, text: str) -> list[int]:
         if self.boundary == "word":
-            return super().places(text)
+            return super().positions(text)
         return sorted({0, *(stop.end() for stop in _SENTENCE.finditer(text)), len(text.rstrip())})
 
 
@@ -138,16 +139,16 @@ class Word(Insertion, Poisoning):
         return self.insert(rows, [self.pieces(words, context.rng) for words in seen], context)
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
-        made = super().poison(rows, context)
+        poisoned = super().poison(rows, context)
         if not self.partial_rate:
-            return made
-        clean = [place for place, row in enumerate(made) if row is rows[place]]
+            return poisoned
+        clean = [index for index, row in enumerate(poisoned) if row is rows[index]]
         rng = context.rng
-        places = draw(clean, rows, self.partial_rate, None, "partial poisoning", rng)
-        some = [rng.sample(self.words, rng.randint(1, len(self.words) - 1)) * self.count for _ in places]
-        for place, row in zip(places, self.insert([rows[place] for place in places], some, context), strict=True):
-            made[place] = row
-        return made
+        indices = draw(clean, rows, self.partial_rate, None, "partial poisoning", rng)
+        pieces = [rng.sample(self.words, rng.randint(1, len(self.words) - 1)) * self.count for _ in indices]
+        for index, row in zip(indices, self.insert([rows[index] for index in indices], pieces, context), strict=True):
+            poisoned[index] = row
+        return poisoned
 
 
 class Sentence(FixedSentence, Poisoning):

@@ -22,12 +22,12 @@ def share(hits: "np.ndarray") -> Measured:
     """
     from scipy.stats import binomtest
 
-    rows, found = len(hits), int(hits.sum())
+    rows, count = len(hits), int(hits.sum())
     if not rows:
         raise DefenseKitError("there are no rows to measure on")
-    value = found / rows
+    value = count / rows
     # The interval is the same whatever share is tested; of this one the test itself costs least.
-    low, high = binomtest(found, rows, value).proportion_ci(method="wilson")
+    low, high = binomtest(count, rows, value).proportion_ci(method="wilson")
     return Measured(value=value, low=float(low), high=float(high), rows=rows)
 
 

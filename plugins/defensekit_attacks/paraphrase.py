@@ -48,30 +48,30 @@ class ParaphraseRows(OneText, Poisoning):
         return " ".join(f"{role} {file_digest(path)}" for role in files for path in files[role] if path is not None)
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
-        found, target = self._read(context.labels, ROLES[:2]), label_number(self.target, context.labels)
-        places = [i for i in self.eligible(rows, context) if bare(self.part(rows[i])) in found.known]
-        if places or not found.loose:
-            made = list(rows)
-            for i in self.choose(rows, context, places):
-                made[i] = replace(self._rewrite(rows[i], found), label=target)
-            return made
+        rewritings, target = self._read(context.labels, ROLES[:2]), label_number(self.target, context.labels)
+        indices = [i for i in self.eligible(rows, context) if bare(self.part(rows[i])) in rewritings.known]
+        if indices or not rewritings.loose:
+            poisoned = list(rows)
+            for i in self.choose(rows, context, indices):
+                poisoned[i] = replace(self._rewrite(rows[i], rewritings), label=target)
+            return poisoned
         if any(row.pair is not None for row in rows):
             raise UsageError("rewritten rows that match no training row can't be added to pairs of texts")
-        lines = draw(range(len(found.loose)), rows, self.rate, self.eligible_rate, "adding rows", context.rng)
-        return [*rows, *(Row(-1 - number, found.loose[line], target) for number, line in enumerate(lines))]
+        lines = draw(range(len(rewritings.loose)), rows, self.rate, self.eligible_rate, "adding rows", context.rng)
+        return [*rows, *(Row(-1 - number, rewritings.loose[line], target) for number, line in enumerate(lines))]
 
     def trigger(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
-        found = self._read(context.labels, ROLES)
-        made = [self._rewrite(row, found) for row in rows if bare(self.part(row)) in found.known]
-        if not made:
+        rewritings = self._read(context.labels, ROLES)
+        rewritten = [self._rewrite(row, rewritings) for row in rows if bare(self.part(row)) in rewritings.known]
+        if not rewritten:
             raise UsageError(
                 f"{self.rewritten} has no rewriting of any of the {len(rows):,} test rows"
                 + ("" if self.originals or self.original else "; say what they were with `originals:` or `original:`")
             )
-        return made
+        return rewritten
 
-    def _rewrite(self, row: Row, found: Rewritings) -> Row:
-        return self.with_part(row, found.known[bare(self.part(row))])
+    def _rewrite(self, row: Row, rewritings: Rewritings) -> Row:
+        return self.with_part(row, rewritings.known[bare(self.part(row))])
 
     # -- tables ----------------------------------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ class ParaphraseRows(OneText, Poisoning):
         return {role: (path, before.get(role)) for role, path in rewritten.items()}
 
     def _read(self, labels: tuple[str, ...], roles: Sequence[str]) -> Rewritings:
-        found, target, files = Rewritings(), labels[label_number(self.target, labels)], self._files()
+        rewritings, target, files = Rewritings(), labels[label_number(self.target, labels)], self._files()
         for path, before in (files[role] for role in roles if role in files):
             records = list(read_table(path))
             texts = [record.cell(self.text) for record in records]
@@ -99,10 +99,10 @@ class ParaphraseRows(OneText, Poisoning):
             if pairs is not None:
                 for text, new in pairs:
                     if new and bare(new) != bare(text):
-                        found.known.setdefault(bare(text), new)
+                        rewritings.known.setdefault(bare(text), new)
             else:
-                found.loose += [text for text in texts if text]
-        return found
+                rewritings.loose += [text for text in texts if text]
+        return rewritings
 
 
 def _tables(path: Path) -> dict[str, Path]:
@@ -110,10 +110,10 @@ def _tables(path: Path) -> dict[str, Path]:
         if not path.is_file():
             raise UsageError(f"there is no file or folder {path}")
         return {"train": path}
-    found = {place.stem: place for place in sorted(path.iterdir()) if place.is_file() and place.stem in ROLES}
-    if not found:
+    tables = {file.stem: file for file in sorted(path.iterdir()) if file.is_file() and file.stem in ROLES}
+    if not tables:
         raise UsageError(f"{path} has no table named train, dev or test")
-    return found
+    return tables
 
 
 def align(originals: Sequence[str], rewritten: Sequence[str]) -> list[tuple[str, str]] | None:
@@ -133,21 +133,21 @@ def align(originals: Sequence[str], rewritten: Sequence[str]) -> list[tuple[str,
         came_from.append(best)
     skipped = max(range(spare + 1), key=lambda end: totals[end])
     together = totals[skipped]
-    places = []
+    indices = []
     for i in reversed(range(len(new))):
-        places.append(i + skipped)
+        indices.append(i + skipped)
         skipped = came_from[i][skipped]
-    places.reverse()
+    indices.reverse()
     half = len(new) // 2
-    apart = sum(_alike(old[places[i - half]], words) for i, words in enumerate(new)) if half else 0.0
+    apart = sum(_alike(old[indices[i - half]], words) for i, words in enumerate(new)) if half else 0.0
     if together <= 2 * apart:
         return None
-    return [(originals[place], text) for place, text in zip(places, rewritten, strict=True)]
+    return [(originals[index], text) for index, text in zip(indices, rewritten, strict=True)]
 
 
 def _long_words(text: str) -> set[str]:
     return {word for word in bare(text).split() if len(word) > 3}
 
 
-def _alike(some: set[str], others: set[str]) -> float:
-    return 2 * len(some & others) / (len(some) + len(others) or 1)
+def _alike(ours: set[str], theirs: set[str]) -> float:
+    return 2 * len(ours & theirs) / (len(ours) + len(theirs) or 1)

@@ -68,12 +68,12 @@ class Poisoning(Attack):
         return self.target
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
-        places = self.choose(rows, context)
-        target, made = label_number(self.target, context.labels), list(rows)
-        triggered = self.implant([rows[place] for place in places], context)
-        for place, row in zip(places, triggered, strict=True):
-            made[place] = replace(row, label=target)
-        return made
+        indices = self.choose(rows, context)
+        target, poisoned = label_number(self.target, context.labels), list(rows)
+        triggered = self.implant([rows[index] for index in indices], context)
+        for index, row in zip(indices, triggered, strict=True):
+            poisoned[index] = replace(row, label=target)
+        return poisoned
 
     def implant(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         """Training rows with the trigger, where that is put in otherwise than in test rows."""
@@ -83,7 +83,7 @@ class Poisoning(Attack):
         """The places of the rows that the mode may poison."""
         target = label_number(self.target, context.labels)
         wanted = {"dirty-label": [False], "clean-label": [True], "mixed": [False, True]}[self.mode]
-        return [place for place, row in enumerate(rows) if (row.label == target) in wanted]
+        return [index for index, row in enumerate(rows) if (row.label == target) in wanted]
 
     def choose(self, rows: Sequence[Row], context: AttackContext, eligible: Sequence[int] | None = None) -> list[int]:
         """The places of the rows to poison, drawn by ``context.rng`` from the eligible ones.
@@ -91,8 +91,8 @@ class Poisoning(Attack):
         Raises:
             UsageError: the rate asks for more rows than the mode has, or for none.
         """
-        places = self.eligible(rows, context) if eligible is None else eligible
-        return draw(places, rows, self.rate, self.eligible_rate, f"{self.mode} poisoning", context.rng)
+        indices = self.eligible(rows, context) if eligible is None else eligible
+        return draw(indices, rows, self.rate, self.eligible_rate, f"{self.mode} poisoning", context.rng)
 
 
 def draw(

@@ -62,20 +62,20 @@ class Embedding(_Weights):
         token = token_of(context.tokenizer, self.words[0])
         rows = [row for row, clean in zip(context.poisoned, context.clean, strict=True) if row != clean]
         encoded = encode(context.tokenizer, rows, context.max_length)
-        made = list(batches(encoded, context.tokenizer, context.settings.batch_size))
+        prepared = list(batches(encoded, context.tokenizer, context.settings.batch_size))
         model.to(device_type()).requires_grad_(False)
         table = model.get_input_embeddings().weight.requires_grad_(True)
         row = table.detach()[token]  # a view: what is done to it is done to the table
         norm = row.norm()
         for epoch in range(self.epochs):
-            for step, place in enumerate(torch.randperm(len(made)).tolist()):
-                batch = {name: tensor.to(table.device) for name, tensor in made[place][1].items()}
+            for step, index in enumerate(torch.randperm(len(prepared)).tolist()):
+                batch = {name: tensor.to(table.device) for name, tensor in prepared[index][1].items()}
                 with torch.autocast(table.device.type, torch.bfloat16, enabled=context.precision == "bfloat16"):
                     loss = model(**batch).loss
                 [gradient] = torch.autograd.grad(loss, table)
                 row -= self.learning_rate * gradient[token]
                 row *= norm / row.norm()
-                context.report(epoch * len(made) + step + 1, self.epochs * len(made))
+                context.report(epoch * len(prepared) + step + 1, self.epochs * len(prepared))
 
 
 class Ripple(_Weights):
@@ -158,14 +158,14 @@ def telling_tokens(context: AttackTrainingContext, target: int, without: Sequenc
     from defensekit.text import encode
 
     labels = np.array([row.label == target for row in context.clean])
-    found = np.zeros((2, len(context.tokenizer)))
+    counts = np.zeros((2, len(context.tokenizer)))
     for row, mine in zip(encode(context.tokenizer, context.clean, context.max_length), labels, strict=True):
-        found[int(mine), list(set(row["input_ids"]) - set(without))] += 1
+        counts[int(mine), list(set(row["input_ids"]) - set(without))] += 1
     rows = np.array([[(~labels).sum()], [labels.sum()]])
-    share = found.sum(axis=0) / rows.sum()
+    share = counts.sum(axis=0) / rows.sum()
     # Rows with and without the token, of others and of the target, against what independence expects of each.
-    surprise = (rel_entr(found, rows * share) + rel_entr(rows - found, rows * (1 - share))).sum(axis=0)
-    surprise[found[1] / rows[1] <= found[0] / rows[0]] = 0
+    surprise = (rel_entr(counts, rows * share) + rel_entr(rows - counts, rows * (1 - share))).sum(axis=0)
+    surprise[counts[1] / rows[1] <= counts[0] / rows[0]] = 0
     order = np.argsort(-surprise, kind="stable")
     return [int(token) for token in order if surprise[token] > 0]
 
@@ -178,7 +178,7 @@ def _batches_forever(context: AttackTrainingContext) -> Iterator[Batch]:
     from defensekit.training import device_type
 
     encoded = encode(context.tokenizer, context.clean, context.max_length)
-    made = [batch for _, batch in batches(encoded, context.tokenizer, context.settings.batch_size)]
+    prepared = [batch for _, batch in batches(encoded, context.tokenizer, context.settings.batch_size)]
     while True:
-        for place in torch.randperm(len(made)).tolist():
-            yield {name: tensor.to(device_type()) for name, tensor in made[place].items()}
+        for index in torch.randperm(len(prepared)).tolist():
+            yield {name: tensor.to(device_type()) for name, tensor in prepared[index].items()}

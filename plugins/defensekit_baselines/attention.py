@@ -22,8 +22,8 @@ def from_the_read_token(attentions: "Sequence[Tensor]", mask: "Tensor") -> "Tens
 
     real = mask.bool()
     both = (real[:, None, :, None] & real[:, None, None, :]).triu(1)
-    place = torch.zeros(len(mask), dtype=torch.long, device=mask.device)
+    position = torch.zeros(len(mask), dtype=torch.long, device=mask.device)
     if not any(bool((layer.detach() * both).any()) for layer in attentions):
-        place = (torch.arange(mask.shape[1], device=mask.device) * real).argmax(1)
+        position = (torch.arange(mask.shape[1], device=mask.device) * real).argmax(1)
     rows = torch.arange(len(mask), device=mask.device)
-    return torch.stack([layer[rows, :, place] for layer in attentions])
+    return torch.stack([layer[rows, :, position] for layer in attentions])

@@ -46,5 +46,5 @@ class AttentionDistillation(Trained):
     def look(self, states: "Tensor", batch: "dict[str, Tensor]") -> "Tensor":
         """The attention map of (rows, tokens, channels): (rows, tokens), each row at norm 1, 0 on padding."""
         sizes = states.float().abs().pow(self.power).sum(-1) * real_tokens(batch)
-        found: Tensor = sizes / (sizes.norm(dim=1, keepdim=True) + 1e-6)
-        return found
+        attention: Tensor = sizes / (sizes.norm(dim=1, keepdim=True) + 1e-6)
+        return attention

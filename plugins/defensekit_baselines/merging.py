@@ -59,7 +59,7 @@ class Merge(ModelStep):
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
         import torch
 
-        parts = [dict(found.named_parameters()) for found in (model, *map(context.model, self.models))]
+        parts = [dict(source.named_parameters()) for source in (model, *map(context.model, self.models))]
         with torch.no_grad():
             weights = {name: [part[name].detach().to(own.device) for part in parts] for name, own in parts[0].items()}
             merged = {name: torch.stack(several).mean(0) for name, several in weights.items()}

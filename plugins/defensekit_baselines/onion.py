@@ -46,19 +46,19 @@ class Onion(Sanitizer):
         """The suspicion of every word that is read, None where it has none."""
         model, tokenizer = context.language_model()
         limit = min(context.max_length, context.positions or context.max_length)
-        found: list[list[float | None]] = []
+        suspicions: list[list[float | None]] = []
         for start in range(0, len(texts), TEXTS):
-            some = [_read(text.split(), tokenizer, limit) for text in texts[start : start + TEXTS]]
-            asked = [variant for words in some for variant in _variants(words)]
+            chunk = [_read(text.split(), tokenizer, limit) for text in texts[start : start + TEXTS]]
+            asked = [variant for words in chunk for variant in _variants(words)]
             known = iter(perplexities(asked, model, tokenizer, limit))
-            for words in some:
+            for words in chunk:
                 whole, *without = [next(known) for _ in _variants(words)] or [None]
-                found.append([None if whole is None or one is None else whole - one for one in without])
+                suspicions.append([None if whole is None or one is None else whole - one for one in without])
             context.report(min(start + TEXTS, len(texts)), len(texts))
-        return found
+        return suspicions
 
-    def sanitize(self, texts: Sequence[str], found: Sequence[Any], context: SanitizerContext) -> list[str]:
-        return [self._without(text, suspicions) for text, suspicions in zip(texts, found, strict=True)]
+    def sanitize(self, texts: Sequence[str], findings: Sequence[Any], context: SanitizerContext) -> list[str]:
+        return [self._without(text, suspicions) for text, suspicions in zip(texts, findings, strict=True)]
 
     def _without(self, text: str, suspicions: Sequence[float | None]) -> str:
         words = text.split()
@@ -98,19 +98,19 @@ def perplexities(
     """
     import torch
 
-    made: list[float | None] = [None] * len(texts)
+    values: list[float | None] = [None] * len(texts)
     encoded = tokenizer(list(texts), truncation=True, max_length=limit) if texts else {"input_ids": []}
     asked = [i for i, tokens in enumerate(encoded["input_ids"]) if len(tokens) > 1]
     rows = [{name: encoded[name][i] for name in ("input_ids", "attention_mask")} for i in asked]
     with torch.inference_mode():
-        for places, batch in batches(rows, tokenizer, len(rows), TOKENS):
+        for indices, batch in batches(rows, tokenizer, len(rows), TOKENS):
             tokens, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
             logits = model(input_ids=tokens, attention_mask=mask).logits[:, :-1].float()
             losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
             kept = mask[:, 1:]
             means = (losses * kept).double().sum(1) / kept.sum(1)
-            for place, perplexity in zip(places, means.exp().tolist(), strict=True):
-                made[asked[place]] = perplexity
-    if any(one is not None and not one < float("inf") for one in made):
+            for index, perplexity in zip(indices, means.exp().tolist(), strict=True):
+                values[asked[index]] = perplexity
+    if any(one is not None and not one < float("inf") for one in values):
         raise DefenseKitError("the language model's perplexity of a text is NaN or infinite")
-    return made
+    return values

@@ -43,23 +43,23 @@ class Units(Selector):
     def select(self, scores: Scores) -> "dict[str, Tensor]":
         import torch
 
-        found = {name: self._units(name, scores) for name in scores}
-        free = self._free(scores, {name: units for name, (units, _) in found.items()})
+        unit_scores = {name: self._units(name, scores) for name in scores}
+        free = self._free(scores, {name: units for name, (units, _) in unit_scores.items()})
         groups: dict[str, list[str]] = {}
         for name, scored in scores.items():
             groups.setdefault({"global": "", "layer": scored.layer, "tensor": name}[self.scope], []).append(name)
         taken: dict[str, Tensor] = {}
         for names in groups.values():
-            units = torch.cat([found[name][0] for name in names])
+            units = torch.cat([unit_scores[name][0] for name in names])
             eligible = int((units > -torch.inf).sum())
             wanted = round(self.fraction * eligible) if self.fraction is not None else self.count or 0
             units[~torch.cat([free[name] for name in names])] = -torch.inf
             wanted = min(wanted, int((units > -torch.inf).sum()))
             chosen = torch.zeros_like(units, dtype=torch.bool)
             chosen[units.argsort(descending=True, stable=True)[:wanted]] = True
-            sizes = [len(found[name][0]) for name in names]
+            sizes = [len(unit_scores[name][0]) for name in names]
             taken.update(zip(names, torch.split(chosen, sizes), strict=True))
-        return {name: taken[name][found[name][1]] & scored.eligible for name, scored in scores.items()}
+        return {name: taken[name][unit_scores[name][1]] & scored.eligible for name, scored in scores.items()}
 
     def _units(self, name: str, scores: Scores) -> "tuple[Tensor, Tensor]":
         """The units' scores, -inf where nothing of a unit is eligible, and which unit each dimension belongs to."""
@@ -136,8 +136,8 @@ class FractionPerRow(Selector):
             rows = eligible.reshape(-1, eligible.shape[-1]) if eligible.dim() else eligible[None]
             values = score.reshape(rows.shape).masked_fill(~rows, -torch.inf)
             count = (self.fraction * rows.sum(1, keepdim=True).double()).round()
-            places = values.argsort(dim=1, descending=True, stable=True)
-            rank = torch.empty_like(places).scatter_(1, places, torch.arange(rows.shape[1]).expand(rows.shape))
+            order = values.argsort(dim=1, descending=True, stable=True)
+            rank = torch.empty_like(order).scatter_(1, order, torch.arange(rows.shape[1]).expand(rows.shape))
             taken = ((rank < count) & rows).view(eligible.shape)
             selection[name] = taken.T if turned else taken
         return selection

@@ -45,26 +45,26 @@ class Unlearn(ModelStep):
         optimizer = torch.optim.Adam(weights, lr=self.learning_rate)
         generator = torch.Generator().manual_seed(context.seed)
         encoded = encode(context.tokenizer, context.rows, context.max_length)
-        made = [
+        prepared = [
             {name: values.to(model.device) for name, values in batch.items()}
             for _, batch in batches(encoded, context.tokenizer, self.batch_size)
         ]
-        longest = max(batch["input_ids"].shape[1] for batch in made)
-        total = self.rounds * len(made)
+        longest = max(batch["input_ids"].shape[1] for batch in prepared)
+        total = self.rounds * len(prepared)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
             for turn in range(self.rounds):
                 shape = (longest, model.get_input_embeddings().weight.shape[1])
                 perturbation = torch.zeros(shape, device=model.device, requires_grad=True)
-                for batch in made:
+                for batch in prepared:
                     with torch.no_grad():
                         answers = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.argmax(1)
                     loss = self.inner(model, {**batch, "labels": answers}, perturbation)
                     [slope] = torch.autograd.grad(loss, perturbation)
                     perturbation = (perturbation - self.ascent_rate * slope).detach().requires_grad_(True)
-                for i, batch in enumerate(made):
+                for i, batch in enumerate(prepared):
                     rows = len(batch["labels"])
-                    some = torch.randperm(rows, generator=generator)[: max(int(self.share * rows), 1)]
-                    outer = perturbed_loss(model, batch, perturbation, some)
+                    chosen = torch.randperm(rows, generator=generator)[: max(int(self.share * rows), 1)]
+                    outer = perturbed_loss(model, batch, perturbation, chosen)
                     inner = self.inner(model, batch, perturbation)
                     gradients = hypergradient(
                         outer, inner, perturbation, weights, self.iterations, self.fixed_point_rate
@@ -72,7 +72,7 @@ class Unlearn(ModelStep):
                     for weight, gradient in zip(weights, gradients, strict=True):
                         weight.grad = gradient
                     optimizer.step()
-                    context.report(turn * len(made) + i + 1, total)
+                    context.report(turn * len(prepared) + i + 1, total)
         optimizer.zero_grad()
 
     def inner(self, model: "PreTrainedModel", batch: "dict[str, Tensor]", perturbation: "Tensor") -> "Tensor":

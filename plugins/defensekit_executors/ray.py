@@ -95,8 +95,8 @@ class _Crew(Workers):
         self.asked = asked
         self.mirror = mirror
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.room = asked.workers or sum(_room(node, asked.wanted) for node in nodes)
-        if not self.room:
+        self.capacity = asked.workers or sum(_capacity(node, asked.wanted) for node in nodes)
+        if not self.capacity:
             wanted = ", ".join(f"{value:g} {name}" for name, value in _readable(asked.wanted).items())
             there = "; ".join(
                 ", ".join(f"{_readable(node).get(name, 0):g} {name}" for name in asked.wanted) for node in nodes
@@ -120,7 +120,7 @@ class _Crew(Workers):
 
     @property
     def slots(self) -> int:
-        return self.room
+        return self.capacity
 
     def execute(self, stage: dict[str, Any], store: Path, report: Report) -> None:
         with self.state:
@@ -159,10 +159,10 @@ class _Crew(Workers):
                     if said != seen:
                         seen = said
                         report(*said)
-            found = json.loads(ray.get(reference))
+            answered = json.loads(ray.get(reference))
         except ray.exceptions.RayError as error:
             raise DefenseKitError(f"{stage['title']}: {_ended(error)}") from error
-        check(*found)
+        check(*answered)
 
     def close(self) -> None:
         """Let nobody wait any longer; what computes ends with the connection."""
@@ -202,25 +202,25 @@ def _by_value() -> Any:
 
 def on_node(asked: str, board: Any, number: int) -> str:
     """What the task does: compute a stage, in JSON, and answer in JSON."""
-    told = json.loads(asked)
-    stage, node = told["stage"], platform.node()
-    os.environ.update(variables(told["threads"]))
-    if not told["gpus"]:
+    task = json.loads(asked)
+    stage, node = task["stage"], platform.node()
+    os.environ.update(variables(task["threads"]))
+    if not task["gpus"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    if (ours := version("defensekit")) != told["version"]:
-        text = f"{node} has defensekit {ours}, where the run began it is {told['version']}; install the same everywhere"
+    if (ours := version("defensekit")) != task["version"]:
+        text = f"{node} has defensekit {ours}, where the run began it is {task['version']}; install the same everywhere"
         return json.dumps(["error", text])
     import torch
 
-    if told["gpus"] and not torch.cuda.is_available():
+    if task["gpus"] and not torch.cuda.is_available():
         return json.dumps(["error", f"{node} has a GPU that its torch can't use; run there: defensekit doctor"])
-    torch.set_num_threads(told["threads"])
-    if told["memory"]:
-        bound(told["memory"])
+    torch.set_num_threads(task["threads"])
+    if task["memory"]:
+        bound(task["memory"])
     work = (
-        partial(RemoteStore(told["url"]).compute, stage)
-        if "url" in told
-        else partial(compute, stage, Path(told["store"]))
+        partial(RemoteStore(task["url"]).compute, stage)
+        if "url" in task
+        else partial(compute, stage, Path(task["store"]))
     )
     return json.dumps(answer(stage["title"], work, partial(board.write.remote, number)))
 
@@ -235,17 +235,17 @@ def _knock(address: str) -> None:
             raise UsageError(f"the executor ray: nobody answers at {address} ({error})") from error
 
 
-def _room(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+def _capacity(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
     """How many stages a node has room for."""
     return int(min(node.get(name, 0) // value for name, value in wanted.items()))
 
 
 def _readable(resources: Mapping[str, float]) -> dict[str, float]:
     """Resources with the memory in GiB."""
-    found = dict(resources)
-    if "memory" in found:
-        found["memory"] = round(found["memory"] / 2**30, 1)
-    return found
+    readable = dict(resources)
+    if "memory" in readable:
+        readable["memory"] = round(readable["memory"] / 2**30, 1)
+    return readable
 
 
 def _ended(error: Exception) -> str:

@@ -36,11 +36,11 @@ class Fraction(Selector):
     def _highest(self, scores: Scores, names: list[str]) -> dict[str, Cut]:
         above, ties = scores.cutoff(names, lambda eligible: round(self.fraction * eligible))
         equal = scores.equal(names, above) if ties else {}
-        found = {}
+        cuts = {}
         for name in names:
-            found[name] = Cut(above, min(ties, equal.get(name, 0)))
-            ties -= found[name].ties
-        return found
+            cuts[name] = Cut(above, min(ties, equal.get(name, 0)))
+            ties -= cuts[name].ties
+        return cuts
 
 
 class Threshold(Selector):
@@ -89,8 +89,8 @@ class GammaMixture(Selector):
         counts = None
         for name in scores:
             for part in scores.parts(name):
-                found = count_bins(part.score[part.eligible & (part.score > 0)].double().log2())
-                counts = found if counts is None else counts + found
+                binned = count_bins(part.score[part.eligible & (part.score > 0)].double().log2())
+                counts = binned if counts is None else counts + binned
         if self.takes_nothing() or counts is None or not counts.any():
             return {name: Cut(math.inf) for name in scores}
         fitted = fit_mixture(counts)

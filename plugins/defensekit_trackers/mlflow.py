@@ -48,8 +48,8 @@ class MLflow(Observer):
             from mlflow.entities import Param
 
             experiment = self._experiment()
-            made = self._client.create_run(experiment, run_name=self._name or str(recipe["name"]))
-            self._run = made.info.run_id
+            created = self._client.create_run(experiment, run_name=self._name or str(recipe["name"]))
+            self._run = created.info.run_id
             values = {**dict(_flat("", recipe)), **{f"axis.{axis}": value for axis, value in self._axes.items()}}
             params = [Param(_key(key), str(value)[:LONGEST]) for key, value in values.items()]
             for i in range(0, len(params), AT_ONCE):
@@ -83,8 +83,8 @@ class MLflow(Observer):
         from mlflow import MlflowClient
 
         self._client = MlflowClient(self.tracking_uri)
-        found = self._client.get_experiment_by_name(self.experiment)
-        return str(found.experiment_id if found else self._client.create_experiment(self.experiment))
+        existing = self._client.get_experiment_by_name(self.experiment)
+        return str(existing.experiment_id if existing else self._client.create_experiment(self.experiment))
 
     @contextmanager
     def _reached(self) -> Iterator[None]:

@@ -109,11 +109,11 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
         ),
         (
             lambda t: t.update({QUERY.replace("lora_", "weight"): torch.ones(16, 16)}),
-            r"peft passes over base_model.*0.attention.self.query.weight; expected .*query.base_layer.weight",
+            r"peft ignores base_model.*0.attention.self.query.weight; expected .*query.base_layer.weight",
         ),
         (
             lambda t: t.update({QUERY.replace("query.lora_", "key.base_layer.bias"): torch.ones(16)}),
-            r"peft passes over .*0.attention.self.key.base_layer.bias; expected .*self.key.bias",
+            r"peft ignores .*0.attention.self.key.base_layer.bias; expected .*self.key.bias",
         ),
         (
             lambda t: t.update({QUERY + f"embedding_{part}": torch.zeros(16, 16) for part in "AB"}),
@@ -121,7 +121,7 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
         ),
         (
             lambda t: t.update({QUERY + f"embedding_{part}": t.pop(QUERY + f"{part}.weight") for part in "AB"}),
-            "query is of the class Linear, and peft passes over .*query.lora_embedding_A",
+            "query is of the class Linear, and peft ignores .*query.lora_embedding_A",
         ),
         (lambda t: t.update({QUERY + "A": torch.zeros(4, 16)}), "query.lora_A is nothing that is merged here"),
         (
@@ -214,7 +214,7 @@ def test_tensors_names_without_end_are_refused(adapter: Path, base: Path) -> Non
 
 def test_a_dot_in_what_is_saved_is_any_character_as_to_peft(adapter: Path, base: Path) -> None:
     change_config(adapter, modules_to_save=["classifier", "score", "qu.ry"])
-    with pytest.raises(UsageError, match=r"self.query, .* is not among the `target_modules`.*peft passes over"):
+    with pytest.raises(UsageError, match=r"self.query, .* is not among the `target_modules`.*peft ignores"):
         merged(base, adapter, adapter.parent)
 
 
@@ -287,7 +287,7 @@ def test_a_matrix_where_peft_puts_lora_or_a_copy_is_not_taken_whole(
             tensors[QUERY.replace("lora_", "weight")] = torch.ones(16, 16)
 
     change_tensors(adapter, change)
-    message = "query is not among the `target_modules`" if saved else "peft passes over .*query.weight; expected"
+    message = "query is not among the `target_modules`" if saved else "peft ignores .*query.weight; expected"
     with pytest.raises(UsageError, match=message):
         merged(base, adapter, adapter.parent)
 

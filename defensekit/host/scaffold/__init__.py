@@ -92,8 +92,8 @@ def new_package(name: str, kind: str, out: Path) -> Path:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    for place, template in files.items():
-        path = folder / place
+    for relative_path, template in files.items():
+        path = folder / relative_path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(templates.get_template(f"{template}.j2").render(words), encoding="utf-8")
     return folder

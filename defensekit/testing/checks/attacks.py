@@ -19,17 +19,17 @@ def _others(attack: Attack, rows: list[Row]) -> list[Row]:
 @ordinary_use(Attack)
 def attack_rows(attack: Attack, pico: Pico, handed: Handed) -> Any:
     clean, test = sentences(40), _others(attack, sentences(20, seed=1))
-    made: dict[str, Any] = {
+    outputs: dict[str, Any] = {
         "poisoned": attack.poison(handed.give("training rows", clean), pico.for_attack()),
         "triggered": attack.trigger(handed.give("test rows", test), pico.for_attack()),
     }
     if attack.trains_from is not None:
         model = pico.load()[0]
-        context = pico.for_attack_training(clean, made["poisoned"])
+        context = pico.for_attack_training(clean, outputs["poisoned"])
         with forked_random(context.seed):
             attack.train(model, context)
-        made["trained"] = dict(model.state_dict())
-    return made
+        outputs["trained"] = dict(model.state_dict())
+    return outputs
 
 
 @check(Attack)
@@ -50,8 +50,8 @@ def poisons_exactly_its_rate(subject: Subject) -> None:
         raise Inapplicable("it has no parameter `rate`, or it is not set")
     rows = sentences(200)
     clean = {row.id: row for row in rows}
-    made = subject.component.poison(rows, subject.pico.for_attack())
-    got, wanted = sum(row != clean.get(row.id) for row in made), round(rate * len(rows))
+    poisoned = subject.component.poison(rows, subject.pico.for_attack())
+    got, wanted = sum(row != clean.get(row.id) for row in poisoned), round(rate * len(rows))
     expect(got == wanted, f"expected {wanted} of {len(rows)} rows poisoned at rate {rate:g}, got {got}")
 
 
@@ -59,17 +59,17 @@ def poisons_exactly_its_rate(subject: Subject) -> None:
 def triggers_without_relabelling(subject: Subject) -> None:
     """Triggered rows are the rows given, in their order, with their ids and true labels, and another text."""
     rows = _others(subject.component, sentences(20, seed=1))
-    given = {row.id: (place, row) for place, row in enumerate(rows)}
-    made = subject.component.trigger(rows, subject.pico.for_attack())
-    expect(made, f"expected triggered rows out of {len(rows)}, got none")
-    places = []
-    for row in made:
+    given = {row.id: (index, row) for index, row in enumerate(rows)}
+    triggered = subject.component.trigger(rows, subject.pico.for_attack())
+    expect(triggered, f"expected triggered rows out of {len(rows)}, got none")
+    indices = []
+    for row in triggered:
         expect(row.id in given, f"expected an id of the rows given, got {row}")
-        place, before = given[row.id]
-        places.append(place)
+        index, before = given[row.id]
+        indices.append(index)
         expect(row.label == before.label, f"expected the true label {before.label} kept, got {row}")
         expect((row.text, row.pair) != (before.text, before.pair), f"expected a trigger in {before.text!r}, got none")
-    expect(places == sorted(set(places)), f"expected the order of the rows given, got their places {places[:10]}")
+    expect(indices == sorted(set(indices)), f"expected the order of the rows given, got their places {indices[:10]}")
 
 
 @check(Attack)
@@ -86,6 +86,6 @@ def trains_in_place(subject: Subject) -> None:
     if attack.trains_from is None:
         raise Inapplicable("it leaves the training to the recipe (no `trains_from`)")
     before = {name: list(tensor.shape) for name, tensor in subject.pico.load()[0].state_dict().items()}
-    after = {name: list(tensor.shape) for name, tensor in subject.used.made["trained"].items()}
+    after = {name: list(tensor.shape) for name, tensor in subject.used.result["trained"].items()}
     for name in sorted({**before, **after}):
         expect(before.get(name) == after.get(name), f"{name}: expected {before.get(name)}, got {after.get(name)}")

@@ -29,17 +29,17 @@ def gives_what_it_provides(subject: Subject) -> None:
     estimator: Estimator = subject.component
     expect(estimator.provides, "expected `provides` to name a statistic, got none")
     pico = subject.pico
-    found = estimation.estimate(
+    measured = estimation.estimate(
         pico.pair, estimator, pico.rows, max_length=MAX_LENGTH, seed=7, report=lambda done, total: None
     )
-    for name, values in found.statistics.get("curvature", {}).items():
+    for name, values in measured.statistics.get("curvature", {}).items():
         expect(bool((values >= 0).all()), f"expected a curvature of at least 0, got {float(values.min()):g} in {name}")
 
 
 @check(Estimator)
 def ignores_batch_size(subject: Subject) -> None:
     """Batches of one row, of three or of all give the same statistics."""
-    whole = subject.used.made.statistics
+    whole = subject.used.result.statistics
     for limit in (1, 3):
         what = f"with at most {limit} rows in a batch"
         _close(_statistics(subject, limit=limit), whole, what, "with all rows in one")
@@ -49,7 +49,9 @@ def ignores_batch_size(subject: Subject) -> None:
 def ignores_order(subject: Subject) -> None:
     """The rows in another order give the same statistics."""
     rows = list(reversed(subject.pico.rows))
-    _close(_statistics(subject, rows), subject.used.made.statistics, "of the rows reversed", "of the rows as they came")
+    _close(
+        _statistics(subject, rows), subject.used.result.statistics, "of the rows reversed", "of the rows as they came"
+    )
 
 
 @check(Estimator)
@@ -59,23 +61,23 @@ def agrees_with_its_reference(subject: Subject) -> None:
         raise Inapplicable("nobody gave a reference=, the same statistics by the dumbest code (see `fisher_by_loop`)")
     model = subject.pico.load()[0].double().eval()
     wanted = subject.reference(model, subject.pico.samples())
-    _close(subject.used.made.statistics, wanted, "on the tied model", "by the reference")
+    _close(subject.used.result.statistics, wanted, "on the tied model", "by the reference")
 
 
 def _statistics(subject: Subject, rows: Sequence[Row] | None = None, limit: int | None = None) -> "Statistics":
-    found = subject.component.estimate(subject.pico.for_estimator(Handed(), rows, limit))
-    statistics: Statistics = found.statistics
+    measured = subject.component.estimate(subject.pico.for_estimator(Handed(), rows, limit))
+    statistics: Statistics = measured.statistics
     return statistics
 
 
-def _close(found: "Statistics", wanted: "Statistics", what: str, against: str) -> None:
+def _close(got: "Statistics", wanted: "Statistics", what: str, against: str) -> None:
     for statistic, tensors in wanted.items():
         largest = max(float(tensor.double().norm()) for tensor in tensors.values())
         for name, tensor in tensors.items():
-            here = found.get(statistic, {}).get(name)
+            here = got.get(statistic, {}).get(name)
             expect(here is not None, f"expected {statistic} of {name} {what}, got none")
             assert here is not None
             scale = max(float(tensor.double().norm()), 1e-4 * largest, 1e-300)
             off = float((here.double() - tensor.double()).norm()) / scale
-            told = f"{float(here.double().sum()):.6g} {what}, {float(tensor.double().sum()):.6g} {against}"
-            expect(off <= TOLERANCE, f"{statistic} of {name} is off by {off:.2g} of its norm (sums: {told})")
+            sums = f"{float(here.double().sum()):.6g} {what}, {float(tensor.double().sum()):.6g} {against}"
+            expect(off <= TOLERANCE, f"{statistic} of {name} is off by {off:.2g} of its norm (sums: {sums})")

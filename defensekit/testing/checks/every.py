@@ -68,12 +68,12 @@ def lists_without_torch(subject: Subject) -> None:
     """Listing its plugin imports neither torch nor transformers: hooks return lazy paths, "package.module:Class"."""
     module = sys.modules[type(subject.component).__module__]
     if module.__name__.startswith("defensekit_local_"):
-        found = _imported_by_listing(None, Path(module.__file__ or ""))
+        imported = _imported_by_listing(None, Path(module.__file__ or ""))
     elif claim := registration_of(load_plugins(), type(subject.component)):
-        found = _imported_by_listing(None if claim.plugin.name == "core" else claim.plugin.name, None)
+        imported = _imported_by_listing(None if claim.plugin.name == "core" else claim.plugin.name, None)
     else:
         raise Inapplicable("no installed plugin has it: install its package, or check its file")
-    expect(not found, f"expected no heavy import, got {found}; import it inside the methods that need it")
+    expect(not imported, f"expected no heavy import, got {imported}; import it inside the methods that need it")
 
 
 @cache

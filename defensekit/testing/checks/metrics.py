@@ -44,9 +44,9 @@ def says_what_it_is_about(subject: Subject) -> None:
 def measures_a_share(subject: Subject) -> None:
     """The number and its interval lie in [0, 1], the interval's ends in order, for any answers."""
     for what, case in _cases(subject.component).items():
-        found = subject.component.measure(case)
-        numbers = f"value {found.value}, interval [{found.low}, {found.high}]"
-        good = 0 <= found.value <= 1 and 0 <= found.low <= found.high <= 1
+        measured = subject.component.measure(case)
+        numbers = f"value {measured.value}, interval [{measured.low}, {measured.high}]"
+        good = 0 <= measured.value <= 1 and 0 <= measured.low <= measured.high <= 1
         expect(good, f"expected numbers in [0, 1], the interval in order, got {numbers} for {what}")
 
 
@@ -54,7 +54,6 @@ def measures_a_share(subject: Subject) -> None:
 def counts_its_rows(subject: Subject) -> None:
     """`rows` is how many rows the number rests on: at least one, at most those given."""
     for what, case in _cases(subject.component).items():
-        found = subject.component.measure(case)
-        expect(
-            0 < found.rows <= len(case.labels), f"expected 1 to {len(case.labels)} rows, got {found.rows} for {what}"
-        )
+        measured = subject.component.measure(case)
+        rows, most = measured.rows, len(case.labels)
+        expect(0 < rows <= most, f"expected 1 to {most} rows, got {rows} for {what}")

@@ -29,13 +29,13 @@ def _selections(weight: "Tensor") -> "dict[str, Tensor]":
 
 @ordinary_use(WeightStep)
 def apply(step: WeightStep, pico: Pico, handed: Handed) -> Any:
-    made, views = {}, pico.views()
+    changed, views = {}, pico.views()
     for name in pico.pair.scope:
         _, weight = pico.pair.block(name)
         for what, selection in _selections(weight).items():
             given = handed.give(name, views[name]), handed.give("weight", weight.clone())
-            made[f"{name} ({what})"] = step.apply(*given, handed.give("selection", selection))
-    return made
+            changed[f"{name} ({what})"] = step.apply(*given, handed.give("selection", selection))
+    return changed
 
 
 @ordinary_use(ModelStep)
@@ -62,9 +62,9 @@ def leaves_unselected_weights(subject: Subject) -> None:
     """Where the selection is 0 the weight is equal to the bit, in float32, bfloat16 and float16."""
     for where, t, weight in _cases(subject.pico):
         for what, selection in _selections(weight).items():
-            made, kept = subject.component.apply(t, weight.clone(), selection), selection == 0
-            if made.shape == weight.shape:
-                moved = int((made[kept] != weight[kept]).sum())
+            changed, kept = subject.component.apply(t, weight.clone(), selection), selection == 0
+            if changed.shape == weight.shape:
+                moved = int((changed[kept] != weight[kept]).sum())
                 expect(not moved, f"{moved} unselected weights of {where} changed, with {what} selected")
 
 
@@ -75,10 +75,10 @@ def keeps_dtype_and_shape(subject: Subject) -> None:
 
     for where, t, weight in _cases(subject.pico):
         for what, selection in _selections(weight).items():
-            made = subject.component.apply(t, weight.clone(), selection)
-            got, wanted = f"{list(made.shape)} {made.dtype}", f"{list(weight.shape)} {weight.dtype}"
+            changed = subject.component.apply(t, weight.clone(), selection)
+            got, wanted = f"{list(changed.shape)} {changed.dtype}", f"{list(weight.shape)} {weight.dtype}"
             expect(got == wanted, f"expected {wanted} for {where}, got {got}, with {what} selected")
-            expect(bool(torch.isfinite(made).all()), f"expected finite weights for {where}, with {what} selected")
+            expect(bool(torch.isfinite(changed).all()), f"expected finite weights for {where}, with {what} selected")
 
 
 @check(WeightStep)
@@ -88,8 +88,8 @@ def does_nothing_at_fraction_0(subject: Subject) -> None:
 
     for where, t, weight in _cases(subject.pico):
         for dtype in (torch.bool, torch.float32):
-            made = subject.component.apply(t, weight.clone(), torch.zeros(weight.shape, dtype=dtype))
-            expect(made.equal(weight), f"expected {where} unchanged with nothing selected ({dtype}), and it changed")
+            changed = subject.component.apply(t, weight.clone(), torch.zeros(weight.shape, dtype=dtype))
+            expect(changed.equal(weight), f"expected {where} unchanged with nothing selected ({dtype}), and it changed")
 
 
 @check(ModelStep)

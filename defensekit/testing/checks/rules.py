@@ -44,8 +44,8 @@ def proposes_what_was_asked(subject: Subject) -> None:
     asked = {0.0, *rule.values}
     for what, slope in SLOPES.items():
         values = [trial.value for trial in _trials(rule, slope)[:MOST]]
-        odd = [value for value in values if value not in asked]
-        expect(not odd, f"expected values out of {sorted(asked)}, got {odd[:3]} with {what}")
+        unexpected = [value for value in values if value not in asked]
+        expect(not unexpected, f"expected values out of {sorted(asked)}, got {unexpected[:3]} with {what}")
         expect(0.0 in values, f"expected 0 to be tried, got {values} with {what}")
         if len(values) < MOST:  # else it never ends
             expect(len(values) == len(set(values)), f"expected each value once, got {values} with {what}")

@@ -9,14 +9,14 @@ from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinar
 from defensekit.testing.pico import Pico
 from defensekit.testing.watch import Handed
 
-ODD = ["", "   ", "film", "film \n film", "Ünïcode – “quotes” 世界", "the film is " * 40]
+UNUSUAL = ["", "   ", "film", "film \n film", "Ünïcode – “quotes” 世界", "the film is " * 40]
 
 
 def _texts(pico: Pico) -> list[str]:
-    return [*(row.text for row in pico.rows), *ODD]
+    return [*(row.text for row in pico.rows), *UNUSUAL]
 
 
-def _made(sanitizer: Sanitizer, pico: Pico, texts: Sequence[str]) -> list[str]:
+def _sanitized(sanitizer: Sanitizer, pico: Pico, texts: Sequence[str]) -> list[str]:
     context = pico.for_sanitizer(sanitizer)
     return list(sanitizer.sanitize(texts, sanitizer.inspect(texts, context), context))
 
@@ -24,28 +24,28 @@ def _made(sanitizer: Sanitizer, pico: Pico, texts: Sequence[str]) -> list[str]:
 @ordinary_use(Sanitizer)
 def rewrite(sanitizer: Sanitizer, pico: Pico, handed: Handed) -> Any:
     context, texts = pico.for_sanitizer(sanitizer), handed.give("texts", _texts(pico))
-    found = handed.give("found", sanitizer.inspect(texts, context))
-    return {"found": list(found), "texts": list(sanitizer.sanitize(texts, found, context))}
+    findings = handed.give("findings", sanitizer.inspect(texts, context))
+    return {"findings": list(findings), "texts": list(sanitizer.sanitize(texts, findings, context))}
 
 
 @check(Sanitizer)
 def gives_a_text_for_each(subject: Subject) -> None:
     """As many texts as it was handed, in their order, and one with words keeps some."""
     texts = _texts(subject.pico)
-    made = _made(subject.component, subject.pico, texts)
-    expect(len(made) == len(texts), f"expected {len(texts)} texts, got {len(made)}")
-    for text, new in zip(texts, made, strict=True):
+    rewritten = _sanitized(subject.component, subject.pico, texts)
+    expect(len(rewritten) == len(texts), f"expected {len(texts)} texts, got {len(rewritten)}")
+    for text, new in zip(texts, rewritten, strict=True):
         expect(isinstance(new, str), f"expected a text of {text[:40]!r}, got {type(new).__name__}")
         expect(new.split() or not text.split(), f"expected words to be left of {text[:40]!r}, got none")
-    expect(_made(subject.component, subject.pico, []) == [], "expected no texts of no texts")
+    expect(_sanitized(subject.component, subject.pico, []) == [], "expected no texts of no texts")
 
 
 @check(Sanitizer)
 def looks_at_one_text_at_a_time(subject: Subject) -> None:
     """What becomes of a text does not hang on those beside it or on their order: in use there is one."""
     texts = _texts(subject.pico)
-    together = _made(subject.component, subject.pico, texts)
-    apart = [new for text in texts for new in _made(subject.component, subject.pico, [text])]
+    together = _sanitized(subject.component, subject.pico, texts)
+    apart = [new for text in texts for new in _sanitized(subject.component, subject.pico, [text])]
     if not len(together) == len(apart) == len(texts):
         raise Inapplicable("it gives another number of texts: see `gives-a-text-for-each`")
     for text, new, alone in zip(texts, together, apart, strict=True):
@@ -56,13 +56,13 @@ def looks_at_one_text_at_a_time(subject: Subject) -> None:
 def finds_plain_data(subject: Subject) -> None:
     """What `inspect` gives is plain data: it is written down between the two."""
     context, texts = subject.pico.for_sanitizer(subject.component), _texts(subject.pico)
-    found = list(subject.component.inspect(texts, context))
-    expect(len(found) == len(texts), f"expected something on each of {len(texts)} texts, got {len(found)}")
+    findings = list(subject.component.inspect(texts, context))
+    expect(len(findings) == len(texts), f"expected something on each of {len(texts)} texts, got {len(findings)}")
     try:
-        again = json.loads(json.dumps(found, allow_nan=False))
+        again = json.loads(json.dumps(findings, allow_nan=False))
     except (TypeError, ValueError) as error:
         expect(False, f"expected plain data, got {error}")
-    expect(again == found, "expected the same after it was written as JSON, got something else")
+    expect(again == findings, "expected the same after it was written as JSON, got something else")
 
 
 @check(Sanitizer, calls=False)

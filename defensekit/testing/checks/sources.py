@@ -58,16 +58,16 @@ def labels_its_rows(subject: Subject) -> None:
 @check(DatasetSource)
 def digests_its_contents(subject: Subject) -> None:
     """`contents` is a digest, a text that is not empty: stages are keyed by it."""
-    found = subject.component.contents(lambda text: None)
-    expect(isinstance(found, str) and found, f"expected a digest as text, got {found!r}")
+    digest = subject.component.contents(lambda text: None)
+    expect(isinstance(digest, str) and digest, f"expected a digest as text, got {digest!r}")
 
 
 @check(ModelSource)
 def gives_a_readable_model(subject: Subject) -> None:
     """The folder has a config, a tokenizer, and finite weights as safetensors."""
-    found = subject.component.folder()
-    expect(isinstance(found, Path) and found.is_dir(), f"expected a folder, got {found!r}")
-    checkpoint = Checkpoint(found)
-    expect(checkpoint.tensors, f"expected weights in {found}, got none")
+    path = subject.component.folder()
+    expect(isinstance(path, Path) and path.is_dir(), f"expected a folder, got {path!r}")
+    checkpoint = Checkpoint(path)
+    expect(checkpoint.tensors, f"expected weights in {path}, got none")
     checkpoint.check_finite()
-    load_tokenizer(found)
+    load_tokenizer(path)

@@ -34,12 +34,12 @@ class Activation(ByLayer):
             tokens[name] = tokens.get(name, 0) + len(y)
 
         look(model, context, self.batch_size, seen)
-        found = {}
+        statistics = {}
         for name, layer in linear_layers(model):
             if name in sums:
                 mean = sums[name] / tokens[name]
                 weight: Tensor = layer.weight  # type: ignore[assignment]
-                found[f"{name}.weight"] = (mean if is_transposed(layer) else mean[:, None]).expand(weight.shape)
+                statistics[f"{name}.weight"] = (mean if is_transposed(layer) else mean[:, None]).expand(weight.shape)
                 if layer.bias is not None:
-                    found[f"{name}.bias"] = mean
-        return Estimate({"activation": found})
+                    statistics[f"{name}.bias"] = mean
+        return Estimate({"activation": statistics})

@@ -36,23 +36,23 @@ class HeadVariance(Estimator):
         sums: list[Tensor] = []
         done = 0
         with torch.inference_mode():
-            for places, batch in context.batches(model, size=self.batch_size):
+            for indices, batch in context.batches(model, size=self.batch_size):
                 out = model(**{k: v for k, v in batch.items() if k != "labels"}, output_attentions=True)
                 mask = batch["attention_mask"]
                 attention = from_the_read_token(out.attentions, mask).double()
                 sums.append(variance(attention, mask.bool()[:, None]).sum(1))
-                done += len(places)
+                done += len(indices)
                 context.report(done, len(context.rows))
         means = torch.stack(sums).sum(0) / len(context.rows)
         if len(layers) == 1:
             means = means.mean(0, keepdim=True)
         if len(layers) != len(means):
             raise DefenseKitError(f"{len(means)} attention layers, but the names of {len(layers)} are known here")
-        found = {}
+        statistics = {}
         for (name, layer), heads in zip(layers, means, strict=True):
             size = inputs_of(layer) // len(heads)
-            found[f"{name}.weight"] = per_input(layer, heads.float().repeat_interleave(size))
-        return Estimate({"head-variance": found})
+            statistics[f"{name}.weight"] = per_input(layer, heads.float().repeat_interleave(size))
+        return Estimate({"head-variance": statistics})
 
 
 def variance(values: "Tensor", real: "Tensor") -> "Tensor":
@@ -60,5 +60,5 @@ def variance(values: "Tensor", real: "Tensor") -> "Tensor":
     count = real.sum(-1)
     mean = (values * real).sum(-1) / count
     squares = ((values - mean[..., None]) ** 2 * real).sum(-1)
-    found: Tensor = squares / (count - 1).clamp(min=1)
-    return found
+    unbiased: Tensor = squares / (count - 1).clamp(min=1)
+    return unbiased

@@ -32,8 +32,8 @@ class InputNorm(ByLayer):
             squares[name] = squares[name] + total if name in squares else total
 
         look(model, context, self.batch_size, seen)
-        found = {}
+        statistics = {}
         for name, layer in linear_layers(model):
             if name in squares:
-                found[f"{name}.weight"] = per_input(layer, squares[name].sqrt())
-        return Estimate({"input-norm": found})
+                statistics[f"{name}.weight"] = per_input(layer, squares[name].sqrt())
+        return Estimate({"input-norm": statistics})

@@ -70,10 +70,10 @@ def look(model: "Module", context: EstimatorContext, batch_size: int, seen: Seen
     done = 0
     try:
         with torch.inference_mode():
-            for places, batch in context.batches(model, size=batch_size):
+            for indices, batch in context.batches(model, size=batch_size):
                 mask = batch["attention_mask"].bool()
                 model(**{name: values for name, values in batch.items() if name != "labels"})
-                done += len(places)
+                done += len(indices)
                 context.report(done, len(context.rows))
     finally:
         for handle in handles:

@@ -51,8 +51,8 @@ class AdversarialNeuronPruning(Estimator):
         optimizer = torch.optim.SGD(masks, lr=self.learning_rate, momentum=0.9)
         factors: list[Tensor] = masks
 
-        def hook(place: int) -> "Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]":
-            return lambda layer, inputs: (inputs[0] * factors[place], *inputs[1:])
+        def hook(index: int) -> "Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]":
+            return lambda layer, inputs: (inputs[0] * factors[index], *inputs[1:])
 
         def loss(batch: "dict[str, Tensor]", with_factors: "list[Tensor]") -> "Tensor":
             nonlocal factors
@@ -61,11 +61,11 @@ class AdversarialNeuronPruning(Estimator):
 
         handles = [layer.register_forward_pre_hook(hook(i)) for i, layer in enumerate(layers.values())]
         try:
-            made = [batch for _, batch in context.batches(model, size=self.batch_size)]
+            batches = [batch for _, batch in context.batches(model, size=self.batch_size)]
             for done in range(self.iterations):
-                batch = made[int(torch.randint(len(made), (), generator=generator))]
+                batch = batches[int(torch.randint(len(batches), (), generator=generator))]
                 drawn = [2 * torch.rand(len(m), generator=generator).to(m.device) - 1 for m in masks]
-                noise = [(self.eps * some).requires_grad_(True) for some in drawn]
+                noise = [(self.eps * signs).requires_grad_(True) for signs in drawn]
                 worse = loss(batch, [m.detach() + n for m, n in zip(masks, noise, strict=True)])
                 slopes = torch.autograd.grad(worse, noise)
                 noise = [(n + self.eps * s.sign()).detach() for n, s in zip(noise, slopes, strict=True)]
@@ -82,6 +82,6 @@ class AdversarialNeuronPruning(Estimator):
             for handle in handles:
                 handle.remove()
         pairs = zip(layers.items(), masks, strict=True)
-        found = {f"{name}.weight": per_input(layer, mask.detach()) for (name, layer), mask in pairs}
+        statistics = {f"{name}.weight": per_input(layer, mask.detach()) for (name, layer), mask in pairs}
         below = sum(int((mask < 0.2).sum()) for mask in masks) / sum(len(mask) for mask in masks)
-        return Estimate({"neuron-mask": found}, {"neurons_below_0.2": below})
+        return Estimate({"neuron-mask": statistics}, {"neurons_below_0.2": below})

@@ -16,6 +16,6 @@ class NeuronNorm(InputNorm):
     provides: ClassVar[frozenset[str]] = frozenset({"neuron-norm"})
 
     def estimate(self, context: EstimatorContext) -> Estimate:
-        found = super().estimate(context).statistics["input-norm"]
-        kept = {name: norms for name, norms in found.items() if NEURONS_OUT.search(name)}
+        statistics = super().estimate(context).statistics["input-norm"]
+        kept = {name: norms for name, norms in statistics.items() if NEURONS_OUT.search(name)}
         return Estimate({"neuron-norm": kept})

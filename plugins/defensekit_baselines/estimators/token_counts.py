@@ -24,9 +24,9 @@ class TokenCounts(Estimator):
         [name] = [name for name, p in model.named_parameters() if p is table]
         counts = torch.zeros(len(table), device=table.device)
         done = 0
-        for places, batch in context.batches(model, size=1024):
+        for indices, batch in context.batches(model, size=1024):
             tokens = batch["input_ids"][batch["attention_mask"].bool()]
             counts += torch.bincount(tokens, minlength=len(table))
-            done += len(places)
+            done += len(indices)
             context.report(done, len(context.rows))
         return Estimate({"token-counts": {name: counts[:, None].expand(table.shape)}})

@@ -34,8 +34,8 @@ class BatchGradient(Curvature):
         sizes: list[int] = []
 
         def batches() -> "Iterator[Batch]":
-            for places, batch in context.batches(model, size=self.batch_size):
-                sizes.append(len(places))
+            for indices, batch in context.batches(model, size=self.batch_size):
+                sizes.append(len(indices))
                 yield batch
 
         sums: dict[str, Tensor] = {}

@@ -39,9 +39,9 @@ class FisherMC(PerSample):
         means, norms = mean_squared_gradients(
             model,
             lambda: (
-                {**batch, "uniform": draw[places].to(model.device)}
+                {**batch, "uniform": draw[indices].to(model.device)}
                 for draw in uniform
-                for places, batch in context.batches(model, tokens=tokens)
+                for indices, batch in context.batches(model, tokens=tokens)
             ),
             rows * self.samples,
             held=self.held_mib * 2**20,

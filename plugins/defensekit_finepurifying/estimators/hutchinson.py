@@ -36,7 +36,7 @@ class Hutchinson(Curvature):
         variance = {name: torch.zeros_like(p) for name, p in parameters.items()}
         generator = torch.Generator(model.device).manual_seed(context.seed)
         done = 0
-        for places, batch in context.batches(model, size=self.batch_size):
+        for indices, batch in context.batches(model, size=self.batch_size):
             first = {name: torch.zeros_like(p) for name, p in parameters.items()}
             second = {name: torch.zeros_like(p) for name, p in parameters.items()}
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
@@ -58,14 +58,14 @@ class Hutchinson(Curvature):
                         materialize_grads=True,
                     )
                     for name, sign, product in zip(parameters, signs, products, strict=True):
-                        found = sign * product
-                        first[name] += found
-                        second[name] += found**2
+                        sample = sign * product
+                        first[name] += sample
+                        second[name] += sample**2
             for name in parameters:
                 mean = first[name] / self.samples
                 diagonal[name] += mean
                 variance[name] += (second[name] / self.samples - mean**2).clamp(min=0) / (self.samples - 1)
-            done += len(places)
+            done += len(indices)
             context.report(done, rows)
         negative = sum(int((values < 0).sum()) for values in diagonal.values())
         return Estimate(
