@@ -1,1 +1,1 @@
-"""Model folders read safely, aligned, merged, written, and asked."""
+"""Model folders: safe reading, alignment, merging, writing and inference."""

@@ -1,7 +1,7 @@
 """Adapters merged into their base, a tensor at a time: the base is never in memory as a whole.
 
-LoRA is W + s BA, DoRA gives the rows of that learned lengths, IA3 scales rows or columns of W: what peft's
-`merge_and_unload` computes, without that library. What can't be merged exactly is refused with a line that says which.
+LoRA is W + s BA, DoRA gives the rows of that sum learned lengths, IA3 scales rows or columns of W. This computes what
+peft's `merge_and_unload` does, without that library. What can't be merged exactly is refused with a message.
 """
 
 from collections import Counter
@@ -32,8 +32,13 @@ _TASKS = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoMod
 
 @dataclass(frozen=True)
 class Change:
-    """What is done to a parameter: the adapter's parts by their names in its file, s of s BA, and whether the matrix is
-    (in, out), as parts of an embedding and of a Conv1D have it, instead of (out, in)."""
+    """A change of one parameter.
+
+    Attributes:
+        parts: the adapter's tensors (A, B, vector) by their names in its file.
+        scale: s in W + s BA.
+        transposed: whether the matrix is (in, out), as of an embedding or a Conv1D, instead of (out, in).
+    """
 
     parts: dict[str, str]
     scale: float
@@ -41,7 +46,7 @@ class Change:
 
 
 def _fit(shapes: dict[str, tuple[int, ...]], matrix: tuple[int, ...]) -> bool:
-    """Whether the parts of a change have the shapes that an (out, in) matrix asks for."""
+    """Whether the parts of a change have the shapes that an (out, in) matrix needs."""
     a, b, vector = (shapes.get(part) for part in ("A", "B", "vector"))
     outputs, inputs = matrix
     if a is None or b is None:
@@ -51,7 +56,7 @@ def _fit(shapes: dict[str, tuple[int, ...]], matrix: tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Merged:
-    """A base with an adapter merged into it, seen a tensor at a time.
+    """A base with an adapter merged into it, computed a tensor at a time.
 
     Raises (on first use):
         UsageError: the adapter does not fit the base, or can't be merged exactly.
@@ -60,16 +65,24 @@ class Merged:
     base: Checkpoint
     adapter: Adapter
 
+    def check(self) -> None:
+        """Check now, instead of at first use, that the adapter fits the base.
+
+        Raises:
+            UsageError: the adapter does not fit the base, or can't be merged exactly.
+        """
+        _ = self.entries
+
     @cached_property
     def model(self) -> "PreTrainedModel":
-        """The model that they are together, without weights: it takes no memory."""
+        """The merged model on the device "meta", where weights take no memory."""
         model = self._built()
         for name, value in model.named_parameters():
             if saved := self.adapter.whole.get(name):
                 wanted, given = tuple(value.shape), self.adapter.tensors[saved].shape
                 if len(given) != 2 or wanted != (model.config.num_labels, *given[1:]) or wanted == given:
                     continue
-                if not 0 < given[0] <= MOST_LABELS:  # before a model of that size is made
+                if not 0 < given[0] <= MOST_LABELS:  # before a model of that size is built
                     raise self._misfit(f"{name} is a head for {given[0]:,} labels; expected 1 to {MOST_LABELS:,}")
                 return self._built(num_labels=given[0])  # a head for other labels than the base's config has
         return model
@@ -82,7 +95,7 @@ class Merged:
         if not isinstance(task, str) or task not in _TASKS:
             path = self.adapter.folder / ADAPTER_CONFIG
             raise UsageError(f"{path}: expected the `task_type` SEQ_CLS or CAUSAL_LM, got {short(task)}; {FIRST}")
-        self.base.tensors  # noqa: B018 - what must not be read is refused before transformers sees it
+        self.base.check()  # unsafe files are refused before transformers reads them
         try:
             with quiet(), torch.device("meta"):
                 config = transformers.AutoConfig.from_pretrained(
@@ -97,7 +110,7 @@ class Merged:
 
     @cached_property
     def _tied(self) -> dict[str, list[str]]:
-        """Every parameter and buffer once: the first of its names, to all of them."""
+        """Every parameter and buffer once: the first of its names, mapped to all of them."""
         names: dict[int, list[str]] = {}
         for name, value in self.model.state_dict(keep_vars=True).items():
             names.setdefault(id(value), []).append(name)
@@ -105,13 +118,13 @@ class Merged:
 
     @cached_property
     def _in_base(self) -> dict[str, str]:
-        """The model's names to those in the base's file."""
+        """The model's names, mapped to those in the base's file."""
         ours, theirs = align(self._tied, self.base.tensors)
         return {own: theirs[common] for common, own in ours.items() if common in theirs}
 
     @cached_property
     def changes(self) -> dict[str, Change]:
-        """What is done to a parameter, by its name."""
+        """The changes by parameter name."""
         changes = {f"{module}.weight": self._change(module) for module in self.adapter.modules}
         if self.adapter.kind == "IA3":  # what scales the outputs of a module scales its bias too
             for weight, change in list(changes.items()):
@@ -119,6 +132,9 @@ class Merged:
                 if bias in self._tied and self.adapter.tensors[change.parts["vector"]].shape[1:] == (1,):
                     changes[bias] = change
         return changes
+
+    def _check_changes(self) -> None:
+        _ = self.changes
 
     def _change(self, module: str) -> Change:
         import torch
@@ -133,9 +149,7 @@ class Merged:
         if ignored := [
             saved for part, saved in parts.items() if part != "vector" and (".lora_embedding_" in saved) != embedding
         ]:
-            raise self._misfit(
-                f"{module} is of the class {type(layer).__name__}, and peft ignores {listing(ignored)}"
-            )
+            raise self._misfit(f"{module} is of the class {type(layer).__name__}, and peft ignores {listing(ignored)}")
         shapes = {part: self.adapter.tensors[saved].shape for part, saved in sorted(parts.items())}
         if len(wanted) != 2 or not _fit(shapes, wanted[::-1] if transposed else wanted):
             given = ", ".join(f"{part} is {list(shape)}" for part, shape in shapes.items())
@@ -177,21 +191,21 @@ class Merged:
                 entries[name] = (dtypes.most_common(1)[0][0], tuple(value.shape))
             elif name in parameters:
                 raise self._misfit(
-                    f"{name} is in neither (a head that was drawn at random, and not saved? weights that transformers "
-                    "puts together as it loads them?)"
+                    f"{name} is in neither (a head that was drawn at random and not saved? weights that transformers "
+                    "assembles when it loads them?)"
                 )
-        self.changes  # noqa: B018 - what does not fit is told before anything is written
+        self._check_changes()
         modules = [name for name, _ in self.model.named_modules() if self.adapter.targets(name)]
         if self.adapter.drawn and (lacking := sorted(set(modules) - self.adapter.modules.keys())):
             raise self._misfit(f"the adapter has nothing for {listing(lacking, 3)}, and peft draws something at random")
         return entries
 
     def untrained(self) -> "dict[str, Tensor]":
-        """What the adapter held before it was trained, as far as that is known, by the names in its file.
+        """The adapter's tensors before it was trained, as far as they are known, by their names in its file.
 
-        B was 0, and of an embedding A, where nobody began otherwise; the other is taken as it is, since how it was
-        drawn is not known; lengths of DoRA were the base's, and factors of IA3 1; a whole tensor was the base's, where
-        that has one of its shape.
+        By peft's defaults B was 0, and of an embedding A. The other matrix is returned as it is, since its random start
+        is not known. Lengths of DoRA were the base's and factors of IA3 were 1. A whole tensor was the base's, where
+        the base has one of that shape.
         """
         import torch
 
@@ -234,7 +248,7 @@ class Merged:
             yield weight[rows] * factors[rows]
 
     def _added(self, weight: "Tensor", change: Change, blocks: list[slice]) -> "Iterator[Tensor]":
-        """W + s BA; of DoRA, with the lengths that were learned for what makes one output."""
+        """W + s BA; for DoRA, with the learned length of each output's weights."""
         import torch
 
         a, b, *vector = (self.adapter.tensor(saved).float() for _, saved in sorted(change.parts.items()))
@@ -248,7 +262,7 @@ class Merged:
 
         if not vector:
             yield from sums()
-        elif change.transposed:  # an output is a column: its length is known at the end
+        elif change.transposed:  # an output is a column: its length needs all rows
             lengths = torch.stack([block.norm(dim=0) for block in sums()]).norm(dim=0)
             yield from (block * (vector[0] / lengths) for block in sums())
         else:
@@ -256,8 +270,12 @@ class Merged:
                 yield block * (vector[0][rows] / block.norm(dim=1))[:, None]
 
     def write(self, target: Path) -> None:
-        """Write the merged model into a folder that is not there: config, tokenizer (the adapter's, if it has one),
-        and weights, streamed."""
+        """Write config, tokenizer (the adapter's, if it has one) and streamed weights into a new folder.
+
+        Raises:
+            UsageError: the adapter does not fit the base, or the disk has too little space.
+            DefenseKitError: a file could not be written.
+        """
         entries = self.entries
         size = sum(prod(shape) * BITS[dtype] // 8 for dtype, shape in entries.values())
         free_space(target, size, "the merged model")
@@ -270,9 +288,13 @@ class Merged:
 
 
 def merged(base: Path, suspect: Path, workspace: Path, say: Callable[[str], None] = lambda text: None) -> Path:
-    """The suspect's folder itself; of an adapter, that of its merged model, made in a workspace where it is not there.
+    """The folder of a whole model for a suspect: its own, or for an adapter that of the model merged with the base.
 
-    ``say`` takes lines for the user.
+    Args:
+        base: the folder of the base.
+        suspect: the folder of a model or of an adapter.
+        workspace: where merged models are cached.
+        say: takes lines for the user.
 
     Raises:
         UsageError: the adapter does not fit the base, or can't be merged exactly.
@@ -280,7 +302,7 @@ def merged(base: Path, suspect: Path, workspace: Path, say: Callable[[str], None
     if not is_adapter(suspect):
         return suspect
     model = Merged(Checkpoint(base), Adapter(suspect))
-    model.entries  # noqa: B018 - misfits are told before a base's digest is taken
+    model.check()  # before the base is digested, which takes long
     own = {path.name: file_digest(path) for path in identity_files(suspect)}
     key = data_digest([model.base.digest(), own])[:12]
     target = workspace / "merged" / f"{suspect.resolve().name}-{key}"

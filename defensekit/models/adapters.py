@@ -1,6 +1,6 @@
-"""Adapters as PEFT writes them (LoRA, DoRA, IA3), read with the caution that a stranger's files need.
+"""Adapters as PEFT writes them (LoRA, DoRA, IA3), read with the caution that untrusted files need.
 
-What can't be merged exactly is refused with a line that says which.
+What can't be merged exactly is refused with a message.
 """
 
 import math
@@ -19,19 +19,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = "adapter_model.safetensors"
-MOST_NAMES = {"target_modules": 1_000, "modules_to_save": 100, "alpha_pattern": 1_000}  # each held to every module
+MOST_NAMES = {
+    "target_modules": 1_000,
+    "modules_to_save": 100,
+    "alpha_pattern": 1_000,
+}  # each is matched with all modules
 LONGEST_NAME = 200
 FIRST = "merge it with peft first: load it, call merge_and_unload(), and save_pretrained(FOLDER)"
 _WRAPPED = "base_model.model."
-# What each kind adds to a module: the ends of its tensors' names, and which part of it they are.
+# What each kind adds to a module: suffixes of its tensors' names, and the part of the change that each is.
 _LORA = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_embedding_A": "A", "lora_embedding_B": "B"}
 _KINDS = {"LORA": _LORA, "DoRA": {**_LORA, "lora_magnitude_vector": "vector"}, "IA3": {"ia3_l": "vector"}}
 _ADDED = re.compile(r"base_model\.model\.(.+?)\.(lora_.+|ia3_.+)")
 _NAME = re.compile(r"[\w.]+")
 _PLAIN_PATTERN = re.compile(r"\^?[\w.]+")
 
-# Keys of adapter_config.json that do not decide what the merged weights are (or, like `r`, that the tensors tell as
-# well), and those that do. Whatever else is set asks for something that is not done here.
+# Keys of adapter_config.json that do not affect the merged weights (or, like `r`, that follow from the tensors), and
+# those that do. Any other key that is set asks for something that is not supported.
 _IGNORED = {
     "auto_mapping", "base_model_name_or_path", "revision", "peft_type", "task_type", "inference_mode", "peft_version",
     "r", "lora_dropout", "layers_pattern", "rank_pattern", "megatron_core", "qalora_group_size", "init_lora_weights",
@@ -39,7 +43,7 @@ _IGNORED = {
     "init_ia3_weights",
 }  # fmt: skip
 _USED = {"lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "target_modules", "modules_to_save"}
-# Ways to begin that leave the base as it is; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take something out of it.
+# Initialisations that leave the base as it is; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change its weights.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 # Weights of a whole model, by the names that transformers looks for.
@@ -62,9 +66,17 @@ class Adapter:
 
     folder: Path
 
+    def check_config(self) -> None:
+        """Check the folder and the config now instead of at first use.
+
+        Raises:
+            UsageError: the config is missing, or describes an adapter that can't be merged exactly.
+        """
+        _ = self.config
+
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The contents of adapter_config.json, held to what is understood here."""
+        """The contents of adapter_config.json, checked for what is supported."""
         check_folder(self.folder, adapter=True)
         path = self.folder / ADAPTER_CONFIG
         config = read_json(path, CONFIG)
@@ -72,7 +84,7 @@ class Adapter:
         if whole := sorted(p.name for pattern in _WHOLE for p in self.folder.glob(pattern)):
             raise UsageError(
                 f"{self.folder} holds an adapter and weights of a whole model ({listing(whole, 3)}): which of them is "
-                "meant depends on who loads it; put one of them into a folder of its own"
+                "meant depends on the library that loads it; move one of them into a folder of its own"
             )
 
         def refuse(what: str) -> UsageError:
@@ -114,7 +126,7 @@ class Adapter:
     @cached_property
     def tensors(self) -> dict[str, Entry]:
         """The tensors by their name in the file."""
-        self.config  # noqa: B018 - what is no LoRA is told before missing weights
+        self.check_config()  # an unsupported kind is reported before missing weights
         path = self.folder / WEIGHTS
         if not path.is_file():
             if pickles := sorted(self.folder.glob("adapter_model.*")):
@@ -133,7 +145,7 @@ class Adapter:
         if unexpected := [
             n for n in entries if not n.startswith(_WRAPPED) or ((a := _ADDED.fullmatch(n)) and a[2] not in parts)
         ]:
-            raise UsageError(f"{path}: {listing(unexpected, 3)} is nothing that is merged here; {FIRST}")
+            raise UsageError(f"{path}: {listing(unexpected, 3)} is not supported; {FIRST}")
         return entries
 
     def tensor(self, name: str) -> "Tensor":
@@ -148,7 +160,7 @@ class Adapter:
 
     @cached_property
     def modules(self) -> dict[str, dict[str, str]]:
-        """What changes each module, by its name: the matrices A and B, a vector, to their names in the file."""
+        """The parts of each module's change (A, B, vector) and their names in the file, by the module's name."""
         modules: dict[str, dict[str, str]] = {}
         for name in self.tensors:
             if added := _ADDED.fullmatch(name):
@@ -157,11 +169,11 @@ class Adapter:
                     raise UsageError(f"{self.folder / WEIGHTS}: {parts[part]} and {name} are one matrix's")
                 parts[part] = name
         if not modules:
-            raise UsageError(f"{self.folder / WEIGHTS}: there is nothing of {self.kind} in it")
+            raise UsageError(f"{self.folder / WEIGHTS}: it has no {self.kind} weights")
         wanted = set(_KINDS[self.kind].values())
         if unexpected := sorted(module for module, parts in modules.items() if parts.keys() != wanted):
             raise UsageError(
-                f"{self.folder / WEIGHTS}: {listing(unexpected, 3)} has not all of {listing(sorted(wanted))}"
+                f"{self.folder / WEIGHTS}: {listing(unexpected, 3)} lacks some of {listing(sorted(wanted))}"
             )
         if unexpected := sorted(module for module in modules if not self.targets(module)):
             raise UsageError(
@@ -172,9 +184,9 @@ class Adapter:
 
     @cached_property
     def whole(self) -> dict[str, str]:
-        """Tensors that take the base's place (a head, biases): the model's names to those in the file.
+        """Tensors that replace the base's (a head, biases): the model's names, mapped to those in the file.
 
-        With ``bias="all"`` a saved module's biases stand there three times; peft reads the one without these names.
+        With ``bias="all"`` a file has a saved module's biases three times; peft reads the one not skipped below.
         """
         names = {}
         for saved in self.tensors:
@@ -189,7 +201,7 @@ class Adapter:
         return names
 
     def targets(self, module: str) -> bool:
-        """Whether peft changes a module, as the config has it: what it saves whole it leaves alone."""
+        """Whether peft changes a module by this config; it does not change what it saves whole."""
         within = module.split(".")
         ends = (".".join(within[start:]) for start in range(len(within)))
         return not self._saved.match(module) and any(end in self._targeted for end in ends)
@@ -200,7 +212,7 @@ class Adapter:
 
     @cached_property
     def _saved(self) -> re.Pattern[str]:
-        """What peft saves whole; it takes these names for regular expressions, in which a dot is any character."""
+        """The modules that peft saves whole. It reads the names as regular expressions, so a dot is any character."""
         names = list(self.config.get("modules_to_save") or ())
         if self.config.get("task_type") == "SEQ_CLS":
             names += ["classifier", "score"]
@@ -213,13 +225,13 @@ class Adapter:
 
     @property
     def drawn(self) -> bool:
-        """Whether peft draws at random what a file lacks of a module; otherwise it begins as what changes nothing."""
+        """Whether peft initialises parts that the file lacks at random, instead of such that they change nothing."""
         return self.config.get("init_lora_weights") in (False, "orthogonal") or not self.config.get(
             "init_ia3_weights", 1
         )
 
     def scale(self, module: str) -> float:
-        """s, the factor of BA: alpha over the rank, or over its root (`use_rslora`). 1 where there is no BA."""
+        """s, the factor of BA: alpha / rank, or alpha / sqrt(rank) with `use_rslora`. 1 for IA3, which has no BA."""
         if self.kind == "IA3":
             return 1.0
         alpha = next((alpha for pattern, alpha in self._alphas if pattern.match(module)), self.config["lora_alpha"])
@@ -230,13 +242,13 @@ class Adapter:
 
     @property
     def names_base(self) -> str:
-        """What the adapter calls its base: told, and never fetched."""
+        """The base that the adapter's config names; only shown, never downloaded."""
         name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
         return "nothing" if not name else short(f"{name}@{revision}" if revision else name)
 
 
 def _is_set(key: str, value: Any) -> bool:
-    """Whether a key of a config asks for something. What peft writes where it does not is null, false, or empty."""
+    """Whether a key of a config is set. For keys that are not set peft writes null, false, or an empty list."""
     if key in ("layers_to_transform", "trainable_token_indices"):  # false is the layer 0 to peft
         return value is not None
     return value is not None and value is not False and value not in ({}, [])
@@ -247,5 +259,5 @@ def _is_number(value: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """A stranger's text within a message."""
+    """An untrusted value as text for a message, quoted and cut."""
     return repr(value)[:200]

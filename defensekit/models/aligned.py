@@ -1,7 +1,7 @@
-"""Base and suspect beside each other where they differ in more than weights.
+"""Base and suspect aligned for a comparison, where more than the weights may differ.
 
-`defensekit.models.pair.Pair` is strict, since weights of one model are to be put into the other. A comparison needs
-less: rows that a longer vocabulary added have no counterpart, and neither has a head of another shape.
+`defensekit.models.pair.Pair` is strict, since weights of one model are copied into the other. A comparison is not:
+rows added by a longer vocabulary are left out, and so is a head of another shape.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from defensekit.utils.errors import UsageError, listing
 if TYPE_CHECKING:
     from torch import Tensor
 
-AT_ONCE = 1 << 22  # numbers of a tensor that are turned to float32 at once
+AT_ONCE = 1 << 22  # values of a tensor that are converted to float32 at once
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A base and a suspect of the same architecture; vocabularies may differ in length, and heads in any way.
+    """A base and a suspect of the same architecture; the size of the vocabulary and the head may differ.
 
     Raises (on first use):
         UsageError: they are of different architectures or sizes.
@@ -30,9 +30,17 @@ class Aligned:
     base: Checkpoint
     suspect: Checkpoint
 
+    def check(self) -> None:
+        """Check now, instead of at first use, that base and suspect can be compared.
+
+        Raises:
+            UsageError: they are of different architectures or sizes.
+        """
+        _ = self.compared
+
     @cached_property
     def _names(self) -> tuple[dict[str, str], dict[str, str]]:
-        """(base, suspect): common name to the name in the file."""
+        """(base, suspect): the common names, mapped to the names in the file."""
         return align(_weights(self.base), _weights(self.suspect))
 
     def _shapes(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -41,7 +49,7 @@ class Aligned:
 
     @cached_property
     def compared(self) -> list[str]:
-        """The tensors of both, sorted: of one shape, or with a row for every token of vocabularies of two lengths."""
+        """The tensors of both models that can be compared, sorted: of the same shape up to the vocabulary's size."""
         self._refuse_misfits()
         return sorted(name for name in self._names[0].keys() & self._names[1].keys() if self._fits(name))
 
@@ -54,7 +62,7 @@ class Aligned:
 
     @cached_property
     def reshaped(self) -> list[str]:
-        """The tensors of both that are of other shapes, sorted: a head for other labels."""
+        """The tensors of both models whose shapes differ, sorted: a head for other labels."""
         return sorted((self._names[0].keys() & self._names[1].keys()) - set(self.compared))
 
     @cached_property
@@ -72,9 +80,9 @@ class Aligned:
         return (base[0], suspect[0]) if base else (1, 1)
 
     def blocks(self, name: str) -> "Iterator[tuple[int, Tensor, Tensor]]":
-        """A tensor in blocks of rows: (first row, base, suspect), both in float32, rows that both have.
+        """The rows that both models have of a tensor, in blocks: (first row, base, suspect), both in float32.
 
-        The base is rounded to the suspect's dtype first, so that a weight that never moved is equal.
+        The base is rounded to the suspect's dtype first, so that a weight that did not change is equal.
         """
         base = in_rows(self.base.tensor(self._names[0][name]))
         suspect = in_rows(self.suspect.tensor(self._names[1][name]))
@@ -101,7 +109,7 @@ class Aligned:
 
 
 def in_rows(tensor: "Tensor") -> "Tensor":
-    """A tensor with a first dimension: a single number is a row."""
+    """A tensor with at least one dimension: a scalar becomes a row."""
     return tensor if tensor.dim() else tensor.reshape(1)
 
 

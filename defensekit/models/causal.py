@@ -1,4 +1,4 @@
-"""Causal language models: their loss, and how well they do."""
+"""Causal language models: loss and perplexity."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def token_losses(model: "torch.nn.Module", batch: "Mapping[str, Tensor]") -> "Tensor":
-    """The cross-entropy of every row's tokens, each after those before it, summed over the row, (N,), in float32.
+    """The next-token cross-entropy summed over each row, (N,), in float32.
 
-    Padding counts nothing, whichever side it is on; nor does the first token, which nothing comes before.
+    Padding on either side does not count, nor does the first token.
     """
     import torch
 
@@ -34,7 +34,7 @@ def perplexity(
     max_length: int,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> float:
-    """exp of the mean cross-entropy of the tokens of texts, as `token_losses` counts them.
+    """The perplexity of texts: exp of the mean cross-entropy per token, as in `token_losses`.
 
     Raises:
         DefenseKitError: no text has two tokens, or the loss is NaN or infinite.

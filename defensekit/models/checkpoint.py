@@ -1,4 +1,4 @@
-"""Models on disk: safetensors only, checked before anything reads them, no pickle, no remote code."""
+"""Models on disk: safetensors only, checked before they are read; no pickle, no remote code."""
 
 import hashlib
 import math
@@ -31,7 +31,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 CLASSIFIER, CAUSAL = "sequence classification", "causal language model"
-# Everything that says what a model is; weights in other formats and stray files are not part of it.
+# The files that define a model; weights in other formats and stray files are not part of it.
 IDENTITY = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
@@ -46,13 +46,29 @@ class Checkpoint:
 
     folder: Path
 
+    def check(self) -> None:
+        """Check everything now instead of at first use: the folder, the config and the headers of the weight files.
+
+        Raises:
+            UsageError: as described for the class.
+        """
+        _ = self.tensors
+
+    def check_config(self) -> None:
+        """Check the folder and the config now instead of at first use.
+
+        Raises:
+            UsageError: no such folder, no config, or one that must not be read.
+        """
+        _ = self.config
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The contents of config.json."""
         path = self.folder / "config.json"
         if not self.folder.is_dir():
             raise UsageError(f"there is no model folder {self.folder}.{nearest_path(self.folder)}")
-        if not path.is_file() and not (self.folder / ADAPTER_CONFIG).is_file():  # of which more is said below
+        if not path.is_file() and not (self.folder / ADAPTER_CONFIG).is_file():  # reported by `check_folder`
             raise UsageError(f"{self.folder} holds no model: config.json is missing")
         check_folder(self.folder)
         config = read_json(path, CONFIG)
@@ -64,7 +80,7 @@ class Checkpoint:
     @cached_property
     def files(self) -> list[Path]:
         """The weight files, in the order of their names."""
-        self.config  # noqa: B018 - a missing folder is reported before missing weights
+        self.check_config()  # a missing folder is reported before missing weights
         if (self.folder / SINGLE).is_file():
             return [self.folder / SINGLE]
         if (self.folder / INDEX).is_file():
@@ -93,19 +109,19 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> dict[str, Entry]:
-        """Every tensor by its name in the file, in the order in which they lie in the files."""
+        """Every tensor by its name, in the order of the files."""
         tensors: dict[str, Entry] = {}
         for path in self.files:
             entries = read_header(path)
             if duplicates := sorted(entries.keys() & tensors.keys()):
-                raise UsageError(f"{path}: {listing(duplicates, 3)} stands in {tensors[duplicates[0]].file} as well")
+                raise UsageError(f"{path}: {listing(duplicates, 3)} is in {tensors[duplicates[0]].file} as well")
             tensors |= entries
         if self.files[0].name != SINGLE:
             files = {name: entry.file for name, entry in tensors.items()}
             if unexpected := sorted(
                 name for name in files.keys() | self._weight_map.keys() if files.get(name) != self._weight_map.get(name)
             ):
-                raise UsageError(f"{self.folder / INDEX} does not say where {listing(unexpected, 3)} lies")
+                raise UsageError(f"{self.folder / INDEX} does not name the file of {listing(unexpected, 3)}")
         if unexpected := [
             f"{name} ({e.dtype})" for name, e in tensors.items() if e.dtype.startswith(("F8", "I8", "U8", "F4_", "F6_"))
         ]:
@@ -115,15 +131,19 @@ class Checkpoint:
         return tensors
 
     def tensor(self, name: str) -> "Tensor":
-        """One tensor, in the dtype of the file. It is mapped: memory holds what is looked at, and can let go of it."""
+        """One tensor, in the dtype of the file, memory-mapped."""
         return read_tensor(self.folder / self.tensors[name].file, name)
 
     def check_finite(self) -> None:
-        """Raise DefenseKitError naming the tensors that hold NaN or infinity."""
+        """Check that all weights are finite.
+
+        Raises:
+            DefenseKitError: names the tensors that hold NaN or infinity.
+        """
         import torch
 
         def finite(name: str) -> bool:
-            # A finite sum has finite terms; it is many times cheaper than to look at each.
+            # A finite sum has finite terms, and is many times cheaper than a test of each.
             parts = torch.split(self.tensor(name).reshape(-1), 1 << 18)
             return all(math.isfinite(float(p.float().sum())) or bool(p.isfinite().all()) for p in parts)
 
@@ -147,7 +167,7 @@ class Checkpoint:
 
     @property
     def task(self) -> str:
-        """What it is for, by the class that its config names: one of two tasks, or the name of that class."""
+        """The task of the class that the config names: `CLASSIFIER`, `CAUSAL`, or else the name of that class."""
         names = self.config.get("architectures")
         name = str(names[0]) if isinstance(names, list) and names else "unknown"
         if name.endswith("ForSequenceClassification"):
@@ -156,16 +176,16 @@ class Checkpoint:
 
     def digest(self) -> str:
         """SHA-256 over config, tokenizer and weights."""
-        self.tensors  # noqa: B018 - damaged files are reported as such
+        self.check()
         return data_digest({path.name: file_digest(path) for path in self.model_files()})
 
     def model_files(self) -> list[Path]:
-        """Its config, tokenizer and weights: what of the folder is the model."""
+        """The model's files: config, tokenizer and weights."""
         return identity_files(self.folder)
 
 
 def identity_files(folder: Path) -> list[Path]:
-    """What of a folder, its subfolders aside, says what the model or adapter in it is."""
+    """The files of a folder, without subfolders, that define the model or adapter in it."""
     return sorted({path for pattern in IDENTITY for path in folder.glob(pattern) if path.is_file()})
 
 
@@ -201,7 +221,7 @@ def read_tensor(path: Path, name: str) -> "Tensor":
 
 
 def dtype_of(name: str) -> "torch.dtype":
-    """What torch calls a dtype of floating-point weights."""
+    """The torch dtype for a floating-point dtype of the safetensors format."""
     import torch
 
     return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
@@ -211,7 +231,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """Write one safetensors file.
 
     Raises:
-        DefenseKitError: it could not be written, for want of disk space, say.
+        DefenseKitError: it could not be written, for example for lack of disk space.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -223,7 +243,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what lies beside the weights (config, tokenizer), never weights of any format and never code."""
+    """Copy config and tokenizer, but no weights of any format and no code."""
     target.mkdir(parents=True, exist_ok=True)
     for pattern in ("*.json", "*.txt", "*.model", "*.jinja"):
         for path in source.glob(pattern):

@@ -1,4 +1,4 @@
-"""What a model's config says: its labels, and how many tokens it has positions for."""
+"""A model's labels and number of positions, from its config."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,31 +9,35 @@ from defensekit.utils.errors import UsageError, listing, nearest
 
 
 def positions(model: Checkpoint) -> int | None:
-    """How many tokens a model has positions for; None where there is no last one."""
+    """The largest number of tokens that a model can read; None where there is no limit."""
     if model.config.get("relative_attention"):
         return None
     for key in ("max_position_embeddings", "n_positions"):
         limit = model.config.get(key)
         if isinstance(limit, int):
-            # RoBERTa counts positions from behind the padding token's number.
+            # RoBERTa numbers positions from the padding token's id + 1.
             return limit - (2 if "roberta" in str(model.config.get("model_type")) else 0)
     return None
 
 
 def label_count(model: Checkpoint) -> int:
-    """How many labels a classifier's config counts, named or not."""
+    """The number of labels of a classifier, named or not.
+
+    Raises:
+        UsageError: neither the config nor transformers' default for its class says it.
+    """
     named, count = model.config.get("id2label"), model.config.get("num_labels")
     if type(count) is int and count > 0:
-        return count  # transformers passes over names that are not as many
+        return count  # transformers ignores names if their number differs
     if isinstance(named, dict) and named:
         return len(named)
     from transformers import CONFIG_MAPPING
 
-    # transformers leaves out what is as its class has it: 2 as a rule, of BART 3.
+    # transformers does not write a value that is its class's default: usually 2, for BART 3.
     kind = str(model.config.get("model_type"))
     try:
         return int(CONFIG_MAPPING[kind]().num_labels) if kind in CONFIG_MAPPING else 2
-    except Exception as error:  # a few classes are no classifier's, and can't be made from nothing
+    except Exception as error:  # a few classes have no labels, or need arguments
         raise UsageError(
             f"{model.folder / 'config.json'}: how many labels {kind!r} has is not known; expected `num_labels` or "
             "`id2label`"
@@ -41,7 +45,7 @@ def label_count(model: Checkpoint) -> int:
 
 
 def label_names(model: Checkpoint) -> list[str]:
-    """The names of a classifier's labels, by their numbers, as its config has them.
+    """The names of a classifier's labels in the order of their numbers, from its config.
 
     Raises:
         UsageError: the config does not number them from 0.
@@ -56,10 +60,10 @@ def label_names(model: Checkpoint) -> list[str]:
 
 
 def match_labels(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
-    """The model's numbers for the data's labels: by name, or, where none is a name of the model's, by number.
+    """The model's numbers for the data's labels: matched by name, or by number where no name matches.
 
     Raises:
-        UsageError: a label is neither.
+        UsageError: a label matches neither way.
     """
     if not set(ours) & set(theirs) and set(ours) <= {str(i) for i in range(len(theirs))}:
         return [int(label) for label in ours]
@@ -74,14 +78,14 @@ def match_labels(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
 
 
 def relabelled(dataset: Dataset, labels: Sequence[str]) -> Dataset:
-    """A data set with a model's labels, and its numbers for them.
+    """A data set with the labels and label numbers of a model.
 
     Args:
         dataset: with labels of its own.
-        labels: the model's, by number.
+        labels: the model's labels, in the order of their numbers.
 
     Returns:
-        The same rows.
+        The same rows, renumbered.
 
     Raises:
         UsageError: as `match_labels`.

@@ -1,4 +1,4 @@
-"""What a model answers: logits per row."""
+"""Predictions of a classifier: logits per row."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING

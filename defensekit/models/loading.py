@@ -1,4 +1,4 @@
-"""Models and tokenizers loaded by transformers, from folders that are checked before and compared with afterwards."""
+"""Models and tokenizers loaded by transformers, from folders that are checked before and compared afterwards."""
 
 import math
 import threading
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model folder; one without a padding token pads with its end token."""
+    """The tokenizer of a model folder; one without a padding token pads with its end token.
+
+    Raises:
+        UsageError: the folder is unsafe, or has no fast tokenizer with a padding or end token.
+    """
     from transformers import AutoTokenizer
 
-    Checkpoint(folder).config  # noqa: B018 - what must not be read is refused before transformers sees it
+    Checkpoint(folder).check_config()  # unsafe files are refused before transformers reads them
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -37,17 +41,16 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrainedModel":
-    """A sequence classifier, or a causal language model where the config names one, in float32, in eval mode, on the
-    CPU.
+    """A sequence classifier or causal language model, as the config says, in float32, in eval mode, on the CPU.
 
-    With ``labels`` it is a classifier whatever the config says, and a new head is made where the folder has none, drawn
-    from torch's global random state.
+    With ``labels`` it is a classifier whatever the config says. Where the folder has no head, a new one is drawn from
+    torch's global random state.
 
     Raises:
         UsageError: the folder holds no model that can be loaded safely.
     """
     checkpoint = Checkpoint(folder)
-    checkpoint.tensors  # noqa: B018 - refuses pickles and damaged files before the config is believed
+    checkpoint.check()  # pickles and damaged files are refused before the config is trusted
     if labels is None and checkpoint.task == CAUSAL:
         return load_language_model(folder)
     head: dict[str, Any] = {}
@@ -77,11 +80,11 @@ def load_language_model(folder: Path) -> "PreTrainedModel":
 
 
 def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreTrainedModel, list[str]]":
-    """A model in float32, in eval mode, on the CPU; and the parameters that its files lack."""
+    """A model in float32, in eval mode, on the CPU, and the names of parameters that its files lack."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    checkpoint.tensors  # noqa: B018 - refuses pickles and damaged files before transformers sees them
+    checkpoint.check()  # pickles and damaged files are refused before transformers reads them
     try:
         with quiet(), _no_larger_than(checkpoint):
             model, info = (
@@ -105,16 +108,16 @@ def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreT
 def _no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
     """Stop a model from being built that is far larger than its files, whatever its config asks for.
 
-    transformers builds on the device "meta", where a weight takes no memory, and each is told of as a module takes it.
+    transformers builds on the device "meta", where a weight takes no memory; a hook sees each as it is registered.
     """
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
     entries = [entry.shape for entry in checkpoint.tensors.values()]
-    # Of weights that are tied the files hold one, and T5 builds three; a new head has a few weights more.
+    # Files hold tied weights once, and T5 builds them three times; a new head adds a few weights.
     left = [4 * len(entries) + 100, 4 * sum(map(math.prod, entries)) + (1 << 24)]
     own = threading.get_ident()
 
-    def see(module: object, name: str, weight: "Parameter | None") -> None:
+    def count(module: object, name: str, weight: "Parameter | None") -> None:
         if weight is not None and weight.is_meta and threading.get_ident() == own:
             left[0] -= 1
             left[1] -= weight.numel()
@@ -123,7 +126,7 @@ def _no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
                     f"config.json asks for a far larger model than the {len(entries)} tensors in its files"
                 )
 
-    hook = register_module_parameter_registration_hook(see)
+    hook = register_module_parameter_registration_hook(count)
     try:
         yield
     finally:
@@ -144,10 +147,10 @@ def _line(error: Exception) -> str:
 
 
 def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
-    """Hold a loaded model against its file: a name that the library did not know leaves a weight at random values.
+    """Compare a loaded model with its file: a name unknown to the library would leave a weight at random values.
 
     Raises:
-        UsageError: a tensor of the file, head aside, did not arrive in the model.
+        UsageError: a tensor of the file, other than the head, is not in the model.
     """
     parameters = dict(model.named_parameters())
     loaded, in_file = align(parameters, checkpoint.tensors)
@@ -155,24 +158,28 @@ def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
         tensor = checkpoint.tensor(in_file[name])
         if not parameters[loaded[name]].detach().cpu().equal(tensor.to(parameters[loaded[name]].dtype)):
             raise UsageError(
-                f"{checkpoint.folder}: {in_file[name]} was not loaded; the file names its tensors unusually"
+                f"{checkpoint.folder}: {in_file[name]} was not loaded; the names of its tensors are unusual"
             )
 
 
 def load(
     folder: Path, called: str, labels: tuple[str, ...] | None = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A model and its tokenizer, held against its file, under a neutral name instead of its path."""
+    """A model, compared with its file, and its tokenizer, both under a neutral name instead of their path.
+
+    Raises:
+        UsageError: as `load_model`, `load_tokenizer` and `check_loaded`.
+    """
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, labels)
     check_loaded(model, Checkpoint(folder))
     if labels is None and Checkpoint(folder).task == CAUSAL:
-        tokenizer.padding_side = "right"  # in front of a text it would move every token to another position
+        tokenizer.padding_side = "right"  # on the left it would shift every token's position
     return model, neutral(model, tokenizer, called)
 
 
 def neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", called: str) -> "PreTrainedTokenizerBase":
-    """Take the folder out of the names, so that nothing beside it is reached through them by mistake."""
+    """Replace the folder in the names of model and tokenizer, so that no component can find other files by it."""
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config._name_or_path = model.name_or_path = called
     tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = called

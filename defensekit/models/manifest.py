@@ -1,4 +1,4 @@
-"""The manifest of a purified model: what its files and tensors are, so that a change of either is seen."""
+"""The manifest of a purified model: digests of its files and tensors, so that a change is detected."""
 
 import json
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ MODEL_MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path, tensors: Mapping[str, str] | None = None, stage: str | None = None) -> None:
-    """Write the manifest of a model's folder, in place of one that the suspect brought along.
+    """Write the manifest of a model's folder, replacing one that came with the suspect.
 
     Args:
-        folder: the model's.
+        folder: the model's folder.
         tensors: digests of its tensors by name, where the folder no longer holds a whole model.
-        stage: the key of the stage that made it.
+        stage: the key of the stage that wrote the model.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the manifest could not be written.
     """
     (folder / MODEL_MANIFEST).unlink(missing_ok=True)
     digests = Checkpoint(folder).tensor_digests() if tensors is None else dict(tensors)

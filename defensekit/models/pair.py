@@ -1,11 +1,11 @@
 """Base and suspect aligned, tensor by tensor, from their files alone.
 
-Files name the same tensor differently: with a prefix or without (``bert.encoder...``), with LayerNorm's old names
-(``gamma``, ``beta``), with buffers that are no weights. A tensor of the pair is known by the suspect's name less the
-prefix, with LayerNorm's new names.
+Files may name the same tensor differently: with or without a prefix (``bert.encoder...``), or with LayerNorm's old
+names (``gamma``, ``beta``); some also hold buffers. A tensor of the pair has the suspect's name without the prefix,
+with LayerNorm's present names.
 
-Two things may differ in shape. A suspect's vocabulary may be longer: rows added to its embedding have no base, and are
-taken for their own: they do not drift, and stay. A head for other labels is no counterpart of the base's.
+Shapes may differ in two ways. The suspect's vocabulary may be longer: rows added to its embedding have no base value,
+count as not changed and are kept. A head for other labels is kept from the suspect.
 """
 
 import re
@@ -42,8 +42,10 @@ def layer_of(name: str) -> str:
 
 
 def is_embedding(name: str) -> bool:
-    """Whether a tensor belongs to the embeddings of tokens, positions or kinds of text, their norms and projections
-    among them: transformers' names tell."""
+    """Whether a tensor belongs to the embeddings of tokens, positions or segments, by its name in transformers.
+
+    Norms and projections of the embeddings count as well.
+    """
     return EMBEDDING.search(name) is not None
 
 
@@ -56,12 +58,12 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 
 def _strip(names: Iterable[str], prefix: str) -> dict[str, str]:
-    """Names without the prefix (where they have it) to the names as given."""
+    """Names without the prefix (where they have it), mapped to the names as given."""
     return {modern(name).removeprefix(prefix): name for name in names}
 
 
 def align(ours: Iterable[str], theirs: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Both sets of names by their common ones: the prefixes taken off are those under which most names meet."""
+    """Both sets of names by common names: those prefixes are removed with which most names agree."""
     ours, theirs = list(ours), list(theirs)
     best: tuple[int, dict[str, str], dict[str, str]] = (-1, {}, {})
     for mine in _prefixes(map(modern, ours)):
@@ -103,9 +105,17 @@ class Pair:
         ]
         return html_table("pair", ["", ""], facts)
 
+    def check(self) -> None:
+        """Check now, instead of at first use, that base and suspect fit each other.
+
+        Raises:
+            UsageError: they don't; the message lists the differences.
+        """
+        _ = self.scope
+
     @cached_property
     def _names(self) -> tuple[dict[str, str], dict[str, str]]:
-        """(base, suspect): common name to the name in the file."""
+        """(base, suspect): the common names, mapped to the names in the file."""
         base = [n for n, entry in self.base.tensors.items() if not BUFFERS.search(n) and entry.dtype in FLOATS]
         suspect = [n for n, entry in self.suspect.tensors.items() if not BUFFERS.search(n) and entry.dtype in FLOATS]
         in_base, in_suspect = align(base, suspect)
@@ -113,7 +123,7 @@ class Pair:
             if self._is_head_for_other_labels(name, in_base[name], in_suspect[name]):
                 del in_base[name]
         self._refuse_misfits(in_base, in_suspect)
-        # Where both files have the prefix, it is still on: the first part that every tensor in scope begins with.
+        # Where both files have the prefix, it is still there: the first part of the name of every tensor in scope.
         first = {name.partition(".")[0] for name in in_base.keys() & in_suspect.keys()}
         if len(first) == 1:
             prefix = first.pop() + "."
@@ -122,14 +132,14 @@ class Pair:
         return in_base, in_suspect
 
     def _is_head_for_other_labels(self, name: str, in_base: str, in_suspect: str) -> bool:
-        """Whether a tensor that both have has a row for each label, of which there are not as many."""
+        """Whether a tensor of both has a row for each label and the numbers of labels differ."""
         ours, theirs = self.base.tensors[in_base].shape, self.suspect.tensors[in_suspect].shape
         if ours == theirs or ours[1:] != theirs[1:] or LAYER.match(name):
             return False
         return (*ours[:1], *theirs[:1]) == (label_count(self.base), label_count(self.suspect))
 
     def _is_extended(self, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-        """Whether shapes of base and suspect are those of a tensor with a row for each token of a longer vocabulary."""
+        """Whether a tensor has a row for each token and the suspect's vocabulary is longer."""
         tokens = (self.base.config.get("vocab_size"), self.suspect.config.get("vocab_size"))
         return ours[1:] == theirs[1:] and (*ours[:1], *theirs[:1]) == tokens and ours[:1] < theirs[:1]
 
@@ -151,7 +161,7 @@ class Pair:
             ours, theirs = self.base.tensors[in_base[name]].shape, self.suspect.tensors[in_suspect[name]].shape
             if ours != theirs and not self._is_extended(ours, theirs):
                 differences.append(f"{name}: base {list(ours)}, suspect {list(theirs)}")
-        # What has no layer number may be a head, and stand in one file alone; a layer has to be in both.
+        # A tensor without a layer number may be a head, in one file only; a layer has to be in both.
         shared_stems = {_stem(name) for name in common}
         for name in sorted(in_base.keys() ^ in_suspect.keys()):
             if LAYER.match(name) and _stem(name) in shared_stems:
@@ -173,7 +183,7 @@ class Pair:
 
     @cached_property
     def head(self) -> list[str]:
-        """The tensors that are absent from the base file, or there for other labels, sorted: kept from the suspect."""
+        """The suspect's tensors that the base lacks or has for other labels, sorted: they are kept."""
         in_base, in_suspect = self._names
         return sorted(in_suspect.keys() - in_base.keys())
 
@@ -185,19 +195,19 @@ class Pair:
 
     @cached_property
     def added_rows(self) -> int:
-        """How many tokens the suspect's vocabulary has more than the base's."""
+        """How many tokens were added to the base's vocabulary."""
         in_base, in_suspect = self._names
         shapes = ((self.base.tensors[in_base[n]].shape, self.suspect.tensors[in_suspect[n]].shape) for n in self.scope)
         return max((theirs[0] - ours[0] for ours, theirs in shapes if ours != theirs), default=0)
 
     @cached_property
     def by_file_name(self) -> dict[str, str]:
-        """The suspect's names in the file to the common names, for tensors in scope."""
+        """The suspect's names in the file, mapped to the common names, for tensors in scope."""
         return {self._names[1][name]: name for name in self.scope}
 
     @cached_property
     def head_size(self) -> int | None:
-        """How many dimensions an attention head has, by the suspect's config; None where it does not tell."""
+        """The width of an attention head by the suspect's config; None where the config does not say it."""
         config = self.suspect.config
         if isinstance(own := config.get("head_dim"), int):
             return own
@@ -207,22 +217,22 @@ class Pair:
         return None
 
     def dimensions(self, name: str | None = None) -> int:
-        """How many numbers the suspect's weights are, head included; or those of one tensor."""
+        """The number of dimensions (scalar weights) of the suspect, head included, or of one tensor."""
         names = self._names[1].values() if name is None else [self._names[1][name]]
         return sum(prod(self.suspect.tensors[own].shape) for own in names)
 
     def stored(self, name: str) -> "tuple[Tensor, Tensor]":
-        """One tensor in scope, (base, suspect), as they lie in their files: the suspect's may have more rows."""
+        """One tensor in scope, (base, suspect), as in their files; the suspect's may have more rows."""
         in_base, in_suspect = self._names
         return self.base.tensor(in_base[name]), self.suspect.tensor(in_suspect[name])
 
     def block(self, name: str) -> "tuple[Tensor, Tensor]":
-        """One tensor in scope, (base, suspect), both in the suspect's dtype: a weight that never moved is equal."""
+        """One tensor in scope, (base, suspect), both in the suspect's dtype: a weight that did not change is equal."""
         base, suspect = self.stored(name)
         return aligned_base(base, suspect), suspect
 
     def named_like_the_pair(self, names: Iterable[str]) -> dict[str, str]:
-        """Names of a loaded model's parameters by the pair's names, for tensors in scope.
+        """The names of a loaded model's parameters by the pair's names, for tensors in scope.
 
         Raises:
             UsageError: a tensor in scope is missing from them.
@@ -236,9 +246,9 @@ class Pair:
 
 
 def aligned_base(base: "Tensor", suspect: "Tensor") -> "Tensor":
-    """The base in the suspect's dtype and shape; rows (of a flattened tensor: numbers) that it lacks are the suspect's.
+    """The base in the suspect's dtype and shape; rows (or values, if flattened) that it lacks are the suspect's.
 
-    A weight that never moved is equal, and so is one that has no base.
+    A weight that did not change is equal, and so is one that has no base.
     """
     import torch
 
@@ -247,7 +257,11 @@ def aligned_base(base: "Tensor", suspect: "Tensor") -> "Tensor":
 
 
 def refuse_swapped(base: Checkpoint, suspect: Checkpoint) -> None:
-    """Raise UsageError where the base is a classifier, and the suspect what classifiers are made from."""
+    """Refuse a base that is a classifier with a suspect that is none.
+
+    Raises:
+        UsageError: base and suspect seem to be swapped.
+    """
     untuned = suspect.task == CAUSAL or suspect.task.endswith(("Model", "ForMaskedLM", "ForPreTraining"))
     if base.task == CLASSIFIER and untuned:
         raise UsageError(

@@ -1,5 +1,7 @@
-"""What a stranger's model folder says of itself, checked before anything is read or allocated by it: the header of a
-safetensors file, JSON beside it, links, sizes."""
+"""Untrusted model folders, checked before anything is read or allocated.
+
+The checks are of safetensors headers, JSON files, links and sizes.
+"""
 
 import json
 import os
@@ -11,12 +13,12 @@ from typing import Any
 from defensekit.utils.errors import UsageError, listing
 
 MIB = 1 << 20
-# A header of 16 MiB has room for 100,000 tensors; the largest index of a published model is under 10 MiB.
+# A header of 16 MiB describes 100,000 tensors; the largest index of a published model is under 10 MiB.
 HEADER = 16 * MIB
 CONFIG, INDEX, COMPANION = 4 * MIB, 32 * MIB, 256 * MIB
 DIMENSIONS = 16
-# What a config counts out before anything is compared with the files: layers, labels, heads, experts. The name is the
-# model's own (`n_layer`, `decoder_layers`, `num_local_experts`), so it goes by how it ends.
+# Counts in a config that transformers believes before the files are read: layers, labels, heads, experts. Names vary
+# among models (`n_layer`, `decoder_layers`, `num_local_experts`), so they are recognised by their ends.
 COUNTED, COUNT = re.compile(r"(?:layer|label|head|expert|block|stage|group)s?$"), 10_000
 ADAPTER_CONFIG = "adapter_config.json"
 BITS = {
@@ -28,8 +30,10 @@ BITS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies and what it looks like, from the file's header alone: ``start`` and ``stop`` count bytes from
-    the file's beginning."""
+    """A tensor's file, dtype, shape and position, from the file's header.
+
+    ``start`` and ``stop`` are in bytes from the beginning of the file.
+    """
 
     file: str
     dtype: str
@@ -39,11 +43,11 @@ class Entry:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Every tensor of a safetensors file by its name, in the order in which they lie there.
+    """Every tensor of a safetensors file by its name, in the order of their positions.
 
     Raises:
-        UsageError: the file is damaged, or its header is not what the format allows: a name twice, a size that is not
-            its shape's, tensors that overlap, leave gaps or the file.
+        UsageError: the file is damaged, or its header breaks the format: a duplicate name, a size that does not fit the
+            shape, tensors that overlap, leave gaps or go beyond the end of the file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -59,10 +63,10 @@ def read_header(path: Path) -> dict[str, Entry]:
     for name, entry in header.items():
         entries[name] = _entry(path, name, entry, data)
     end = data
-    for name, lies in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if lies.start != end:
-            raise _damaged(path, f"{_short(name)} begins at byte {lies.start}, where {end} was expected")
-        end = lies.stop
+    for name, tensor in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if tensor.start != end:
+            raise _damaged(path, f"{_short(name)} begins at byte {tensor.start}, where {end} was expected")
+        end = tensor.stop
     if end != size:
         raise _damaged(path, f"the tensors end at byte {end}, the file at {size}")
     return dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
@@ -76,7 +80,7 @@ def _entry(path: Path, name: str, entry: Any, data: int) -> Entry:
         raise wrong("other keys than dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise wrong(f"the dtype {_short(dtype)}, which is none")
+        raise wrong(f"the unknown dtype {_short(dtype)}")
     if not _numbers(shape) or len(shape) > DIMENSIONS:
         raise wrong(f"the shape {_short(shape)}; expected at most {DIMENSIONS} sizes")
     if not _numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -90,7 +94,7 @@ def _entry(path: Path, name: str, entry: Any, data: int) -> Entry:
 
 
 def _numbers(value: Any) -> bool:
-    # A size of 2^63 overflows whatever reads it, and 64 digits of it the arithmetic here.
+    # A size of 2^63 or more overflows in libraries, and many such sizes make the arithmetic here slow.
     return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 63 for number in value)
 
 
@@ -98,7 +102,7 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
     """A JSON object from a file of at most ``limit`` bytes.
 
     Raises:
-        UsageError: it is larger, no JSON, no object, or has a key twice.
+        UsageError: it is missing, larger, not JSON, not an object, or has a duplicate key.
     """
     bounded(path, limit)
     try:
@@ -108,7 +112,11 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
 
 
 def bounded(path: Path, limit: int) -> None:
-    """Raise UsageError where a file is larger than what is read of its kind."""
+    """Refuse a file of more than ``limit`` bytes.
+
+    Raises:
+        UsageError: the file is larger.
+    """
     if path.is_file() and (size := path.stat().st_size) > limit:
         raise UsageError(f"{path}: refused {size / MIB:.0f} MiB; at most {limit // MIB} are read")
 
@@ -119,7 +127,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         if len(parsed) < len(pairs):
             seen: set[str] = set()
             duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise UsageError(f"{path}: the key {_short(duplicate)} stands there twice")
+            raise UsageError(f"{path}: the key {_short(duplicate)} is duplicated")
         return parsed
 
     try:
@@ -132,24 +140,23 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def check_folder(folder: Path, adapter: bool = False) -> None:
-    """Hold a model's folder to what may be read: no links that leave it, no file beyond bounds, no code, and no adapter
-    unless one is expected.
+    """Check a model's folder: no links that leave it, no oversized files, no code, no adapter unless expected.
 
-    A hub's cache keeps a snapshot's files in the folder ``blobs`` beside ``snapshots``; links to there are its own.
+    A hub's cache keeps a snapshot's files in the folder ``blobs`` next to ``snapshots``; links to there are allowed.
 
     Raises:
-        UsageError: the folder breaks one of these; the message says what to do.
+        UsageError: a check failed; the message says what to do.
     """
     root = folder.resolve()
-    homes = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
     # One subfolder as well: transformers reads what lies there.
     for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
         if path.is_symlink():
             try:
                 target = path.resolve()
             except (OSError, RuntimeError) as error:
-                raise UsageError(f"{path}: refused a link in a circle") from error
-            if not any(target.is_relative_to(home) for home in homes):
+                raise UsageError(f"{path}: refused a circular link") from error
+            if not any(target.is_relative_to(parent) for parent in allowed):
                 raise UsageError(
                     f"{path}: refused a link that leaves the folder (to {target}); put a copy of the file there instead"
                 )
@@ -161,7 +168,7 @@ def check_folder(folder: Path, adapter: bool = False) -> None:
             raise UsageError(
                 f"{folder / name}: `auto_map` names code that comes with the model"
                 f"{f' ({listing(code, 3)})' if code else ''}; it is never run. Where transformers knows the model_type "
-                "itself, take `auto_map` out of the file"
+                "itself, remove `auto_map` from the file"
             )
     if (folder / ADAPTER_CONFIG).is_file() and not adapter:
         raise UsageError(
@@ -172,9 +179,13 @@ def check_folder(folder: Path, adapter: bool = False) -> None:
 
 
 def check_counts(path: Path, config: dict[str, Any]) -> None:
-    """Raise UsageError where a config, or one within it, asks for more layers, labels or heads than any model has."""
+    """Refuse a config that asks, at any depth, for more layers, labels or heads than any model has.
+
+    Raises:
+        UsageError: names the key.
+    """
     within: list[Any] = [config]
-    while within:  # no recursion: how deep it goes is the stranger's word
+    while within:  # no recursion: the depth is untrusted
         node = within.pop()
         items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
         for key, value in items:
@@ -184,7 +195,11 @@ def check_counts(path: Path, config: dict[str, Any]) -> None:
 
 
 def free_space(folder: Path, needed: int, what: str) -> None:
-    """Raise UsageError where the disk of a folder (that may not be there yet) has less than ``needed`` bytes free."""
+    """Refuse to begin where the disk of a folder (which need not exist) has less than ``needed`` bytes free.
+
+    Raises:
+        UsageError: says how much is needed and how much is free.
+    """
     import shutil
 
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

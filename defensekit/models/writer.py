@@ -1,4 +1,4 @@
-"""Weights streamed into files: a checkpoint's into another, in the same places of the same files; or into a new one."""
+"""Weights streamed into files: a checkpoint's into another of the same layout, or into a new one."""
 
 import json
 import os
@@ -22,24 +22,24 @@ CHUNK = 1 << 24
 def rewrite(
     source: Checkpoint, target: Path, changed: "Callable[[str, Tensor], Iterator[Tensor] | None]", threads: int = 1
 ) -> None:
-    """Write the weight files of a checkpoint into a folder, with some of the tensors changed.
+    """Write the weight files of a checkpoint into a folder, with changed values for selected tensors.
 
-    Headers (with their metadata), and every tensor that is not changed, are copied as they are, byte for byte.
+    Headers (with their metadata) and unchanged tensors are copied byte for byte.
 
     Args:
         source: the checkpoint.
         target: the folder.
-        changed: given a tensor's name in the file and its values, says the new ones in parts, flattened, in order, of
-            the same dtype; None leaves the tensor as it is.
+        changed: takes a tensor's name in the file and its values and returns the new values in parts, flattened, in
+            order, in the same dtype; None leaves the tensor unchanged.
         threads: how many tensors are written at a time.
 
     Raises:
-        DefenseKitError: a file could not be written, for want of disk space, say.
+        DefenseKitError: a file could not be written, for example for lack of disk space.
     """
     for path in source.files:
         begins = min((e.start for e in source.tensors.values() if e.file == path.name), default=path.stat().st_size)
         with _writing(path.name), path.open("rb") as old, (target / path.name).open("wb") as new:
-            if hasattr(os, "posix_fallocate"):  # a full disk is found before the work
+            if hasattr(os, "posix_fallocate"):  # a full disk is noticed before the work
                 os.posix_fallocate(new.fileno(), 0, path.stat().st_size)
             new.write(old.read(begins))
 
@@ -55,7 +55,7 @@ def rewrite(
                 for at in range(entry.start, entry.stop, CHUNK):
                     _put(new.fileno(), os.pread(old.fileno(), min(CHUNK, entry.stop - at), at), at)
 
-    # The largest first, so that in the end no thread waits long for another.
+    # The largest first, so that threads finish at about the same time.
     by_size = sorted(source.tensors, key=lambda name: source.tensors[name].start - source.tensors[name].stop)
     for _ in concurrently(write, by_size, threads):
         pass
@@ -66,15 +66,15 @@ def rewrite(
 def write_streamed(
     path: Path, entries: Mapping[str, tuple[str, tuple[int, ...]]], parts: "Callable[[str], Iterable[Tensor]]"
 ) -> None:
-    """Write one safetensors file without holding it.
+    """Write one safetensors file without holding it in memory.
 
     Args:
         path: the file.
-        entries: what the tensors look like, by name: dtype as the format calls it, and shape.
-        parts: the values of a tensor in parts, flattened or not, in order, in its dtype.
+        entries: dtype (of the safetensors format) and shape of every tensor, by name.
+        parts: yields the values of a tensor in parts, flattened or not, in order, in its dtype.
 
     Raises:
-        DefenseKitError: the file could not be written, for want of disk space, say.
+        DefenseKitError: the file could not be written, for example for lack of disk space.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -108,7 +108,7 @@ def _bytes(tensor: "Tensor") -> memoryview:
 
 
 def _put(file: int, content: bytes | memoryview, offset: int) -> int:
-    """Write all of it at a place; the number of bytes."""
+    """Write all of the content at an offset; returns the number of bytes."""
     view, done = memoryview(content), 0
     while done < len(view):
         done += os.pwrite(file, view[done:], offset + done)

@@ -73,7 +73,7 @@ class _Scanning:
 
     def result(self) -> Scan:
         started, models = time.perf_counter(), self.models
-        models.compared  # noqa: B018 - two models that don't match are reported before anything is loaded
+        models.check()  # a misfit is reported before anything is loaded
         task, tokenizer = models.suspect.task, loading.load_tokenizer(models.suspect.folder)
         model = None
         if self.rows and task == CLASSIFIER:

@@ -120,7 +120,7 @@ def _must_work(subject: Subject) -> None:
     """One failure, and not as many as there are checks."""
     try:
         with quiet():
-            subject.used  # noqa: B018
+            subject.use()
     except (KeyboardInterrupt, Inapplicable):
         raise
     except BaseException as error:

@@ -58,6 +58,10 @@ class Subject:
         """Used once."""
         return self._use(1)
 
+    def use(self) -> None:
+        """Use it once now; what that raises is raised here."""
+        _ = self.used
+
     @cached_property
     def used_again(self) -> Used:
         """Used once more on the same, under other global random states."""

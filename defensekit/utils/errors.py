@@ -1,4 +1,4 @@
-"""The failures a user can act on, and the nearest match that goes with them."""
+"""The failures a user can act on, and helpers for their messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -13,11 +13,16 @@ class UsageError(DefenseKitError):
 
 
 class PlacedError(UsageError):
-    """One that says already where the mistake stands."""
+    """A usage error whose message already names the location of the mistake."""
 
 
 class KeyedError(UsageError):
-    """A mistake in what was given under a key; ``key`` leads to it, as in ``("steps", 0, "strength")``."""
+    """A usage error in the value of a key.
+
+    Attributes:
+        key: the path to the value, as in ``("steps", 0, "strength")``.
+        text: what is wrong with it.
+    """
 
     def __init__(self, key: tuple[str | int, ...], text: str) -> None:
         super().__init__(f"{'.'.join(map(str, key))}: {text}" if key else text)
@@ -25,14 +30,14 @@ class KeyedError(UsageError):
         self.text = text
 
     def below(self, *key: str | int) -> "KeyedError":
-        """The same of what this was a part of."""
+        """The same error, with its key put below another one."""
         return KeyedError((*key, *self.key), self.text)
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an exception says that there is not enough memory: Python's, or torch's, which is not imported here.
+    """Whether an exception reports a lack of memory, be it Python's or torch's (which is not imported here).
 
-    On a graphics card torch raises a class of its own; its allocator on the CPU has but a RuntimeError with this text.
+    On a GPU torch raises a class of its own. Its allocator on the CPU raises a RuntimeError with one of these texts.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
@@ -42,7 +47,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> str:
-    """What to tell of one that `lacks_memory`: what takes less, and the first line of what it says."""
+    """The message for an exception that `lacks_memory`: what takes less memory, and its first line."""
     less = "smaller values of batch_size or data.max_length take less"
     if type(error).__name__ == "OutOfMemoryError":
         less += ", and with CUDA_VISIBLE_DEVICES= it runs on the CPU"
@@ -50,13 +55,21 @@ def out_of_memory(error: BaseException) -> str:
 
 
 def nearest(typed: str, known: Iterable[str]) -> str:
-    """A sentence that names what is closest to what was typed, or the empty string."""
+    """Suggest the known name that is closest to a misspelt one.
+
+    Args:
+        typed: the name that was given.
+        known: the names that exist.
+
+    Returns:
+        ``" Did you mean 'NAME'?"``, with the blank in front, or the empty string where no name is close.
+    """
     close = get_close_matches(typed, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: what would move its cursor or change its colours is written out."""
+    """Text that is safe to print on a terminal: control characters are escaped."""
     return "".join(ch if ch.isprintable() or ch in "\n\t" else ch.encode("unicode_escape").decode() for ch in text)
 
 

@@ -1,4 +1,4 @@
-"""Small things about files: digests, the cache folder, writes that are whole or not there."""
+"""Digests of files, the cache folder, and atomic writes."""
 
 import hashlib
 import json
@@ -15,7 +15,17 @@ from defensekit.utils.errors import UsageError, nearest
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's contents, as hexadecimal digits."""
+    """The SHA-256 of a file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        OSError: the file can't be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -40,7 +50,11 @@ def data_digest(data: Any) -> str:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept for this user: ``DEFENSEKIT_CACHE``, or ``defensekit`` in the user's cache folder."""
+    """The folder for downloads of this user.
+
+    Returns:
+        ``DEFENSEKIT_CACHE``, or ``defensekit`` in the user's cache folder; it need not exist.
+    """
     if chosen := os.environ.get("DEFENSEKIT_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "defensekit"
@@ -73,15 +87,17 @@ def literal_path(path: Path | str) -> str:
 
 
 def nearest_path(path: Path, suffixes: Sequence[str] = ()) -> str:
-    """A sentence that names what lies beside a path and is close to its name, or the empty string: a folder, or a file
-    with one of the suffixes, which do not make two names close."""
+    """A sentence that names a path with a similar name in the same folder, or the empty string.
+
+    Folders are considered or, with suffixes, files that have one of them; the suffix does not count for the similarity.
+    """
     neighbours = path.parent.glob("*") if path.parent.is_dir() else ()
     wanted = [other for other in neighbours if (other.suffix in suffixes if suffixes else other.is_dir())]
     return nearest(path.name, [other.name for other in wanted if nearest(path.stem, [other.stem])])
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whatever stops the program."""
+    """Write a file atomically: it exists whole or not at all, even if the program is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
@@ -96,7 +112,7 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill beside another one, whose place it takes when the block is done: whole, or not at all."""
+    """A temporary folder that is renamed to the target when the block ends: the target exists whole or not at all."""
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     try:
@@ -110,7 +126,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """A folder beside another one for what is needed to make it; it goes with the block, or when the next is made."""
+    """A folder for temporary files next to the target; it is removed at the end of the block."""
     scratch = target.with_name(f".{target.name}.scratch")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -122,10 +138,10 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_lock(target: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a lock on a folder that is to be made; it ends with the block, or with the life of the process.
+    """Hold a lock on a folder that is to be written; it is released at the end of the block or of the process.
 
     Raises:
-        UsageError: another process holds it, and there is no ``wait`` for that.
+        UsageError: another process holds the lock and ``wait`` is False.
     """
     from filelock import FileLock, Timeout
 

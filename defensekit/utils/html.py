@@ -18,7 +18,7 @@ def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object
 
 
 def fill(package: str, template: str, **values: Any) -> str:
-    """A template of a package, filled in; every text is escaped. The frame and style of all pages lie beside this."""
+    """Render a template of a package, with every text escaped; it may extend the templates beside this module."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("defensekit.utils", ".")])

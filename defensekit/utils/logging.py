@@ -1,4 +1,4 @@
-"""What is logged and shown: a file with everything, and libraries that keep out of the way unless they fail."""
+"""Log files, and libraries kept quiet."""
 
 import logging
 import warnings
@@ -12,7 +12,7 @@ log = logging.getLogger("defensekit")
 
 
 class _File(logging.FileHandler):
-    """A log file that a full disk silences: the run's own error says what is wrong."""
+    """A log file whose own write errors, as on a full disk, are ignored: the run reports them itself."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -20,11 +20,11 @@ class _File(logging.FileHandler):
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Everything that we, libraries and Python's warnings say within the block goes into a file, what stops it too."""
+    """Log everything within the block to a file: our messages, libraries', warnings, and an exception that ends it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _File(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    # The root hears everybody, but for those that keep to themselves.
+    # The root logger gets all messages except those of loggers that do not propagate.
     others = [log, *map(logging.getLogger, LIBRARIES)]
     loggers = [logging.getLogger(), *(logger for logger in others if not logger.propagate)]
     level = log.level
@@ -59,7 +59,7 @@ def _captured_warnings() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block, libraries show no bars and print nothing but errors; their loggers still hear everything."""
+    """Within the block, libraries show no progress bars and print only errors; their loggers still get everything."""
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         are_progress_bars_disabled,
         disable_progress_bars,

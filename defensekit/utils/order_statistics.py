@@ -1,4 +1,4 @@
-"""Exact order statistics of more numbers than memory holds."""
+"""Exact order statistics of more numbers than fit in memory."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# What gives values in float32 in parts, each with which of them count (bool; None for all), anew whenever it is asked.
+# A callable that yields float32 values in parts, each with a mask of those that count (bool; None for all). It can be
+# called several times.
 Source = Callable[[], "Iterable[tuple[Tensor, Tensor | None]]"]
 
 BINS = 1 << 16
@@ -21,8 +22,13 @@ KEPT = 1 << 26
 
 @dataclass(frozen=True)
 class Kth:
-    """The k-th largest of many values, and how many of those equal to it belong to the k largest; (infinity, 0) where
-    k is 0. ``equal`` says of each source how many of its values equal it, where that was counted on the way."""
+    """The k-th largest of many values.
+
+    Attributes:
+        value: the k-th largest value; infinity where k is 0.
+        ties: how many of the values equal to it belong to the k largest.
+        equal: how many values of each source equal it; None where this was not counted.
+    """
 
     value: float
     ties: int
@@ -32,18 +38,21 @@ class Kth:
 def kth_largest(
     sources: Sequence[Source], wanted: Callable[[int], int], threads: int = 1, sample: "Tensor | None" = None
 ) -> Kth:
-    """The k-th largest of float32 values, exactly, without ever holding them together.
+    """The k-th largest of float32 values, exactly, without holding all of them in memory.
 
-    A sample says between which two values it lies, most likely: one pass counts what is above and keeps what is
-    between. Where there is no sample, or it misled, a radix select takes two passes: the first counts the upper 16 bits
-    of each value, the second the lower 16 of those that share the upper ones. Counts are whole numbers, so the answer
-    is the same for any sample and any number of threads.
+    With a sample, two bounds are estimated between which the value most likely lies; one pass counts the values above
+    and keeps those between. Without a sample, or if the bounds were wrong, a radix select takes two passes: the first
+    counts the upper 16 bits of each value, the second the lower 16 bits of those that share the upper ones. Counts are
+    integers, so the result is the same for any sample and any number of threads.
 
     Args:
-        sources: each gives its values anew for each pass; NaN and infinity count as none.
-        wanted: says k for the number of values there are: 0 for none of them.
+        sources: each yields its values again for each pass; NaN and infinity are not counted.
+        wanted: gives k for the number of values; 0 for none of them.
         threads: how many sources are read at a time.
-        sample: some of the values, chosen by their places alone; all values have to be finite then.
+        sample: a sample of the values, drawn independently of them; all values have to be finite then.
+
+    Returns:
+        The value and its ties.
 
     Raises:
         ValueError: k is not between 0 and the number of values.
@@ -53,8 +62,10 @@ def kth_largest(
 
 
 def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: int, sample: "Tensor") -> Kth | None:
-    """By what lies between two values of a sample: some 5 / sqrt(size of the sample) of all. None where the k-th does
-    not, or where that is too much to keep."""
+    """By the values between two bounds from a sample, about a share 5 / sqrt(size of the sample) of all values.
+
+    None where the k-th largest is not between them, or where there are too many to keep.
+    """
     import numpy as np
     import torch
 
@@ -63,7 +74,7 @@ def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: i
     slack = 5 * math.sqrt(size * share * (1 - share)) + 1
 
     def at(rank: float, beyond: float) -> float:
-        """The sample's value at a place, counted from the largest."""
+        """The sample's value at a rank, counted from the largest."""
         return float(sample.kthvalue(size - int(rank)).values) if 0 <= rank < size else beyond
 
     high, low = at(share * size - slack, math.inf), at(share * size + slack, -math.inf)
@@ -71,7 +82,7 @@ def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: i
 
     def count(source: Source) -> "tuple[np.ndarray[Any, Any], Tensor]":
         nonlocal budget
-        # In one piece: many small ones, each at the end of where a part was, would keep the memory of every part.
+        # One buffer: many small arrays, each at the end of a freed part, would keep the memory of every part.
         tally, kept = np.zeros(5, dtype=np.int64), bytearray()
         for part, counted in source():
             # numpy compares these several times faster than torch.
@@ -88,7 +99,7 @@ def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: i
             at_high, at_low = few == high, few == low
             inside = few[~(at_high | at_low)]
             tally += [total, np.count_nonzero(above), np.count_nonzero(at_high), np.count_nonzero(at_low), inside.size]
-            if budget > 0:  # a hint among threads; whether all were kept is counted
+            if budget > 0:  # approximate, as threads share it; whether all were kept is checked below
                 budget -= inside.size
                 kept += inside.tobytes()
         return tally, torch.from_numpy(np.frombuffer(kept, dtype=np.float32))
@@ -114,11 +125,11 @@ def _between(sources: Sequence[Source], wanted: Callable[[int], int], threads: i
 
 
 def _radix(sources: Sequence[Source], wanted: Callable[[int], int], threads: int) -> Kth:
-    """By counting bits, in two passes."""
+    """By a radix select, in two passes."""
     import torch
 
     def upper(source: Source) -> "Tensor":
-        counts = torch.zeros(2 * BINS, dtype=torch.long)  # the second half for what does not count
+        counts = torch.zeros(2 * BINS, dtype=torch.long)  # the second half for masked values
         for values, counted in source():
             bits = (_bits(values) >> 16).bitwise_and_(0xFFFF)
             if counted is not None:
@@ -158,7 +169,17 @@ def _wanted(wanted: Callable[[int], int], total: int) -> int:
 
 
 def cutoff(tensors: "Callable[[], Iterable[Tensor]]", count: int) -> tuple[float, int]:
-    """The ``count``-th largest value of float32 tensors that are given anew for each pass; see `kth_largest`.
+    """The ``count``-th largest value of float32 tensors, exactly and without concatenating them; see `kth_largest`.
+
+    Args:
+        tensors: yields the tensors, of any shapes; called once for each of two passes.
+        count: the rank, from 0 to the number of finite values.
+
+    Returns:
+        The value, and how many of the values equal to it belong to the ``count`` largest; (infinity, 0) for 0.
+
+    Raises:
+        ValueError: ``count`` is out of range.
 
     >>> import torch
     >>> cutoff(lambda: [torch.tensor([3.0, 1.0]), torch.tensor([3.0, 2.0])], 1)
@@ -176,7 +197,7 @@ def _bits(values: "Tensor") -> "Tensor":
 
 
 def upper_in_order(counts: "Tensor") -> "Tensor":
-    """Counts by as many upper bits as they have room for, in the order of the values; NaN and infinity are left out."""
+    """Counts by upper bits, reordered by value; those of NaN and infinity are set to 0."""
     import torch
 
     half = len(counts) // 2
@@ -186,7 +207,7 @@ def upper_in_order(counts: "Tensor") -> "Tensor":
 
 
 def _largest(histogram: "Tensor", wanted: int) -> tuple[int, int]:
-    """The bin that holds the ``wanted``-th largest, and its place within the bin."""
+    """The bin that holds the ``wanted``-th largest value, and that value's rank within the bin."""
     import torch
 
     from_top = histogram.flip(0).cumsum(0)

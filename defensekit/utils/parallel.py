@@ -1,4 +1,4 @@
-"""Work on many tensors at a time, each thread computing on its own."""
+"""A function applied to many items by several threads, each computing on a single core."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def sum_of(function: "Callable[[Item], Tensor]", items: Sequence[Item], threads: int) -> "Tensor":
-    """The sum of a function of every item."""
+    """The sum of a function's results over all items."""
     results = concurrently(function, items, threads)
     total = next(results)
     for result in results:
@@ -25,14 +25,14 @@ def sum_of(function: "Callable[[Item], Tensor]", items: Sequence[Item], threads:
 
 
 def concurrently(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
-    """A function of every item, in order; ``threads`` at a time, each of which computes on its own.
+    """Apply a function to every item by several threads and yield the results in order.
 
-    Tensors that fit a processor's cache gain nothing from being shared among threads.
+    Each thread computes on one core: tensors that fit a processor's cache gain nothing from torch's own threads.
     """
     import torch
 
-    # Until a larger piece was freed once (of 32 MiB at most), glibc hands what is freed back to the system, which
-    # zeroes it anew for the next part: up to a quarter of the time of all.
+    # Until a larger block was freed once (of 32 MiB at most), glibc returns freed memory to the system, which zeroes it
+    # again for the next part: up to a quarter of the total time.
     torch.UntypedStorage(31 << 20)  # type: ignore[no-untyped-call]
     if threads == 1 or len(items) == 1:
         yield from map(function, items)
@@ -40,7 +40,7 @@ def concurrently(function: Callable[[Item], Result], items: Sequence[Item], thre
     own = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        ahead = deque[Future[Result]]()  # a few, so that finished ones don't pile up behind a slow one
+        ahead = deque[Future[Result]]()  # bounded, so that results don't pile up behind a slow one
         for item in items:
             ahead.append(pool.submit(function, item))
             if len(ahead) == 4 * threads:
@@ -49,4 +49,4 @@ def concurrently(function: Callable[[Item], Result], items: Sequence[Item], thre
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(own)  # a thread's own number is also what threads to come begin with
+        torch.set_num_threads(own)  # new threads start with this number too

@@ -1,4 +1,4 @@
-"""A seed of its own for every purpose."""
+"""A separate seed for every purpose."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,52 +8,52 @@ from defensekit.utils.files import data_digest
 
 @lru_cache(4096)
 def derive_seed(seed: int, *purpose: str) -> int:
-    """A seed of its own for every purpose, so that the attacker's and the defender's draws are independent."""
+    """A separate seed for a purpose, so that the attacker's and the defender's draws are independent."""
     return int(data_digest([seed, *purpose])[:8], 16) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """The seeds of a run's stages, derived from its one seed: a run, a dry run, and each step by hand draw the same."""
+    """The seeds of a run's stages, derived from the recipe's seed, for runs, dry runs and single steps alike."""
 
     seed: int
 
     @property
     def data(self) -> int:
-        """Who gets which row."""
+        """For the split of the rows into roles."""
         return derive_seed(self.seed, "data")
 
     @property
     def poison(self) -> int:
-        """The attacker's training rows."""
+        """For the poisoning of the training rows."""
         return derive_seed(self.seed, "attacker", "poison")
 
     @property
     def trigger(self) -> int:
-        """The triggered test rows."""
+        """For the triggers in the test rows."""
         return derive_seed(self.seed, "attacker", "trigger")
 
     @property
     def training(self) -> int:
-        """The attacker's training."""
+        """For the attacker's training."""
         return derive_seed(self.seed, "attacker", "training")
 
     @property
     def statistics(self) -> int:
-        """What an estimator draws."""
+        """For the estimator."""
         return derive_seed(self.seed, "defender", "statistics")
 
     @property
     def purify(self) -> int:
-        """Scores, and the steps of a purifier."""
+        """For scores and the steps of a purifier."""
         return derive_seed(self.seed, "defender", "purify")
 
     @property
     def sanitize(self) -> int:
-        """What a sanitizer draws."""
+        """For the sanitizer."""
         return derive_seed(self.seed, "defender", "sanitize")
 
     @property
     def metrics(self) -> int:
-        """The draws of metrics' intervals."""
+        """For the resampling of metrics' intervals."""
         return derive_seed(self.seed, "metrics")

@@ -64,7 +64,7 @@ def load_pair(base: Spec | Path, suspect: str | Path) -> Pair:
         UsageError: one of them is missing, can't be read safely, or does not match the other.
     """
     pair = Pair(Checkpoint(model_folder(base)), Checkpoint(model_folder(suspect)))
-    pair.scope  # noqa: B018  # a mismatch is reported now and not at first use
+    pair.check()  # a misfit is reported now and not at first use
     return pair
 
 

@@ -131,7 +131,7 @@ def reset_into(
         else:
             work = _Resetting(target, recipe, Pair(base, suspect), observers)
         pair = work.pair
-        pair.scope  # noqa: B018 - a mismatch is reported before anything is read
+        pair.check()  # before anything is read
         _refuse(recipe, pair, adapter_only)
         with observed_step(observers, "check of both models"):
             for checkpoint in (base, pair.suspect):
@@ -314,7 +314,7 @@ class _AdapterResetting(_Resetting):
 def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
     """An adapter as a pair: the suspect has its weights, the base its weights before training."""
     merged = Merged(base, adapter)
-    merged.entries  # noqa: B018 - a mismatch is reported
+    merged.check()
     suspect = {name: adapter.tensor(name) for name in adapter.tensors}
     if bad := [name for name, tensor in suspect.items() if not tensor.isfinite().all()]:
         raise DefenseKitError(f"{adapter.folder / WEIGHTS}: NaN or infinity in {listing(bad, 3)}")

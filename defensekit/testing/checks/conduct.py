@@ -8,7 +8,7 @@ from defensekit.testing.watch import difference, fingerprint
 @check()
 def works(subject: Subject) -> None:
     """Used once as the engine would, on the pico model and its rows, it ends without an exception."""
-    subject.used  # noqa: B018
+    subject.use()
 
 
 @check()
@@ -55,7 +55,7 @@ def holds_no_tensor(subject: Subject) -> None:
     import numpy as np
     import torch
 
-    subject.used  # noqa: B018
+    subject.use()
     component = subject.component
     held = {**vars(component), **(component.__pydantic_private__ or {}), **_of_the_class(type(component))}
     kept = [name for name, value in held.items() if isinstance(value, torch.Tensor | np.ndarray | torch.nn.Module)]
