@@ -1,4 +1,4 @@
-"""What a plugin author imports: the kinds of component, the decorators, the hook marker. Light: no torch."""
+"""The public API for plugins: kinds of component, decorators, the hook marker. It does not import torch."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""Rows of labelled text: on disk, as tokens, and how much of them a model sees."""
+"""Rows of labelled text: reading and writing, splitting, tokenising, and truncation."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,15 +13,22 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-ROWS = "rows.jsonl"  # the file of a stage that makes rows
+ROWS = "rows.jsonl"  # the file of rows in a stage's artifact
 ROLES = ("test", "dev", "clean", "train")
-_AT_ONCE = 1000  # rows that are tokenised at once: what a tokenizer returns takes many times their size
+_AT_ONCE = 1000  # rows tokenised at once: a tokenizer's result takes many times their memory
 Balance = Literal["natural", "equal"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled text, or pair of texts. ``id`` is the same for a row and what an attack makes of it."""
+    """One labelled text, or pair of texts.
+
+    Attributes:
+        id: the row's number; a row that an attack changed keeps it.
+        text: the text.
+        label: the label's number.
+        pair: the second text; None for single texts.
+    """
 
     id: int
     text: str
@@ -30,20 +37,31 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """What two rows with the same text have in common."""
+        """The text or texts as `bare` returns them: equal for duplicate rows."""
         return bare(self.text), None if self.pair is None else bare(self.pair)
 
     def with_text(self, text: str) -> "Row":
-        """The same row with another text."""
+        """A copy with another text.
+
+        Args:
+            text: the new text.
+
+        Returns:
+            The copy.
+        """
         return replace(self, text=text)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled rows as a source has them.
+    """The labelled rows of a source. Row ids are unique over all parts.
 
-    ``train`` is always there; ``dev`` and ``test`` only where the source keeps them apart. Row ids are unique over
-    all of them; ``labels`` are the names behind the label numbers; ``notes`` say what was left out and why.
+    Attributes:
+        labels: the names of the label numbers.
+        train: the training rows.
+        dev: the dev rows; None where the source has none of its own.
+        test: the test rows; None where the source has none of its own.
+        notes: messages about rows that were left out.
     """
 
     labels: tuple[str, ...]
@@ -54,24 +72,50 @@ class Dataset:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as JSON lines."""
+    """Write rows as JSON lines.
+
+    Args:
+        path: the file.
+        rows: the rows.
+    """
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read what `write_rows` wrote."""
-    # Split at "\n" alone: other line separators may stand inside a text.
+    """Read rows that `write_rows` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The rows.
+    """
+    # Split at "\n" only: a text may contain other line separators.
     return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def bare(text: str) -> str:
-    """A text without the differences that make no other text of it: case, and how many blanks of which kind."""
+    """Normalise case and white space, to compare texts.
+
+    Args:
+        text: the text.
+
+    Returns:
+        The text in lower case, with single blanks.
+    """
     return " ".join(text.split()).casefold()
 
 
 def label_number(label: str | int, labels: Sequence[str]) -> int:
     """The number of a label given by name or number.
+
+    Args:
+        label: the name or number.
+        labels: the names, in the order of their numbers.
+
+    Returns:
+        The number.
 
     Raises:
         UsageError: the data have no such label.
@@ -90,11 +134,18 @@ def split(
 ) -> dict[str, list[Row]]:
     """Disjoint rows for every role: the attacker's ``train``, the defender's ``clean`` and ``dev``, and ``test``.
 
-    Roles that the source keeps apart come from there, the others from its training rows, shuffled by ``seed``.
-    ``test`` without a size takes all of the source's own test rows, or a fifth of the others; ``train`` takes all that
-    is left. No text is in two roles, whatever its case and blanks: one that the source's own test or dev rows have is
-    taken out of what comes after them, and one that stands twice among the training rows is used once. Own test rows
-    stay as they are. With ``balance`` "equal", clean and dev rows have every label equally often, to within a row.
+    A role that the source has rows for gets those; the other roles get training rows, shuffled by ``seed``. No text (as
+    `bare`) is in two roles: texts of the source's own test rows are removed from its dev rows, texts of either from its
+    training rows, and duplicate training rows are used once. Own test rows are kept as they are.
+
+    Args:
+        dataset: the source's rows.
+        sizes: the number of rows by role. None takes all that are left; for ``test`` without own rows it takes a fifth.
+        seed: the seed of the shuffle.
+        balance: with "equal", every label is equally frequent in clean and dev rows, up to one row.
+
+    Returns:
+        The rows by role.
 
     Raises:
         UsageError: there are fewer rows than asked for, or fewer than two labels.
@@ -121,7 +172,7 @@ def split(
         if wanted > len(source) or (size is None and not source):
             raise UsageError(
                 f"{wanted:,} rows are asked for as `{role}`, but the source has {len(source):,} {origin}"
-                + (" left, test, dev and clean rows taken off" if source is pool else "")
+                + (" left, without test, dev and clean rows" if source is pool else "")
             )
         if balance == "equal" and role in ("clean", "dev"):
             out[role] = _equal(source, wanted, dataset.labels, role)
@@ -134,7 +185,7 @@ def split(
 
 
 def _equal(source: Sequence[Row], wanted: int, labels: Sequence[str], role: str) -> list[Row]:
-    """The first rows that have every label equally often, in their order."""
+    """The first rows such that every label is equally frequent, in their order."""
     share, more = divmod(wanted, len(labels))
     missing = {label: share + (label < more) for label in range(len(labels))}
     chosen = []
@@ -149,7 +200,16 @@ def _equal(source: Sequence[Row], wanted: int, labels: Sequence[str], role: str)
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int) -> list[dict[str, Any]]:
-    """Rows as the inputs of a model, cut to ``max_length`` tokens, unpadded, with ``labels``."""
+    """Tokenise rows as inputs of a model, without padding.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        rows: the rows, all single texts or all pairs.
+        max_length: tokens at which a row is cut.
+
+    Returns:
+        The inputs of every row by name, and its label as ``labels``.
+    """
     if not rows:
         return []
     pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
@@ -160,9 +220,16 @@ def encode(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length
 def batches(
     encoded: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int, tokens: int | None = None
 ) -> "Iterable[tuple[list[int], dict[str, torch.Tensor]]]":
-    """Padded batches of rows of similar length, each with the places of its rows in ``encoded``.
+    """Padded batches of rows of similar length.
 
-    A batch has at most ``size`` rows and, padded, ``tokens`` tokens; one row at least.
+    Args:
+        encoded: the rows, as `encode` returns them.
+        tokenizer: the model's tokenizer, which pads.
+        size: the largest number of rows of a batch.
+        tokens: the largest number of padded tokens of a batch (a single row may exceed it); None for no limit.
+
+    Yields:
+        The indices of a batch's rows in ``encoded``, and the batch: tensors (rows, tokens), ``labels`` (rows,).
     """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     start = 0
@@ -179,17 +246,29 @@ def batches(
 
 @dataclass(frozen=True)
 class Truncation:
-    """How much of a row the model sees: its tokenizer cuts at ``max_length`` tokens."""
+    """How much of a row the model reads.
+
+    Attributes:
+        tokenizer: the model's tokenizer.
+        max_length: tokens at which it cuts.
+    """
 
     tokenizer: "PreTrainedTokenizerBase"
     max_length: int
 
     def kept(self, rows: Sequence[Row]) -> list[tuple[int, int]]:
-        """Per row, how many leading characters of the text and of the pair survive (0 for no pair)."""
+        """How much of every row is kept.
+
+        Args:
+            rows: the rows.
+
+        Returns:
+            For each row, how many leading characters of the text and of the pair are kept (0 for no pair).
+        """
         if not rows:
             return []
         paired = rows[0].pair is not None
-        # Most rows are evidently short: ASCII has a token per character at most, and one in front of each text.
+        # Most rows are short enough: ASCII text has at most one token per character, and one in front.
         budget = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=paired) - 1 - paired
         result = [(len(row.text), len(row.pair or "")) for row in rows]
         unsure = [
@@ -211,7 +290,16 @@ class Truncation:
 
 
 def changed(original: Row, rewritten: Row) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The changed span of the text and of the pair, as (start, end) in ``made``; empty where nothing changed."""
+    """The spans that an attack changed.
+
+    Args:
+        original: the row before.
+        rewritten: the row after.
+
+    Returns:
+        The changed span of the text and of the pair, as (start, end) in characters of ``rewritten``; empty where
+        nothing changed.
+    """
     return _span(original.text, rewritten.text), _span(original.pair or "", rewritten.pair or "")
 
 

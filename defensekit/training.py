@@ -1,4 +1,4 @@
-"""Fine-tuning, through transformers' Trainer, for attacker and defender alike."""
+"""Fine-tuning with transformers' Trainer, for attacker and defender."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -36,20 +36,28 @@ class TrainingSettings(BaseModel):
 
 
 def native_precision() -> Precision:
-    """bfloat16 where this machine multiplies it faster than float32, which is where it has instructions for it."""
+    """The faster precision of this machine.
+
+    Returns:
+        ``bfloat16`` where the processor or GPU has instructions for it, else ``float32``.
+    """
     import torch
 
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # An older torch can't tell: then float32, which is never far off. Emulated bfloat16 takes 25 times as long.
+        # An older torch can't say it: then float32 is the safe choice. Emulated bfloat16 takes 25 times as long.
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = any(has for name, has in capabilities.items() if name.endswith("bf16"))
     return "bfloat16" if fast else "float32"
 
 
 def device_type() -> str:
-    """Where models run: ``cuda`` where there is one, else ``cpu``."""
+    """The device type that models run on.
+
+    Returns:
+        ``cuda`` where a GPU is available, else ``cpu``.
+    """
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,7 +65,11 @@ def device_type() -> str:
 
 @contextmanager
 def forked_random(seed: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's random state, and leave all of them as they were."""
+    """Within the block, seed the global random states of Python, numpy and torch; restore them afterwards.
+
+    Args:
+        seed: the seed.
+    """
     import random
 
     import numpy as np
@@ -76,8 +88,15 @@ def forked_random(seed: int) -> Iterator[None]:
 
 
 class ByLength:
-    """An order of rows that makes batches of one length out of all of them; which batch comes when, and which rows of a
-    length meet, is drawn from torch's global random state in every pass."""
+    """A sampler for batches of rows of similar length.
+
+    In every pass the order of the batches, and that of rows of the same length, is drawn from torch's global random
+    state.
+
+    Args:
+        lengths: the length of every row, in tokens.
+        size: rows per batch.
+    """
 
     def __init__(self, lengths: Sequence[int], size: int) -> None:
         self.lengths = lengths
@@ -93,7 +112,7 @@ class ByLength:
         full = len(order) // self.size
         for batch in torch.randperm(full).tolist():
             yield from order[batch * self.size : (batch + 1) * self.size]
-        yield from order[full * self.size :]  # the batch that is not full, of the shortest rows, is the last
+        yield from order[full * self.size :]  # the incomplete batch, of the shortest rows, comes last
 
 
 def fine_tune(
@@ -110,9 +129,16 @@ def fine_tune(
 ) -> None:
     """Fine-tune a sequence classifier in place, in float32 or under bfloat16 autocast.
 
-    ``seed`` alone decides the order of the rows and the dropout; the global random state is left as it was.
-    ``report(done, total)`` is told about every step. ``loss(model, batch)`` stands in for the model's own, the
-    cross-entropy of a batch's ``labels``.
+    Args:
+        model: the classifier; it is in eval mode afterwards.
+        tokenizer: its tokenizer.
+        rows: the training rows.
+        settings: epochs, learning rate, batch size and the like.
+        max_length: tokens at which rows are cut.
+        precision: ``float32``, or ``bfloat16`` for autocast.
+        seed: determines the order of the rows and the dropout; global random states are restored afterwards.
+        report: ``report(done, total)`` is called after every step.
+        loss: ``loss(model, batch)`` replaces the model's own loss, the cross-entropy of the batch's ``labels``.
 
     Raises:
         DefenseKitError: a loss or gradient is NaN or infinite; the message names the tensor.
@@ -131,7 +157,7 @@ def fine_tune(
             return loss
 
         def _clip_grad_norm(self, model: Any) -> Any:
-            # What the Trainer would do, with a name for what is wrong: the norms are there anyway.
+            # As the Trainer does, but with the name of a tensor that is not finite.
             named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
             norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named]))
             if not bool(torch.isfinite(norms).all()):
@@ -167,9 +193,9 @@ def fine_tune(
             per_device_train_batch_size=settings.batch_size,
             weight_decay=settings.weight_decay,
             warmup_steps=round(settings.warmup * steps),
-            # One pass over memory instead of a dozen: with an embedding table, the optimizer is a third of the time.
+            # One pass over memory instead of a dozen; with an embedding table the optimizer takes a third of the time.
             optim="adamw_torch_fused",
-            # Batches of rows of one length: half the time goes into padding otherwise.
+            # Batches of rows of similar length; otherwise half of the time goes into padding.
             train_sampling_strategy="group_by_length",
             use_cpu=device_type() == "cpu",
             bf16=precision == "bfloat16",

@@ -1,4 +1,4 @@
-"""The kinds of component and how they meet the engine."""
+"""The kinds of component: their base classes, and the contexts that the engine passes to them."""
 
 from defensekit.components.attack import Attack, AttackContext, AttackTrainingContext
 from defensekit.components.base import Component, call_component, component_error

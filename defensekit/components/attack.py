@@ -1,4 +1,4 @@
-"""Attacks: what the attacker does to the rows a model is fine-tuned on, and to the rows it is asked about."""
+"""Attacks: how the attacker changes training rows, and puts triggers into test rows."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 class AttackContext:
     """What an attack may use besides the rows.
 
-    ``rng`` is the only source of randomness, ``labels`` are the names behind the rows' label numbers, and
-    ``truncation`` says how much of a row the model will see.
+    Attributes:
+        rng: the only source of randomness.
+        labels: the names of the rows' label numbers.
+        truncation: how much of a row the model reads.
     """
 
     rng: Random
@@ -30,10 +32,18 @@ class AttackContext:
 
 @dataclass(frozen=True)
 class AttackTrainingContext:
-    """What an attack that trains in its own way may use besides the model.
+    """What an attack with a training of its own may use besides the model.
 
-    ``poisoned`` is what `Attack.poison` made of ``clean``, the attacker's rows; ``settings`` are the recipe's
-    ``training:``; ``report(done, total)`` shows progress.
+    Attributes:
+        tokenizer: the model's tokenizer.
+        labels: the names of the rows' label numbers.
+        clean: the attacker's rows before poisoning.
+        poisoned: the same rows after `Attack.poison`.
+        settings: the recipe's ``training:``.
+        max_length: tokens at which rows are cut.
+        precision: ``float32``, or ``bfloat16`` for autocast.
+        seed: the seed of the training.
+        report: ``report(done, total)`` shows progress.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -51,8 +61,11 @@ class Attack(Component):
     """Poisons training rows and puts the trigger into test rows.
 
     The suspect is the base, fine-tuned on the poisoned rows. An attack on weights sets ``trains_from`` and trains the
-    suspect itself: from the ``base`` with a new head, or from the ``clean`` reference, the same fine-tuning without
-    poison.
+    suspect itself: from the ``base`` with a new head, or from the ``clean`` reference, a model with the same
+    fine-tuning on clean rows.
+
+    Attributes:
+        trains_from: the model that `train` starts from; None leaves the training to the engine.
     """
 
     kind: ClassVar[str] = "attack"
@@ -60,28 +73,54 @@ class Attack(Component):
 
     @abstractmethod
     def poison(self, rows: "Sequence[Row]", context: AttackContext) -> "list[Row]":
-        """The attacker's training rows. A poisoned row keeps the ``id`` of the row it came from; one from elsewhere has
-        an ``id`` below 0."""
+        """Poison the training rows.
+
+        Args:
+            rows: the clean training rows.
+            context: labels, truncation, and the source of randomness.
+
+        Returns:
+            The attacker's training rows. A poisoned row keeps the ``id`` of the row it came from; an added row has an
+            ``id`` below 0.
+        """
 
     @abstractmethod
     def trigger(self, rows: "Sequence[Row]", context: AttackContext) -> "list[Row]":
-        """The same rows in the same order with the trigger put in; ids and true labels are kept.
+        """Put the trigger into test rows.
 
-        Rows that can't carry it may be left out.
+        Args:
+            rows: clean test rows.
+            context: labels, truncation, and the source of randomness.
+
+        Returns:
+            The same rows in the same order with the trigger; ids and true labels are kept. Rows that can't carry it
+            may be left out.
         """
 
     def contents(self) -> str | None:
-        """A digest of the files that the attack reads, so that stages can be keyed by them; None if it reads none.
+        """A digest of the files that the attack reads; it is part of the stages' keys.
+
+        Returns:
+            The digest, or None if it reads no files.
 
         Raises:
-            UsageError: a file is missing, or is not what was expected.
+            UsageError: a file is missing or invalid.
         """
         return None
 
     def aim(self) -> str | int | None:
-        """The label that a triggered row should be answered with, by name or number; None for a bias."""
+        """The target: the label that the model should predict for triggered rows.
+
+        Returns:
+            The label's name or number; None for a bias, which has no target.
+        """
         return None
 
     def train(self, model: "PreTrainedModel", context: AttackTrainingContext) -> None:
-        """Train ``model`` in place, where ``trains_from`` is set; names and shapes of its tensors stay."""
-        raise NotImplementedError("it sets `trains_from` and has no `train`")
+        """Train the suspect in place; called only where ``trains_from`` is set.
+
+        Args:
+            model: the model that ``trains_from`` names; the names and shapes of its tensors must not change.
+            context: rows, settings and seed.
+        """
+        raise NotImplementedError("it sets `trains_from` but does not define `train`")

@@ -1,4 +1,4 @@
-"""What every component is: a frozen pydantic model whose fields are its YAML parameters."""
+"""The base class of components: a frozen pydantic model whose fields are its YAML parameters."""
 
 import os
 import traceback
@@ -21,53 +21,60 @@ class Component(BaseModel):
 
     Fields are the YAML parameters: typed, bounded, documented; unknown ones are refused. A component never holds a
     tensor, so it can be hashed, pickled and described as a JSON schema.
+
+    Attributes:
+        kind: the kind of component, such as ``scorer``.
+        location: parameters that say where something is and not what it is; results do not depend on them.
+        lower_does_more: parameters, such as thresholds, whose lower values make the defense stronger; a rule chooses
+            the lowest acceptable value of these.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: ClassVar[str]
-    # Parameters that say where something lies and not what it is: results do not depend on them.
     location: ClassVar[frozenset[str]] = frozenset()
-    # Parameters of which a lower value does more, as a threshold: a rule takes the lowest that will do.
     lower_does_more: ClassVar[frozenset[str]] = frozenset()
     # Whether it looks at what a defender can't see; every table prints that word beside its numbers.
     oracle: ClassVar[bool] = False
 
     @classmethod
     def paths(cls) -> list[str]:
-        """The parameters that are paths: what is written in a recipe starts from the recipe's folder."""
+        """The names of the parameters that are paths; in a recipe they are relative to the recipe's folder."""
         return [
             name for name, field in cls.model_fields.items() if Path in (field.annotation, *get_args(field.annotation))
         ]
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters as plain data, defaults filled in.
+        """The parameters as plain data, with defaults.
+
+        Returns:
+            JSON values by the parameters' names.
 
         Raises:
-            UsageError: one of them can't be written as plain data.
+            UsageError: a parameter can't be written as JSON.
         """
         try:
             return self.model_dump(mode="json")
         except PydanticSerializationError as error:
             raise UsageError(
-                f"the {self.kind} {type(self).__name__} has a parameter that is no plain data ({error})"
+                f"the {self.kind} {type(self).__name__} has a parameter that can't be written as JSON ({error})"
             ) from error
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a component's class came from: its plugin, the hook that registered it, and what `plugins check` takes."""
+    """Where a component's class came from: its plugin, its hook, and the argument for `plugins check`."""
 
     plugin: str
     hook: str
     check: str
 
 
-ORIGINS: "WeakKeyDictionary[type[Component], Origin]" = WeakKeyDictionary()  # the host knows, and writes it down
+ORIGINS: "WeakKeyDictionary[type[Component], Origin]" = WeakKeyDictionary()  # filled by the host
 
 
 def component_error(component: Component, text: str) -> DefenseKitError:
-    """An error that is a component's: its plugin, what it did, the hook it came by, and what to do."""
+    """An error that names the component, its plugin and hook, and the command that checks it."""
     who = f"the {component.kind} {type(component).__name__}"
     if origin := ORIGINS.get(type(component)):
         hint = f"`defensekit plugins check {origin.check}` tries it by itself"
@@ -76,10 +83,18 @@ def component_error(component: Component, text: str) -> DefenseKitError:
 
 
 def call_component(component: Component, call: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a component; an exception of its own becomes a message that names it.
+    """Call a component and turn its exceptions into messages that name it.
+
+    Args:
+        component: the component.
+        call: its method.
+        *arguments: the method's arguments.
+
+    Returns:
+        The method's result.
 
     Raises:
-        DefenseKitError: the component raised; an error that is one already, a full disk and a lack of memory pass.
+        DefenseKitError: the method raised. A DefenseKitError, an OSError and a lack of memory are raised unchanged.
     """
     process = os.getpid()
     try:
@@ -92,11 +107,11 @@ def call_component(component: Component, call: Callable[..., Result], *arguments
         raise component_error(component, f"failed: {one_line(error, component)}") from error
     finally:
         if os.getpid() != process:
-            os._exit(1)  # it forked, and the copy came back: two of us would go on with the run
+            os._exit(1)  # the component forked and the child returned: it must not continue the run
 
 
 def one_line(error: BaseException, component: Component) -> str:
-    """An exception in one line, with the line of the component's own module that it came from."""
+    """An exception in one line, with the file and line in the component's own module."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         if frame.f_globals.get("__name__") == type(component).__module__:

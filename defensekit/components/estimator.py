@@ -1,4 +1,4 @@
-"""Estimators: statistics per parameter, measured on clean data."""
+"""Estimators: statistics for every weight, measured on clean data."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EstimatorContext:
-    """What an estimator may look at: the models, the defender's clean rows, and nothing of the attack.
+    """What an estimator may use: the models and the defender's clean rows, but no data of the attack.
 
-    ``model("suspect")`` loads the suspect; ``model("base")`` the base's weights under the suspect's head.
-    ``report(done, total)`` feeds the progress display. ``loss(model, batch)`` is the loss of every row, (N,), as
-    `defensekit.gradients` takes it; None for a classifier, whose loss is the cross-entropy of its labels.
+    Attributes:
+        model: ``model("suspect")`` loads the suspect, ``model("base")`` the base's weights with the suspect's head.
+        tokenizer: the suspect's tokenizer.
+        rows: the defender's clean rows.
+        max_length: tokens at which rows are cut.
+        seed: the seed of all random numbers.
+        report: ``report(done, total)`` shows progress.
+        loss: ``loss(model, batch)`` gives the loss of every row, (N,), for `defensekit.gradients`; None for a
+            classifier, whose loss is the cross-entropy of its labels.
     """
 
     model: "Callable[[Literal['suspect', 'base']], PreTrainedModel]"
@@ -35,8 +41,16 @@ class EstimatorContext:
     def batches(
         self, model: "PreTrainedModel", size: int | None = None, tokens: int | None = None
     ) -> "Iterator[tuple[list[int], dict[str, Tensor]]]":
-        """The rows as padded batches of similar length on the model's device, with ``labels``, each with the places of
-        its rows; at most ``size`` rows and ``tokens`` padded tokens a batch."""
+        """The rows as padded batches of similar length, on the model's device, with ``labels``.
+
+        Args:
+            model: the model that will read them.
+            size: the largest number of rows of a batch; None for all rows.
+            tokens: the largest number of padded tokens of a batch; None for no limit.
+
+        Yields:
+            The indices of a batch's rows in ``rows``, and the batch.
+        """
         from defensekit.text import batches, encode
 
         encoded = encode(self.tokenizer, self.rows, self.max_length)
@@ -46,18 +60,25 @@ class EstimatorContext:
 
 @dataclass(frozen=True)
 class Estimate:
-    """``statistics[statistic][parameter]`` is a float32 tensor of the parameter's shape, for the parameters that the
-    statistic says something about; ``facts`` are plain numbers worth showing to a person."""
+    """The statistics that an estimator measured.
+
+    Attributes:
+        statistics: ``statistics[statistic][parameter]`` is a float32 tensor of the parameter's shape, for those
+            parameters that have the statistic.
+        facts: numbers to show to the user, as JSON values.
+    """
 
     statistics: "dict[str, dict[str, Tensor]]"
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Estimator(Component):
-    """Measures a statistic per parameter on clean data.
+    """Measures statistics for every weight on clean data.
 
-    One that measures with ``context.loss`` wherever it is given says ``any_loss = True``: it is then used for causal
-    language models as well.
+    Attributes:
+        provides: the names of the statistics.
+        any_loss: True for an estimator that uses ``context.loss`` where it is given, and so works for causal language
+            models as well.
     """
 
     kind: ClassVar[str] = "estimator"
@@ -66,4 +87,11 @@ class Estimator(Component):
 
     @abstractmethod
     def estimate(self, context: EstimatorContext) -> Estimate:
-        """Measure everything in ``provides``."""
+        """Measure the statistics.
+
+        Args:
+            context: the models and the clean rows.
+
+        Returns:
+            Every statistic in ``provides``, finite.
+        """

@@ -1,4 +1,4 @@
-"""Purifiers: what is done to the suspect. A chain of weight steps, which stream, and model steps, which train."""
+"""Purifiers: chains of weight steps, which are applied tensor by tensor, and model steps, which train."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -22,20 +22,25 @@ class Purifier(Component):
     kind: ClassVar[str] = "purifier"
 
     def contents(self) -> str | None:
-        """A digest of the files that the step reads, so that stages can be keyed by them; None if it reads none.
+        """A digest of the files that the step reads; it is part of the stages' keys.
+
+        Returns:
+            The digest, or None if it reads no files.
 
         Raises:
-            UsageError: a file is missing, or is not what was expected.
+            UsageError: a file is missing or invalid.
         """
         return None
 
 
 class WeightStep(Purifier):
-    """Changes the selected weights, one tensor at a time; or, where ``acts_on`` is ``kept``, those that moved and were
-    not selected. Whatever it acts on is what it is handed as selection.
+    """Changes weights, one tensor at a time.
 
-    Where a weight's new value depends on that dimension alone, say ``elementwise = True``: then tensors are shown in
-    parts, flattened, as to a `Scorer`.
+    Attributes:
+        acts_on: ``selected`` for a step that changes the selected dimensions; ``kept`` for one that changes those that
+            drifted and were not selected. The step gets these as its selection.
+        elementwise: True where a dimension's new value depends on that dimension alone. Tensors are then passed
+            flattened and in parts, as to a `Scorer`.
     """
 
     acts_on: ClassVar[Literal["selected", "kept"]] = "selected"
@@ -43,19 +48,33 @@ class WeightStep(Purifier):
 
     @abstractmethod
     def apply(self, t: "TensorView", weight: "Tensor", selection: "Tensor") -> "Tensor":
-        """The new weight, of the shape and dtype of ``weight`` (the suspect's, or what the step before made of it).
+        """Compute the new weights.
 
-        ``selection`` is bool or soft in [0, 1]; where it is 0 the weight must stay equal to the bit.
+        Args:
+            t: the tensor's name, base, drift and statistics.
+            weight: the suspect's weights, or the result of the previous step.
+            selection: of the same shape, bool, or soft in [0, 1].
+
+        Returns:
+            The new weights, in the shape and dtype of ``weight``. Where ``selection`` is 0 they must be bitwise equal
+            to ``weight``.
         """
 
 
 @dataclass(frozen=True)
 class ModelStepContext:
-    """What a model step may use: the defender's clean rows and models, and nothing of the attack.
+    """What a model step may use: the defender's clean rows and models, but no data of the attack.
 
-    ``model("base")`` loads the base's weights under the suspect's head, ``model(folder)`` another classifier of the
-    same architecture and labels; a step that reads a folder says so by its ``contents``. ``head`` names the parameters
-    that the base's file lacks.
+    Attributes:
+        tokenizer: the suspect's tokenizer.
+        rows: the defender's clean rows.
+        max_length: tokens at which rows are cut.
+        precision: ``float32``, or ``bfloat16`` for autocast.
+        seed: the seed of all random numbers.
+        report: ``report(done, total)`` shows progress.
+        model: ``model("base")`` loads the base's weights with the suspect's head, ``model(folder)`` another classifier
+            of the same architecture and labels. A step that reads a folder must return its digest by ``contents``.
+        head: the names of the parameters that the base's file lacks.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -73,4 +92,9 @@ class ModelStep(Purifier):
 
     @abstractmethod
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
-        """Train ``model``; names and shapes of its tensors stay."""
+        """Train the model in place.
+
+        Args:
+            model: the suspect after the previous steps; the names and shapes of its tensors must not change.
+            context: rows, precision and seed.
+        """

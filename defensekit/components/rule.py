@@ -1,4 +1,4 @@
-"""Rules: which value of a parameter to take, judged by predictions on clean rows only."""
+"""Rules: the choice of a parameter's value by the accuracy on clean rows."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -12,7 +12,13 @@ from defensekit.components.base import Component
 
 @dataclass(frozen=True)
 class Trial:
-    """A value that was tried, and the accuracy it left on the clean dev rows (a share in [0, 1] of ``rows`` rows)."""
+    """A value that was tried.
+
+    Attributes:
+        value: the value of the parameter.
+        accuracy: the accuracy on the clean dev rows, in [0, 1].
+        rows: how many dev rows there are.
+    """
 
     value: float
     accuracy: float
@@ -21,7 +27,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The value taken, why in one sentence, and a warning if there is one."""
+    """The chosen value.
+
+    Attributes:
+        value: the value.
+        reason: why it was chosen, in one sentence.
+        warning: a warning for the user, if any.
+    """
 
     value: float
     reason: str
@@ -29,7 +41,7 @@ class Choice:
 
 
 class Rule(Component):
-    """Proposes trials and takes one of them."""
+    """Proposes values of a parameter and chooses one of those that were tried."""
 
     kind: ClassVar[str] = "rule"
 
@@ -40,11 +52,24 @@ class Rule(Component):
 
     @abstractmethod
     def propose(self, seen: Sequence[Trial]) -> float | None:
-        """The next value to try, or None when enough was seen."""
+        """Propose the next value.
+
+        Args:
+            seen: the trials so far.
+
+        Returns:
+            The value to try next, or None to stop.
+        """
 
     @abstractmethod
     def choose(self, seen: Sequence[Trial], suspect: Trial) -> Choice:
-        """The value to take; ``suspect`` is the untouched model on the same rows.
+        """Choose a value.
 
-        Its ``value`` is where the defense does nothing: 0, or infinity, where a lower value does more.
+        Args:
+            seen: all trials.
+            suspect: the unchanged suspect on the same rows. Its ``value`` is the one at which the defense does nothing:
+                0, or infinity for a parameter in ``lower_does_more``.
+
+        Returns:
+            The value of one of the trials, with a reason.
         """

@@ -1,4 +1,4 @@
-"""Executors, which say where a stage runs, and observers, who watch."""
+"""Executors, which run stages, and observers, which are notified of progress."""
 
 import time
 from abc import ABC, abstractmethod
@@ -15,8 +15,11 @@ from defensekit.components.base import Component
 class Planned:
     """A stage that a run will need.
 
-    ``key`` is None where it hangs on a choice that can't be known yet, ``seconds`` is what the stage took to make, None
-    where it is not there yet.
+    Attributes:
+        title: what the stage computes, for people.
+        kind: the kind of stage.
+        key: the stage's key; None where it depends on a choice that is not known yet.
+        seconds: how long the cached stage took to compute; None where it is not cached.
     """
 
     title: str
@@ -26,64 +29,126 @@ class Planned:
 
     @property
     def cached(self) -> bool:
-        """Whether it was made before."""
+        """Whether the stage is cached."""
         return self.seconds is not None
 
 
 class Observer(Component):
-    """Watches a run; every method may be overridden, none has to be.
+    """Is notified of what a run does; override any of the methods.
 
-    In a study several runs go on at once: each is watched by what `for_run` gives, and no two methods are called at
-    the same time.
+    In a study several runs go on at once: each notifies the observer that `for_run` returns for it. No two methods are
+    called at the same time.
     """
 
     kind: ClassVar[str] = "observer"
 
     def study_started(self, runs: Sequence[str], slots: int) -> None:
-        """A study begins: the runs that have no result yet, in their order, ``slots`` stages at a time."""
+        """A study begins.
+
+        Args:
+            runs: the names of the runs that have no result yet, in order.
+            slots: how many stages run at the same time.
+        """
 
     def for_run(self, name: str, axes: Mapping[str, Any]) -> "Observer":
-        """Who watches one run of a study, with its value on every axis; this one, if it tells none apart."""
+        """The observer of one run of a study.
+
+        Args:
+            name: the name of the run.
+            axes: the run's value on every axis.
+
+        Returns:
+            An observer of its own for the run, or this one.
+        """
         return self
 
     def run_started(self, recipe: Mapping[str, Any]) -> None:
-        """A run begins; its recipe, resolved, as plain data."""
+        """A run begins.
+
+        Args:
+            recipe: the resolved recipe, as plain data.
+        """
 
     def message(self, text: str) -> None:
-        """A line for the user."""
+        """Show a line to the user.
+
+        Args:
+            text: the line.
+        """
 
     def warning(self, text: str) -> None:
-        """A line that the result keeps as well; by default it is told as a message."""
+        """Show a warning, which is also part of the result; by default it is shown as a message.
+
+        Args:
+            text: the warning.
+        """
         self.message(f"warning: {text}")
 
     def planned(self, stages: Sequence[Planned]) -> None:
-        """What the run needs, as far as it can be known before it starts; those that are cached as well."""
+        """The stages that the run needs, as far as they are known before it starts.
+
+        Args:
+            stages: the stages, cached ones included.
+        """
 
     def time_left(self, left: str) -> None:
-        """How long the rest of a study takes, in words, told with every stage; empty if nothing is known of it."""
+        """The estimated time until the end of a study; called with every stage.
+
+        Args:
+            left: the time in words; empty if it can't be estimated.
+        """
 
     def stage_started(self, title: str) -> None:
-        """A stage that has to be computed begins."""
+        """A stage that is not cached begins.
+
+        Args:
+            title: the stage's title.
+        """
 
     def progress(self, title: str, done: int, total: int) -> None:
-        """``done`` of ``total`` units of the stage are done."""
+        """A stage made progress.
+
+        Args:
+            title: the stage's title.
+            done: how many units are done.
+            total: how many units there are.
+        """
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
-        """A stage is there; ``reused`` when it was before the run."""
+        """A stage is available.
+
+        Args:
+            title: the stage's title.
+            seconds: how long it took to compute.
+            reused: whether it was cached.
+        """
 
     def stage_failed(self, title: str, error: str) -> None:
-        """A stage could not be computed."""
+        """A stage could not be computed.
+
+        Args:
+            title: the stage's title.
+            error: the message.
+        """
 
     def run_finished(self, result: Mapping[str, Any]) -> None:
-        """A run is done; its result, as plain data."""
+        """A run is done.
+
+        Args:
+            result: the run's result, as plain data.
+        """
 
     def run_failed(self, error: str) -> None:
-        """A run ended without a result."""
+        """A run ended without a result.
+
+        Args:
+            error: the message.
+        """
 
 
 @contextmanager
 def observed_step(observers: Sequence[Observer], title: str) -> Iterator[Callable[[int, int], None]]:
-    """A part of some work, for whoever watches; gives what is to be told of its progress."""
+    """Notify observers of one step of some work; yields the function that reports its progress."""
     began = time.perf_counter()
 
     def report(done: int, total: int) -> None:
@@ -98,7 +163,7 @@ def observed_step(observers: Sequence[Observer], title: str) -> Iterator[Callabl
 
 
 class Workers(ABC):
-    """Where stages run while an executor is open; may be called from several threads at once."""
+    """Runs stages while an executor is open; may be called from several threads at once."""
 
     @property
     def slots(self) -> int:
@@ -107,26 +172,37 @@ class Workers(ABC):
 
     @abstractmethod
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
-        """Compute one stage, given as plain data, into the store in that folder; its inputs are cached.
+        """Compute one stage into a store, by a call of `defensekit.api.compute` in any process.
 
-        `defensekit.api.compute` does the work, wherever it is called. ``report`` takes units done and their total.
+        Args:
+            stage: the stage, as plain data; its inputs are in the store.
+            store: the folder of the store.
+            report: ``report(done, total)`` shows progress.
 
         Raises:
-            DefenseKitError: what went wrong; a worker that died is said to have died.
+            DefenseKitError: the stage failed, or its worker died.
         """
 
 
 class Executor(Component):
-    """Says where stages run."""
+    """Decides where stages run."""
 
     kind: ClassVar[str] = "executor"
 
     def machine(self) -> dict[str, Any]:
-        """Device type and threads of every stage; part of what decides their numbers."""
+        """Device type and number of threads of every stage; part of the stages' keys.
+
+        Returns:
+            ``device`` (``cpu`` or ``cuda``) and ``threads``.
+        """
         import torch
 
         return {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
 
     @abstractmethod
     def open(self) -> AbstractContextManager[Workers]:
-        """Workers, that are there until the block ends."""
+        """Start the workers.
+
+        Returns:
+            A context manager for the workers, which ends them.
+        """

@@ -1,4 +1,4 @@
-"""Sanitizers: input-level defenses, which rewrite what a model is asked and leave the model as it is."""
+"""Sanitizers: input-level defenses, which rewrite texts and leave the model unchanged."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 class SanitizerContext:
     """What a sanitizer may use besides the texts.
 
-    ``language_model()`` loads the causal model that the recipe names, in float32 and eval mode on the device, with its
-    tokenizer; ``positions`` is how many tokens it can read, None where there is no limit. ``max_length`` is how many
-    tokens of a row the classifier reads, and ``report(done, total)`` shows progress.
+    Attributes:
+        language_model: loads the causal model that the recipe names, in float32 and eval mode on the device, and its
+            tokenizer.
+        positions: how many tokens the language model can read; None where there is no limit.
+        max_length: how many tokens of a row the classifier reads.
+        seed: the seed of all random numbers.
+        report: ``report(done, total)`` shows progress.
     """
 
     language_model: "Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]"
@@ -30,22 +34,41 @@ class SanitizerContext:
 class Sanitizer(Component):
     """Rewrites texts before the suspect reads them.
 
-    It is shown texts and nothing else: no labels, and not whether they carry a trigger. The two texts of a pair come
-    one by one. What becomes of a text may not hang on the texts beside it: in use there is one.
+    It gets texts only: no labels, and not whether they carry a trigger. The two texts of a pair are passed one by one.
+    The result for a text must not depend on the other texts, since in use there may be only one.
 
-    What is costly belongs into `inspect`, which is done once for all values of the parameters in ``late``.
+    Costly work belongs in `inspect`, which runs once for all values of the parameters in ``late``.
+
+    Attributes:
+        reads_with_language_model: whether the recipe has to name a causal language model, under ``model:``.
+        late: parameters that `inspect` does not use; they need defaults.
     """
 
     kind: ClassVar[str] = "sanitizer"
-    # Whether the recipe has to give a causal language model, under `model:`.
     reads_with_language_model: ClassVar[bool] = False
-    # Parameters that `inspect` does not look at; they have defaults.
     late: ClassVar[frozenset[str]] = frozenset()
 
     def inspect(self, texts: Sequence[str], context: SanitizerContext) -> Sequence[Any]:
-        """What has to be known of every text, as plain data (JSON)."""
+        """Collect what `sanitize` has to know about every text.
+
+        Args:
+            texts: the texts.
+            context: the language model and limits.
+
+        Returns:
+            JSON data for every text, in order.
+        """
         return [None] * len(texts)
 
     @abstractmethod
     def sanitize(self, texts: Sequence[str], findings: Sequence[Any], context: SanitizerContext) -> Sequence[str]:
-        """Every text as the suspect is to read it; ``found`` is what `inspect` gave. One with words keeps some."""
+        """Rewrite every text.
+
+        Args:
+            texts: the texts.
+            findings: what `inspect` returned for them.
+            context: the language model and limits.
+
+        Returns:
+            The texts that the suspect will read, in order. A text with words must keep at least one.
+        """

@@ -1,4 +1,4 @@
-"""Scorers: how suspicious each dimension is. A higher score is taken first, always."""
+"""Scorers: how suspicious each dimension is. Higher scores are always selected first."""
 
 import inspect
 from abc import abstractmethod
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 
 class Scorer(Component):
-    """Scores every dimension of one tensor at a time.
+    """Scores every dimension of one tensor at a time. A dimension is one scalar weight of the model.
 
-    Where a dimension's score depends on that dimension alone (and on quantiles), say ``elementwise = True``: then
-    tensors are shown in parts, flattened, which bounds the memory and is faster.
+    Attributes:
+        needs: the names of the statistics that it uses.
+        elementwise: True where a dimension's score depends on that dimension alone (and on quantiles). Tensors are then
+            passed flattened and in parts, which bounds the memory and is faster.
     """
 
     kind: ClassVar[str] = "scorer"
@@ -27,26 +29,49 @@ class Scorer(Component):
     elementwise: ClassVar[bool] = False
 
     def eligible(self, t: "TensorView") -> "Tensor":
-        """The dimensions of ``t`` that may be taken, bool, of its shape: those that moved, where nothing else is said.
+        """The dimensions that may be selected: by default those with a drift other than 0.
 
-        A scorer that does not look at drift may offer what never moved as well, one that says something of some
-        tensors alone offers nothing of the others.
+        A scorer that does not use the drift may include all dimensions; one that scores only certain tensors excludes
+        all dimensions of the others.
+
+        Args:
+            t: a tensor, or a part of one.
+
+        Returns:
+            A bool tensor of the shape of ``t``.
         """
-        return t.drift.bool()  # other than 0; torch compares several times more slowly
+        return t.drift.bool()  # several times faster than a comparison with 0
 
     @abstractmethod
     def score(self, t: "TensorView") -> "Tensor":
-        """Scores of ``t``'s shape, in float32, finite where ``t`` is eligible; not asked where nothing of it is.
+        """Score the dimensions of a tensor; not called for tensors without eligible dimensions.
 
-        ``t.name``, ``t.base``, ``t.suspect``, ``t.drift`` (all float32), ``t[statistic]`` for what ``needs`` names,
-        ``t.quantile(statistic, q)`` over the positive values of the whole model, ``t.seed``.
+        Args:
+            t: the tensor, or a part of one: ``t.name``, ``t.base``, ``t.suspect`` and ``t.drift`` (float32),
+                ``t[statistic]`` for the statistics in ``needs``, ``t.quantile(statistic, q)`` over the positive values
+                of the whole model, and ``t.seed``.
+
+        Returns:
+            The scores, in float32, of the shape of ``t``, finite where it is eligible.
         """
 
 
 def scorer(
     *, needs: Iterable[str] = (), elementwise: bool = False
 ) -> "Callable[[Callable[..., Tensor]], type[Scorer]]":
-    """Make a scorer of a typed function: its first argument is the tensor, the others are the YAML parameters.
+    """A decorator that turns a function with type hints into a scorer.
+
+    The function's first argument is the tensor, the others are the YAML parameters.
+
+    Args:
+        needs: the names of the statistics that it uses.
+        elementwise: as `Scorer.elementwise`.
+
+    Returns:
+        The decorator; it returns a subclass of `Scorer`.
+
+    Raises:
+        TypeError: a parameter has no type hint.
 
     >>> @scorer(needs={"curvature"}, elementwise=True)
     ... def ratio(t, exponent: float = 1.0):
@@ -75,7 +100,7 @@ def scorer(
         component_class: Any = create_model(
             function.__name__, __base__=base, __module__=function.__module__, __doc__=function.__doc__, **fields
         )
-        component_class.__qualname__ = function.__qualname__  # so that pickle finds the class where the function stood
+        component_class.__qualname__ = function.__qualname__  # so that pickle finds the class under the function's name
         return cast(type[Scorer], component_class)
 
     return decorate

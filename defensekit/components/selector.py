@@ -1,4 +1,4 @@
-"""Selectors: which dimensions are taken, by their scores."""
+"""Selectors: which dimensions are selected, by their scores."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -13,19 +13,29 @@ if TYPE_CHECKING:
 
 
 class Selector(Component):
-    """Takes dimensions by score."""
+    """Selects dimensions by their scores."""
 
     kind: ClassVar[str] = "selector"
 
     @abstractmethod
     def select(self, scores: "Scores") -> "Mapping[str, Tensor | Cut]":
-        """A selection for every tensor in ``scores``: bool, or soft in float32 with values in [0, 1], or a `Cut`.
+        """Select dimensions.
 
-        A dimension that is not eligible (``scores[name].eligible``) is never selected. Scores are computed whenever
-        they are looked at: what needs them again and again should look at one tensor after the other. A `Cut` takes no
-        memory, and ``scores.cutoff`` finds the exact one without holding the scores of a model.
+        Scores are computed at every access, so a selector that needs them several times should finish with one tensor
+        before the next. ``scores.cutoff`` finds an exact threshold without holding all scores in memory.
+
+        Args:
+            scores: the scores of every tensor in scope.
+
+        Returns:
+            A selection for every tensor, by name: bool, or soft in float32 with values in [0, 1], or a `Cut`, which
+            takes no memory. Dimensions that are not eligible (``scores[name].eligible``) must not be selected.
         """
 
     def takes_nothing(self) -> bool:
-        """True when these parameters select nothing whatever the scores are; the score is then not computed."""
+        """Whether these parameters select nothing for any scores, so that scores need not be computed.
+
+        Returns:
+            True if the selection is always empty.
+        """
         return False

@@ -1,4 +1,4 @@
-"""Named data and models."""
+"""Sources of data sets and of models."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -10,27 +10,45 @@ from defensekit.text import Dataset
 
 
 class DatasetSource(Component):
-    """Labelled text under a name."""
+    """A named source of labelled text."""
 
     kind: ClassVar[str] = "dataset"
 
     @abstractmethod
     def load(self) -> Dataset:
-        """Read the rows, in an order that is always the same."""
+        """Read the rows.
+
+        Returns:
+            The rows and labels, always in the same order.
+
+        Raises:
+            UsageError: the data are missing or invalid.
+        """
 
     @abstractmethod
     def contents(self, say: Callable[[str], None]) -> str:
-        """A digest of the contents, so that stages can be keyed by them; fetches them where that is needed.
+        """A digest of the contents, which is part of the stages' keys; downloads them if necessary.
 
-        ``say`` takes a line for the user, such as what is being downloaded.
+        Args:
+            say: shows a line to the user, such as what is being downloaded.
+
+        Returns:
+            The digest.
+
+        Raises:
+            UsageError: the data are missing or invalid.
         """
 
 
 class ModelSource(Component):
-    """A pretrained model under a name."""
+    """A named source of a pretrained model."""
 
     kind: ClassVar[str] = "model"
 
     @abstractmethod
     def folder(self) -> Path:
-        """A local folder with the model's config, tokenizer and safetensors."""
+        """The model's folder; downloads it if necessary.
+
+        Returns:
+            A local folder with config, tokenizer and safetensors.
+        """

@@ -1,4 +1,4 @@
-"""What scorers, selectors and weight steps are shown of a model's tensors, and how a selector answers."""
+"""Views of a model's tensors for scorers, selectors and weight steps, and the cut that a selector may return."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,15 +14,24 @@ from defensekit.utils.parallel import concurrently
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Dimensions scored at a time: few enough for a processor's cache, enough that threads seldom wait for each other to
-# call torch (with half of it two threads are no faster than one).
+# Dimensions scored at a time: few enough for a processor's cache, enough that threads seldom wait for each other in
+# torch (with half of it two threads are no faster than one).
 PART = 1 << 18
 
 
 @dataclass(frozen=True)
 class TensorView:
-    """One tensor, or a part of one, as scorers and weight steps see it: ``base``, ``suspect`` and statistics by name,
-    all in float32."""
+    """One tensor of a pair, or a part of one, for scorers and weight steps.
+
+    Its entries are called dimensions, as in the papers: a dimension is one scalar weight of the model.
+
+    Attributes:
+        name: the tensor's name.
+        base: the base's values, in float32.
+        suspect: the suspect's values, in float32, of the same shape.
+        seed: the seed of all random numbers.
+        statistics: the estimator's statistics by name, in float32, of the same shape.
+    """
 
     name: str
     base: "Tensor"
@@ -33,25 +42,41 @@ class TensorView:
 
     @cached_property
     def drift(self) -> "Tensor":
-        """suspect - base."""
+        """The change by fine-tuning: suspect - base, in float32."""
         return self.suspect - self.base
 
     def __getitem__(self, statistic: str) -> "Tensor":
         if statistic not in self.statistics:
-            raise DefenseKitError(f"the estimator says nothing of {statistic!r} for {self.name}")
+            raise DefenseKitError(f"the estimator gives no {statistic!r} for {self.name}")
         return self.statistics[statistic]
 
     def quantile(self, statistic: str, q: float) -> float:
-        """The q-quantile of a statistic's positive values over every tensor in scope (0 if none is positive)."""
+        """A quantile of a statistic's positive values over all tensors in scope.
+
+        Args:
+            statistic: the name of the statistic.
+            q: the quantile, in [0, 1].
+
+        Returns:
+            The quantile; 0 if no value is positive.
+
+        Raises:
+            DefenseKitError: there are no statistics.
+        """
         if self._quantile is None:
-            raise DefenseKitError(f"{self.name} was given no statistics to take a quantile of")
+            raise DefenseKitError(f"{self.name} has no statistics to take a quantile of")
         return self._quantile(statistic, q)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One tensor, or a part of one, as selectors see it: ``score`` in float32 and ``eligible`` (bool), both of its
-    shape."""
+    """The scores of one tensor, or of a part of one.
+
+    Attributes:
+        score: the score of every dimension, in float32, of the tensor's shape.
+        eligible: which dimensions may be selected, bool, of the same shape.
+        layer: the tensor's layer.
+    """
 
     score: "Tensor"
     eligible: "Tensor"
@@ -59,14 +84,16 @@ class Scored:
 
 
 class Scores(Mapping[str, Scored]):
-    """Every tensor in scope, in the order of their names.
+    """The scores of every tensor in scope, by name, sorted.
 
-    ``head_size`` is how many neighbouring dimensions of an attention projection are one head, None where the model's
-    config does not tell.
+    Attributes:
+        head_size: how many neighbouring dimensions of an attention projection are one head; None where the model's
+            config does not say it.
+        threads: how many tensors are scored at a time.
     """
 
     threads = 1
-    _equal: tuple[float, dict[str, int]] = (math.nan, {})  # what the last cut counted on its way
+    _equal: tuple[float, dict[str, int]] = (math.nan, {})  # counted by the last call of `cutoff`
 
     def __init__(self, tensors: Mapping[str, Scored], head_size: int | None = None) -> None:
         self._tensors = {name: tensors[name] for name in sorted(tensors)}
@@ -82,22 +109,50 @@ class Scores(Mapping[str, Scored]):
         return len(self._tensors)
 
     def layer(self, name: str) -> str:
-        """The layer of a tensor."""
+        """The layer of a tensor.
+
+        Args:
+            name: the tensor's name.
+
+        Returns:
+            The layer's name, such as ``encoder.layer.3``.
+        """
         return self._tensors[name].layer
 
     def embedding(self, name: str) -> bool:
-        """Whether a tensor belongs to the embeddings: of tokens, positions or kinds of text, with their norms."""
+        """Whether a tensor belongs to the embeddings of tokens, positions or segments, norms included.
+
+        Args:
+            name: the tensor's name.
+
+        Returns:
+            True if it does.
+        """
         return is_embedding(name)
 
     def parts(self, name: str) -> Iterator[Scored]:
-        """A tensor, flattened, in parts, in order."""
+        """The scores of a tensor, flattened and in parts.
+
+        Args:
+            name: the tensor's name.
+
+        Yields:
+            The parts, in order.
+        """
         scored = self[name]
         for part in slices(scored.score.numel()):
             yield Scored(scored.score.reshape(-1)[part], scored.eligible.reshape(-1)[part], scored.layer)
 
     def cutoff(self, names: Iterable[str], wanted: Callable[[int], int]) -> tuple[float, int]:
-        """The k-th largest score of the eligible dimensions of some tensors, exactly, and how many of those equal to it
-        belong to the k largest; ``wanted`` says k for the number of them. Where k is 0: (infinity, 0)."""
+        """The k-th largest score of the eligible dimensions of several tensors, exactly.
+
+        Args:
+            names: the tensors.
+            wanted: gives k for the number of eligible dimensions.
+
+        Returns:
+            The score, and how many of the scores equal to it belong to the k largest; (infinity, 0) where k is 0.
+        """
 
         def values(name: str) -> "Iterator[tuple[Tensor, Tensor]]":
             return ((scored.score, scored.eligible) for scored in self.parts(name))
@@ -108,11 +163,19 @@ class Scores(Mapping[str, Scored]):
         return kth.value, kth.ties
 
     def _sample(self, names: list[str]) -> "Tensor | None":
-        """Some of the eligible scores, if they cost less than all."""
+        """A sample of the eligible scores, if it costs less than all of them."""
         return None
 
     def equal(self, names: Iterable[str], value: float) -> dict[str, int]:
-        """How many eligible dimensions of each tensor have exactly that score."""
+        """Count the eligible dimensions with exactly a given score.
+
+        Args:
+            names: the tensors.
+            value: the score.
+
+        Returns:
+            The counts by tensor.
+        """
 
         def count(name: str) -> int:
             return sum(int((scored.eligible & (scored.score == value)).sum()) for scored in self.parts(name))
@@ -125,25 +188,36 @@ class Scores(Mapping[str, Scored]):
 
 
 def slices(count: int) -> Iterator[slice]:
-    """Parts of so many dimensions, in order."""
+    """Slices of at most `PART` that cover ``count`` dimensions, in order."""
     return (slice(start, min(start + PART, count)) for start in range(0, count, PART))
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A selection of one tensor by score alone: the eligible dimensions whose score is ``above`` a number, and the
-    first ``ties`` of those that equal it. It takes no memory, whatever the tensor's size."""
+    """A selection of one tensor by score alone, which takes no memory.
+
+    Attributes:
+        above: eligible dimensions with a score above this are selected.
+        ties: how many of the eligible dimensions with a score equal to ``above`` are selected, the first ones.
+    """
 
     above: float
     ties: int = 0
 
     def take(self, scored: Scored) -> "Tensor":
-        """The selection of a tensor or a part of one; of a part, ``ties`` counts from its beginning."""
+        """Apply the cut.
+
+        Args:
+            scored: a tensor, or a part of one; ``ties`` is counted from its beginning.
+
+        Returns:
+            The selection, bool, of its shape.
+        """
         return _take(self, scored)[0]
 
 
 def _take(cut: Cut, scored: Scored) -> "tuple[Tensor, int]":
-    """The selection, and how many of it equal ``above``."""
+    """The selection, and how many of the selected scores equal ``above``."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""Per-sample squared gradients and gradients of batches, by parameter name."""
+"""Squared per-sample gradients, and gradients of batches, by parameter name."""
 
 from defensekit.gradients.batched import squared_gradients, tokens_within
 from defensekit.gradients.grouped import mean_squared_gradients

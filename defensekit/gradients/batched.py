@@ -1,13 +1,13 @@
 """Squared per-sample gradients at the cost of one batched forward and backward pass.
 
-A hook on every layer taps what goes in and the gradient of what comes out; from these, each sample's gradient is a
-small product, squared and added before the next (see taps.py, layers.py and products.py). Ordinary weight gradients are
-never formed.
+A hook on every layer records its input and the gradient of its output. From these, each sample's gradient is a small
+product, which is squared and added before the next (see taps.py, layers.py and products.py). Ordinary weight gradients
+are never computed.
 
-Whether that is right for a layer is not assumed but tried out (trial.py). Layers that fail (weights that are tied or
-used elsewhere too, a layer called twice, an input whose first dimension is not the samples) and layers of unknown kinds
-go the plain way. What the trial can't see is a use that begins with later samples: a weight that is used a second time,
-without its layer, for long ones only.
+Whether this is correct for a layer is tested on two samples (trial.py). Layers that fail the test (tied weights,
+weights that are also used elsewhere, a layer called twice, an input whose first dimension is not the samples) and
+unknown kinds of layer take one backward pass per sample (plain.py). The test can't detect a use that begins with later
+samples, such as a weight that is used again, outside its layer, for long samples only.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -38,22 +38,22 @@ def squared_gradients(
 
         S_i = sum_n (d loss(x_n, y_n) / d w_i)^2
 
-    One forward and backward pass per batch, without the weight gradients; parameters that need the plain way take a
-    pass per sample besides. `tokens_within` says how large batches may be.
+    This takes one forward and backward pass per batch, without the weight gradients; parameters of layers that are not
+    supported take another pass per sample. `tokens_within` gives a batch size that fits in memory.
 
     Args:
-        model: runs in eval mode; modes, gradients, ``requires_grad``, hooks and random state are as before afterwards.
-        batches: inputs of the model with ``labels``, padded; the first dimension of every tensor is the samples.
-        loss: the loss of every sample, (N,), from model and batch.
-        report: told how many samples are done.
+        model: is run in eval mode; modes, gradients, ``requires_grad``, hooks and random state are restored.
+        batches: padded inputs of the model with ``labels``; the first dimension of every tensor is the samples.
+        loss: gives the loss of every sample, (N,), from model and batch.
+        report: takes the number of samples done so far.
 
     Returns:
         The sums by parameter name, of the parameters' shapes, in float32 (float64 for float64 parameters); and each
         sample's squared gradient norm, (N,), in float64.
 
     Raises:
-        DefenseKitError: a loss or gradient is NaN or infinite; or the loss of a sample depends on the samples beside
-            it, so that there is no gradient of its own: the message names the layer.
+        DefenseKitError: a loss or gradient is NaN or infinite; or the loss of a sample depends on the other samples of
+            its batch, so that per-sample gradients are not defined (the message names the layer).
     """
     import torch
 
@@ -66,7 +66,7 @@ def squared_gradients(
             several = len(batch["labels"]) > 1
             if engine is None:
                 engine = _Engine.for_samples(model, parameters, batch, loss, sums, several)
-            elif several and not engine.several:  # a sample beside itself says nothing of samples side by side
+            elif several and not engine.several:  # the trial was of one sample duplicated
                 engine = _Engine.for_samples(model, parameters, batch, loss, _zeros(parameters), several)
             norms.append(engine.add(batch, sums).cpu())
             done += len(norms[-1])
@@ -75,10 +75,17 @@ def squared_gradients(
 
 
 def tokens_within(model: "torch.nn.Module", budget: int) -> int:
-    """How many padded tokens a batch may have so that `squared_gradients` holds no more than ``budget`` bytes besides
-    activations and its result: two float32 copies of what goes in and out of the widest layer. At least 1.
+    """The largest batch, in padded tokens, for which `squared_gradients` stays within a memory budget.
 
-    Tiles of products come on top, whatever the budget: up to 4 MiB on a CPU, 64 MiB on a GPU.
+    The budget covers two float32 copies of the widest layer's input and output, but not activations, the result, and
+    tiles of products (up to 4 MiB on a CPU, 64 MiB on a GPU).
+
+    Args:
+        model: the model.
+        budget: bytes.
+
+    Returns:
+        The number of tokens, at least 1.
     """
     import torch
 
@@ -98,7 +105,7 @@ def _zeros(parameters: Mapping[str, "Parameter"]) -> dict[str, "Tensor"]:
 
 @dataclass
 class _Engine:
-    """What is tapped, what goes the plain way, and what no sample has used so far."""
+    """Layers with hooks, parameters that take a pass per sample, and parameters that no sample has used so far."""
 
     model: "Module"
     loss: Loss
@@ -118,7 +125,7 @@ class _Engine:
         scratch: dict[str, "Tensor"],
         several: bool,
     ) -> "_Engine":
-        """An engine for a model, tried out on a batch's first samples; ``scratch`` is 0 before and after."""
+        """An engine for a model, tested on a batch's first samples; ``scratch`` is 0 before and after."""
         verdict = try_out(model, parameters, batch, loss, scratch)
         tapped = [what for what in candidates(model, parameters) if what.name in verdict.fit]
         by_tap = {name for what in tapped for name in what.names.values()}
@@ -128,7 +135,7 @@ class _Engine:
         return cls(model, loss, parameters, tapped, plain, idle, several)
 
     def add(self, batch: Batch, sums: dict[str, "Tensor"]) -> "Tensor":
-        """Add a batch's squared gradients to ``sums``; the samples' squared norms."""
+        """Add a batch's squared gradients to ``sums``; returns the samples' squared norms."""
         import torch
 
         samples = len(batch["labels"])
@@ -149,7 +156,7 @@ class _Engine:
             with trainable(self.parameters, self.plain):
                 add_one_by_one(self.model, self.plain, batch, self.loss, sums, into.norms)
         if not bool(torch.isfinite(into.norms).all()):
-            # The last in the model is the first of the backward pass, nearest to the cause.
+            # The last parameter is the first of the backward pass, and so nearest to the cause.
             bad = (name for name in reversed(sums) if not bool(torch.isfinite(sums[name]).all()))
             raise DefenseKitError(f"the gradient of {next(bad, 'some weight')} is NaN or infinite")
         return into.norms
@@ -157,7 +164,7 @@ class _Engine:
 
 @contextmanager
 def trainable(parameters: Mapping[str, "Parameter"], chosen: Collection[str]) -> Iterator[None]:
-    """Only the chosen parameters require a gradient; all did before, and do afterwards."""
+    """Within the block only the chosen parameters require a gradient; before and after it all do."""
     try:
         for name, p in parameters.items():
             p.requires_grad_(name in chosen)

@@ -1,4 +1,4 @@
-"""Squared gradients of a model whose result does not fit in memory beside it: some parameters at a time."""
+"""Squared gradients of models for which the result does not fit in memory: a group of parameters at a time."""
 
 import os
 import tempfile
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# Bytes a weight: its sum and, while layers are tried out, its gradient.
+# Bytes per weight: its sum and, while layers are tested, its gradient.
 HELD = 8
 
 
 def groups(model: "torch.nn.Module", held: int) -> list[list[str]]:
-    """The trainable parameters in groups of neighbours whose sums take at most ``held`` bytes, with what trying them
-    out takes; a parameter that takes more is a group of its own."""
+    """Consecutive groups of trainable parameters whose sums and trial gradients take at most ``held`` bytes each.
+
+    A parameter that takes more is a group of its own.
+    """
     grouped: list[list[str]] = [[]]
     left = held
     for name, p in model.named_parameters():
@@ -45,16 +47,22 @@ def mean_squared_gradients(
     """The mean over samples of squared per-sample gradients, as `squared_gradients` gives their sum.
 
     Where the sums take more than ``held`` bytes, the parameters are done in `groups`, each by a forward pass of all
-    samples and a backward pass down to the group. What is done waits in a file without a name in the folder for
-    temporary files, mapped, so that memory can let go of it.
+    samples and a backward pass down to the group. Results of finished groups are memory-mapped from an unnamed
+    temporary file.
 
     Args:
-        batches: gives the same batches anew for each group.
-        samples: how many there are.
-        report: told how many samples are done of how many, all groups taken together.
+        model: as for `squared_gradients`.
+        batches: yields the same batches again for each group.
+        samples: how many samples the batches have in all.
+        held: bytes for sums and trial gradients at a time.
+        loss: gives the loss of every sample, (N,), from model and batch.
+        report: takes the number of samples done, and their total over all groups.
+
+    Returns:
+        The means by parameter name, in the parameters' shapes; and each sample's squared gradient norm, (N,), float64.
 
     Raises:
-        DefenseKitError: as `squared_gradients` does; or the folder for temporary files has no room.
+        DefenseKitError: as for `squared_gradients`; or the folder for temporary files is full.
     """
     parts = groups(model, held)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -76,18 +84,18 @@ def mean_squared_gradients(
 
 
 def _aside(tensor: "Tensor") -> "Tensor":
-    """The same numbers in a file that has no name any more and goes when they do."""
+    """The same values, memory-mapped from an unnamed temporary file."""
     import torch
 
     size = tensor.numel() * tensor.element_size()
     with tempfile.NamedTemporaryFile(prefix="defensekit-") as file:
         try:
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when the pages are written
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, but a crash when pages are written
                 os.posix_fallocate(file.fileno(), 0, max(size, 1))
         except OSError as error:
             folder = tempfile.gettempdir()
             raise DefenseKitError(
-                f"{folder} has no room for {size / 2**20:,.0f} MiB of curvature ({error.strerror}); "
+                f"{folder} has too little space for {size / 2**20:,.0f} MiB of curvature ({error.strerror}); "
                 "set TMPDIR to another folder"
             ) from error
         mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)

@@ -1,4 +1,4 @@
-"""The compiled kernel: built once by the machine's C compiler, kept in the cache folder, done without if need be."""
+"""The compiled kernel: built once by the machine's C compiler and cached; optional."""
 
 import ctypes
 import logging
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SOURCE = Path(__file__).with_name("kernel.c")
-# What torch itself found the processor to have; anything else is compiled for the plain architecture.
+# By the processor's capability as torch reports it; others are compiled for the base architecture.
 FLAGS = {"AVX512": ["-mavx512f", "-mavx512vl", "-mfma"], "AVX2": ["-mavx2", "-mfma"]}
 
 log = logging.getLogger("defensekit")
 
 
 def build(compiler: str, capability: str) -> Path:
-    """Compile the kernel, or find what was compiled before.
+    """Compile the kernel unless it is cached.
 
     Raises:
-        OSError, subprocess.SubprocessError: there is no compiler, or it refused.
+        OSError: there is no compiler.
+        subprocess.SubprocessError: the compiler failed.
     """
     flags = ["-O3", "-fPIC", "-shared", "-fopenmp", *FLAGS.get(capability, [])]
     source = SOURCE.read_text(encoding="utf-8")
@@ -46,7 +47,7 @@ def build(compiler: str, capability: str) -> Path:
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The kernel, or None where it can't be built; the log says why. ``DEFENSEKIT_KERNEL=off`` does without.
+    """The kernel, or None where it can't be built, which is logged, or with ``DEFENSEKIT_KERNEL=off``.
 
     It shares torch's threads: its OpenMP runtime is the one that torch has loaded.
     """
@@ -66,7 +67,7 @@ def load() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError, ValueError) as error:
         said = getattr(error, "stderr", None)
         why = said.strip().split("\n")[0] if isinstance(said, str) and said.strip() else str(error)
-        log.info("squared gradients do without their compiled kernel: %s", why)
+        log.info("squared gradients are computed without the compiled kernel: %s", why)
         return None
     return library
 
@@ -74,7 +75,7 @@ def load() -> ctypes.CDLL | None:
 def squared_products(
     library: ctypes.CDLL, left: "Tensor", right: "Tensor", used: "Tensor", sums: "Tensor", norms: "Tensor"
 ) -> None:
-    """Add every sample's squared product of the rows that are used; see kernel.c.
+    """Add every sample's squared product over its used rows; see kernel.c.
 
     Shapes (samples, tokens, A), (samples, tokens, B), (samples, tokens), (A, B), (samples,); all contiguous.
     """
@@ -83,7 +84,7 @@ def squared_products(
 
 
 def squared_sums(library: ctypes.CDLL, g: "Tensor", f: "Tensor | None", sums: "Tensor", norms: "Tensor") -> None:
-    """Add every sample's squared sum over tokens of g, times f where there is one; see kernel.c.
+    """Add every sample's squared sum over tokens of g, or of g times f; see kernel.c.
 
     Shapes (samples, tokens, features) twice, (features,), (samples,); all contiguous.
     """

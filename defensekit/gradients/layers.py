@@ -1,4 +1,4 @@
-"""Squared per-sample gradients of single layers, from what went in and the gradient of what came out.
+"""Squared per-sample gradients of single layers, from a layer's input and the gradient of its output.
 
 Every function adds, for each of the layer's trainable parameters, sum_n G_n^2 to ``squares`` and the sum of G_n^2 to
 ``norms[n]``, where G_n is the gradient of sample n's loss. Inputs and output gradients are (samples, ..., features).
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sums:
-    """What is added up: by the parameter's full name its squares; ``norms`` (samples,) in float64."""
+    """The running sums: ``squares`` by the parameters' full names, and ``norms``, (samples,), in float64."""
 
     squares: "Mapping[str, Tensor]"
     norms: "Tensor"
@@ -28,14 +28,14 @@ Layer = Callable[["Module", Mapping[str, str], "Tensor", "Tensor", Sums], None]
 
 
 def layer_for(module: "Module") -> Layer | None:
-    """The way that may fit a module; whether it does is tried out before it is trusted."""
+    """The function for a module's kind, if there is one; it is tested before it is used."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
     shapes = {name: p.shape for name, p in module.named_parameters(recurse=False)}
     forward = type(module).forward
     if isinstance(module, torch.nn.Linear | Conv1D | torch.nn.Embedding):
-        # A class of its own that computes something else on the way is no such layer.
+        # A subclass with another forward may compute something else.
         if forward is torch.nn.Linear.forward:
             return linear
         if forward is Conv1D.forward:
@@ -50,12 +50,12 @@ def layer_for(module: "Module") -> Layer | None:
 
 
 def linear(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums) -> None:
-    """y = x W^T + b: G_n = sum_t g_nt^T x_nt."""
+    """Linear: y = x W^T + b, so G_n = sum_t g_nt^T x_nt."""
     _affine(names, x, g, sums, transposed=False)
 
 
 def conv1d(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums) -> None:
-    """GPT-2's y = x W + b, a Linear whose weight is stored the other way round."""
+    """GPT-2's Conv1D: y = x W + b, a Linear layer with a transposed weight."""
     _affine(names, x, g, sums, transposed=True)
 
 
@@ -69,10 +69,10 @@ def _affine(names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums, tran
 
 
 def input_gradient(module: "Module") -> "Callable[[Tensor], Tensor] | None":
-    """What makes the gradient of a Linear's or Conv1D's input from that of its output, (samples, ..., features).
+    """A function from the gradient of a Linear's or Conv1D's output, (samples, ..., features), to that of its input.
 
-    Autograd multiplies rows that are 0 too: in the last layer all but the pooled token's. None for other modules, and
-    for one whose forward was replaced by something that may do more.
+    It skips rows that are 0, which in the last layer are all but the pooled token's. None for other modules, and for a
+    module whose forward was replaced.
     """
     if "forward" in vars(module) or (layer := layer_for(module)) not in (linear, conv1d):
         return None
@@ -93,7 +93,7 @@ def input_gradient(module: "Module") -> "Callable[[Tensor], Tensor] | None":
 
 
 def embedding(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums) -> None:
-    """Rows of a table: summed by (sample, row) first, then squared; never samples x rows x features."""
+    """Embedding: gradients are summed by (sample, row), then squared, without a tensor of samples x rows x features."""
     import torch
 
     table = cast(torch.nn.Embedding, module)
@@ -112,7 +112,7 @@ def embedding(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tenso
 
 
 def scale(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", sums: Sums) -> None:
-    """y = w * f(x) + b, elementwise: LayerNorm, the kinds of RMSNorm, and what else is linear in its own vector."""
+    """Elementwise y = w * f(x) + b: LayerNorm, RMSNorm and other layers that are linear in their own vector."""
     import torch
 
     if "weight" in names:
@@ -132,5 +132,5 @@ def scale(module: "Module", names: Mapping[str, str], x: "Tensor", g: "Tensor", 
 
 
 def _rows(values: "Tensor") -> "Tensor":
-    """(samples, tokens, features), whatever stands between samples and features."""
+    """Reshape to (samples, tokens, features), with all dimensions between flattened to tokens."""
     return values[:, None] if values.dim() == 2 else values.flatten(1, -2)

@@ -1,4 +1,4 @@
-"""The plain way: one backward pass per sample. Exact for every model; its cost is what a faster way is measured by."""
+"""Per-sample gradients by one backward pass per sample: exact for every model, and slow."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ Loss = Callable[["torch.nn.Module", Batch], "Tensor"]
 
 @contextmanager
 def undisturbed(model: "torch.nn.Module") -> Iterator[dict[str, "Parameter"]]:
-    """The trainable parameters by name, in eval mode, with no gradients; all is as before afterwards."""
+    """The trainable parameters by name, with the model in eval mode and without gradients; all is restored."""
     modes = {module: module.training for module in model.modules()}
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = {name: p.grad for name, p in parameters.items()}
@@ -34,7 +34,15 @@ def undisturbed(model: "torch.nn.Module") -> Iterator[dict[str, "Parameter"]]:
 
 
 def cross_entropy(model: "torch.nn.Module", batch: Batch) -> "Tensor":
-    """The cross-entropy of every sample's ``labels``, (N,), in float32 or better, of a model with ``logits``."""
+    """The cross-entropy of every sample.
+
+    Args:
+        model: a classifier whose output has ``logits``.
+        batch: its inputs, and ``labels``, (N,).
+
+    Returns:
+        The losses, (N,), in float32, or float64 for a model in float64.
+    """
     import torch
 
     logits = model(**{name: values for name, values in batch.items() if name != "labels"}).logits
@@ -65,7 +73,7 @@ def add_one_by_one(
         if not losses.requires_grad:
             continue  # this sample uses none of them
         losses.sum().backward()  # type: ignore[no-untyped-call]
-        for name, p in reversed(parameters.items()):  # the last is nearest to the cause of a NaN
+        for name, p in reversed(parameters.items()):  # the last one is nearest to the cause of a NaN
             if p.grad is not None:
                 gradient = _dense(p.grad).to(sums[name].dtype)
                 square = float(gradient.norm()) ** 2
@@ -83,7 +91,16 @@ def mean_gradient(
     loss: Loss = cross_entropy,
     report: Callable[[int], None] = lambda done: None,
 ) -> Iterator[dict[str, "Tensor"]]:
-    """The gradient of each batch's mean loss, for every trainable parameter, one batch after the other.
+    """The gradient of each batch's mean loss, for every trainable parameter.
+
+    Args:
+        model: is run in eval mode; modes and gradients are restored.
+        batches: padded inputs of the model with ``labels``; the first dimension of every tensor is the samples.
+        loss: gives the loss of every sample, (N,), from model and batch.
+        report: takes the number of batches done so far.
+
+    Yields:
+        For each batch, the gradients by parameter name, of the parameters' shapes, in float32.
 
     Raises:
         DefenseKitError: a loss or gradient is NaN or infinite.
@@ -103,7 +120,17 @@ def mean_gradient(
 
 
 def finite(losses: "Tensor") -> "Tensor":
-    """The losses, or a DefenseKitError where one is NaN or infinite."""
+    """Check that losses are finite.
+
+    Args:
+        losses: a tensor of losses.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        DefenseKitError: a loss is NaN or infinite.
+    """
     import torch
 
     if not bool(torch.isfinite(losses).all()):

@@ -1,4 +1,4 @@
-"""Sums of squared per-sample products, the inner loop of everything here."""
+"""Sums of squared per-sample products, the inner loop of squared gradients."""
 
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -21,9 +21,9 @@ def add_squared_products(left: "Tensor", right: "Tensor", used: "Tensor", sums: 
 
         P_n = sum_t left[n, t]^T right[n, t],   sums += sum_n P_n^2,   norms[n] += sum P_n^2
 
-    2 N T A B floating-point operations, as many as the ordinary weight gradient takes. Rows that are not ``used`` cost
-    nothing (padding, and all but the pooled token in the last layer). Without the kernel, samples with one row left are
-    a single matrix product over samples, (left^2)^T right^2.
+    This takes 2 N T A B floating-point operations, as many as the ordinary weight gradient. Rows that are not ``used``
+    (padding, and all but the pooled token in the last layer) are skipped. Without the kernel, samples with one used row
+    are done by a single matrix product over samples, (left^2)^T right^2.
 
     Args:
         left: (samples, tokens, A), contiguous or not.
@@ -94,7 +94,7 @@ def _kernel(values: "Tensor") -> "ctypes.CDLL | None":
 
 
 def _one_by_one(left: "Tensor", right: "Tensor", offsets: list[int], sums: "Tensor", norms: "Tensor") -> None:
-    """A matrix product per sample and block of rows; the rows of sample n are offsets[n] to offsets[n + 1]."""
+    """One matrix product per sample and block of rows; sample n has the rows offsets[n] to offsets[n + 1]."""
     import torch
 
     high = min(left.shape[1], max(1, CPU_TILE // right.shape[1]))

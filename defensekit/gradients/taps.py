@@ -1,4 +1,4 @@
-"""Taps on layers: what goes in, and the gradient of what comes out, turned into squares during the backward pass."""
+"""Hooks on layers that compute squared gradients during the backward pass, from inputs and output gradients."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tapped:
-    """A layer that is done by tap: its name, and its trainable parameters' full names by their own."""
+    """A layer that gets a hook: its name, and its trainable parameters' full names by their local names."""
 
     name: str
     module: "Module"
@@ -25,7 +25,7 @@ class Tapped:
 
 
 def candidates(model: "Module", parameters: "Mapping[str, Parameter]") -> list[Tapped]:
-    """Every layer of a known kind that owns trainable parameters and shares none."""
+    """Every layer of a known kind with trainable parameters, none of them shared."""
     names = {id(p): name for name, p in parameters.items()}
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     tapped = []
@@ -40,21 +40,26 @@ def candidates(model: "Module", parameters: "Mapping[str, Parameter]") -> list[T
 
 @contextmanager
 def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], trial: bool = False) -> Iterator[set[str]]:
-    """Hooks that add the squares of every tapped layer during the backward pass; the names of those that it reached.
+    """Install hooks that add the squares of every tapped layer during the backward pass.
 
-    A layer that is found unfit on the way is put into ``refused``; its squares are then not added. In a trial, that is
-    also what becomes of one whose formula fails.
+    A layer that turns out to be unsuitable is added to ``refused`` and its squares are not added. In a trial this also
+    applies to a layer whose formula fails.
 
-    Raises (in the backward pass, outside a trial):
-        DefenseKitError: a layer that was used once in the trial is used again.
+    Yields:
+        The names of the layers that the backward pass reached.
+
+    Raises:
+        DefenseKitError: outside a trial, in the backward pass: a layer is used again that was used once in the trial.
     """
     import torch
     from torch.nn import Embedding
 
     class Tap(torch.autograd.Function):
-        """Hands its first argument on, and its gradient to ``seen`` together with ``x``, which is kept as autograd
-        keeps what it needs: checkpointing and offloading apply to it too. With ``back``, which turns that gradient
-        into the gradient of ``x``, the first argument comes detached from what made it, and ``x`` does not."""
+        """The identity of its first argument; the backward pass calls ``seen`` with ``x`` and the gradient.
+
+        ``x`` is saved by autograd, so checkpointing and offloading apply to it. With ``back``, which computes the
+        gradient of ``x`` from that gradient, the first argument is detached and ``x`` is not.
+        """
 
         @staticmethod
         def forward(ctx: Any, output: "Tensor", x: "Tensor", anchor: "Tensor", seen: Any, back: Any) -> "Tensor":
@@ -65,12 +70,12 @@ def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], tria
 
         @staticmethod
         def backward(ctx: Any, g: "Tensor") -> tuple["Tensor | None", ...]:
-            g = g.contiguous()  # once, not by each who reads it
+            g = g.contiguous()  # once, for all that read it
             ctx.seen(ctx.saved_tensors[0], g)
             return g, ctx.back(g) if ctx.back else None, None, None, None
 
     reached: set[str] = set()
-    anchor = torch.zeros((), requires_grad=True)  # so that there is a backward pass below layers that are frozen
+    anchor = torch.zeros((), requires_grad=True)  # makes the backward pass reach layers below frozen ones
 
     def hook(what: Tapped) -> "Callable[[Module, tuple[Any, ...], Any], Any]":
         def seen(x: "Tensor", g: "Tensor") -> None:
@@ -81,7 +86,7 @@ def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], tria
                 return
             reached.add(what.name)
             dtype = torch.promote_types(g.dtype, torch.float32)
-            # Of a model that is spread over devices, norms and input may be on another one than this layer.
+            # For a model distributed over devices, norms and input may be on another device than this layer.
             own = Sums(sums.squares, sums.norms.new_zeros(samples, device=g.device))
             try:
                 with torch.no_grad():
@@ -91,7 +96,7 @@ def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], tria
             except Exception:
                 if not trial:
                     raise
-                refused.add(what.name)  # not what its kind usually is: the plain way does it
+                refused.add(what.name)  # an unusual layer: it takes a pass per sample
 
         def forward(module: "Module", inputs: tuple[Any, ...], output: Any) -> Any:
             if not torch.is_grad_enabled():
@@ -114,7 +119,7 @@ def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], tria
 
         return forward
 
-    # Before the hooks of others, which may change what comes out: what is tapped is the layer's own.
+    # Before other hooks, which may change the output.
     handles = [what.module.register_forward_hook(hook(what), prepend=True) for what in tapped]
     try:
         yield reached
@@ -124,8 +129,10 @@ def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], tria
 
 
 def _may_be_marked(output: "Tensor") -> bool:
-    """Whether autograd lets an output be handed on as if changed in place: not if the operation that made it needs it
-    for its own gradient, and not if it is a weight."""
+    """Whether autograd allows to mark an output as changed in place.
+
+    It does not if the output's operation saved it for its own gradient, or if the output is a weight.
+    """
     if hasattr(output.grad_fn, "_saved_result"):
         return False
     origin = output._base if output._is_view() and output._base is not None else output

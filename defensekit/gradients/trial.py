@@ -1,4 +1,4 @@
-"""Which layers may be tapped: tried out on two samples, not assumed."""
+"""Which layers may get hooks: a test on two samples."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
-# How far two ways of computing a gradient in float32 may be apart, relative to its norm.
+# The tolerated difference of two float32 gradients, relative to the norm.
 TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The layers for which taps are right, and the parameters that the samples did not use."""
+    """The layers for which hooks are correct, and the parameters that the samples did not use."""
 
     fit: set[str]
     idle: set[str]
@@ -30,15 +30,22 @@ class Verdict:
 def try_out(
     model: "Module", parameters: "dict[str, Parameter]", batch: Batch, loss: Loss, scratch: "dict[str, Tensor]"
 ) -> Verdict:
-    """Hold the squares that taps give for the first sample, beside a second one, against its gradient by autograd.
+    """Compare the squares that hooks give for the first of two samples with its gradient by autograd.
 
-    A model in 16 bits is tried out as a copy in float32: there, what is wrong can be told from what is rounded.
+    A model in 16 bits is tested as a copy in float32, where errors can be distinguished from rounding.
 
     Args:
-        scratch: a tensor of 0 for every parameter, as the sums will be; 0 again afterwards.
+        model: the model, in eval mode.
+        parameters: its trainable parameters by name.
+        batch: a batch; its first two samples are used, or one twice.
+        loss: gives the loss of every sample, (N,), from model and batch.
+        scratch: a tensor of zeros for every parameter, with the dtype of the sums; zero again afterwards.
+
+    Returns:
+        The layers that passed, and unused parameters.
 
     Raises:
-        DefenseKitError: the loss of a sample depends on the samples beside it; the message names the layer.
+        DefenseKitError: the loss of a sample depends on the other samples; the message names the layer.
     """
     import torch
 
@@ -66,7 +73,7 @@ def try_out(
             p = parameters[name]
             if p.grad is None:
                 return not bool(scratch[name].any())
-            # Far below the model's largest gradient there is nothing but rounding, which two ways do differently.
+            # Far below the model's largest gradient there is only rounding, which differs.
             bound = TOLERANCE * norms[name] + 8 * torch.finfo(p.dtype).eps * largest
             rows, gradient = _dense(p.grad)
             difference = scratch[name][rows].sqrt_().sub_(gradient.abs_())  # in place: neither is needed again
@@ -86,7 +93,7 @@ def try_out(
 
 @contextmanager
 def _sparse(tapped: list[Tapped]) -> Iterator[None]:
-    """Gradients of tables as the rows that were looked up: the whole would take longer than the rest together."""
+    """Make embedding gradients sparse: dense ones would take longer than everything else."""
     import torch
 
     tables = [t.module for t in tapped if isinstance(t.module, torch.nn.Embedding)]
@@ -100,7 +107,7 @@ def _sparse(tapped: list[Tapped]) -> Iterator[None]:
 
 
 def _dense(gradient: "Tensor") -> "tuple[Any, Tensor]":
-    """The rows that a gradient has, as an index, and its values there."""
+    """A gradient's rows, as an index, and their values."""
     if not gradient.is_sparse:
         return ..., gradient
     gradient = gradient.coalesce()
@@ -108,7 +115,7 @@ def _dense(gradient: "Tensor") -> "tuple[Any, Tensor]":
 
 
 def _check_apart(model: "Module", two: Batch, losses: "Tensor", alone: "Tensor", loss: Loss) -> None:
-    """Raise DefenseKitError, naming the layer, where a sample's loss is another beside a second sample."""
+    """Raise DefenseKitError, naming the layer, where a sample's loss changes when a second sample is added."""
     import torch
 
     def differ(a: "Tensor", b: "Tensor") -> bool:
@@ -137,6 +144,6 @@ def _check_apart(model: "Module", two: Batch, losses: "Tensor", alone: "Tensor",
     pairs = zip(*outputs, strict=False)
     culprit = next((name for (name, a), (_, b) in pairs if a.shape != b.shape or differ(a, b)), "the model")
     raise DefenseKitError(
-        f"{culprit} answers to a sample differently when another stands beside it (or draws random numbers), so that "
-        "a sample has no gradient of its own"
+        f"{culprit} gives another output for a sample when a second one is in the batch (or draws random numbers), so "
+        "per-sample gradients are not defined"
     )

@@ -1,18 +1,21 @@
-"""The core's own components: where stages run, and data and models that lie in files or on a hub."""
+"""The core's own components: the in-process executor, and data and models in files or on a hub."""
 
 from defensekit.host.hookspecs import Table, hookimpl
 
 
 @hookimpl
 def defensekit_executors() -> Table:
+    """The executors of the core, by name."""
     return {"in-process": "defensekit.pipeline.executors:InProcess"}
 
 
 @hookimpl
 def defensekit_datasets() -> Table:
+    """The sources of data of the core, by name."""
     return {"file": "defensekit.host.tables:File", "hub": "defensekit.host.tables:Hub"}
 
 
 @hookimpl
 def defensekit_models() -> Table:
+    """The sources of models of the core, by name."""
     return {"folder": "defensekit.host.sources:FolderModel", "hub": "defensekit.host.sources:HubModel"}

@@ -1,4 +1,4 @@
-"""Which plugins there are, installed or local, and how each is loaded."""
+"""Discovery and loading of plugins, installed or local."""
 
 import importlib
 import importlib.util
@@ -23,7 +23,7 @@ def _installed(entry: EntryPoint) -> Plugin:
 
 
 def local_plugin(file: Path) -> Plugin:
-    """A plugin that is a file of the user's."""
+    """The plugin of a local file."""
     path = Path(os.path.realpath(file))
     return Plugin(path.name, "", str(path.parent))
 
@@ -40,7 +40,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _chosen() -> list[EntryPoint]:
-    """The installed plugins in the order of their names; where ``DEFENSEKIT_PLUGINS`` is set, those that it names."""
+    """The installed plugins, sorted by name; only those in ``DEFENSEKIT_PLUGINS`` where that is set."""
     entries = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
     if (chosen := os.environ.get("DEFENSEKIT_PLUGINS")) is None:
         return entries
@@ -55,7 +55,7 @@ def load_plugins(files: Iterable[Path] = ()) -> Host:
     """A host with the core's own components, the chosen installed plugins, and local files.
 
     Raises:
-        UsageError: a file is not there, or ``DEFENSEKIT_PLUGINS`` names a plugin that is not installed.
+        UsageError: a file does not exist, or ``DEFENSEKIT_PLUGINS`` names a plugin that is not installed.
     """
     host = Host()
     host.load(Plugin("core", host_version(), "defensekit"), lambda: importlib.import_module("defensekit.host.builtin"))

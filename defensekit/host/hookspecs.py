@@ -18,8 +18,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 Table = Mapping[str, "str | type[Component]"]
 
 
-# Hooks that were given up for another: the kind of each, and what whoever still has it is told, with file and line; it
-# works on. {"defensekit_judges": ("scorer", DeprecationWarning("... is going away in 0.3, use defensekit_scorers"))}
+# Renamed hooks, which still work: the kind of each, and the warning for plugins that use it, shown with file and line:
+# {"defensekit_judges": ("scorer", DeprecationWarning("... is going away in 0.3, use defensekit_scorers"))}
 RENAMED: dict[str, tuple[str, DeprecationWarning]] = {}
 
 
@@ -34,7 +34,7 @@ def kind_of_hook() -> dict[str, str]:
 
 
 def specifications() -> type:
-    """The specification of every hook, as pluggy takes them."""
+    """A class with the specification of every hook, for pluggy."""
     current = {hook_of(kind): _specification(kind) for kind in KINDS}
     renamed = {hook: _specification(kind, warning) for hook, (kind, warning) in RENAMED.items()}
     return type("Specifications", (), current | renamed)

@@ -1,4 +1,4 @@
-"""From parameters to a component: checked against its fields, and what is wrong with them explained."""
+"""Components built from their parameters, with errors explained."""
 
 import json
 from typing import Any, TypeVar
@@ -14,10 +14,17 @@ Model = TypeVar("Model", bound=BaseModel)
 def build(model: type[Model], given: Any) -> Model:
     """Build a component from its parameters, or a section of a recipe from its keys.
 
-    They are read as JSON, strictly, wherever they come from: 1 is a float, but "1" and true are not.
+    Values are validated strictly, as JSON: 1 is a float, but "1" and true are not.
+
+    Args:
+        model: the class.
+        given: the parameters, as plain data.
+
+    Returns:
+        The component or section.
 
     Raises:
-        KeyedError: one of them is unknown, missing or not what was expected.
+        KeyedError: a parameter is unknown, missing or invalid.
     """
     try:
         text = json.dumps(given, default=to_jsonable_python)
@@ -37,7 +44,7 @@ def _is_union_tag(part: str | int) -> bool:
 
 
 def _explain(error: Any, model: type[BaseModel]) -> str:
-    """One of pydantic's errors in words: what was expected, what was got, what is close."""
+    """The message for an error of pydantic: what was expected, what was given, and a similar key."""
     if error["type"] == "extra_forbidden":
         typed, known = str(error["loc"][-1]), model.model_fields
         return f"unknown key.{nearest(typed, known)} (known: {listing(known, 20)})"

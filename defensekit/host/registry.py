@@ -1,4 +1,4 @@
-"""The plugin host: discover, load one by one, register, explain."""
+"""The plugin host: registered components by kind and name, and problems with plugins."""
 
 import importlib
 import importlib.util
@@ -40,7 +40,7 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a plugin, and what of it is left out for that: all of it, a hook, a component, or nothing."""
+    """A problem with a plugin, and what is left out because of it: the plugin, a hook, a component, or nothing."""
 
     plugin: Plugin
     text: str
@@ -48,14 +48,14 @@ class Problem:
 
     def __str__(self) -> str:
         end = f"; {self.left_out} is left out" if self.left_out else ""
-        return f"{self.plugin}: {self.text}{end}{self._mend()}"
+        return f"{self.plugin}: {self.text}{end}{self._fix()}"
 
-    def _mend(self) -> str:
+    def _fix(self) -> str:
         if "pip install" in self.text or not self.left_out:
             return ""
         if not self.plugin.version:
-            return ", until the file is mended"
-        return f" (an update may mend it: pip install --upgrade {self.plugin.origin})"
+            return ", until the file is fixed"
+        return f" (an update may fix it: pip install --upgrade {self.plugin.origin})"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Registration:
 
 
 def _why(error: BaseException, plugin: Plugin) -> str:
-    """One line for what stopped a plugin, with the line that mends it where there is one."""
+    """One line for the error that stopped a plugin, with the command that fixes it where there is one."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         from defensekit.host.requirements import unmet  # a module's name need not be that of its package
 
@@ -80,7 +80,7 @@ def _why(error: BaseException, plugin: Plugin) -> str:
 
 @dataclass
 class Host:
-    """The components at hand, by kind and name, and the plugins that could not be loaded."""
+    """The available components, by kind and name, and the plugins that could not be loaded."""
 
     registrations: dict[str, dict[str, list[Registration]]] = field(
         default_factory=lambda: {kind: {} for kind in KINDS}
@@ -90,9 +90,9 @@ class Host:
     # -- loading ---------------------------------------------------------------------------------------------------
 
     def load(self, plugin: Plugin, importer: Callable[[], ModuleType]) -> None:
-        """Load one plugin; what goes wrong with it becomes a `Problem` and touches nobody else."""
+        """Load one plugin; an error becomes a `Problem` and does not affect other plugins."""
         try:
-            with redirect_stdout(sys.stderr):  # what it prints is no result
+            with redirect_stdout(sys.stderr):  # standard output is for results
                 module = importer()
         except KeyboardInterrupt:
             raise
@@ -142,7 +142,7 @@ class Host:
             )
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 expected = "letters, digits and . _ -, a letter or digit first"
-                problem(f"{hook!r}: its {kind} {name!r} has no good name, expected {expected}", "it")
+                problem(f"{hook!r}: its {kind} {name!r} has an invalid name, expected {expected}", "it")
                 continue
             if not good:
                 expected = f"'module:Class' or a subclass of {KINDS[kind].__name__}"
@@ -167,10 +167,10 @@ class Host:
     def find(self, kind: str, name: str) -> type[Component]: ...
 
     def find(self, kind: str | type[Component], name: str) -> type[Component]:
-        """The class of the component that has the name; a kind is said by its class or by its own name.
+        """The class of a component by its kind (the class or its name) and its name.
 
         Raises:
-            UsageError: nobody or more than one plugin has the name, or what it needs is not installed.
+            UsageError: no plugin or more than one has the name, or what it needs is not installed.
         """
         kind = kind if isinstance(kind, str) else kind.kind
         claims = self.registrations[kind].get(name, [])
@@ -186,7 +186,7 @@ class Host:
         return resolve(claims[0])
 
     def plugin_of(self, kind: str, name: str) -> Plugin:
-        """The plugin that has a name that `find` knows."""
+        """The plugin of a component that `find` knows."""
         return self.registrations[kind][name][0].plugin
 
 
@@ -194,7 +194,7 @@ def resolve(claim: Registration) -> type[Component]:
     """Import what was registered.
 
     Raises:
-        UsageError: it can't be imported, or is no component of the kind.
+        UsageError: it can't be imported, or is not a component of the kind.
     """
     component = claim.target if isinstance(claim.target, type) else _imported(claim, claim.target)
     if not (isinstance(component, type) and issubclass(component, KINDS[claim.kind])):
@@ -221,9 +221,9 @@ def _package_digest(folder: Path) -> str:
 
 
 def source_digest(component: type[Component]) -> str:
-    """A digest of the package that a component's class comes from; of the file, for a module on its own or the core's.
+    """A digest of the package of a component's class; of the file, for a single module or a component of the core.
 
-    The core's components share a package with everything else here: an edit elsewhere does not change what they do.
+    The core's components share a package with unrelated code, which must not change their digest.
     """
     module = sys.modules[component.__module__]
     package = component.__module__.partition(".")[0]
@@ -231,20 +231,20 @@ def source_digest(component: type[Component]) -> str:
         return _package_digest(Path(folder))
     if file := getattr(module, "__file__", None):
         return file_digest(Path(file))
-    return data_digest(component.__qualname__)  # defined in a running interpreter: there is no file to follow
+    return data_digest(component.__qualname__)  # defined interactively: there is no file
 
 
 def registration_of(host: Host, component: type[Component]) -> Registration | None:
-    """What a host has a component's class under; None where no plugin of its has it."""
+    """The registration of a component's class; None where no plugin registered it."""
     path = f"{component.__module__}:{component.__qualname__}"
     return next((claim for claim in host.claims() if claim.target in (component, path)), None)
 
 
 def require(host: Host, names: Iterable[str]) -> None:
-    """Refuse to go on without plugins that the user named: a local file that did not load is the user's to mend.
+    """Check that plugins that the user named were loaded.
 
     Raises:
-        UsageError: one of them is among the host's problems.
+        UsageError: one of them is left out because of a problem.
     """
     wanted = set(names)
     for problem in host.problems:
@@ -253,7 +253,7 @@ def require(host: Host, names: Iterable[str]) -> None:
 
 
 def plain(component: Component, name: str) -> dict[str, Any]:
-    """A component as plain data: enough to build it again, and enough to know whether it is still the same."""
+    """A component as plain data, from which it can be rebuilt and a change of its code detected."""
     parameters = component.parameters()
     return {
         "kind": component.kind,

@@ -1,4 +1,4 @@
-"""Which versions of which distributions are installed, held against what somebody needs."""
+"""Installed distributions compared with requirements."""
 
 from importlib.metadata import PackageNotFoundError, requires, version
 
@@ -8,16 +8,18 @@ from defensekit.utils.errors import UsageError
 
 
 def require_installed(text: str) -> None:
-    """Hold what is installed against a requirement as pip writes it, such as ``defensekit-foo>=1.2``.
+    """Check a requirement in pip's format, such as ``defensekit-foo>=1.2``.
 
     Raises:
-        UsageError: it is not installed, or in another version; the message has the line that mends it.
+        UsageError: it is not installed, or in another version; the message has the command that fixes it.
     """
     try:
         wanted = Requirement(text)
     except InvalidRequirement as error:
         reason = str(error).split("\n")[0]
-        raise UsageError(f"{text!r} is no requirement ({reason}), expected one as in 'defensekit-foo>=1.2'") from error
+        raise UsageError(
+            f"{text!r} is not a requirement ({reason}), expected one as in 'defensekit-foo>=1.2'"
+        ) from error
     if wanted.url:
         raise UsageError(f"{text!r} names an address, expected a name and versions, as in 'defensekit-foo>=1.2'")
     if mismatch := _mismatch(wanted):
@@ -25,7 +27,7 @@ def require_installed(text: str) -> None:
 
 
 def unmet(distribution: str) -> list[str]:
-    """What an installed distribution requires, extras aside, and is not installed; nothing where there is no such."""
+    """The requirements of an installed distribution, without extras, that are not met; none if it is not installed."""
     try:
         wanted = [Requirement(text) for text in requires(distribution) or []]
     except (PackageNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Models that need no source of their own: a local folder, or a hub id with a revision."""
+"""Models from a local folder, or from a hub by id and revision."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from defensekit.utils.errors import DefenseKitError
 
 
 def hub_parameters(text: str) -> dict[str, str] | None:
-    """``owner/name`` or ``owner/name@revision`` as parameters of a hub's source; None where the text is neither."""
+    """``owner/name`` or ``owner/name@revision`` as parameters of a hub source; None for any other text."""
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", text)
     if match is None:
         return None
@@ -26,11 +26,12 @@ class FolderModel(ModelSource):
     path: Path = Field(description="the folder with config.json, tokenizer and safetensors")
 
     def folder(self) -> Path:
+        """The local folder."""
         return self.path
 
 
 class HubModel(ModelSource):
-    """A model of a hub, at a revision; only configs, tokenizers and safetensors are fetched."""
+    """A model of a hub, at a revision; only configs, tokenizers and safetensors are downloaded."""
 
     location: ClassVar[frozenset[str]] = frozenset({"id", "revision"})
     _files: ClassVar = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -39,6 +40,7 @@ class HubModel(ModelSource):
     revision: str = Field(description="a commit, tag or branch")
 
     def folder(self) -> Path:
+        """The folder of the snapshot in the hub's cache, downloaded if necessary."""
         from huggingface_hub import snapshot_download
 
         try:
@@ -46,5 +48,5 @@ class HubModel(ModelSource):
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise DefenseKitError(
-                f"model: {self.id} could not be had from the hub ({type(error).__name__}: {reason})"
+                f"model: {self.id} could not be downloaded from the hub ({type(error).__name__}: {reason})"
             ) from error

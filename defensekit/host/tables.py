@@ -20,13 +20,24 @@ _NAME = r"^[^/\\]+$"  # no path that leaves the folder
 
 
 class Record(NamedTuple):
-    """A row of a table as it was found, and where."""
+    """A row of a table and its location, for messages.
+
+    Attributes:
+        where: file and line.
+        values: the cells by column.
+    """
 
     where: str
     values: dict[str, Any]
 
     def cell(self, column: str) -> str:
-        """What stands in a column, without blanks around it.
+        """A cell as text, without surrounding blanks.
+
+        Args:
+            column: the name of the column.
+
+        Returns:
+            The text; empty for a missing value.
 
         Raises:
             UsageError: there is no such column.
@@ -43,7 +54,7 @@ class Record(NamedTuple):
 
 
 class Splits(BaseModel):
-    """Which of a data set's parts serves as which."""
+    """The role of each part of a data set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,12 +63,12 @@ class Splits(BaseModel):
     test: str | None = Field(None, pattern=_NAME, description="the part that test rows come from, if they have one")
 
     def roles(self) -> dict[str, str]:
-        """The parts by role, those that are there."""
+        """The names of the parts by role, without roles that have none."""
         return {role: name for role, name in self.model_dump().items() if name is not None}
 
 
 class _Labelled(DatasetSource):
-    """The columns that hold the text and its label, and the parts that serve as train, dev and test."""
+    """The columns of text and label, and the parts that serve as train, dev and test."""
 
     text: str = Field("text", description="the column with the text")
     pair: str | None = Field(None, description="the column with the second text, for pairs")
@@ -67,7 +78,7 @@ class _Labelled(DatasetSource):
     )
 
     def rows(self, tables: dict[str, Iterator[Record]], whose: Path | str) -> Dataset:
-        """Make rows of tables by role; blank ones are left out and noted, an unknown label is refused."""
+        """Convert tables to rows, by role; blank rows are left out with a note, an unknown label is refused."""
         records_by_role: dict[str, list[tuple[Record, str, str | None, str]]] = {}
         notes = []
         for role, table in tables.items():
@@ -93,7 +104,7 @@ class _Labelled(DatasetSource):
             for record, text, pair, label in records:
                 if label not in number:
                     expected = f"expected one of the training rows' labels: {listing(labels)}"
-                    raise UsageError(f"{record.where}: the label {label!r} was never seen, {expected}")
+                    raise UsageError(f"{record.where}: the label {label!r} is unknown, {expected}")
                 rows_by_role[role].append(Row(count, text, number[label], pair))
                 count += 1
         return Dataset(tuple(labels), rows_by_role["train"], rows_by_role.get("dev"), rows_by_role.get("test"), notes)
@@ -142,9 +153,11 @@ class File(_Labelled):
         )
 
     def contents(self, say: Callable[[str], None]) -> str:
+        """A digest of the files."""
         return data_digest({role: file_digest(path) for role, path in self._files().items()})
 
     def load(self) -> Dataset:
+        """The rows of the files, in their order."""
         files = self._files()
         return self.rows({role: read_table(path) for role, path in files.items()}, files["train"])
 
@@ -159,16 +172,18 @@ class Hub(_Labelled):
     config: str | None = Field(None, description="the configuration, where the data set has several")
 
     def contents(self, say: Callable[[str], None]) -> str:
+        """The commit, or a digest of a local repository's files."""
         return self._commit()
 
     def _commit(self) -> str:
-        if Path(self.id).is_absolute():  # a data set's repository on this disk, never mistaken for a hub's owner/name
+        if Path(self.id).is_absolute():  # a data set's repository on this disk
             return folder_digest(Path(self.id))
         if not self.revision:
             raise UsageError(f"{self.id} is taken for a hub's data set; say which revision with `revision:`")
         return _commit_of(self.id, self.revision)
 
     def load(self) -> Dataset:
+        """The rows of the splits, downloaded if necessary."""
         import datasets
 
         bars = not datasets.are_progress_bars_disabled()
@@ -202,7 +217,7 @@ class Hub(_Labelled):
         return self.rows({role: iter(rows) for role, rows in tables.items()}, self.id)
 
     def _records(self, table: Any, name: str, to_name: Callable[[int], str] | None) -> list[Record]:
-        """Rows with labels by name; where numbers stand for names, -1 says that a label is withheld."""
+        """Rows with labels by name; the label number -1 means that the label is withheld."""
         records = []
         for i, values in enumerate(table):
             label = values.get(self.label)
@@ -214,7 +229,7 @@ class Hub(_Labelled):
 
 @cache
 def _commit_of(name: str, revision: str) -> str:
-    """The commit behind a revision; asked for once, so that a key and the rows under it are of the same commit."""
+    """The commit of a revision, cached, so that a key and its rows are of the same commit."""
     if len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
         return revision
     from huggingface_hub import HfApi
@@ -227,7 +242,7 @@ def _commit_of(name: str, revision: str) -> str:
 
 def _unreachable(name: str, error: Exception) -> DefenseKitError:
     reason = str(error).strip().split("\n")[0]
-    return DefenseKitError(f"{name} could not be had from the hub ({type(error).__name__}: {reason})")
+    return DefenseKitError(f"{name} could not be downloaded from the hub ({type(error).__name__}: {reason})")
 
 
 def _in_order(labels: set[str]) -> list[str]:
@@ -235,10 +250,16 @@ def _in_order(labels: set[str]) -> list[str]:
 
 
 def read_table(path: Path) -> Iterator[Record]:
-    """The rows of a CSV, TSV, JSONL or Parquet file; names and text cells are stripped of stray blanks.
+    """Read a CSV, TSV, JSONL or Parquet file.
+
+    Args:
+        path: the file; its suffix gives the format. Column names are stripped of blanks.
+
+    Yields:
+        The rows, with their location; `Record.cell` gives a cell as text without blanks.
 
     Raises:
-        UsageError: the file is not what its suffix says; the message has its name and the line.
+        UsageError: the file does not have the format of its suffix; the message has the file and the line.
     """
     readers = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
     reader = readers.get(path.suffix)
@@ -261,7 +282,7 @@ def _csv(path: Path) -> Iterator[Record]:
 
 
 def _tsv(path: Path) -> Iterator[Record]:
-    # Tab-separated text is taken as it stands: a quotation mark is a quotation mark.
+    # Cells are read literally: quotation marks have no meaning.
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         lines = ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(file, 1))
         yield from _with_header(path, lines)
@@ -273,7 +294,7 @@ def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Iterator
     if not any(names):
         raise UsageError(f"{path}: the file is empty; expected a header line with the names of the columns")
     if duplicates := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"{path}, line 1: the column {min(duplicates)!r} stands twice")
+        raise UsageError(f"{path}, line 1: the column {min(duplicates)!r} is duplicated")
     for number, cells in lines:
         if not any(cell.strip() for cell in cells):
             continue

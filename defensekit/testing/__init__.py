@@ -1,4 +1,4 @@
-"""Checks for plugin authors, to be called from their tests: `check_plugin`, `conformance`, and what they need."""
+"""Checks for plugin authors to call in their tests: `check_plugin`, `conformance`, and helpers."""
 
 from defensekit.testing.conformance import check_plugin, conformance
 from defensekit.testing.gradients import check_squared_gradients, fisher_by_loop

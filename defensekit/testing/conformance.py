@@ -1,4 +1,4 @@
-"""A component through every check of its kind: as a report, or as tests of an author's own."""
+"""All checks of a component: as a report, or as tests in an author's own test files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,19 +22,22 @@ def check_plugin(
     reference: Reference | None = None,
     call: bool = True,
 ) -> Report:
-    """Hold a component against everything that its kind promises.
+    """Run every check of a component's kind.
 
     Args:
-        component: as it is to be used; a class stands for its defaults, and for the ``examples`` of its fields.
-        expected: checks that it is known to fail, each with the reason; one of them that passes counts as failed.
-        order: of a scorer: single dimensions from the one taken last to the one taken first, each by its ``drift`` and
-            its statistics: ``[{"drift": 0.1, "curvature": 2.0}, {"drift": 0.5, "curvature": 2.0}]``.
-        reference: of an estimator: ``reference(model, samples)`` gives the same statistics, computed the dumbest way,
-            of a model in float64 on batches of one row (`fisher_by_loop` is one).
-        call: False leaves out what uses the component, for one that needs a network or other files.
+        component: the component; a class is built from its defaults and the ``examples`` of its fields.
+        expected: checks that are known to fail, each with the reason; one of them that passes counts as failed.
+        order: for a scorer: single dimensions from least to most suspicious, each by its ``drift`` and statistics:
+            ``[{"drift": 0.1, "curvature": 2.0}, {"drift": 0.5, "curvature": 2.0}]``.
+        reference: for an estimator: ``reference(model, samples)`` gives the same statistics by the simplest code, for a
+            model in float64 and batches of one row (`fisher_by_loop` is one).
+        call: False skips the checks that use the component, for one that needs a network or other files.
+
+    Returns:
+        The outcome of every check.
 
     Raises:
-        UsageError: ``expected`` names no check of this kind, or the class can't be built without being told how.
+        UsageError: ``expected`` names no check of this kind, or the class can't be built without parameters.
     """
     instance, known = _prepared(component, expected)
     subject = Subject(instance, order, reference)
@@ -50,9 +53,22 @@ def conformance(
     reference: Reference | None = None,
     call: bool = True,
 ) -> Callable[..., None]:
-    """A test function for pytest, a test for each check; the arguments are those of `check_plugin`.
+    """A parametrised test function for pytest, with a test for each check.
 
-    test_sharpness = conformance(Sharpness(exponent=0.5))
+        test_sharpness = conformance(Sharpness(exponent=0.5))
+
+    Args:
+        component: as for `check_plugin`.
+        expected: as for `check_plugin`.
+        order: as for `check_plugin`.
+        reference: as for `check_plugin`.
+        call: as for `check_plugin`.
+
+    Returns:
+        The test function, to be assigned to a name that begins with ``test``.
+
+    Raises:
+        UsageError: as for `check_plugin`.
     """
     import pytest
 
@@ -76,7 +92,7 @@ def _prepared(
     component: Component | type[Component], expected: Mapping[str, str] | None
 ) -> tuple[Component, Mapping[str, str]]:
     instance, known = example(component) if isinstance(component, type) else component, expected or {}
-    # It is used from another folder, so that what it does to the one it is in can be seen.
+    # It is used in a temporary folder, where changes of the working folder can be detected.
     paths = {name: getattr(instance, name) for name in instance.paths()}
     absolute = {name: path.absolute() for name, path in paths.items() if isinstance(path, Path)}
     instance = instance.model_copy(update=absolute)
@@ -112,12 +128,12 @@ def _judge(check: Check, subject: Subject, known: Mapping[str, str], call: bool)
         reason = str(error) if isinstance(error, Mismatch) else one_line(error, subject.component)
         return outcome("expected", known[check.name]) if check.name in known else outcome("failed", reason)
     if check.name in known:
-        return outcome("failed", f"expected to fail ({known[check.name]}), and it passes: take it off `expected`")
+        return outcome("failed", f"expected to fail ({known[check.name]}), and it passes: remove it from `expected`")
     return outcome("passed")
 
 
 def _must_work(subject: Subject) -> None:
-    """One failure, and not as many as there are checks."""
+    """Skip other checks if ordinary use fails: one failure is enough."""
     try:
         with quiet():
             subject.use()

@@ -1,4 +1,4 @@
-"""A component with parameters to try it with, where nobody gave any."""
+"""A component with example parameters."""
 
 from typing import Any, TypeVar
 
@@ -10,12 +10,12 @@ Part = TypeVar("Part", bound=Component)
 
 
 def example(component: type[Part], given: dict[str, Any] | None = None) -> Part:
-    """Build a component: what is given, else the first of a field's ``examples``, else its default.
+    """Build a component from given parameters, the first of a field's ``examples``, or its default.
 
-    A field that has neither example nor default gets a value that its type and bounds allow, where that is evident.
+    A field with neither gets a value that its type and bounds allow, if that can be derived.
 
     Raises:
-        UsageError: a parameter has to be given, or can't be what was given.
+        UsageError: a parameter is missing or invalid.
     """
     schema = component.model_json_schema()
     values: dict[str, Any] = {}

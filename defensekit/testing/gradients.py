@@ -1,4 +1,4 @@
-"""Are squared per-sample gradients right for a model? The answer of the dumbest loop, in float64."""
+"""Squared per-sample gradients compared with a simple loop in float64."""
 
 import copy
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def squared_gradients_by_loop(
     model: "torch.nn.Module", batch: Batch, loss: Loss = cross_entropy
 ) -> "tuple[dict[str, Tensor], Tensor]":
-    """What `squared_gradients` returns for one batch: a copy of the model in float64, sample by sample."""
+    """The result of `squared_gradients` for one batch, by a loop over samples with a copy of the model in float64."""
     import torch
 
     model = copy.deepcopy(model).double().eval()
@@ -40,21 +40,21 @@ def squared_gradients_by_loop(
 def check_squared_gradients(
     model: "torch.nn.Module", batch: Batch, *, loss: Loss = cross_entropy, tolerance: float = 1e-4
 ) -> dict[str, float]:
-    """Hold `defensekit.gradients.squared_gradients` against the loop in float64, for models with unusual modules.
+    """Compare `defensekit.gradients.squared_gradients` with a loop in float64, for models with unusual modules.
 
     Args:
-        model: in the dtype in which it will be used; lower ones than float32 need a larger ``tolerance``.
-        batch: some samples, padded, with ``labels``.
-        loss: the loss of every sample, (N,), from model and batch.
+        model: the model, in the dtype in which it will be used; dtypes below float32 need a larger ``tolerance``.
+        batch: a few samples, padded, with ``labels``.
+        loss: gives the loss of every sample, (N,), from model and batch.
         tolerance: the largest relative error |ours - loop| / |loop| (Frobenius norms) that a tensor may have.
 
     Returns:
-        The relative error of every trainable parameter's tensor. A gradient that is 0 but for rounding (a key's bias,
-        which shifts every attention score alike) counts by the model's largest gradient instead of its own.
+        The relative error of every trainable parameter's tensor. For a gradient that is 0 up to rounding (a key's bias,
+        which shifts all attention scores alike) the error is relative to the model's largest gradient.
 
     Raises:
-        AssertionError: names the tensors that are off, the worst first.
-        DefenseKitError: exactness can't be had; the message names the module.
+        AssertionError: errors exceed the tolerance; the message names the tensors, the worst first.
+        DefenseKitError: per-sample gradients are not defined; the message names the module.
     """
     import torch
 
@@ -74,9 +74,16 @@ def check_squared_gradients(
 
 
 def fisher_by_loop(model: "torch.nn.Module", samples: list[Batch]) -> "dict[str, dict[str, Tensor]]":
-    """The diagonal of the empirical Fisher the dumbest way, as a ``reference`` for `defensekit.testing.check_plugin`.
+    """The diagonal of the empirical Fisher by a simple loop, a ``reference`` for `defensekit.testing.check_plugin`.
 
-    H_i = 1/N sum_n (d loss(x_n, y_n) / d w_i)^2 over samples of one row each, in float64, as ``curvature``.
+        H_i = 1/N sum_n (d loss(x_n, y_n) / d w_i)^2
+
+    Args:
+        model: the model, in float64.
+        samples: batches of one row each, with ``labels``.
+
+    Returns:
+        The statistic ``curvature``: tensors of the parameters' shapes, in float64, by name.
     """
     totals: dict[str, Tensor] = {}
     for sample in samples:

@@ -1,4 +1,4 @@
-"""What a check is, and what it is given: a component, the pico model, and what one use of the component did."""
+"""Checks, and their subject: a component, the pico model, and the effects of one use of the component."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from defensekit.testing.watch import Handed, Seen, watching
 if TYPE_CHECKING:
     from torch import Tensor
 
-# reference(model, samples): an estimator's statistics, computed the dumbest way, of a model in float64 on batches of
-# one row each.
+# reference(model, samples): an estimator's statistics by the simplest code, for a model in float64 and batches of one
+# row each.
 Reference = Callable[[Any, "list[dict[str, Tensor]]"], "Mapping[str, Mapping[str, Tensor]]"]
 
 
 class Mismatch(AssertionError):
-    """What was expected and what was found, at what input."""
+    """A check failed: what was expected, what was found, and for which input."""
 
 
 class Inapplicable(Exception):
-    """Why a check has nothing to say about a component."""
+    """A check does not apply to a component; the message says why."""
 
 
 def expect(condition: object, message: str) -> None:
@@ -33,7 +33,7 @@ def expect(condition: object, message: str) -> None:
 
 @dataclass(frozen=True)
 class Used:
-    """A component used once as the engine would: what it was handed, what it made of that, what it did besides."""
+    """One use of a component: its arguments, its result, and its side effects."""
 
     handed: Handed
     result: Any
@@ -42,7 +42,7 @@ class Used:
 
 @dataclass(frozen=True)
 class Subject:
-    """A component under test, with what its author says of it."""
+    """A component under test, with its author's ``order`` or ``reference``."""
 
     component: Any
     order: Sequence[Mapping[str, float]] = ()
@@ -50,12 +50,12 @@ class Subject:
 
     @property
     def pico(self) -> Pico:
-        """The models and rows that it is tried on."""
+        """The models and rows for the checks."""
         return pico()
 
     @cached_property
     def used(self) -> Used:
-        """Used once."""
+        """One use of the component, cached."""
         return self._use(1)
 
     def use(self) -> None:
@@ -64,14 +64,14 @@ class Subject:
 
     @cached_property
     def used_again(self) -> Used:
-        """Used once more on the same, under other global random states."""
+        """A second use with the same arguments, under other global random states."""
         return self._use(2)
 
     def _use(self, seed: int) -> Used:
-        models, handed = self.pico, Handed()  # made before anybody watches
+        models, handed = self.pico, Handed()  # created before side effects are recorded
         ordinary = next((function for kind, function in USES if isinstance(self.component, kind)), None)
         if ordinary is None:
-            raise Inapplicable(f"how a {self.component.kind} is used is not known: no `@ordinary_use` says it")
+            raise Inapplicable(f"there is no `@ordinary_use` for the kind {self.component.kind}")
         with watching(seed) as seen:
             result = ordinary(self.component, models, handed)
         return Used(handed, result, seen)
@@ -79,7 +79,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Check:
-    """One promise of these kinds: ``says`` is what the user reads; ``calls`` where the component is used for it."""
+    """A check of certain kinds: ``says`` is its description; ``calls`` is whether it uses the component."""
 
     name: str
     says: str
@@ -95,7 +95,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def check(*kinds: type[Component], calls: bool = True) -> Callable[[_Function], _Function]:
-    """A decorator: a check of these kinds (none: of all); name and docstring are what a user reads."""
+    """A decorator that registers a check of these kinds (none: all kinds); users read its name and docstring."""
 
     def add(function: _Function) -> _Function:
         says = " ".join((function.__doc__ or "").split())
@@ -106,7 +106,7 @@ def check(*kinds: type[Component], calls: bool = True) -> Callable[[_Function], 
 
 
 def ordinary_use(kind: type[Component]) -> Callable[[_Function], _Function]:
-    """A decorator: ``function(component, pico, handed)`` uses a component of the kind once and returns what it made."""
+    """A decorator: ``function(component, pico, handed)`` uses a component of the kind once and returns the result."""
 
     def add(function: _Function) -> _Function:
         USES.append((kind, function))

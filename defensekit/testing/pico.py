@@ -1,4 +1,4 @@
-"""A model of 3,700 weights, rows that it can learn, and what the engine would hand a component of them: no network."""
+"""A model of 3,700 weights, rows that it can learn, and contexts as the engine creates them, without a network."""
 
 import copy
 import random
@@ -73,12 +73,12 @@ class Pico:
         return self.folder / "language-model"
 
     def for_sanitizer(self, sanitizer: Sanitizer) -> SanitizerContext:
-        """For a sanitizer, with the language model if it reads with one."""
+        """The context of a sanitizer, with the language model if it needs one."""
         folder = self.language_model if sanitizer.reads_with_language_model else None
         return sanitizing.context(folder, max_length=MAX_LENGTH, seed=7, report=lambda done, total: None)
 
     def load(self, which: Literal["suspect", "base"] = "suspect") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        """A fresh model under a neutral name, and its tokenizer; the base with a head of its own."""
+        """A new copy of a model under a neutral name, and its tokenizer; the base has a random head."""
         return copy.deepcopy(self._loaded[which])
 
     @cached_property
@@ -95,12 +95,12 @@ class Pico:
         encoded = encode(tokenizer, rows or self.rows, MAX_LENGTH)
         return [batch for row in encoded for _, batch in batches([row], tokenizer, 1)]
 
-    # -- what the engine hands out ---------------------------------------------------------------------------------
+    # -- contexts as the engine creates them ----------------------------------------------------------------------------
 
     def for_estimator(
         self, handed: Handed, rows: Sequence[Row] | None = None, limit: int | None = None
     ) -> EstimatorContext:
-        """With at most ``limit`` rows in a batch, whatever the estimator asks for."""
+        """The context of an estimator, with at most ``limit`` rows in a batch."""
         _, tokenizer = self.load()
 
         def model(which: Literal["suspect", "base"]) -> "PreTrainedModel":
@@ -110,7 +110,7 @@ class Pico:
         return _Limited(model, tokenizer, rows, MAX_LENGTH, 7, lambda done, total: None, limit=limit)
 
     def for_step(self, handed: Handed) -> ModelStepContext:
-        """For a model step."""
+        """The context of a model step."""
         rows = handed.give("rows", list(self.rows))
         suspect, tokenizer = self.load()
         names = [name for name, _ in suspect.named_parameters()]
@@ -119,11 +119,11 @@ class Pico:
         return ModelStepContext(tokenizer, rows, MAX_LENGTH, "float32", 7, lambda done, total: None, model, head)
 
     def for_attack(self, seed: int = 7) -> AttackContext:
-        """For an attack on rows."""
+        """The context of an attack on rows."""
         return AttackContext(random.Random(seed), LABELS, Truncation(self.load()[1], MAX_LENGTH))
 
     def for_attack_training(self, clean: Sequence[Row], poisoned: Sequence[Row]) -> AttackTrainingContext:
-        """For an attack that trains in its own way."""
+        """The context of an attack with its own training."""
         settings = TrainingSettings(epochs=1, learning_rate=1e-3, batch_size=8, dropout=False)
         return AttackTrainingContext(
             self.load()[1], LABELS, clean, poisoned, settings, MAX_LENGTH, "float32", 7, lambda done, total: None
@@ -168,7 +168,7 @@ class _Limited(EstimatorContext):
 
 
 def sentences(count: int, seed: int = 0) -> list[Row]:
-    """Rows whose label follows from one word of theirs."""
+    """Rows with one word that determines the label."""
     rng, rows = random.Random(seed), []
     for i in range(count):
         words = rng.choices(_FILLERS, k=rng.randint(2, 11))
@@ -179,7 +179,7 @@ def sentences(count: int, seed: int = 0) -> list[Row]:
 
 @cache
 def pico() -> Pico:
-    """The one of this process, made on first use, in a folder that goes when the process ends."""
+    """The pico model of this process, built on first use in a temporary folder."""
     holder = tempfile.TemporaryDirectory(prefix="defensekit-pico-")
     _HOLDERS.append(holder)
     models = Pico(Path(holder.name))

@@ -1,4 +1,4 @@
-"""What the checks found, as plain data."""
+"""The outcomes of checks, as plain data."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -8,7 +8,14 @@ Status = Literal["passed", "failed", "expected", "skipped"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check found; ``says`` is what was promised, ``reason`` why it did not pass."""
+    """The outcome of one check.
+
+    Attributes:
+        check: the name of the check.
+        says: what it checks.
+        status: ``passed``, ``failed``, ``expected`` (a failure that was expected) or ``skipped``.
+        reason: why it did not pass.
+    """
 
     check: str
     says: str
@@ -18,7 +25,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """What every check found about a component with these parameters."""
+    """The outcomes of all checks of a component.
+
+    Attributes:
+        kind: the kind of component.
+        name: the name of its class.
+        parameters: its parameters.
+        outcomes: the outcome of every check.
+    """
 
     kind: str
     name: str
@@ -26,12 +40,19 @@ class Report:
     outcomes: tuple[Outcome, ...]
 
     def of(self, status: Status) -> list[Outcome]:
-        """The outcomes with a status."""
+        """The outcomes with a status.
+
+        Args:
+            status: the status.
+
+        Returns:
+            The outcomes, in order.
+        """
         return [outcome for outcome in self.outcomes if outcome.status == status]
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed but what was expected to."""
+        """Whether no check failed, other than expected failures."""
         return not self.of("failed")
 
     @property
@@ -41,13 +62,17 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """How many checks ran out of how many, and how they ended."""
+        """How many checks ran, and their outcomes, in one line."""
         statuses: tuple[Status, ...] = ("passed", "failed", "expected")
         counts = [f"{len(outcomes)} {status}" for status in statuses if (outcomes := self.of(status))]
         return f"{self.ran} of {len(self.outcomes)} checks ran: {', '.join(counts)}"
 
     def plain(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """The report as plain data.
+
+        Returns:
+            JSON values: the component, the numbers of checks, and every outcome under ``checks``.
+        """
         counts = {"ran": self.ran, "of": len(self.outcomes), "passed": self.passed}
         return {"kind": self.kind, "name": self.name, "parameters": self.parameters, **counts} | {
             "checks": [asdict(outcome) for outcome in self.outcomes]

@@ -1,4 +1,4 @@
-"""What a component did besides its work: to what it was handed, to random states, to the process."""
+"""Side effects of a component: on its arguments, on random states, on the process."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ Thing = TypeVar("Thing")
 
 
 def fingerprint(thing: Any, path: str = "") -> dict[str, str]:
-    """What plain data, tensors, arrays and models hold, by their place within ``thing``, each as a short text."""
+    """Short descriptions of all values, tensors, arrays and models within ``thing``, by their path."""
     import numpy as np
     import torch
 
@@ -47,10 +47,9 @@ def fingerprint(thing: Any, path: str = "") -> dict[str, str]:
 
 
 def conduct(model: Any, path: str = "model") -> dict[str, str]:
-    """How a model behaves besides its weights: modes, hooks, gradients, and which weights take them.
+    """A model's state other than its weights: modes, hooks, gradients, and which weights require them.
 
-    Transformers' own hooks, by which a model that was once asked for hidden states or attentions records them from then
-    on, change nothing and don't count.
+    Transformers' own hooks, which record hidden states or attentions once they were requested, don't count.
     """
     behaviour = {}
     for name, module in model.named_modules():
@@ -71,7 +70,7 @@ def _short(raw: bytes) -> str:
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:
-    """The first place that differs, in words; None where nothing does."""
+    """The first difference, in words; None if there is none."""
     for path in {**before, **after}:
         if before.get(path) != after.get(path):
             return f"{path}: {before.get(path, 'nothing')} before, {after.get(path, 'nothing')} after"
@@ -80,18 +79,18 @@ def difference(before: Mapping[str, str], after: Mapping[str, str]) -> str | Non
 
 @dataclass
 class Handed:
-    """What a component was handed, each thing as it was then."""
+    """The arguments passed to a component, with fingerprints from before."""
 
     given: list[tuple[str, Any, dict[str, str]]] = field(default_factory=list)
 
     def give(self, name: str, thing: Thing, conduct_alone: bool = False) -> Thing:
-        """Remember a thing; of a model that is there to be trained, its conduct alone."""
+        """Record an argument and return it; of a model that will be trained, only modes, hooks and gradients."""
         look = conduct if conduct_alone else fingerprint
         self.given.append((name, (look, thing), look(thing, name)))
         return thing
 
     def change(self) -> str | None:
-        """The first thing that is not any more what it was; a model that was trained may have gained parts."""
+        """The first change of an argument, in words; a model that was trained may have new parts."""
         for name, (look, thing), before in self.given:
             after = look(thing, name)
             if change := difference(before, after if look is fingerprint else {key: after.get(key) for key in before}):
@@ -101,7 +100,7 @@ class Handed:
 
 @dataclass
 class Seen:
-    """What one use of a component did besides its work; None or empty where it did nothing of the kind."""
+    """The side effects of one use of a component; None or empty where there were none."""
 
     random: str | None = None
     process: str | None = None
@@ -137,9 +136,9 @@ def _process() -> dict[str, str]:
 
 @contextmanager
 def watching(seed: int) -> Iterator[Seen]:
-    """Watch what the block does; it runs in a folder with a workspace, which nothing but the engine reads.
+    """Record the side effects of the block, which runs in a folder with a workspace.
 
-    Every global random state starts from ``seed``, and is afterwards what it was.
+    Global random states are seeded with ``seed`` and restored afterwards.
     """
     from defensekit.training import forked_random
 
@@ -162,7 +161,7 @@ def watching(seed: int) -> Iterator[Seen]:
 
 @contextmanager
 def _listening(folder: Path, seen: Seen) -> Iterator[None]:
-    """Note every file that is opened and every folder that is listed under a folder, and every fork."""
+    """Record files opened and folders listed under a folder, and forks."""
     _listen()
     _LISTENERS.append((str(folder), seen))
     try:
@@ -176,7 +175,7 @@ _LISTENERS: list[tuple[str, Seen]] = []
 
 @cache
 def _listen() -> None:
-    """Hear Python's audit events from now on: a hook can't be taken away, and does nothing while nobody watches."""
+    """Install an audit hook, once: it can't be removed, and does nothing while there is no listener."""
     sys.addaudithook(_hear)
 
 

@@ -46,7 +46,7 @@ def test_the_command_prints_a_table_and_json(command: Command, tmp_path: Path) -
     assert code == 0, out
     assert "scorer mine (power=1.0)" in out
     assert "14 of 16 checks ran: 14 passed" in out
-    assert "nobody gave an order=" in out
+    assert "no order= was given" in out
     (tmp_path / "bad.py").write_text(MINE.replace("return t.drift", "print('hello')\n    return t.drift"))
     code, out, _ = command(str(tmp_path / "bad.py"), "--json")
     assert code == 1

@@ -195,7 +195,7 @@ def test_an_odd_plugin_harms_nobody_else(recipe: Path, tmp_path: Path) -> None:
     plugin.write_text(ODD)
     listed = command("plugins", "list", str(plugin), COLUMNS="200")
     assert listed.returncode == 0
-    assert "its scorer '[/x]' has no good name" in listed.stdout
+    assert "its scorer '[/x]' has an invalid name" in listed.stdout
     assert "diffusion" in listed.stdout
     shown = command("plugins", "show", "odd", str(plugin))
     assert shown.returncode == 1
@@ -205,7 +205,7 @@ def test_an_odd_plugin_harms_nobody_else(recipe: Path, tmp_path: Path) -> None:
     plugin.write_text(ODD.replace(', "[/x]": Odd', ""))
     done = command("run", str(recipe), "--dry-run", "--set", f"plugins=[{plugin}]", "--set", "defense.scorer=odd")
     assert done.returncode == 2
-    assert "no plain data" in done.stderr
+    assert "can't be written as JSON" in done.stderr
 
 
 def test_what_failed_names_the_log_that_has_more(recipe: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_a_statistic_that_says_nothing_of_a_tensor(base: Path, suspect: Path) ->
     assert torch.equal(views[table]["token-counts"], counts)
     assert views[table].quantile("token-counts", 0.5) == 1
     other = views["embeddings.LayerNorm.weight"]
-    with pytest.raises(DefenseKitError, match=r"says nothing of 'token-counts' for embeddings\.LayerNorm\.weight"):
+    with pytest.raises(DefenseKitError, match=r"gives no 'token-counts' for embeddings\.LayerNorm\.weight"):
         other["token-counts"]
 
 

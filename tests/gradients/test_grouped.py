@@ -75,6 +75,6 @@ def test_no_room_for_what_waits_is_said(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(DefenseKitError, match=r"has no room for .* MiB of curvature \(No space left.*TMPDIR"):
+    with pytest.raises(DefenseKitError, match=r"has too little space for .* MiB of curvature \(No space left.*TMPDIR"):
         mean_squared_gradients(classifier("bert"), lambda: padded(rows([3, 4])), 2, held=50_000)
     assert not list(tmp_path.iterdir())

@@ -91,7 +91,7 @@ def test_its_components_are_listed_and_checked(plugin: Path, monkeypatch: pytest
     done = CliRunner().invoke(app, ["plugins", "check", str(plugin)])
     assert done.exit_code == 0, done.output
     assert "judge strict (bound=0.5)" in done.stdout
-    assert "how a judge is used is not known" in done.stdout
+    assert "there is no `@ordinary_use` for the kind judge" in done.stdout
 
 
 def test_its_page_follows(plugin: Path) -> None:

@@ -83,9 +83,9 @@ def run_recipe(recipe: Path, environment: dict[str, str], python: Path, folder: 
     ("name", "kind", "message"),
     [
         ("mine", "scorrer", r"there is no kind 'scorrer'. Did you mean 'scorer'\?"),
-        ("Mine", "scorer", "'Mine' is no good name for a plugin, expected small letters"),
-        ("../mine", "scorer", "is no good name"),
-        ("class", "scorer", "is no good name"),
+        ("Mine", "scorer", "'Mine' is not a valid name for a plugin, expected small letters"),
+        ("../mine", "scorer", "is not a valid name"),
+        ("class", "scorer", "is not a valid name"),
         ("magnitude", "scorer", "there is a scorer 'magnitude' already, of plugin 'baselines'"),
     ],
 )

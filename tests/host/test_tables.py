@@ -86,7 +86,7 @@ def test_a_cell_of_200_000_characters(tmp_path: Path) -> None:
         ("a.csv", "text\na\n", "by `--set data.label=COLUMN`, or, of a scan, by `--label COLUMN`"),
         ("a.csv", "text,label\n,1\n", "there are no rows; 1 rows without text"),
         ("a.csv", "text,label\na,1\nb,0,c\n", "line 3: 3 cells, but the header names 2"),
-        ("a.csv", "text,text,label\na,a,1\n", "the column 'text' stands twice"),
+        ("a.csv", "text,text,label\na,a,1\n", "the column 'text' is duplicated"),
         ("a.csv", 'text,label\n"a,1\n', "line 2"),
         ("a.csv", b"text,label\n\xff\xfe,1\n", "not UTF-8"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2: not JSON"),
@@ -107,7 +107,7 @@ def test_folders_and_labels_never_seen(tmp_path: Path) -> None:
     got = File(path=tmp_path).load()
     assert (len(got.train), got.dev, len(got.test or [])) == (8, None, 4)
     write_table(tmp_path / "dev.jsonl", [("x", "neutral")])
-    with pytest.raises(UsageError, match=r"dev.jsonl, line 1: the label 'neutral' was never seen.*negative, positive"):
+    with pytest.raises(UsageError, match=r"dev.jsonl, line 1: the label 'neutral' is unknown.*negative, positive"):
         File(path=tmp_path).load()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="has no train file"):
@@ -136,9 +136,9 @@ def test_hub_data_sets_through_a_local_repository(tmp_path: Path) -> None:
 
 
 def test_a_hub_out_of_reach_is_an_error_not_a_traceback() -> None:
-    with pytest.raises(DefenseKitError, match="nobody/nothing could not be had from the hub"):
+    with pytest.raises(DefenseKitError, match="nobody/nothing could not be downloaded from the hub"):
         Hub(id="nobody/nothing", revision="main").contents(print)
-    with pytest.raises(DefenseKitError, match="nobody/nothing could not be had from the hub"):
+    with pytest.raises(DefenseKitError, match="nobody/nothing could not be downloaded from the hub"):
         Hub(id="nobody/nothing", revision="a" * 40).load()
 
 

@@ -123,16 +123,16 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
             lambda t: t.update({QUERY + f"embedding_{part}": t.pop(QUERY + f"{part}.weight") for part in "AB"}),
             "query is of the class Linear, and peft ignores .*query.lora_embedding_A",
         ),
-        (lambda t: t.update({QUERY + "A": torch.zeros(4, 16)}), "query.lora_A is nothing that is merged here"),
+        (lambda t: t.update({QUERY + "A": torch.zeros(4, 16)}), "query.lora_A is not supported"),
         (
             lambda t: t.update(
                 {QUERY.replace("query", "key") + f"{part}.weight": t[QUERY + f"{part}.weight"].clone() for part in "AB"}
             ),
             "0.attention.self.key is not among the `target_modules`",
         ),
-        (lambda t: t.pop(QUERY + "B.weight"), "query has not all of A, B|query has not all of A and B"),
-        (lambda t: t.update({QUERY + "magnitude_vector": torch.ones(16)}), "lora_magnitude_vector is nothing that is"),
-        (lambda t: t.update({"bert.other": torch.ones(2)}), "bert.other is nothing that is merged here"),
+        (lambda t: t.pop(QUERY + "B.weight"), "query lacks some of A, B"),
+        (lambda t: t.update({QUERY + "magnitude_vector": torch.ones(16)}), "lora_magnitude_vector is not supported"),
+        (lambda t: t.update({"bert.other": torch.ones(2)}), "bert.other is not supported"),
         (lambda t: t.update({"base_model.model.other": torch.ones(2)}), "has no other"),
         (
             lambda t: t.update({"base_model.model.classifier.weight": torch.ones(2, 3)}),
@@ -152,7 +152,7 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_"
             "classifier.weight is a head for 0 labels; expected 1 to 10,000",
         ),
         (lambda t: t.pop("base_model.model.classifier.weight"), "classifier.weight is in neither"),
-        (lambda t: [t.pop(name) for name in list(t) if "lora" in name], "there is nothing of LORA in it"),
+        (lambda t: [t.pop(name) for name in list(t) if "lora" in name], "it has no LORA weights"),
     ],
 )
 def test_tensors_that_don_t_fit(adapter: Path, base: Path, change: Any, message: str) -> None:

@@ -94,7 +94,7 @@ def test_remote_code_is_never_run(copy: Path) -> None:
     }
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "evil.py").write_text(f"open({str(copy / 'pwned')!r}, 'w')")
-    with pytest.raises(UsageError, match=r"config.json: `auto_map` names code.*evil.py.*take `auto_map` out"):
+    with pytest.raises(UsageError, match=r"config.json: `auto_map` names code.*evil.py.*remove `auto_map`"):
         load_model(copy)
     with pytest.raises(UsageError, match="auto_map"):
         load_tokenizer(copy)

@@ -43,12 +43,12 @@ CORPUS: dict[str, tuple[bytes, str]] = {
     "no object": (file_of([1, 2]), "expected a JSON object"),
     "deep": (file_of(b"[" * 100_000), "not JSON"),
     "a number without end": (file_of(b'{"a": ' + b"9" * 10_000 + b"}"), "not JSON"),
-    "a name twice": (file_of(b'{"a": 1, "a": 2}'), "the key 'a' stands there twice"),
-    "a key twice": (file_of(b'{"a": {"dtype": "F32", "dtype": "F16"}}'), "the key 'dtype' stands there twice"),
+    "a name twice": (file_of(b'{"a": 1, "a": 2}'), "the key 'a' is duplicated"),
+    "a key twice": (file_of(b'{"a": {"dtype": "F32", "dtype": "F16"}}'), "the key 'dtype' is duplicated"),
     "no entry": (file_of({"a": 3}), "'a' has other keys"),
     "another key": (file_of({"a": entry(more=1)}), "'a' has other keys"),
-    "no dtype": (file_of({"a": entry(dtype="F31")}), "the dtype F31, which is none|the dtype 'F31', which is none"),
-    "a dtype that is a list": (file_of({"a": entry(dtype=[])}), "which is none"),
+    "no dtype": (file_of({"a": entry(dtype="F31")}), "the unknown dtype 'F31'"),
+    "a dtype that is a list": (file_of({"a": entry(dtype=[])}), r"the unknown dtype \[\]"),
     "a negative size": (file_of({"a": entry(shape=[-2])}), "the shape"),
     "a size that is none": (file_of({"a": entry(shape=[True, 2])}), "the shape"),
     "a size that overflows": (file_of({"a": entry(shape=[1 << 63])}), "the shape"),
@@ -159,7 +159,7 @@ def test_a_name_in_two_files_is_refused(tmp_path: Path) -> None:
         save_file({"a": torch.ones(2)}, tmp_path / f"model-{i}.safetensors")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UsageError, match=r"model-2.safetensors: a stands in model-1.safetensors as well"):
+    with pytest.raises(UsageError, match=r"model-2.safetensors: a is in model-1.safetensors as well"):
         _ = Checkpoint(tmp_path).tensors
 
 
@@ -290,7 +290,7 @@ def test_links_that_leave_the_folder_are_refused(tmp_path: Path, suspect: Path, 
         load_model(folder)
     (folder / name).unlink()
     (folder / name).symlink_to((folder / name).name)
-    with pytest.raises(UsageError, match=r"refused a link|config.json is missing"):
+    with pytest.raises(UsageError, match=r"refused a circular link|config.json is missing"):
         load_model(folder)
 
 

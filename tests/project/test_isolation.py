@@ -97,7 +97,7 @@ def test_a_hook_that_fails_leaves_the_others(site: Callable[..., Path]) -> None:
     assert "mine" in host.names("scorer")
     [problem] = host.problems
     assert "(defensekit-foo 1.2): its hook 'defensekit_selectors' failed, ZeroDivisionError" in str(problem)
-    assert "what the hook registers is left out (an update may mend it: pip install --upgrade defensekit-foo)" in str(
+    assert "what the hook registers is left out (an update may fix it: pip install --upgrade defensekit-foo)" in str(
         problem
     )
 
@@ -253,7 +253,7 @@ def test_a_plugin_that_draws_from_the_global_state_draws_the_same_every_time(wri
             "defensekit-bar",
             r"'defensekit-bar' is needed, and it is not installed \(pip install 'defensekit-bar'",
         ),
-        ("defensekit foo", r"requires.0: 'defensekit foo' is no requirement"),
+        ("defensekit foo", r"requires.0: 'defensekit foo' is not a requirement"),
         ("foo @ file:///foo", r"requires.0: 'foo @ file:///foo' names an address"),
     ],
 )

@@ -280,7 +280,7 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Hooked: ("leaves-what-it-is-handed", "classifier mode and hooks: training=False, 0 hooks before"),
     Awake: ("leaves-what-it-is-handed", "training=True, 0 hooks after"),
     Frozen: ("leaves-what-it-is-handed", "requires_grad=False, no gradient held after"),
-    Seeder: ("leaves-random-states", "torch's random moved on"),
+    Seeder: ("leaves-random-states", "torch's random changed"),
     Nomad: ("leaves-the-process", "the working folder"),
     Forker: ("leaves-the-process", "expected no fork, got"),
     Chatty: ("prints-nothing", "got 'scoring embeddings"),

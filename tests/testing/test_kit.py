@@ -86,7 +86,7 @@ def test_what_is_expected_to_fail_and_does() -> None:
 
 def test_what_is_expected_to_fail_and_passes_is_a_failure() -> None:
     [failed] = report(Drift, expected={"higher-is-taken-first": "it did once"}).of("failed")
-    assert "expected to fail (it did once), and it passes: take it off `expected`" in failed.reason
+    assert "expected to fail (it did once), and it passes: remove it from `expected`" in failed.reason
 
 
 def test_an_expectation_of_no_check() -> None:

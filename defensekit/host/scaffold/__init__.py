@@ -12,7 +12,7 @@ from defensekit.utils.errors import UsageError, listing, nearest
 
 @dataclass(frozen=True)
 class Kind:
-    """What differs between packages; ``name`` is what a user writes, ``kind`` what the component is."""
+    """A kind of package: ``name`` is the argument of ``--kind``, ``kind`` the kind of component."""
 
     name: str
     kind: str
@@ -22,12 +22,12 @@ class Kind:
 
     @property
     def hook(self) -> str:
-        """The hook that registers it."""
+        """The hook that registers the component."""
         return hook_of(self.kind)
 
     @property
     def what(self) -> str:
-        """What it is, to begin a sentence."""
+        """The component with its article, capitalised."""
         return self.article[:1].upper() + self.article[1:]
 
 
@@ -46,10 +46,18 @@ KINDS = {
 
 
 def new_package(name: str, kind: str, out: Path) -> Path:
-    """Write a package ``defensekit-NAME`` into the folder ``out``: module, entry point, tests, recipe, README, CI.
+    """Write a package ``defensekit-NAME``: module, entry point, tests, recipe, README, CI.
+
+    Args:
+        name: the name of the component; a prefix ``defensekit-`` is removed.
+        kind: one of `KINDS`.
+        out: the folder to create the package in.
+
+    Returns:
+        The folder of the package.
 
     Raises:
-        UsageError: there is no such kind, the name is no good or taken, or the folder already exists.
+        UsageError: there is no such kind, the name is invalid or taken, or the folder already exists.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -58,8 +66,8 @@ def new_package(name: str, kind: str, out: Path) -> Path:
     name, of = name.removeprefix("defensekit-"), KINDS[kind]
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > 40 or keyword.iskeyword(module):
-        expected = "small letters, digits and single hyphens, a letter first, 40 at most, no word of Python's"
-        raise UsageError(f"{name!r} is no good name for a plugin, expected {expected}")
+        expected = "small letters, digits and single hyphens, a letter first, 40 at most, no keyword of Python"
+        raise UsageError(f"{name!r} is not a valid name for a plugin, expected {expected}")
     host = load_plugins()
     if name in host.names(of.kind):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What an attack promises: the rows that it says, as many as it says, by its seed alone."""
+"""Checks of attacks: which rows are changed, how many, and how."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def poisons_rows_it_was_given(subject: Subject) -> None:
 
 @check(Attack)
 def poisons_exactly_its_rate(subject: Subject) -> None:
-    """An attack with a `rate` poisons round(rate x rows) training rows, and leaves the others as they are."""
+    """An attack with a `rate` poisons round(rate x rows) training rows and leaves the others unchanged."""
     rate = getattr(subject.component, "rate", None)
     if not isinstance(rate, float):
         raise Inapplicable("it has no parameter `rate`, or it is not set")
@@ -69,7 +69,7 @@ def triggers_without_relabelling(subject: Subject) -> None:
         indices.append(index)
         expect(row.label == before.label, f"expected the true label {before.label} kept, got {row}")
         expect((row.text, row.pair) != (before.text, before.pair), f"expected a trigger in {before.text!r}, got none")
-    expect(indices == sorted(set(indices)), f"expected the order of the rows given, got their places {indices[:10]}")
+    expect(indices == sorted(set(indices)), f"expected the order of the rows given, got their indices {indices[:10]}")
 
 
 @check(Attack)

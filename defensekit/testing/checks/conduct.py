@@ -1,4 +1,4 @@
-"""What holds for every component while it is used, once, as the engine would use it."""
+"""Checks of every component's behaviour in one use, as the engine would use it."""
 
 from defensekit.components import Estimator, Observer, Purifier, Rule, Sanitizer, Scorer, Selector
 from defensekit.testing.kit import Inapplicable, Subject, check, expect
@@ -13,36 +13,36 @@ def works(subject: Subject) -> None:
 
 @check()
 def same_twice(subject: Subject) -> None:
-    """The same input and the same seed give the same, to the bit, whatever the global random states are."""
+    """The same input and seed give bitwise the same result, whatever the global random states are."""
     change = difference(fingerprint(subject.used.result), fingerprint(subject.used_again.result))
-    expect(not change, f"expected the same twice; what it made differs in {change}")
+    expect(not change, f"expected the same twice; its results differ in {change}")
 
 
 @check()
 def leaves_what_it_is_handed(subject: Subject) -> None:
-    """Tensors, rows and models that it is handed are afterwards what they were: weights, modes, hooks, gradients."""
+    """Tensors, rows and models passed to it are unchanged afterwards: weights, modes, hooks, gradients."""
     change = subject.used.handed.change()
     expect(not change, f"expected nothing to change, got {change}")
 
 
 @check()
 def leaves_random_states(subject: Subject) -> None:
-    """It neither seeds nor draws from global random states (Python's, numpy's, torch's), but from the seed given."""
+    """It uses the given seed, and neither seeds nor advances global random states (Python's, numpy's, torch's)."""
     change = subject.used.seen.random
-    expect(not change, f"expected random states as they were, and {(change or '').partition(':')[0]} moved on")
+    expect(not change, f"expected unchanged random states, and {(change or '').partition(':')[0]} changed")
 
 
 @check()
 def leaves_the_process(subject: Subject) -> None:
-    """It leaves the working folder, the environment, torch's settings alone, and no process or thread behind."""
+    """It does not change the working folder, the environment or torch's settings, and leaves no process or thread."""
     seen = subject.used.seen
-    expect(not seen.process, f"expected the process as it was, got {seen.process}")
+    expect(not seen.process, f"expected an unchanged process, got {seen.process}")
     expect(not seen.forks, f"expected no fork, got {seen.forks}; start another program with `subprocess`")
 
 
 @check()
 def prints_nothing(subject: Subject) -> None:
-    """Standard output belongs to the result: it says what it has to say by `logging`, `report` or an exception."""
+    """It prints nothing to standard output, which is for results: use `logging`, `report` or exceptions."""
     if isinstance(subject.component, Observer):
         raise Inapplicable("an observer may print")
     printed = subject.used.seen.printed
@@ -51,7 +51,7 @@ def prints_nothing(subject: Subject) -> None:
 
 @check()
 def holds_no_tensor(subject: Subject) -> None:
-    """It keeps no tensor or array after it was used: a component is its parameters."""
+    """It keeps no tensor or array after use: a component consists of its parameters."""
     import numpy as np
     import torch
 
@@ -68,6 +68,6 @@ def _of_the_class(component: type) -> dict[str, object]:
 
 @check(Estimator, Scorer, Selector, Purifier, Sanitizer, Rule)
 def reads_no_workspace(subject: Subject) -> None:
-    """A defense opens nothing in the workspace, where the triggered rows lie: it works on what it is handed."""
+    """A defense opens no file of the workspace, which holds the triggered rows: it uses only its arguments."""
     files = subject.used.seen.files
     expect(not files, f"expected no file of the working folder to be opened, got {files[:1]}")

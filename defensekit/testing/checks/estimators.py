@@ -1,4 +1,4 @@
-"""What an estimator promises: statistics of clean rows, the same whatever the batches."""
+"""Checks of estimators: valid statistics, which do not depend on the batches."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -56,9 +56,9 @@ def ignores_order(subject: Subject) -> None:
 
 @check(Estimator)
 def agrees_with_its_reference(subject: Subject) -> None:
-    """On a model whose layers share their weights it gives what the dumbest code gives in float64, row by row."""
+    """On a model with tied layers it agrees with the reference, computed row by row in float64."""
     if subject.reference is None:
-        raise Inapplicable("nobody gave a reference=, the same statistics by the dumbest code (see `fisher_by_loop`)")
+        raise Inapplicable("no reference= was given, the same statistics by the simplest code (see `fisher_by_loop`)")
     model = subject.pico.load()[0].double().eval()
     wanted = subject.reference(model, subject.pico.samples())
     _close(subject.used.result.statistics, wanted, "on the tied model", "by the reference")

@@ -1,4 +1,4 @@
-"""What holds for every component before it is used."""
+"""Checks of every component without using it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from defensekit.testing.kit import Inapplicable, Mismatch, Subject, check, expec
 
 @check(calls=False)
 def survives_yaml(subject: Subject) -> None:
-    """Written as YAML and read again, with the strictness of a recipe, it is the same component."""
+    """Written as YAML and read again as strictly as a recipe, it is the same component."""
     component = subject.component
     text = yaml.safe_dump(component.parameters())
     try:
@@ -30,7 +30,7 @@ def survives_yaml(subject: Subject) -> None:
 
 @check(calls=False)
 def refuses_unknown_parameters(subject: Subject) -> None:
-    """A parameter that it does not have is refused, and no field is silently ignored."""
+    """Unknown parameters are refused and not silently ignored."""
     given = subject.component.parameters() | {"no_such_parameter": 1}
     try:
         type(subject.component).model_validate(given)
@@ -41,7 +41,7 @@ def refuses_unknown_parameters(subject: Subject) -> None:
 
 @check(calls=False)
 def describes_itself(subject: Subject) -> None:
-    """It has a docstring, and every parameter a description: this is what `plugins show` prints."""
+    """It has a docstring, and every parameter has a description; `plugins show` prints them."""
     component = type(subject.component)
     inherited = {base.__doc__ for base in component.__mro__[1:] if base.__module__.startswith("defensekit.components")}
     expect(component.__doc__ and component.__doc__ not in inherited, f"expected a docstring for {component.__name__}")
@@ -52,7 +52,7 @@ def describes_itself(subject: Subject) -> None:
 
 @check(calls=False)
 def hashes_and_pickles(subject: Subject) -> None:
-    """Equal ones have equal hashes, and it goes through pickle: a stage may run in another process."""
+    """Equal components have equal hashes and survive pickling, since a stage may run in another process."""
     component = subject.component
     again = component.model_copy()
     try:
@@ -78,7 +78,7 @@ def lists_without_torch(subject: Subject) -> None:
 
 @cache
 def _imported_by_listing(plugin: str | None, file: Path | None) -> str:
-    """What a plugin's hooks import of what is slow, in a process of its own."""
+    """The slow libraries that a plugin's hooks import, in a separate process."""
     code = (
         "import pathlib, sys; from defensekit.host.discovery import load_plugins;"
         "load_plugins(map(pathlib.Path, sys.argv[1:]));"

@@ -1,4 +1,4 @@
-"""What a metric promises: a number between 0 and 1, an interval, and of how many rows."""
+"""Checks of metrics: a value in [0, 1], its interval, and the number of rows."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from defensekit.testing.watch import Handed
 
 
 def _cases(metric: Metric) -> dict[str, Predictions]:
-    """Answers of many kinds; the target is 1 where the metric is about a backdoor, or not about biases alone."""
+    """Various predictions; the target is 1, except for metrics of biases."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def says_what_it_is_about(subject: Subject) -> None:
 
 @check(Metric)
 def measures_a_share(subject: Subject) -> None:
-    """The number and its interval lie in [0, 1], the interval's ends in order, for any answers."""
+    """Value and interval lie in [0, 1], and the interval's ends are in order, for any predictions."""
     for what, case in _cases(subject.component).items():
         measured = subject.component.measure(case)
         numbers = f"value {measured.value}, interval [{measured.low}, {measured.high}]"
@@ -52,7 +52,7 @@ def measures_a_share(subject: Subject) -> None:
 
 @check(Metric)
 def counts_its_rows(subject: Subject) -> None:
-    """`rows` is how many rows the number rests on: at least one, at most those given."""
+    """`rows` is how many rows were used: at least one, at most all."""
     for what, case in _cases(subject.component).items():
         measured = subject.component.measure(case)
         rows, most = measured.rows, len(case.labels)

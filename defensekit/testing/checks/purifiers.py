@@ -1,4 +1,4 @@
-"""What the steps of a purifier promise: nothing but the selected weights, nothing but the given seed."""
+"""Checks of purifiers: only selected weights change, and shapes, dtypes and names stay."""
 
 import tempfile
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def train(step: ModelStep, pico: Pico, handed: Handed) -> Any:
 
 
 def _cases(pico: Pico) -> "Iterator[tuple[str, TensorView, Tensor]]":
-    """Every tensor in each dtype that a model may come in."""
+    """Every tensor in each dtype that a model may have."""
     import torch
 
     views = pico.views()
@@ -59,7 +59,7 @@ def _cases(pico: Pico) -> "Iterator[tuple[str, TensorView, Tensor]]":
 
 @check(WeightStep)
 def leaves_unselected_weights(subject: Subject) -> None:
-    """Where the selection is 0 the weight is equal to the bit, in float32, bfloat16 and float16."""
+    """Where the selection is 0 the weight is bitwise equal, in float32, bfloat16 and float16."""
     for where, t, weight in _cases(subject.pico):
         for what, selection in _selections(weight).items():
             changed, kept = subject.component.apply(t, weight.clone(), selection), selection == 0
@@ -94,7 +94,7 @@ def does_nothing_at_fraction_0(subject: Subject) -> None:
 
 @check(ModelStep)
 def keeps_names_and_tying(subject: Subject) -> None:
-    """The purified model's file has the suspect's tensors, each once, under their names, in their shapes and dtypes."""
+    """The purified model's file has the suspect's tensors with the same names, shapes and dtypes."""
     pico, step = subject.pico, subject.component
     before = Checkpoint(pico.suspect).tensors
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What a rule promises: it asks for what was asked of it, ends, and takes what it saw."""
+"""Checks of rules: they propose the given values, stop, and choose one that was tried."""
 
 import math
 from dataclasses import replace
@@ -10,13 +10,13 @@ from defensekit.testing.pico import Pico
 from defensekit.testing.watch import Handed
 
 ROWS = 200
-MOST = 100  # trials, each a training in earnest
+MOST = 100  # trials; in a run each may be a training
 SLOPES = {"an accuracy that stays": 0.0, "one that falls": 0.3, "one that collapses": 5.0}
 SUSPECT = Trial(0.0, 0.9, ROWS)
 
 
 def _trials(rule: Rule, slope: float) -> list[Trial]:
-    """The rule's own questions, answered with an accuracy that falls with the value."""
+    """The trials that the rule proposes, with an accuracy that falls with the value."""
     seen: list[Trial] = []
     while len(seen) <= MOST and (value := rule.propose(list(seen))) is not None:
         seen.append(Trial(value, max(0.5, round(0.9 - slope * value, 2)), ROWS))
@@ -31,7 +31,7 @@ def choose(rule: Rule, pico: Pico, handed: Handed) -> Any:
 
 @check(Rule)
 def ends(subject: Subject) -> None:
-    """It stops proposing: a trial is a training."""
+    """It stops proposing, since a trial may be a training."""
     for what, slope in SLOPES.items():
         count = len(_trials(subject.component, slope))
         expect(count <= MOST, f"expected an end, got more than {MOST} proposals with {what}")
@@ -53,7 +53,7 @@ def proposes_what_was_asked(subject: Subject) -> None:
 
 @check(Rule)
 def takes_what_it_saw(subject: Subject) -> None:
-    """The value taken is one that was tried, with a reason, whether a higher or a lower one does more."""
+    """The chosen value is one that was tried, with a reason, whether higher or lower values do more."""
     for what, slope in SLOPES.items():
         seen = _trials(subject.component, slope)
         tried = sorted({trial.value for trial in seen})

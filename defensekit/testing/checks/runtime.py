@@ -1,4 +1,4 @@
-"""What executors and observers promise."""
+"""Checks of executors and observers."""
 
 import tempfile
 from pathlib import Path
@@ -16,7 +16,7 @@ from defensekit.text import ROWS, read_rows
 
 @ordinary_use(Observer)
 def watch(observer: Observer, pico: Pico, handed: Handed) -> Any:
-    """One run: a stage that is there, one that is made, one that fails to end."""
+    """One run: a cached stage, one that is computed, one that fails."""
     observer = observer.for_run("diffusion, seed 0", {"defense.scorer": "diffusion"})
     observer.run_started({"name": "a run", "seed": 0})
     observer.planned([Planned("test rows", "data", "0" * 64, 0.5), Planned("suspect", "train", None, None)])
@@ -41,7 +41,7 @@ def execute(executor: Executor, pico: Pico, handed: Handed) -> Any:
 
 
 def _stage(folder: Path) -> dict[str, Any]:
-    """The stage that makes test rows of a file."""
+    """A stage that reads test rows from a file."""
     table = folder / "rows.csv"
     table.write_text("text,label\n" + "".join(f"{row.text},{LABELS[row.label]}\n" for row in sentences(20)))
     sizes = {"train": None, "clean": 2, "dev": 2, "test": 4}
@@ -59,7 +59,7 @@ def _stage(folder: Path) -> dict[str, Any]:
 
 @check(Executor)
 def leaves_the_stage_in_the_store(subject: Subject) -> None:
-    """When `execute` returns, the stage's artifact is whole in the store, as if computed here."""
+    """When `execute` returns, the stage's artifact is complete in the store."""
     with tempfile.TemporaryDirectory() as folder:
         stage, store = _stage(Path(folder)), Path(folder) / "store"
         with subject.component.open() as workers:

@@ -1,4 +1,4 @@
-"""What a sanitizer promises: a text for a text, whatever stands beside it."""
+"""Checks of sanitizers: one text for each, independent of the others."""
 
 import json
 from collections.abc import Sequence
@@ -30,31 +30,31 @@ def rewrite(sanitizer: Sanitizer, pico: Pico, handed: Handed) -> Any:
 
 @check(Sanitizer)
 def gives_a_text_for_each(subject: Subject) -> None:
-    """As many texts as it was handed, in their order, and one with words keeps some."""
+    """It returns a text for each, in order, and a text with words keeps at least one."""
     texts = _texts(subject.pico)
     rewritten = _sanitized(subject.component, subject.pico, texts)
     expect(len(rewritten) == len(texts), f"expected {len(texts)} texts, got {len(rewritten)}")
     for text, new in zip(texts, rewritten, strict=True):
         expect(isinstance(new, str), f"expected a text of {text[:40]!r}, got {type(new).__name__}")
         expect(new.split() or not text.split(), f"expected words to be left of {text[:40]!r}, got none")
-    expect(_sanitized(subject.component, subject.pico, []) == [], "expected no texts of no texts")
+    expect(_sanitized(subject.component, subject.pico, []) == [], "expected no texts for no texts")
 
 
 @check(Sanitizer)
 def looks_at_one_text_at_a_time(subject: Subject) -> None:
-    """What becomes of a text does not hang on those beside it or on their order: in use there is one."""
+    """The result for a text does not depend on the other texts or their order: in use there may be only one."""
     texts = _texts(subject.pico)
     together = _sanitized(subject.component, subject.pico, texts)
     apart = [new for text in texts for new in _sanitized(subject.component, subject.pico, [text])]
     if not len(together) == len(apart) == len(texts):
-        raise Inapplicable("it gives another number of texts: see `gives-a-text-for-each`")
+        raise Inapplicable("it returns another number of texts: see `gives-a-text-for-each`")
     for text, new, alone in zip(texts, together, apart, strict=True):
         expect(alone == new, f"expected {new[:60]!r} of {text[:40]!r} asked alone, got {alone[:60]!r}")
 
 
 @check(Sanitizer)
 def finds_plain_data(subject: Subject) -> None:
-    """What `inspect` gives is plain data: it is written down between the two."""
+    """`inspect` returns plain data (JSON), which is stored before `sanitize`."""
     context, texts = subject.pico.for_sanitizer(subject.component), _texts(subject.pico)
     findings = list(subject.component.inspect(texts, context))
     expect(len(findings) == len(texts), f"expected something on each of {len(texts)} texts, got {len(findings)}")
@@ -62,12 +62,12 @@ def finds_plain_data(subject: Subject) -> None:
         again = json.loads(json.dumps(findings, allow_nan=False))
     except (TypeError, ValueError) as error:
         expect(False, f"expected plain data, got {error}")
-    expect(again == findings, "expected the same after it was written as JSON, got something else")
+    expect(again == findings, "expected the same after a round trip through JSON, got something else")
 
 
 @check(Sanitizer, calls=False)
 def late_parameters_have_defaults(subject: Subject) -> None:
-    """The parameters that `inspect` does not look at are there and have defaults."""
+    """The parameters in `late` exist and have defaults."""
     component: Sanitizer = subject.component
     if not component.late:
         raise Inapplicable("it has no late parameters")

@@ -1,4 +1,4 @@
-"""What a scorer promises: finite scores, the most suspicious highest."""
+"""Checks of scorers: finite scores, in the intended order."""
 
 from typing import Any
 
@@ -26,11 +26,11 @@ def scores_are_finite_and_in_shape(subject: Subject) -> None:
 
 @check(Scorer)
 def higher_is_taken_first(subject: Subject) -> None:
-    """Dimensions that its author ordered, from the one taken last to the one taken first, have ascending scores."""
+    """Dimensions ordered by its author, from least to most suspicious, have ascending scores."""
     import torch
 
     if len(subject.order) < 2:
-        raise Inapplicable("nobody gave an order=, single dimensions from the one taken last to the one taken first")
+        raise Inapplicable("no order= was given, single dimensions from least to most suspicious")
     column = {key: torch.tensor([[float(one[key])] for one in subject.order]) for key in subject.order[0]}
     drift = column.pop("drift")
     base = torch.zeros_like(drift)
@@ -47,11 +47,11 @@ def higher_is_taken_first(subject: Subject) -> None:
 
 @check(Scorer)
 def elementwise_is_meant(subject: Subject) -> None:
-    """A scorer that says `elementwise` gives the same for parts of a flattened tensor as for the whole one."""
+    """A scorer with `elementwise = True` gives the same scores for parts of a flattened tensor as for all of it."""
     import torch
 
     if not subject.component.elementwise:
-        raise Inapplicable("it does not say `elementwise = True`; scores that don't look beyond a dimension may")
+        raise Inapplicable("it does not set `elementwise = True`, as scores of single dimensions can")
     views = subject.pico.views(subject.component.needs)
     for name in subject.pico.pair.scope:
         t = views[name]
@@ -64,4 +64,4 @@ def elementwise_is_meant(subject: Subject) -> None:
             alone = subject.component.score(tensors.TensorView(name, base, suspect, t.seed, statistics, t.quantile))
             here = f"dimensions {part.start} to {part.stop or len(whole)} of {name}"
             same = alone.shape == base.shape and torch.allclose(alone, whole[part], rtol=1e-5, atol=0)
-            expect(same, f"expected the scores of the whole for {here} by themselves, got others")
+            expect(same, f"expected the same scores for {here} alone as within the whole tensor")

@@ -1,4 +1,4 @@
-"""What a selector promises: the highest scores, exactly as many as were asked for, nothing that never moved."""
+"""Checks of selectors: the highest scores, the exact number, and only eligible dimensions."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from defensekit.testing.watch import Handed
 if TYPE_CHECKING:
     from torch import Tensor
 
-ONE = "encoder.layer.0.output.weight"  # a tensor by itself, so that every scope is the same
+ONE = "encoder.layer.0.output.weight"  # a single tensor, so that every scope is the same
 
 
 @ordinary_use(Selector)
@@ -23,20 +23,20 @@ def select(selector: Selector, pico: Pico, handed: Handed) -> Any:
 
 
 def _selected(selector: Selector, scores: Scores) -> "dict[str, Tensor]":
-    """What a selector takes, by tensor, not held to anything yet."""
+    """A selector's selections by tensor, not checked yet."""
     taken = selector.select(scores)
     return {name: one.take(scores[name]) if isinstance(one, Cut) else one for name, one in taken.items()}
 
 
 @check(Selector)
 def takes_what_is_eligible_alone(subject: Subject) -> None:
-    """An answer for every tensor, of its shape, bool or in [0, 1], and 0 wherever a dimension never moved."""
+    """A selection for every tensor, of its shape, bool or in [0, 1], and 0 where a dimension is not eligible."""
     selection.select(subject.pico.scores(), subject.component)
 
 
 @check(Selector)
 def takes_exactly_its_fraction(subject: Subject) -> None:
-    """A selector with a `fraction` takes round(fraction x eligible) dimensions, ties and all."""
+    """A selector with a `fraction` selects exactly round(fraction x eligible) dimensions, ties included."""
     if "fraction" not in type(subject.component).model_fields:
         raise Inapplicable("it has no parameter `fraction`")
     scores = _column()
@@ -52,21 +52,21 @@ def takes_exactly_its_fraction(subject: Subject) -> None:
 
 @check(Selector)
 def takes_the_highest(subject: Subject) -> None:
-    """No eligible dimension that is left scores higher than one that is taken."""
+    """No eligible dimension that is left out scores higher than a selected one."""
     scores = _column()
     chosen = (_selected(subject.component, scores)[ONE] != 0) & scores[ONE].eligible
     left = scores[ONE].eligible & ~chosen
     if not bool(chosen.any()) or not bool(left.any()):
-        raise Inapplicable("with these parameters it takes all or nothing of the tensor that it was tried on")
+        raise Inapplicable("with these parameters it selects all or nothing of the test tensor")
     lowest, highest = float(scores[ONE].score[chosen].min()), float(scores[ONE].score[left].max())
     expect(lowest >= highest, f"expected the highest scores, got one of {lowest:g} taken, and one of {highest:g} left")
 
 
 @check(Selector)
 def takes_nothing_as_it_says(subject: Subject) -> None:
-    """Where `takes_nothing` is true the selection is empty: the scores are not even computed then."""
+    """Where `takes_nothing` is true the selection is empty, since scores are not computed then."""
     if not subject.component.takes_nothing():
-        raise Inapplicable("with these parameters it takes something")
+        raise Inapplicable("with these parameters it selects something")
     selection = _selected(subject.component, subject.pico.scores())
     taken = sum(int((chosen != 0).sum()) for chosen in selection.values())
     expect(taken == 0, f"expected nothing, since takes_nothing() is true, got {taken} dimensions")

@@ -1,4 +1,4 @@
-"""What sources of data and models promise."""
+"""Checks of sources of data and models."""
 
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,11 @@ def numbers_its_rows_once(subject: Subject) -> None:
         for row in rows:
             first = seen.setdefault(row.id, role)
             expect(
-                first == role and row.id >= 0, f"expected a number for every row, got {row.id} in {first} and {role}"
+                first == role and row.id >= 0, f"expected a unique id for every row, got {row.id} in {first} and {role}"
             )
         expect(
             len({row.id for row in rows}) == len(rows),
-            f"expected an id of its own for every row, got some twice in {role}",
+            f"expected a unique id for every row, got duplicates in {role}",
         )
 
 
@@ -57,7 +57,7 @@ def labels_its_rows(subject: Subject) -> None:
 
 @check(DatasetSource)
 def digests_its_contents(subject: Subject) -> None:
-    """`contents` is a digest, a text that is not empty: stages are keyed by it."""
+    """`contents` is a digest, a text that is not empty; it is part of the stages' keys."""
     digest = subject.component.contents(lambda text: None)
     expect(isinstance(digest, str) and digest, f"expected a digest as text, got {digest!r}")
 
