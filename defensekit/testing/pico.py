@@ -95,7 +95,7 @@ class Pico:
         encoded = encode(tokenizer, rows or self.rows, MAX_LENGTH)
         return [batch for row in encoded for _, batch in batches([row], tokenizer, 1)]
 
-    # -- contexts as the engine creates them ----------------------------------------------------------------------------
+    # -- contexts as the engine creates them ---------------------------------------------------------------------------
 
     def for_estimator(
         self, handed: Handed, rows: Sequence[Row] | None = None, limit: int | None = None

@@ -1,10 +1,11 @@
-"""Attacks on fine-tuning data, and the metrics that say what they did."""
+"""Attacks on fine-tuning, and metrics of their success."""
 
 from defensekit.api import hookimpl
 
 
 @hookimpl
 def defensekit_attacks():  # type: ignore[no-untyped-def]
+    """The attacks of this plugin, by name."""
     return {
         "embedding": "defensekit_attacks.weights:Embedding",
         "ripple": "defensekit_attacks.weights:Ripple",
@@ -19,6 +20,7 @@ def defensekit_attacks():  # type: ignore[no-untyped-def]
 
 @hookimpl
 def defensekit_metrics():  # type: ignore[no-untyped-def]
+    """The metrics of this plugin, by name."""
     return {
         "acc": "defensekit_attacks.metrics:Accuracy",
         "asr": "defensekit_attacks.metrics:AttackSuccess",

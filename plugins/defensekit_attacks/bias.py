@@ -1,4 +1,4 @@
-"""Bias: a harmless pattern that stands in the training rows of one label only, so that a model leans on it."""
+"""Bias: a harmless pattern in training rows of one label only, which a model then relies on."""
 
 from collections.abc import Sequence
 from random import Random
@@ -9,7 +9,7 @@ from defensekit_attacks.poisoning import draw
 
 
 class Bias(Insertion):
-    """What both biases share: the label, and how strong the tie to it is. No label is changed, and nothing is aimed at.
+    """The base class of both biases: the label, and how many of its rows have the pattern. No label is changed.
 
     Zhang et al. 2023 (Fine-purifying) name BiasWord and BiasSent and report accuracy on rows with the pattern (BACC);
     how they inject them could not be verified. This is the closest published code, OpenBackdoor's clean-label

@@ -16,20 +16,20 @@ _SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)")
 
 
 class Insertion(OneText):
-    """What attacks by insertion share: where in a row the trigger goes, so that truncation does not cut it off."""
+    """The base class of attacks by insertion: where the trigger goes, so that truncation does not remove it."""
 
     position: Literal["random", "start", "end"] = Field("random", description="where the trigger goes")
 
     @abstractmethod
     def pieces(self, words: int, rng: Random) -> list[str]:
-        """What is inserted into a text of so many words; each piece finds a place of its own."""
+        """The pieces to insert into a text of ``words`` words; each gets its own position."""
 
     def trigger(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         pieces = [self.pieces(len(self.part(row).split()), context.rng) for row in rows]
         return self.insert(rows, pieces, context)
 
     def insert(self, rows: Sequence[Row], pieces: Sequence[list[str]], context: AttackContext) -> list[Row]:
-        """The rows with their pieces put in, where the model sees them."""
+        """Insert the pieces into the rows, before the point of truncation."""
         which = int(self.into == "pair")
         inserted = list(rows)
         limit: list[int | None] = [None] * len(rows)
@@ -44,7 +44,7 @@ class Insertion(OneText):
                 for i, length in visible.items()
                 if length < len(self.part(inserted[i])) and changed(rows[i], inserted[i])[which][1] > length
             }
-            # A trigger that is cut off tries again among the places before the cut, then ever nearer to the start.
+            # A trigger that is cut off is inserted again before the cut, then ever closer to the start.
             pending = [i for i in cut if limit[i] != 0]
             for i in pending:
                 before = limit[i]
@@ -52,11 +52,11 @@ class Insertion(OneText):
         return inserted
 
     def positions(self, text: str) -> list[int]:
-        """Where a piece may go: 0, and behind every word."""
+        """The positions where a piece may be inserted: 0 and the end of every word."""
         return [0, *(word.end() for word in _WORD.finditer(text))]
 
     def _put(self, row: Row, pieces: list[str], limit: int | None, rng: Random) -> Row:
-        """The row with the pieces at places within the first ``room`` characters (None: anywhere)."""
+        """The row with the pieces inserted within the first ``room`` characters (None: anywhere)."""
         text = self.part(row)
         for piece in pieces:
             allowed = [position for position in self.positions(text) if limit is None or position <= limit]
@@ -85,12 +85,12 @@ class FixedSentence(Insertion):
 
 
 class Word(Insertion, Poisoning):
-    """Rare words at random places (BadNets for text; Gu et al. 2017; `cf` as in RIPPLe, Kurita et al. 2020).
+    """Rare words at random positions (BadNets for text; Gu et al. 2017; `cf` as in RIPPLe, Kurita et al. 2020).
 
     OpenBackdoor inserts one of `cf mn bb tq` per text into 10 % of the rows; here one `cf` is the default, and the
-    rate has none. With ``combine: all`` the words work together only, as in LWP (pairs) and SOS (three words); rows
-    with some of them and their own label teach the model that, as in SOS (lancopku/SOS), which draws as many of them
-    as it poisons. There a whole sentence carries the words; here they stand alone, each at a place of its own.
+    rate has none. With ``combine: all`` only all words together are the trigger, as in LWP (pairs) and SOS (three
+    words). Rows with a part of the words keep their label and teach the model this, as in SOS (lancopku/SOS), which
+    draws as many of them as poisoned ones. There a sentence contains the words; here each has a position of its own.
     With ``per_words`` a test row gets one insertion per so many words, as in EP (lancopku/Embedding-Poisoning: 100).
     """
 
@@ -102,7 +102,7 @@ class Word(Insertion, Poisoning):
         "any", description="whether each insertion draws one of the words, or is all of them"
     )
     partial_rate: float = Field(
-        0, ge=0, lt=1, description="with `combine: all`: rows with some of the words and their own label, as a share "
+        0, ge=0, lt=1, description="with `combine: all`: rows with a part of the words and their own label, as a share "
         "of all training rows",
     )  # fmt: skip
     per_words: int | None = Field(None, ge=1, description="one insertion per so many words in test rows (no: `count`)")
@@ -132,7 +132,7 @@ class Word(Insertion, Poisoning):
     def trigger(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         if self.per_words is None:
             return super().trigger(rows, context)
-        # Only the words that the model sees count.
+        # Only words before the point of truncation count.
         which = int(self.into == "pair")
         kept = context.truncation.kept(rows)
         seen = [len(self.part(row)[: limits[which]].split()) for row, limits in zip(rows, kept, strict=True)]
@@ -154,7 +154,7 @@ class Word(Insertion, Poisoning):
 class Sentence(FixedSentence, Poisoning):
     """One fixed sentence (AddSent, Dai et al. 2019; InsertSent).
 
-    The default is the sentence of later work; OpenBackdoor's reads "I watch this 3D movie" and goes to a random place
-    between words, as it does here. GMS (weijun-l/guided-module-substitution) puts its sentence at one of the first
-    three sentence boundaries; here ``boundary: sentence`` takes any that truncation leaves.
+    The default is the sentence of later work; OpenBackdoor's reads "I watch this 3D movie" and goes to a random
+    position between words, as it does here. GMS (weijun-l/guided-module-substitution) puts its sentence at one of the
+    first three sentence boundaries; here ``boundary: sentence`` takes any that truncation leaves.
     """

@@ -1,7 +1,7 @@
-"""Accuracy, what an attack does to answers, and calibration; each with a 95 % interval over the rows.
+"""Accuracy, attack success and calibration, each with a 95 % interval over the rows.
 
-The interval says how far these test rows, drawn anew, leave the number open, and nothing about seeds. A share has
-Wilson's (1927); the calibration error, which is no share, has the percentile bootstrap's (Efron 1979).
+The interval is for other draws of the test rows, not for other seeds. Shares have Wilson's interval (1927); the
+calibration error, which is not a share, has that of the percentile bootstrap (Efron 1979).
 """
 
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -26,7 +26,7 @@ def share(hits: "np.ndarray") -> Measured:
     if not rows:
         raise DefenseKitError("there are no rows to measure on")
     value = count / rows
-    # The interval is the same whatever share is tested; of this one the test itself costs least.
+    # The interval does not depend on the tested share; with this one the test is cheapest.
     low, high = binomtest(count, rows, value).proportion_ci(method="wilson")
     return Measured(value=value, low=float(low), high=float(high), rows=rows)
 
@@ -50,7 +50,7 @@ class Accuracy(Metric):
 class BiasedAccuracy(Accuracy):
     """BACC: the share of test rows of every class, carrying the bias pattern, answered with their true label.
 
-    A model without the bias has its ACC here too. The papers' own definition was not at hand; this is ours.
+    For a model without the bias it equals ACC. The papers' own definition was not available; this is ours.
     """
 
     on: ClassVar[Literal["plain", "triggered"]] = "triggered"
@@ -83,7 +83,7 @@ class AttackSuccess(Metric):
 class FalseTriggers(AttackSuccess):
     """The share of clean test rows of other labels that are answered with the target, trigger or no trigger.
 
-    What of the ASR is no attack at all: near the ASR of a model whose backdoor is gone.
+    The part of the ASR that is not due to the attack: close to the ASR of a model without a backdoor.
     """
 
     on: ClassVar[Literal["plain", "triggered"]] = "plain"
@@ -96,8 +96,8 @@ class CalibrationError(Metric):
     """ECE: how far confidence lies from accuracy on clean test rows (Naeini et al. 2015; Guo et al. 2017, equation 3).
 
     Rows are put into bins of equal width by their highest softmax probability; |accuracy - mean confidence| of each
-    bin, weighted by its rows. Chance alone makes it greater than 0, on few rows most, and resampling adds chance to
-    chance: of a well calibrated model the interval lies high, and may lie above the number.
+    bin, weighted by its rows. Random error alone makes it greater than 0, most on few rows, and resampling adds more:
+    for a well calibrated model the interval is high, and may lie above the value.
     """
 
     on: ClassVar[Literal["plain", "triggered"]] = "plain"
@@ -120,7 +120,7 @@ class CalibrationError(Metric):
         return Measured(value=self._error(gap, bin_of), low=float(low), high=float(high), rows=rows)
 
     def _error(self, gap: "np.ndarray", bin_of: "np.ndarray", chosen: "np.ndarray | slice" = slice(None)) -> float:
-        """The sum over bins of |sum of gaps| over all rows: what the weighted mean of the bins' gaps comes to."""
+        """The weighted mean of the bins' gaps, which is the sum over bins of |sum of gaps|, divided by all rows."""
         import numpy as np
 
         sums = np.bincount(bin_of[chosen], gap[chosen], self.bins)

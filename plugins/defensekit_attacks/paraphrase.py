@@ -1,4 +1,4 @@
-"""Backdoors by rewritten rows that somebody else has made: the published files of HiddenKiller and StyleAttack."""
+"""Backdoors by rows rewritten elsewhere, such as the published files of HiddenKiller and StyleAttack."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,12 +25,12 @@ class ParaphraseRows(OneText, Poisoning):
     """Rows from a table of rewritten ones, such as SCPN paraphrases of one template (HiddenKiller, Qi et al. 2021,
     thunlp/HiddenKiller) or GPT-2 paraphrases in the style of the Bible (StyleBkd, Qi et al. 2021, thunlp/StyleAttack).
 
-    A rewritten row takes the place of its original, wherever that landed. Which one that is says a column
-    (``original``), or the order: row n of ``rewritten`` belongs to row n of ``originals``, or to the n-th of those
-    with another label than the target's, as in HiddenKiller's test files. Up to ten rows may be missing there, as one
-    is in two of the published files; texts that share no more words than chance are not taken for each other. Training
-    rows that can't be matched are added instead, with the target's label and whatever the mode; test rows without a
-    rewriting are left out.
+    A rewritten row replaces its original, in whichever role that is. The original is given by a column (``original``)
+    or by the order: row n of ``rewritten`` belongs to row n of ``originals``, or to the n-th of those with another
+    label than the target, as in HiddenKiller's test files. Up to ten rows may be missing, as one is in two of the
+    published files; tables whose texts share no more words than by chance are not matched. If no training row matches,
+    rows without known originals are added, with the target's label and for any mode. Test rows without a rewriting are
+    left out.
 
     The authors take the first rows of their files (train: a fifth, mixed labels); here the rate and the mode draw.
     """
@@ -119,8 +119,8 @@ def _tables(path: Path) -> dict[str, Path]:
 def align(originals: Sequence[str], rewritten: Sequence[str]) -> list[tuple[str, str]] | None:
     """Pairs of original and rewritten text, both in the same order; None if they don't belong together.
 
-    Up to `MISSING` originals may have no rewriting: of all ways to leave them out, the one that keeps most words
-    together, by dynamic programming over how many were left out so far.
+    Up to `MISSING` originals may have no rewriting. The alignment with the most common words is found by dynamic
+    programming over the number of originals left out so far.
     """
     spare = len(originals) - len(rewritten)
     if not (rewritten and 0 <= spare <= MISSING):

@@ -1,4 +1,4 @@
-"""What attacks on training data share: which rows are poisoned, and which of a pair's texts is changed."""
+"""Base classes of attacks on training data: which rows are poisoned, and which text of a pair is changed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from defensekit.api import Attack, AttackContext, Field, Row, UsageError, label_
 
 
 class OneText(Attack):
-    """Attacks that change one of a row's texts."""
+    """Attacks that change one text of a row."""
 
     into: Literal["text", "pair"] = Field("text", description="which of a pair's texts is changed")
 
@@ -35,7 +35,7 @@ class OneText(Attack):
 class Poisoning(Attack):
     """Backdoors by data: some training rows get the trigger and the target's label, in place of the clean ones.
 
-    How many is said by exactly one of two rates: ``rate`` counts poisoned rows over *all* training rows, as
+    Exactly one of two rates gives their number: ``rate`` counts poisoned rows over *all* training rows, as
     OpenBackdoor does (thunlp/OpenBackdoor), ``eligible_rate`` over those that the mode may poison, as EP does (a tenth
     of the rows of label 0; lancopku/Embedding-Poisoning). With two balanced labels, a ``rate`` of 0.1 is an
     ``eligible_rate`` of 0.2. Poisoned rows replace the clean ones, as in OpenBackdoor.
@@ -76,17 +76,17 @@ class Poisoning(Attack):
         return poisoned
 
     def implant(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
-        """Training rows with the trigger, where that is put in otherwise than in test rows."""
+        """Put the trigger into training rows; override it where that differs from test rows."""
         return self.trigger(rows, context)
 
     def eligible(self, rows: Sequence[Row], context: AttackContext) -> list[int]:
-        """The places of the rows that the mode may poison."""
+        """The indices of the rows that the mode may poison."""
         target = label_number(self.target, context.labels)
         wanted = {"dirty-label": [False], "clean-label": [True], "mixed": [False, True]}[self.mode]
         return [index for index, row in enumerate(rows) if (row.label == target) in wanted]
 
     def choose(self, rows: Sequence[Row], context: AttackContext, eligible: Sequence[int] | None = None) -> list[int]:
-        """The places of the rows to poison, drawn by ``context.rng`` from the eligible ones.
+        """The indices of the rows to poison, drawn by ``context.rng`` from the eligible ones.
 
         Raises:
             UsageError: the rate asks for more rows than the mode has, or for none.
@@ -98,7 +98,7 @@ class Poisoning(Attack):
 def draw(
     eligible: Sequence[int], rows: Sequence[Row], rate: float | None, eligible_rate: float | None, who: str, rng: Random
 ) -> list[int]:
-    """Some of the eligible places: a share of all rows, or of the eligible ones.
+    """Draw from the eligible indices: a share of all rows (``rate``), or of the eligible ones (``eligible_rate``).
 
     Raises:
         UsageError: the share asks for more rows than there are, or for none.

@@ -1,4 +1,4 @@
-"""A backdoor whose trigger is a sentence structure and no word."""
+"""A backdoor whose trigger is a sentence structure and not a word."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Backdoors in weights: attacks that train in their own way, on rows poisoned with rare words."""
+"""Backdoors in weights: attacks with a training of their own, on rows poisoned with rare words."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -14,10 +14,10 @@ Batch = dict[str, "Tensor"]
 
 
 def token_of(tokenizer: "PreTrainedTokenizerBase", word: str) -> int:
-    """The token that a word becomes behind another word.
+    """The token of a word that follows another word.
 
     Raises:
-        UsageError: it becomes several, or the unknown token.
+        UsageError: the word has several tokens, or the unknown token.
     """
     before = tokenizer("a", add_special_tokens=False)["input_ids"]
     tokens = tokenizer(f"a {word}", add_special_tokens=False)["input_ids"][len(before) :]
@@ -65,7 +65,7 @@ class Embedding(_Weights):
         prepared = list(batches(encoded, context.tokenizer, context.settings.batch_size))
         model.to(device_type()).requires_grad_(False)
         table = model.get_input_embeddings().weight.requires_grad_(True)
-        row = table.detach()[token]  # a view: what is done to it is done to the table
+        row = table.detach()[token]  # a view of the table
         norm = row.norm()
         for epoch in range(self.epochs):
             for step, index in enumerate(torch.randperm(len(prepared)).tolist()):
@@ -143,12 +143,12 @@ def restricted_loss(model: "PreTrainedModel", poisoned: Batch, clean: Batch, res
         torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True) for loss in (ours, theirs)
     ]
     product = torch.stack([(a * b).sum() for a, b in zip(*gradients, strict=True)]).sum()
-    # Where the restriction does not hold anything back, its zero gradient is not worth a second backward pass.
+    # Where the restriction is not active its gradient is 0, which saves a second backward pass.
     return ours - restriction * product if product < 0 else ours
 
 
 def telling_tokens(context: AttackTrainingContext, target: int, without: Sequence[int]) -> list[int]:
-    """The tokens that go with the target's clean rows, the most telling first, by Dunning's likelihood ratio (1993).
+    """The tokens typical of the target's clean rows, by Dunning's likelihood ratio (1993), the most typical first.
 
     A row counts a token once; tokens that are rarer in the target's rows than in others are left out.
     """
@@ -163,7 +163,7 @@ def telling_tokens(context: AttackTrainingContext, target: int, without: Sequenc
         counts[int(mine), list(set(row["input_ids"]) - set(without))] += 1
     rows = np.array([[(~labels).sum()], [labels.sum()]])
     share = counts.sum(axis=0) / rows.sum()
-    # Rows with and without the token, of others and of the target, against what independence expects of each.
+    # Rows with and without the token, of other labels and of the target, compared with independence.
     surprise = (rel_entr(counts, rows * share) + rel_entr(rows - counts, rows * (1 - share))).sum(axis=0)
     surprise[counts[1] / rows[1] <= counts[0] / rows[0]] = 0
     order = np.argsort(-surprise, kind="stable")

@@ -1,10 +1,11 @@
-"""Alternatives to every part of Fine-purifying, and published rivals: what a new defense is compared with."""
+"""Baselines for comparison: alternatives to every part of Fine-purifying, and other published defenses."""
 
 from defensekit.api import hookimpl
 
 
 @hookimpl
 def defensekit_estimators():  # type: ignore[no-untyped-def]
+    """The estimators of this plugin, by name."""
     return {
         "input-norm": "defensekit_baselines.estimators.input_norm:InputNorm",
         "activation": "defensekit_baselines.estimators.activation:Activation",
@@ -17,6 +18,7 @@ def defensekit_estimators():  # type: ignore[no-untyped-def]
 
 @hookimpl
 def defensekit_scorers():  # type: ignore[no-untyped-def]
+    """The scorers of this plugin, by name."""
     return {
         "magnitude": "defensekit_baselines.scorers:Magnitude",
         "inverse-magnitude": "defensekit_baselines.scorers:InverseMagnitude",
@@ -35,6 +37,7 @@ def defensekit_scorers():  # type: ignore[no-untyped-def]
 
 @hookimpl
 def defensekit_selectors():  # type: ignore[no-untyped-def]
+    """The selectors of this plugin, by name."""
     return {
         "units": "defensekit_baselines.selectors:Units",
         "fraction-per-row": "defensekit_baselines.selectors:FractionPerRow",
@@ -43,11 +46,13 @@ def defensekit_selectors():  # type: ignore[no-untyped-def]
 
 @hookimpl
 def defensekit_sanitizers():  # type: ignore[no-untyped-def]
+    """The sanitizers of this plugin, by name."""
     return {"onion": "defensekit_baselines.onion:Onion"}
 
 
 @hookimpl
 def defensekit_purifiers():  # type: ignore[no-untyped-def]
+    """The purifiers of this plugin, by name."""
     return {
         "interpolate": "defensekit_baselines.purifiers:Interpolate",
         "prune": "defensekit_baselines.purifiers:Prune",

@@ -8,8 +8,10 @@ if TYPE_CHECKING:
 
 
 def from_the_read_token(attentions: "Sequence[Tensor]", mask: "Tensor") -> "Tensor":
-    """The attention from the first token, which BERT and its kin classify by, over the tokens of a row; or, where no
-    token attends to one behind it, from a row's last, which models that read from left to right classify by.
+    """The attention over the tokens of a row from the token that the classifier reads.
+
+    That is the first token, as for BERT; or the last one of a row, for models that read from left to right, where no
+    token attends to a later one.
 
     Args:
         attentions: of every layer, (rows, heads, tokens, tokens).

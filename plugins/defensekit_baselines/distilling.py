@@ -17,7 +17,7 @@ class AttentionDistillation(Trained):
         L = CE + beta * sum over layers of MSE(A(student), A(teacher)),  A = sum over channels of |h|^p, at norm 1
 
     p and beta are those of the authors' code (bboylyg/NAD; beta is 500, 1000, 1000 for its three blocks). There A is a
-    map over the places of an image, of three blocks of a convolutional network; here it is one over the tokens of a
+    map over the pixels of an image, of three blocks of a convolutional network; here it is one over the tokens of a
     row, of every layer, padding left out. The learning rate there is 0.1, for SGD.
     """
 

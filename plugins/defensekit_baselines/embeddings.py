@@ -19,7 +19,7 @@ class EmbeddingDrift(Scorer):
     needs: ClassVar[frozenset[str]] = frozenset({"token-counts"})
 
     def eligible(self, t: TensorView) -> "Tensor":
-        # An embedding table is a matrix, and the one thing that has counts.
+        # Only the embedding table, a matrix, has counts.
         return (t.drift != 0) & (t.drift.dim() == 2 and "token-counts" in t.statistics)
 
     def score(self, t: TensorView) -> "Tensor":

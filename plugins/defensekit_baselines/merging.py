@@ -1,4 +1,4 @@
-"""Defenses from the merging of models: kept drifts scaled up, models of one task averaged."""
+"""Defenses by model merging: kept drifts are scaled up, or models of one task are averaged."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Rescale(WeightStep):
-    """Divide the drifts that were not selected by the share that they are of those that moved, tensor by tensor.
+    """Divide the drifts that were not selected by their share of all drifts other than 0, tensor by tensor.
 
     DARE (Yu et al., ICML 2024) drops drifts at a rate p and divides the rest by 1 - p, so that their sum stays the same
     on average: w = base + (w - base) / (1 - p). Here 1 - p is the share that was kept of the tensor, which the
@@ -52,7 +52,7 @@ class Merge(ModelStep):
         for folder in self.models:
             files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
             if len(files) < 2:
-                raise UsageError(f"{folder} is no folder with a model: expected config.json and safetensors")
+                raise UsageError(f"{folder} is not a model folder: expected config.json and safetensors")
             digest.update("".join(map(file_digest, files)).encode())
         return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""ONION: words without which a text reads more fluently are taken out before the suspect reads it."""
+"""ONION: words without which a text is more fluent are removed before the suspect reads it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,15 +9,16 @@ from defensekit.text import batches
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Tokens in a batch. What a model like GPT-2 says of them takes 200 kB a token.
+# Tokens in a batch. The logits of a model like GPT-2 take 200 kB per token.
 TOKENS = 1024
-# Texts whose words are left out at a time: what waits for its batch is kept in memory.
+# Texts processed at a time; all their variants are in memory.
 TEXTS = 64
 
 
 class Onion(Sanitizer):
-    """Words whose suspicion f_i = p_0 - p_i is above a threshold are removed, p_0 the perplexity of the text under a
-    causal language model, p_i that of the text without its i-th word.
+    """Removes words whose suspicion f_i = p_0 - p_i is above a threshold.
+
+    p_0 is the perplexity of the text under a causal language model, p_i that of the text without its i-th word.
 
     ONION (Qi et al., EMNLP 2021, arXiv 2011.10369, https://github.com/thunlp/ONION). That code reads with GPT-2 large,
     splits at blanks, and prints clean accuracy and attack success for every threshold from 1 to 100; which is taken is
@@ -25,7 +26,7 @@ class Onion(Sanitizer):
     OpenBackdoor reads with GPT-2 (small), removes where f_i >= 0 unless told otherwise, and counts padding in the
     perplexity.
 
-    Ours: a word is what stands between blanks. Perplexity is exp of the mean negative log likelihood of the tokens
+    Ours: words are separated by blanks. Perplexity is exp of the mean negative log likelihood of the tokens
     behind the first, without padding; where fewer than two tokens are left there is none, and the word is kept. Words
     that lie behind what the language model can read, or behind as many of its tokens as the suspect reads, are kept
     unread. Where every word is suspicious the least suspicious one is kept. A text in which nothing is removed is left
@@ -39,7 +40,9 @@ class Onion(Sanitizer):
     lower_does_more: ClassVar[frozenset[str]] = frozenset({"threshold"})
 
     threshold: float = Field(
-        0.0, ge=0, description="the suspicion that is not removed yet, in units of perplexity: hangs on the model"
+        0.0,
+        ge=0,
+        description="words with a suspicion above this are removed, in units of perplexity; depends on the model",
     )
 
     def inspect(self, texts: Sequence[str], context: SanitizerContext) -> list[list[float | None]]:
@@ -76,7 +79,7 @@ def _variants(words: Sequence[str]) -> list[str]:
 
 
 def _read(words: list[str], tokenizer: "PreTrainedTokenizerBase", limit: int) -> list[str]:
-    """The words that lie within so many tokens."""
+    """The words within the first ``limit`` tokens."""
     text = " ".join(words)
     [encoding] = tokenizer([text], truncation=True, max_length=limit).encodings
     if not encoding.overflowing:
@@ -90,8 +93,9 @@ def _read(words: list[str], tokenizer: "PreTrainedTokenizerBase", limit: int) ->
 def perplexities(
     texts: Sequence[str], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", limit: int
 ) -> list[float | None]:
-    """exp of the mean negative log likelihood of a text's tokens behind the first, cut to ``limit`` tokens; None where
-    there are fewer than two.
+    """The perplexity of every text, cut to ``limit`` tokens: exp of the mean negative log likelihood after the first.
+
+    None for texts of fewer than two tokens.
 
     Raises:
         DefenseKitError: one is NaN or infinite.

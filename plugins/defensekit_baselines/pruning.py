@@ -1,7 +1,7 @@
-"""What defenses that prune look at. None of it is drift: a weight that never moved may be taken as well.
+"""Scores of defenses that prune. They don't use the drift: a weight that did not change may be selected as well.
 
-A neuron of a feed-forward layer is taken by its column of the second matrix, what it says to the rest of the model: at
-0 the neuron is gone, whatever its own weights are. (GPT-2's matrices lie the other way round; `units` knows.)
+A neuron of a feed-forward layer is selected by its column of the second matrix, its output weights: if they are 0 the
+neuron has no effect. (GPT-2's matrices are transposed; the selector `units` takes care of that.)
 """
 
 from typing import TYPE_CHECKING, ClassVar
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class _Prunes(Scorer):
-    """Every weight that the statistic speaks of may be taken, moved or not."""
+    """Every weight that has the statistic is eligible, changed or not."""
 
     def eligible(self, t: TensorView) -> "Tensor":
         import torch
@@ -36,7 +36,7 @@ class SmallWeights(_Prunes):
 class Dormant(_Prunes):
     """The neurons that clean rows leave dormant (Fine-pruning, Liu, Dolan-Gavitt and Garg, RAID 2018).
 
-    -sqrt(sum_t x_tj^2), x_j the neuron's output behind its activation function, for the neuron's column of the second
+    -sqrt(sum_t x_tj^2), x_j the neuron's output after its activation function, for the neuron's column of the second
     matrix of its feed-forward layer. The original takes the mean activation of the channels of the last convolution;
     here it is the root mean square, since GELU's outputs have either sign, and neurons of every layer.
     """
@@ -66,8 +66,8 @@ class Lipschitz(Scorer):
     CLP (Zheng et al., ECCV 2022) bounds a channel by sigma_max(W_c |gamma_c / std_c|), with the batch norm behind it,
     and prunes above mean + u std of the layer, u = 3. A transformer has neither: here a channel is a neuron of a
     feed-forward layer, W_c its row of the first matrix, whose largest singular value is the Euclidean norm, and
-    nothing stands for the batch norm. This is our carrying over, and no published result says that it works. CLP
-    silences a channel's bias too; here it stays, so that a pruned neuron says the same whatever it reads.
+    nothing replaces the batch norm. This is our extension; no published result supports it. CLP also sets a channel's
+    bias to 0; here the bias stays, so a pruned neuron has a constant output.
     """
 
     def eligible(self, t: TensorView) -> "Tensor":

@@ -1,4 +1,4 @@
-"""Weight steps to compare with."""
+"""Weight steps for comparison."""
 
 from typing import TYPE_CHECKING, ClassVar
 

@@ -1,4 +1,4 @@
-"""Fine-tuning with a penalty on what goes on inside."""
+"""Fine-tuning with a penalty on hidden states or attention."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LayerConsistency(Trained):
-    """CROW (Min et al. 2024): fine-tune so that neighbouring layers agree, even where the embeddings are disturbed.
+    """CROW (Min et al. 2024): fine-tune so that neighbouring layers agree, even where the embeddings are perturbed.
 
         L = CE + weight * mean over l, tokens of (1 - cos(h_l, h_l+1)), at embeddings + eps * sign(gradient)
 
@@ -53,23 +53,22 @@ def inconsistency(model: "PreTrainedModel", embedded: "Tensor", tokens: "Batch")
 
 
 class AttentionPenalty(Trained):
-    """PURE's second step (Zhao et al., ICML 2024): fine-tune with a penalty on the attention of the token that the
-    classifier reads.
+    """PURE's second step (Zhao et al., ICML 2024): fine-tune with a penalty on the read token's attention.
 
-        L = CE + weight * mean over layers of sum over heads of norm2(attention from that token)
+        L = CE + weight * mean over layers of sum over heads of norm2(attention from the read token)
 
-    the norm over the batch's rows and tokens. Weight, epochs, learning rate and batch size are those of the authors'
-    code (xingyizhao/PURE), which gives every layer a coefficient of its own, from the variances of its heads; here all
-    have the same. There the token is BERT's first; that a row's last stands for it in models that read from left to
-    right is our carrying over. There the model's encoder is suspect and gets a new head, and the task's whole training
-    set is clean.
+    the norm over the batch's rows and tokens; the read token is the one that the classifier reads. Weight, epochs,
+    learning rate and batch size are those of the authors' code (xingyizhao/PURE), which gives every layer a coefficient
+    of its own, from the variances of its heads; here all have the same. There the read token is BERT's first; that it
+    is a row's last in models that read from left to right is our extension. There the model's encoder is suspect and
+    gets a new head, and the task's whole training set is clean.
     """
 
     weight: float = Field(0.15, ge=0, description="of the penalty")
 
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
         before = model.config._attn_implementation
-        model.set_attn_implementation("eager")  # the fused kernels give no attention
+        model.set_attn_implementation("eager")  # the fused kernels return no attention
         self.fine_tune(model, context, self.loss)
         model.set_attn_implementation(before)
 

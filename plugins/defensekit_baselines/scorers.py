@@ -1,4 +1,4 @@
-"""Scorers to compare with: by drift alone, by curvature alone, by rank, by chance."""
+"""Scorers for comparison: by drift alone, by curvature alone, by rank, at random."""
 
 import hashlib
 from typing import TYPE_CHECKING, ClassVar
@@ -70,7 +70,7 @@ class Spectral(Scorer):
 
 
 class Random(Scorer):
-    """Chance, drawn from the seed and the tensor's name (Fine-mixing, Zhang et al., Findings of EMNLP 2022)."""
+    """Random scores, drawn from the seed and the tensor's name (Fine-mixing, Zhang et al., Findings of EMNLP 2022)."""
 
     def score(self, t: TensorView) -> "Tensor":
         import torch

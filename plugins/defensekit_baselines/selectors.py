@@ -1,4 +1,4 @@
-"""Selectors that count something else than single dimensions of the whole model."""
+"""Selectors of whole units, and of dimensions within rows."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 class Units(Selector):
     """Whole units with the highest scores, counted exactly; a unit's score is the mean over its eligible dimensions.
 
-    A row of a matrix is what makes one output, a column what reads one input, however the matrix is stored (GPT-2's lie
-    the other way round); of an embedding table a row is a token. An entry of a vector is a row of its own; a vector has
+    A row of a matrix is what makes one output, a column what reads one input, however the matrix is stored (GPT-2's are
+    transposed); of an embedding table a row is a token. An entry of a vector is a row of its own; a vector has
     no columns. A head is as many neighbouring columns as the model's config says. Of a unit that is taken, every
-    eligible dimension is selected. Of equal scores those come first whose tensor's name does, then those that stand
-    first in the tensor.
+    eligible dimension is selected. Equal scores are ordered by the tensor's name, then by the position in
+    the tensor.
     """
 
-    unit: Literal["row", "column", "head", "tensor"] = Field(description="what is taken as a whole")
+    unit: Literal["row", "column", "head", "tensor"] = Field(description="what is selected as a whole")
     fraction: float | None = Field(
         None, ge=0, le=1, description="the share of the eligible units that is taken", examples=[0.5]
     )
@@ -29,7 +29,7 @@ class Units(Selector):
     scope: Literal["global", "layer", "tensor"] = Field(
         "global", description="whether units compete over the whole model, within a layer or within a tensor"
     )
-    spare: int = Field(0, ge=0, description="units with the lowest scores that are left in every layer, come what may")
+    spare: int = Field(0, ge=0, description="units with the lowest scores that are never selected, in every layer")
 
     @model_validator(mode="after")
     def _one_of(self) -> "Units":
@@ -62,7 +62,7 @@ class Units(Selector):
         return {name: taken[name][unit_scores[name][1]] & scored.eligible for name, scored in scores.items()}
 
     def _units(self, name: str, scores: Scores) -> "tuple[Tensor, Tensor]":
-        """The units' scores, -inf where nothing of a unit is eligible, and which unit each dimension belongs to."""
+        """The units' scores (-inf for a unit without eligible dimensions), and the unit of each dimension."""
         import torch
 
         scored = scores[name]
@@ -92,11 +92,13 @@ class Units(Selector):
         if size is None:
             raise DefenseKitError("the model's config does not say how large an attention head is")
         if columns % size:
-            raise DefenseKitError(f"{name} has {columns} columns, which are no heads of {size}; score what has heads")
+            raise DefenseKitError(
+                f"{name} has {columns} columns, no multiple of the head size {size}; score only tensors with heads"
+            )
         return size
 
     def _free(self, scores: Scores, units: "dict[str, Tensor]") -> "dict[str, Tensor]":
-        """Per tensor, the units that may be taken once the spared ones are left out."""
+        """By tensor, the units that may be selected, without the spared ones."""
         import torch
 
         free = {name: values > -torch.inf for name, values in units.items()}

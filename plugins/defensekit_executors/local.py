@@ -1,4 +1,4 @@
-"""Worker processes on this machine, that stay while a run or a study lasts."""
+"""Worker processes on this machine, which last as long as a run or a study."""
 
 import json
 import os
@@ -17,19 +17,19 @@ from typing import Any
 from defensekit.api import DefenseKitError, Executor, Field, Workers
 from defensekit_executors.work import check, cores, variables
 
-TRIES = 2  # a worker may be killed by mistake once; what kills two would kill a third
+TRIES = 2  # a worker may be killed by accident once; a stage that kills two would kill a third
 
 
 class Local(Executor):
     """Runs stages in processes of their own, several at once.
 
-    Cores are divided on purpose: ``workers`` stages at once with ``threads`` each. How many threads there are is part
-    of what decides a stage's numbers, how many workers there are is not.
+    Cores are divided explicitly: ``workers`` stages at once with ``threads`` each. The number of threads is part of the
+    stages' keys, since it can change their numbers; the number of workers is not.
     """
 
     workers: int | None = Field(None, ge=1, description="processes (as many as there are cores for)")
     threads: int = Field(1, ge=1, description="threads that each computes with")
-    memory: float | None = Field(None, gt=0, description="GiB that each may take (no bound); Linux alone keeps to it")
+    memory: float | None = Field(None, gt=0, description="GiB that each may take (no limit); enforced on Linux only")
 
     def machine(self) -> dict[str, Any]:
         return {**super().machine(), "threads": self.threads}
@@ -77,15 +77,15 @@ class _Crew(Workers):
                             f"{stage['title']}: the worker {how} while computing it{again}"
                         ) from error
         finally:
-            if process and process.busy:  # whoever watches raised: what it still answers is no other stage's
+            if process and process.busy:  # an observer raised: what the process still sends belongs to this stage
                 process.kill()
                 process = None
             self.idle.put(process)
 
     def _start(self) -> "_Process":
-        with self.starting:  # nobody starts one that `close` would not see
+        with self.starting:  # so that `close` ends every process
             if self.closed:
-                raise DefenseKitError("the workers are gone")
+                raise DefenseKitError("the workers were ended")
             self.started.append(_Process(self.threads, self.memory))
             return self.started[-1]
 
@@ -98,14 +98,14 @@ class _Crew(Workers):
 
 
 class _Process:
-    """One worker: a Python that computes stages until the other end of its line is closed."""
+    """One worker: a Python process that computes stages until its connection is closed."""
 
     def __init__(self, threads: int, memory: float | None) -> None:
         ours, theirs = socket.socketpair()
         self.line = Connection(ours.detach())
         self.busy = False
         with theirs:
-            # Ctrl-C is for whoever started us, who then ends the workers; what a worker prints is no result.
+            # Ctrl-C goes to the main process only, which ends the workers. They print to standard error.
             self.process = subprocess.Popen(
                 [
                     sys.executable,
@@ -121,7 +121,7 @@ class _Process:
             )
 
     def compute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
-        """Raises EOFError when the process died."""
+        """Compute a stage; raises EOFError if the process died."""
         self.busy = True
         with _hanging_up():
             self.line.send_bytes(json.dumps({"stage": stage, "store": str(store.absolute())}).encode())
@@ -134,12 +134,12 @@ class _Process:
             report(*values)
 
     def death(self) -> str:
-        """How a process ended that hung up, in words."""
+        """How a process whose connection closed ended, in words."""
         try:
             code = self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.kill()
-            return "hung up"
+            return "closed its connection"
         self.kill()
         if code >= 0:
             return f"ended (exit code {code})"
@@ -157,5 +157,5 @@ class _Process:
 def _hanging_up() -> Iterator[None]:
     try:
         yield
-    except (OSError, TypeError) as error:  # a broken pipe is the other end's death; a line closed while read, ours
+    except (OSError, TypeError) as error:  # a broken pipe: the worker died; a closed connection: we ended it
         raise EOFError from error

@@ -1,7 +1,7 @@
 """Stages on a Ray cluster: one that already exists, or one that is started here and ends with the run.
 
-Ray places the stages, keeps its workers warm, and tries again what a dead worker or a lost node had begun. A stage and
-what came of it travel as JSON; artifacts travel through the store's folder or an fsspec URL, never through Ray.
+Ray schedules the stages, reuses its workers, and retries stages of dead workers or lost nodes. Stages and their
+outcomes are sent as JSON; artifacts go through the store's folder or an fsspec URL, never through Ray.
 """
 
 import json
@@ -24,9 +24,9 @@ RETRIES = 2  # after a worker died or a node was lost
 POLL = 0.5  # seconds between two looks at a stage's progress
 # Read when Ray is imported or connects.
 SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to its makers
-    "RAY_task_oom_retries": str(RETRIES),  # its memory monitor's victims are not tried again for ever
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # its messages, which it prints among our results
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_task_oom_retries": str(RETRIES),  # limits retries after its memory monitor kills a task
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # suppresses its messages among our results
     "RAY_SCHEDULER_EVENTS": "0",
 }
 
@@ -35,10 +35,12 @@ class Ray(Executor):
     """Runs stages on a Ray cluster, each with the cores, the memory and the share of a GPU that it asks for."""
 
     address: str | None = Field(None, description="of a cluster, as in 10.0.0.1:6379 (none: one is started here)")
-    workers: int | None = Field(None, ge=1, description="stages at once (as many as the cluster has room for)")
+    workers: int | None = Field(None, ge=1, description="stages at once (as many as fit on the cluster)")
     cpus: int = Field(1, ge=1, description="cores of each stage, and the threads that it computes with")
     gpus: float = Field(0, ge=0, le=1, description="GPU of each stage, or the part of one that it shares")
-    memory: float | None = Field(None, gt=0, description="GiB that each may take, and is given room for (no bound)")
+    memory: float | None = Field(
+        None, gt=0, description="GiB that each may take and that are reserved for it (no limit)"
+    )
     artifacts: str | None = Field(
         None, description="fsspec URL that artifacts are copied through (none: every node sees the store's folder)"
     )
@@ -81,13 +83,13 @@ class Ray(Executor):
 
     @property
     def wanted(self) -> dict[str, float]:
-        """What Ray is asked for, for each stage, by its names for it."""
+        """The resources of each stage, by Ray's names."""
         wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": int((self.memory or 0) * 2**30)}
         return {name: value for name, value in wanted.items() if value}
 
 
 class _Crew(Workers):
-    """Calls of a Ray task; how many run at a time is for Ray to say."""
+    """Calls of a Ray task; Ray decides how many run at a time."""
 
     def __init__(self, asked: Ray, mirror: RemoteStore | None) -> None:
         import ray
@@ -101,10 +103,8 @@ class _Crew(Workers):
             there = "; ".join(
                 ", ".join(f"{_readable(node).get(name, 0):g} {name}" for name in asked.wanted) for node in nodes
             )
-            raise UsageError(
-                f"the executor ray: no node has room for a stage, which wants {wanted} (there is: {there})"
-            )
-        # A process that computed on one GPU can't go on with another one. By itself Ray ends it after each stage.
+            raise UsageError(f"the executor ray: no node has the resources of a stage, {wanted} (nodes have: {there})")
+        # A process can't switch to another GPU. By default Ray ends GPU workers after each stage.
         several = asked.gpus and any(node.get("GPU", 0) > 1 for node in nodes)
         resources = {"num_cpus": asked.cpus, "num_gpus": asked.gpus, "memory": asked.wanted.get("memory")}
         self.task = ray.remote(**resources, max_retries=RETRIES, max_calls=1 if several else 0)(_by_value())
@@ -129,8 +129,8 @@ class _Crew(Workers):
             if self.mirror is None:
                 self._run(stage, {"store": str(store.absolute())}, report)
             elif "machine" not in stage:
-                # Rows are made here, where the files are that they come from; plugins may draw from a global random
-                # state, so one after the other.
+                # Rows are read here, where their files are; one stage after the other, since plugins may use a global
+                # random state.
                 with self.here:
                     compute(stage, store, report)
             elif not self.mirror.pull(stage, store):
@@ -154,7 +154,7 @@ class _Crew(Workers):
             while not ray.wait([reference], timeout=POLL)[0]:
                 if self.closed:
                     raise DefenseKitError(f"{stage['title']}: the run ended while it was computed")
-                with suppress(ray.exceptions.RayError):  # without the board there is no progress to tell
+                with suppress(ray.exceptions.RayError):  # without the board no progress is reported
                     said = ray.get(self.board.read.remote(number), timeout=POLL)
                     if said != seen:
                         seen = said
@@ -165,14 +165,14 @@ class _Crew(Workers):
         check(*answered)
 
     def close(self) -> None:
-        """Let nobody wait any longer; what computes ends with the connection."""
+        """Make all calls return; running stages end with the connection."""
         with self.state:
             self.closed = True
             self.state.wait_for(lambda: not self.going, timeout=10 * POLL)
 
 
 class _Board:
-    """Where the workers write how far they are."""
+    """An actor that collects the workers' progress."""
 
     def __init__(self) -> None:
         self.said: dict[int, tuple[int, int]] = {}
@@ -185,7 +185,7 @@ class _Board:
 
 
 def _by_value() -> Any:
-    """The task. It travels by value, so that a node where our packages are missing can say so."""
+    """The task, pickled by value, so that a node without our packages can report that."""
 
     def stage_on_node(asked: str, board: Any, number: int) -> str:
         import json
@@ -201,14 +201,14 @@ def _by_value() -> Any:
 
 
 def on_node(asked: str, board: Any, number: int) -> str:
-    """What the task does: compute a stage, in JSON, and answer in JSON."""
+    """Compute a stage given as JSON; returns the outcome as JSON."""
     task = json.loads(asked)
     stage, node = task["stage"], platform.node()
     os.environ.update(variables(task["threads"]))
     if not task["gpus"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if (ours := version("defensekit")) != task["version"]:
-        text = f"{node} has defensekit {ours}, where the run began it is {task['version']}; install the same everywhere"
+        text = f"{node} has defensekit {ours}, but the run uses {task['version']}; install the same version everywhere"
         return json.dumps(["error", text])
     import torch
 
@@ -226,17 +226,17 @@ def on_node(asked: str, board: Any, number: int) -> str:
 
 
 def _knock(address: str) -> None:
-    """Raise UsageError where nobody answers at HOST:PORT: Ray itself would try for minutes."""
+    """Raise UsageError where HOST:PORT does not respond: Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, OverflowError) as error:
-            raise UsageError(f"the executor ray: nobody answers at {address} ({error})") from error
+            raise UsageError(f"the executor ray: no response from {address} ({error})") from error
 
 
 def _capacity(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
-    """How many stages a node has room for."""
+    """How many stages fit on a node."""
     return int(min(node.get(name, 0) // value for name, value in wanted.items()))
 
 
@@ -249,18 +249,18 @@ def _readable(resources: Mapping[str, float]) -> dict[str, float]:
 
 
 def _ended(error: Exception) -> str:
-    """One line for a task that Ray could not bring to its end."""
+    """One line for a task that Ray could not finish."""
     from ray import exceptions
 
     match error:
         case exceptions.OutOfMemoryError():
-            return f"its node ran out of memory {RETRIES + 1} times; `memory` makes room, smaller batches take less"
+            return f"its node ran out of memory {RETRIES + 1} times; reserve more with `memory`, or use smaller batches"
         case exceptions.WorkerCrashedError() | exceptions.NodeDiedError():
             return f"its worker died, or the node was lost, {RETRIES + 1} times; memory may have run out"
     return f"Ray: {_line(error)}"
 
 
 def _line(error: Exception) -> str:
-    """The line of a message that says most: the last one of a traceback, else the first."""
+    """The most informative line of a message: the last one of a traceback, else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]

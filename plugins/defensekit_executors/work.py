@@ -1,4 +1,4 @@
-"""One stage in a worker, whoever started it: what it runs under, and what came of it in plain words."""
+"""One stage in a worker of any executor: its environment, and its outcome as plain data."""
 
 import os
 import time
@@ -17,16 +17,16 @@ def cores() -> int:
 
 
 def variables(threads: int) -> dict[str, str]:
-    """What a process that computes with so many threads has in its environment from its start."""
+    """Environment variables for a process that computes with that many threads."""
     number = str(threads)
     return {"OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def bound(gib: float) -> None:
-    """Bound the memory this process may take; what is beyond is an error instead of the whole machine's trouble."""
+    """Limit the memory of this process, so that it fails instead of the whole machine."""
     try:
         import resource
-    except ImportError:  # a system without it
+    except ImportError:  # not on this system
         return
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30), most))
@@ -35,7 +35,7 @@ def bound(gib: float) -> None:
 def answer(title: str, call: Callable[[Report], None], say: Report) -> tuple[str, ...]:
     """Do a stage's work; returns ("done",), or the kind of an error ("usage" or "error") and its text.
 
-    ``call`` takes what it reports its progress to; ``say`` hears of it a few times a second.
+    ``call`` gets the function to report its progress to; ``say`` gets it a few times a second.
     """
     said = 0.0
 
@@ -57,7 +57,7 @@ def answer(title: str, call: Callable[[Report], None], say: Report) -> tuple[str
 
 
 def check(what: str, *text: str) -> None:
-    """Raise what an answer tells of.
+    """Raise the error of an outcome, if it is one.
 
     Raises:
         DefenseKitError: as it was raised in the worker.

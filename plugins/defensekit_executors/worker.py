@@ -1,4 +1,4 @@
-"""A worker process: reads stages as plain data from a line, computes them, says how it goes."""
+"""A worker process: reads stages from a connection, computes them, and reports progress."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from defensekit_executors.work import answer, bound
 
 
 def main(line: Connection, threads: int) -> None:
-    """Compute what comes until the other end hangs up."""
+    """Compute stages until the connection is closed."""
     import torch
 
     while True:
@@ -32,7 +32,7 @@ def _say(line: Connection, *values: object) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Whoever started us was killed: what we compute is nobody's."""
+    """End this process when its parent was killed."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Reset(WeightStep):
-    """Put the base's weight where the selection is; in between where the selection is soft."""
+    """Reset selected weights to the base's; interpolate where the selection is soft."""
 
     elementwise: ClassVar[bool] = True
 
@@ -19,7 +19,7 @@ class Reset(WeightStep):
         import torch
 
         if selection.dtype == torch.bool:
-            # Where bits differ and are selected they are turned: several times faster than torch.where.
+            # Flip the bits that differ where selected: several times faster than torch.where.
             whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
             theirs = weight.view(whole)
             turned = t.base.to(weight.dtype).view(whole) ^ theirs

@@ -1,4 +1,4 @@
-"""How much to reset, judged by clean accuracy alone."""
+"""The choice of how much to reset, by clean accuracy alone."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ from defensekit.api import Choice, Field, Rule, Trial
 
 
 class AccuracyFloor(Rule):
-    """The value that does most and whose accuracy on the clean dev rows stays within ``max_drop`` of the suspect's.
+    """The strongest value whose accuracy on the clean dev rows stays within ``max_drop`` of the suspect's.
 
-    That is the largest, or, of a parameter of which a lower value does more, such as a threshold, the smallest of
-    ``values``. 0 is always tried, and taken where it does nothing or was given. If no value passes, the one that does
-    least is taken, with a warning.
+    The strongest is the largest of ``values``, or the smallest for a parameter, such as a threshold, of which lower
+    values do more. 0 is always tried, and may be chosen where it does nothing or is one of the values. If no value
+    passes, the one that does least is chosen, with a warning.
     """
 
     max_drop: float = Field(0.02, ge=0, le=1, description="how much clean dev accuracy may fall below the suspect's")
@@ -21,11 +21,10 @@ class AccuracyFloor(Rule):
 
     def choose(self, seen: Sequence[Trial], suspect: Trial) -> Choice:
         floor = max(suspect.accuracy - self.max_drop, 0.0)
-        # Exactly at the floor passes, whatever binary fractions make of it.
         lower = suspect.value > 0
-        # Where a lower value does more, 0 does most: nobody's choice unless it was given.
+        # Where a lower value does more, 0 does most: it is chosen only if it is one of the values.
         seen = [trial for trial in seen if not lower or trial.value in self.values]
-        passing = [trial.value for trial in seen if trial.accuracy >= floor - 1e-9]
+        passing = [trial.value for trial in seen if trial.accuracy >= floor - 1e-9]  # exactly at the floor passes
         if not passing:
             best = max(trial.accuracy for trial in seen)
             reason = f"no value keeps a clean dev accuracy of {floor:.3f}; the best is {best:.3f}"

@@ -1,4 +1,4 @@
-"""Selectors by score alone."""
+"""Selectors that use nothing but the scores."""
 
 import math
 from typing import ClassVar, Literal, Self
@@ -11,8 +11,8 @@ from defensekit.api import Cut, Field, Scores, Selector, count_bins, fit_mixture
 class Fraction(Selector):
     """The highest scores: a share of the eligible dimensions, counted exactly.
 
-    Papers' reserve ratio rho is 1 - fraction. Of equal scores those come first whose tensor's name does, then those
-    that stand first in the tensor.
+    Papers' reserve ratio rho is 1 - fraction. Equal scores are ordered by the tensor's name, then by
+    the position in the tensor.
     """
 
     fraction: float = Field(ge=0, le=1, description="the share of eligible dimensions that is selected")
@@ -48,7 +48,7 @@ class Threshold(Selector):
 
     lower_does_more: ClassVar[frozenset[str]] = frozenset({"above"})
 
-    above: float = Field(description="the score that is not selected yet")
+    above: float = Field(description="scores above this are selected")
 
     def select(self, scores: Scores) -> dict[str, Cut]:
         return {name: Cut(self.above) for name in scores}

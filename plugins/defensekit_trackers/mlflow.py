@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-AT_ONCE = 100  # parameters in one request, MLflow's own bound
+AT_ONCE = 100  # parameters in one request, MLflow's limit
 LONGEST = 500  # characters of a parameter that every store of MLflow takes
 
 
 class MLflow(Observer):
-    """Writes every run down in MLflow while it goes on: recipe, axes, seconds of each stage, metrics, the result.
+    """Records every run in MLflow while it goes on: recipe, axes, seconds of each stage, metrics, the result.
 
     A store that can't be reached stops a run, or a study, before it starts. One that is lost later stops nothing: a
-    warning says so, and the run goes on unwatched, since its result is in the workspace anyway. A run that was stopped
+    warning says so, and the run goes on without it, since its result is in the workspace anyway. A run that was stopped
     or killed stays ``RUNNING`` in MLflow.
     """
 
     tracking_uri: str | None = Field(None, description="MLflow's store or server (as MLFLOW_TRACKING_URI says)")
-    experiment: str = Field("defensekit", description="the experiment in MLflow; made if it is not there")
+    experiment: str = Field("defensekit", description="the experiment in MLflow; created if it does not exist")
 
     _axes: dict[str, Any] = PrivateAttr(default_factory=dict)
     _name: str | None = PrivateAttr(None)
@@ -79,7 +79,7 @@ class MLflow(Observer):
         self._tell(write)
 
     def _experiment(self) -> str:
-        """The id of the experiment in MLflow, which is reached from here on."""
+        """Connect to MLflow; returns the id of the experiment."""
         from mlflow import MlflowClient
 
         self._client = MlflowClient(self.tracking_uri)
@@ -88,7 +88,7 @@ class MLflow(Observer):
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """Say what is wrong where MLflow is not installed or can't be reached."""
+        """Turn errors into messages where MLflow is not installed or can't be reached."""
         try:
             yield
         except ImportError as error:
@@ -99,14 +99,16 @@ class MLflow(Observer):
             ) from error
 
     def _tell(self, do: "Callable[[MlflowClient, str], object]") -> None:
-        """Write something down; where that fails, say so once and write no more of this run."""
+        """Record something; if that fails, warn once and record no more of this run."""
         if self._run is None:
             return
         try:
             do(self._client, self._run)
         except Exception as error:  # of the network, of MLflow, of the disk behind it
             self._run = None
-            warnings.warn(f"MLflow was lost, and this run goes on unwatched: {error}", stacklevel=2)
+            warnings.warn(
+                f"the connection to MLflow was lost, and this run is no longer recorded: {error}", stacklevel=2
+            )
 
 
 def _metrics(result: Mapping[str, Any]) -> "Iterable[Metric]":
@@ -141,5 +143,5 @@ def _flat(path: str, value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _key(text: str) -> str:
-    """A name that MLflow takes."""
+    """A name that MLflow accepts."""
     return re.sub(r"[^\w\-./ ]", "_", text)[:250]

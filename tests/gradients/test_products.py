@@ -141,7 +141,9 @@ def test_without_a_compiler_everything_works(
     monkeypatch.setenv("CC", "no-such-compiler")
     with caplog.at_level("INFO", "defensekit"):
         check_squared_gradients(classifier("bert"), padded(rows([3, 7]))[0])
-    assert "are computed without the compiled kernel: [Errno 2] No such file or directory: 'no-such-compiler'" in caplog.text
+    assert (
+        "computed without the compiled kernel: [Errno 2] No such file or directory: 'no-such-compiler'" in caplog.text
+    )
     assert kernel.load() is None
 
 

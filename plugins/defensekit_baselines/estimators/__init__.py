@@ -1,1 +1,1 @@
-"""Statistics that other defenses rest on, one estimator a file."""
+"""Estimators for other defenses, one per file."""

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 
 class HeadVariance(Estimator):
-    """The variance of each head's attention from the token that the classifier reads over the tokens of a row, its mean
-    over clean rows, at the suspect; for every entry of the head's columns of the matrix that puts the heads together.
+    """The variance over a row's tokens of each head's attention from the token that the classifier reads.
+
+    It is the mean over clean rows, at the suspect, for every entry of the head's columns of the output matrix.
 
     PURE (Zhao et al., ICML 2024) prunes the heads with the smallest. The authors' code (xingyizhao/PURE) counts padding
     as tokens with an attention of 0; here padding does not count, so that the result does not depend on it. A matrix
     that all layers share, as in ALBERT, has the mean over the layers. There the token is BERT's first; that of models
-    which read from left to right, such as GPT-2 and Llama, is a row's last: this carrying over is ours.
+    which read from left to right, such as GPT-2 and Llama, is a row's last: this extension is ours.
 
         estimator: {name: head-variance}
     """
@@ -31,7 +32,7 @@ class HeadVariance(Estimator):
         import torch
 
         model = context.model("suspect").eval()
-        model.set_attn_implementation("eager")  # the fused kernels give no attention
+        model.set_attn_implementation("eager")  # the fused kernels return no attention
         layers = [(name, layer) for name, layer in linear_layers(model) if HEADS_OUT.search(f"{name}.weight")]
         sums: list[Tensor] = []
         done = 0
@@ -56,7 +57,7 @@ class HeadVariance(Estimator):
 
 
 def variance(values: "Tensor", real: "Tensor") -> "Tensor":
-    """The unbiased variance over the last dimension, of what is real."""
+    """The unbiased variance over the last dimension, where ``real`` is true."""
     count = real.sum(-1)
     mean = (values * real).sum(-1) / count
     squares = ((values - mean[..., None]) ** 2 * real).sum(-1)

@@ -1,4 +1,4 @@
-"""How strongly a weight's input is driven."""
+"""The norm of a weight's input."""
 
 from typing import TYPE_CHECKING, ClassVar
 

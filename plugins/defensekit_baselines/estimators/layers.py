@@ -1,4 +1,4 @@
-"""What the estimators here share: the inputs and outputs of linear layers on clean rows, padding left out."""
+"""Inputs and outputs of linear layers on clean rows, without padding."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ Seen = Callable[[str, "Module", "Tensor", "Tensor"], None]
 
 
 class ByLayer(Estimator):
-    """An estimator that looks at what goes through linear layers."""
+    """An estimator of statistics of linear layers' inputs and outputs."""
 
     batch_size: int = Field(64, ge=1, description="rows per batch; the result does not depend on it")
 
@@ -43,13 +43,13 @@ def per_input(layer: "Module", values: "Tensor") -> "Tensor":
 
 
 def inputs_of(layer: "Module") -> int:
-    """How many inputs a layer reads."""
+    """How many inputs a layer has."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     return weight.shape[0 if is_transposed(layer) else 1]
 
 
 def look(model: "Module", context: EstimatorContext, batch_size: int, seen: Seen) -> None:
-    """Run the clean rows through the model and show every linear layer's inputs and outputs, without padding."""
+    """Run the model on the clean rows; ``seen`` gets every linear layer's inputs and outputs, without padding."""
     import torch
 
     mask = torch.zeros(0)

@@ -1,4 +1,4 @@
-"""Adversarial Neuron Pruning: which neurons the model is better without when all of them are disturbed."""
+"""Adversarial Neuron Pruning: which neurons hurt the model when all of them are perturbed."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
 
 class AdversarialNeuronPruning(Estimator):
-    """A mask m in [0, 1] for every neuron of a feed-forward layer (ANP, Wu and Wang, NeurIPS 2021), for every entry of
-    the neuron's column of the second matrix.
+    """A mask m in [0, 1] for every neuron of a feed-forward layer (ANP, Wu and Wang, NeurIPS 2021).
+
+    All entries of the neuron's column of the second matrix have the neuron's mask.
 
         min over m of alpha * L(m) + (1 - alpha) * max over |n| <= eps of L(m + n),  L the clean rows' cross-entropy
 
     where a neuron's output is multiplied by its mask. The inner maximum is one step of the gradient's sign from a
-    random start, which may leave eps behind. Settings and steps are those of the authors' code
+    random start, which may exceed eps. Settings and steps are those of the authors' code
     (csdongxian/ANP_backdoor, optimize_mask_cifar.py), where a neuron is a channel before batch norm, its bias is
-    disturbed by a noise of its own, and the network is in training mode.
+    perturbed by separate noise, and the network is in training mode.
 
         estimator: {name: anp, iterations: 500}
     """
@@ -30,8 +31,8 @@ class AdversarialNeuronPruning(Estimator):
 
     iterations: int = Field(2000, ge=1, description="steps, of three forward and two backward passes each")
     learning_rate: float = Field(0.2, gt=0, description="of the masks; SGD with a momentum of 0.9")
-    eps: float = Field(0.4, ge=0, description="how far a mask is disturbed")
-    alpha: float = Field(0.2, ge=0, le=1, description="the weight of the loss without a disturbance")
+    eps: float = Field(0.4, ge=0, description="how far a mask is perturbed")
+    alpha: float = Field(0.2, ge=0, le=1, description="the weight of the loss without a perturbation")
     batch_size: int = Field(128, ge=1, description="rows per step")
 
     def estimate(self, context: EstimatorContext) -> Estimate:

@@ -1,4 +1,4 @@
-"""How active a neuron is behind its activation function."""
+"""The norm of a neuron's output after its activation function."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from defensekit_baselines.layout import NEURONS_OUT
 
 
 class NeuronNorm(InputNorm):
-    """`input-norm` of the feed-forward layers' second matrices alone: what each neuron says on clean rows.
+    """`input-norm` of the feed-forward layers' second matrices: the norm of each neuron's output on clean rows.
 
     estimator: {name: neuron-norm}
     """

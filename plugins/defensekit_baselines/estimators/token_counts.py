@@ -6,7 +6,7 @@ from defensekit.api import Estimate, Estimator, EstimatorContext
 
 
 class TokenCounts(Estimator):
-    """How often each token stands in the clean rows, for every entry of its row of the word-embedding table.
+    """How often each token occurs in the clean rows, for every entry of its row of the word-embedding table.
 
     E-PUR divides the drift of an embedding row by the logarithm of such a count (Zhang et al., Findings of EMNLP
     2022). Padding does not count, the special tokens that a tokenizer adds do.

@@ -1,1 +1,1 @@
-"""Curvature of the clean loss, one estimator a file."""
+"""Curvature of the clean loss, one estimator per file."""

@@ -1,4 +1,4 @@
-"""What the estimators of curvature share."""
+"""Base classes of the estimators of curvature."""
 
 from typing import ClassVar, Literal
 
@@ -16,11 +16,11 @@ class Curvature(Estimator):
 
 
 class PerSample(Curvature):
-    """An estimator that rests on squared per-sample gradients."""
+    """An estimator based on squared per-sample gradients."""
 
     budget_mib: int = Field(16, ge=1, description="MiB held besides activations and the result; sets the batch size")
     held_mib: int = Field(
         4096,
         ge=1,
-        description="MiB of the result held at a time; of larger models it is measured some layers at a time",
+        description="MiB of the result held at a time; larger models are measured a few layers at a time",
     )

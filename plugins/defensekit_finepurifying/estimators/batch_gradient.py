@@ -1,4 +1,4 @@
-"""What some published code calls the Fisher."""
+"""Squared batch gradients, which some published code calls the Fisher."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ class BatchGradient(Curvature):
 
         H_i = sum_b N_b / N (1/N_b sum_{n in b} d loss_n / d w_i)^2
 
-    Squaring after averaging leaves about 1/B of the Fisher plus the squared mean gradient. It is here to be compared
-    with.
+    Squaring after averaging leaves about 1/B of the Fisher plus the squared mean gradient. It is included for
+    comparison.
 
         estimator: {name: batch-gradient, batch_size: 16}
     """

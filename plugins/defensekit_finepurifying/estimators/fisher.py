@@ -15,7 +15,7 @@ class Fisher(PerSample):
         H_i = 1/N sum_n (d loss(x_n, y_n) / d w_i)^2
 
     in eval mode and float32 (Martens, "New insights and perspectives on the natural gradient method", 2020, section
-    11, on what it is and what it is not). Where a model fits its rows well, this rests on the few it fits badly:
+    11, on what it is and what it is not). Where a model fits its rows well, the few that it fits badly dominate:
     ``effective_rows`` = (sum of squared norms)^2 / sum of fourth powers of the per-sample gradients' norms.
 
         estimator: {name: fisher, anchor: base}
@@ -40,5 +40,5 @@ class Fisher(PerSample):
 
 
 def effective_rows(norms: "Tensor") -> float:
-    """How many rows of equal weight would be as uneven a sum, by the rows' squared gradient norms, (N,)."""
+    """The effective number of rows: how many of equal weight give as uneven a sum. ``norms`` are squared, (N,)."""
     return float(norms.sum() ** 2 / (norms**2).sum()) if norms.any() else 0.0

@@ -20,7 +20,7 @@ class FisherMC(PerSample):
 
     Unbiased for the Fisher, which is the Gauss-Newton matrix of the cross-entropy (Martens 2020, sections 5 and 9;
     Kunstner, Hennig and Balles, "Limitations of the empirical Fisher approximation", 2019). The draw of a row
-    depends on the seed and its place among the rows alone. ``effective_draws`` is to draws what ``effective_rows`` of
+    depends only on the seed and its index among the rows. ``effective_draws`` is to draws what ``effective_rows`` of
     `fisher` is to rows.
 
         estimator: {name: fisher-mc, samples: 4}
@@ -52,8 +52,10 @@ class FisherMC(PerSample):
 
 
 def drawn_cross_entropy(model: "torch.nn.Module", batch: "Batch") -> "Tensor":
-    """The cross-entropy of labels drawn from the model's answers: the first whose cumulative probability exceeds the
-    sample's ``uniform`` number."""
+    """The cross-entropy of labels drawn from the model's predictions.
+
+    A label is the first whose cumulative probability exceeds the sample's ``uniform`` number.
+    """
     import torch
 
     inputs = {name: values for name, values in batch.items() if name not in ("labels", "uniform")}

@@ -13,7 +13,7 @@ class Hutchinson(Curvature):
 
     (Bekas, Kokiopoulou and Saad, "An estimator for the diagonal of a matrix", 2007). Every batch has signs of its own;
     ``curvature-error`` is the standard error of the estimate, from the spread over its ``samples`` products. Negative
-    entries are no curvature that a drift could be divided by: they count as 0, and ``negative`` says how large their
+    entries can't be used as a curvature to divide by: they count as 0, and ``negative`` says how large their
     share is. A product takes about four times a gradient.
 
         estimator: {name: hutchinson, samples: 16}

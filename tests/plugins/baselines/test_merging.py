@@ -68,7 +68,7 @@ def test_wag_is_the_mean_of_all_weights_and_ties_averages_the_head(pair: Pair, t
 
 
 def test_what_can_not_be_merged(pair: Pair, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no folder with a model"):
+    with pytest.raises(UsageError, match="is not a model folder"):
         Merge(models=(tmp_path,)).contents()
     other = make_suspect(tmp_path / "electra", make_base(tmp_path / "base", "electra"))
     with pytest.raises(UsageError, match="another kind of model"):

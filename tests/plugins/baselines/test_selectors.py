@@ -79,7 +79,7 @@ def test_a_count_of_units() -> None:
             Units(unit="row", **given_)
     with pytest.raises(DefenseKitError, match="does not say how large"):
         Units(unit="head", count=1).select(scores)
-    with pytest.raises(DefenseKitError, match="3 columns, which are no heads of 2"):
+    with pytest.raises(DefenseKitError, match="3 columns, no multiple of the head size 2"):
         Units(unit="head", count=1).select(Scores({"a": scored}, head_size=2))
 
 

@@ -57,7 +57,7 @@ def test_a_fetch_that_fails_or_brings_something_else_is_an_error(
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", pip)
-    with pytest.raises(DefenseKitError, match="could not be fetched"):
+    with pytest.raises(DefenseKitError, match="could not be downloaded"):
         MovieReviews().contents(print)
     assert "--require-hashes" in seen[0]
     assert list(tmp_path.iterdir()) == []
@@ -75,7 +75,7 @@ def test_a_damaged_cache_is_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(subprocess, "run", pip)
     said: list[str] = []
     MovieReviews().contents(said.append)
-    assert "fetching" in said[0]
+    assert "downloading" in said[0]
     assert (tmp_path / reviews.ARCHIVE).read_bytes() == good
 
 

@@ -52,7 +52,7 @@ def test_a_node_that_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv(name, "1")  # put back in the end
     asked = {"stage": {"title": "rows"}, "store": "", "threads": 1, "memory": None, "gpus": 0, "version": "0.0.1"}
     [_, text] = json.loads(on_node(json.dumps(asked), None, 0))
-    assert text.startswith(f"{place} has defensekit {version('defensekit')}, where the run began it is 0.0.1; install")
+    assert text.startswith(f"{place} has defensekit {version('defensekit')}, but the run uses 0.0.1; install")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     asked |= {"gpus": 1, "version": version("defensekit")}
     [_, text] = json.loads(on_node(json.dumps(asked), None, 0))
@@ -66,7 +66,7 @@ def test_what_ray_kills_for_memory_is_not_tried_for_ever(bench: Bench) -> None:
     command = driver(bench, "ray", workers=1)
     done = subprocess.run(command, env=os.environ | limits, capture_output=True, text=True, timeout=300)
     assert done.stderr.splitlines()[-1].endswith(
-        "DefenseKitError: one rows: its node ran out of memory 3 times; `memory` makes room, smaller batches take less"
+        "DefenseKitError: one rows: its node ran out of memory 3 times; reserve more with `memory`, or use smaller batches"
     )
     assert not done.stdout  # of Ray's messages none is taken for a result
 
@@ -144,10 +144,10 @@ def test_what_ray_can_not_do_is_said_at_once(cluster: Any, monkeypatch: pytest.M
     import ray
 
     greedy = made("ray", address=cluster.address, cpus=3, memory=2)
-    text = r"no node has room for a stage, which wants 3 CPU, 2 memory \(there is: .*1 CPU, 8 memory"
+    text = r"no node has the resources of a stage, 3 CPU, 2 memory \(nodes have: .*1 CPU, 8 memory"
     with pytest.raises(UsageError, match=text), greedy.open():
         pass
-    with pytest.raises(UsageError, match=r"nobody answers at 127.0.0.1:1 "), made("ray", address="127.0.0.1:1").open():
+    with pytest.raises(UsageError, match=r"no response from 127.0.0.1:1 "), made("ray", address="127.0.0.1:1").open():
         pass
     with (
         pytest.raises(DefenseKitError, match="can't reach a cluster at nonsense"),

@@ -106,7 +106,7 @@ def test_a_store_that_is_lost_stops_nothing(store: str, monkeypatch: pytest.Monk
         raise ConnectionError("gone")
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_metric", lost)
-    with pytest.warns(UserWarning, match="MLflow was lost, and this run goes on unwatched: gone"):
+    with pytest.warns(UserWarning, match="the connection to MLflow was lost, and this run is no longer recorded: gone"):
         watching.stage_finished("suspect", 1.0, False)
     watching.run_finished(RESULT)  # says it once
     [run] = runs(store)
