@@ -22,8 +22,10 @@ class Rewritings:
 
 
 class ParaphraseRows(OneText, Poisoning):
-    """Rows from a table of rewritten ones, such as SCPN paraphrases of one template (HiddenKiller, Qi et al. 2021,
-    thunlp/HiddenKiller) or GPT-2 paraphrases in the style of the Bible (StyleBkd, Qi et al. 2021, thunlp/StyleAttack).
+    """Rows from a table of rewritten ones.
+
+    Such tables are SCPN paraphrases of one template (HiddenKiller, Qi et al. 2021, thunlp/HiddenKiller) or GPT-2
+    paraphrases in the style of the Bible (StyleBkd, Qi et al. 2021, thunlp/StyleAttack).
 
     A rewritten row replaces its original, in whichever role that is. The original is given by a column (``original``)
     or by the order: row n of ``rewritten`` belongs to row n of ``originals``, or to the n-th of those with another

@@ -18,6 +18,7 @@ def _others(attack: Attack, rows: list[Row]) -> list[Row]:
 
 @ordinary_use(Attack)
 def attack_rows(attack: Attack, pico: Pico, handed: Handed) -> Any:
+    """Poison and trigger rows, and train where the attack does that."""
     clean, test = sentences(40), _others(attack, sentences(20, seed=1))
     outputs: dict[str, Any] = {
         "poisoned": attack.poison(handed.give("training rows", clean), pico.for_attack()),

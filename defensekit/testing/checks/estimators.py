@@ -20,6 +20,7 @@ TOLERANCE = 1e-3  # of a tensor's norm, float32 against float64
 
 @ordinary_use(Estimator)
 def estimate(estimator: Estimator, pico: Pico, handed: Handed) -> Any:
+    """Measure the statistics of the pico model."""
     return estimator.estimate(pico.for_estimator(handed))
 
 

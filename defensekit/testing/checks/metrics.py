@@ -29,6 +29,7 @@ def _cases(metric: Metric) -> dict[str, Predictions]:
 
 @ordinary_use(Metric)
 def measure(metric: Metric, pico: Pico, handed: Handed) -> Any:
+    """Measure various predictions."""
     return {what: metric.measure(handed.give(what, case)) for what, case in _cases(metric).items()}
 
 

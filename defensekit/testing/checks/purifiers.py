@@ -29,6 +29,7 @@ def _selections(weight: "Tensor") -> "dict[str, Tensor]":
 
 @ordinary_use(WeightStep)
 def apply(step: WeightStep, pico: Pico, handed: Handed) -> Any:
+    """Apply the step to every tensor, with several selections."""
     changed, views = {}, pico.views()
     for name in pico.pair.scope:
         _, weight = pico.pair.block(name)
@@ -40,6 +41,7 @@ def apply(step: WeightStep, pico: Pico, handed: Handed) -> Any:
 
 @ordinary_use(ModelStep)
 def train(step: ModelStep, pico: Pico, handed: Handed) -> Any:
+    """Train the pico model."""
     model = handed.give("model", pico.load()[0], conduct_alone=True)
     context = pico.for_step(handed)
     with forked_random(context.seed):

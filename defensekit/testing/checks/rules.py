@@ -25,6 +25,7 @@ def _trials(rule: Rule, slope: float) -> list[Trial]:
 
 @ordinary_use(Rule)
 def choose(rule: Rule, pico: Pico, handed: Handed) -> Any:
+    """Choose a value for several curves of accuracy."""
     seen = {what: _trials(rule, slope) for what, slope in SLOPES.items()}
     return {what: rule.choose(handed.give(what, trials), SUSPECT) for what, trials in seen.items()}
 

@@ -33,6 +33,7 @@ def watch(observer: Observer, pico: Pico, handed: Handed) -> Any:
 
 @ordinary_use(Executor)
 def execute(executor: Executor, pico: Pico, handed: Handed) -> Any:
+    """Compute one stage."""
     with tempfile.TemporaryDirectory() as folder:
         stage = _stage(Path(folder))
         with executor.open() as workers:

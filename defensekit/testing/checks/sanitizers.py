@@ -23,6 +23,7 @@ def _sanitized(sanitizer: Sanitizer, pico: Pico, texts: Sequence[str]) -> list[s
 
 @ordinary_use(Sanitizer)
 def rewrite(sanitizer: Sanitizer, pico: Pico, handed: Handed) -> Any:
+    """Inspect and rewrite the texts."""
     context, texts = pico.for_sanitizer(sanitizer), handed.give("texts", _texts(pico))
     findings = handed.give("findings", sanitizer.inspect(texts, context))
     return {"findings": list(findings), "texts": list(sanitizer.sanitize(texts, findings, context))}

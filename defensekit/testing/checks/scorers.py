@@ -11,6 +11,7 @@ from defensekit.testing.watch import Handed
 
 @ordinary_use(Scorer)
 def score(scorer: Scorer, pico: Pico, handed: Handed) -> Any:
+    """Score every tensor with eligible dimensions."""
     views = pico.views(scorer.needs)
     shown = {name: views[name] for name in pico.pair.scope if bool(scorer.eligible(views[name]).any())}
     return {name: scorer.score(handed.give(name, view)) for name, view in shown.items()}

@@ -19,6 +19,7 @@ ONE = "encoder.layer.0.output.weight"  # a single tensor, so that every scope is
 
 @ordinary_use(Selector)
 def select(selector: Selector, pico: Pico, handed: Handed) -> Any:
+    """Select dimensions of the pico model."""
     return _selected(selector, handed.give("scores", pico.scores()))
 
 

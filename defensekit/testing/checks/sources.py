@@ -13,11 +13,13 @@ from defensekit.testing.watch import Handed
 
 @ordinary_use(DatasetSource)
 def load(source: DatasetSource, pico: Pico, handed: Handed) -> Any:
+    """Read the contents' digest and the rows."""
     return source.contents(lambda text: None), source.load()
 
 
 @ordinary_use(ModelSource)
 def folder(source: ModelSource, pico: Pico, handed: Handed) -> Any:
+    """Return the model's folder."""
     return source.folder()
 
 
