@@ -65,8 +65,8 @@ def load() -> ctypes.CDLL | None:
         library.used_rows.argtypes = [pointer, size, size, pointer]
         library.used_rows.restype = None
     except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError, ValueError) as error:
-        said = getattr(error, "stderr", None)
-        why = said.strip().split("\n")[0] if isinstance(said, str) and said.strip() else str(error)
+        output = getattr(error, "stderr", None)
+        why = output.strip().split("\n")[0] if isinstance(output, str) and output.strip() else str(error)
         log.info("squared gradients are computed without the compiled kernel: %s", why)
         return None
     return library

@@ -102,13 +102,13 @@ class Host:
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(specifications())
         try:
-            with warnings.catch_warnings(record=True) as said:
+            with warnings.catch_warnings(record=True) as recorded:
                 warnings.simplefilter("always")
                 manager.register(module, plugin.name)
         except pluggy.PluginValidationError as error:
             self.problems.append(Problem(plugin, " ".join(str(error).split())))
             return
-        self.problems += [Problem(plugin, f"{one.filename}:{one.lineno}: {one.message}", "") for one in said]
+        self.problems += [Problem(plugin, f"{one.filename}:{one.lineno}: {one.message}", "") for one in recorded]
         hooks, kinds = 0, kind_of_hook()
         for caller in manager.get_hookcallers(module) or []:
             if not caller.has_spec():

@@ -56,7 +56,7 @@ class Insertion(OneText):
         return [0, *(word.end() for word in _WORD.finditer(text))]
 
     def _put(self, row: Row, pieces: list[str], limit: int | None, rng: Random) -> Row:
-        """The row with the pieces inserted within the first ``room`` characters (None: anywhere)."""
+        """The row with the pieces inserted within the first ``limit`` characters (None: anywhere)."""
         text = self.part(row)
         for piece in pieces:
             allowed = [position for position in self.positions(text) if limit is None or position <= limit]

@@ -23,11 +23,11 @@ class Onion(Sanitizer):
     ONION (Qi et al., EMNLP 2021, arXiv 2011.10369, https://github.com/thunlp/ONION). That code reads with GPT-2 large,
     splits at blanks, and prints clean accuracy and attack success for every threshold from 1 to 100; which is taken is
     left to the reader. That the paper takes it by a bound on the loss of clean accuracy is as we recall it.
-    OpenBackdoor reads with GPT-2 (small), removes where f_i >= 0 unless told otherwise, and counts padding in the
+    OpenBackdoor reads with GPT-2 (small), removes where f_i >= 0 by default, and counts padding in the
     perplexity.
 
     Ours: words are separated by blanks. Perplexity is exp of the mean negative log likelihood of the tokens
-    behind the first, without padding; where fewer than two tokens are left there is none, and the word is kept. Words
+    after the first, without padding; where fewer than two tokens are left there is none, and the word is kept. Words
     that lie behind what the language model can read, or behind as many of its tokens as the suspect reads, are kept
     unread. Where every word is suspicious the least suspicious one is kept. A text in which nothing is removed is left
     as it is, in another words are joined by one blank.
@@ -52,8 +52,8 @@ class Onion(Sanitizer):
         suspicions: list[list[float | None]] = []
         for start in range(0, len(texts), TEXTS):
             chunk = [_read(text.split(), tokenizer, limit) for text in texts[start : start + TEXTS]]
-            asked = [variant for words in chunk for variant in _variants(words)]
-            known = iter(perplexities(asked, model, tokenizer, limit))
+            variants = [variant for words in chunk for variant in _variants(words)]
+            known = iter(perplexities(variants, model, tokenizer, limit))
             for words in chunk:
                 whole, *without = [next(known) for _ in _variants(words)] or [None]
                 suspicions.append([None if whole is None or one is None else whole - one for one in without])
@@ -104,8 +104,8 @@ def perplexities(
 
     values: list[float | None] = [None] * len(texts)
     encoded = tokenizer(list(texts), truncation=True, max_length=limit) if texts else {"input_ids": []}
-    asked = [i for i, tokens in enumerate(encoded["input_ids"]) if len(tokens) > 1]
-    rows = [{name: encoded[name][i] for name in ("input_ids", "attention_mask")} for i in asked]
+    scorable = [i for i, tokens in enumerate(encoded["input_ids"]) if len(tokens) > 1]
+    rows = [{name: encoded[name][i] for name in ("input_ids", "attention_mask")} for i in scorable]
     with torch.inference_mode():
         for indices, batch in batches(rows, tokenizer, len(rows), TOKENS):
             tokens, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
@@ -114,7 +114,7 @@ def perplexities(
             kept = mask[:, 1:]
             means = (losses * kept).double().sum(1) / kept.sum(1)
             for index, perplexity in zip(indices, means.exp().tolist(), strict=True):
-                values[asked[index]] = perplexity
+                values[scorable[index]] = perplexity
     if any(one is not None and not one < float("inf") for one in values):
         raise DefenseKitError("the language model's perplexity of a text is NaN or infinite")
     return values

@@ -63,7 +63,7 @@ class Wanda(_Prunes):
 class Lipschitz(Scorer):
     """How far the Lipschitz bound of a neuron lies above its layer's, in standard deviations; needs no data.
 
-    CLP (Zheng et al., ECCV 2022) bounds a channel by sigma_max(W_c |gamma_c / std_c|), with the batch norm behind it,
+    CLP (Zheng et al., ECCV 2022) bounds a channel by sigma_max(W_c |gamma_c / std_c|), with the batch norm after it,
     and prunes above mean + u std of the layer, u = 3. A transformer has neither: here a channel is a neuron of a
     feed-forward layer, W_c its row of the first matrix, whose largest singular value is the Euclidean norm, and
     nothing replaces the batch norm. This is our extension; no published result supports it. CLP also sets a channel's

@@ -91,22 +91,22 @@ class Ray(Executor):
 class _Crew(Workers):
     """Calls of a Ray task; Ray decides how many run at a time."""
 
-    def __init__(self, asked: Ray, mirror: RemoteStore | None) -> None:
+    def __init__(self, settings: Ray, mirror: RemoteStore | None) -> None:
         import ray
 
-        self.asked = asked
+        self.settings = settings
         self.mirror = mirror
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.capacity = asked.workers or sum(_capacity(node, asked.wanted) for node in nodes)
+        self.capacity = settings.workers or sum(_capacity(node, settings.wanted) for node in nodes)
         if not self.capacity:
-            wanted = ", ".join(f"{value:g} {name}" for name, value in _readable(asked.wanted).items())
+            wanted = ", ".join(f"{value:g} {name}" for name, value in _readable(settings.wanted).items())
             there = "; ".join(
-                ", ".join(f"{_readable(node).get(name, 0):g} {name}" for name in asked.wanted) for node in nodes
+                ", ".join(f"{_readable(node).get(name, 0):g} {name}" for name in settings.wanted) for node in nodes
             )
             raise UsageError(f"the executor ray: no node has the resources of a stage, {wanted} (nodes have: {there})")
         # A process can't switch to another GPU. By default Ray ends GPU workers after each stage.
-        several = asked.gpus and any(node.get("GPU", 0) > 1 for node in nodes)
-        resources = {"num_cpus": asked.cpus, "num_gpus": asked.gpus, "memory": asked.wanted.get("memory")}
+        several = settings.gpus and any(node.get("GPU", 0) > 1 for node in nodes)
+        resources = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "memory": settings.wanted.get("memory")}
         self.task = ray.remote(**resources, max_retries=RETRIES, max_calls=1 if several else 0)(_by_value())
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
@@ -143,22 +143,22 @@ class _Crew(Workers):
                 self.going -= 1
                 self.state.notify_all()
 
-    def _run(self, stage: dict[str, Any], where: dict[str, str], report: Report) -> None:
+    def _run(self, stage: dict[str, Any], location: dict[str, str], report: Report) -> None:
         import ray
 
         number, seen = next(self.numbers), None
-        bounds = {"threads": self.asked.cpus, "memory": self.asked.memory, "gpus": self.asked.gpus}
-        asked = {"stage": stage, **where, **bounds, "version": version("defensekit")}
+        bounds = {"threads": self.settings.cpus, "memory": self.settings.memory, "gpus": self.settings.gpus}
+        request = {"stage": stage, **location, **bounds, "version": version("defensekit")}
         try:
-            reference = self.task.remote(json.dumps(asked), self.board, number)
+            reference = self.task.remote(json.dumps(request), self.board, number)
             while not ray.wait([reference], timeout=POLL)[0]:
                 if self.closed:
                     raise DefenseKitError(f"{stage['title']}: the run ended while it was computed")
                 with suppress(ray.exceptions.RayError):  # without the board no progress is reported
-                    said = ray.get(self.board.read.remote(number), timeout=POLL)
-                    if said != seen:
-                        seen = said
-                        report(*said)
+                    progress = ray.get(self.board.read.remote(number), timeout=POLL)
+                    if progress != seen:
+                        seen = progress
+                        report(*progress)
             answered = json.loads(ray.get(reference))
         except ray.exceptions.RayError as error:
             raise DefenseKitError(f"{stage['title']}: {_ended(error)}") from error
@@ -175,19 +175,19 @@ class _Board:
     """An actor that collects the workers' progress."""
 
     def __init__(self) -> None:
-        self.said: dict[int, tuple[int, int]] = {}
+        self.progress: dict[int, tuple[int, int]] = {}
 
     def write(self, number: int, done: int, total: int) -> None:
-        self.said[number] = (done, total)
+        self.progress[number] = (done, total)
 
     def read(self, number: int) -> tuple[int, int] | None:
-        return self.said.get(number)
+        return self.progress.get(number)
 
 
 def _by_value() -> Any:
     """The task, pickled by value, so that a node without our packages can report that."""
 
-    def stage_on_node(asked: str, board: Any, number: int) -> str:
+    def stage_on_node(request: str, board: Any, number: int) -> str:
         import json
         import platform
 
@@ -195,14 +195,14 @@ def _by_value() -> Any:
             from defensekit_executors.ray import on_node
         except ImportError as error:
             return json.dumps(["error", f"{platform.node()} lacks the package defensekit ({error}); install it there"])
-        return on_node(asked, board, number)
+        return on_node(request, board, number)
 
     return stage_on_node
 
 
-def on_node(asked: str, board: Any, number: int) -> str:
+def on_node(request: str, board: Any, number: int) -> str:
     """Compute a stage given as JSON; returns the outcome as JSON."""
-    task = json.loads(asked)
+    task = json.loads(request)
     stage, node = task["stage"], platform.node()
     os.environ.update(variables(task["threads"]))
     if not task["gpus"]:

@@ -37,12 +37,12 @@ def answer(title: str, call: Callable[[Report], None], say: Report) -> tuple[str
 
     ``call`` gets the function to report its progress to; ``say`` gets it a few times a second.
     """
-    said = 0.0
+    last_report = 0.0
 
     def report(done: int, total: int) -> None:
-        nonlocal said
-        if (now := time.monotonic()) - said > EVERY:
-            said = now
+        nonlocal last_report
+        if (now := time.monotonic()) - last_report > EVERY:
+            last_report = now
             say(done, total)
 
     try:

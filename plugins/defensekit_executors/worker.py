@@ -19,12 +19,12 @@ def main(line: Connection, threads: int) -> None:
 
     while True:
         try:
-            asked = json.loads(line.recv_bytes())
+            request = json.loads(line.recv_bytes())
         except EOFError:
             return
         torch.set_num_threads(threads)  # a plugin may have changed it
-        work = partial(compute, asked["stage"], Path(asked["store"]))
-        _say(line, *answer(asked["stage"]["title"], work, partial(_say, line, "progress")))
+        work = partial(compute, request["stage"], Path(request["store"]))
+        _say(line, *answer(request["stage"]["title"], work, partial(_say, line, "progress")))
 
 
 def _say(line: Connection, *values: object) -> None:

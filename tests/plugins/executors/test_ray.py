@@ -66,7 +66,8 @@ def test_what_ray_kills_for_memory_is_not_tried_for_ever(bench: Bench) -> None:
     command = driver(bench, "ray", workers=1)
     done = subprocess.run(command, env=os.environ | limits, capture_output=True, text=True, timeout=300)
     assert done.stderr.splitlines()[-1].endswith(
-        "its node ran out of memory 3 times; reserve more with `memory`, or use smaller batches"
+        "DefenseKitError: one rows: its node ran out of memory 3 times; "
+        "reserve more with `memory`, or use smaller batches"
     )
     assert not done.stdout  # of Ray's messages none is taken for a result
 
