@@ -22,9 +22,9 @@ class Rewritings:
 
 
 class ParaphraseRows(OneText, Poisoning):
-    """Rows from a table of rewritten ones.
+    """Rows rewritten elsewhere, from a table, as in HiddenKiller and StyleBkd.
 
-    Such tables are SCPN paraphrases of one template (HiddenKiller, Qi et al. 2021, thunlp/HiddenKiller) or GPT-2
+    Such tables hold SCPN paraphrases of one template (HiddenKiller, Qi et al. 2021, thunlp/HiddenKiller) or GPT-2
     paraphrases in the style of the Bible (StyleBkd, Qi et al. 2021, thunlp/StyleAttack).
 
     A rewritten row replaces its original, in whichever role that is. The original is given by a column (``original``)
