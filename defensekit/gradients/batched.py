@@ -126,12 +126,12 @@ class _Engine:
         several: bool,
     ) -> "_Engine":
         """An engine for a model, tested on a batch's first samples; ``scratch`` is 0 before and after."""
-        verdict = try_out(model, parameters, batch, loss, scratch)
-        tapped = [what for what in candidates(model, parameters) if what.name in verdict.fit]
+        result = try_out(model, parameters, batch, loss, scratch)
+        tapped = [what for what in candidates(model, parameters) if what.name in result.fit]
         by_tap = {name for what in tapped for name in what.names.values()}
         rest = {name: p for name, p in parameters.items() if name not in by_tap}
-        idle = {name: p for name, p in rest.items() if name in verdict.idle}
-        plain = {name: p for name, p in rest.items() if name not in verdict.idle}
+        idle = {name: p for name, p in rest.items() if name in result.idle}
+        plain = {name: p for name, p in rest.items() if name not in result.idle}
         return cls(model, loss, parameters, tapped, plain, idle, several)
 
     def add(self, batch: Batch, sums: dict[str, "Tensor"]) -> "Tensor":

@@ -20,7 +20,7 @@ TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TrialResult:
     """The layers for which hooks are correct, and the parameters that the samples did not use."""
 
     fit: set[str]
@@ -29,7 +29,7 @@ class Verdict:
 
 def try_out(
     model: "Module", parameters: "dict[str, Parameter]", batch: Batch, loss: Loss, scratch: "dict[str, Tensor]"
-) -> Verdict:
+) -> TrialResult:
     """Compare the squares that hooks give for the first of two samples with its gradient by autograd.
 
     A model in 16 bits is tested as a copy in float32, where errors can be distinguished from rounding.
@@ -84,7 +84,7 @@ def try_out(
             for what in tapped
             if what.name in reached and what.name not in refused and all(map(agrees, what.names.values()))
         }
-        return Verdict(fit, {name for name, p in parameters.items() if p.grad is None})
+        return TrialResult(fit, {name for name, p in parameters.items() if p.grad is None})
     finally:
         for name, p in parameters.items():
             scratch[name].zero_()

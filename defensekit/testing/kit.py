@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from defensekit.components import Component
-from defensekit.testing.pico import Pico, pico
+from defensekit.testing.pico import PicoModels, pico
 from defensekit.testing.watch import Handed, Seen, watching
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Subject:
     reference: Reference | None = None
 
     @property
-    def pico(self) -> Pico:
+    def pico(self) -> PicoModels:
         """The models and rows for the checks."""
         return pico()
 
@@ -89,7 +89,7 @@ class Check:
 
 
 CHECKS: list[Check] = []
-USES: list[tuple[type[Component], Callable[[Any, Pico, Handed], Any]]] = []
+USES: list[tuple[type[Component], Callable[[Any, PicoModels, Handed], Any]]] = []
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -42,7 +42,7 @@ _VOCABULARY = (*_SPECIAL, *_TELLING[0], *_TELLING[1], *_FILLERS, *_RARE, "overal
 
 
 @dataclass(frozen=True)
-class Pico:
+class PicoModels:
     """An ALBERT whose two layers share their weights, as base and as suspect, in a folder."""
 
     folder: Path
@@ -178,11 +178,11 @@ def sentences(count: int, seed: int = 0) -> list[Row]:
 
 
 @cache
-def pico() -> Pico:
+def pico() -> PicoModels:
     """The pico model of this process, built on first use in a temporary folder."""
     holder = tempfile.TemporaryDirectory(prefix="defensekit-pico-")
     _HOLDERS.append(holder)
-    models = Pico(Path(holder.name))
+    models = PicoModels(Path(holder.name))
     with quiet():
         _build(models)
     return models
@@ -191,7 +191,7 @@ def pico() -> Pico:
 _HOLDERS: list[Any] = []
 
 
-def _build(models: Pico) -> None:
+def _build(models: PicoModels) -> None:
     import torch
     from transformers import (
         AlbertConfig,

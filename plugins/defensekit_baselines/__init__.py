@@ -31,7 +31,7 @@ def defensekit_scorers():  # type: ignore[no-untyped-def]
         "wanda": "defensekit_baselines.pruning:Wanda",
         "lipschitz": "defensekit_baselines.pruning:Lipschitz",
         "neuron-mask": "defensekit_baselines.pruning:NeuronMask",
-        "head-variance": "defensekit_baselines.pruning:HeadVariance",
+        "head-variance": "defensekit_baselines.pruning:StaticHeads",
     }
 
 

@@ -36,14 +36,14 @@ class Local(Executor):
 
     @contextmanager
     def open(self) -> Iterator[Workers]:
-        crew = _Crew(self.workers or max(1, cores() // self.threads), self.threads, self.memory)
+        workers = _LocalWorkers(self.workers or max(1, cores() // self.threads), self.threads, self.memory)
         try:
-            yield crew
+            yield workers
         finally:
-            crew.close()
+            workers.close()
 
 
-class _Crew(Workers):
+class _LocalWorkers(Workers):
     """Processes, each started when it is first needed; one that dies is replaced."""
 
     def __init__(self, count: int, threads: int, memory: float | None) -> None:

@@ -72,13 +72,13 @@ class Ray(Executor):
         except Exception as error:
             what = f"reach a cluster at {self.address}" if self.address else "start a cluster here"
             raise DefenseKitError(f"the executor ray can't {what} ({_line(error)})") from error
-        crew = None
+        workers = None
         try:
-            crew = _Crew(self, mirror)
-            yield crew
+            workers = _RayWorkers(self, mirror)
+            yield workers
         finally:
-            if crew:
-                crew.close()
+            if workers:
+                workers.close()
             ray.shutdown()
 
     @property
@@ -88,7 +88,7 @@ class Ray(Executor):
         return {name: value for name, value in wanted.items() if value}
 
 
-class _Crew(Workers):
+class _RayWorkers(Workers):
     """Calls of a Ray task; Ray decides how many run at a time."""
 
     def __init__(self, settings: Ray, mirror: RemoteStore | None) -> None:

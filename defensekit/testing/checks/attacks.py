@@ -4,7 +4,7 @@ from typing import Any
 
 from defensekit.components import Attack
 from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
-from defensekit.testing.pico import LABELS, Pico, sentences
+from defensekit.testing.pico import LABELS, PicoModels, sentences
 from defensekit.testing.watch import Handed
 from defensekit.text import Row, label_number
 from defensekit.training import forked_random
@@ -17,7 +17,7 @@ def _others(attack: Attack, rows: list[Row]) -> list[Row]:
 
 
 @ordinary_use(Attack)
-def attack_rows(attack: Attack, pico: Pico, handed: Handed) -> Any:
+def attack_rows(attack: Attack, pico: PicoModels, handed: Handed) -> Any:
     """Poison and trigger rows, and train where the attack does that."""
     clean, test = sentences(40), _others(attack, sentences(20, seed=1))
     outputs: dict[str, Any] = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from defensekit.components import Estimator
 from defensekit.defense import estimation
 from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
-from defensekit.testing.pico import MAX_LENGTH, Pico
+from defensekit.testing.pico import MAX_LENGTH, PicoModels
 from defensekit.testing.watch import Handed
 from defensekit.text import Row
 
@@ -19,7 +19,7 @@ TOLERANCE = 1e-3  # of a tensor's norm, float32 against float64
 
 
 @ordinary_use(Estimator)
-def estimate(estimator: Estimator, pico: Pico, handed: Handed) -> Any:
+def estimate(estimator: Estimator, pico: PicoModels, handed: Handed) -> Any:
     """Measure the statistics of the pico model."""
     return estimator.estimate(pico.for_estimator(handed))
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from defensekit.components import Metric, Predictions
 from defensekit.testing.kit import Subject, check, expect, ordinary_use
-from defensekit.testing.pico import LABELS, Pico
+from defensekit.testing.pico import LABELS, PicoModels
 from defensekit.testing.watch import Handed
 
 
@@ -28,7 +28,7 @@ def _cases(metric: Metric) -> dict[str, Predictions]:
 
 
 @ordinary_use(Metric)
-def measure(metric: Metric, pico: Pico, handed: Handed) -> Any:
+def measure(metric: Metric, pico: PicoModels, handed: Handed) -> Any:
     """Measure various predictions."""
     return {what: metric.measure(handed.give(what, case)) for what, case in _cases(metric).items()}
 

@@ -9,7 +9,7 @@ from defensekit.components import ModelStep, WeightStep
 from defensekit.defense import purification
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.testing.kit import Subject, check, expect, ordinary_use
-from defensekit.testing.pico import MAX_LENGTH, Pico
+from defensekit.testing.pico import MAX_LENGTH, PicoModels
 from defensekit.testing.watch import Handed
 from defensekit.training import forked_random
 
@@ -28,7 +28,7 @@ def _selections(weight: "Tensor") -> "dict[str, Tensor]":
 
 
 @ordinary_use(WeightStep)
-def apply(step: WeightStep, pico: Pico, handed: Handed) -> Any:
+def apply(step: WeightStep, pico: PicoModels, handed: Handed) -> Any:
     """Apply the step to every tensor, with several selections."""
     changed, views = {}, pico.views()
     for name in pico.pair.scope:
@@ -40,7 +40,7 @@ def apply(step: WeightStep, pico: Pico, handed: Handed) -> Any:
 
 
 @ordinary_use(ModelStep)
-def train(step: ModelStep, pico: Pico, handed: Handed) -> Any:
+def train(step: ModelStep, pico: PicoModels, handed: Handed) -> Any:
     """Train the pico model."""
     model = handed.give("model", pico.load()[0], conduct_alone=True)
     context = pico.for_step(handed)
@@ -49,7 +49,7 @@ def train(step: ModelStep, pico: Pico, handed: Handed) -> Any:
     return dict(model.state_dict())
 
 
-def _cases(pico: Pico) -> "Iterator[tuple[str, TensorView, Tensor]]":
+def _cases(pico: PicoModels) -> "Iterator[tuple[str, TensorView, Tensor]]":
     """Every tensor in each dtype that a model may have."""
     import torch
 

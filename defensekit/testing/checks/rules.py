@@ -6,7 +6,7 @@ from typing import Any
 
 from defensekit.components import Rule, Trial
 from defensekit.testing.kit import Subject, check, expect, ordinary_use
-from defensekit.testing.pico import Pico
+from defensekit.testing.pico import PicoModels
 from defensekit.testing.watch import Handed
 
 ROWS = 200
@@ -24,7 +24,7 @@ def _trials(rule: Rule, slope: float) -> list[Trial]:
 
 
 @ordinary_use(Rule)
-def choose(rule: Rule, pico: Pico, handed: Handed) -> Any:
+def choose(rule: Rule, pico: PicoModels, handed: Handed) -> Any:
     """Choose a value for several curves of accuracy."""
     seen = {what: _trials(rule, slope) for what, slope in SLOPES.items()}
     return {what: rule.choose(handed.give(what, trials), SUSPECT) for what, trials in seen.items()}

@@ -9,13 +9,13 @@ from defensekit.host.registry import plain
 from defensekit.host.tables import File
 from defensekit.pipeline.store import Store, key_of
 from defensekit.testing.kit import Subject, check, expect, ordinary_use
-from defensekit.testing.pico import LABELS, Pico, sentences
+from defensekit.testing.pico import LABELS, PicoModels, sentences
 from defensekit.testing.watch import Handed
 from defensekit.text import ROWS, read_rows
 
 
 @ordinary_use(Observer)
-def watch(observer: Observer, pico: Pico, handed: Handed) -> Any:
+def watch(observer: Observer, pico: PicoModels, handed: Handed) -> Any:
     """One run: a cached stage, one that is computed, one that fails."""
     observer = observer.for_run("diffusion, seed 0", {"defense.scorer": "diffusion"})
     observer.run_started({"name": "a run", "seed": 0})
@@ -32,7 +32,7 @@ def watch(observer: Observer, pico: Pico, handed: Handed) -> Any:
 
 
 @ordinary_use(Executor)
-def execute(executor: Executor, pico: Pico, handed: Handed) -> Any:
+def execute(executor: Executor, pico: PicoModels, handed: Handed) -> Any:
     """Compute one stage."""
     with tempfile.TemporaryDirectory() as folder:
         stage = _stage(Path(folder))

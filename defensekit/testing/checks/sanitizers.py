@@ -6,23 +6,23 @@ from typing import Any
 
 from defensekit.components import Sanitizer
 from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
-from defensekit.testing.pico import Pico
+from defensekit.testing.pico import PicoModels
 from defensekit.testing.watch import Handed
 
 UNUSUAL = ["", "   ", "film", "film \n film", "Ünïcode – “quotes” 世界", "the film is " * 40]
 
 
-def _texts(pico: Pico) -> list[str]:
+def _texts(pico: PicoModels) -> list[str]:
     return [*(row.text for row in pico.rows), *UNUSUAL]
 
 
-def _sanitized(sanitizer: Sanitizer, pico: Pico, texts: Sequence[str]) -> list[str]:
+def _sanitized(sanitizer: Sanitizer, pico: PicoModels, texts: Sequence[str]) -> list[str]:
     context = pico.for_sanitizer(sanitizer)
     return list(sanitizer.sanitize(texts, sanitizer.inspect(texts, context), context))
 
 
 @ordinary_use(Sanitizer)
-def rewrite(sanitizer: Sanitizer, pico: Pico, handed: Handed) -> Any:
+def rewrite(sanitizer: Sanitizer, pico: PicoModels, handed: Handed) -> Any:
     """Inspect and rewrite the texts."""
     context, texts = pico.for_sanitizer(sanitizer), handed.give("texts", _texts(pico))
     findings = handed.give("findings", sanitizer.inspect(texts, context))

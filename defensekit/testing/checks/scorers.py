@@ -5,12 +5,12 @@ from typing import Any
 from defensekit.components import Scorer, tensors
 from defensekit.defense import scoring
 from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
-from defensekit.testing.pico import Pico
+from defensekit.testing.pico import PicoModels
 from defensekit.testing.watch import Handed
 
 
 @ordinary_use(Scorer)
-def score(scorer: Scorer, pico: Pico, handed: Handed) -> Any:
+def score(scorer: Scorer, pico: PicoModels, handed: Handed) -> Any:
     """Score every tensor with eligible dimensions."""
     views = pico.views(scorer.needs)
     shown = {name: views[name] for name in pico.pair.scope if bool(scorer.eligible(views[name]).any())}

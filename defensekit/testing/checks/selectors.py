@@ -8,7 +8,7 @@ from defensekit.components import Selector
 from defensekit.components.tensors import Cut, Scored, Scores
 from defensekit.defense import selection
 from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
-from defensekit.testing.pico import Pico
+from defensekit.testing.pico import PicoModels
 from defensekit.testing.watch import Handed
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ ONE = "encoder.layer.0.output.weight"  # a single tensor, so that every scope is
 
 
 @ordinary_use(Selector)
-def select(selector: Selector, pico: Pico, handed: Handed) -> Any:
+def select(selector: Selector, pico: PicoModels, handed: Handed) -> Any:
     """Select dimensions of the pico model."""
     return _selected(selector, handed.give("scores", pico.scores()))
 

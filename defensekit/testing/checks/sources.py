@@ -7,18 +7,18 @@ from defensekit.components import Dataset, DatasetSource, ModelSource
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.loading import load_tokenizer
 from defensekit.testing.kit import Subject, check, expect, ordinary_use
-from defensekit.testing.pico import Pico
+from defensekit.testing.pico import PicoModels
 from defensekit.testing.watch import Handed
 
 
 @ordinary_use(DatasetSource)
-def load(source: DatasetSource, pico: Pico, handed: Handed) -> Any:
+def load(source: DatasetSource, pico: PicoModels, handed: Handed) -> Any:
     """Read the contents' digest and the rows."""
     return source.contents(lambda text: None), source.load()
 
 
 @ordinary_use(ModelSource)
-def folder(source: ModelSource, pico: Pico, handed: Handed) -> Any:
+def folder(source: ModelSource, pico: PicoModels, handed: Handed) -> Any:
     """Return the model's folder."""
     return source.folder()
 

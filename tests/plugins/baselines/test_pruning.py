@@ -14,9 +14,9 @@ from defensekit.models.loading import load_model
 from defensekit.models.pair import Pair
 from defensekit.testing.pico import pico
 from defensekit.testing.watch import Handed
-from defensekit_baselines.estimators.head_variance import HeadVariance as MeasureHeads
+from defensekit_baselines.estimators.head_variance import StaticHeads as MeasureHeads
 from defensekit_baselines.estimators.neuron_norm import NeuronNorm
-from defensekit_baselines.pruning import Dormant, HeadVariance, Lipschitz, SmallWeights, Wanda
+from defensekit_baselines.pruning import Dormant, Lipschitz, SmallWeights, StaticHeads, Wanda
 from defensekit_baselines.purifiers import Prune
 from defensekit_baselines.scorers import Random
 from defensekit_baselines.selectors import Units
@@ -132,7 +132,7 @@ def test_a_matrix_that_all_layers_share_has_the_mean_over_them() -> None:
 def test_pure_prunes_whole_heads_and_spares_one_a_layer(pair: Pair, tmp_path: Path) -> None:
     statistics = measure(MeasureHeads(), pair.suspect.folder).statistics
     selector = Units(unit="head", fraction=1.0, spare=1)
-    _, chosen = purified(pair, views(pair, statistics), HeadVariance(), selector, [Prune()], tmp_path / "p")
+    _, chosen = purified(pair, views(pair, statistics), StaticHeads(), selector, [Prune()], tmp_path / "p")
     values = torch.zeros(16, 16)
     for layer in (0, 1):
         variances = statistics["head-variance"]["bert." + HEADS.format(layer)][0]
@@ -209,7 +209,7 @@ def test_a_pruned_head_of_gpt2_says_nothing(turned: Pair, tmp_path: Path) -> Non
     statistics = measure(MeasureHeads(), turned.suspect.folder).statistics
     selector = Units(unit="head", fraction=1.0, spare=1)
     made = views_of_gpt2(turned, statistics)
-    _, chosen = purified(turned, made, HeadVariance(), selector, [Prune()], tmp_path / "p")
+    _, chosen = purified(turned, made, StaticHeads(), selector, [Prune()], tmp_path / "p")
     variances = statistics["head-variance"]["transformer.h.1.attn.c_proj.weight"][:, 0]
     pruned = chosen["h.1.attn.c_proj.weight"].all(1)
     assert pruned.tolist() in ([True] * 8 + [False] * 8, [False] * 8 + [True] * 8)
