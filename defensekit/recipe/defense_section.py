@@ -119,8 +119,7 @@ class DefenseSection:
         return changed
 
     def _check(self, defense: Defense, path: Path_, scorer: Path_) -> None:
-        """Refuse what can't select (a scorer or a selector alone, or weight steps with neither), and a scorer whose
-        statistics nobody estimates."""
+        """Refuse a scorer or selector alone, weight steps with neither, and a scorer whose statistics are missing."""
         if (defense.scorer is None) != (defense.selector is None):
             missing, other = ("selector", "scorer") if defense.selector is None else ("scorer", "selector")
             raise self.reader.error((*path, other), f"needs a `{missing}:` beside it; a defense has both or neither")

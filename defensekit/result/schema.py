@@ -72,8 +72,10 @@ class Sanitized(_Schema):
 
 
 class ModelResult(_Schema):
-    """One of the models: its metrics, what was reset, and the seconds and bytes of memory it took to make (statistics
-    included). ``predictions`` are the keys of the stages with its answers, by the test rows it was asked about.
+    """One of the models: its metrics, what was reset, and what it took to make.
+
+    ``seconds`` and ``peak_memory`` (bytes) include the statistics. ``predictions`` are the keys of the stages with its
+    answers, by the test rows it was asked about.
 
     Of an input-level defense it is the suspect on sanitized rows: ``sanitized`` says what became of them, of ``plain``
     and of ``triggered`` ones, and the seconds are those of sanitizing them.

@@ -55,6 +55,7 @@ class CacheOnlyWorkers(Workers):
     """Computes nothing: what is in the store has to do."""
 
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        """Raise NotThere."""
         raise NotThere(f"{stage['title']} is not in the store")
 
 
@@ -128,9 +129,11 @@ class ModelTracker(Workers):
 
     @property
     def slots(self) -> int:
+        """Those of the workers."""
         return self.workers.slots
 
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
+        """Let the workers compute a stage, written down before if it is a model."""
         key = key_of(stage)
         self.made.add(key)
         if stage["kind"] in self.kinds:

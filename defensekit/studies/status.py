@@ -38,6 +38,7 @@ class Status(Observer):
         return made
 
     def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
+        """An observer that writes down what one run's stages do."""
         return _Run(whole=self, name=name)
 
     def __enter__(self) -> "Status":
@@ -47,9 +48,11 @@ class Status(Observer):
         self._path.unlink(missing_ok=True)
 
     def study_started(self, runs: Sequence[str], slots: int) -> None:
+        """Write that somebody is at work."""
         self._write(0)
 
     def time_left(self, left: str) -> None:
+        """Write how long the rest takes."""
         self._facts["left"] = left
         self._write(EVERY)
 

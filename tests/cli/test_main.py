@@ -110,7 +110,7 @@ def test_settings_change_a_run_and_a_dry_run_computes_nothing(recipe: Path, tmp_
     assert not (tmp_path / "w").exists()
     found = json.loads(command(*arguments, "--dry-run", "--json").stdout)
     assert found["recipe"]["seed"] == 7
-    assert not any(stage["there"] for stage in found["stages"])
+    assert not any(stage["cached"] for stage in found["stages"])
     # What is printed is itself a recipe.
     (tmp_path / "resolved.yaml").write_text(done.stdout[: done.stdout.index("\n\n")])
     again = command("run", str(tmp_path / "resolved.yaml"), "-w", str(tmp_path / "w"), "--dry-run", "--json")

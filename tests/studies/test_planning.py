@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import defensekit
-from defensekit.pipeline.dry_run import Needs
+from defensekit.pipeline.experiment import Experiment
 from defensekit.pipeline.preflight import Known
 from defensekit.result.schema import StageRecord
 from defensekit.studies.folder import Folder
@@ -74,9 +74,7 @@ def test_what_has_a_result_is_not_planned(recipe: Path, tmp_path: Path, monkeypa
         plan.folder.write_bytes(run.id, b"{}")
     again = plan_study(load_study(study(recipe)), tmp_path / "w")
     asked: list[Any] = []
-    monkeypatch.setattr(
-        "defensekit.studies.planning.Needs", lambda plan, store: asked.append(plan) or Needs(plan, store)
-    )
+    monkeypatch.setattr("defensekit.studies.planning.Experiment", lambda plan: asked.append(plan) or Experiment(plan))
     assert [run.id for run in again.todo] == [plan.runs[0].id]
     assert again.missing
     assert len(asked) == 1

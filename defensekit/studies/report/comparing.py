@@ -151,8 +151,10 @@ class Comparison:
         return rules
 
     def taken(self, group: Group, line: Line, choice: float | None) -> dict[int, Point]:
-        """The point of every seed: of a margin the value that does most and whose test ACC is that close to the
-        suspect's."""
+        """The point of every seed.
+
+        Of a margin it is the value that does most and keeps the suspect's test ACC to within it.
+        """
         if choice is None:
             return {run.seed: point for run in line.runs if (point := self.final(run))}
         kept = self.study.kept or ""

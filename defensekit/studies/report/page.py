@@ -98,8 +98,15 @@ def report(
 
     Args:
         folder: the study's, ``WORKSPACE/studies/NAME``.
-        rows, cols, metrics, models, where: as `pivot` takes them.
-        against: the defense that others are held against; the first, if none is named.
+        rows: axes, as `pivot` takes them.
+        cols: axes, likewise.
+        metrics: which; all of them, if none is named.
+        models: of a result, which.
+        where: values of axes to hold fixed.
+        against: the defense that others are compared with; the first, if none is named.
+
+    Returns:
+        The report, which writes itself.
 
     Raises:
         UsageError: there is no such axis, value, metric, model or defense.

@@ -127,10 +127,14 @@ def pivot(
 
     Args:
         study: the study's folder.
-        rows, cols: axes.
+        rows: axes whose values are rows.
+        cols: axes whose values are columns.
         metrics: which; all that there are, if none is named.
         models: ``purified`` (of an input-level defense, ``sanitized``), and others of a result to stand beside it.
         where: values of axes to hold fixed.
+
+    Returns:
+        The table.
 
     Raises:
         UsageError: there is no such axis, value, metric or model; what is close is said.

@@ -3,6 +3,6 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-# `every` comes first: its checks are of components that were not used yet.
-for _module in sorted(iter_modules(__path__), key=lambda module: module.name != "every"):
-    import_module(f"{__name__}.{_module.name}")
+# What holds before a component is used comes first, then its ordinary use, then what its kind promises.
+for _name in ("every", "conduct", *(module.name for module in iter_modules(__path__))):
+    import_module(f"{__name__}.{_name}")
