@@ -14,7 +14,7 @@ from defensekit.models.loading import load_model
 from defensekit.models.pair import Pair
 from defensekit.testing.pico import pico
 from defensekit.testing.watch import Handed
-from defensekit_baselines.estimators.head_variance import StaticHeads as MeasureHeads
+from defensekit_baselines.estimators.head_variance import HeadVariance
 from defensekit_baselines.estimators.neuron_norm import NeuronNorm
 from defensekit_baselines.pruning import Dormant, Lipschitz, SmallWeights, StaticHeads, Wanda
 from defensekit_baselines.purifiers import Prune
@@ -103,7 +103,7 @@ def test_a_pruned_neuron_is_dormant_and_says_nothing(pair: Pair, tmp_path: Path)
 
 def test_pure_measures_heads_as_a_loop_over_rows_does(pair: Pair) -> None:
     made = rows([3, 7, 5, 2])
-    found = measure(MeasureHeads(batch_size=2), pair.suspect.folder, made).statistics["head-variance"]
+    found = measure(HeadVariance(batch_size=2), pair.suspect.folder, made).statistics["head-variance"]
     model, tokenizer = load_model(pair.suspect.folder).double(), make_tokenizer()
     model.set_attn_implementation("eager")
     for layer in (0, 1):
@@ -118,7 +118,7 @@ def test_pure_measures_heads_as_a_loop_over_rows_does(pair: Pair) -> None:
 
 
 def test_a_matrix_that_all_layers_share_has_the_mean_over_them() -> None:
-    found = MeasureHeads(batch_size=3).estimate(pico().for_estimator(Handed())).statistics["head-variance"]
+    found = HeadVariance(batch_size=3).estimate(pico().for_estimator(Handed())).statistics["head-variance"]
     model = pico().load()[0].double().eval()
     model.set_attn_implementation("eager")
     expected = torch.zeros(2, dtype=torch.float64)
@@ -130,7 +130,7 @@ def test_a_matrix_that_all_layers_share_has_the_mean_over_them() -> None:
 
 
 def test_pure_prunes_whole_heads_and_spares_one_a_layer(pair: Pair, tmp_path: Path) -> None:
-    statistics = measure(MeasureHeads(), pair.suspect.folder).statistics
+    statistics = measure(HeadVariance(), pair.suspect.folder).statistics
     selector = Units(unit="head", fraction=1.0, spare=1)
     _, chosen = purified(pair, views(pair, statistics), StaticHeads(), selector, [Prune()], tmp_path / "p")
     values = torch.zeros(16, 16)
@@ -154,7 +154,7 @@ def test_of_models_that_read_from_left_to_right_the_last_token_counts(
     made, tokenizer = rows([3, 7, 5, 2]), make_tokenizer()
     tokenizer.padding_side = side
     context = EstimatorContext(lambda which: load_model(suspect), tokenizer, made, 64, 0, lambda *done: None)
-    found = MeasureHeads(batch_size=2).estimate(context).statistics["head-variance"]
+    found = HeadVariance(batch_size=2).estimate(context).statistics["head-variance"]
     model = load_model(suspect).double()
     model.set_attn_implementation("eager")
     expected = torch.zeros(2, 2, dtype=torch.float64)
@@ -206,7 +206,7 @@ def test_a_pruned_neuron_of_gpt2_is_dormant_and_says_nothing(turned: Pair, tmp_p
 
 
 def test_a_pruned_head_of_gpt2_says_nothing(turned: Pair, tmp_path: Path) -> None:
-    statistics = measure(MeasureHeads(), turned.suspect.folder).statistics
+    statistics = measure(HeadVariance(), turned.suspect.folder).statistics
     selector = Units(unit="head", fraction=1.0, spare=1)
     made = views_of_gpt2(turned, statistics)
     _, chosen = purified(turned, made, StaticHeads(), selector, [Prune()], tmp_path / "p")
