@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from defensekit.recipe.loader import load_recipe
     from defensekit.result.page import write as write_report
     from defensekit.result.schema import Result
+    from defensekit.scanner.page import write_scan
     from defensekit.studies.frame import results
     from defensekit.studies.loading import load_study
     from defensekit.studies.running import run_study
@@ -29,6 +30,7 @@ _LAZY = {
     "run": "pipeline.run",
     "run_study": "studies.running",
     "scan": "workflows.scan",
+    "write_scan": "scanner.page",
     "write_report": "result.page:write",
     **dict.fromkeys(
         ("estimate", "evaluate", "load_data", "load_pair", "plot", "purify", "score", "select"),
@@ -56,6 +58,7 @@ __all__ = [
     "score",
     "select",
     "write_report",
+    "write_scan",
 ]
 
 

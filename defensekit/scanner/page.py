@@ -15,7 +15,18 @@ OUTSIDE = "outside"  # the column of tensors that belong to no layer
 
 
 def write_scan(scan: Scan, folder: str | Path) -> Path:
-    """Write ``scan.html`` and ``scan.json`` into a folder; returns the path of the page."""
+    """Write ``scan.html`` and ``scan.json`` into a folder.
+
+    Args:
+        scan: what `dk.scan` gave.
+        folder: where; it is made if it does not exist.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OSError: the disk refused.
+    """
     page = Path(folder) / "scan.html"
     atomic_write(Path(folder) / "scan.json", scan.model_dump_json(indent=1).encode())
     atomic_write(page, render_scan(scan).encode())
