@@ -52,7 +52,7 @@ def plan(
         estimate = planned.estimate()
     facts: dict[str, Any] = {
         "runs": [
-            {"id": run.id, "axes": run.row.axes, "seed": run.row.recipe.seed, "done": run.id in planned.done}
+            {"id": run.id, "axes": run.run.axes, "seed": run.run.recipe.seed, "done": run.id in planned.done}
             for run in planned.runs
         ],
         "stages": {"known": len(planned.stages), "to_make": dict(estimate.stages), "unknown": planned.unknown},
@@ -68,7 +68,7 @@ def plan(
         return
     out, rows = console(), table("run", "result")
     for run in planned.runs[:SHOWN]:
-        rows.add_row(Text(str(run.row)), "finished" if run.id in planned.done else "to run")
+        rows.add_row(Text(str(run.run)), "finished" if run.id in planned.done else "to run")
     out.print(rows)
     if len(planned.runs) > SHOWN:
         out.print(f"... and {len(planned.runs) - SHOWN} more (--json has them all)")

@@ -30,7 +30,7 @@ from defensekit.result.schema import (
     MetricRecord,
     ModelResult,
     PluginRecord,
-    Reset,
+    ResetCounts,
     Result,
     Sanitized,
     TrialResult,
@@ -75,7 +75,7 @@ def run(
             result = whole.result(folder)
             run_folder.write(result, whole.purified, lambda stage: whole.runner.make(stage).files)
             log.info("done: %s", result.summary)
-            whole.runner.tell("run_finished", result.model_dump())
+            whole.runner.notify("run_finished", result.model_dump())
             return result
     except OSError as error:
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
@@ -104,14 +104,14 @@ def _here(recipe: Recipe, workspace: Path, observers: Sequence[Observer]) -> "It
     store = Store(workspace / "store")
     with recipe.executor.component.open() as workers:
         runner = Runner(store, workers, watching)
-        runner.tell("run_started", recipe.resolved())
+        runner.notify("run_started", recipe.resolved())
         try:
             store.sweep()
-            plan = survey(recipe, partial(runner.tell, "message"))
-            runner.tell("planned", stages_ahead(plan, store))
+            plan = survey(recipe, partial(runner.notify, "message"))
+            runner.notify("planned", stages_ahead(plan, store))
             yield Run(plan, runner)
         except Exception as error:
-            runner.tell("run_failed", str(error))
+            runner.notify("run_failed", str(error))
             raise
 
 
@@ -123,7 +123,7 @@ class Run:
         self.recipe = plan.recipe
         self.plan = plan
         self.runner = runner
-        self.experiment = Experiment(plan, partial(runner.tell, "message"), self.warn)
+        self.experiment = Experiment(plan, partial(runner.notify, "message"), self.warn)
         self.warnings: list[str] = []
         for problem in self.recipe.host.problems:
             self.warn(str(problem))
@@ -160,7 +160,7 @@ class Run:
             statistics=models[ended].statistics,
             warnings=self.warnings,
             recipe=recipe.resolved(),
-            stages=list(self.runner.made.values()),
+            stages=list(self.runner.records.values()),
             environment=_environment(plan),
             seconds=round(time.perf_counter() - self.started, 2),
             folder=str(folder),
@@ -178,7 +178,7 @@ class Run:
     def warn(self, text: str) -> None:
         """A warning for the user, kept in the result."""
         self.warnings.append(text)
-        self.runner.tell("warning", text)
+        self.runner.notify("warning", text)
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -323,7 +323,7 @@ def _model(about: dict[str, Any] | None, metrics: dict[str, Measured], keys: dic
     parts = {
         role: {"name": c["name"], **c["parameters"]} for role, c in about["components"].items() if role != "attack"
     }
-    reset = Reset(**{key: facts[key] for key in Reset.model_fields}) if "selected" in facts else None
+    reset = ResetCounts(**{key: facts[key] for key in ResetCounts.model_fields}) if "selected" in facts else None
     return ModelResult(
         metrics=metrics,
         seconds=round(seconds, 2),

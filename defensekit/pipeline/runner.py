@@ -26,9 +26,9 @@ class Runner:
     observers: Sequence[Observer]
     failed: dict[str, DefenseKitError] = field(default_factory=dict)
     observer_lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
-    made: dict[str, StageRecord] = field(default_factory=dict)
+    records: dict[str, StageRecord] = field(default_factory=dict)
 
-    def tell(self, event: str, *values: Any) -> None:
+    def notify(self, event: str, *values: Any) -> None:
         """Notify every observer."""
         with self.observer_lock:
             for observer in self.observers:
@@ -53,36 +53,36 @@ class Runner:
                     reused = False
                     artifact = self._compute(stage)
         if self._record(stage, artifact, reused):
-            self.tell("stage_finished", stage.plain["title"], artifact.seconds, reused)
+            self.notify("stage_finished", stage.plain["title"], artifact.seconds, reused)
         return artifact
 
     def _wait(self, stage: Stage) -> None:
-        self.tell("message", f"{stage.plain['title']}: another process is computing it")
+        self.notify("message", f"{stage.plain['title']}: another process is computing it")
 
     def _compute(self, stage: Stage) -> Artifact | None:
         """The artifact; None if an input was removed meanwhile and has to be computed again."""
         title = stage.plain["title"]
-        self.tell("stage_started", title)
+        self.notify("stage_started", title)
         log.info("%s: computing %s", title, stage.key)
         try:
             self.workers.execute(
-                stage.plain, self.store.root, lambda done, total: self.tell("progress", title, done, total)
+                stage.plain, self.store.root, lambda done, total: self.notify("progress", title, done, total)
             )
         except DefenseKitError as error:
             if not all(self.store.has(needed.key) for needed in stage.inputs):
                 return None
             self.failed[stage.key] = error
-            self.tell("stage_failed", title, str(error))
+            self.notify("stage_failed", title, str(error))
             raise
         return self.store.open(stage.key)
 
     def _record(self, stage: Stage, artifact: Artifact | None, reused: bool) -> bool:
         """Record a stage after its inputs; False if it is recorded already."""
-        if stage.key in self.made:
+        if stage.key in self.records:
             return False
         for needed in stage.inputs:
             self._record(needed, self.store.peek(needed.key), True)
-        self.made[stage.key] = StageRecord(
+        self.records[stage.key] = StageRecord(
             title=stage.plain["title"],
             kind=stage.plain["kind"],
             key=stage.key,
@@ -101,6 +101,6 @@ class Runner:
             return self.store.open(stage.key)
         except Damaged as error:
             if locked:
-                self.tell("message", f"{error}; it is computed again")
+                self.notify("message", f"{error}; it is computed again")
                 self.store.remove(stage.key)
             return None

@@ -10,7 +10,7 @@ from defensekit.recipe import yaml_document
 from defensekit.recipe.vocabulary import MODELS
 from defensekit.result import plots
 from defensekit.result.narrative import story
-from defensekit.result.schema import Example, ModelResult, Reset, Result
+from defensekit.result.schema import Example, ModelResult, ResetCounts, Result
 from defensekit.utils.files import atomic_write
 from defensekit.utils.html import fill
 
@@ -61,7 +61,7 @@ def _share(model: ModelResult, which: str) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
+class HeatCell:
     """Selected as a share of the eligible dimensions: ``share`` in [0, 1], None where nothing is eligible."""
 
     share: float | None
@@ -78,25 +78,25 @@ class Heat:
     """``rows`` are kinds of tensor, ``columns`` layers; ``others`` are tensors outside of any layer."""
 
     columns: list[str]
-    rows: dict[str, list[Cell]]
-    others: dict[str, Cell]
+    rows: dict[str, list[HeatCell]]
+    others: dict[str, HeatCell]
 
 
 _LAYER = re.compile(r"^(?P<before>.*?)\.(?P<layer>\d+)\.(?P<kind>.+)$")
 
 
-def heat(reset: Reset) -> Heat:
+def heat(reset: ResetCounts) -> Heat:
     """The selected share by layer and kind of tensor."""
-    layers: dict[str, dict[int, Cell]] = {}
+    layers: dict[str, dict[int, HeatCell]] = {}
     others = {}
     for name, (_, eligible, selected) in reset.tensors.items():
-        cell = Cell(selected / eligible if eligible else None, eligible)
+        cell = HeatCell(selected / eligible if eligible else None, eligible)
         if match := _LAYER.match(name):
             layers.setdefault(match["kind"], {})[int(match["layer"])] = cell
         else:
             others[name] = cell
     numbers = sorted({number for cells in layers.values() for number in cells})
-    nothing = Cell(None, 0)
+    nothing = HeatCell(None, 0)
     rows = {kind: [cells.get(number, nothing) for number in numbers] for kind, cells in sorted(layers.items())}
     return Heat([str(number) for number in numbers], rows, dict(sorted(others.items())))
 

@@ -33,7 +33,7 @@ class Histogram(_Schema):
     selected: list[int]
 
 
-class Reset(_Schema):
+class ResetCounts(_Schema):
     """How much of a model was selected: counts of dimensions, and what they are shares of.
 
     ``of_eligible`` is the fraction, ``of_all`` counts the head and what never moved as well. ``tensors`` has the
@@ -85,7 +85,7 @@ class ModelResult(_Schema):
     seconds: float | None
     peak_memory: int | None = None
     predictions: dict[str, str] = {}
-    reset: Reset | None = None
+    reset: ResetCounts | None = None
     defense: dict[str, Any] | None = None
     statistics: dict[str, Any] | None = None
     sanitized: dict[str, Sanitized] | None = None

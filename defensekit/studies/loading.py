@@ -28,7 +28,7 @@ NO_AXIS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRun:
     """One run of a study: its value on every axis that it lies on (the seed is one of the recipe's keys)."""
 
     axes: Axes
@@ -46,7 +46,7 @@ class Study:
     axes: dict[str, list[Label]]
     executor: NamedComponent[Executor]
     observers: tuple[NamedComponent[Observer], ...]
-    rows: Sequence[Row]
+    rows: Sequence[StudyRun]
     document: Document = field(compare=False)
 
     @property
@@ -103,7 +103,7 @@ class _Matrix:
             if (place := tuple(labels.items())) in seen:
                 raise self.reader.error(("include",), f"the run {_called(labels)} stands twice")
             seen.add(place)
-            rows += [Row(labels, replace(recipe, seed=seed)) for seed in self.keys.seeds]
+            rows += [StudyRun(labels, replace(recipe, seed=seed)) for seed in self.keys.seeds]
         values = {axis: list(found) for axis, found in axes.items()}
         return Study(self.keys, values, executor, tuple(observers), rows, self.document)
 

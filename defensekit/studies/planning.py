@@ -18,7 +18,7 @@ from defensekit.pipeline.preflight import Known, survey
 from defensekit.pipeline.store import Store
 from defensekit.result.schema import read_result
 from defensekit.studies.folder import Folder
-from defensekit.studies.loading import Row, Study
+from defensekit.studies.loading import Study, StudyRun
 from defensekit.utils.errors import UsageError
 
 SAMPLE = 30  # results, at least, and artifacts of a kind that are read for an estimate
@@ -28,7 +28,7 @@ SAMPLE = 30  # results, at least, and artifacts of a kind that are read for an e
 class PlannedRun:
     """A run of a study: its identity and its plan. What it asks for is asked of runs that have no result yet."""
 
-    row: Row
+    run: StudyRun
     plan: Plan
     identity: str
 
@@ -88,14 +88,14 @@ class StudyPlan:
         """Stages of the runs without a result that hang on a choice; some may turn out to be the same."""
         return sum(run.unknown for run in self.todo)
 
-    def estimate(self) -> "Estimate":
+    def estimate(self) -> "StudyEstimate":
         """What the missing stages will take, judged by those that are there or that results remember."""
         wanted = Counter(stage.plain["kind"] for stage in self.missing.values())
         there = {kind: self.store.sample(keys) for kind, keys in self._examples(wanted).items()}
         took = _recorded(sorted(self.folder.place.parent.glob("*/results/*.json")))
         took |= {kind: seconds for kind, (seconds, _) in there.items()}
         took |= _recorded(sorted(self.folder.results.glob("*.json")))
-        return Estimate(
+        return StudyEstimate(
             stages=dict(wanted),
             seconds=sum(count * took.get(kind, 0.0) for kind, count in wanted.items()),
             bytes=int(sum(count * there[kind][1] for kind, count in wanted.items() if kind in there)),
@@ -118,7 +118,7 @@ class StudyPlan:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StudyEstimate:
     """``stages`` to make by kind, ``seconds`` one after the other, ``bytes`` of artifacts.
 
     Kinds count 0 where nothing is known of them: in the seconds ``unseen`` ones, in the bytes ``unsized`` ones.
@@ -151,7 +151,7 @@ def plan_study(study: Study, workspace: str | Path, say: Callable[[str], None] =
     known = Known()
     folder = Folder(Path(workspace), study.name)
     with _no_collection():
-        runs = [planned(row, known, say) for row in study.rows]
+        runs = [planned(run, known, say) for run in study.rows]
     store = Store(Path(workspace) / "store")
     return StudyPlan(study, folder, store, runs, folder.done(), store.keys())
 
@@ -168,10 +168,10 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def planned(row: Row, known: Known, say: Callable[[str], None]) -> PlannedRun:
+def planned(run: StudyRun, known: Known, say: Callable[[str], None]) -> PlannedRun:
     """The plan of one run."""
-    plan = survey(row.recipe, say, known)
-    return PlannedRun(row, plan, identity(identified(plan)))
+    plan = survey(run.recipe, say, known)
+    return PlannedRun(run, plan, identity(identified(plan)))
 
 
 def closure(stages: Iterable[Stage], there: set[str] | frozenset[str] = frozenset()) -> dict[str, Stage]:

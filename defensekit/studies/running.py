@@ -37,7 +37,7 @@ DROPPED: dict[str, set[str]] = {
 
 
 @dataclass
-class Outcome:
+class StudyOutcome:
     """What a study came to: how many runs it has, how many results there were before and are now, what failed."""
 
     runs: int
@@ -64,7 +64,7 @@ def run_study(
     workspace: str | Path = "workspace",
     observers: Sequence[Observer] = (),
     resume: Resume = "only-missing",
-) -> Outcome:
+) -> StudyOutcome:
     """Run every run of a study that has no result yet; a run that fails is written down, and the others go on.
 
     Args:
@@ -94,12 +94,12 @@ def run_study(
             executor = study.executor.component
             opened = nullcontext(CacheOnlyWorkers()) if resume == "only-cache" else executor.open()
             with opened as workers, Status.of(plan) as status:
-                failed = _Driver(plan, workers, [*watching, status], anew=resume == "always").drive()
+                failed = StudyDriver(plan, workers, [*watching, status], anew=resume == "always").drive()
     except OSError as error:
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
     there = plan.folder.done()
     done = sum(run.id in there for run in plan.runs)  # two places in a matrix may be the same run
-    return Outcome(len(plan.runs), before, done, failed, plan.folder.place)
+    return StudyOutcome(len(plan.runs), before, done, failed, plan.folder.place)
 
 
 def _say(observers: Sequence[Observer], text: str) -> None:
@@ -113,7 +113,7 @@ def description(plan: StudyPlan) -> dict[str, Any]:
         "schema_version": 1,
         "study": plan.study.keys.model_dump(mode="json"),
         "axes": plan.study.axes,
-        "runs": [{"id": run.id, "axes": run.row.axes, "seed": run.row.recipe.seed} for run in plan.runs],
+        "runs": [{"id": run.id, "axes": run.run.axes, "seed": run.run.recipe.seed} for run in plan.runs],
     }
 
 
@@ -154,7 +154,7 @@ class ModelTracker(Workers):
             self.folder.note(keys, gone=True)
 
 
-class _Driver:
+class StudyDriver:
     """Makes the runs of a plan: one thread per slot of the workers, each taking the most urgent task there is."""
 
     def __init__(self, plan: StudyPlan, workers: Workers, observers: Sequence[Observer], anew: bool) -> None:
@@ -215,7 +215,7 @@ class _Driver:
                     self.order.add(stage.key, *(one.key for one in stage.inputs if one.key not in self.plan.there))
                 self.order.add(i, stage.key)
         self.order.prepare()
-        names = [str(run.row) for run in self.runs]
+        names = [str(run.run) for run in self.runs]
         with self.observer_lock:
             for observer in self.observers:
                 call_component(observer, observer.study_started, names, self.workers.slots)
@@ -264,12 +264,12 @@ class _Driver:
             runner.make(stage)
         except Exception as error:
             # The runs that need it say so; they look here before they try again.
-            self.failed_stages.setdefault(stage.key, _known(error))
+            self.failed_stages.setdefault(stage.key, _as_defensekit_error(error))
             with self.observer_lock:
                 if stage.key in self.pace.waiting:  # else it is among what hangs on another that failed
                     for key in self._without(stage.key):
                         self.pace.finish(key, None)
-        self._look_out(runner)
+        self._report_progress(runner)
 
     def _without(self, key: str) -> set[str]:
         """A stage that failed, and those that can't be made without it."""
@@ -289,17 +289,17 @@ class _Driver:
         except Exception as error:
             self._fail(run, runner, error)
             return
-        self._look_out(runner)
-        self._tell(runner, "run_finished", result.model_dump())
+        self._report_progress(runner)
+        self._notify(runner, "run_finished", result.model_dump())
         self._release(run, runner)
 
-    def _look_out(self, runner: Runner) -> None:
+    def _report_progress(self, runner: Runner) -> None:
         """Tell everybody how long the rest takes, now that some stages are there."""
         with self.observer_lock:
-            for stage in runner.made.values():
+            for stage in runner.records.values():
                 self.pace.finish(stage.key, stage.seconds)
             for observer in self.observers:
-                with self._borne(observer):
+                with self._catch_errors(observer):
                     observer.time_left(self.pace.left())
 
     def _result(self, run: PlannedRun, runner: Runner) -> Result:
@@ -307,7 +307,7 @@ class _Driver:
         made = Run(run.plan, runner).result(self.plan.folder.place, examples=0)
         # Most stages were there when the run was put together, made by this study a moment before.
         stages = [one.model_copy(update={"reused": one.key not in self.workers.made}) for one in made.stages]
-        result = made.model_copy(update={"study": self.plan.study.name, "axes": run.row.axes, "stages": stages})
+        result = made.model_copy(update={"study": self.plan.study.name, "axes": run.run.axes, "stages": stages})
         # A result and its digest are two files. No stage has this lock: theirs begin with hexadecimal digits.
         with self.store.lock("results"):
             self.plan.folder.write(run.id, result)
@@ -317,23 +317,23 @@ class _Driver:
         """Write down what went wrong; the stages of the run stay for the next time."""
         if self.stopped:
             return  # the workers were taken from it
-        text = str(_known(error))
-        log.error("%s: %s", run.row, text, exc_info=error)
-        self.failed[run.id] = f"{run.row}: {text}"
+        text = str(_as_defensekit_error(error))
+        log.error("%s: %s", run.run, text, exc_info=error)
+        self.failed[run.id] = f"{run.run}: {text}"
         if not isinstance(error, NotThere):
-            recipe = run.row.recipe.resolved()
-            facts = {"run": str(run.row), "axes": run.row.axes, "identity": run.identity, "error": text}
+            recipe = run.run.recipe.resolved()
+            facts = {"run": str(run.run), "axes": run.run.axes, "identity": run.identity, "error": text}
             self.plan.folder.fail(run.id, {**facts, "recipe": recipe})
-        self._tell(runner, "run_failed", text)
+        self._notify(runner, "run_failed", text)
 
-    def _tell(self, runner: Runner, event: str, what: object) -> None:
+    def _notify(self, runner: Runner, event: str, what: object) -> None:
         """Tell everybody that a run begins or how it ended, which stays as it is if somebody can't bear it."""
         for observer in runner.observers:
-            with self.observer_lock, self._borne(observer):
+            with self.observer_lock, self._catch_errors(observer):
                 getattr(observer, event)(what)
 
     @contextmanager
-    def _borne(self, observer: Observer) -> Iterator[None]:
+    def _catch_errors(self, observer: Observer) -> Iterator[None]:
         """What an observer does wrong is told as a fault of its plugin, and no run ends for it."""
         try:
             yield
@@ -352,9 +352,9 @@ class _Driver:
             runner = Runner(self.store, self.workers, watchers, self.failed_stages, self.observer_lock)
             if begins:
                 for observer in self.observers:
-                    with self._borne(observer):
-                        watchers.append(observer.for_run(str(run.row), run.row.axes))
-                self._tell(runner, "run_started", run.row.recipe.resolved())
+                    with self._catch_errors(observer):
+                        watchers.append(observer.for_run(str(run.run), run.run.axes))
+                self._notify(runner, "run_started", run.run.recipe.resolved())
         return runner
 
     def _release(self, run: PlannedRun, runner: Runner) -> None:
@@ -362,7 +362,7 @@ class _Driver:
         held = closure(run.stages).keys()
         with self.state:
             self.holders.subtract(held)
-            self._remove({key for key in {*held, *runner.made} & self.workers.noted if self.holders[key] <= 0})
+            self._remove({key for key in {*held, *runner.records} & self.workers.noted if self.holders[key] <= 0})
 
     def _remove(self, keys: set[str]) -> None:
         # Some may have been made when `keep` said otherwise.
@@ -373,5 +373,5 @@ class _Driver:
         self.workers.forget([key for key, artifact in found.items() if not self.store.has(key)])
 
 
-def _known(error: Exception) -> DefenseKitError:
+def _as_defensekit_error(error: Exception) -> DefenseKitError:
     return error if isinstance(error, DefenseKitError) else DefenseKitError(f"{type(error).__name__}: {error}")

@@ -22,7 +22,7 @@ from defensekit.result.schema import (
     Histogram,
     MetricRecord,
     ModelResult,
-    Reset,
+    ResetCounts,
     Result,
     StageRecord,
     TrialResult,
@@ -37,17 +37,19 @@ def id_of(axes: Mapping[str, Any], seed: int) -> str:
     return hashlib.sha256(json.dumps([axes, seed]).encode()).hexdigest()[:16]
 
 
-def model(metrics: Mapping[str, float], reset: Reset | None = None, seconds: float = 10.0) -> ModelResult:
+def model(metrics: Mapping[str, float], reset: ResetCounts | None = None, seconds: float = 10.0) -> ModelResult:
     """A model with metrics on 100 rows."""
     measured = {n: Measured(value=v, low=max(v - 0.05, 0), high=min(v + 0.05, 1), rows=100) for n, v in metrics.items()}
     return ModelResult(metrics=measured, seconds=seconds, reset=reset)
 
 
-def reset(tensors: dict[str, tuple[int, int, int]]) -> Reset:
+def reset(tensors: dict[str, tuple[int, int, int]]) -> ResetCounts:
     """What was selected of some tensors."""
     scope, eligible, selected = (sum(counts[i] for counts in tensors.values()) for i in range(3))
     scores = Histogram(log=False, low=0, high=1, zero=0, counts=[eligible], selected=[selected])
-    return Reset(dimensions=scope, in_scope=scope, eligible=eligible, selected=selected, tensors=tensors, scores=scores)
+    return ResetCounts(
+        dimensions=scope, in_scope=scope, eligible=eligible, selected=selected, tensors=tensors, scores=scores
+    )
 
 
 def result(

@@ -62,7 +62,7 @@ def test_runs_planned_together_have_the_keys_of_runs_planned_alone(recipe: Path,
     together = plan_study(load_study(path), tmp_path / "w").runs
     assert len(together) > 2
     for run in together:
-        alone = planned(run.row, Known(), lambda text: None)
+        alone = planned(run.run, Known(), lambda text: None)
         assert alone.identity == run.identity
         assert [stage.key for stage in alone.stages] == [stage.key for stage in run.stages]
         assert alone.unknown == run.unknown

@@ -5,19 +5,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from defensekit.recipe.vocabulary import MODELS
-from defensekit.result.schema import Reset
+from defensekit.result.schema import ResetCounts
 from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
 from defensekit.studies.report.pairing import RESAMPLES, Stored, bootstrap
 from defensekit.studies.report.pivot import (
     NOT_THERE,
     REFERENCES,
-    Cell,
     Column,
     Numbers,
     Place,
-    Row,
     Table,
+    TableCell,
+    TableRow,
     named,
     per_seed,
     places,
@@ -170,9 +170,9 @@ class Comparison:
                 found[seed] = point
         return found
 
-    def resets(self, group: Group) -> dict[str, list[Reset]]:
+    def resets(self, group: Group) -> dict[str, list[ResetCounts]]:
         """What the defenses of a group selected, one of each seed: as the run ended, or in the middle of the axis."""
-        found: dict[str, list[Reset]] = {}
+        found: dict[str, list[ResetCounts]] = {}
         for label, line in group.lines.items():
             runs = [run for run in line.runs if self.axis is None or run.axes[self.axis] == self.middle]
             ended = [self.study.result(run.id) for run in runs if run.id in self.study.done]
@@ -199,12 +199,12 @@ class Comparison:
             ]
         for model in REFERENCES:
             cells = [cell for group in self.groups for cell in self._reference(group, model)]
-            shared.append(Row((MODELS[model][0], NOT_THERE), tuple(cells), reference=True))
+            shared.append(TableRow((MODELS[model][0], NOT_THERE), tuple(cells), reference=True))
         rows = []
         for choice in self.choices:
             for label in self.labels:
                 cells = [cell for group in self.groups for cell in self._chosen(group, group.lines.get(label), choice)]
-                rows.append(Row((self.called(choice, label), label), tuple(cells), oracle=self.oracle(label)))
+                rows.append(TableRow((self.called(choice, label), label), tuple(cells), oracle=self.oracle(label)))
         notes = (
             "oracle-matched: the value that does most and whose ACC on the test rows is within so many points of the "
             "suspect's. "
@@ -237,7 +237,7 @@ class Comparison:
             for label in self.labels:
                 if label != against:
                     cells = [cell for group in self.groups for cell in self._differences(group, label, against, choice)]
-                    rows.append(Row((self.called(choice, label), label), tuple(cells), oracle=self.oracle(label)))
+                    rows.append(TableRow((self.called(choice, label), label), tuple(cells), oracle=self.oracle(label)))
         notes = [
             f"Each minus {against}: the mean over seeds, [95 % of it when test rows are drawn anew in pairs, "
             f"{RESAMPLES:,} times, within each seed]; every seed's own.",
@@ -272,37 +272,37 @@ class Comparison:
 
     def _floor(self, group: Group, metric: str) -> float | None:
         floors = group.references["clean"][metric].values() if self.study.metrics[metric].has_floor else ()
-        return Cell(tuple(floors)).mean
+        return TableCell(tuple(floors)).mean
 
-    def _reference(self, group: Group, model: str) -> list[Cell]:
+    def _reference(self, group: Group, model: str) -> list[TableCell]:
         values = group.references[model]
-        cells = [Cell(tuple(values[m][seed] for seed in sorted(values[m]))) for m in self.numbers.metrics]
-        return [*[Cell()] * bool(self.over), *cells]
+        cells = [TableCell(tuple(values[m][seed] for seed in sorted(values[m]))) for m in self.numbers.metrics]
+        return [*[TableCell()] * bool(self.over), *cells]
 
-    def _chosen(self, group: Group, line: Line | None, choice: float | None) -> list[Cell]:
+    def _chosen(self, group: Group, line: Line | None, choice: float | None) -> list[TableCell]:
         metrics = self.numbers.metrics
         if line is None:
-            return [Cell()] * (bool(self.over) + len(metrics))
+            return [TableCell()] * (bool(self.over) + len(metrics))
         taken = self.taken(group, line, choice)
         values = [{seed: point.value for seed, point in taken.items()}] if self.over else []
         values += [{seed: point.metrics.get(metric) for seed, point in taken.items()} for metric in metrics]
         return [self._cell(line.runs, value) for value in values]
 
-    def _differences(self, group: Group, label: str, against: str, choice: float | None) -> list[Cell]:
+    def _differences(self, group: Group, label: str, against: str, choice: float | None) -> list[TableCell]:
         metrics = self.numbers.metrics
         if label not in group.lines or against not in group.lines:
-            return [Cell()] * len(metrics)
+            return [TableCell()] * len(metrics)
         line, other = group.lines[label], group.lines[against]
         ours, theirs = self.taken(group, line, choice), self.taken(group, other, choice)
         return [self._difference([*line.runs, *other.runs], ours, theirs, metric) for metric in metrics]
 
-    def _cell(self, runs: Sequence[RunRecord], values: dict[int, float | None]) -> Cell:
+    def _cell(self, runs: Sequence[RunRecord], values: dict[int, float | None]) -> TableCell:
         """A cell of one value per seed; a seed whose runs are all done and that has none counts as unmet."""
         return per_seed(self.study, runs, {seed: value for seed, value in values.items() if value is not None}, True)
 
     def _difference(
         self, runs: Sequence[RunRecord], ours: dict[int, Point], theirs: dict[int, Point], metric: str
-    ) -> Cell:
+    ) -> TableCell:
         """One metric's differences by seed, with an interval over rows where their answers are stored."""
         both = [s for s in sorted(ours) if s in theirs and metric in ours[s].metrics and metric in theirs[s].metrics]
         cell = self._cell(runs, {seed: ours[seed].metrics[metric] - theirs[seed].metrics[metric] for seed in both})

@@ -3,7 +3,7 @@
 import re
 from itertools import accumulate, groupby, pairwise
 
-from defensekit.studies.report.pivot import Column, Row, Table
+from defensekit.studies.report.pivot import Column, Table, TableRow
 from defensekit.utils.html import fill
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -45,7 +45,7 @@ def heading(column: Column, floored: bool = True) -> str:
     return f"{column.title}{' ' + ARROWS[column.better] if column.better else ''}{floor}"
 
 
-def labels(row: Row) -> list[str]:
+def labels(row: TableRow) -> list[str]:
     """A row's labels; what is an oracle is called one."""
     return [*row.labels[:-1], f"{row.labels[-1]} (oracle: {row.oracle})" if row.oracle else row.labels[-1]]
 
@@ -116,7 +116,7 @@ def latex(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""])
 
 
-def _texts(table: Table, row: Row) -> list[str]:
+def _texts(table: Table, row: TableRow) -> list[str]:
     return [table.text(cell, column) for cell, column in zip(row.cells, table.columns, strict=True)]
 
 

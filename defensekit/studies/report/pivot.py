@@ -18,7 +18,7 @@ NOT_THERE = "–"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One number per seed, in the order of the seeds; how many runs failed, are missing, or have no such number.
 
     ``interval`` is 95 % of the mean, where one was computed; ``oracle`` says that the cell is one in a row that as a
@@ -69,11 +69,11 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """``labels`` are as many as the table's heads; ``oracle`` names what looked at what a defender can't see."""
 
     labels: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     reference: bool = False
     oracle: str = ""
 
@@ -85,16 +85,16 @@ class Table:
     title: str
     heads: tuple[str, ...]
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     seeds: int
     notes: tuple[str, ...] = field(default=())
 
-    def text(self, cell: Cell, column: Column) -> str:
+    def text(self, cell: TableCell, column: Column) -> str:
         """A cell in words: ``0.815 ± 0.012``, with n where a seed is not in it."""
         number, note = self.parts(cell, column)
         return f"{number} ({note})" if number and note else number or note
 
-    def parts(self, cell: Cell, column: Column) -> tuple[str, str]:
+    def parts(self, cell: TableCell, column: Column) -> tuple[str, str]:
         """A cell's number, and what there is to say of seeds that are not in it."""
         counts = {f"{cell.failed} failed": cell.failed, f"{cell.missing} missing": cell.missing}
         lost = [text for text, count in {**counts, f"none on {cell.unmet}": cell.unmet}.items() if count]
@@ -166,7 +166,7 @@ def pivot(
         for metric in shown
     ]
 
-    def row(place: Place, model: str) -> Row:
+    def row(place: Place, model: str) -> TableRow:
         mine = within(runs, place)
         labels = [shown_label(place[axis]) if axis in place else NOT_THERE for axis in down]
         oracles = [""] * len(groups)
@@ -183,9 +183,9 @@ def pivot(
         ]
         cells += [numbers.cost(mine, model, name) for name in ("seconds", "peak_memory")]
         oracle = numbers.oracle(mine) if whole and not reference else ""
-        return Row((MODELS.get(model, (model,))[0], *labels), tuple(cells), reference, oracle)
+        return TableRow((MODELS.get(model, (model,))[0], *labels), tuple(cells), reference, oracle)
 
-    found: list[Row] = []
+    found: list[TableRow] = []
     before: Place | None = None
     for place in places(study, runs, down):
         shared = _shared(study, place)
@@ -228,24 +228,24 @@ class Numbers:
                 found.setdefault(run.seed, value)
         return found
 
-    def cell(self, runs: Sequence[RunRecord], model: str, metric: str) -> Cell:
+    def cell(self, runs: Sequence[RunRecord], model: str, metric: str) -> TableCell:
         """The numbers of the runs, one per seed."""
         return per_seed(self.study, runs, self.by_seed(runs, model, metric))
 
-    def cost(self, runs: Sequence[RunRecord], model: str, name: str) -> Cell:
+    def cost(self, runs: Sequence[RunRecord], model: str, name: str) -> TableCell:
         """What making the model took, a mean over the runs of every seed."""
         by_seed: dict[int, list[float]] = {}
         for run in runs:
             if (cost := self.costs[name].get((run.id, model))) is not None:
                 by_seed.setdefault(run.seed, []).append(cost)
-        return Cell(tuple(fmean(costs) for costs in by_seed.values()))
+        return TableCell(tuple(fmean(costs) for costs in by_seed.values()))
 
     def oracle(self, runs: Iterable[RunRecord]) -> str:
         """What looked at what a defender can't see, in any of the runs."""
         return ", ".join(dict.fromkeys(self.oracles[run.id] for run in runs if run.id in self.oracles))
 
 
-def per_seed(study: Finished, runs: Sequence[RunRecord], values: Mapping[int, float], every: bool = False) -> Cell:
+def per_seed(study: Finished, runs: Sequence[RunRecord], values: Mapping[int, float], every: bool = False) -> TableCell:
     """A cell of one number per seed, with the seeds that lack it by what became of their runs.
 
     With ``every``, all runs of a seed are needed for its number, and a seed that has all and no number is unmet.
@@ -256,7 +256,7 @@ def per_seed(study: Finished, runs: Sequence[RunRecord], values: Mapping[int, fl
     lost = [found for seed, found in states.items() if found != {"done"} and (every or seed not in values)]
     failed = sum("failed" in found for found in lost)
     unmet = sum(found == {"done"} and seed not in values for seed, found in states.items()) if every else 0
-    return Cell(tuple(values[seed] for seed in sorted(values)), failed, len(lost) - failed, unmet)
+    return TableCell(tuple(values[seed] for seed in sorted(values)), failed, len(lost) - failed, unmet)
 
 
 def selected(study: Finished, where: Place) -> list[RunRecord]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from defensekit.recipe.vocabulary import MODELS
 from defensekit.result.page import Heat, heat
 from defensekit.result.plots import COLOURS, canvas
-from defensekit.result.schema import Reset
+from defensekit.result.schema import ResetCounts
 from defensekit.studies.report.comparing import Group, Line, Point
 from defensekit.studies.report.markup import flat
 
@@ -77,7 +77,7 @@ def tradeoff(group: Group, over: str, traded: tuple[str, str]) -> "Figure":
         return figure
 
 
-def heats(resets: Mapping[str, Sequence[Reset]], title: str) -> "Figure":
+def heats(resets: Mapping[str, Sequence[ResetCounts]], title: str) -> "Figure":
     """Selected dimensions as a share of the eligible ones by layer and kind of tensor, a panel per defense.
 
     A tensor outside of any layer runs across all of them.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from defensekit.studies.report.markup import html, latex, markdown
-from defensekit.studies.report.pivot import Cell, Column, Row, Table
+from defensekit.studies.report.pivot import Column, Table, TableCell, TableRow
 
 EVIL = '<b onclick="x()">a|b</b> & $x_1$ \\input{/etc/passwd} `c` [l](u) %\n# ~^{}*'
 
@@ -17,7 +17,10 @@ EVIL = '<b onclick="x()">a|b</b> & $x_1$ \\input{/etc/passwd} `c` [l](u) %\n# ~^
 def evil() -> Table:
     """A table with markup of every language wherever text may stand."""
     columns = (Column(EVIL, EVIL, "lower", floor=0.1), Column(EVIL, "B"))
-    rows = (Row((EVIL, "x"), (Cell((0.5, 0.7)), Cell(failed=2))), Row(("y", "[z]"), (Cell(), Cell()), oracle=EVIL))
+    rows = (
+        TableRow((EVIL, "x"), (TableCell((0.5, 0.7)), TableCell(failed=2))),
+        TableRow(("y", "[z]"), (TableCell(), TableCell()), oracle=EVIL),
+    )
     return Table(EVIL, (EVIL, "b"), columns, rows, 2, (EVIL,))
 
 
@@ -54,8 +57,8 @@ def test_latex_is_escaped(evil: Table) -> None:
 
 
 def test_latex_has_a_minus_for_a_number_below_nothing() -> None:
-    columns, cells = (Column("", "ACC"),), (Cell((-0.25,)),)
-    made = latex(Table("2026-11", ("a-b-2",), columns, (Row(("-1 --2",), cells),), 1, ("[-0.5, 1]",)))
+    columns, cells = (Column("", "ACC"),), (TableCell((-0.25,)),)
+    made = latex(Table("2026-11", ("a-b-2",), columns, (TableRow(("-1 --2",), cells),), 1, ("[-0.5, 1]",)))
     assert re.findall(r"(\S*)\$-\$(\S+)", made) == [("{[}", "0.5,"), ("", "1"), ("-{}", "2"), ("", "0.250")]
     assert "2026-11" in made
     assert "a-b-2" in made
@@ -67,7 +70,7 @@ HOSTILE += ["--- --", "[opt] *star", "?` !`"]
 
 def hostile() -> Table:
     columns = (Column("gr_p & 100%", "ACC", "higher"), Column("gr_p & 100%", "ASR", "lower", floor=0.1))
-    rows = tuple(Row((label, label), (Cell((0.5, 0.6)), Cell((0.1,), 1, 1))) for label in HOSTILE)
+    rows = tuple(TableRow((label, label), (TableCell((0.5, 0.6)), TableCell((0.1,), 1, 1))) for label in HOSTILE)
     return Table("ti_tle % & #", ("model", "de_f"), columns, rows, 2, ("n_o%te “x” ± …",))
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defensekit.studies.frame import Finished
-from defensekit.studies.report.pivot import Cell, pivot
+from defensekit.studies.report.pivot import TableCell, pivot
 from defensekit.utils.errors import UsageError
 from tests.studies.helpers import ATTACK, FRACTION, SCORER, ended, write_study
 from tests.studies.report.helpers import texts
@@ -130,7 +130,7 @@ def test_what_is_not_there_is_told_with_what_is_close(study: Path, asked: Any, m
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_mean_and_spread_are_those_of_the_textbook(values: list[float]) -> None:
-    cell = Cell(tuple(values))
+    cell = TableCell(tuple(values))
     mean = sum(values) / len(values)
     assert cell.mean == pytest.approx(mean)
     if len(values) == 1:
