@@ -47,9 +47,9 @@ class DefenseSection:
                 does = "belongs to a defense of inputs; write `stage: input` beside it"
                 raise self.reader.error((*_PATH, "sanitizer"), does)
             return self.reader.keys(DefenseKeys, data, _PATH)
-        if "sanitizer" in data and (odd := [key for key in FOUR if key in data]):
+        if "sanitizer" in data and (misplaced := [key for key in FOUR if key in data]):
             does = "belongs to a defense of weights; one of inputs has a `sanitizer:` alone"
-            raise self.reader.error((*_PATH, odd[0]), f"{does} (null takes a key back)")
+            raise self.reader.error((*_PATH, misplaced[0]), f"{does} (null takes a key back)")
         return self.reader.keys(InputDefenseKeys, data, _PATH)
 
     def _of_weights(self, keys: DefenseKeys) -> Defense:

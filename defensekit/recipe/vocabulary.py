@@ -1,9 +1,4 @@
-"""What a result says, in words: shared by everything that tells a person about a run."""
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+"""What the models that a run reports are called."""
 
 # Every model that a run reports: its title, and what it is.
 MODELS = {

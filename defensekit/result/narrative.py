@@ -58,11 +58,11 @@ def _on_inputs(result: "Result") -> list[str]:
     ]
     if result.chosen:
         said.append(_chosen(result, f"{result.clean_budget:,} clean rows"))
-    for on, found in (result.models["sanitized"].sanitized or {}).items():
+    for on, counts in (result.models["sanitized"].sanitized or {}).items():
         rows = "clean test" if on == "plain" else on
         said.append(
-            f"It changed {found.changed:,} of {found.rows:,} {rows} rows, and left {found.words_left:,} of their "
-            f"{found.words:,} words."
+            f"It changed {counts.changed:,} of {counts.rows:,} {rows} rows, and left {counts.words_left:,} of their "
+            f"{counts.words:,} words."
         )
     return said
 
@@ -82,7 +82,7 @@ def _suspect(result: "Result") -> str:
     recipe, attack = result.recipe, result.attack
     if "attack" not in recipe or not attack:
         known = ", with rows that carry a known trigger" if attack else ""
-        return f"A given model was held against its base{known}."
+        return f"A given model was compared with its base{known}."
     train = attack["train"]
     labels = result.data["labels"]
     aim = f", to be answered with {labels[attack['target']]!r}" if attack["target"] is not None else ""

@@ -17,9 +17,9 @@ from defensekit.utils.html import fill
 
 def write(result: Result, folder: str | Path | None = None) -> Path:
     """Write ``report.html`` into the run's folder, or another; returns its path."""
-    place = Path(folder or result.folder) / "report.html"
-    atomic_write(place, render(result).encode())
-    return place
+    path = Path(folder or result.folder) / "report.html"
+    atomic_write(path, render(result).encode())
+    return path
 
 
 def render(result: Result) -> str:

@@ -60,7 +60,7 @@ def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
 
     Raises:
         UsageError: with file, line and key, what was expected and what is close to what was typed; a value of the
-            matrix that makes no recipe is told with the run that it would make.
+            matrix that makes no recipe is reported with the run that it would make.
     """
     document = yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings)
     if not isinstance(document.data, dict):
@@ -80,7 +80,7 @@ class _Matrix:
         self.keys = self.reader.keys(StudyKeys, document.data, ())
         for i, seed in enumerate(self.keys.seeds):
             if seed in self.keys.seeds[:i]:
-                raise self.reader.error(("seeds", i), f"{seed} stands twice")
+                raise self.reader.error(("seeds", i), f"{seed} is duplicated")
 
     def study(self) -> Study:
         base = self.base()
@@ -101,7 +101,7 @@ class _Matrix:
             recipe = replace(self.recipe(labels, document), executor=executor, observers=())
             self.may_vary(labels, recipe)
             if (place := tuple(labels.items())) in seen:
-                raise self.reader.error(("include",), f"the run {_called(labels)} stands twice")
+                raise self.reader.error(("include",), f"the run {_called(labels)} is duplicated")
             seen.add(place)
             rows += [StudyRun(labels, replace(recipe, seed=seed)) for seed in self.keys.seeds]
         values = {axis: list(found) for axis, found in axes.items()}

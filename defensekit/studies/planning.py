@@ -1,4 +1,4 @@
-"""What a study would do: its runs, the stages behind them, what is there, how long the rest takes. Nothing is made."""
+"""What a study would do: its runs, the stages behind them, what is cached, how long the rest takes. Nothing is made."""
 
 import gc
 from collections import Counter, defaultdict
@@ -85,7 +85,7 @@ class StudyPlan:
 
     @property
     def unknown(self) -> int:
-        """Stages of the runs without a result that hang on a choice; some may turn out to be the same."""
+        """Stages of the runs without a result that depend on a choice; some may turn out to be the same."""
         return sum(run.unknown for run in self.todo)
 
     def estimate(self) -> "StudyEstimate":

@@ -1,4 +1,4 @@
-"""Running a study: every stage once, as many at a time as the executor has room for; what fails is written down."""
+"""Running a study: every stage once, as many at a time as the executor has slots; failures are recorded."""
 
 import heapq
 import threading
@@ -142,7 +142,7 @@ class ModelTracker(Workers):
             try:
                 self.workers.execute(stage, store, report)
             except Exception:
-                self.forget([key])  # it was not made: if it is there one day, somebody else made it
+                self.forget([key])  # it was not made: if it is in the store later, another process made it
                 raise
             return
         self.workers.execute(stage, store, report)
@@ -236,7 +236,7 @@ class StudyDriver:
             heapq.heappush(self.ready, (run, last, next(self.numbers), what))
 
     def _work(self) -> None:
-        """Take what is ready until nothing is and nobody is at something that others wait for."""
+        """Take what is ready, until nothing is ready and nothing is being made that others wait for."""
         while True:
             with self.state:
                 while not self.ready and self.order.is_active() and not self.stopped:
@@ -266,7 +266,7 @@ class StudyDriver:
             # The runs that need it say so; they look here before they try again.
             self.failed_stages.setdefault(stage.key, _as_defensekit_error(error))
             with self.observer_lock:
-                if stage.key in self.pace.waiting:  # else it is among what hangs on another that failed
+                if stage.key in self.pace.waiting:  # else it depends on another one that failed
                     for key in self._without(stage.key):
                         self.pace.finish(key, None)
         self._report_progress(runner)
@@ -282,7 +282,7 @@ class StudyDriver:
     def _run(self, run: PlannedRun) -> None:
         runner = self._runner(run)
         try:
-            if not self.anew and self.plan.folder.whole(run.id):  # by somebody else with the same study
+            if not self.anew and self.plan.folder.whole(run.id):  # by another process that runs the same study
                 result = read_result(self.plan.folder.results / f"{run.id}.json")
             else:
                 result = self._result(run, runner)
@@ -294,7 +294,7 @@ class StudyDriver:
         self._release(run, runner)
 
     def _report_progress(self, runner: Runner) -> None:
-        """Tell everybody how long the rest takes, now that some stages are there."""
+        """Notify observers how long the rest takes, now that some stages are finished."""
         with self.observer_lock:
             for stage in runner.records.values():
                 self.pace.finish(stage.key, stage.seconds)
@@ -327,14 +327,14 @@ class StudyDriver:
         self._notify(runner, "run_failed", text)
 
     def _notify(self, runner: Runner, event: str, what: object) -> None:
-        """Tell everybody that a run begins or how it ended, which stays as it is if somebody can't bear it."""
+        """Notify observers that a run begins or how it ended; an observer that fails changes nothing of that."""
         for observer in runner.observers:
             with self.observer_lock, self._catch_errors(observer):
                 getattr(observer, event)(what)
 
     @contextmanager
     def _catch_errors(self, observer: Observer) -> Iterator[None]:
-        """What an observer does wrong is told as a fault of its plugin, and no run ends for it."""
+        """Report an observer's error as one of its plugin; no run ends because of it."""
         try:
             yield
         except (Exception, SystemExit) as error:

@@ -17,7 +17,7 @@ from defensekit.studies.planning import StudyPlan
 from defensekit.utils.files import atomic_write
 
 EVERY = 1.0  # seconds between two writings
-SILENT = 120.0  # seconds after which nobody is taken to be at work any more
+SILENT = 120.0  # seconds without an update after which a process counts as ended
 
 
 class Status(Observer):
@@ -48,7 +48,7 @@ class Status(Observer):
         self._path.unlink(missing_ok=True)
 
     def study_started(self, runs: Sequence[str], slots: int) -> None:
-        """Write that somebody is at work."""
+        """Write that the study is running."""
         self._write(0)
 
     def time_left(self, left: str) -> None:
@@ -84,7 +84,7 @@ class Status(Observer):
 
 
 class _Run(Observer):
-    """Tells the whole what one run's stages do."""
+    """Reports what one run's stages do to the study's status."""
 
     whole: Status
     name: str

@@ -60,7 +60,7 @@ def test_a_page_of_a_suspect_without_attack_or_choice(recipe: Path, tmp_path: Pa
     write_table(recipe.parent / "rows.csv", rows)
     settings = ["attack=", "training=", f"suspect={suspect}", "data.train=", "defense.choose=", "metrics=[acc]"]
     page = render(defensekit.run(load_recipe(recipe, settings), tmp_path / "w"))
-    assert "A given model was held against its base." in page
+    assert "A given model was compared with its base." in page
     assert "The choice" not in page
     assert "Triggered rows" not in page
     assert "Scores" in page

@@ -1,4 +1,4 @@
-"""Defenses held against each other: as the rule chose, and at matched accuracy; differences per seed."""
+"""Defenses compared with each other: as the rule chose, and at matched accuracy; differences per seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -70,7 +70,7 @@ class Comparison:
         self.numbers = Numbers(study)
         self.stored = Stored(study)
         self.seeds = len({run.seed for run in self.runs})
-        self.unpaired = False  # whether some answers could not be held against each other
+        self.unpaired = False  # whether some answers could not be compared
         self.tried = self._trials()
         axes = varying(study, self.runs)
         self.axis = None if self.tried else next((axis for axis in axes if self._is_strength(axis)), None)
