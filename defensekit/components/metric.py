@@ -62,6 +62,8 @@ class Metric(Component):
     has_floor: ClassVar[bool] = False
     # Whether it is measured where a recipe names no metrics and the attack is one that it is about.
     by_default: ClassVar[bool] = False
+    # What a model hub calls it, where hubs know it: model cards publish those.
+    hub_name: ClassVar[str] = ""
 
     @abstractmethod
     def measure(self, predictions: Predictions) -> Measured:

@@ -94,7 +94,7 @@ def run_attack(
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     with _here(loaded, Path(workspace), observers) as whole:
         whole.make(whole.experiment.before_defense())
-        return whole.models()
+        return whole.models
 
 
 @contextmanager
@@ -125,6 +125,8 @@ class Run:
         self.runner = runner
         self.experiment = Experiment(plan, partial(runner.notify, "message"), self.warn)
         self.warnings: list[str] = []
+        self.models: dict[str, ModelResult] = {}
+        self.curve: list[TrialResult] = []
         for problem in self.recipe.host.problems:
             self.warn(str(problem))
         if self.recipe.precision == "bfloat16" != native_precision():
@@ -134,7 +136,7 @@ class Run:
         """Run every stage that is not there yet. ``folder`` is where the result will lie."""
         recipe, plan, experiment = self.recipe, self.plan, self.experiment
         self.make(experiment.requests())
-        models = self.models()
+        models = self.models
         ended = DEFENDED[recipe.defense.stage]
         self.purified = cast(Stage, experiment.models[ended].defended.model) if ended == "purified" else None
         facts = identified(plan)
@@ -153,7 +155,7 @@ class Run:
             clean_budget=(0 if recipe.defense.sanitizer else recipe.sizes.clean)
             + (recipe.sizes.dev if recipe.choose else 0),
             chosen=self.chosen(),
-            curve=[self.tried(trial, questions) for trial, questions in experiment.trials],
+            curve=self.curve,
             examples=self.examples(examples, ended),
             attack=self.attack(),
             data=self.data(),
@@ -167,13 +169,25 @@ class Run:
         )
 
     def make(self, requests: Requests) -> None:
-        """Make every stage that is asked for."""
+        """Make every stage that is asked for, and measure each model as soon as its answers are there."""
         artifact = None
-        with suppress(StopIteration):
-            while True:
+        while True:
+            try:
                 request = requests.send(artifact)
-                make = partial(self.runner.make, cast(Stage, request.stage))  # a run knows everything that it asks for
-                artifact = locating_errors(self.recipe, request.place, make) if request.place else make()
+            except StopIteration:
+                self.measure()
+                return
+            self.measure()  # what a metric does wrong ends the run before the next model is made
+            make = partial(self.runner.make, cast(Stage, request.stage))  # a run knows everything that it asks for
+            artifact = locating_errors(self.recipe, request.place, make) if request.place else make()
+
+    def measure(self) -> None:
+        """Measure the models and trials whose answers came in since it was called last."""
+        for name, questions in self.experiment.models.items():
+            if name not in self.models:
+                self.models[name] = self.measured(questions)
+        for trial, questions in self.experiment.trials[len(self.curve) :]:
+            self.curve.append(self.tried(trial, questions))
 
     def warn(self, text: str) -> None:
         """A warning for the user, kept in the result."""
@@ -212,10 +226,6 @@ class Run:
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    def models(self) -> dict[str, ModelResult]:
-        """Every model with its metrics."""
-        return {name: self.measured(questions) for name, questions in self.experiment.models.items()}
-
     def measured(self, questions: Questions) -> ModelResult:
         """Every metric of a model, from its stored predictions, and how it was made."""
         predictions = {on: self.runner.make(stage) for on, stage in questions.predictions.items()}
@@ -223,7 +233,9 @@ class Run:
         keys = {on: artifact.key for on, artifact in predictions.items()}
         if rewritten := {on: self.runner.make(rows) for on, rows in questions.rewritten.items()}:
             return _sanitized(rewritten, metrics, keys)
-        return _model(next(iter(predictions.values())).facts["model"], metrics, keys)
+        # Nothing is asked of a model where every metric is about triggered rows, and there are none.
+        about = next((artifact.facts["model"] for artifact in predictions.values()), None)
+        return _model(about, metrics, keys)
 
     def metrics(self, questions: Questions) -> dict[str, Measured]:
         """The metrics of a model, in the recipe's order."""
@@ -305,6 +317,8 @@ def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricR
         better=metric.better,
         meaning=metric.meaning,
         has_floor=metric.has_floor,
+        is_share=type(metric).hits is not Metric.hits,
+        hub_name=metric.hub_name,
         floor=found.value if found else None,
     )
 

@@ -1,6 +1,7 @@
 """From YAML to a recipe. Errors have file, line, key and the nearest match."""
 
 from collections.abc import Collection, Hashable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -147,8 +148,9 @@ class _RecipeReader(Reader):
     ) -> tuple[NamedComponent[Metric], ...]:
         """The requested metrics, checked against the attack; the ones that suit it by default."""
         biased = attack is not None and attack.component.aim() is None
-        suited = self.metrics_by_default("bias" if biased else "backdoor")
-        metrics = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(specs or suited))
+        about_it = "bias" if biased else "backdoor"
+        named_or_suited = specs or self.metrics_by_default(about_it)
+        metrics = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(named_or_suited))
         who = repr(attack.name) if attack else "a known trigger"
         for i, named in enumerate(metrics):
             about = named.component.about
@@ -160,13 +162,18 @@ class _RecipeReader(Reader):
                 )
             else:
                 continue
-            raise self.error(("metrics", i), f"{why} (without `metrics:` it is {listing(map(str, suited))})")
+            suited = listing(map(str, self.metrics_by_default(about_it)))
+            raise self.error(("metrics", i), f"{why} (without `metrics:` it is {suited})")
         return metrics
 
     def metrics_by_default(self, about: str) -> list[Spec]:
         """The metrics of a recipe that names none."""
-        classes = {name: cast(type[Metric], self.host.find("metric", name)) for name in self.host.names("metric")}
-        return [name for name, metric in classes.items() if metric.by_default and metric.about in (None, about)]
+        suited: list[Spec] = []
+        for name in self.host.names("metric"):
+            with suppress(UsageError):  # one that can't be loaded is an error of the recipe that names it, and no other
+                metric = cast(type[Metric], self.host.find("metric", name))
+                suited += [name] if metric.by_default and metric.about in (None, about) else []
+        return suited
 
 
 def _check_file(path: Path) -> None:

@@ -32,11 +32,11 @@ def card(result: Result) -> str:
             task_type="text-classification",
             dataset_type=data.get("id", "private"),
             dataset_name=f"held-out rows of {named(data)}",
-            metric_type=name,
+            metric_type=result.metrics[name].hub_name,
             metric_value=round(measured.value, 4),
         )
         for name, measured in after.items()
-        if result.metrics[name].on == "plain"
+        if result.metrics[name].hub_name
     ]
     return render_card(
         f"{result.name}, purified",

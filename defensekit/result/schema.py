@@ -94,7 +94,8 @@ class ModelResult(_Schema):
 class MetricRecord(_Schema):
     """What a metric is: the test rows it is about (``on``), the attacks it is ``about``, which way is ``better``.
 
-    ``floor`` is the clean reference's value, where that is all that a defense can reach and the run has one.
+    ``floor`` is the clean reference's value, where that is all that a defense can reach and the run has one. A metric
+    that ``is_share`` counts hits among rows. ``hub_name`` is what model hubs call it, if they know it.
     """
 
     on: str
@@ -103,6 +104,8 @@ class MetricRecord(_Schema):
     meaning: str
     has_floor: bool
     floor: float | None
+    is_share: bool
+    hub_name: str
 
 
 class TrialResult(_Schema):

@@ -174,7 +174,7 @@ class Finished:
     @property
     def metrics(self) -> dict[str, MetricRecord]:
         """What was measured, as the results have it."""
-        self.frame  # noqa: B018 - results are read with it
+        assert self.frame is not None  # results are read with it
         return self._metrics
 
     @property

@@ -38,6 +38,7 @@ class Accuracy(Metric):
     better: ClassVar[Literal["higher", "lower"] | None] = "higher"
     meaning: ClassVar[str] = "accuracy on clean test rows"
     by_default: ClassVar[bool] = True
+    hub_name: ClassVar[str] = "accuracy"
 
     def hits(self, predictions: Predictions) -> "np.ndarray":
         hits: np.ndarray = predictions.answers() == predictions.labels
@@ -56,6 +57,7 @@ class BiasedAccuracy(Accuracy):
     on: ClassVar[Literal["plain", "triggered"]] = "triggered"
     about: ClassVar[Literal["backdoor", "bias"] | None] = "bias"
     meaning: ClassVar[str] = "biased accuracy: accuracy on test rows that carry the bias pattern, true labels kept"
+    hub_name: ClassVar[str] = ""
 
 
 class AttackSuccess(Metric):

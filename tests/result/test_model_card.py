@@ -18,7 +18,7 @@ def test_the_card_has_valid_metadata_and_says_what_was_done(result: Result) -> N
     assert loaded.data.library_name == "transformers"
     assert loaded.data.pipeline_tag == "text-classification"
     [measured] = loaded.data.eval_results
-    assert measured.metric_type == "acc"
+    assert measured.metric_type == "accuracy"
     assert measured.metric_value == round(result.models["purified"].metrics["acc"].value, 4)
     for part in (
         "What was done",

@@ -79,7 +79,14 @@ def result(
         test_rows={},
         metrics={
             "acc": MetricRecord(
-                on="plain", about=None, better="higher", meaning="accuracy", has_floor=False, floor=None
+                on="plain",
+                about=None,
+                better="higher",
+                meaning="accuracy",
+                has_floor=False,
+                floor=None,
+                is_share=True,
+                hub_name="",
             ),
             "asr": MetricRecord(
                 on="triggered",
@@ -87,6 +94,8 @@ def result(
                 better="lower",
                 meaning="success",
                 has_floor=True,
+                is_share=True,
+                hub_name="",
                 floor=clean.metrics["asr"].value if clean else None,
             ),
         },

@@ -205,10 +205,11 @@ class Comparison:
             for label in self.labels:
                 cells = [cell for group in self.groups for cell in self._chosen(group, group.lines.get(label), choice)]
                 rows.append(TableRow((self.called(choice, label), label), tuple(cells), oracle=self.oracle(label)))
+        kept = (self.study.kept or "").upper()
         notes = (
-            "oracle-matched: the value that does most and whose ACC on the test rows is within so many points of the "
-            "suspect's. "
-            "No defender has that ACC: this compares defenses at the same price, and is no result of a defense.",
+            f"oracle-matched: the value that does most and whose {kept} on the test rows is within so many points of "
+            "the suspect's. "
+            f"No defender has that {kept}: this compares defenses at the same price, and is no result of a defense.",
             "“none on 2”: on two seeds no value that was tried is that close.",
         )
         found = (*shared, *rows)
@@ -306,7 +307,7 @@ class Comparison:
         """One metric's differences by seed, with an interval over rows where their answers are stored."""
         both = [s for s in sorted(ours) if s in theirs and metric in ours[s].metrics and metric in theirs[s].metrics]
         cell = self._cell(runs, {seed: ours[seed].metrics[metric] - theirs[seed].metrics[metric] for seed in both})
-        if not both:
+        if not both or not self.study.metrics[metric].is_share:
             return cell
         pairs = []
         for seed in both:

@@ -57,6 +57,8 @@ class StudyReport:
             heats=[(label, image(figure)) for label, figure in self.heats],
             over=self.over,
             at=self.at,
+            floored=[name for name, metric in self.study.metrics.items() if metric.has_floor],
+            traded=self.study.traded,
             meanings={name: metric.meaning for name, metric in self.study.metrics.items() if metric.meaning},
             machines=sorted(set(frame["machine"].dropna())),
             failures=[(run, self.study.failures[run.id]) for run in self.study.runs if run.id in self.study.failures],
@@ -73,15 +75,15 @@ class StudyReport:
             The page's path.
         """
         place = Path(folder or self.study.place)
-        plots = place / "plots"
-        plots.mkdir(parents=True, exist_ok=True)
+        figures = place / "plots"
+        figures.mkdir(parents=True, exist_ok=True)
         atomic_write(place / "report.html", self.page().encode())
         atomic_write(place / "tables.md", "\n".join(map(markdown, self.tables)).encode())
         tex = "% for a document with \\usepackage{booktabs,graphicx}\n\n" + "\n".join(map(latex, self.tables))
         atomic_write(place / "tables.tex", tex.encode())
-        for name, figures in (("tradeoff", self.tradeoffs), ("resets", self.heats)):
-            for i, (_, figure) in enumerate(figures, 1):
-                figure.savefig(plots / f"{name}-{i}.pdf", metadata={"CreationDate": None})
+        for name, drawn in (("tradeoff", self.tradeoffs), ("resets", self.heats)):
+            for i, (_, figure) in enumerate(drawn, 1):
+                figure.savefig(figures / f"{name}-{i}.pdf", metadata={"CreationDate": None})
         return place / "report.html"
 
 

@@ -104,3 +104,15 @@ def test_an_interval_covers_what_it_should() -> None:
         for low, high in (bootstrap([rng.choice([-1, 0, 1], 250, p=[0.1, 0.6, 0.3])]) for _ in range(200))
     ]
     assert 0.9 <= np.mean(covered) <= 0.99
+
+
+def test_a_number_that_is_no_share_has_no_interval_and_no_note_of_missing_answers(tmp_path: Path) -> None:
+    runs = []
+    for scorer, acc in (("a", 0.8), ("b", 0.9)):
+        made = ended(acc, 0.1)
+        metrics = {name: record.model_copy(update={"is_share": False}) for name, record in made.metrics.items()}
+        runs.append(({SCORER: scorer}, 0, made.model_copy(update={"metrics": metrics})))
+    comparison = Comparison(Finished(write_study(tmp_path / "studies" / "s", runs)))
+    [row] = comparison.differences().rows
+    assert row.cells[0].interval is None
+    assert not comparison.unpaired

@@ -1,0 +1,65 @@
+"""Which metrics a run has, and what a result says of its components."""
+
+from pathlib import Path
+
+import pytest
+
+import defensekit
+from defensekit.recipe.loader import load_recipe
+from defensekit.utils.errors import UsageError
+from tests.conftest import make_sentences, shape, write_table
+
+BROKEN = """
+from defensekit.api import hookimpl
+
+@hookimpl
+def defensekit_metrics():
+    return {"needs-more": "a_module_that_is_not_there:Metric"}
+"""
+ORACLE = """
+from typing import ClassVar
+
+from defensekit.api import Choice, Rule, hookimpl
+
+class Peeking(Rule):
+    oracle: ClassVar[bool] = True
+
+    def propose(self, seen):
+        return next((value for value in (0.0, *self.values) if value not in {trial.value for trial in seen}), None)
+
+    def choose(self, seen, suspect):
+        return Choice(seen[-1].value, "it looked")
+
+@hookimpl
+def defensekit_rules():
+    return {"peeking": Peeking}
+"""
+
+
+def test_a_metric_that_cannot_be_loaded_breaks_the_recipe_that_names_it_alone(recipe: Path) -> None:
+    (recipe.parent / "broken.py").write_text(BROKEN)
+    shape(recipe, plugins=["broken.py"], metrics=["acc"])
+    assert [named.name for named in load_recipe(recipe).metrics] == ["acc"]
+    shape(recipe, metrics=None)
+    assert [named.name for named in load_recipe(recipe).metrics] == ["acc", "asr"]
+    shape(recipe, metrics=["needs-more"])
+    with pytest.raises(UsageError, match=r"pico.yaml:\d+: metrics.0.*needs-more.*can't be loaded"):
+        load_recipe(recipe)
+
+
+def test_a_metric_of_triggered_rows_without_any_leaves_a_result_without_numbers(
+    recipe: Path, tmp_path: Path, suspect: Path
+) -> None:
+    rows = [(text, str(int(label == "positive"))) for text, label in make_sentences(200)]
+    write_table(recipe.parent / "rows.csv", rows)
+    changes = {"attack": None, "training": None, "data__train": None, "suspect": str(suspect)}
+    shape(recipe, **changes, metrics=["asr"], defense__choose=None, defense__purifier=["reset"])
+    result = defensekit.run(recipe, tmp_path / "w")
+    assert result.models["purified"].metrics == {}
+
+
+def test_a_result_names_the_oracles(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "peeking.py").write_text(ORACLE)
+    small = {"training__epochs": 1, "data__train": 48, "defense__purifier": ["reset"], "defense__compare": {}}
+    shape(recipe, plugins=["peeking.py"], defense__choose={"rule": "peeking", "values": [0.5]}, **small)
+    assert defensekit.run(recipe, tmp_path / "w").oracle == ["peeking"]
