@@ -1,4 +1,4 @@
-"""Style, types and the walls between the rooms."""
+"""Style, types, and the contracts of import."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from tests.conftest import ROOT
         ["mypy", "--no-error-summary"],
         ["importlinter.cli", "lint-imports"],
     ],
-    ids=["ruff", "format", "mypy", "walls"],
+    ids=["ruff", "format", "mypy", "imports"],
 )
 def test_clean(command: list[str]) -> None:
     module, *arguments = command
