@@ -67,6 +67,7 @@ def test_their_recipes_load(packages: dict[str, Path], tmp_path: Path) -> None:
     assert done.stdout.split() == [*(f"my-{kind}" for kind in KINDS), "relative"], done.stderr
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_as_it_is_written(packages: dict[str, Path], tmp_path: Path) -> None:
     run_recipe(packages["scorer"] / "recipe.yaml", installed(packages, tmp_path), Path(sys.executable), tmp_path)
 
