@@ -37,7 +37,7 @@ Requests = Generator[Request, Artifact | None, None]
 
 @dataclass(frozen=True)
 class Questions:
-    """A model, and what it is asked: ``predictions`` by the rows, ``read`` what becomes of the rows before."""
+    """A model and the test rows it is asked about; ``predictions`` are the stages with its answers, by the rows."""
 
     defended: DefenseOutcome
     rows: dict[str, Stage]
