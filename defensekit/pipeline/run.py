@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from defensekit.components import Measured, Metric, Observer, Predictions, Trial, call_component
 from defensekit.host.registry import Plugin
@@ -41,8 +41,6 @@ from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.logging import log, logged
 from defensekit.utils.seeds import Seeds
 
-Made = TypeVar("Made")
-
 EXAMPLES = 10  # triggered rows that a result shows
 
 
@@ -65,20 +63,20 @@ def run(
         DefenseKitError: a stage failed; what was finished before is kept and reused.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    place = Path(workspace)
-    folder = run_folder.folder_of(loaded, place).absolute()
+    root = Path(workspace)
+    folder = run_folder.folder_of(loaded, root).absolute()
     try:
-        with logged(folder / "run.log"), _here(loaded, place, [run_folder.Log(), *observers]) as whole:
-            if doubts and whole.plan.given_suspect:
-                for text in doubts(whole.plan.base.path, whole.plan.given_suspect.path):
-                    whole.warn(text)
-            result = whole.result(folder)
-            run_folder.write(result, whole.purified, lambda stage: whole.runner.make(stage).files)
+        with logged(folder / "run.log"), _opened(loaded, root, [run_folder.Log(), *observers]) as current:
+            if doubts and current.plan.given_suspect:
+                for text in doubts(current.plan.base.path, current.plan.given_suspect.path):
+                    current.warn(text)
+            result = current.result(folder)
+            run_folder.write(result, current.purified, lambda stage: current.runner.make(stage).files)
             log.info("done: %s", result.summary)
-            whole.runner.notify("run_finished", result.model_dump())
+            current.runner.notify("run_finished", result.model_dump())
             return result
     except OSError as error:
-        raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
+        raise DefenseKitError(f"{error.strerror or error}: {error.filename or root}") from error
 
 
 def run_attack(
@@ -92,13 +90,13 @@ def run_attack(
         UsageError, DefenseKitError: as `run`.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    with _here(loaded, Path(workspace), observers) as whole:
-        whole.make(whole.experiment.before_defense())
-        return whole.models
+    with _opened(loaded, Path(workspace), observers) as current:
+        current.make(current.experiment.before_defense())
+        return current.models
 
 
 @contextmanager
-def _here(recipe: Recipe, workspace: Path, observers: Sequence[Observer]) -> "Iterator[Run]":
+def _opened(recipe: Recipe, workspace: Path, observers: Sequence[Observer]) -> "Iterator[Run]":
     """A run on its own, with workers and observers of its own."""
     watching = [*observers, *(named.component for named in recipe.observers)]
     store = Store(workspace / "store")
@@ -179,7 +177,7 @@ class Run:
                 return
             self.measure()  # what a metric does wrong ends the run before the next model is made
             make = partial(self.runner.make, cast(Stage, request.stage))  # a run knows everything that it asks for
-            artifact = locating_errors(self.recipe, request.place, make) if request.place else make()
+            artifact = locating_errors(self.recipe, request.recipe_key, make) if request.recipe_key else make()
 
     def measure(self) -> None:
         """Measure the models and trials whose answers came in since it was called last."""

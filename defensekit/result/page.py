@@ -112,22 +112,24 @@ def _pieces(plain: str | None, text: str) -> list[tuple[bool, str]]:
     if plain is None or max(len(plain), len(text)) > LONGEST:
         return [(False, _shorten(text))]
     before, after = re.findall(r"\s+|\S+", plain), re.findall(r"\s+|\S+", text)
-    found = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
-    pieces = [(how in ("insert", "replace"), "".join(after[start:end])) for how, _, _, start, end in found]
-    return [piece for put, text in pieces for piece in _around(put, text)]
+    operations = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    pieces = [
+        (operation in ("insert", "replace"), "".join(after[start:end])) for operation, _, _, start, end in operations
+    ]
+    return [piece for inserted, text in pieces for piece in _around(inserted, text)]
 
 
 def _shorten(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
-def _around(put: bool, text: str) -> list[tuple[bool, str]]:
+def _around(inserted: bool, text: str) -> list[tuple[bool, str]]:
     """What was put there without the blanks around it."""
-    inner = text.strip() if put else text
+    inner = text.strip() if inserted else text
     if not inner:
         return [(False, text)] if text else []
     before, _, after = text.partition(inner)
-    return [piece for piece in ((False, before), (put, inner), (False, after)) if piece[1]]
+    return [piece for piece in ((False, before), (inserted, inner), (False, after)) if piece[1]]
 
 
 def _pair(example: Example) -> list[tuple[bool, str]]:

@@ -244,10 +244,10 @@ class Result(_Schema):
         titles = {stage.title: stage.key for stage in self.stages}
         if title not in titles:
             raise UsageError(f"there is no stage {title!r}.{nearest(title, titles)} (stages: {listing(titles, 60)})")
-        place = Path(self.folder).parents[1] / "store" / "artifacts" / titles[title] / "files"
-        if not place.is_dir():
+        path = Path(self.folder).parents[1] / "store" / "artifacts" / titles[title] / "files"
+        if not path.is_dir():
             raise UsageError(f"the stage {title!r} is not in the store any more; run the recipe again")
-        return place
+        return path
 
     def rows(self, title: str) -> list[Row]:
         """The rows of a stage, by its title: "test rows", "triggered rows", "poisoned rows", ..."""
