@@ -46,7 +46,7 @@ class Study:
     axes: dict[str, list[Label]]
     executor: NamedComponent[Executor]
     observers: tuple[NamedComponent[Observer], ...]
-    rows: Sequence[StudyRun]
+    runs: Sequence[StudyRun]
     document: Document = field(compare=False)
 
     @property
@@ -56,7 +56,14 @@ class Study:
 
 
 def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
-    """Read and check a study, with settings such as ``seeds=[0,1]`` laid over it.
+    """Read and check a study, with settings laid over it.
+
+    Args:
+        path: the YAML file.
+        settings: values that replace those of the file, such as ``seeds=[0,1]``.
+
+    Returns:
+        The study, with the recipe of every run.
 
     Raises:
         UsageError: with file, line and key, what was expected and what is close to what was typed; a value of the

@@ -57,7 +57,7 @@ class PlannedRun:
 
 @dataclass
 class StudyPlan:
-    """The runs of a study in a workspace: ``done`` have a result, ``there`` are the keys of artifacts in the store."""
+    """The runs of a study in a workspace: ``done`` have a result, ``cached`` are the keys of artifacts in the store."""
 
     study: Study
     folder: Folder
@@ -135,7 +135,7 @@ def _recorded(results: Sequence[Path]) -> dict[str, float]:
     """Seconds that a stage of each kind took, as some results remember it: models are removed from the store again."""
     seconds_by_kind: dict[str, dict[str, float]] = defaultdict(dict)
     for path in results[:: max(len(results) // SAMPLE, 1)]:  # some of every study
-        with suppress(UsageError):  # a half of one, or another version's
+        with suppress(UsageError):  # an incomplete file, or one of another version
             for stage in read_result(path).stages:
                 if stage.seconds is not None:
                     seconds_by_kind[stage.kind][stage.key] = stage.seconds
@@ -151,7 +151,7 @@ def plan_study(study: Study, workspace: str | Path, say: Callable[[str], None] =
     known = Known()
     folder = Folder(Path(workspace), study.name)
     with _no_collection():
-        runs = [planned(run, known, say) for run in study.rows]
+        runs = [planned(run, known, say) for run in study.runs]
     store = Store(Path(workspace) / "store")
     return StudyPlan(study, folder, store, runs, folder.done(), store.keys())
 
@@ -175,7 +175,7 @@ def planned(run: StudyRun, known: Known, say: Callable[[str], None]) -> PlannedR
 
 
 def closure(stages: Iterable[Stage], cached: set[str] | frozenset[str] = frozenset()) -> dict[str, Stage]:
-    """Stages and what they are made from, by their keys, inputs first; what is there is left out with its inputs."""
+    """Stages and their inputs, by key, inputs first; without cached stages and the inputs of these alone."""
     stages_by_key: dict[str, Stage] = {}
 
     def visit(stage: Stage) -> None:
