@@ -1,4 +1,4 @@
-"""The order of a run, spelt once: which stages it asks for, one after the other, and what follows from their artifacts.
+"""The order of a run: which stages it requests, one after the other, and what follows from their artifacts.
 
 A generator yields a `Request` for each stage and is sent the stage's artifact, or None where it is not known. A run
 drives it with its runner, a dry run with what the store has, a study's plan with nothing.
@@ -77,7 +77,7 @@ class Experiment:
         yield from self.the_defense()
 
     def before_defense(self) -> Requests:
-        """What there is before a defense: the same for every run that differs in its defense alone."""
+        """The stages before the defense: the same for all runs that differ only in their defense."""
         plan, recipe = self.plan, self.plan.recipe
         for role in self.roles:
             artifact = yield self._request(plan.rows(role), "data")
@@ -107,7 +107,7 @@ class Experiment:
 
     @cached_property
     def triggered(self) -> Stage | None:
-        """The triggered test rows, where there are any."""
+        """The triggered test rows; None for a recipe without any."""
         return locating_errors(self.plan.recipe, "triggered", self.plan.triggered)
 
     @cached_property
@@ -163,7 +163,7 @@ class Experiment:
         return questions
 
     def _defend(self, name: str, defense: Defense, value: float | None) -> Requests:
-        """A defense at the chosen value; where it is not known, what is known of the defense anyway."""
+        """A defense at the chosen value; if that is unknown, the stages that do not depend on it."""
         rule = self.plan.recipe.choose
         if rule is None:
             self.models[name] = yield from self._ask(name, self.plan.defended(name, defense), self.test_rows)
@@ -227,7 +227,7 @@ class Experiment:
     def _dev_trial(
         self, title: str, defended: DefenseOutcome, value: float
     ) -> Generator[Request, Artifact | None, Trial | None]:
-        """Accuracy on the clean dev rows: all that a rule ever sees."""
+        """Accuracy on the clean dev rows; a rule sees nothing else."""
         rows = defended.read(self.plan.rows("dev"))
         stage = self.plan.predictions(f"{title}: answers to dev rows", defended.model, rows)
         artifact = yield self._request(stage)

@@ -16,7 +16,15 @@ from defensekit.utils.html import fill
 
 
 def write(result: Result, folder: str | Path | None = None) -> Path:
-    """Write ``report.html`` into the run's folder, or another; returns its path."""
+    """Write the page of a result as ``report.html``.
+
+    Args:
+        result: the result of a run.
+        folder: where to write it; the run's folder by default.
+
+    Returns:
+        The path of the page.
+    """
     path = Path(folder or result.folder) / "report.html"
     atomic_write(path, render(result).encode())
     return path

@@ -26,7 +26,7 @@ class Folder:
 
     @classmethod
     def at(cls, path: Path) -> "Folder":
-        """One that may have been copied out of its workspace, for those who read."""
+        """A study's folder to read from; it may be a copy outside a workspace."""
         folder = cls(path.parent, path.name)
         folder.path, folder.results, folder.failed = path, path / "results", path / "failed"
         return folder
@@ -96,7 +96,7 @@ class Folder:
         return facts
 
     def model_keys(self) -> set[str]:
-        """The keys of the models that runs of this study made, so that they may be removed again."""
+        """The keys of the models that this study computed, and may therefore remove."""
         keys: set[str] = set()
         try:
             for line in (self.path / "models.txt").read_text(encoding="ascii").split():
@@ -107,7 +107,7 @@ class Folder:
         return keys
 
     def record_models(self, keys: Iterable[str], removed: bool = False) -> None:
-        """Take note of models that are about to be made, or that were removed: whoever makes them then owns them."""
+        """Record models that are about to be computed, or that were removed: a study removes only those it computed."""
         self.path.mkdir(parents=True, exist_ok=True)
         # Several threads and processes append: a line is written at once.
         with (self.path / "models.txt").open("a", encoding="ascii") as file:

@@ -76,10 +76,18 @@ def results(folder: str | Path) -> "DataFrame":
 
 
 def export(folder: str | Path, to: str | Path) -> list[Path]:
-    """Write `results` as ``results.csv`` and ``results.parquet`` into a folder; returns the two paths.
+    """Write `results` as ``results.csv`` and ``results.parquet``.
+
+    Args:
+        folder: a study's folder, or one result's file.
+        to: the folder to write into.
+
+    Returns:
+        The paths of the two files.
 
     Raises:
-        DefenseKitError: as `results`.
+        UsageError: the file is no result.
+        DefenseKitError: the folder has no study, or one of its files is damaged.
     """
     frame, target = results(folder), Path(to)
     target.mkdir(parents=True, exist_ok=True)
@@ -104,7 +112,7 @@ class _Record(BaseModel):
 
 
 class Finished:
-    """A study's folder, for those who read it."""
+    """A study's folder, read only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -206,7 +214,7 @@ class Finished:
 
 
 def _rows(result: Result) -> Iterator[dict[str, Any]]:
-    """What a result found, without what says which run it is of."""
+    """A result's rows of the frame, without the columns that identify the run."""
     about: dict[str, Any] = {
         "clean_rows": result.clean_budget,
         "oracle": ", ".join(result.oracle) or None,

@@ -38,7 +38,7 @@ DROPPED: dict[str, set[str]] = {
 
 @dataclass
 class StudyOutcome:
-    """What a study came to: how many runs it has, how many results there were before and are now, what failed."""
+    """The outcome of a study: counts of runs, of results before and after, and the errors of failed runs."""
 
     runs: int
     before: int
@@ -65,17 +65,21 @@ def run_study(
     observers: Sequence[Observer] = (),
     resume: Resume = "only-missing",
 ) -> StudyOutcome:
-    """Run every run of a study that has no result yet; a run that fails is written down, and the others go on.
+    """Compute every run of a study that has no result yet; failures are recorded, and the other runs continue.
 
     Args:
-        study: what `load_study` made of a file.
+        study: the study that `load_study` returned.
         workspace: the folder of the store and of the studies' folders.
-        observers: who watches.
-        resume: ``only-missing`` makes the results that are not there, ``always`` makes all of them anew (from stages
-            that are there), ``never`` refuses to start where some are, ``only-cache`` computes no stage.
+        observers: are notified of progress.
+        resume: ``only-missing`` computes missing results, ``always`` computes all results again (from cached stages),
+            ``never`` refuses to start if a result exists, ``only-cache`` computes no stage.
+
+    Returns:
+        Counts of runs and results, and the errors of failed runs.
 
     Raises:
-        UsageError: a model or the data are not what was expected, or there are results and ``resume`` is ``never``.
+        UsageError: a model or the data are not what was expected, or a result exists and ``resume`` is ``never``.
+        DefenseKitError: a file or folder of the workspace can't be read or written.
     """
     resumed(resume)
     observers = [*observers, *(named.component for named in study.observers)]
@@ -155,7 +159,7 @@ class ModelTracker(Workers):
 
 
 class StudyDriver:
-    """Makes the runs of a plan: one thread per slot of the workers, each taking the most urgent task there is."""
+    """Makes the runs of a plan: one thread per slot of the workers, each taking the most urgent task."""
 
     def __init__(self, plan: StudyPlan, workers: Workers, observers: Sequence[Observer], anew: bool) -> None:
         self.plan = plan
@@ -307,7 +311,7 @@ class StudyDriver:
     def _result(self, run: PlannedRun, runner: Runner) -> Result:
         """The result of a run, written down."""
         finished = Run(run.plan, runner).result(self.plan.folder.path, examples=0)
-        # Most stages were there when the run was put together, made by this study a moment before.
+        # Most stages were cached when the run was assembled: this study had computed them just before.
         stages = [
             stage.model_copy(update={"reused": stage.key not in self.workers.computed}) for stage in finished.stages
         ]
