@@ -35,7 +35,7 @@ from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.store import Store
 from defensekit.recipe.loader import load_recipe
 from defensekit.scanner.result import Scan
-from defensekit.scanner.scanning import scan
+from defensekit.scanner.scan import scan
 from defensekit.text import ROWS, read_rows
 from defensekit.utils.files import atomic_write
 

@@ -102,12 +102,12 @@ def against_each(folder: Path, recipe: dict[str, Any], say: Any) -> dict[str, An
     started = time.perf_counter()
     outcome = run_study(local, folder / "study")
     together = time.perf_counter() - started
-    assert outcome.done == len(local.rows), outcome.failed
+    assert outcome.done == len(local.runs), outcome.failed
     say(f"as a study: {together:.1f} s")
     found = [json.loads(path.read_text()) for path in sorted((outcome.folder / "results").glob("*.json"))]
     by_axes = {tuple(result["axes"].values()): numbers(result) for result in found}
     each, identical = [], True
-    for i, row in enumerate(load_study(study(folder, recipe)).rows):
+    for i, row in enumerate(load_study(study(folder, recipe)).runs):
         started = time.perf_counter()
         result = defensekit.run(row.recipe, folder / f"run{i}")
         each.append(time.perf_counter() - started)
@@ -152,7 +152,7 @@ def own_work(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
         "plan_10000_s": round(plan, 2),
         "stages_10000": len(planned.stages),
         "resume_10000_s": round(time.perf_counter() - started, 2),
-        "overhead_ms_per_run": round(1000 * overhead / len(again.rows), 1),
+        "overhead_ms_per_run": round(1000 * overhead / len(again.runs), 1),
     }
 
 

@@ -114,7 +114,7 @@ def run(
     The exit code is 1 if a run has no result in the end. The same command resumes after any interruption.
     """
     from defensekit.cli.interrupt import ending, remembered
-    from defensekit.cli.watching import Watching
+    from defensekit.cli.study_progress import StudyProgress
     from defensekit.studies.keys import resumed
 
     checked(study, "study")
@@ -123,14 +123,14 @@ def run(
     with (
         ending("stopped; the same command resumes where it stopped"),
         remembered() as interrupt,
-        Watching(quiet=quiet) as watching,
+        StudyProgress(quiet=quiet) as progress,
         redirect_stdout(sys.stderr),
     ):
-        watching.message("loading libraries")
+        progress.message("loading libraries")
         from defensekit.studies.loading import load_study
         from defensekit.studies.running import run_study
 
-        outcome = run_study(load_study(study, settings or ()), workspace, [interrupt, watching], mode)
+        outcome = run_study(load_study(study, settings or ()), workspace, [interrupt, progress], mode)
     if as_json:
         facts = {"runs": outcome.runs, "before": outcome.before, "done": outcome.done, "failed": outcome.failed}
         sys.stdout.write(json.dumps({**facts, "folder": str(outcome.folder)}) + "\n")

@@ -1,4 +1,4 @@
-"""The order of a run, spelt once: which stages it asks for, one after the other, and what follows from their artifacts.
+"""The order of a run: which stages it requests, one after the other, and what follows from their artifacts.
 
 A generator yields a `Request` for each stage and is sent the stage's artifact, or None where it is not known. A run
 drives it with its runner, a dry run with what the store has, a study's plan with nothing.
@@ -23,13 +23,13 @@ from defensekit.text import ROLES, label_number
 class Request:
     """A stage that a run asks for; None where it depends on a choice that is not known.
 
-    ``place`` is the recipe's key that an error of the stage is about, if it is about one.
+    ``recipe_key`` is the recipe's key that an error of the stage is about, if it is about one.
     """
 
     title: str
     kind: str
     stage: Stage | None
-    place: str = ""
+    recipe_key: str = ""
 
 
 Requests = Generator[Request, Artifact | None, None]
@@ -77,13 +77,13 @@ class Experiment:
         yield from self.the_defense()
 
     def before_defense(self) -> Requests:
-        """What there is before a defense: the same for every run that differs in its defense alone."""
+        """The stages before the defense: the same for all runs that differ only in their defense."""
         plan, recipe = self.plan, self.plan.recipe
         for role in self.roles:
-            made = yield self._request(plan.rows(role), "data")
-            if role == "test" and made:
-                plan.labels = made.facts["labels"]
-                for note in made.facts["notes"]:
+            artifact = yield self._request(plan.rows(role), "data")
+            if role == "test" and artifact:
+                plan.labels = artifact.facts["labels"]
+                for note in artifact.facts["notes"]:
                     self.message(note)
         if plan.labels:
             self.check_target()
@@ -101,13 +101,13 @@ class Experiment:
         if recipe.defense.model_steps and recipe.defense.selector:
             fine_tuned = DefenseOutcome(plan.fine_tuned(recipe.defense))
             yield from self._measure("fine-tuned", "fine-tuned", fine_tuned)
-        for name, other in recipe.compare.items():
-            yield from self._defend(name, other, value)
+        for name, defense in recipe.compare.items():
+            yield from self._defend(name, defense, value)
         yield from self._defend(DEFENDED[recipe.defense.stage], recipe.defense, value)
 
     @cached_property
     def triggered(self) -> Stage | None:
-        """The triggered test rows, where there are any."""
+        """The triggered test rows; None for a recipe without any."""
         return locating_errors(self.plan.recipe, "triggered", self.plan.triggered)
 
     @cached_property
@@ -145,8 +145,8 @@ class Experiment:
                 f"({chance:.1%}): their labels may be in another order than its own, or they are of another task"
             )
 
-    def _request(self, stage: Stage, place: str = "") -> Request:
-        return Request(stage.plain["title"], stage.plain["kind"], stage, place)
+    def _request(self, stage: Stage, recipe_key: str = "") -> Request:
+        return Request(stage.plain["title"], stage.plain["kind"], stage, recipe_key)
 
     def _measure(self, name: str, title: str, defended: DefenseOutcome) -> Requests:
         """What every metric of a model needs."""
@@ -156,14 +156,14 @@ class Experiment:
         self, title: str, defended: DefenseOutcome, rows: dict[str, Stage]
     ) -> Generator[Request, Artifact | None, Questions]:
         questions = Questions(defended, rows)
-        for on, some in rows.items():
-            stage = self.plan.predictions(f"{title}: answers to {on} rows", defended.model, defended.read(some))
+        for on, row_stage in rows.items():
+            stage = self.plan.predictions(f"{title}: answers to {on} rows", defended.model, defended.read(row_stage))
             questions.predictions[on] = stage
             yield self._request(stage)
         return questions
 
     def _defend(self, name: str, defense: Defense, value: float | None) -> Requests:
-        """A defense at the chosen value; where it is not known, what is known of the defense anyway."""
+        """A defense at the chosen value; if that is unknown, the stages that do not depend on it."""
         rule = self.plan.recipe.choose
         if rule is None:
             self.models[name] = yield from self._ask(name, self.plan.defended(name, defense), self.test_rows)
@@ -210,8 +210,8 @@ class Experiment:
             if self.choice.warning:
                 self.warn(self.choice.warning)
             return self.choice.value
-        for other in dict.fromkeys((0.0, *rule.values)):
-            yield from self._try(rule, other)
+        for candidate in dict.fromkeys((0.0, *rule.values)):
+            yield from self._try(rule, candidate)
         return None
 
     def _try(self, rule: Rule, value: float) -> Generator[Request, Artifact | None, Trial | None]:
@@ -227,7 +227,7 @@ class Experiment:
     def _dev_trial(
         self, title: str, defended: DefenseOutcome, value: float
     ) -> Generator[Request, Artifact | None, Trial | None]:
-        """Accuracy on the clean dev rows: all that a rule ever sees."""
+        """Accuracy on the clean dev rows; a rule sees nothing else."""
         rows = defended.read(self.plan.rows("dev"))
         stage = self.plan.predictions(f"{title}: answers to dev rows", defended.model, rows)
         artifact = yield self._request(stage)

@@ -1,1 +1,1 @@
-"""What one run found, for machines and for people."""
+"""The result of one run, for machines and for people."""

@@ -68,7 +68,7 @@ def render_card(
         defense: as the recipe has it.
         version: DefenseKit's.
         metadata: what a hub reads, beside what all cards have.
-        warnings: what there is to warn of.
+        warnings: for the reader, a sentence each.
         measured: of a run: its ``result``, ``metrics``, ``models`` and ``meanings``.
 
     Returns:
@@ -77,7 +77,7 @@ def render_card(
     from huggingface_hub import ModelCardData
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    # Markdown is escaped by `flat`; there is no HTML to escape for.
+    # Markdown is escaped by `flat`; no HTML is produced.
     environment = Environment(
         loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, autoescape=False
     )

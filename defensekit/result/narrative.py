@@ -16,55 +16,55 @@ NOT_PROMISED = (
 
 def story(result: "Result") -> list[str]:
     """What was done and what came of it, a sentence each."""
-    said = [_suspect(result), *(_on_inputs(result) if result.defended == "sanitized" else _on_weights(result))]
+    sentences = [_suspect(result), *(_on_inputs(result) if result.defended == "sanitized" else _on_weights(result))]
     before, after = result.models["suspect"].metrics, result.models[result.defended].metrics
     for name in [name for name in before if name in after]:
         reached = result.floors.get(name)
         floor = "" if reached is None else f", where a model that was never poisoned has {reached:.1%}"
-        said.append(
+        sentences.append(
             f"{name.upper()} went from {before[name].value:.1%} to {after[name].value:.1%} on {after[name].rows:,} rows"
             f"{floor}."
         )
-    return said
+    return sentences
 
 
 def _on_weights(result: "Result") -> list[str]:
-    recipe, defense, said = result.recipe, result.recipe["defense"], []
+    recipe, defense, sentences = result.recipe, result.recipe["defense"], []
     fit, dev = recipe["data"]["clean"], result.clean_budget - recipe["data"]["clean"]
     measured = f"measured {defense['estimator']['name']} on" if "estimator" in defense else "used"
     steps = ", then ".join(step["name"] for step in defense["purifier"])
-    took = (
+    selection = (
         f"scored every dimension by {defense['scorer']['name']}, took dimensions by {defense['selector']['name']}, "
         if "selector" in defense
         else ""
     )
-    said.append(f"The defense {measured} {fit:,} clean rows, {took}and did: {steps}.")
+    sentences.append(f"The defense {measured} {fit:,} clean rows, {selection}and did: {steps}.")
     if result.chosen:
-        said.append(_chosen(result, f"{dev:,} further clean rows"))
+        sentences.append(_chosen(result, f"{dev:,} further clean rows"))
     reset = result.models["purified"].reset
     if reset:
-        said.append(f"It took {reset.of_eligible:.1%} of the eligible dimensions, {reset.of_all:.1%} of all.")
+        sentences.append(f"It took {reset.of_eligible:.1%} of the eligible dimensions, {reset.of_all:.1%} of all.")
     else:
-        said.append("Nothing was reset.")
-    return said
+        sentences.append("Nothing was reset.")
+    return sentences
 
 
 def _on_inputs(result: "Result") -> list[str]:
     sanitizer = result.recipe["defense"]["sanitizer"]
     reader = f" with {named(sanitizer['model'])!r}" if isinstance(sanitizer.get("model"), dict) else ""
-    said = [
+    sentences = [
         f"The defense leaves the model as it is: {sanitizer['name']}{reader} rewrites every text before the model "
         "reads it, clean or triggered, and whoever asks the model without it meets what is in it."
     ]
     if result.chosen:
-        said.append(_chosen(result, f"{result.clean_budget:,} clean rows"))
+        sentences.append(_chosen(result, f"{result.clean_budget:,} clean rows"))
     for on, counts in (result.models["sanitized"].sanitized or {}).items():
         rows = "clean test" if on == "plain" else on
-        said.append(
+        sentences.append(
             f"It changed {counts.changed:,} of {counts.rows:,} {rows} rows, and left {counts.words_left:,} of their "
             f"{counts.words:,} words."
         )
-    return said
+    return sentences
 
 
 def _chosen(result: "Result", rows: str) -> str:

@@ -16,7 +16,15 @@ from defensekit.utils.html import fill
 
 
 def write(result: Result, folder: str | Path | None = None) -> Path:
-    """Write ``report.html`` into the run's folder, or another; returns its path."""
+    """Write the page of a result as ``report.html``.
+
+    Args:
+        result: the result of a run.
+        folder: where to write it; the run's folder by default.
+
+    Returns:
+        The path of the page.
+    """
     path = Path(folder or result.folder) / "report.html"
     atomic_write(path, render(result).encode())
     return path
@@ -112,22 +120,24 @@ def _pieces(plain: str | None, text: str) -> list[tuple[bool, str]]:
     if plain is None or max(len(plain), len(text)) > LONGEST:
         return [(False, _shorten(text))]
     before, after = re.findall(r"\s+|\S+", plain), re.findall(r"\s+|\S+", text)
-    found = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
-    pieces = [(how in ("insert", "replace"), "".join(after[start:end])) for how, _, _, start, end in found]
-    return [piece for put, text in pieces for piece in _around(put, text)]
+    operations = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    pieces = [
+        (operation in ("insert", "replace"), "".join(after[start:end])) for operation, _, _, start, end in operations
+    ]
+    return [piece for inserted, text in pieces for piece in _around(inserted, text)]
 
 
 def _shorten(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
-def _around(put: bool, text: str) -> list[tuple[bool, str]]:
+def _around(inserted: bool, text: str) -> list[tuple[bool, str]]:
     """What was put there without the blanks around it."""
-    inner = text.strip() if put else text
+    inner = text.strip() if inserted else text
     if not inner:
         return [(False, text)] if text else []
     before, _, after = text.partition(inner)
-    return [piece for piece in ((False, before), (put, inner), (False, after)) if piece[1]]
+    return [piece for piece in ((False, before), (inserted, inner), (False, after)) if piece[1]]
 
 
 def _pair(example: Example) -> list[tuple[bool, str]]:

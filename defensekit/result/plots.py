@@ -61,8 +61,8 @@ def curve(result: Result) -> "Figure":
             label = f"{name.upper()} floor: the clean reference"
             axes.axhline(floor, color=COLOURS[1], linestyle=":", label=label)
         axes.axvline(result.chosen.value, color="black", linewidth=1)
-        place = axes.get_xaxis_transform()
-        axes.annotate(" chosen", (result.chosen.value, 1.0), xycoords=place, va="bottom", ha="center")
+        transform = axes.get_xaxis_transform()
+        axes.annotate(" chosen", (result.chosen.value, 1.0), xycoords=transform, va="bottom", ha="center")
         axes.set_xlabel(result.chosen.over)
         axes.set_ylim(-0.03, 1.03)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1, fontsize=9)

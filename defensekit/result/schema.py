@@ -1,4 +1,4 @@
-"""What a run found: the schema of ``result.json``."""
+"""The result of a run: the schema of ``result.json``."""
 
 import json
 from pathlib import Path
@@ -236,7 +236,13 @@ class Result(_Schema):
         return {name: metric.floor for name, metric in self.metrics.items() if metric.floor is not None}
 
     def files(self, title: str) -> Path:
-        """The folder of a stage's files in the workspace's store, by its title: "suspect", "triggered rows", ...
+        """The folder of a stage's files in the workspace's store, by its title.
+
+        Args:
+            title: as `stages` has it: "suspect", "triggered rows", ...
+
+        Returns:
+            The folder.
 
         Raises:
             UsageError: the run had no such stage, or it was pruned.
@@ -244,13 +250,23 @@ class Result(_Schema):
         titles = {stage.title: stage.key for stage in self.stages}
         if title not in titles:
             raise UsageError(f"there is no stage {title!r}.{nearest(title, titles)} (stages: {listing(titles, 60)})")
-        place = Path(self.folder).parents[1] / "store" / "artifacts" / titles[title] / "files"
-        if not place.is_dir():
+        path = Path(self.folder).parents[1] / "store" / "artifacts" / titles[title] / "files"
+        if not path.is_dir():
             raise UsageError(f"the stage {title!r} is not in the store any more; run the recipe again")
-        return place
+        return path
 
     def rows(self, title: str) -> list[Row]:
-        """The rows of a stage, by its title: "test rows", "triggered rows", "poisoned rows", ..."""
+        """The rows of a stage, by its title.
+
+        Args:
+            title: as `stages` has it: "test rows", "triggered rows", "poisoned rows", ...
+
+        Returns:
+            The rows.
+
+        Raises:
+            UsageError: the run had no such stage, or it was pruned.
+        """
         return read_rows(self.files(title) / ROWS)
 
     def __repr__(self) -> str:
@@ -272,10 +288,16 @@ class Result(_Schema):
 
 
 def read_result(path: str | Path) -> Result:
-    """The result in a file.
+    """Read and check a result.
+
+    Args:
+        path: the path of a ``result.json``.
+
+    Returns:
+        The result.
 
     Raises:
-        UsageError: it is not there, or no result of this version.
+        UsageError: the file is missing, or is no result of this schema version.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

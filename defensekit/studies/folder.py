@@ -13,22 +13,22 @@ from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.files import atomic_write
 
 SUM = ".sha256"
-GONE = "-"  # before the key of a model that was removed again
+REMOVED = "-"  # before the key of a model that was removed again
 
 
 class Folder:
     """``results/ID.json`` with its digest beside it (as ``sha256sum -c`` reads it), ``failed/ID.json``."""
 
     def __init__(self, workspace: Path, name: str) -> None:
-        self.place = (workspace / "studies" / name).absolute()
-        self.results = self.place / "results"
-        self.failed = self.place / "failed"
+        self.path = (workspace / "studies" / name).absolute()
+        self.results = self.path / "results"
+        self.failed = self.path / "failed"
 
     @classmethod
-    def at(cls, place: Path) -> "Folder":
-        """One that may have been copied out of its workspace, for those who read."""
-        folder = cls(place.parent, place.name)
-        folder.place, folder.results, folder.failed = place, place / "results", place / "failed"
+    def at(cls, path: Path) -> "Folder":
+        """A study's folder to read from; it may be a copy outside a workspace."""
+        folder = cls(path.parent, path.name)
+        folder.path, folder.results, folder.failed = path, path / "results", path / "failed"
         return folder
 
     def done(self) -> set[str]:
@@ -43,8 +43,8 @@ class Folder:
         """Whether a result is there, as it was written."""
         path = self.results / f"{id}.json"
         try:
-            with open(path, "rb") as result, open(f"{self.results / id}{SUM}", encoding="ascii") as said:
-                return said.read() == _sum(path.name, result.read())
+            with open(path, "rb") as result, open(f"{self.results / id}{SUM}", encoding="ascii") as digest:
+                return digest.read() == _sum(path.name, result.read())
         except (OSError, ValueError):
             return False
 
@@ -67,18 +67,18 @@ class Folder:
 
     def failures(self) -> dict[str, dict[str, Any]]:
         """What is known of the runs that failed, by their ids."""
-        found = {}
+        failures = {}
         for path in sorted(self.failed.glob("*.json")):
             try:
-                found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+                failures[path.stem] = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue  # a half of one says nothing, and the run has no result anyway
-        return found
+        return failures
 
     def describe(self, facts: dict[str, Any]) -> None:
         """Write down what the study is: its keys and its runs."""
-        self.place.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.place / "study.json", json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        self.path.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.path / "study.json", json.dumps(facts, indent=1, ensure_ascii=False).encode())
 
     def read(self) -> dict[str, Any]:
         """What the study was when it last ran.
@@ -86,32 +86,32 @@ class Folder:
         Raises:
             DefenseKitError: it never ran here, or the file is damaged.
         """
-        path = self.place / "study.json"
+        path = self.path / "study.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise DefenseKitError(f"{self.place} has no study that was run") from error
+            raise DefenseKitError(f"{self.path} has no study that was run") from error
         except ValueError as error:
             raise DefenseKitError(f"{path} is damaged ({error}); running the study writes it again") from error
-        return found
+        return facts
 
-    def made(self) -> set[str]:
-        """The keys of the models that runs of this study made, so that they may be removed again."""
-        found: set[str] = set()
+    def model_keys(self) -> set[str]:
+        """The keys of the models that this study computed, and may therefore remove."""
+        keys: set[str] = set()
         try:
-            for line in (self.place / "models.txt").read_text(encoding="ascii").split():
-                key = line.removeprefix(GONE)
-                (found.discard if line.startswith(GONE) else found.add)(key)
+            for line in (self.path / "models.txt").read_text(encoding="ascii").split():
+                key = line.removeprefix(REMOVED)
+                (keys.discard if line.startswith(REMOVED) else keys.add)(key)
         except FileNotFoundError:
             pass
-        return found
+        return keys
 
-    def note(self, keys: Iterable[str], gone: bool = False) -> None:
-        """Take note of models that are about to be made, or that were removed: whoever makes them then owns them."""
-        self.place.mkdir(parents=True, exist_ok=True)
+    def record_models(self, keys: Iterable[str], removed: bool = False) -> None:
+        """Record models that are about to be computed, or that were removed: a study removes only those it computed."""
+        self.path.mkdir(parents=True, exist_ok=True)
         # Several threads and processes append: a line is written at once.
-        with (self.place / "models.txt").open("a", encoding="ascii") as file:
-            file.write("".join(f"{GONE if gone else ''}{key}\n" for key in keys))
+        with (self.path / "models.txt").open("a", encoding="ascii") as file:
+            file.write("".join(f"{REMOVED if removed else ''}{key}\n" for key in keys))
 
 
 def _sum(name: str, content: bytes) -> str:

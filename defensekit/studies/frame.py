@@ -76,14 +76,22 @@ def results(folder: str | Path) -> "DataFrame":
 
 
 def export(folder: str | Path, to: str | Path) -> list[Path]:
-    """Write `results` as ``results.csv`` and ``results.parquet`` into a folder; returns the two paths.
+    """Write `results` as ``results.csv`` and ``results.parquet``.
+
+    Args:
+        folder: a study's folder, or one result's file.
+        to: the folder to write into.
+
+    Returns:
+        The paths of the two files.
 
     Raises:
-        DefenseKitError: as `results`.
+        UsageError: the file is no result.
+        DefenseKitError: the folder has no study, or one of its files is damaged.
     """
-    frame, place = results(folder), Path(to)
-    place.mkdir(parents=True, exist_ok=True)
-    paths = [place / "results.csv", place / "results.parquet"]
+    frame, target = results(folder), Path(to)
+    target.mkdir(parents=True, exist_ok=True)
+    paths = [target / "results.csv", target / "results.parquet"]
     frame.to_csv(paths[0], index=False)
     frame.to_parquet(paths[1], index=False)
     return paths
@@ -104,19 +112,19 @@ class _Record(BaseModel):
 
 
 class Finished:
-    """A study's folder, for those who read it."""
+    """A study's folder, read only."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place.absolute()
-        self.folder = Folder.at(self.place)
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.folder = Folder.at(self.path)
         try:
             self.record = _Record.model_validate(self.folder.read())
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
+            location = ".".join(map(str, error.errors()[0]["loc"]))
             raise DefenseKitError(
-                f"{self.place / 'study.json'} is damaged (at {where}); running the study writes it again"
+                f"{self.path / 'study.json'} is damaged (at {location}); running the study writes it again"
             ) from error
-        self.name = str(self.record.study.get("name", self.place.name))
+        self.name = str(self.record.study.get("name", self.path.name))
         self.runs = self.record.runs
         self.done = self.folder.done()
         self.lower_does_more: set[str] = set()  # runs whose rule chose such a parameter; known with the frame
@@ -127,24 +135,24 @@ class Finished:
     def axes(self) -> dict[str, list[Label | None]]:
         """The values on every axis in the study's order; None where a run beside the matrix does not lie on it."""
         names = dict.fromkeys([*self.record.axes, *(axis for run in self.runs for axis in run.axes)])
-        found: dict[str, list[Label | None]] = {}
+        axes: dict[str, list[Label | None]] = {}
         for name in names:
-            there = dict.fromkeys(run.axes.get(name) for run in self.runs)
-            order = dict.fromkeys([*self.record.axes.get(name, ()), *there])
-            found[name] = [value for value in order if value in there]
-        return found
+            used = dict.fromkeys(run.axes.get(name) for run in self.runs)
+            order = dict.fromkeys([*self.record.axes.get(name, ()), *used])
+            axes[name] = [value for value in order if value in used]
+        return axes
 
     @cached_property
     def defenses(self) -> set[str]:
         """The axes that change nothing but the defense, so that suspect and clean reference are the same along them."""
         matrix = self.record.study.get("matrix", {})
-        found = set()
+        axes = set()
         for axis in self.axes:
-            given = matrix.get(axis)
-            paths = {path for over in given.values() for path in over} if isinstance(given, dict) else {axis}
+            values = matrix.get(axis)
+            paths = {path for over in values.values() for path in over} if isinstance(values, dict) else {axis}
             if all(path == "defense" or path.startswith("defense.") for path in paths):
-                found.add(axis)
-        return found
+                axes.add(axis)
+        return axes
 
     def result(self, id: str) -> Result:
         """The result of a run that is done.
@@ -154,13 +162,13 @@ class Finished:
         """
         path = self.folder.results / f"{id}.json"
         try:
-            found = Result.model_validate_json(path.read_bytes())
+            result = Result.model_validate_json(path.read_bytes())
         except ValidationError as error:
             known = Result.model_fields["schema_version"].default
             raise DefenseKitError(
                 f"{path} is no result of schema version {known}; remove it, and running the study writes it again"
             ) from error
-        return found.model_copy(update={"folder": str(self.place)})
+        return result.model_copy(update={"folder": str(self.path)})
 
     def state(self, id: str) -> str:
         """``done``, ``failed`` or ``missing``."""
@@ -206,7 +214,7 @@ class Finished:
 
 
 def _rows(result: Result) -> Iterator[dict[str, Any]]:
-    """What a result found, without what says which run it is of."""
+    """A result's rows of the frame, without the columns that identify the run."""
     about: dict[str, Any] = {
         "clean_rows": result.clean_budget,
         "oracle": ", ".join(result.oracle) or None,
@@ -216,20 +224,20 @@ def _rows(result: Result) -> Iterator[dict[str, Any]]:
     if result.chosen:
         about |= {"rule": result.chosen.rule, "over": result.chosen.over, "chosen": result.chosen.value}
     for name, model in result.models.items():
-        made: dict[str, Any] = {"model": name, "seconds": model.seconds, "peak_memory": model.peak_memory}
+        columns: dict[str, Any] = {"model": name, "seconds": model.seconds, "peak_memory": model.peak_memory}
         if model.reset:
-            made |= {"reset_of_eligible": model.reset.of_eligible, "reset_of_all": model.reset.of_all}
-        for metric, found in model.metrics.items():
-            yield {**about, **made, **_measured(result, metric, found)}
+            columns |= {"reset_of_eligible": model.reset.of_eligible, "reset_of_all": model.reset.of_all}
+        for metric, measured in model.metrics.items():
+            yield {**about, **columns, **_measured(result, metric, measured)}
     for trial in result.curve:
-        tried = {"model": result.defended, "trial": trial.value, "dev_accuracy": trial.dev_accuracy}
-        for metric, found in trial.metrics.items():
-            yield {**about, **tried, **_measured(result, metric, found)}
+        columns = {"model": result.defended, "trial": trial.value, "dev_accuracy": trial.dev_accuracy}
+        for metric, measured in trial.metrics.items():
+            yield {**about, **columns, **_measured(result, metric, measured)}
 
 
-def _measured(result: Result, metric: str, found: Measured) -> dict[str, Any]:
+def _measured(result: Result, metric: str, measured: Measured) -> dict[str, Any]:
     floor = result.floors.get(metric)
-    return {"metric": metric, "floor": floor, **found.model_dump(exclude={"parts"})}
+    return {"metric": metric, "floor": floor, **measured.model_dump(exclude={"parts"})}
 
 
 def _framed(records: Sequence[dict[str, Any]], axes: Mapping[str, Sequence[Label | None]]) -> "DataFrame":

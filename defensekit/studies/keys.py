@@ -36,7 +36,7 @@ def resumed(text: str) -> Resume:
     """What is made of a study that ran before, by its name.
 
     Raises:
-        UsageError: there is no such name.
+        UsageError: the name is unknown.
     """
     known = get_args(Resume)
     if text not in known:

@@ -46,7 +46,7 @@ class Study:
     axes: dict[str, list[Label]]
     executor: NamedComponent[Executor]
     observers: tuple[NamedComponent[Observer], ...]
-    rows: Sequence[StudyRun]
+    runs: Sequence[StudyRun]
     document: Document = field(compare=False)
 
     @property
@@ -56,7 +56,14 @@ class Study:
 
 
 def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
-    """Read and check a study, with settings such as ``seeds=[0,1]`` laid over it.
+    """Read and check a study, with settings laid over it.
+
+    Args:
+        path: the YAML file.
+        settings: values that replace those of the file, such as ``seeds=[0,1]``.
+
+    Returns:
+        The study, with the recipe of every run.
 
     Raises:
         UsageError: with file, line and key, what was expected and what is close to what was typed; a value of the
@@ -96,16 +103,16 @@ class _Matrix:
         self.reader.host = first.host
         executor = self.reader.part(Executor, self.keys.executor, ("executor",))
         observers = [self.reader.part(Observer, spec, ("observers", i)) for i, spec in enumerate(self.keys.observers)]
-        rows, seen = [], set()
+        runs, seen = [], set()
         for labels, document in documents:
             recipe = replace(self.recipe(labels, document), executor=executor, observers=())
             self.may_vary(labels, recipe)
-            if (place := tuple(labels.items())) in seen:
+            if (combination := tuple(labels.items())) in seen:
                 raise self.reader.error(("include",), f"the run {_called(labels)} is duplicated")
-            seen.add(place)
-            rows += [StudyRun(labels, replace(recipe, seed=seed)) for seed in self.keys.seeds]
-        values = {axis: list(found) for axis, found in axes.items()}
-        return Study(self.keys, values, executor, tuple(observers), rows, self.document)
+            seen.add(combination)
+            runs += [StudyRun(labels, replace(recipe, seed=seed)) for seed in self.keys.seeds]
+        axis_labels = {axis: list(values) for axis, values in axes.items()}
+        return Study(self.keys, axis_labels, executor, tuple(observers), runs, self.document)
 
     def base(self) -> Document:
         """The recipe that every run starts from."""
@@ -114,38 +121,38 @@ class _Matrix:
                 why = "a recipe that builds on another one is a file; name it here, as in `recipe: mine.yaml`"
                 raise self.reader.error(("recipe", "extends"), why)
             return moved(self.document, ("recipe",), ())
-        place = self.document.place(("recipe",))
-        path = self.reader.at(("recipe",), lambda: place.folder / environment_path(cast(str, self.keys.recipe)))
+        location = self.document.place(("recipe",))
+        path = self.reader.at(("recipe",), lambda: location.folder / environment_path(cast(str, self.keys.recipe)))
         if not path.is_file():
-            beside = [p.name for p in path.parent.glob("*.yaml")]
-            raise self.reader.error(("recipe",), f"there is no file {path}.{nearest(path.name, beside)}")
+            files = [p.name for p in path.parent.glob("*.yaml")]
+            raise self.reader.error(("recipe",), f"there is no file {path}.{nearest(path.name, files)}")
         return yaml_document.load(path, (), KEPT)
 
     def values(self, axis: str) -> dict[Label, list[Document]]:
         """Every value of an axis, by its label, as what it lays over a recipe, one after the other."""
-        given, place = self.keys.matrix[axis], ("matrix", axis)
-        found: dict[Label, list[Document]] = {}
-        keys: Sequence[str | int] = list(given) if isinstance(given, dict) else range(len(given))
+        entries, path = self.keys.matrix[axis], ("matrix", axis)
+        values: dict[Label, list[Document]] = {}
+        keys: Sequence[str | int] = list(entries) if isinstance(entries, dict) else range(len(entries))
         for key in keys:
             label: Label
-            if isinstance(given, dict):
-                label, over = str(key), self.variant((*place, key))
+            if isinstance(entries, dict):
+                label, over = str(key), self.variant((*path, key))
             else:
-                label, over = label_of(given[cast(int, key)]), [moved(self.document, (*place, key), _path(axis))]
-                self.reader.at(place, partial(self.may_change, _path(axis)))
-            if label in found:
-                raise self.reader.error((*place, key), f"two values are called {label!r}; name them as variants")
-            found[label] = over
-        if not found:
-            raise self.reader.error(place, "an axis needs values")
-        return found
+                label, over = label_of(entries[cast(int, key)]), [moved(self.document, (*path, key), _path(axis))]
+                self.reader.at(path, partial(self.may_change, _path(axis)))
+            if label in values:
+                raise self.reader.error((*path, key), f"two values are called {label!r}; name them as variants")
+            values[label] = over
+        if not values:
+            raise self.reader.error(path, "an axis needs values")
+        return values
 
-    def variant(self, place: Path_) -> list[Document]:
+    def variant(self, path: Path_) -> list[Document]:
         """Several paths of a recipe, changed at once; each over the recipe itself, where null takes a key back."""
-        given = cast(dict[str, dict[str, dict[str, Any]]], self.keys.matrix)[cast(str, place[1])][cast(str, place[2])]
-        for dotted in given:
-            self.reader.at((*place, dotted), partial(self.may_change, _path(dotted)))
-        return [moved(self.document, (*place, dotted), _path(dotted)) for dotted in given]
+        changes = cast(dict[str, dict[str, dict[str, Any]]], self.keys.matrix)[cast(str, path[1])][cast(str, path[2])]
+        for dotted in changes:
+            self.reader.at((*path, dotted), partial(self.may_change, _path(dotted)))
+        return [moved(self.document, (*path, dotted), _path(dotted)) for dotted in changes]
 
     def may_change(self, path: Path_) -> None:
         """Raise UsageError where a key of a recipe is no axis."""
@@ -188,30 +195,30 @@ class _Matrix:
         for i, entry in enumerate(self.keys.include):
             document, labels = base, {}
             for axis, value in entry.items():
-                place: Path_ = ("include", i, axis)
+                path: Path_ = ("include", i, axis)
                 label = label_of(value)
                 if axis in axes and label in axes[axis]:
                     over = axes[axis][label]
                 elif axis in axes and isinstance(self.keys.matrix[axis], dict):
                     known, hint = listing(map(str, axes[axis]), 20), nearest(str(label), map(str, axes[axis]))
-                    raise self.reader.error(place, f"unknown variant.{hint} (known: {known})")
+                    raise self.reader.error(path, f"unknown variant.{hint} (known: {known})")
                 else:
-                    self.reader.at(place, partial(self.may_change, _path(axis)))
-                    over = [moved(self.document, place, _path(axis))]
+                    self.reader.at(path, partial(self.may_change, _path(axis)))
+                    over = [moved(self.document, path, _path(axis))]
                 labels[axis] = label
                 document = laid(document, over)
             order = [*axes, *(axis for axis in labels if axis not in axes)]
             yield {axis: labels[axis] for axis in order if axis in labels}, document
 
-    def chosen(self, entry: Mapping[str, Label], axes: Mapping[str, dict[Label, list[Document]]], place: Path_) -> Axes:
+    def chosen(self, entry: Mapping[str, Label], axes: Mapping[str, dict[Label, list[Document]]], path: Path_) -> Axes:
         for axis, label in entry.items():
             if axis not in axes:
                 known = listing(axes, 20)
-                raise self.reader.error((*place, axis), f"there is no such axis.{nearest(axis, axes)} (axes: {known})")
+                raise self.reader.error((*path, axis), f"there is no such axis.{nearest(axis, axes)} (axes: {known})")
             if label not in axes[axis]:
                 labels = [str(label) for label in axes[axis]]
                 raise self.reader.error(
-                    (*place, axis),
+                    (*path, axis),
                     f"there is no value {label!r}.{nearest(str(label), labels)} (values: {listing(labels)})",
                 )
         return dict(entry)

@@ -57,14 +57,14 @@ class PlannedRun:
 
 @dataclass
 class StudyPlan:
-    """The runs of a study in a workspace: ``done`` have a result, ``there`` are the keys of artifacts in the store."""
+    """The runs of a study in a workspace: ``done`` have a result, ``cached`` are the keys of artifacts in the store."""
 
     study: Study
     folder: Folder
     store: Store
     runs: Sequence[PlannedRun]
     done: set[str]
-    there: set[str] = field(default_factory=set)
+    cached: set[str] = field(default_factory=set)
 
     @property
     def todo(self) -> list[PlannedRun]:
@@ -81,7 +81,7 @@ class StudyPlan:
     def missing(self) -> dict[str, Stage]:
         """The stages that the runs without a result need and the store has not."""
         with _no_collection():
-            return closure((stage for run in self.todo for stage in run.stages), self.there)
+            return closure((stage for run in self.todo for stage in run.stages), self.cached)
 
     @property
     def unknown(self) -> int:
@@ -90,31 +90,31 @@ class StudyPlan:
 
     def estimate(self) -> "StudyEstimate":
         """What the missing stages will take, judged by those that are there or that results remember."""
-        wanted = Counter(stage.plain["kind"] for stage in self.missing.values())
-        there = {kind: self.store.sample(keys) for kind, keys in self._examples(wanted).items()}
-        took = _recorded(sorted(self.folder.place.parent.glob("*/results/*.json")))
-        took |= {kind: seconds for kind, (seconds, _) in there.items()}
-        took |= _recorded(sorted(self.folder.results.glob("*.json")))
+        counts = Counter(stage.plain["kind"] for stage in self.missing.values())
+        sampled = {kind: self.store.sample(keys) for kind, keys in self._examples(counts).items()}
+        seconds_by_kind = _recorded(sorted(self.folder.path.parent.glob("*/results/*.json")))
+        seconds_by_kind |= {kind: seconds for kind, (seconds, _) in sampled.items()}
+        seconds_by_kind |= _recorded(sorted(self.folder.results.glob("*.json")))
         return StudyEstimate(
-            stages=dict(wanted),
-            seconds=sum(count * took.get(kind, 0.0) for kind, count in wanted.items()),
-            bytes=int(sum(count * there[kind][1] for kind, count in wanted.items() if kind in there)),
-            unseen=sorted(wanted.keys() - took.keys()),
-            unsized=sorted(wanted.keys() - there.keys()),
+            stages=dict(counts),
+            seconds=sum(count * seconds_by_kind.get(kind, 0.0) for kind, count in counts.items()),
+            bytes=int(sum(count * sampled[kind][1] for kind, count in counts.items() if kind in sampled)),
+            unseen=sorted(counts.keys() - seconds_by_kind.keys()),
+            unsized=sorted(counts.keys() - sampled.keys()),
         )
 
     def _examples(self, kinds: Iterable[str]) -> dict[str, list[str]]:
         """Some artifacts of each kind that are there, the study's own stages first."""
-        found: dict[str, list[str]] = defaultdict(list)
+        examples: dict[str, list[str]] = defaultdict(list)
         for key, stage in self.stages.items():
-            if key in self.there and len(found[stage.plain["kind"]]) < SAMPLE:
-                found[stage.plain["kind"]].append(key)
-        if any(kind not in found for kind in kinds):
-            for key in islice(sorted(self.there), 20 * SAMPLE):
+            if key in self.cached and len(examples[stage.plain["kind"]]) < SAMPLE:
+                examples[stage.plain["kind"]].append(key)
+        if any(kind not in examples for kind in kinds):
+            for key in islice(sorted(self.cached), 20 * SAMPLE):
                 known = self.store.peek(key)
-                if known and len(found[known.stage["kind"]]) < SAMPLE:
-                    found[known.stage["kind"]].append(key)
-        return {kind: keys for kind, keys in found.items() if keys}
+                if known and len(examples[known.stage["kind"]]) < SAMPLE:
+                    examples[known.stage["kind"]].append(key)
+        return {kind: keys for kind, keys in examples.items() if keys}
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ class StudyEstimate:
 
 def _recorded(results: Sequence[Path]) -> dict[str, float]:
     """Seconds that a stage of each kind took, as some results remember it: models are removed from the store again."""
-    took: dict[str, dict[str, float]] = defaultdict(dict)
+    seconds_by_kind: dict[str, dict[str, float]] = defaultdict(dict)
     for path in results[:: max(len(results) // SAMPLE, 1)]:  # some of every study
-        with suppress(UsageError):  # a half of one, or another version's
+        with suppress(UsageError):  # an incomplete file, or one of another version
             for stage in read_result(path).stages:
                 if stage.seconds is not None:
-                    took[stage.kind][stage.key] = stage.seconds
-    return {kind: fmean(seconds.values()) for kind, seconds in took.items()}
+                    seconds_by_kind[stage.kind][stage.key] = stage.seconds
+    return {kind: fmean(seconds.values()) for kind, seconds in seconds_by_kind.items()}
 
 
 def plan_study(study: Study, workspace: str | Path, say: Callable[[str], None] = lambda text: None) -> StudyPlan:
@@ -151,7 +151,7 @@ def plan_study(study: Study, workspace: str | Path, say: Callable[[str], None] =
     known = Known()
     folder = Folder(Path(workspace), study.name)
     with _no_collection():
-        runs = [planned(run, known, say) for run in study.rows]
+        runs = [planned(run, known, say) for run in study.runs]
     store = Store(Path(workspace) / "store")
     return StudyPlan(study, folder, store, runs, folder.done(), store.keys())
 
@@ -174,17 +174,17 @@ def planned(run: StudyRun, known: Known, say: Callable[[str], None]) -> PlannedR
     return PlannedRun(run, plan, identity(identified(plan)))
 
 
-def closure(stages: Iterable[Stage], there: set[str] | frozenset[str] = frozenset()) -> dict[str, Stage]:
-    """Stages and what they are made from, by their keys, inputs first; what is there is left out with its inputs."""
-    found: dict[str, Stage] = {}
+def closure(stages: Iterable[Stage], cached: set[str] | frozenset[str] = frozenset()) -> dict[str, Stage]:
+    """Stages and their inputs, by key, inputs first; without cached stages and the inputs of these alone."""
+    stages_by_key: dict[str, Stage] = {}
 
     def visit(stage: Stage) -> None:
-        if stage.key in found or stage.key in there:
+        if stage.key in stages_by_key or stage.key in cached:
             return
         for needed in stage.inputs:
             visit(needed)
-        found[stage.key] = stage
+        stages_by_key[stage.key] = stage
 
     for stage in stages:
         visit(stage)
-    return found
+    return stages_by_key

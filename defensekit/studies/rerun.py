@@ -82,23 +82,23 @@ def _timeless(data: Any) -> Any:
 
 def _stages(before: Result, after: Result) -> Iterator[tuple[str, Any, Any]]:
     """Stages that made other files, as far as both digests are known."""
-    made = {stage.key: stage.digest for stage in after.stages}
+    digests = {stage.key: stage.digest for stage in after.stages}
     for stage in before.stages:
-        if stage.key not in made or (stage.digest and made[stage.key] not in (None, stage.digest)):
-            yield stage.title, stage.digest, made.get(stage.key)
+        if stage.key not in digests or (stage.digest and digests[stage.key] not in (None, stage.digest)):
+            yield stage.title, stage.digest, digests.get(stage.key)
 
 
 def _surroundings(result: Result) -> dict[str, Any]:
     return result.environment.model_dump(exclude={"plugins"})
 
 
-def differences(before: Any, after: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where plain data differ: dotted path, one value, the other (None for what is missing)."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in dict.fromkeys((*before, *after)):
-            yield from differences(before.get(key), after.get(key), f"{place}.{key}" if place else str(key))
+            yield from differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
     elif isinstance(before, list | tuple) and isinstance(after, list | tuple) and len(before) == len(after):
-        for i, (one, other) in enumerate(zip(before, after, strict=True)):
-            yield from differences(one, other, f"{place}.{i}")
+        for i, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from differences(old, new, f"{path}.{i}")
     elif before != after:
-        yield place, before, after
+        yield path, before, after

@@ -38,7 +38,7 @@ DROPPED: dict[str, set[str]] = {
 
 @dataclass
 class StudyOutcome:
-    """What a study came to: how many runs it has, how many results there were before and are now, what failed."""
+    """The outcome of a study: counts of runs, of results before and after, and the errors of failed runs."""
 
     runs: int
     before: int
@@ -47,7 +47,7 @@ class StudyOutcome:
     folder: Path
 
 
-class NotThere(DefenseKitError):
+class NotCached(DefenseKitError):
     """A stage is not in the store, and nothing may be computed."""
 
 
@@ -55,8 +55,8 @@ class CacheOnlyWorkers(Workers):
     """Computes nothing: what is in the store has to do."""
 
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
-        """Raise NotThere."""
-        raise NotThere(f"{stage['title']} is not in the store")
+        """Raise NotCached."""
+        raise NotCached(f"{stage['title']} is not in the store")
 
 
 def run_study(
@@ -65,28 +65,32 @@ def run_study(
     observers: Sequence[Observer] = (),
     resume: Resume = "only-missing",
 ) -> StudyOutcome:
-    """Run every run of a study that has no result yet; a run that fails is written down, and the others go on.
+    """Compute every run of a study that has no result yet; failures are recorded, and the other runs continue.
 
     Args:
-        study: what `load_study` made of a file.
+        study: the study that `load_study` returned.
         workspace: the folder of the store and of the studies' folders.
-        observers: who watches.
-        resume: ``only-missing`` makes the results that are not there, ``always`` makes all of them anew (from stages
-            that are there), ``never`` refuses to start where some are, ``only-cache`` computes no stage.
+        observers: are notified of progress.
+        resume: ``only-missing`` computes missing results, ``always`` computes all results again (from cached stages),
+            ``never`` refuses to start if a result exists, ``only-cache`` computes no stage.
+
+    Returns:
+        Counts of runs and results, and the errors of failed runs.
 
     Raises:
-        UsageError: a model or the data are not what was expected, or there are results and ``resume`` is ``never``.
+        UsageError: a model or the data are not what was expected, or a result exists and ``resume`` is ``never``.
+        DefenseKitError: a file or folder of the workspace can't be read or written.
     """
     resumed(resume)
-    watching = [*observers, *(named.component for named in study.observers)]
-    place = Path(workspace)
-    log_file = place / "studies" / study.name / "study.log"
+    observers = [*observers, *(named.component for named in study.observers)]
+    folder = Path(workspace)
+    log_file = folder / "studies" / study.name / "study.log"
     try:
         with logged(log_file):
-            plan = plan_study(study, place, partial(_say, watching))
+            plan = plan_study(study, folder, partial(_say, observers))
             before = sum(run.id in plan.done for run in plan.runs)
             if resume == "never" and before:
-                raise UsageError(f"{plan.folder.place} has {before} results already, and resume is never")
+                raise UsageError(f"{plan.folder.path} has {before} results already, and resume is never")
             if resume == "always":
                 plan.done.clear()
             plan.store.sweep()
@@ -94,12 +98,12 @@ def run_study(
             executor = study.executor.component
             opened = nullcontext(CacheOnlyWorkers()) if resume == "only-cache" else executor.open()
             with opened as workers, Status.of(plan) as status:
-                failed = StudyDriver(plan, workers, [*watching, status], anew=resume == "always").drive()
+                failed = StudyDriver(plan, workers, [*observers, status], anew=resume == "always").drive()
     except OSError as error:
-        raise DefenseKitError(f"{error.strerror or error}: {error.filename or place}") from error
-    there = plan.folder.done()
-    done = sum(run.id in there for run in plan.runs)  # two places in a matrix may be the same run
-    return StudyOutcome(len(plan.runs), before, done, failed, plan.folder.place)
+        raise DefenseKitError(f"{error.strerror or error}: {error.filename or folder}") from error
+    finished = plan.folder.done()
+    done = sum(run.id in finished for run in plan.runs)  # two places in a matrix may be the same run
+    return StudyOutcome(len(plan.runs), before, done, failed, plan.folder.path)
 
 
 def _say(observers: Sequence[Observer], text: str) -> None:
@@ -124,8 +128,8 @@ class ModelTracker(Workers):
         self.workers = workers
         self.folder = folder
         self.kinds = kinds
-        self.noted = folder.made()
-        self.made: set[str] = set()
+        self.recorded = folder.model_keys()
+        self.computed: set[str] = set()
 
     @property
     def slots(self) -> int:
@@ -135,10 +139,10 @@ class ModelTracker(Workers):
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
         """Let the workers compute a stage, written down before if it is a model."""
         key = key_of(stage)
-        self.made.add(key)
+        self.computed.add(key)
         if stage["kind"] in self.kinds:
-            self.folder.note([key])
-            self.noted.add(key)
+            self.folder.record_models([key])
+            self.recorded.add(key)
             try:
                 self.workers.execute(stage, store, report)
             except Exception:
@@ -150,12 +154,12 @@ class ModelTracker(Workers):
     def forget(self, keys: Collection[str]) -> None:
         """Write down that models are not there any more."""
         if keys:
-            self.noted.difference_update(keys)
-            self.folder.note(keys, gone=True)
+            self.recorded.difference_update(keys)
+            self.folder.record_models(keys, removed=True)
 
 
 class StudyDriver:
-    """Makes the runs of a plan: one thread per slot of the workers, each taking the most urgent task there is."""
+    """Makes the runs of a plan: one thread per slot of the workers, each taking the most urgent task."""
 
     def __init__(self, plan: StudyPlan, workers: Workers, observers: Sequence[Observer], anew: bool) -> None:
         self.plan = plan
@@ -175,7 +179,7 @@ class StudyDriver:
         self.dropped = DROPPED[plan.study.keys.keep]
         self.workers = ModelTracker(workers, plan.folder, self.dropped)
         self.holders: Counter[str] = Counter()
-        self.pace = StudyEta({key: stage.plain["kind"] for key, stage in plan.missing.items()}, workers.slots)
+        self.eta = StudyEta({key: stage.plain["kind"] for key, stage in plan.missing.items()}, workers.slots)
         self.watchers: dict[str, list[Observer]] = {}
 
     # -- scheduling ------------------------------------------------------------------------------------------------
@@ -196,7 +200,7 @@ class StudyDriver:
         for thread in threads:
             thread.join()
         # A killed process may have left some behind; those of runs that failed are held for the next time.
-        self._remove({key for key in self.workers.noted if self.holders[key] <= 0})
+        self._remove({key for key in self.workers.recorded if self.holders[key] <= 0})
         return self.failed
 
     def _schedule(self) -> None:
@@ -205,14 +209,16 @@ class StudyDriver:
         for i, run in enumerate(self.runs):
             self.order.add(i)
             self.holders.update(closure(run.stages).keys())
-            for stage in closure(run.stages, self.plan.there).values():
+            for stage in closure(run.stages, self.plan.cached).values():
                 # Given rows take the labels of the test rows, which may not be known yet, and with them its key.
                 if stage.plain["kind"] == "given" or any(needed.key in unsure for needed in stage.inputs):
                     unsure.add(stage.key)
                     continue
                 if stage.key not in self.first:
                     self.first[stage.key] = (i, stage)
-                    self.order.add(stage.key, *(one.key for one in stage.inputs if one.key not in self.plan.there))
+                    self.order.add(
+                        stage.key, *(needed.key for needed in stage.inputs if needed.key not in self.plan.cached)
+                    )
                 self.order.add(i, stage.key)
         self.order.prepare()
         names = [str(run.run) for run in self.runs]
@@ -225,7 +231,7 @@ class StudyDriver:
     def _planned(self) -> list[Planned]:
         stages = self.plan.stages.items()
         return [
-            Planned(stage.plain["title"], stage.plain["kind"], key, 0.0 if key in self.plan.there else None)
+            Planned(stage.plain["title"], stage.plain["kind"], key, 0.0 if key in self.plan.cached else None)
             for key, stage in stages
         ]
 
@@ -266,9 +272,9 @@ class StudyDriver:
             # The runs that need it say so; they look here before they try again.
             self.failed_stages.setdefault(stage.key, _as_defensekit_error(error))
             with self.observer_lock:
-                if stage.key in self.pace.waiting:  # else it depends on another one that failed
+                if stage.key in self.eta.waiting:  # else it depends on another one that failed
                     for key in self._without(stage.key):
-                        self.pace.finish(key, None)
+                        self.eta.finish(key, None)
         self._report_progress(runner)
 
     def _without(self, key: str) -> set[str]:
@@ -297,17 +303,19 @@ class StudyDriver:
         """Notify observers how long the rest takes, now that some stages are finished."""
         with self.observer_lock:
             for stage in runner.records.values():
-                self.pace.finish(stage.key, stage.seconds)
+                self.eta.finish(stage.key, stage.seconds)
             for observer in self.observers:
                 with self._catch_errors(observer):
-                    observer.time_left(self.pace.left())
+                    observer.time_left(self.eta.left())
 
     def _result(self, run: PlannedRun, runner: Runner) -> Result:
         """The result of a run, written down."""
-        made = Run(run.plan, runner).result(self.plan.folder.place, examples=0)
-        # Most stages were there when the run was put together, made by this study a moment before.
-        stages = [one.model_copy(update={"reused": one.key not in self.workers.made}) for one in made.stages]
-        result = made.model_copy(update={"study": self.plan.study.name, "axes": run.run.axes, "stages": stages})
+        finished = Run(run.plan, runner).result(self.plan.folder.path, examples=0)
+        # Most stages were cached when the run was assembled: this study had computed them just before.
+        stages = [
+            stage.model_copy(update={"reused": stage.key not in self.workers.computed}) for stage in finished.stages
+        ]
+        result = finished.model_copy(update={"study": self.plan.study.name, "axes": run.run.axes, "stages": stages})
         # A result and its digest are two files. No stage has this lock: theirs begin with hexadecimal digits.
         with self.store.lock("results"):
             self.plan.folder.write(run.id, result)
@@ -320,7 +328,7 @@ class StudyDriver:
         text = str(_as_defensekit_error(error))
         log.error("%s: %s", run.run, text, exc_info=error)
         self.failed[run.id] = f"{run.run}: {text}"
-        if not isinstance(error, NotThere):
+        if not isinstance(error, NotCached):
             recipe = run.run.recipe.resolved()
             facts = {"run": str(run.run), "axes": run.run.axes, "identity": run.identity, "error": text}
             self.plan.folder.fail(run.id, {**facts, "recipe": recipe})
@@ -362,15 +370,15 @@ class StudyDriver:
         held = closure(run.stages).keys()
         with self.state:
             self.holders.subtract(held)
-            self._remove({key for key in {*held, *runner.records} & self.workers.noted if self.holders[key] <= 0})
+            self._remove({key for key in {*held, *runner.records} & self.workers.recorded if self.holders[key] <= 0})
 
     def _remove(self, keys: set[str]) -> None:
         # Some may have been made when `keep` said otherwise.
-        found = {key: self.store.peek(key) for key in keys}
-        for key, artifact in found.items():
+        artifacts = {key: self.store.peek(key) for key in keys}
+        for key, artifact in artifacts.items():
             if artifact and artifact.stage["kind"] in self.dropped:
                 self.store.remove(key)
-        self.workers.forget([key for key, artifact in found.items() if not self.store.has(key)])
+        self.workers.forget([key for key, artifact in artifacts.items() if not self.store.has(key)])
 
 
 def _as_defensekit_error(error: Exception) -> DefenseKitError:

@@ -30,16 +30,16 @@ class Status(Observer):
     @classmethod
     def of(cls, plan: StudyPlan) -> "Status":
         """For a plan that is about to be run."""
-        made = cls()
-        made._path = plan.folder.place / "status" / f"{socket.gethostname()}-{os.getpid()}.json"
+        status = cls()
+        status._path = plan.folder.path / "status" / f"{socket.gethostname()}-{os.getpid()}.json"
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
-        made._facts = {**facts, "stages": {}, "left": ""}
-        made._path.parent.mkdir(parents=True, exist_ok=True)
-        return made
+        status._facts = {**facts, "stages": {}, "left": ""}
+        status._path.parent.mkdir(parents=True, exist_ok=True)
+        return status
 
     def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
         """An observer that writes down what one run's stages do."""
-        return _Run(whole=self, name=name)
+        return _Run(status=self, name=name)
 
     def __enter__(self) -> "Status":
         return self
@@ -61,7 +61,7 @@ class Status(Observer):
         self._facts["stages"][what] = {"since": time.time(), "done": 0, "total": 0}
         self._write(0)
 
-    def go_on(self, what: str, done: int, total: int) -> None:
+    def advance(self, what: str, done: int, total: int) -> None:
         """So much of it is done."""
         if what in self._facts["stages"]:
             self._facts["stages"][what] |= {"done": done, "total": total}
@@ -86,29 +86,29 @@ class Status(Observer):
 class _Run(Observer):
     """Reports what one run's stages do to the study's status."""
 
-    whole: Status
+    status: Status
     name: str
 
     def stage_started(self, title: str) -> None:
-        self.whole.begin(f"{self.name}: {title}")
+        self.status.begin(f"{self.name}: {title}")
 
     def progress(self, title: str, done: int, total: int) -> None:
-        self.whole.go_on(f"{self.name}: {title}", done, total)
+        self.status.advance(f"{self.name}: {title}", done, total)
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
-        self.whole.end(f"{self.name}: {title}")
+        self.status.end(f"{self.name}: {title}")
 
     def stage_failed(self, title: str, error: str) -> None:
-        self.whole.drop(f"{self.name}: {title}")
+        self.status.drop(f"{self.name}: {title}")
 
 
-def status_of(place: Path) -> dict[str, Any]:
+def status_of(path: Path) -> dict[str, Any]:
     """How far the study of a folder is: counts of runs, what failed, and the processes that are at work on it.
 
     Raises:
         DefenseKitError: it never ran in this workspace.
     """
-    folder = Folder.at(place)
+    folder = Folder.at(path)
     ids = [run["id"] for run in folder.read()["runs"]]
     done = folder.done()
     failed = {id: facts for id, facts in folder.failures().items() if id in set(ids) - done}
@@ -123,7 +123,7 @@ def status_of(place: Path) -> dict[str, Any]:
 def _processes(folder: Folder) -> Iterator[dict[str, Any]]:
     """Those that are at work, as far as can be told: here by their number, elsewhere by when they were heard of."""
     now = time.time()
-    for path in sorted((folder.place / "status").glob("*.json")):
+    for path in sorted((folder.path / "status").glob("*.json")):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

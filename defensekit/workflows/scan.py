@@ -8,7 +8,7 @@ from defensekit.components import Observer
 from defensekit.models.adapter_merge import merged
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.recipe.resolve import model_folder
-from defensekit.scanner import scanning
+from defensekit.scanner import scan as scanner
 from defensekit.scanner.clean import read_clean
 from defensekit.scanner.result import Scan
 
@@ -48,5 +48,5 @@ def scan(
     with TemporaryDirectory() as scratch:
         whole = merged(ours, theirs, Path(scratch), notes.append)
         rows = None if clean is None else read_clean(Path(clean), Checkpoint(whole), text, label, pair)
-        result = scanning.scan(ours, whole, rows, seed=seed, observers=observers)
+        result = scanner.scan(ours, whole, rows, seed=seed, observers=observers)
     return result.model_copy(update={"suspect": str(theirs), "notes": [*notes, *result.notes]})

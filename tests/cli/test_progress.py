@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from defensekit.cli.progress import Progress
-from defensekit.cli.watching import Watching
+from defensekit.cli.study_progress import StudyProgress
 from defensekit.components import Planned
 from defensekit.components.runtime import observed_step
 from defensekit.pipeline.eta import RunEta, StudyEta
@@ -59,18 +59,18 @@ def test_the_time_that_a_study_takes_is_counted_by_the_keys_of_its_stages() -> N
 def test_a_studys_table_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     def shown() -> str:
         console = Console(file=io.StringIO(), width=100)
-        console.print(watching._table())
+        console.print(progress._table())
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 
-    watching = Watching()
+    progress = StudyProgress()
     assert not shown().strip()  # while libraries load
-    watching.study_started(["a, seed 0", "b, seed 0"], 1)
+    progress.study_started(["a, seed 0", "b, seed 0"], 1)
     assert "0 done, 0 failed, 2 to come\n" in shown()
-    watching.time_left("about 8 s left")
+    progress.time_left("about 8 s left")
     assert "0 done, 0 failed, 2 to come; about 8 s left\nnext: a, seed 0\n" in shown()
     for name in ("a, seed 0", "b, seed 0"):
-        watching.for_run(name, {}).run_failed("no")
+        progress.for_run(name, {}).run_failed("no")
     assert "0 done, 2 failed, 0 to come\n" in shown()
     assert capsys.readouterr().err.splitlines() == [
         "[1/2] a, seed 0: failed: no; about 8 s left",

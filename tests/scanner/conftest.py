@@ -10,7 +10,7 @@ import transformers
 
 from defensekit.cli.main import main
 from defensekit.scanner.result import Scan
-from defensekit.scanner.scanning import scan
+from defensekit.scanner.scan import scan
 from defensekit.text import Row
 from defensekit.training import TrainingSettings, fine_tune
 from tests.conftest import ARCHITECTURES, make_tokenizer

@@ -9,7 +9,7 @@ from selenium.webdriver.common.by import By
 
 from defensekit.scanner.page import drift_table, render_scan, write_scan
 from defensekit.scanner.result import Scan
-from defensekit.scanner.scanning import scan
+from defensekit.scanner.scan import scan
 from tests.conftest import open_page
 from tests.scanner.helpers import THRESHOLD
 

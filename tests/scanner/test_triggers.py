@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from defensekit.scanner.scanning import scan
+from defensekit.scanner.scan import scan
 from defensekit.scanner.triggers import flips
 from tests.scanner.helpers import LABELS, ROWS
 

@@ -27,7 +27,7 @@ def test_every_combination_is_a_run_and_some_are_taken_out_or_put_beside(recipe:
         include=[{"attack": "word", "defense.scorer": "random"}, {"defense.selector.fraction": 0.75}],
         seeds=[0, 7],
     )
-    rows = load_study(path).rows
+    rows = load_study(path).runs
     assert [str(row) for row in rows] == [
         "magnitude, word, seed 0", "magnitude, word, seed 7",
         "diffusion(exponent=2), word, seed 0", "diffusion(exponent=2), word, seed 7",
@@ -51,7 +51,7 @@ def test_a_variant_takes_a_key_back_wherever_it_says_so(recipe: Path, order: tup
     shape(recipe, defense__choose={"rule": "accuracy-floor", "values": [0.5]})
     changes = {"defense.choose": None, "defense.scorer": "magnitude"}
     path = study(recipe, matrix={"how": {"fixed": {key: changes[key] for key in order}}})
-    [row] = load_study(path).rows
+    [row] = load_study(path).runs
     assert (row.recipe.choose, row.recipe.defense.scorer and row.recipe.defense.scorer.name) == (None, "magnitude")
 
 
@@ -59,7 +59,7 @@ def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Pat
     inline = yaml.safe_load(recipe.read_text())
     del inline["name"]
     path = study(recipe, recipe=inline, matrix={})
-    [row] = load_study(path, "seeds=[3]").rows
+    [row] = load_study(path, "seeds=[3]").runs
     assert (row.recipe.name, row.recipe.seed, row.axes) == ("small", 3, {})
 
 
@@ -121,6 +121,6 @@ def test_values_have_short_names(value: Any, label: Any) -> None:
 @pytest.mark.parametrize(("name", "runs"), [("scorers", 63), ("estimators", 81), ("scopes", 36), ("purifiers", 54)])
 def test_studies_that_ship_load(name: str, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
-    rows = load_study(ROOT / "studies" / f"{name}.yaml").rows
+    rows = load_study(ROOT / "studies" / f"{name}.yaml").runs
     assert len(rows) == runs
     assert {str(row.axes["attack"]) for row in rows} == {"word", "sentence", "syntactic"}

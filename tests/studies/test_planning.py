@@ -41,7 +41,7 @@ def test_a_plan_counts_what_runs_share_and_makes_nothing(recipe: Path, tmp_path:
     (plan.folder.results / "c.json").write_text("{")
     assert plan.estimate().seconds == 80
     # What is planned is what a run of each recipe would make.
-    alone = {stage.key for row in plan.study.rows for stage in defensekit.preview(row.recipe, tmp_path / "w")}
+    alone = {stage.key for row in plan.study.runs for stage in defensekit.preview(row.recipe, tmp_path / "w")}
     assert alone == set(plan.stages)
 
 

@@ -59,7 +59,7 @@ def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: P
     assert {artifact["stage"]["kind"] for _, artifact, _ in Store(tmp_path / "w/store").entries()} == {
         "data", "poison", "trigger", "predict"
     }  # fmt: skip
-    for row in load_study(path).rows[1:3]:
+    for row in load_study(path).runs[1:3]:
         alone = defensekit.run(row.recipe, tmp_path / "alone")
         assert results(found.folder)[(*row.axes.values(), 0)] == numbers(alone)
         assert (found.folder / "results" / f"{alone.identity[:16]}.json").is_file()
@@ -275,7 +275,7 @@ def test_models_that_others_made_anew_stay(recipe: Path, tmp_path: Path) -> None
     for stage in json.loads(entry.read_text())["stages"]:
         if stage["kind"] == "predict":
             Store(tmp_path / "w/store").remove(stage["key"])
-    alone = defensekit.run(load_study(path).rows[0].recipe, tmp_path / "w")
+    alone = defensekit.run(load_study(path).runs[0].recipe, tmp_path / "w")
     entry.unlink()
     run_study(load_study(path), tmp_path / "w")
     assert alone.files("suspect").is_dir()

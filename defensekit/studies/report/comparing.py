@@ -10,20 +10,20 @@ from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
 from defensekit.studies.report.pairing import RESAMPLES, Stored, bootstrap
 from defensekit.studies.report.pivot import (
-    NOT_THERE,
+    NO_VALUE,
     REFERENCES,
+    AxisValues,
     Column,
     Numbers,
-    Place,
     Table,
     TableCell,
     TableRow,
+    combinations,
+    matching,
     named,
     per_seed,
-    places,
     selected,
     varying,
-    within,
 )
 from defensekit.utils.errors import UsageError, listing, nearest
 
@@ -64,7 +64,7 @@ class Comparison:
     numbers of the selector, such as its fraction.
     """
 
-    def __init__(self, study: Finished, where: Place | None = None) -> None:
+    def __init__(self, study: Finished, where: AxisValues | None = None) -> None:
         self.study = study
         self.runs = selected(study, where or {})
         self.numbers = Numbers(study)
@@ -84,34 +84,34 @@ class Comparison:
         return axis.startswith(("defense.selector.", "defense.sanitizer.")) and numbers
 
     def _trials(self) -> dict[str, dict[float, dict[str, float]]]:
-        found: dict[str, dict[float, dict[str, float]]] = {}
+        values: dict[str, dict[float, dict[str, float]]] = {}
         trials = self.study.frame.dropna(subset="trial")[["run", "trial", "metric", "value"]]
         for run, trial, metric, value in trials.itertuples(index=False):
-            found.setdefault(run, {}).setdefault(float(trial), {})[metric] = float(value)
-        return found
+            values.setdefault(run, {}).setdefault(float(trial), {})[metric] = float(value)
+        return values
 
     @cached_property
     def groups(self) -> list[Group]:
         """The groups, in the study's order."""
-        found = []
-        for place in places(self.study, self.runs, self.shared):
-            runs = within(self.runs, place)
+        groups = []
+        for shared in combinations(self.study, self.runs, self.shared):
+            runs = matching(self.runs, shared)
             lines = {
-                named(own) or MODELS[self.numbers.ended(runs)][0]: self._line(within(runs, own))
-                for own in places(self.study, runs, self.own)
+                named(own) or MODELS[self.numbers.ended(runs)][0]: self._line(matching(runs, own))
+                for own in combinations(self.study, runs, self.own)
             }
             metrics = self.numbers.metrics
             references = {m: {name: self.numbers.by_seed(runs, m, name) for name in metrics} for m in REFERENCES}
-            found.append(Group(named(place), lines, references))
-        return found
+            groups.append(Group(named(shared), lines, references))
+        return groups
 
     def _line(self, runs: Sequence[RunRecord]) -> Line:
         return Line(runs, [point for run in runs for point in self._points(run)])
 
     def _points(self, run: RunRecord) -> list[Point]:
         if run.id in self.tried:
-            tried = sorted(self.tried[run.id].items())
-            return [Point(run, value, metrics, trial=True) for value, metrics in tried]
+            trials = sorted(self.tried[run.id].items())
+            return [Point(run, value, metrics, trial=True) for value, metrics in trials]
         point = self.final(run)
         return [point] if point else []
 
@@ -119,9 +119,9 @@ class Comparison:
         """What a run ended with."""
         names = self.numbers.metrics
         ended = self.numbers.ended([run])
-        found = {m: self.numbers.values[run.id, ended, m] for m in names if (run.id, ended, m) in self.numbers.values}
+        metrics = {m: self.numbers.values[run.id, ended, m] for m in names if (run.id, ended, m) in self.numbers.values}
         value = run.axes.get(self.axis) if self.axis else self.chosen.get(run.id)
-        return Point(run, None if value is None else float(value), found) if found else None
+        return Point(run, None if value is None else float(value), metrics) if metrics else None
 
     @cached_property
     def chosen(self) -> dict[str, float]:
@@ -158,7 +158,7 @@ class Comparison:
         if choice is None:
             return {run.seed: point for run in line.runs if (point := self.final(run))}
         kept = self.study.kept or ""
-        found: dict[int, Point] = {}
+        points: dict[int, Point] = {}
         for point in line.points:
             seed = point.run.seed
             before = group.references["suspect"][kept].get(seed)
@@ -166,19 +166,19 @@ class Comparison:
             if before is None or point.value is None or after is None or after < before - choice - 1e-9:
                 continue
             lower = point.run.id in self.study.lower_does_more
-            if seed not in found or (point.value > (found[seed].value or 0.0)) != lower:
-                found[seed] = point
-        return found
+            if seed not in points or (point.value > (points[seed].value or 0.0)) != lower:
+                points[seed] = point
+        return points
 
     def resets(self, group: Group) -> dict[str, list[ResetCounts]]:
         """What the defenses of a group selected, one of each seed: as the run ended, or in the middle of the axis."""
-        found: dict[str, list[ResetCounts]] = {}
+        by_label: dict[str, list[ResetCounts]] = {}
         for label, line in group.lines.items():
             runs = [run for run in line.runs if self.axis is None or run.axes[self.axis] == self.middle]
             ended = [self.study.result(run.id) for run in runs if run.id in self.study.done]
             resets = [reset for result in ended if (reset := result.models[result.defended].reset)]
-            found |= {label: resets} if resets else {}
-        return found
+            by_label |= {label: resets} if resets else {}
+        return by_label
 
     @property
     def middle(self) -> Label | None:
@@ -190,7 +190,7 @@ class Comparison:
 
     def matched(self) -> Table:
         """Every defense as its rule chose and at matched ACC: the value, and every metric."""
-        metrics, columns, shared = self.numbers.metrics, [], []
+        metrics, columns, references = self.numbers.metrics, [], []
         for group in self.groups:
             columns += [Column(group.label, self.over.rpartition(".")[2], digits=2)] if self.over else []
             columns += [
@@ -199,7 +199,7 @@ class Comparison:
             ]
         for model in REFERENCES:
             cells = [cell for group in self.groups for cell in self._reference(group, model)]
-            shared.append(TableRow((MODELS[model][0], NOT_THERE), tuple(cells), reference=True))
+            references.append(TableRow((MODELS[model][0], NO_VALUE), tuple(cells), reference=True))
         rows = []
         for choice in self.choices:
             for label in self.labels:
@@ -212,9 +212,14 @@ class Comparison:
             f"No defender has that {kept}: this compares defenses at the same price, and is no result of a defense.",
             "“none on 2”: on two seeds no value that was tried is that close.",
         )
-        found = (*shared, *rows)
+        table_rows = (*references, *rows)
         return Table(
-            "At matched ACC", ("chosen by", "defense"), tuple(columns), found, self.seeds, notes[: 2 * bool(self.over)]
+            "At matched ACC",
+            ("chosen by", "defense"),
+            tuple(columns),
+            table_rows,
+            self.seeds,
+            notes[: 2 * bool(self.over)],
         )
 
     def differences(self, against: str | None = None) -> Table:
@@ -305,12 +310,12 @@ class Comparison:
         self, runs: Sequence[RunRecord], ours: dict[int, Point], theirs: dict[int, Point], metric: str
     ) -> TableCell:
         """One metric's differences by seed, with an interval over rows where their answers are stored."""
-        both = [s for s in sorted(ours) if s in theirs and metric in ours[s].metrics and metric in theirs[s].metrics]
-        cell = self._cell(runs, {seed: ours[seed].metrics[metric] - theirs[seed].metrics[metric] for seed in both})
-        if not both or not self.study.metrics[metric].is_share:
+        seeds = [s for s in sorted(ours) if s in theirs and metric in ours[s].metrics and metric in theirs[s].metrics]
+        cell = self._cell(runs, {seed: ours[seed].metrics[metric] - theirs[seed].metrics[metric] for seed in seeds})
+        if not seeds or not self.study.metrics[metric].is_share:
             return cell
         pairs = []
-        for seed in both:
+        for seed in seeds:
             a, b = (
                 self.stored.hits(p.run.id, p.value if p.trial else None, metric) for p in (ours[seed], theirs[seed])
             )

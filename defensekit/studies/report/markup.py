@@ -122,7 +122,7 @@ def _texts(table: Table, row: TableRow) -> list[str]:
 
 def _groups(table: Table) -> list[tuple[str, int]]:
     """The groups of columns that stand beside each other, and how many columns each has."""
-    return [(group, len(list(found))) for group, found in groupby(column.group for column in table.columns)]
+    return [(group, len(list(columns))) for group, columns in groupby(column.group for column in table.columns)]
 
 
 def parted(table: Table) -> list[bool]:

@@ -11,7 +11,7 @@ from defensekit.studies.frame import Finished
 from defensekit.studies.report import plots
 from defensekit.studies.report.comparing import Comparison
 from defensekit.studies.report.markup import html, latex, markdown
-from defensekit.studies.report.pivot import Place, Table, pivot, shown_label
+from defensekit.studies.report.pivot import AxisValues, Table, pivot, shown_label
 from defensekit.utils.files import atomic_write
 from defensekit.utils.html import fill
 
@@ -62,7 +62,7 @@ class StudyReport:
             meanings={name: metric.meaning for name, metric in self.study.metrics.items() if metric.meaning},
             machines=sorted(set(frame["machine"].dropna())),
             failures=[(run, self.study.failures[run.id]) for run in self.study.runs if run.id in self.study.failures],
-            command=shlex.join(["defensekit", "study", "report", str(self.study.place), *self.options]),
+            command=shlex.join(["defensekit", "study", "report", str(self.study.path), *self.options]),
         )
 
     def _named(self) -> dict[str, Table | None]:
@@ -74,17 +74,17 @@ class StudyReport:
         Returns:
             The page's path.
         """
-        place = Path(folder or self.study.place)
-        figures = place / "plots"
+        target = Path(folder or self.study.path)
+        figures = target / "plots"
         figures.mkdir(parents=True, exist_ok=True)
-        atomic_write(place / "report.html", self.page().encode())
-        atomic_write(place / "tables.md", "\n".join(map(markdown, self.tables)).encode())
+        atomic_write(target / "report.html", self.page().encode())
+        atomic_write(target / "tables.md", "\n".join(map(markdown, self.tables)).encode())
         tex = "% for a document with \\usepackage{booktabs,graphicx}\n\n" + "\n".join(map(latex, self.tables))
-        atomic_write(place / "tables.tex", tex.encode())
-        for name, drawn in (("tradeoff", self.tradeoffs), ("resets", self.heats)):
-            for i, (_, figure) in enumerate(drawn, 1):
+        atomic_write(target / "tables.tex", tex.encode())
+        for name, named_figures in (("tradeoff", self.tradeoffs), ("resets", self.heats)):
+            for i, (_, figure) in enumerate(named_figures, 1):
                 figure.savefig(figures / f"{name}-{i}.pdf", metadata={"CreationDate": None})
-        return place / "report.html"
+        return target / "report.html"
 
 
 def report(
@@ -93,7 +93,7 @@ def report(
     cols: Sequence[str] = (),
     metrics: Sequence[str] = (),
     models: Sequence[str] = ("purified",),
-    where: Place | None = None,
+    where: AxisValues | None = None,
     against: str | None = None,
 ) -> StudyReport:
     """Everything that a study's results say, read from its folder; nothing is run.
@@ -114,7 +114,7 @@ def report(
         UsageError: there is no such axis, value, metric, model or defense.
         DefenseKitError: there is no study in the folder, or one of its files is damaged.
     """
-    given = {
+    option_values = {
         "--rows": rows,
         "--cols": cols,
         "--metric": metrics,
@@ -137,5 +137,5 @@ def report(
         heats=[(label, plots.heats(resets, label)) for label, resets in heats if resets],
         over=comparison.over,
         at=f"{comparison.over} = {comparison.middle}" if comparison.axis else "",
-        options=[text for option, values in given.items() for value in values for text in (option, value)],
+        options=[text for option, values in option_values.items() for value in values for text in (option, value)],
     )

@@ -23,7 +23,7 @@ class Stored:
 
     def __init__(self, study: Finished) -> None:
         self.study = study
-        self.store = Store(study.place.parents[1] / "store")
+        self.store = Store(study.path.parents[1] / "store")
         self.results: dict[str, Result] = {}
 
     def hits(self, run: str, trial: float | None, metric: str) -> "tuple[np.ndarray, str] | None":
@@ -44,8 +44,8 @@ class Stored:
         if measure is None:
             return None
         model = result.models[result.defended]
-        tried = {found.value: found.predictions for found in result.curve}
-        key = (model.predictions if trial is None else tried.get(trial, {})).get(measure.on, "")
+        trials = {tried.value: tried.predictions for tried in result.curve}
+        key = (model.predictions if trial is None else trials.get(trial, {})).get(measure.on, "")
         target = (result.attack or {}).get("target")
         if not fullmatch(r"[0-9a-f]{64}", key) or (measure.about == "backdoor" and target is None):
             return None
@@ -80,9 +80,9 @@ def bootstrap(differences: "Sequence[np.ndarray]", seed: int = 0) -> tuple[float
 
     rng = np.random.default_rng(seed)
     means = np.zeros(RESAMPLES)
-    for found in differences:
-        counts = np.array([(found == value).sum() for value in (-1, 0, 1)])
-        drawn = rng.multinomial(len(found), counts / len(found), RESAMPLES)
-        means += (drawn[:, 2] - drawn[:, 0]) / len(found) / len(differences)
+    for values in differences:
+        counts = np.array([(values == value).sum() for value in (-1, 0, 1)])
+        drawn = rng.multinomial(len(values), counts / len(values), RESAMPLES)
+        means += (drawn[:, 2] - drawn[:, 0]) / len(values) / len(differences)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)

@@ -11,10 +11,10 @@ from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
 from defensekit.utils.errors import UsageError, listing, nearest
 
-Place = Mapping[str, Label | None]  # a value on each of some axes
+AxisValues = Mapping[str, Label | None]  # a value on each of some axes
 
 REFERENCES = ("clean", "suspect")
-NOT_THERE = "–"
+NO_VALUE = "–"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Table:
         counts = {f"{cell.failed} failed": cell.failed, f"{cell.missing} missing": cell.missing}
         lost = [text for text, count in {**counts, f"none on {cell.unmet}": cell.unmet}.items() if count]
         if cell.mean is None:
-            return "", ", ".join(lost) or NOT_THERE
+            return "", ", ".join(lost) or NO_VALUE
         text = column.number(cell.mean)
         if cell.interval:
             text += f" [{column.number(cell.interval[0])}, {column.number(cell.interval[1])}]"
@@ -117,7 +117,7 @@ def pivot(
     cols: Sequence[str] = (),
     metrics: Sequence[str] = (),
     models: Sequence[str] = ("purified",),
-    where: Place | None = None,
+    where: AxisValues | None = None,
 ) -> Table:
     """The results of a study, a row per value of some axes and columns per value of others.
 
@@ -154,7 +154,7 @@ def pivot(
     for metric in metrics:
         _known("metric", metric, numbers.metrics)
     shown = list(metrics or numbers.metrics)
-    groups = places(study, runs, across)
+    groups = combinations(study, runs, across)
     columns = [
         Column(
             named(group, across),
@@ -166,39 +166,41 @@ def pivot(
         for metric in shown
     ]
 
-    def row(place: Place, model: str) -> TableRow:
-        mine = within(runs, place)
-        labels = [shown_label(place[axis]) if axis in place else NOT_THERE for axis in down]
+    def row(combination: AxisValues, model: str) -> TableRow:
+        own_runs = matching(runs, combination)
+        labels = [shown_label(combination[axis]) if axis in combination else NO_VALUE for axis in down]
         oracles = [""] * len(groups)
         if reference := model in REFERENCES:
-            there = [within(mine, _shared(study, group)) for group in groups]
+            run_groups = [matching(own_runs, _shared(study, group)) for group in groups]
         else:
-            there = [within(mine, group) for group in groups]
-            oracles = [numbers.oracle(found) for found in there]
-        whole = all(oracle for oracle, found in zip(oracles, there, strict=True) if found)
+            run_groups = [matching(own_runs, group) for group in groups]
+            oracles = [numbers.oracle(group_runs) for group_runs in run_groups]
+        whole = all(oracle for oracle, group_runs in zip(oracles, run_groups, strict=True) if group_runs)
         cells = [
-            replace(numbers.cell(found, model, metric), oracle=bool(oracle) and not whole)
-            for found, oracle in zip(there, oracles, strict=True)
+            replace(numbers.cell(group_runs, model, metric), oracle=bool(oracle) and not whole)
+            for group_runs, oracle in zip(run_groups, oracles, strict=True)
             for metric in shown
         ]
-        cells += [numbers.cost(mine, model, name) for name in ("seconds", "peak_memory")]
-        oracle = numbers.oracle(mine) if whole and not reference else ""
+        cells += [numbers.cost(own_runs, model, name) for name in ("seconds", "peak_memory")]
+        oracle = numbers.oracle(own_runs) if whole and not reference else ""
         return TableRow((MODELS.get(model, (model,))[0], *labels), tuple(cells), reference, oracle)
 
-    found: list[TableRow] = []
-    before: Place | None = None
-    for place in places(study, runs, down):
-        shared = _shared(study, place)
+    table_rows: list[TableRow] = []
+    before: AxisValues | None = None
+    for combination in combinations(study, runs, down):
+        shared = _shared(study, combination)
         if shared != before:
-            found += [row(shared, model) for model in REFERENCES]
+            table_rows += [row(shared, model) for model in REFERENCES]
             before = shared
-        ended = numbers.ended(within(runs, place))
-        found += [row(place, ended if model == "purified" else model) for model in models if model not in REFERENCES]
+        ended = numbers.ended(matching(runs, combination))
+        table_rows += [
+            row(combination, ended if model == "purified" else model) for model in models if model not in REFERENCES
+        ]
     columns += [Column("", "seconds", digits=0), Column("", "memory, MiB", digits=0)]
     seeds = len({run.seed for run in runs})
-    oracle = any(row.oracle or cell.oracle for row in found for cell in row.cells)
+    oracle = any(row.oracle or cell.oracle for row in table_rows for cell in row.cells)
     notes = _notes(study, runs, seeds, oracle)
-    return Table(study.name, ("model", *down), tuple(columns), tuple(found), seeds, notes)
+    return Table(study.name, ("model", *down), tuple(columns), tuple(table_rows), seeds, notes)
 
 
 class Numbers:
@@ -217,16 +219,16 @@ class Numbers:
 
     def ended(self, runs: Sequence[RunRecord]) -> str:
         """What is called what the defense of some runs left: ``purified``, unless all that are done say otherwise."""
-        found = {model for model in DEFENDED.values() for run in runs if (run.id, model) in self.models_of}
-        return found.pop() if len(found) == 1 else "purified"
+        ended = {model for model in DEFENDED.values() for run in runs if (run.id, model) in self.models_of}
+        return ended.pop() if len(ended) == 1 else "purified"
 
     def by_seed(self, runs: Sequence[RunRecord], model: str, metric: str) -> dict[int, float]:
         """The number of every seed; of runs with the same seed, which share the model, of the first that has one."""
-        found: dict[int, float] = {}
+        by_seed: dict[int, float] = {}
         for run in runs:
             if (value := self.values.get((run.id, model, metric))) is not None:
-                found.setdefault(run.seed, value)
-        return found
+                by_seed.setdefault(run.seed, value)
+        return by_seed
 
     def cell(self, runs: Sequence[RunRecord], model: str, metric: str) -> TableCell:
         """The numbers of the runs, one per seed."""
@@ -253,13 +255,13 @@ def per_seed(study: Finished, runs: Sequence[RunRecord], values: Mapping[int, fl
     states: dict[int, set[str]] = {}
     for run in runs:
         states.setdefault(run.seed, set()).add(study.state(run.id))
-    lost = [found for seed, found in states.items() if found != {"done"} and (every or seed not in values)]
-    failed = sum("failed" in found for found in lost)
-    unmet = sum(found == {"done"} and seed not in values for seed, found in states.items()) if every else 0
+    lost = [outcomes for seed, outcomes in states.items() if outcomes != {"done"} and (every or seed not in values)]
+    failed = sum("failed" in outcomes for outcomes in lost)
+    unmet = sum(outcomes == {"done"} and seed not in values for seed, outcomes in states.items()) if every else 0
     return TableCell(tuple(values[seed] for seed in sorted(values)), failed, len(lost) - failed, unmet)
 
 
-def selected(study: Finished, where: Place) -> list[RunRecord]:
+def selected(study: Finished, where: AxisValues) -> list[RunRecord]:
     """The runs with some values on some axes; a value may be given as its text.
 
     Raises:
@@ -280,9 +282,9 @@ def selected(study: Finished, where: Place) -> list[RunRecord]:
     return runs
 
 
-def within(runs: Iterable[RunRecord], place: Place) -> list[RunRecord]:
-    """The runs at a place."""
-    return [run for run in runs if all(run.axes.get(axis) == label for axis, label in place.items())]
+def matching(runs: Iterable[RunRecord], values: AxisValues) -> list[RunRecord]:
+    """The runs with these values on these axes."""
+    return [run for run in runs if all(run.axes.get(axis) == label for axis, label in values.items())]
 
 
 def varying(study: Finished, runs: Iterable[RunRecord]) -> list[str]:
@@ -290,11 +292,11 @@ def varying(study: Finished, runs: Iterable[RunRecord]) -> list[str]:
     return [axis for axis in study.axes if len({run.axes.get(axis) for run in runs}) > 1]
 
 
-def places(study: Finished, runs: Iterable[RunRecord], axes: Sequence[str]) -> list[dict[str, Label | None]]:
+def combinations(study: Finished, runs: Iterable[RunRecord], axes: Sequence[str]) -> list[dict[str, Label | None]]:
     """Every combination of values on some axes that a run has, in the study's order."""
-    there = {tuple(run.axes.get(axis) for axis in axes) for run in runs}
+    used = {tuple(run.axes.get(axis) for axis in axes) for run in runs}
     every = product(*(study.axes[axis] for axis in axes))
-    return [dict(zip(axes, labels, strict=True)) for labels in every if labels in there]
+    return [dict(zip(axes, labels, strict=True)) for labels in every if labels in used]
 
 
 def shown_label(label: Label | None) -> str:
@@ -302,9 +304,9 @@ def shown_label(label: Label | None) -> str:
     return "as the recipe" if label is None else f"{label:g}" if isinstance(label, float) else str(label)
 
 
-def named(place: Place, axes: Sequence[str] = ()) -> str:
+def named(values: AxisValues, axes: Sequence[str] = ()) -> str:
     """A place as tables show it: bare numbers with their axis."""
-    labels = {axis: place[axis] for axis in axes or place}
+    labels = {axis: values[axis] for axis in axes or values}
     return ", ".join(
         label if isinstance(value, str) else f"{axis.rpartition('.')[2]} {label}"
         for axis, value in labels.items()
@@ -312,18 +314,18 @@ def named(place: Place, axes: Sequence[str] = ()) -> str:
     )
 
 
-def _shared(study: Finished, place: Place) -> Place:
-    """Of a place what all defenses at it share."""
-    return {axis: label for axis, label in place.items() if axis not in study.defenses}
+def _shared(study: Finished, combination: AxisValues) -> AxisValues:
+    """Without the axes that change nothing but the defense."""
+    return {axis: label for axis, label in combination.items() if axis not in study.defenses}
 
 
-def _floor(numbers: Numbers, runs: Sequence[RunRecord], group: Place, metric: str) -> float | None:
+def _floor(numbers: Numbers, runs: Sequence[RunRecord], group: AxisValues, metric: str) -> float | None:
     """The clean reference's mean in a column, of a metric that has a floor, if all of its rows share it."""
     if not numbers.study.metrics[metric].has_floor:
         return None
-    mine = within(runs, group)
-    shared = [axis for axis in varying(numbers.study, mine) if axis not in numbers.study.defenses]
-    return None if shared else numbers.cell(mine, "clean", metric).mean
+    own_runs = matching(runs, group)
+    shared = [axis for axis in varying(numbers.study, own_runs) if axis not in numbers.study.defenses]
+    return None if shared else numbers.cell(own_runs, "clean", metric).mean
 
 
 def _notes(study: Finished, runs: Sequence[RunRecord], seeds: int, oracle: bool) -> tuple[str, ...]:

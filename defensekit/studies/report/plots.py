@@ -38,7 +38,7 @@ def tradeoff(group: Group, over: str, traded: tuple[str, str]) -> "Figure":
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 
-    lines = [(plain(label), *found) for label, line in group.lines.items() if (found := _along(line, traded))]
+    lines = [(plain(label), *series) for label, line in group.lines.items() if (series := _along(line, traded))]
     legend: list[tuple[str, Any]] = []
     columns = min(4, len(lines) + 1)
     rows = -(-(len(lines) + 1) // columns)
@@ -88,13 +88,15 @@ def heats(resets: Mapping[str, Sequence[ResetCounts]], title: str) -> "Figure":
     """
     import numpy as np
 
-    found = {label: [heat(reset) for reset in seeds] for label, seeds in resets.items()}
-    every = [one for seeds in found.values() for one in seeds]
-    kinds = sorted({name for one in every for name in one.others}) + sorted(
-        {kind for one in every for kind in one.rows}
+    by_defense = {label: [heat(reset) for reset in seeds] for label, seeds in resets.items()}
+    all_maps = [heat_map for seeds in by_defense.values() for heat_map in seeds]
+    kinds = sorted({name for heat_map in all_maps for name in heat_map.others}) + sorted(
+        {kind for heat_map in all_maps for kind in heat_map.rows}
     )
-    layers = sorted({layer for one in every for layer in one.columns}, key=int) or ["–"]
-    shares = {label: np.array([_shares(one, kinds, layers) for one in seeds]) for label, seeds in found.items()}
+    layers = sorted({layer for heat_map in all_maps for layer in heat_map.columns}, key=int) or ["–"]
+    shares = {
+        label: np.array([_shares(heat_map, kinds, layers) for heat_map in seeds]) for label, seeds in by_defense.items()
+    }
     wide, high = 0.24 * len(layers) + 0.3, 0.17 * len(kinds) + 0.45
     columns = min(len(shares), max(1, int(8 / wide)))
     rows = -(-len(shares) // columns)
@@ -124,13 +126,13 @@ def heats(resets: Mapping[str, Sequence[ResetCounts]], title: str) -> "Figure":
         return figure
 
 
-def _shares(one: Heat, kinds: Sequence[str], layers: Sequence[str]) -> "np.ndarray":
+def _shares(heat_map: Heat, kinds: Sequence[str], layers: Sequence[str]) -> "np.ndarray":
     """The shares of a selection, (kinds, layers); NaN where nothing is eligible."""
     import numpy as np
 
-    known = {(name, layer): cell.share for name, cell in one.others.items() for layer in layers}
-    for kind, cells in one.rows.items():
-        known |= {(kind, layer): cell.share for layer, cell in zip(one.columns, cells, strict=True)}
+    known = {(name, layer): cell.share for name, cell in heat_map.others.items() for layer in layers}
+    for kind, cells in heat_map.rows.items():
+        known |= {(kind, layer): cell.share for layer, cell in zip(heat_map.columns, cells, strict=True)}
     return np.array([[known.get((kind, layer)) for layer in layers] for kind in kinds], dtype=float)
 
 
@@ -138,16 +140,16 @@ def _along(line: Line, traded: tuple[str, str]) -> "tuple[np.ndarray, np.ndarray
     """Means and spreads over seeds of two metrics, (values, 2) each, for every value that was tried; the values."""
     import numpy as np
 
-    found: dict[float | None, list[Point]] = {}
+    by_value: dict[float | None, list[Point]] = {}
     for point in line.points:
         if set(traded) <= point.metrics.keys():
-            found.setdefault(point.value, []).append(point)
-    if not found:
+            by_value.setdefault(point.value, []).append(point)
+    if not by_value:
         return None
-    values = sorted(found, key=lambda value: (value is not None, value))
-    places = [np.array([[p.metrics[name] for name in traded] for p in found[value]]) for value in values]
-    means = np.array([place.mean(axis=0) for place in places])
-    spreads = np.array([place.std(axis=0, ddof=1) if len(place) > 1 else [np.nan, np.nan] for place in places])
+    values = sorted(by_value, key=lambda value: (value is not None, value))
+    samples = [np.array([[p.metrics[name] for name in traded] for p in by_value[value]]) for value in values]
+    means = np.array([sample.mean(axis=0) for sample in samples])
+    spreads = np.array([sample.std(axis=0, ddof=1) if len(sample) > 1 else [np.nan, np.nan] for sample in samples])
     return means, spreads, ["" if value is None else f"{value:g}" for value in values]
 
 
@@ -156,9 +158,9 @@ def _references(axes: "Axes", group: Group, traded: tuple[str, str]) -> list[tup
     legend: list[tuple[str, Any]] = []
     style: Any = {"color": "black", "markerfacecolor": "white", "linestyle": "", "clip_on": False, "zorder": 4}
     for model, mark in (("suspect", "*"), ("clean", "h")):
-        found = group.references[model]
-        if all(found.get(name) for name in traded):
-            x, y = (fmean(found[metric].values()) for metric in traded)
+        values = group.references[model]
+        if all(values.get(name) for name in traded):
+            x, y = (fmean(values[metric].values()) for metric in traded)
             legend += [(MODELS[model][0], axes.plot([x], [y], marker=mark, markersize=8, **style)[0])]
             if model == "clean":
                 legend += [
@@ -170,13 +172,13 @@ def _references(axes: "Axes", group: Group, traded: tuple[str, str]) -> list[tup
     return legend
 
 
-def _beside(axes: "Axes", text: str, place: "np.ndarray", align: Literal["left", "right"]) -> None:
+def _beside(axes: "Axes", text: str, point: "np.ndarray", align: Literal["left", "right"]) -> None:
     """The first and the last value that was tried, beside their points: above, or below where the title would be."""
-    above = place[1] < HIGH
-    around = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
-    style: Any = {"textcoords": "offset points", "fontsize": 7.5, "bbox": around, "zorder": 5}
+    above = point[1] < HIGH
+    box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    style: Any = {"textcoords": "offset points", "fontsize": 7.5, "bbox": box, "zorder": 5}
     offset, va = (5 if align == "left" else -5, 5 if above else -5), "bottom" if above else "top"
-    axes.annotate(text, (place[0], place[1]), xytext=offset, ha=align, va=va, **style)
+    axes.annotate(text, (point[0], point[1]), xytext=offset, ha=align, va=va, **style)
 
 
 def plain(text: str) -> str:

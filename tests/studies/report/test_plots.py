@@ -20,7 +20,7 @@ def test_lines_are_means_and_bands_one_standard_deviation(tmp_path: Path) -> Non
     figure = tradeoff(group, comparison.over, ("acc", "asr"))
     everything, first, *_ = figure.axes
     assert len(figure.axes) == 4
-    frame = defensekit.results(comparison.study.place)
+    frame = defensekit.results(comparison.study.path)
     mine = frame[frame.trial.notna() & (frame.attack == "sentence") & (frame["defense.scorer"] == "a")]
     means = mine.groupby(["trial", "metric"]).value.mean().unstack()
     drawn = everything.lines[0].get_xydata()

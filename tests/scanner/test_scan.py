@@ -11,7 +11,7 @@ import transformers
 from defensekit.models import aligned
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.scanner.result import Scan
-from defensekit.scanner.scanning import scan
+from defensekit.scanner.scan import scan
 from defensekit.text import encode
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.workflows import purify

@@ -19,7 +19,7 @@ from defensekit.utils.errors import printable
 NEXT = 5  # runs shown as next
 
 
-class Watching(Observer):
+class StudyProgress(Observer):
     """Shows the progress of a study while the block lasts."""
 
     quiet: bool = False
@@ -38,7 +38,7 @@ class Watching(Observer):
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._live = Live(console=self._console, get_renderable=self._table, transient=True, refresh_per_second=2)
 
-    def __enter__(self) -> "Watching":
+    def __enter__(self) -> "StudyProgress":
         if self._console.is_terminal and not self.quiet:
             self._live.start()
         return self
@@ -52,7 +52,7 @@ class Watching(Observer):
 
     def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
         """An observer of one run."""
-        return _One(whole=self, name=name)
+        return _RunProgress(study=self, name=name)
 
     def message(self, text: str) -> None:
         """Print a line."""
@@ -106,32 +106,32 @@ class Watching(Observer):
         return Group(table, *(Text(line) for line in lines))
 
 
-class _One(Observer):
+class _RunProgress(Observer):
     """Observes one run of the study."""
 
-    whole: Watching
+    study: StudyProgress
     name: str
 
     def message(self, text: str) -> None:
-        self.whole.message(f"{self.name}: {text}")
+        self.study.message(f"{self.name}: {text}")
 
     def stage_started(self, title: str) -> None:
-        self.whole.stage(self.name, title)
+        self.study.stage(self.name, title)
 
     def progress(self, title: str, done: int, total: int) -> None:
-        self.whole.stage(self.name, title, done / total if total else 0.0)
+        self.study.stage(self.name, title, done / total if total else 0.0)
 
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
-        self.whole.end(self.name, title)
+        self.study.end(self.name, title)
 
     def stage_failed(self, title: str, error: str) -> None:
-        self.whole.end(self.name, title)
+        self.study.end(self.name, title)
 
     def run_finished(self, result: Mapping[str, Any]) -> None:
         ended = DEFENDED[result["recipe"]["defense"]["stage"]]
         numbers = result["models"][ended]["metrics"].items()
         metrics = ", ".join(f"{name.upper()} {measured['value']:.3f}" for name, measured in numbers)
-        self.whole.over(self.name, metrics, failed=False)
+        self.study.over(self.name, metrics, failed=False)
 
     def run_failed(self, error: str) -> None:
-        self.whole.over(self.name, f"failed: {error}", failed=True)
+        self.study.over(self.name, f"failed: {error}", failed=True)
