@@ -11,6 +11,7 @@ from defensekit.pipeline.identity import IDENTITY, NOT_IDENTITY, identified, ide
 from defensekit.pipeline.preflight import survey
 from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Keys, Top, TriggeredKeys
 from defensekit.recipe.loader import load_recipe
+from defensekit.recipe.recipe import Recipe
 from tests.conftest import shape
 
 
@@ -42,13 +43,28 @@ def test_a_runs_identity_is_the_same_before_and_after_and_elsewhere(recipe: Path
     assert identity(identified(survey(load_recipe(renamed), lambda text: None))) == before
 
 
-@pytest.mark.parametrize(
-    "setting",
-    ["seed=1", "data.clean=17", "data.max_length=31", "attack.rate=0.3", "training.epochs=2", "metrics=[acc]",
-     "defense.scorer=magnitude", "defense.compare={}", "defense.purifier=[reset]", "precision=bfloat16"],
-)  # fmt: skip
+def test_every_key_reaches_the_recipe() -> None:
+    assert Top.model_fields.keys() - {"extends"} <= Recipe.__dataclass_fields__.keys()
+
+
+SETTINGS = [
+    "seed=1", "data.clean=17", "data.max_length=31", "attack.rate=0.3", "training.epochs=2", "metrics=[acc]",
+    "defense.scorer=magnitude", "defense.compare={}", "defense.purifier=[reset]", "precision=bfloat16",
+]  # fmt: skip
+
+
+def test_a_setting_of_every_key_that_is_identity_is_tried() -> None:
+    of_contents = {"model", "suspect", "triggered"}  # what is in their files is identity
+    tried = {setting.partition("=")[0].partition(".")[0] for setting in SETTINGS}
+    assert {key.partition(".")[0] for key in IDENTITY} == tried | of_contents
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_what_decides_numbers_is_identity(recipe: Path, setting: str) -> None:
     def known(*settings: str) -> str:
         return identity(identified(survey(load_recipe(recipe, settings), lambda text: None)))
 
     assert known(setting) != known()
+    before = load_recipe(recipe, setting).before_defense != load_recipe(recipe).before_defense
+    assert before != setting.startswith("defense.")  # runs of a study share stages by it
+    assert load_recipe(recipe, setting).resolved() != load_recipe(recipe).resolved()
