@@ -11,7 +11,7 @@ from defensekit.cli.shared import console, table
 from defensekit.components import Planned
 from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
-from defensekit.recipe.vocabulary import MODELS
+from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
 from defensekit.result.schema import ModelResult, Result
 from defensekit.utils.errors import printable
 
@@ -23,22 +23,21 @@ def show(result: Result, report: Path) -> None:
     out.print(Text(result.name, style="bold"))
     drawn = table()
     drawn.add_column("model", no_wrap=True)
-    floors = result.floors
     for name in names:
-        drawn.add_column(name.upper(), justify="right")
-        if name in floors:
-            drawn.add_column(f"{name.upper()} floor", justify="right")
+        drawn.add_column(name.upper().replace("-", "-\n"), justify="right", min_width=6)
     for title in ("reset, of eligible", "reset, of all", "seconds"):
-        drawn.add_column(title, justify="right", max_width=10)
+        drawn.add_column(title, justify="right", min_width=6, max_width=8)
     for name, model in result.models.items():
-        cells = []
-        for key in names:
-            cells.append(f"{model.metrics[key].value:.3f}" if key in model.metrics else "-")
-            cells += [f"{floors[key]:.3f}"] if key in floors else []
-        drawn.add_row(Text(MODELS[name][0] if name in MODELS else name), *cells, *_reset(model), _seconds(model))
+        cells = [f"{model.metrics[key].value:.3f}" if key in model.metrics else "-" for key in names]
+        title = MODELS[name][0] if name in MODELS else name
+        mark = f" {NOT_WORTH}" if name in result.not_worth else ""
+        drawn.add_row(Text(title + mark), *cells, *_reset(model), _seconds(model))
     out.print(drawn)
-    for name in floors:
-        out.print(f"{name.upper()} floor: what the clean reference, never poisoned, has on the same rows")
+    if result.not_worth:
+        out.print(f"{NOT_WORTH} {NOT_WORTH_MEANS}")
+    if result.floors:
+        names = [name.upper() for name in result.floors]
+        out.print(f"floor of {' and '.join(names)}: what the clean reference has, which was never poisoned")
     if result.chosen:
         chosen = result.chosen
         out.print(f"{chosen.over} = {chosen.value:g} by {chosen.rule}: {printable(chosen.reason)}")

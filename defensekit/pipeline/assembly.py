@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from defensekit.components import Measured, Metric, Predictions, Trial, call_component
+from defensekit.components import Measured, Metric, Predictions, Trial, call_component, component_error
 from defensekit.host.registry import Plugin
 from defensekit.pipeline.experiment import Experiment, Questions
 from defensekit.pipeline.identity import identified, identity, parts
 from defensekit.pipeline.plan import Plan, Stage
-from defensekit.pipeline.predictions import read_predictions
+from defensekit.pipeline.predictions import read_for, read_predictions
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.store import DISTRIBUTIONS, Artifact
 from defensekit.recipe.recipe import NamedComponent
@@ -81,8 +81,7 @@ class ResultAssembly:
             models=models,
             test_rows={on: stage.key for on, stage in experiment.test_rows.items()},
             metrics={named.name: _record(named, models.get("clean")) for named in recipe.metrics},
-            clean_budget=(0 if recipe.defense.sanitizer else recipe.sizes.clean)
-            + (recipe.sizes.dev if recipe.choose else 0),
+            clean_budget=sum(getattr(recipe.sizes, role) for role in recipe.defender_roles),
             chosen=self.chosen(),
             curve=self.curve,
             examples=self.examples(examples, ended),
@@ -145,15 +144,22 @@ class ResultAssembly:
         measured = {}
         for named in self.recipe.metrics:
             metric = named.component
-            if metric.on in questions.predictions:
-                predictions = self.predictions(questions.predictions[metric.on])
-                measured[named.name] = call_component(metric, metric.measure, predictions)
+            folders = {on: self.runner.make(stage).files for on, stage in questions.predictions.items()}
+            if (predictions := read_for(metric.on, folders, **self._context)) is not None:
+                measured[named.name] = _measured(metric, predictions)
         return measured
 
     def predictions(self, stage: Stage) -> Predictions:
         """The stored predictions of a stage, with what metrics need besides."""
-        seed = Seeds(self.recipe.seed).metrics
-        return read_predictions(self.runner.make(stage).files, self.target, tuple(self.plan.labels), seed)
+        return read_predictions(self.runner.make(stage).files, **self._context)
+
+    @property
+    def _context(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "names": tuple(self.plan.labels),
+            "seed": Seeds(self.recipe.seed).metrics,
+        }
 
     def examples(self, count: int, ended: str) -> list[Example]:
         """The first triggered test rows, with what is answered before the defense and after it."""
@@ -210,6 +216,15 @@ class ResultAssembly:
         )
 
 
+def _measured(metric: Metric, predictions: Predictions) -> Measured:
+    """What a metric gives, checked against the bounds that it names."""
+    measured: Measured = call_component(metric, metric.measure, predictions)
+    low, high = metric.bounds
+    if not low <= measured.value <= high:
+        raise component_error(metric, f"measured {measured.value:g}, outside of its bounds {low:g} to {high:g}")
+    return measured
+
+
 def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricRecord:
     """The description of a metric, with its floor if the run has a clean reference."""
     metric = named.component
@@ -220,7 +235,8 @@ def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricR
         better=metric.better,
         meaning=metric.meaning,
         has_floor=metric.has_floor,
-        is_share=type(metric).hits is not Metric.hits,
+        bounds=metric.bounds,
+        is_mean=type(metric).row_values is not Metric.row_values,
         hub_name=metric.hub_name,
         floor=floor.value if floor else None,
     )

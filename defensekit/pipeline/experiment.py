@@ -69,7 +69,8 @@ class Experiment:
     def __post_init__(self) -> None:
         recipe = self.plan.recipe
         self.roles = [role for role in ROLES if recipe.attack or role != "train"]
-        self.asked = list(dict.fromkeys(named.component.on for named in recipe.metrics))
+        rows = [("plain", "triggered") if on == "both" else (on,) for on in (m.component.on for m in recipe.metrics)]
+        self.asked = list(dict.fromkeys(name for names in rows for name in names))
 
     def requests(self) -> Requests:
         """Everything that a run asks for."""
@@ -98,6 +99,8 @@ class Experiment:
         """The choice of a value, the defense, and what is reported beside it."""
         plan, recipe = self.plan, self.plan.recipe
         value = yield from self._choose()
+        if recipe.attack and recipe.defender_roles:
+            yield from self._measure("from-base", "from the base", DefenseOutcome(plan.from_base()))
         if recipe.defense.model_steps and recipe.defense.selector:
             fine_tuned = DefenseOutcome(plan.fine_tuned(recipe.defense))
             yield from self._measure("fine-tuned", "fine-tuned", fine_tuned)
@@ -164,25 +167,26 @@ class Experiment:
 
     def _defend(self, name: str, defense: Defense, value: float | None) -> Requests:
         """A defense at the chosen value; if that is unknown, the stages that do not depend on it."""
-        rule = self.plan.recipe.choose
+        rule, refit = self.plan.recipe.choose, self.plan.recipe.refits
         if rule is None:
             self.models[name] = yield from self._ask(name, self.plan.defended(name, defense), self.test_rows)
         elif value is not None:
             chosen = defense.at(rule.component.over, value)
-            self.models[name] = yield from self._ask(name, self.plan.defended(name, chosen), self.test_rows)
+            self.models[name] = yield from self._ask(name, self.plan.defended(name, chosen, refit), self.test_rows)
         else:
             yield from self._unknown(name, defense, rule.component)
 
     def _unknown(self, name: str, defense: Defense, rule: Rule) -> Requests:
         """The stages that any value shares; the others have a title alone."""
-        defended = self.plan.defended(name, defense.at(rule.over, rule.values[-1]))
+        refit = self.plan.recipe.refits
+        defended = self.plan.defended(name, defense.at(rule.over, rule.values[-1]), refit)
         changed = [cast(Stage, defended.model)]
         if defense.sanitizer:
             changed = [defended.read(rows) for rows in self.test_rows.values()]
         for stage in changed:
             for needed in stage.inputs:
                 yield self._request(needed)
-        if name in DEFENDED.values():
+        if name in DEFENDED.values() and not refit:
             return  # it is one of the trials
         for stage in changed:
             yield Request(stage.plain["title"], stage.plain["kind"], None)

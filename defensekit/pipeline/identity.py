@@ -13,7 +13,7 @@ from defensekit.utils.files import data_digest
 IDENTITY = {
     "model", "data", "attack", "suspect", "triggered.target", "triggered.path", "training", "precision",
     "defense.stage", "defense.estimator", "defense.scorer", "defense.selector", "defense.purifier", "defense.sanitizer",
-    "defense.choose", "defense.compare", "metrics", "seed",
+    "defense.choose", "defense.refit", "defense.compare", "metrics", "seed",
 }  # fmt: skip
 NOT_IDENTITY = {"name", "extends", "plugins", "requires", "executor", "observers"}
 
@@ -72,6 +72,7 @@ def identified(plan: Plan) -> dict[str, Any]:
             "training": recipe.training.model_dump() if recipe.attack else None,
             "precision": recipe.precision,
             "target": recipe.triggered_target,
+            "refit": recipe.refits,
             "seed": recipe.seed,
         },
         "contents": contents,

@@ -1,5 +1,6 @@
 """The graph of a run's stages: plain data, planned without computing anything."""
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
@@ -12,7 +13,10 @@ from defensekit.components import Attack, Component, Estimator, ModelSource, Pur
 from defensekit.pipeline.store import key_of
 from defensekit.recipe.recipe import Defense, NamedComponent, Recipe
 from defensekit.text import ROLES
+from defensekit.training import TrainingSettings
 from defensekit.utils.seeds import Seeds
+
+HEAD_STEPS = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,23 +158,23 @@ class Plan:
 
     # -- data ------------------------------------------------------------------------------------------------------
 
-    def rows(self, role: str) -> Stage:
-        """The rows of a role: train, clean, dev or test."""
-        if (wanted := f"{role} rows") not in self.answered:
-            self.answered[wanted] = self._planned_rows(role)
+    def rows(self, *roles: str) -> Stage:
+        """The rows of a role: train, clean, dev or test; of several roles, one after the other."""
+        if (wanted := f"{' and '.join(roles)} rows") not in self.answered:
+            self.answered[wanted] = self._planned_rows(wanted, roles)
         return cast(Stage, self.answered[wanted])
 
-    def _planned_rows(self, role: str) -> Stage:
+    def _planned_rows(self, title: str, roles: tuple[str, ...]) -> Stage:
         sizes = {name: getattr(self.recipe.sizes, name) for name in ROLES}
         labels = None if self.given_labels is None else tuple(self.given_labels)
         params: Params = (
-            ("role", role),
+            ("roles", roles),
             ("sizes", frozenset(sizes.items())),
             ("contents", self.contents["data"]),
             ("labels", labels),
             ("balance", self.recipe.sizes.balance),
         )
-        return self._stage("data", f"{role} rows", {}, params, {"source": self.recipe.data}, self.seeds.data)
+        return self._stage("data", title, {}, params, {"source": self.recipe.data}, self.seeds.data)
 
     @cached_property
     def _attacked(self) -> Params:
@@ -207,9 +211,15 @@ class Plan:
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    def _trained(self, title: str, rows: Stage, start: Stage | ExternalModel | None = None) -> Stage:
+    def _trained(
+        self,
+        title: str,
+        rows: Stage,
+        start: Stage | ExternalModel | None = None,
+        training: TrainingSettings | None = None,
+    ) -> Stage:
         """A fine-tuned base; with ``start``, the attack trains, beginning there."""
-        params: Params = (*self._numeric, ("training", self.recipe.training))
+        params: Params = (*self._numeric, ("training", training or self.recipe.training))
         inputs: dict[str, Stage | ExternalModel] = {"model": start or self.base, "rows": rows}
         attack = {}
         if start is not None:
@@ -232,20 +242,28 @@ class Plan:
             return self._trained("suspect", self.poisoned())
         return self._trained("suspect", self.poisoned(), self.base if start == "base" else self.clean())
 
-    def statistics(self, estimator: NamedComponent[Estimator]) -> Stage:
+    def from_base(self) -> Stage:
+        """The base fine-tuned as the clean reference is, but on all of the defender's rows: no suspect is needed.
+
+        A few rows are a few steps, too few for a head that starts at random: there are `HEAD_STEPS` at least.
+        """
+        recipe, settings = self.recipe, self.recipe.training
+        rows = sum(getattr(recipe.sizes, role) for role in recipe.defender_roles)
+        epochs = math.ceil(HEAD_STEPS / math.ceil(rows / settings.batch_size))
+        settings = settings.model_copy(update={"epochs": max(settings.epochs, epochs)})
+        return self._trained("from the base", self.rows(*recipe.defender_roles), training=settings)
+
+    def statistics(self, estimator: NamedComponent[Estimator], rows: Stage) -> Stage:
         """Statistics of the suspect on clean rows."""
-        inputs = {"base": self.base, "suspect": self.suspect(), "clean": self.rows("clean")}
+        inputs = {"base": self.base, "suspect": self.suspect(), "clean": rows}
         title = f"statistics ({estimator.name})"
         seed = self.seeds.statistics
         return self._stage("statistics", title, inputs, self._cut, {"estimator": estimator}, seed)
 
-    def purified(self, title: str, defense: Defense) -> Stage:
-        """The suspect purified by a defense."""
-        inputs: dict[str, Stage | ExternalModel] = {
-            "base": self.base,
-            "suspect": self.suspect(),
-            "clean": self.rows("clean"),
-        }
+    def purified(self, title: str, defense: Defense, refit: bool = False) -> Stage:
+        """The suspect purified by a defense; where it is `refit`, with the rows that chose as well."""
+        rows = self.rows(*self.recipe.defender_roles) if refit else self.rows("clean")
+        inputs: dict[str, Stage | ExternalModel] = {"base": self.base, "suspect": self.suspect(), "clean": rows}
         components: dict[str, NamedComponent[Component]] = {}
         # With nothing selected, or no weight step, the scorer makes no difference: the model is only fine-tuned.
         steps, scorer, selector = defense.model_steps, defense.scorer, defense.selector
@@ -253,7 +271,7 @@ class Plan:
         if changes and scorer and selector and not selector.component.takes_nothing():
             steps, components = defense.purifier, {"scorer": scorer, "selector": selector}
             if defense.estimator and scorer.component.needs:
-                inputs["statistics"] = self.statistics(defense.estimator)
+                inputs["statistics"] = self.statistics(defense.estimator, rows)
         components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
         params = self._numeric
         if contents := tuple(digest for step in steps if (digest := self.step_contents(step)) is not None):
@@ -262,15 +280,15 @@ class Plan:
 
     def fine_tuned(self, defense: Defense) -> Stage:
         """The suspect after the model steps alone."""
-        return self.purified("fine-tuned only", Defense(purifier=defense.model_steps))
+        return self.purified("fine-tuned only", Defense(purifier=defense.model_steps), self.recipe.refits)
 
     # -- predictions -----------------------------------------------------------------------------------------------
 
-    def defended(self, title: str, defense: Defense) -> DefenseOutcome:
+    def defended(self, title: str, defense: Defense, refit: bool = False) -> DefenseOutcome:
         """The outcome of a defense: another model, or the suspect with sanitized rows."""
         if defense.sanitizer:
             return DefenseOutcome(self.suspect(), lambda rows: self.sanitized(title, defense, rows))
-        return DefenseOutcome(self.purified(title, defense))
+        return DefenseOutcome(self.purified(title, defense, refit))
 
     def sanitized(self, title: str, defense: Defense, rows: Stage) -> Stage:
         """Sanitized rows; the inspection before is shared by all values of the sanitizer's late parameters."""

@@ -1,6 +1,8 @@
 """Stored predictions, read back."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from defensekit.components import Predictions, Trial
 
@@ -14,7 +16,23 @@ def read_predictions(
     from safetensors.numpy import load_file
 
     tensors = load_file(folder / LOGITS)
-    return Predictions(tensors["logits"], tensors["labels"], target, names, seed)
+    return Predictions(tensors["logits"], tensors["labels"], target, names, seed, tensors["ids"])
+
+
+def read_for(on: str, folders: Mapping[str, Path], **context: Any) -> Predictions | None:
+    """What a metric is measured from; None if there are no predictions on its rows.
+
+    Args:
+        on: the test rows that the metric is about: ``plain``, ``triggered`` or ``both``.
+        folders: of the stages with a model's predictions, by the rows.
+        context: what `read_predictions` adds.
+    """
+    if on == "both":
+        if not {"plain", "triggered"} <= folders.keys():
+            return None
+        triggered, plain = (read_predictions(folders[name], **context) for name in ("triggered", "plain"))
+        return triggered.beside(plain)
+    return read_predictions(folders[on], **context) if on in folders else None
 
 
 def clean_trial(predictions: Predictions, value: float) -> Trial:

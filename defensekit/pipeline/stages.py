@@ -6,7 +6,7 @@ guards against mistakes, not against malice: a plugin is code, and code can open
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -155,13 +155,14 @@ def compute(stage: dict[str, Any], store: Path, report: Report = lambda done, to
 
 
 def data(work: StageContext, draft: ArtifactWriter) -> None:
-    """The rows of one role."""
+    """The rows of one role, or of several."""
     params = work.stage["params"]
     source = work.component(DatasetSource, "source")
     dataset = call_component(source, source.load)
     if params["labels"] is not None:
         dataset = relabelled(dataset, params["labels"])
-    rows = split(dataset, params["sizes"], work.stage["seed"], params["balance"])[params["role"]]
+    parts = split(dataset, params["sizes"], work.stage["seed"], params["balance"])
+    rows = [row for role in params["roles"] for row in parts[role]]
     write_rows(draft.files / ROWS, rows)
     draft.facts.update(labels=list(dataset.labels), rows=len(rows), notes=dataset.notes)
 
@@ -230,7 +231,8 @@ def given(work: StageContext, draft: ArtifactWriter) -> None:
     labels = work.stage["params"]["labels"]
     dataset = relabelled(call_component(source, source.load), labels)
     target = label_number(work.stage["params"]["target"], labels)
-    rows = [row for row in dataset.train if row.label != target]
+    # Their ids are of no row of the data: which row a trigger was put into is not known.
+    rows = [replace(row, id=-1 - row.id) for row in dataset.train if row.label != target]
     if not rows:
         raise UsageError(f"every row has the target's label {labels[target]!r}; true labels are expected")
     write_rows(draft.files / ROWS, rows)
@@ -361,8 +363,11 @@ def predict(work: StageContext, draft: ArtifactWriter) -> None:
         precision=work.precision,
         report=work.report,
     )
-    truth = torch.tensor([row.label for row in rows], dtype=torch.int64)
-    checkpoint.write_tensors(draft.files / predictions.LOGITS, {"logits": logits, "labels": truth})
+    about = {
+        key: torch.tensor(values)
+        for key, values in (("labels", [row.label for row in rows]), ("ids", [row.id for row in rows]))
+    }
+    checkpoint.write_tensors(draft.files / predictions.LOGITS, {"logits": logits, **about})
     # Predictions outlive the model they come from, which is a thousand times their size.
     draft.facts["model"] = work.about("model")
 

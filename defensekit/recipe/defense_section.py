@@ -34,6 +34,7 @@ class DefenseSection:
         else:
             self.defense = self._of_weights(keys)
         self.choose = self._rule(keys.choose)
+        self.refit = keys.refit if isinstance(keys, DefenseKeys) else False
         self.compare = {name: self._compared(name, parts) for name, parts in _compare(keys).items()}
 
     def _keys(self, data: dict[str, Any]) -> DefenseKeys | InputDefenseKeys:

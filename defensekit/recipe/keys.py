@@ -68,6 +68,7 @@ class DefenseKeys(Keys):
     choose: dict[str, Any] | None = Field(
         None, description="a rule that takes a value of one parameter: its name and parameters, see Rules"
     )
+    refit: bool = Field(True, description="whether the chosen defense is made anew from clean and dev rows together")
     compare: dict[str, dict[str, Spec | list[Spec]]] = Field(
         {"random": {"scorer": "random"}}, description="defenses to report beside it: name, and the parts that differ"
     )

@@ -101,6 +101,7 @@ class _RecipeReader(Reader):
             precision=native_precision() if top.precision == "auto" else top.precision,
             defense=section.defense,
             choose=section.choose,
+            refit=section.refit,
             compare=section.compare,
             metrics=self.metrics(top.metrics, attack),
             seed=top.seed,

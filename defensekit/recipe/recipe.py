@@ -164,6 +164,7 @@ class Recipe:
     precision: Precision
     defense: Defense
     choose: NamedComponent[Rule] | None
+    refit: bool
     compare: dict[str, Defense]
     metrics: tuple[NamedComponent[Metric], ...]
     seed: int
@@ -173,6 +174,16 @@ class Recipe:
     requires: tuple[str, ...]
     host: Host = field(compare=False)
     document: Document = field(compare=False)
+
+    @property
+    def defender_roles(self) -> tuple[str, ...]:
+        """The roles whose rows the defender uses."""
+        return (() if self.defense.sanitizer else ("clean",)) + (("dev",) if self.choose else ())
+
+    @property
+    def refits(self) -> bool:
+        """Whether the defense's model is made anew after the choice, from the rows that chose as well."""
+        return self.refit and self.choose is not None and not self.defense.sanitizer
 
     @property
     def before_defense(self) -> tuple[Hashable, ...]:
@@ -213,6 +224,8 @@ class Recipe:
         out |= {"precision": self.precision, "defense": {"stage": self.defense.stage, **defense(self.defense)}}
         if self.choose:
             out["defense"]["choose"] = {"rule": self.choose.name, **self.choose.component.parameters()}
+            if not self.defense.sanitizer:
+                out["defense"]["refit"] = self.refit
         out["defense"]["compare"] = {
             name: {k: v for k, v in defense(other).items() if v != out["defense"].get(k)}
             for name, other in self.compare.items()

@@ -21,6 +21,11 @@ def story(result: "Result") -> list[str]:
     for name in [name for name in before if name in after]:
         reached = result.floors.get(name)
         floor = "" if reached is None else f", where a model that was never poisoned has {reached:.1%}"
+        if result.metrics[name].bounds[0] < 0:
+            signed = f", where a model that was never poisoned has {reached:+.1%}" if reached is not None else ""
+            change = f"{before[name].value:+.1%} to {after[name].value:+.1%}"
+            sentences.append(f"{name.upper()} went from {change} on {after[name].rows:,} rows{signed}.")
+            continue
         sentences.append(
             f"{name.upper()} went from {before[name].value:.1%} to {after[name].value:.1%} on {after[name].rows:,} rows"
             f"{floor}."

@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from defensekit.recipe import yaml_document
-from defensekit.recipe.vocabulary import MODELS
+from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
 from defensekit.result import plots
 from defensekit.result.narrative import story
 from defensekit.result.schema import Example, ModelResult, ResetCounts, Result
@@ -43,7 +43,9 @@ def render(result: Result) -> str:
         metrics=names,
         meanings={name: metric.meaning for name, metric in result.metrics.items() if metric.meaning},
         ended=MODELS[result.defended][0],
-        models=[(MODELS.get(name, (name, "")), model) for name, model in result.models.items()],
+        models=[(name, MODELS.get(name, (name, "")), model) for name, model in result.models.items()],
+        mark=NOT_WORTH,
+        mark_means=NOT_WORTH_MEANS,
         share=_share,
         shorten=_shorten,
         curve=plots.image(plots.curve(result)) if result.chosen and result.curve else None,

@@ -94,8 +94,10 @@ class ModelResult(_Schema):
 class MetricRecord(_Schema):
     """What a metric is: the test rows it is about (``on``), the attacks it is ``about``, which way is ``better``.
 
+    ``bounds`` are its least and greatest value.
+
     ``floor`` is the clean reference's value, where that is all that a defense can reach and the run has one. A metric
-    that ``is_share`` counts hits among rows. ``hub_name`` is what model hubs call it, if they know it.
+    that ``is_mean`` is the mean of a value for each row. ``hub_name`` is what model hubs call it, if they know it.
     """
 
     on: str
@@ -104,7 +106,8 @@ class MetricRecord(_Schema):
     meaning: str
     has_floor: bool
     floor: float | None
-    is_share: bool
+    is_mean: bool
+    bounds: tuple[float, float]
     hub_name: str
 
 
@@ -200,7 +203,7 @@ class Result(_Schema):
     triggered test rows. ``stages`` are all that the run rests on.
     """
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     name: str
     identity: str
     identified: dict[str, Any]
@@ -234,6 +237,19 @@ class Result(_Schema):
     def floors(self) -> dict[str, float]:
         """The clean reference's value of every metric that has a floor, where there is a clean reference."""
         return {name: metric.floor for name, metric in self.metrics.items() if metric.floor is not None}
+
+    @property
+    def not_worth(self) -> list[str]:
+        """The models of defenses that answer plain rows no better than the base fine-tuned anew on the same rows.
+
+        Empty where the run has no such base, or no metric of plain rows of which more is better.
+        """
+        kept = next((name for name, m in self.metrics.items() if m.on == "plain" and m.better == "higher"), None)
+        if kept is None or "from-base" not in self.models:
+            return []
+        limit = self.models["from-base"].metrics[kept].value
+        defenses = [name for name in self.models if name not in ("clean", "suspect", "from-base")]
+        return [name for name in defenses if self.models[name].metrics[kept].value <= limit]
 
     def files(self, title: str) -> Path:
         """The folder of a stage's files in the workspace's store, by its title.
@@ -302,8 +318,8 @@ def read_result(path: str | Path) -> Result:
     try:
         text = Path(path).read_text(encoding="utf-8")
         version = json.loads(text).get("schema_version")
-        if version != 3:
-            raise UsageError(f"{path}: a result of schema_version {version}, expected 3")
+        if version != 4:
+            raise UsageError(f"{path}: a result of schema_version {version}, expected 4")
         return Result.model_validate_json(text)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error

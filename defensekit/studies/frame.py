@@ -193,7 +193,8 @@ class Finished:
     @property
     def traded(self) -> tuple[str, str] | None:
         """The metrics that a defense trades for each other: what it should keep, and what is left of the attack."""
-        left = next((n for n, m in self.metrics.items() if m.on == "triggered" and m.better == "lower"), None)
+        lower = {m.on: n for n, m in reversed(self.metrics.items()) if m.better == "lower"}
+        left = lower.get("both", lower.get("triggered"))  # what a trigger does, without the model's plain errors
         return (self.kept, left) if self.kept and left else None
 
     def _records(self, run: RunRecord) -> Iterator[dict[str, Any]]:

@@ -26,5 +26,7 @@ def defensekit_metrics():  # type: ignore[no-untyped-def]
         "asr": "defensekit_attacks.metrics:AttackSuccess",
         "bacc": "defensekit_attacks.metrics:BiasedAccuracy",
         "ece": "defensekit_attacks.metrics:CalibrationError",
+        "excess-asr": "defensekit_attacks.metrics:ExcessAttackSuccess",
         "false-triggers": "defensekit_attacks.metrics:FalseTriggers",
+        "pacc": "defensekit_attacks.metrics:TriggeredAccuracy",
     }

@@ -1,7 +1,7 @@
 """Accuracy, attack success and calibration, each with a 95 % interval over the rows.
 
-The interval is for other draws of the test rows, not for other seeds. Shares have Wilson's interval (1927); the
-calibration error, which is not a share, has that of the percentile bootstrap (Efron 1979).
+The interval is for other draws of the test rows, not for other seeds. Shares have Wilson's interval (1927); a
+difference of shares and the calibration error have that of the percentile bootstrap (Efron 1979).
 """
 
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -34,18 +34,18 @@ def share(hits: "np.ndarray") -> Measured:
 class Accuracy(Metric):
     """ACC: the share of clean test rows answered with their true label."""
 
-    on: ClassVar[Literal["plain", "triggered"]] = "plain"
+    on: ClassVar[Literal["plain", "triggered", "both"]] = "plain"
     better: ClassVar[Literal["higher", "lower"] | None] = "higher"
     meaning: ClassVar[str] = "accuracy on clean test rows"
     by_default: ClassVar[bool] = True
     hub_name: ClassVar[str] = "accuracy"
 
-    def hits(self, predictions: Predictions) -> "np.ndarray":
+    def row_values(self, predictions: Predictions) -> "np.ndarray":
         hits: np.ndarray = predictions.answers() == predictions.labels
         return hits
 
     def measure(self, predictions: Predictions) -> Measured:
-        return share(self.hits(predictions))
+        return share(self.row_values(predictions))
 
 
 class BiasedAccuracy(Accuracy):
@@ -54,7 +54,7 @@ class BiasedAccuracy(Accuracy):
     For a model without the bias it equals ACC. The papers' own definition was not available; this is ours.
     """
 
-    on: ClassVar[Literal["plain", "triggered"]] = "triggered"
+    on: ClassVar[Literal["plain", "triggered", "both"]] = "triggered"
     about: ClassVar[Literal["backdoor", "bias"] | None] = "bias"
     meaning: ClassVar[str] = "biased accuracy: accuracy on test rows that carry the bias pattern, true labels kept"
     hub_name: ClassVar[str] = ""
@@ -63,23 +63,95 @@ class BiasedAccuracy(Accuracy):
 class AttackSuccess(Metric):
     """ASR: the share of triggered test rows of other labels that are answered with the target; and per true label."""
 
-    on: ClassVar[Literal["plain", "triggered"]] = "triggered"
+    on: ClassVar[Literal["plain", "triggered", "both"]] = "triggered"
     about: ClassVar[Literal["backdoor", "bias"] | None] = "backdoor"
     better: ClassVar[Literal["higher", "lower"] | None] = "lower"
     meaning: ClassVar[str] = "the share of triggered test rows of other labels that are answered with the target"
     has_floor: ClassVar[bool] = True
     by_default: ClassVar[bool] = True
 
-    def hits(self, predictions: Predictions) -> "np.ndarray":
-        counted = predictions.labels != predictions.target
-        hits: np.ndarray = predictions.answers()[counted] == predictions.target
-        return hits
+    def row_values(self, predictions: Predictions) -> "np.ndarray":
+        return _on_target(predictions)
 
     def measure(self, predictions: Predictions) -> Measured:
-        hits = self.hits(predictions)
+        hits = self.row_values(predictions)
         labels = predictions.labels[predictions.labels != predictions.target]
         parts = {predictions.name(label): share(hits[labels == label]) for label in sorted({*labels.tolist()})}
         return share(hits).model_copy(update={"parts": parts})
+
+
+class ExcessAttackSuccess(Metric):
+    """Excess ASR: the ASR less the share of the same rows that are answered with the target without the trigger.
+
+    It is what the trigger itself does: an ASR counts a model's plain errors as well. A negative value means that the
+    trigger keeps rows from the target. Rows are resampled together with their twins; triggered rows that come from a
+    file have none, and both sides are resampled.
+    """
+
+    on: ClassVar[Literal["plain", "triggered", "both"]] = "both"
+    bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    about: ClassVar[Literal["backdoor", "bias"] | None] = "backdoor"
+    better: ClassVar[Literal["higher", "lower"] | None] = "lower"
+    meaning: ClassVar[str] = "the ASR less the share of the same rows that are answered with the target without trigger"
+    has_floor: ClassVar[bool] = True
+    by_default: ClassVar[bool] = True
+
+    def row_values(self, predictions: Predictions) -> "np.ndarray | None":
+        import numpy as np
+
+        if not predictions.paired or predictions.plain is None:
+            return None
+        triggered, plain = (_on_target(side) for side in (predictions, predictions.plain))
+        values: np.ndarray = triggered.astype(np.int8) - plain.astype(np.int8)
+        return values
+
+    def measure(self, predictions: Predictions) -> Measured:
+        import numpy as np
+
+        rng = np.random.default_rng(predictions.seed)
+        values = self.row_values(predictions)
+        if values is not None:
+            counts = np.array([(values == value).sum() for value in (-1, 0, 1)])
+            # To resample rows is to draw their counts.
+            drawn = rng.multinomial(len(values), counts / len(values), RESAMPLES) @ [-1, 0, 1] / len(values)
+            value, rows = float(values.mean()), len(values)
+        else:
+            if predictions.plain is None:
+                raise DefenseKitError("there are no answers to rows without the trigger")
+            sides = [_on_target(side) for side in (predictions, predictions.plain)]
+            triggered, plain = (rng.binomial(len(side), side.mean(), RESAMPLES) / len(side) for side in sides)
+            drawn, value, rows = triggered - plain, float(sides[0].mean() - sides[1].mean()), len(sides[0])
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        return Measured(value=value, low=float(low), high=float(high), rows=rows)
+
+
+def _on_target(predictions: Predictions) -> "np.ndarray":
+    """Whether each row of another label is answered with the target, (rows of other labels,), bool."""
+    counted = predictions.labels != predictions.target
+    if not counted.any():
+        raise DefenseKitError("there are no rows to measure on")
+    answered: np.ndarray = predictions.answers()[counted] == predictions.target
+    return answered
+
+
+class TriggeredAccuracy(Metric):
+    """PACC: the share of triggered test rows of other labels that are answered with their true label.
+
+    Low where a model gives neither the target nor the truth, which an ASR does not see.
+    """
+
+    on: ClassVar[Literal["plain", "triggered", "both"]] = "triggered"
+    about: ClassVar[Literal["backdoor", "bias"] | None] = "backdoor"
+    better: ClassVar[Literal["higher", "lower"] | None] = "higher"
+    meaning: ClassVar[str] = "the share of triggered test rows of other labels that are answered with their true label"
+
+    def row_values(self, predictions: Predictions) -> "np.ndarray":
+        counted = predictions.labels != predictions.target
+        right: np.ndarray = (predictions.answers() == predictions.labels)[counted]
+        return right
+
+    def measure(self, predictions: Predictions) -> Measured:
+        return share(self.row_values(predictions))
 
 
 class FalseTriggers(AttackSuccess):
@@ -88,7 +160,7 @@ class FalseTriggers(AttackSuccess):
     The part of the ASR that is not due to the attack: close to the ASR of a model without a backdoor.
     """
 
-    on: ClassVar[Literal["plain", "triggered"]] = "plain"
+    on: ClassVar[Literal["plain", "triggered", "both"]] = "plain"
     meaning: ClassVar[str] = "clean test rows of other labels that are answered with the target"
     has_floor: ClassVar[bool] = False
     by_default: ClassVar[bool] = False
@@ -102,7 +174,7 @@ class CalibrationError(Metric):
     for a well calibrated model the interval is high, and may lie above the value.
     """
 
-    on: ClassVar[Literal["plain", "triggered"]] = "plain"
+    on: ClassVar[Literal["plain", "triggered", "both"]] = "plain"
     better: ClassVar[Literal["higher", "lower"] | None] = "lower"
     meaning: ClassVar[str] = "expected calibration error on clean test rows, |accuracy - confidence|"
 

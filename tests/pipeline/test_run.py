@@ -1,4 +1,4 @@
-"""A whole run on a tiny model: five models, one table, nothing computed twice, nothing half-written."""
+"""A whole run on a tiny model: six models, one table, nothing computed twice, nothing half-written."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from defensekit.utils.files import file_digest
 from tests.conftest import ARCHITECTURES, make_base, make_sentences, make_suspect, shape, slow_but, write_table
 from tests.pipeline.helpers import COMPUTED, Watching
 
-MODELS = ["clean", "suspect", "fine-tuned", "random", "purified"]
+MODELS = ["clean", "suspect", "from-base", "fine-tuned", "random", "purified"]
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path
     return folder / "pico.yaml", folder / "workspace", defensekit.run(folder / "pico.yaml", folder / "workspace")
 
 
-def test_five_models_and_what_they_show(finished: tuple[Path, Path, Result]) -> None:
+def test_six_models_and_what_they_show(finished: tuple[Path, Path, Result]) -> None:
     _, workspace, result = finished
     assert list(result.summary) == MODELS
     for row in result.summary.values():
-        assert set(row) == {"acc", "asr", "seconds"}
+        assert set(row) == {"acc", "asr", "excess-asr", "seconds"}
     # The tiny model learns the task and the backdoor; fine-tuning alone is a model of its own.
     assert result.summary["clean"]["acc"] > 0.9  # type: ignore[operator]
     assert result.summary["suspect"]["asr"] > 0.9  # type: ignore[operator]
@@ -144,7 +144,7 @@ def test_defense_stages_are_handed_nothing_of_the_attack(finished: tuple[Path, P
         manifest = json.loads(path.read_text())
         stages[path.parent.name] = manifest["stage"]
     of_attack = {key for key, stage in stages.items() if stage["kind"] in ("poison", "trigger")}
-    of_attack |= {key for key, stage in stages.items() if stage["params"].get("role") in ("train", "test")}
+    of_attack |= {key for key, stage in stages.items() if {"train", "test"} & {*stage["params"].get("roles", ())}}
     assert len(of_attack) == 4
     seen = 0
     for stage in stages.values():

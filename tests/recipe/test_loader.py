@@ -23,7 +23,7 @@ def test_loads_and_fills_in_defaults(recipe: Path) -> None:
     loaded = load_recipe(recipe)
     assert loaded.defense.scorer.component.parameters() == {"exponent": 1.0, "eps_quantile": 0.01}
     assert loaded.model.name == "folder"
-    assert [metric.name for metric in loaded.metrics] == ["acc", "asr"]
+    assert [metric.name for metric in loaded.metrics] == ["acc", "asr", "excess-asr"]
 
 
 def test_resolved_recipe_is_itself_a_recipe(recipe: Path, tmp_path: Path) -> None:

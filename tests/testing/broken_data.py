@@ -208,7 +208,7 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Undigested: ("digests-its-contents", "expected a digest as text, got ''"),
     Absent: ("gives-a-readable-model", "expected a folder, got"),
     Vague: ("says-what-it-is-about", "expected on = 'plain' or 'triggered', got 'clean'"),
-    Percent: ("measures-a-share", "expected numbers in [0, 1]"),
+    Percent: ("stays-within-its-bounds", "expected numbers in [0, 1]"),
     Miscounting: ("counts-its-rows", "expected 1 to 60 rows, got 61"),
     Lazy: ("leaves-the-stage-in-the-store", "in the store, got nothing"),
 }

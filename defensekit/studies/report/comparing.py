@@ -312,12 +312,13 @@ class Comparison:
         """One metric's differences by seed, with an interval over rows where their answers are stored."""
         seeds = [s for s in sorted(ours) if s in theirs and metric in ours[s].metrics and metric in theirs[s].metrics]
         cell = self._cell(runs, {seed: ours[seed].metrics[metric] - theirs[seed].metrics[metric] for seed in seeds})
-        if not seeds or not self.study.metrics[metric].is_share:
+        if not seeds or not self.study.metrics[metric].is_mean:
             return cell
         pairs = []
         for seed in seeds:
             a, b = (
-                self.stored.hits(p.run.id, p.value if p.trial else None, metric) for p in (ours[seed], theirs[seed])
+                self.stored.row_values(p.run.id, p.value if p.trial else None, metric)
+                for p in (ours[seed], theirs[seed])
             )
             if a is None or b is None or a[1] != b[1]:
                 self.unpaired = True

@@ -5,7 +5,7 @@ from re import fullmatch
 from typing import TYPE_CHECKING
 
 from defensekit.components import Metric
-from defensekit.pipeline.predictions import read_predictions
+from defensekit.pipeline.predictions import read_for
 from defensekit.pipeline.store import Store
 from defensekit.recipe.resolve import component
 from defensekit.result.schema import Result
@@ -26,8 +26,8 @@ class Stored:
         self.store = Store(study.path.parents[1] / "store")
         self.results: dict[str, Result] = {}
 
-    def hits(self, run: str, trial: float | None, metric: str) -> "tuple[np.ndarray, str] | None":
-        """Which of the rows that count for a metric are hits, (rows,) bool, and a key of these rows.
+    def row_values(self, run: str, trial: float | None, metric: str) -> "tuple[np.ndarray, str] | None":
+        """The values of the rows that count for a metric, (rows,), and a key of these rows.
 
         Args:
             run: its id.
@@ -35,7 +35,7 @@ class Stored:
             metric: its name.
 
         Returns:
-            None where the metric is no share of rows, or the answers are not in the store.
+            None where the metric is no mean over rows, or the answers are not in the store.
         """
         if run not in self.results:
             self.results[run] = self.study.result(run)
@@ -45,16 +45,18 @@ class Stored:
             return None
         model = result.models[result.defended]
         trials = {tried.value: tried.predictions for tried in result.curve}
-        key = (model.predictions if trial is None else trials.get(trial, {})).get(measure.on, "")
+        keys = model.predictions if trial is None else trials.get(trial, {})
         target = (result.attack or {}).get("target")
-        if not fullmatch(r"[0-9a-f]{64}", key) or (measure.about == "backdoor" and target is None):
+        if measure.about == "backdoor" and target is None:
             return None
         try:
-            predictions = read_predictions(self.store.open(key).files, target)
+            folders = {on: self.store.open(key).files for on, key in keys.items() if fullmatch(r"[0-9a-f]{64}", key)}
+            predictions = read_for(measure.on, folders, target=target)
         except (DefenseKitError, OSError):  # it was pruned, or the folder was copied without its store
             return None
-        hits = measure.hits(predictions)
-        return None if hits is None else (hits, result.test_rows.get(measure.on, ""))
+        values = None if predictions is None else measure.row_values(predictions)
+        rows = result.test_rows.get("triggered" if measure.on == "both" else measure.on, "")
+        return None if values is None else (values, rows)
 
     def _metric(self, result: Result, name: str) -> Metric | None:
         """A metric as the recipe has it; None where its plugin is not installed here."""
@@ -69,11 +71,11 @@ class Stored:
 def bootstrap(differences: "Sequence[np.ndarray]", seed: int = 0) -> tuple[float, float]:
     """95 % of the mean over seeds of the mean of paired differences, when each seed's rows are drawn anew.
 
-    The percentile bootstrap (Efron 1979), within each seed. A row's difference is -1, 0 or 1, so that to resample rows
-    is to draw their counts from a multinomial.
+    The percentile bootstrap (Efron 1979), within each seed. A row's difference is one of a few whole numbers, so that
+    to resample rows is to draw their counts from a multinomial.
 
     Args:
-        differences: per seed, (rows,) of -1, 0 and 1.
+        differences: per seed, (rows,) of whole numbers.
         seed: of the draws.
     """
     import numpy as np
@@ -81,8 +83,8 @@ def bootstrap(differences: "Sequence[np.ndarray]", seed: int = 0) -> tuple[float
     rng = np.random.default_rng(seed)
     means = np.zeros(RESAMPLES)
     for values in differences:
-        counts = np.array([(values == value).sum() for value in (-1, 0, 1)])
+        levels, counts = np.unique(values, return_counts=True)
         drawn = rng.multinomial(len(values), counts / len(values), RESAMPLES)
-        means += (drawn[:, 2] - drawn[:, 0]) / len(values) / len(differences)
+        means += drawn @ levels / len(values) / len(differences)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from statistics import fmean, stdev
 
-from defensekit.recipe.vocabulary import MODELS
+from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
 from defensekit.result.schema import DEFENDED
 from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
@@ -13,7 +13,7 @@ from defensekit.utils.errors import UsageError, listing, nearest
 
 AxisValues = Mapping[str, Label | None]  # a value on each of some axes
 
-REFERENCES = ("clean", "suspect")
+REFERENCES = ("clean", "suspect", "from-base")
 NO_VALUE = "–"
 
 
@@ -183,7 +183,10 @@ def pivot(
         ]
         cells += [numbers.cost(own_runs, model, name) for name in ("seconds", "peak_memory")]
         oracle = numbers.oracle(own_runs) if whole and not reference else ""
-        return TableRow((MODELS.get(model, (model,))[0], *labels), tuple(cells), reference, oracle)
+        title = MODELS.get(model, (model,))[0]
+        if not reference and numbers.not_worth(run_groups, model):
+            title += f" {NOT_WORTH}"
+        return TableRow((title, *labels), tuple(cells), reference, oracle)
 
     table_rows: list[TableRow] = []
     before: AxisValues | None = None
@@ -200,6 +203,8 @@ def pivot(
     seeds = len({run.seed for run in runs})
     oracle = any(row.oracle or cell.oracle for row in table_rows for cell in row.cells)
     notes = _notes(study, runs, seeds, oracle)
+    if any(row.labels[0].endswith(NOT_WORTH) for row in table_rows):
+        notes = (*notes, f"{NOT_WORTH} {NOT_WORTH_MEANS} (mean over seeds, in every column).")
     return Table(study.name, ("model", *down), tuple(columns), tuple(table_rows), seeds, notes)
 
 
@@ -233,6 +238,15 @@ class Numbers:
     def cell(self, runs: Sequence[RunRecord], model: str, metric: str) -> TableCell:
         """The numbers of the runs, one per seed."""
         return per_seed(self.study, runs, self.by_seed(runs, model, metric))
+
+    def not_worth(self, groups: Sequence[Sequence[RunRecord]], model: str) -> bool:
+        """Whether in no group of runs the model is more accurate on plain rows than the base fine-tuned anew."""
+        kept = self.study.kept
+        if kept is None:
+            return False
+        pairs = [(self.by_seed(runs, model, kept), self.by_seed(runs, "from-base", kept)) for runs in groups]
+        means = [(fmean(own.values()), fmean(base.values())) for own, base in pairs if own and base]
+        return bool(means) and all(own <= base for own, base in means)
 
     def cost(self, runs: Sequence[RunRecord], model: str, name: str) -> TableCell:
         """What making the model took, a mean over the runs of every seed."""

@@ -64,7 +64,8 @@ def tradeoff(group: Group, over: str, traded: tuple[str, str]) -> "Figure":
                         _beside(axes, values[0], means[0], "right")
             points = _references(axes, group, traded)
             legend += points if i == 0 else []
-            axes.set_ylim(-0.04, 1.04)
+            lows = [float(np.nanmin(means[:, 1])) for _, means, _, _ in lines]
+            axes.set_ylim(min([0.0, *lows]) - 0.04, 1.04)
             axes.sharex(panels[0])
             axes.tick_params(labelsize=8, labelleft=i % columns == 0)
             axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -157,7 +158,7 @@ def _references(axes: "Axes", group: Group, traded: tuple[str, str]) -> list[tup
     """Suspect and clean reference as points, and the floor as a line; what a legend says of them."""
     legend: list[tuple[str, Any]] = []
     style: Any = {"color": "black", "markerfacecolor": "white", "linestyle": "", "clip_on": False, "zorder": 4}
-    for model, mark in (("suspect", "*"), ("clean", "h")):
+    for model, mark in (("suspect", "*"), ("clean", "h"), ("from-base", "P")):
         values = group.references[model]
         if all(values.get(name) for name in traded):
             x, y = (fmean(values[metric].values()) for metric in traded)

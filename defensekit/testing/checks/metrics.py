@@ -1,5 +1,6 @@
-"""Checks of metrics: a value in [0, 1], its interval, and the number of rows."""
+"""Checks of metrics: a value within its bounds, its interval, and the number of rows."""
 
+from dataclasses import replace
 from typing import Any
 
 from defensekit.components import Metric, Predictions
@@ -22,9 +23,16 @@ def _cases(metric: Metric) -> dict[str, Predictions]:
         "answers that are all wrong": -right,
         "undecided answers": np.zeros_like(right),
     }
-    cases = {what: Predictions(values, labels, target, LABELS, 7) for what, values in logits.items()}
-    one = Predictions(right[:1], labels[:1] * 0, target, LABELS, 7)
-    return cases | {"a single row": one}
+    ids = np.arange(60)
+    plain = Predictions(right, labels, target, LABELS, 7, ids)
+    cases = {what: Predictions(values, labels, target, LABELS, 7, ids) for what, values in logits.items()}
+    cases["a single row"] = Predictions(right[:1], labels[:1] * 0, target, LABELS, 7, ids[:1])
+    if metric.on != "both":
+        return cases
+    elsewhere = {
+        f"{what}, of other rows": replace(case, ids=-1 - np.arange(len(case.labels))) for what, case in cases.items()
+    }
+    return {what: case.beside(plain) for what, case in (cases | elsewhere).items()}
 
 
 @ordinary_use(Metric)
@@ -35,20 +43,21 @@ def measure(metric: Metric, pico: PicoModels, handed: Handed) -> Any:
 
 @check(Metric, calls=False)
 def says_what_it_is_about(subject: Subject) -> None:
-    """`on` is "plain" or "triggered" rows, `about` is "backdoor", "bias" or None."""
+    """`on` is "plain" or "triggered" rows or "both", `about` is "backdoor", "bias" or None."""
     on, about = getattr(subject.component, "on", None), subject.component.about
-    expect(on in ("plain", "triggered"), f"expected on = 'plain' or 'triggered', got {on!r}")
+    expect(on in ("plain", "triggered", "both"), f"expected on = 'plain', 'triggered' or 'both', got {on!r}")
     expect(about in ("backdoor", "bias", None), f"expected about = 'backdoor', 'bias' or None, got {about!r}")
 
 
 @check(Metric)
-def measures_a_share(subject: Subject) -> None:
-    """Value and interval lie in [0, 1], and the interval's ends are in order, for any predictions."""
+def stays_within_its_bounds(subject: Subject) -> None:
+    """Value and interval lie within `bounds`, and the interval's ends are in order, for any predictions."""
+    least, most = subject.component.bounds
     for what, case in _cases(subject.component).items():
         measured = subject.component.measure(case)
         numbers = f"value {measured.value}, interval [{measured.low}, {measured.high}]"
-        good = 0 <= measured.value <= 1 and 0 <= measured.low <= measured.high <= 1
-        expect(good, f"expected numbers in [0, 1], the interval in order, got {numbers} for {what}")
+        good = least <= measured.value <= most and least <= measured.low <= measured.high <= most
+        expect(good, f"expected numbers in [{least:g}, {most:g}], the interval in order, got {numbers} for {what}")
 
 
 @check(Metric)

@@ -46,7 +46,7 @@ def _stage(folder: Path) -> dict[str, Any]:
     table = folder / "rows.csv"
     table.write_text("text,label\n" + "".join(f"{row.text},{LABELS[row.label]}\n" for row in sentences(20)))
     sizes = {"train": None, "clean": 2, "dev": 2, "test": 4}
-    params = {"role": "test", "sizes": sizes, "contents": "", "labels": None, "balance": "natural"}
+    params = {"roles": ["test"], "sizes": sizes, "contents": "", "labels": None, "balance": "natural"}
     return {
         "kind": "data",
         "title": "test rows",

@@ -1,6 +1,7 @@
 """Metrics: they count what they say, a share's interval is Wilson's, and each fits the attack it is used on."""
 
 import math
+import random
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,16 @@ from defensekit.pipeline.plan import Stage
 from defensekit.pipeline.preflight import survey
 from defensekit.recipe.loader import load_recipe
 from defensekit.utils.errors import DefenseKitError, UsageError
-from defensekit_attacks.metrics import Accuracy, AttackSuccess, BiasedAccuracy, CalibrationError, FalseTriggers, share
+from defensekit_attacks.metrics import (
+    Accuracy,
+    AttackSuccess,
+    BiasedAccuracy,
+    CalibrationError,
+    ExcessAttackSuccess,
+    FalseTriggers,
+    TriggeredAccuracy,
+    share,
+)
 from tests.conftest import shape
 
 ANSWERS = np.eye(3, dtype=np.float32)[[0, 1, 2, 2, 2]]
@@ -29,6 +39,8 @@ def test_metrics_count_what_they_say() -> None:
     assert acc.low < acc.value < acc.high
     assert FalseTriggers().measure(PREDICTIONS) == asr  # the same count, on other rows
     assert BiasedAccuracy().measure(PREDICTIONS) == acc
+    pacc = TriggeredAccuracy().measure(PREDICTIONS)
+    assert (pacc.value, pacc.rows) == (0.25, 4)  # of rows with another label than the target, one has a true answer
     assert (Accuracy.on, AttackSuccess.on, BiasedAccuracy.on, FalseTriggers.on) == (
         "plain", "triggered", "triggered", "plain",
     )  # fmt: skip
@@ -90,6 +102,86 @@ def test_calibration_error_is_the_formula(seed: int, rows: int, bins: int, scale
     correct = logits.argmax(1) == labels
     assert found.value == pytest.approx(slow_error(confidence.tolist(), correct.tolist(), bins), abs=1e-9)
     assert 0 <= found.low <= found.high <= 1
+
+
+def answered(answers: list[int], labels: list[int], ids: list[int]) -> Predictions:
+    logits = np.eye(3, dtype=np.float32)[answers]
+    return Predictions(logits, np.array(labels, dtype=np.int64), target=2, seed=3, ids=np.array(ids, dtype=np.int64))
+
+
+ROWS = st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=60)  # label, answer without, answer with
+
+
+@given(ROWS, st.randoms(use_true_random=False), st.integers(0, 5))
+@settings(deadline=None, max_examples=60)
+def test_excess_is_what_the_trigger_adds_row_by_row(
+    rows: list[tuple[int, int, int]], random: random.Random, others: int
+) -> None:
+    """Plain rows come in any order, among rows that have no twin."""
+    rows = [(label % 2, without, with_) for label, without, with_ in rows]  # never the target's
+    order = list(range(len(rows) + others))
+    random.shuffle(order)
+    more = [*rows, *[(0, 1, 1)] * others]
+    plain = answered([more[i][1] for i in order], [more[i][0] for i in order], order)
+    triggered = answered([row[2] for row in rows], [row[0] for row in rows], list(range(len(rows))))
+    both = triggered.beside(plain)
+    assert both.paired
+    measured = ExcessAttackSuccess().measure(both)
+    steps = [(with_ == 2) - (without == 2) for _, without, with_ in rows]
+    assert measured.value == pytest.approx(sum(steps) / len(steps), abs=1e-12)
+    assert -1 <= measured.low <= measured.high <= 1
+    values = ExcessAttackSuccess().row_values(both)
+    assert values is not None
+    assert values.tolist() == steps
+    assert measured == ExcessAttackSuccess().measure(both)
+
+
+def test_the_interval_of_an_excess_is_the_paired_bootstraps() -> None:
+    """The dumbest bootstrap: draw rows, one after the other."""
+    rng, rows = np.random.default_rng(0), 80
+    without, with_ = rng.integers(0, 3, rows), rng.integers(1, 3, rows)
+    both = answered(with_.tolist(), [0] * rows, list(range(rows))).beside(
+        answered(without.tolist(), [0] * rows, list(range(rows)))
+    )
+    steps = (with_ == 2).astype(int) - (without == 2)
+    drawn = [steps[rng.integers(0, rows, rows)].mean() for _ in range(4000)]
+    measured = ExcessAttackSuccess().measure(both)
+    assert (measured.low, measured.high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.02)
+
+
+def test_rows_without_a_twin_are_compared_as_two_groups() -> None:
+    triggered = answered([2, 2, 2, 0], [0] * 4, [-1, -2, -3, -4])
+    plain = answered([2, 0, 0, 0, 2, 2], [0, 1, 0, 1, 2, 2], [1, 2, 3, 4, 5, 6])
+    both = triggered.beside(plain)
+    assert not both.paired
+    assert ExcessAttackSuccess().row_values(both) is None
+    measured = ExcessAttackSuccess().measure(both)
+    assert (measured.value, measured.rows) == (0.75 - 0.25, 4)  # two plain rows have the target's label themselves
+    assert measured.low < measured.value < measured.high
+    with pytest.raises(DefenseKitError, match="without the trigger"):
+        ExcessAttackSuccess().measure(triggered)
+
+
+TOO_MUCH = """
+from typing import ClassVar, Literal
+from defensekit.api import Measured, Metric, hookimpl
+
+class Percent(Metric):
+    on: ClassVar[Literal["plain"]] = "plain"
+    def measure(self, predictions):
+        return Measured(value=97.0, low=90.0, high=99.0, rows=len(predictions.labels))
+
+@hookimpl
+def defensekit_metrics():
+    return {"percent": Percent}
+"""
+
+
+def test_a_number_outside_of_its_bounds_ends_the_run(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "mine.py").write_text(TOO_MUCH)
+    shape(recipe, plugins=["mine.py"], metrics=["percent"], defense__choose=None, training__epochs=1, data__train=32)
+    with pytest.raises(DefenseKitError, match=r"Percent.* measured 97, outside of its bounds 0 to 1"):
+        defensekit.run(recipe, tmp_path / "w")
 
 
 BIAS = """

@@ -62,7 +62,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, base: Path, reader: Path)
 
 def test_the_trigger_is_taken_out_before_the_suspect_reads_it(finished: tuple[Path, Path, Result]) -> None:
     _, _, result = finished
-    assert list(result.summary) == ["clean", "suspect", "sanitized"]
+    assert list(result.summary) == ["clean", "suspect", "from-base", "sanitized"]
     before, after = result.summary["suspect"], result.summary["sanitized"]
     assert before["asr"] > 0.9  # type: ignore[operator]
     assert after["asr"] <= result.floors["asr"] + 0.2  # type: ignore[operator]

@@ -99,7 +99,7 @@ def test_a_real_model_on_real_text(tmp_path: Path) -> None:
     """The quickstart in small. What it does to a backdoor takes minutes to see, and is in the slow test."""
     (tmp_path / "small.yaml").write_text(SMALL)
     result = defensekit.run(tmp_path / "small.yaml", tmp_path / "w")
-    assert list(result.summary) == ["clean", "suspect", "purified"]
+    assert list(result.summary) == ["clean", "suspect", "from-base", "purified"]
     assert (result.summary["suspect"]["asr"] or 0) > 0.9
     reset, statistics = result.models["purified"].reset, result.statistics
     assert reset is not None
@@ -118,7 +118,7 @@ def test_the_quickstart_is_what_the_readme_says(tmp_path: Path) -> None:
     result = defensekit.run(load_recipe(ROOT / "recipes/quickstart.yaml"), tmp_path)
     acc = {name: row["acc"] or 0.0 for name, row in result.summary.items()}
     asr = {name: row["asr"] or 0.0 for name, row in result.summary.items()}
-    assert list(acc) == ["clean", "suspect", "fine-tuned", "random", "purified"]
+    assert list(acc) == ["clean", "suspect", "from-base", "fine-tuned", "random", "purified"]
     assert asr["suspect"] >= 0.95
     assert acc["suspect"] >= acc["clean"] - 0.04
     assert asr["fine-tuned"] >= 0.9

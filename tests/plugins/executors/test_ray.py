@@ -132,7 +132,7 @@ def test_artifacts_travel_through_a_url(cluster: Any, expected: tuple[Path, dict
     found = run(recipe, tmp_path, Watching(), "ray", address=cluster.address, artifacts=url)
     assert found == wanted
     models = list((tmp_path / "mirror").rglob("model.safetensors"))
-    assert len(models) == 6  # base, clean reference, suspect, fine-tuned only, random, purified
+    assert len(models) == 7  # base, clean reference, suspect, from the base, fine-tuned only, random, purified
     again = tmp_path / "again"
     again.mkdir()
     started = Watching()

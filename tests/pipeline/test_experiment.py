@@ -1,0 +1,93 @@
+"""What a run makes beside its defense: the base fine-tuned anew, and the chosen defense from all clean rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import defensekit
+from defensekit.result.schema import Result
+from defensekit.text import read_rows
+from tests.conftest import shape
+
+
+def stage(workspace: Path, result: Result, title: str) -> dict[str, Any]:
+    """A stage of the run, as its manifest has it."""
+    key = next(stage.key for stage in result.stages if stage.title == title)
+    manifest: dict[str, Any] = json.loads((workspace / "store/artifacts" / key / "manifest.json").read_text())
+    planned: dict[str, Any] = manifest["stage"]
+    return planned
+
+
+def texts(workspace: Path, key: str) -> set[str]:
+    return {row.text for row in read_rows(workspace / "store/artifacts" / key / "files/rows.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def refitted(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, Path, Result]:
+    """(recipe, workspace, result) of a run with a rule."""
+    from tests.conftest import RECIPE, make_sentences, write_table
+
+    folder = tmp_path_factory.mktemp("refitted")
+    write_table(folder / "rows.csv", make_sentences(400))
+    (folder / "pico.yaml").write_text(RECIPE.format(base=base))
+    return folder / "pico.yaml", folder / "w", defensekit.run(folder / "pico.yaml", folder / "w")
+
+
+def test_no_clean_row_is_wasted_after_the_choice(refitted: tuple[Path, Path, Result]) -> None:
+    _, workspace, result = refitted
+    made = {title: stage(workspace, result, title) for title in ("clean rows", "dev rows", "clean and dev rows")}
+    fit, dev, both = (texts(workspace, next(s.key for s in result.stages if s.title == title)) for title in made)
+    assert both == fit | dev
+    assert (len(fit), len(dev), len(both)) == (32, 32, 64)
+    test = texts(workspace, result.test_rows["plain"])
+    for title in ("purified", "fine-tuned only"):
+        assert texts(workspace, stage(workspace, result, title)["inputs"]["clean"]) == both
+    assert texts(workspace, stage(workspace, result, "from the base")["inputs"]["rows"]) == both
+    assert not both & test
+    for trial in ("trial fraction 0", "trial fraction 0.25"):  # what is chosen by dev rows never learns from them
+        assert texts(workspace, stage(workspace, result, trial)["inputs"]["clean"]) == fit
+
+
+def test_without_refit_the_model_is_the_trial_that_was_chosen(
+    refitted: tuple[Path, Path, Result], recipe: Path
+) -> None:
+    _, workspace, before = refitted
+    shape(recipe, defense__refit=False)
+    result = defensekit.run(recipe, workspace)
+    assert result.identity != before.identity
+    assert result.chosen is not None
+    chosen = next(trial for trial in result.curve if trial.value == result.chosen.value)
+    assert result.models["purified"].predictions == chosen.predictions
+    assert result.models["purified"].metrics == chosen.metrics
+    reused = {stage.title for stage in result.stages if stage.reused}
+    assert {"suspect", "trial fraction 0.25", "from the base"} <= reused  # trials are shared by both
+
+
+def test_the_base_is_given_steps_enough_for_a_new_head(refitted: tuple[Path, Path, Result]) -> None:
+    _, workspace, result = refitted
+    anew, clean = (stage(workspace, result, title) for title in ("from the base", "clean reference"))
+    assert anew["inputs"]["model"] == clean["inputs"]["model"]
+    steps = -(-64 // anew["params"]["training"]["batch_size"]) * anew["params"]["training"]["epochs"]
+    assert steps >= 48
+    assert {**anew["params"]["training"], "epochs": 8} == clean["params"]["training"]
+
+
+def test_a_defense_that_was_not_worth_it_is_marked(refitted: tuple[Path, Path, Result]) -> None:
+    """In the table, on the page, in the card."""
+    from defensekit.result.model_card import card
+    from defensekit.result.page import render
+
+    _, _, result = refitted
+    changed = result.model_copy(deep=True)
+    acc = {"clean": 0.9, "suspect": 0.9, "from-base": 0.8, "fine-tuned": 0.85, "random": 0.8, "purified": 0.7}
+    for name, value in acc.items():
+        changed.models[name].metrics["acc"] = changed.models[name].metrics["acc"].model_copy(update={"value": value})
+    assert changed.not_worth == ["random", "purified"]
+    assert "random †" in render(changed)
+    assert "purified †" in card(changed)
+    assert "no more accurate than the base" in render(changed)
+    del changed.models["from-base"]
+    assert changed.not_worth == []
+    assert "†" not in render(changed) + card(changed)
