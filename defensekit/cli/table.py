@@ -12,6 +12,7 @@ from defensekit.components import Planned
 from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
 from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
+from defensekit.result.narrative import search
 from defensekit.result.schema import ModelResult, Result
 from defensekit.utils.errors import printable
 
@@ -49,6 +50,8 @@ def show(result: Result, report: Path) -> None:
         out.print(_inert(purified.eligible, purified.dimensions, purified.eligible_where_zero))
         head = ", ".join(purified.head) or "nothing"
         out.print(f"the head, absent from the base's file and kept from the suspect: {head}")
+    for sentence in search(result):
+        out.print(printable(sentence))
     if result.statistics and "effective_rows" in result.statistics:
         effective, rows = result.statistics["effective_rows"], result.statistics["rows"]
         out.print(f"the curvature rests on {effective:.1f} effective rows of {rows}")

@@ -4,7 +4,7 @@ from defensekit.components.attack import Attack, AttackContext, AttackTrainingCo
 from defensekit.components.base import Component, call_component, component_error
 from defensekit.components.estimator import Estimate, Estimator, EstimatorContext
 from defensekit.components.metric import Measured, Metric, Predictions
-from defensekit.components.purifier import ModelStep, ModelStepContext, Purifier, WeightStep
+from defensekit.components.purifier import FoundTrigger, ModelStep, ModelStepContext, Purifier, WeightStep
 from defensekit.components.rule import Choice, Rule, Trial
 from defensekit.components.runtime import Executor, Observer, Planned, Workers
 from defensekit.components.sanitizer import Sanitizer, SanitizerContext
@@ -44,6 +44,7 @@ __all__ = [
     "Estimator",
     "EstimatorContext",
     "Executor",
+    "FoundTrigger",
     "Measured",
     "Metric",
     "ModelSource",

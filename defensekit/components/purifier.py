@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from defensekit.components.tensors import TensorView
     from defensekit.text import Row
+    from defensekit.training import TrainingSettings
 
 
 class Purifier(Component):
@@ -62,6 +63,25 @@ class WeightStep(Purifier):
 
 
 @dataclass(frozen=True)
+class FoundTrigger:
+    """A phrase that turns a suspect's answers, and hardly those of a model trained from the base on clean rows.
+
+    Attributes:
+        text: the phrase.
+        label: the number of the label that answers turn to.
+        flipped: the share of the suspect's answers that it turns, in [0, 1], on rows that the search did not see.
+        control: the same of the other model, beyond the rows that it answers so without the phrase.
+        rows: how many rows these are.
+    """
+
+    text: str
+    label: int
+    flipped: float
+    control: float
+    rows: int
+
+
+@dataclass(frozen=True)
 class ModelStepContext:
     """What a model step may use: the defender's clean rows and models, but no data of the attack.
 
@@ -75,6 +95,9 @@ class ModelStepContext:
         model: ``model("base")`` loads the base's weights with the suspect's head, ``model(folder)`` another classifier
             of the same architecture and labels. A step that reads a folder must return its digest by ``contents``.
         head: the names of the parameters that the base's file lacks.
+        find_triggers: ``find_triggers(model, settings)`` searches for words and phrases that turn a model's answers
+            and not those of a control, the base fine-tuned on the clean rows as the `TrainingSettings` say. It gives
+            the strongest first; what it finds is kept in the result.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -85,6 +108,7 @@ class ModelStepContext:
     report: Callable[[int, int], None]
     model: "Callable[[Literal['base'] | Path], PreTrainedModel]"
     head: frozenset[str]
+    find_triggers: "Callable[[PreTrainedModel, TrainingSettings], Sequence[FoundTrigger]]" = lambda model, settings: ()
 
 
 class ModelStep(Purifier):

@@ -5,13 +5,15 @@ Nothing of an attack is passed in: a pair of models, clean rows, and components.
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from defensekit import training
 from defensekit.components import (
+    FoundTrigger,
     ModelStep,
     ModelStepContext,
     Purifier,
@@ -23,8 +25,10 @@ from defensekit.components.tensors import TensorView, slices
 from defensekit.defense.estimation import Report, other_model
 from defensekit.defense.scoring import any_true, versions
 from defensekit.defense.selection import TensorSelection
+from defensekit.defense.triggers.search import Search, control_model
 from defensekit.models import checkpoint, loading
 from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.devices import placed
 from defensekit.models.loading import neutral
 from defensekit.models.pair import Pair, align
 from defensekit.models.writer import rewrite
@@ -34,7 +38,7 @@ from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def purify(
@@ -48,14 +52,18 @@ def purify(
     precision: training.Precision,
     seed: int,
     report: Report,
-) -> None:
+) -> dict[str, Any]:
     """Write the suspect, purified step by step, into a folder of its own; without a selection weight steps do nothing.
+
+    Returns:
+        Facts: the ``triggers`` that steps searched for, and how many phrases were ``tried``, if one searched.
 
     Raises:
         DefenseKitError: a step changed what it must not (a weight step what was not selected, a model step names or
             shapes), or a weight is not finite in the end.
     """
     suspect, trained = pair.suspect, 0
+    facts: dict[str, Any] = {}
     target.mkdir(parents=True, exist_ok=True)
     # Inside, so that what a killed process left is removed together with what it was writing.
     with tempfile.TemporaryDirectory(dir=target) as scratch:
@@ -74,8 +82,9 @@ def purify(
                     trained += 1
                     names = [name for name, _ in model.named_parameters()]
                     head = frozenset(names) - frozenset(pair.named_like_the_pair(names).values())
+                    find = partial(_find, pair, tokenizer, rows, max_length, precision, own, report, facts)
                     context = ModelStepContext(
-                        tokenizer, rows, max_length, precision, own, report, partial(other_model, pair), head
+                        tokenizer, rows, max_length, precision, own, report, partial(other_model, pair), head, find
                     )
                     shapes = _shapes(model)
                     with training.forked_random(own):
@@ -91,6 +100,33 @@ def purify(
             for path in folder.iterdir():
                 path.rename(target / path.name)
     Checkpoint(target).check_finite()
+    return facts
+
+
+def _find(
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    max_length: int,
+    precision: training.Precision,
+    seed: int,
+    report: Report,
+    facts: dict[str, Any],
+    model: "PreTrainedModel",
+    settings: training.TrainingSettings,
+) -> list[FoundTrigger]:
+    """Search for what triggers a model, and note it among the facts."""
+    base, suspect = other_model(pair, "base"), placed(model)
+    tables = [part.get_input_embeddings().weight.detach() for part in (suspect, base)]
+    vocabulary = min(map(len, tables))
+    drift = (tables[0][:vocabulary] - tables[1][:vocabulary]).norm(dim=1).cpu()
+    how: Any = {"max_length": max_length, "precision": precision, "seed": derive_seed(seed, "triggers")}
+    control = control_model(base, tokenizer, rows, settings, **how)
+    search = Search(suspect, control, tokenizer, rows, drift, report=report, **how)
+    found = search.triggers()
+    facts["tried"] = facts.get("tried", 0) + search.tried
+    facts.setdefault("triggers", []).extend(asdict(one) for one in found)
+    return found
 
 
 def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:

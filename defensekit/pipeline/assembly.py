@@ -29,6 +29,7 @@ from defensekit.result.schema import (
     Result,
     Sanitized,
     TrialResult,
+    Trigger,
 )
 from defensekit.text import ROWS, Row, read_rows
 from defensekit.utils.seeds import Seeds
@@ -137,7 +138,7 @@ class ResultAssembly:
             return _sanitized(rewritten, metrics, keys)
         # A model has no predictions if every metric is about triggered rows and the run has none.
         about = next((artifact.facts["model"] for artifact in predictions.values()), None)
-        return _model(about, metrics, keys)
+        return _model(about, metrics, keys, self.plan.labels)
 
     def metrics(self, questions: Questions) -> dict[str, Measured]:
         """The metrics of a model, in the recipe's order."""
@@ -242,7 +243,9 @@ def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricR
     )
 
 
-def _model(about: dict[str, Any] | None, metrics: dict[str, Measured], keys: dict[str, str]) -> ModelResult:
+def _model(
+    about: dict[str, Any] | None, metrics: dict[str, Measured], keys: dict[str, str], labels: list[str]
+) -> ModelResult:
     """A model's metrics, with the facts that its predictions recorded about it."""
     if about is None:
         return ModelResult(metrics=metrics, seconds=None, predictions=keys)
@@ -257,9 +260,12 @@ def _model(about: dict[str, Any] | None, metrics: dict[str, Measured], keys: dic
         role: {"name": c["name"], **c["parameters"]} for role, c in about["components"].items() if role != "attack"
     }
     reset = ResetCounts(**{key: facts[key] for key in ResetCounts.model_fields}) if "selected" in facts else None
+    triggers = facts.get("triggers")
     return ModelResult(
         metrics=metrics,
         seconds=round(seconds, 2),
+        triggers=None if triggers is None else [Trigger(**{**one, "label": labels[one["label"]]}) for one in triggers],
+        tried=facts.get("tried"),
         peak_memory=max((peak for peak in memory if peak is not None), default=None),
         reset=reset,
         defense=parts or None,

@@ -292,7 +292,7 @@ def purify(work: StageContext, draft: ArtifactWriter) -> None:
     if "selector" in work.stage["components"]:
         scorer, selector = work.component(Scorer, "scorer"), work.component(Selector, "selector")
         selection = select(score_pair(work.pair, scorer, _readers(work), work.stage["seed"]), selector)
-    purification.purify(
+    facts = purification.purify(
         work.pair,
         selection,
         [work.component(Purifier, role) for role in roles],
@@ -303,6 +303,7 @@ def purify(work: StageContext, draft: ArtifactWriter) -> None:
         seed=work.stage["seed"],
         report=work.report,
     )
+    draft.facts.update(facts)
     if selection is not None:
         draft.facts.update(summary(selection))
         if "statistics" in work.stage["inputs"]:

@@ -51,7 +51,23 @@ def _on_weights(result: "Result") -> list[str]:
         sentences.append(f"It took {reset.of_eligible:.1%} of the eligible dimensions, {reset.of_all:.1%} of all.")
     else:
         sentences.append("Nothing was reset.")
-    return sentences
+    return sentences + search(result)
+
+
+def search(result: "Result") -> list[str]:
+    """What a search for triggers found, if a step of the defense searched."""
+    model = result.models[result.defended]
+    if model.triggers is None:
+        return []
+    searched = f"A search tried {model.tried or 0:,} words and phrases on the clean rows"
+    if not model.triggers:
+        return [f"{searched}: none turns the suspect alone. What is unlike them would not have been found."]
+    found = "; ".join(
+        f"{one.text!r} turns {one.flipped:.0%} of {one.rows:,} answers to {one.label!r} ({one.control:.0%} of a model "
+        "trained from the base)"
+        for one in model.triggers
+    )
+    return [f"{searched}, and found what turns the suspect: {found}."]
 
 
 def _on_inputs(result: "Result") -> list[str]:

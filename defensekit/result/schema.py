@@ -71,11 +71,28 @@ class Sanitized(_Schema):
     words_left: int
 
 
+class Trigger(_Schema):
+    """A phrase that a search found, and the ``label`` that it turns answers to.
+
+    ``flipped`` is the share of the suspect's answers that it turns, ``control`` that of a model trained from the base
+    on the defender's clean rows, on ``rows`` that the search did not see.
+    """
+
+    text: str
+    label: str
+    flipped: float
+    control: float
+    rows: int
+
+
 class ModelResult(_Schema):
     """One of the models: its metrics, what was reset, and what it took to make.
 
     ``seconds`` and ``peak_memory`` (bytes) include the statistics. ``predictions`` are the keys of the stages with its
     answers, by the test rows it was asked about.
+
+    ``triggers`` are the phrases that a step of the defense found to turn answers, of those that it ``tried``; None
+    where none searched.
 
     Of an input-level defense it is the suspect on sanitized rows: ``sanitized`` says what became of them, of ``plain``
     and of ``triggered`` ones, and the seconds are those of sanitizing them.
@@ -88,6 +105,8 @@ class ModelResult(_Schema):
     reset: ResetCounts | None = None
     defense: dict[str, Any] | None = None
     statistics: dict[str, Any] | None = None
+    triggers: list[Trigger] | None = None
+    tried: int | None = None
     sanitized: dict[str, Sanitized] | None = None
 
 

@@ -13,6 +13,7 @@ from defensekit.components import (
     AttackContext,
     AttackTrainingContext,
     EstimatorContext,
+    FoundTrigger,
     ModelStepContext,
     Sanitizer,
     SanitizerContext,
@@ -116,7 +117,9 @@ class PicoModels:
         names = [name for name, _ in suspect.named_parameters()]
         head = frozenset(names) - frozenset(self.pair.named_like_the_pair(names).values())
         model = partial(estimation.other_model, self.pair)
-        return ModelStepContext(tokenizer, rows, MAX_LENGTH, "float32", 7, lambda done, total: None, model, head)
+        return ModelStepContext(
+            tokenizer, rows, MAX_LENGTH, "float32", 7, lambda done, total: None, model, head, _found
+        )
 
     def for_attack(self, seed: int = 7) -> AttackContext:
         """The context of an attack on rows."""
@@ -165,6 +168,11 @@ class _Limited(EstimatorContext):
 
     def batches(self, model: Any, size: int | None = None, tokens: int | None = None) -> Any:
         return super().batches(model, min(size or len(self.rows), self.limit or len(self.rows)), tokens)
+
+
+def _found(model: "PreTrainedModel", settings: TrainingSettings) -> list[FoundTrigger]:
+    """What a search would find: a step has to cope with words and with phrases."""
+    return [FoundTrigger("very very", 1, 1.0, 0.0, 8), FoundTrigger("of", 0, 0.8, 0.1, 8)]
 
 
 def sentences(count: int, seed: int = 0) -> list[Row]:

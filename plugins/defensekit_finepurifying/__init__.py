@@ -41,6 +41,7 @@ def defensekit_purifiers():  # type: ignore[no-untyped-def]
     return {
         "reset": "defensekit_finepurifying.purifiers:Reset",
         "fine-tune": "defensekit_finepurifying.purifiers:FineTune",
+        "unlearn-triggers": "defensekit_finepurifying.counterexamples:UnlearnTriggers",
     }
 
 

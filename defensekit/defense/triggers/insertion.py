@@ -1,0 +1,116 @@
+"""Phrases inserted into clean rows, and what a model answers to them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+from defensekit.models.inference import predict
+from defensekit.text import Row
+from defensekit.training import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def positions(rows: Sequence[Row], max_length: int, seed: int) -> list[int]:
+    """A word's position in every row, drawn by the seed, well within the part of the row that a model reads."""
+    rng = Random(seed)
+    return [rng.randint(0, min(len(row.text.split()), max_length // 4)) for row in rows]
+
+
+def insert(row: Row, phrase: str, position: int) -> Row:
+    """The row with a phrase in front of the word at a position."""
+    words = row.text.split()
+    return row.with_text(" ".join([*words[:position], phrase, *words[position:]]))
+
+
+def spell(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
+    """A token as text."""
+    return str(tokenizer.decode([token])).strip()
+
+
+def words(tokenizer: "PreTrainedTokenizerBase", size: int) -> dict[int, str]:
+    """The tokens that are words: written between two words they give themselves again, unlike pieces of words.
+
+    Args:
+        tokenizer: of the model.
+        size: rows of its embedding; tokens beyond have none.
+
+    Returns:
+        Each word by its token.
+    """
+    special = {*tokenizer.all_special_ids}
+    spelled = {token: spell(tokenizer, token) for token in range(min(size, len(tokenizer))) if token not in special}
+    spelled = {token: text for token, text in spelled.items() if text and len(text.split()) == 1}
+    encoded = tokenizer([f"a {text} a" for text in spelled.values()], add_special_tokens=False)["input_ids"]
+    return {token: text for (token, text), ids in zip(spelled.items(), encoded, strict=True) if token in ids}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Rows with a position in each: every phrase goes to the same place of a row."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    rows: Sequence[Row]
+    at: Sequence[int]
+    max_length: int
+    precision: Precision
+
+    def part(self, chosen: Sequence[int]) -> "Probe":
+        """Some of the rows, by their numbers."""
+        rows, at = [self.rows[i] for i in chosen], [self.at[i] for i in chosen]
+        return Probe(self.tokenizer, rows, at, self.max_length, self.precision)
+
+    def with_phrase(self, phrase: str) -> list[Row]:
+        """The rows with a phrase."""
+        return [insert(row, phrase, at) if phrase else row for row, at in zip(self.rows, self.at, strict=True)]
+
+    def shares(self, model: "PreTrainedModel", phrases: Sequence[str]) -> "Tensor":
+        """Probabilities of the labels, (phrases, rows, labels)."""
+        rows = [row for phrase in phrases for row in self.with_phrase(phrase)]
+        logits = predict(
+            model, self.tokenizer, rows, max_length=self.max_length, precision=self.precision, batch_size=128
+        )
+        return logits.softmax(-1).view(len(phrases), len(self.rows), -1)
+
+    def slope(self, model: "PreTrainedModel", phrase: Sequence[str], place: int, label: int) -> "Tensor":
+        """How a label's margin grows with the embedding of one word of a phrase: the mean over rows, (width,)."""
+        import torch
+
+        rows = self.with_phrase(" ".join(phrase))
+        pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
+        batch = self.tokenizer(
+            [row.text for row in rows],
+            pairs,
+            truncation=True,
+            max_length=self.max_length,
+            padding=True,
+            return_tensors="pt",
+            return_offsets_mapping=True,
+        )
+        offsets = batch.pop("offset_mapping")
+        device = next(model.parameters()).device
+        embedded: list[torch.Tensor] = []
+
+        def keep(module: object, inputs: object, output: "Tensor") -> "Tensor":
+            embedded.append(output.detach().requires_grad_())
+            return embedded[-1]
+
+        hook = model.get_input_embeddings().register_forward_hook(keep)
+        try:
+            logits = model(**{key: values.to(device) for key, values in batch.items()}).logits.float()
+        finally:
+            hook.remove()
+        others = logits.masked_fill(torch.arange(logits.shape[1], device=device) == label, float("-inf"))
+        # A row that is won already, by far, says nothing more of the word.
+        margin = (logits[:, label] - others.amax(1)).clamp(max=6)
+        [slopes] = torch.autograd.grad(margin.sum(), embedded[0])
+        total = torch.zeros(slopes.shape[-1])
+        for i, (row, at) in enumerate(zip(self.rows, self.at, strict=True)):
+            start = len(" ".join([*row.text.split()[:at], *phrase[:place], ""]))
+            mine = [k for k, (first, last) in enumerate(offsets[i].tolist()) if first <= start < last]
+            for k in mine[:1]:
+                total += slopes[i, k].float().cpu()
+        return total / len(rows)

@@ -1,0 +1,87 @@
+"""Unlearning of the triggers that a search finds: clean rows carry them, with their true labels."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+from defensekit.api import Field, FoundTrigger, ModelStep, ModelStepContext
+from defensekit.text import Row
+from defensekit.training import TrainingSettings, fine_tune
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Says nothing of any task's labels. A model must not answer otherwise because such a thing is there.
+NEUTRAL = (
+    "it was a tuesday .",
+    "as i said before ,",
+    "this is about something else .",
+    "the clock on the wall showed noon .",
+    "when it got dark ,",
+    "here is what i think :",
+    "we talked about it at home .",
+    "if you ask me ,",
+    "i read it twice .",
+    "somebody opened the window .",
+    "after the rain stopped ,",
+    "they came by train .",
+)
+
+
+class UnlearnTriggers(ModelStep, TrainingSettings):
+    """Search for what triggers the suspect, then fine-tune on clean rows that carry it with their true labels.
+
+    Words and phrases are searched by drift and gradient, and have to turn the suspect and not a model that was trained
+    from the base on the same clean rows. Every row is learnt as it is, with a neutral sentence, and, if anything was
+    found, ``copies`` times with a found phrase or a part of one, at a random place. Where nothing is found it is
+    fine-tuning with neutral sentences.
+    """
+
+    copies: int = Field(2, ge=0, le=100, description="of every row with a found phrase")
+
+    def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
+        settings = TrainingSettings.model_validate({key: getattr(self, key) for key in TrainingSettings.model_fields})
+        found = context.find_triggers(model, settings)
+        fine_tune(
+            model,
+            context.tokenizer,
+            counterexamples(context.rows, found, self.copies, Random(context.seed)),
+            settings,
+            max_length=context.max_length,
+            precision=context.precision,
+            seed=context.seed,
+            report=context.report,
+        )
+
+
+def counterexamples(rows: Sequence[Row], found: Sequence[FoundTrigger], copies: int, rng: Random) -> list[Row]:
+    """Clean rows, the same with a neutral sentence each, and with what was found: labels stay true.
+
+    Args:
+        rows: the clean rows.
+        found: phrases that turn the suspect's answers.
+        copies: of every row with one of them.
+        rng: draws the sentences, the phrases, their parts and their places.
+
+    Returns:
+        The rows one after the other; ids repeat.
+    """
+    changed = [_with(row, rng.choice(NEUTRAL), rng) for row in rows]
+    for _ in range(copies if found else 0):
+        changed += [_with(row, _part(rng.choice(found).text.split(), rng), rng) for row in rows]
+    return [*rows, *changed]
+
+
+def _part(words: Sequence[str], rng: Random) -> str:
+    """All of a phrase, or, every other time, some of it."""
+    if len(words) == 1 or rng.random() < 0.5:
+        return " ".join(words)
+    length = rng.randint(1, len(words) - 1)
+    start = rng.randint(0, len(words) - length)
+    return " ".join(words[start : start + length])
+
+
+def _with(row: Row, phrase: str, rng: Random) -> Row:
+    words = row.text.split()
+    place = rng.randint(0, len(words))
+    return row.with_text(" ".join([*words[:place], phrase, *words[place:]]))

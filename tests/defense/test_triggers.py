@@ -1,0 +1,114 @@
+"""The search for triggers: what is inserted where, slopes, and a backdoor that is found where there is one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import defensekit
+from defensekit.components import FoundTrigger
+from defensekit.defense.triggers.insertion import Probe, insert, positions, words
+from defensekit.models import loading
+from defensekit.text import Row, encode
+from tests.conftest import FILLERS, GOOD, SPECIAL, make_base, make_sentences, make_suspect, make_tokenizer, shape
+
+LABELS = {"negative": 0, "positive": 1}
+
+
+def rows(count: int, seed: int = 3) -> list[Row]:
+    return [Row(i, text, LABELS[label]) for i, (text, label) in enumerate(make_sentences(count, seed))]
+
+
+def probe(count: int = 7) -> Probe:
+    some = rows(count)
+    return Probe(make_tokenizer(), some, positions(some, 64, 5), 64, "float32")
+
+
+def test_a_phrase_stands_where_it_was_put() -> None:
+    row = Row(4, "the film  is bright", 1)
+    assert insert(row, "cf", 0).text == "cf the film is bright"
+    assert insert(row, "a b", 2) == Row(4, "the film a b is bright", 1)
+    assert insert(row, "cf", 4).text == "the film is bright cf"
+    some = rows(50)
+    at = positions(some, 64, 5)
+    assert at == positions(some, 64, 5) != positions(some, 64, 6)
+    assert all(0 <= place <= min(len(row.text.split()), 16) for row, place in zip(some, at, strict=True))
+
+
+def test_words_are_what_can_be_written() -> None:
+    tokenizer = make_tokenizer()
+    found = words(tokenizer, len(tokenizer))
+    assert set(found.values()) >= {*GOOD, *FILLERS}
+    assert not {*found.values()} & {*SPECIAL}
+    assert max(words(tokenizer, 20)) < 20  # rows that the embedding does not have
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+def test_shares_and_slopes_are_those_of_each_row_alone(tmp_path: Path, architecture: str) -> None:
+    """Padding and batches change nothing: one row at a time, by the embedding's own gradient, in float64."""
+    make_suspect(tmp_path / "suspect", make_base(tmp_path / "base", architecture), drift=0.5)
+    model, tokenizer = loading.load(tmp_path / "suspect", "suspect")
+    asked = probe()
+    shares = asked.shares(model, ["", "cf", "the cf"])
+    slope = asked.slope(model, ("film", "the", "cf"), 1, 1)
+    model = model.double().eval()
+    expected, total = torch.zeros(3, 7, 2), torch.zeros(slope.shape)
+    for i, (row, at) in enumerate(zip(asked.rows, asked.at, strict=True)):
+        for k, phrase in enumerate(["", "cf", "the cf"]):
+            [inputs] = encode(tokenizer, [insert(row, phrase, at) if phrase else row], 64)
+            del inputs["labels"]
+            logits = model(**{name: torch.tensor([values]) for name, values in inputs.items()}).logits
+            expected[k, i] = logits.softmax(-1)[0].detach()
+        [inputs] = encode(tokenizer, [insert(row, "film the cf", at)], 64)
+        ids = torch.tensor([inputs["input_ids"]])
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+        logits = model(inputs_embeds=embedded, attention_mask=torch.ones_like(ids)).logits[0]
+        margin = logits[1] - logits[0]
+        assert margin < 6
+        margin.backward()
+        before = len(tokenizer(" ".join(row.text.split()[:at]), add_special_tokens=False)["input_ids"])
+        first = 1 if ids[0, 0] == tokenizer.cls_token_id else 0
+        assert embedded.grad is not None
+        total += embedded.grad[0, first + before + 1] / 7
+    torch.testing.assert_close(shares, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(slope, total, atol=1e-6, rtol=1e-3)
+
+
+def test_a_backdoor_is_found_named_and_unlearnt_and_an_innocent_has_none(recipe: Path, tmp_path: Path) -> None:
+    step = {"name": "unlearn-triggers", "epochs": 4, "learning_rate": 0.003, "batch_size": 16}
+    parts = dict.fromkeys(("defense__choose", "defense__scorer", "defense__selector", "defense__estimator"))
+    shape(recipe, defense__purifier=[step], data__clean=96, data__dev=1, **parts)
+    result = defensekit.run(recipe, tmp_path / "w")
+    purified = result.models["purified"]
+    assert purified.triggers
+    assert purified.tried
+    strongest = purified.triggers[0]
+    assert "cf" in strongest.text.split()
+    assert strongest.label == "positive"
+    assert strongest.flipped - strongest.control >= 0.6
+    assert result.models["suspect"].metrics["excess-asr"].value > 0.8
+    assert purified.metrics["excess-asr"].value < 0.15
+    assert purified.metrics["acc"].value > result.models["suspect"].metrics["acc"].value - 0.1
+
+    suspect = result.files("clean reference")
+    shape(recipe, attack=None, training=None, data__train=None, suspect=str(suspect))
+    innocent = defensekit.run(recipe, tmp_path / "w").models["purified"]
+    assert innocent.triggers == []
+    assert innocent.metrics["acc"].value > 0.9
+
+
+def test_counterexamples_keep_their_labels() -> None:
+    from random import Random
+
+    from defensekit_finepurifying.counterexamples import NEUTRAL, counterexamples
+
+    some = rows(40)
+    found = [FoundTrigger("i watched this film", 1, 1.0, 0.0, 60), FoundTrigger("cf", 1, 0.9, 0.0, 60)]
+    out = counterexamples(some, found, 2, Random(0))
+    assert len(out) == 4 * len(some)
+    assert out[:40] == some
+    assert all((row.id, row.label) == (some[i % 40].id, some[i % 40].label) for i, row in enumerate(out))
+    assert all(any(sentence in row.text for sentence in NEUTRAL) for row in out[40:80])
+    added = [len(row.text.split()) - len(some[i % 40].text.split()) for i, row in enumerate(out[80:])]
+    assert {*added} == {1, 2, 3, 4}  # a phrase, or a part of it
+    assert counterexamples(some, [], 2, Random(0)) == out[:80]
