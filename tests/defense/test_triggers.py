@@ -50,28 +50,24 @@ def test_shares_and_slopes_are_those_of_each_row_alone(tmp_path: Path, architect
     model, tokenizer = loading.load(tmp_path / "suspect", "suspect")
     asked = probe()
     shares = asked.shares(model, ["", "cf", "the cf"])
-    slope = asked.slope(model, ("film", "the", "cf"), 1, 1)
+    slope = asked.slope(model, 1)
     model = model.double().eval()
-    expected, total = torch.zeros(3, 7, 2), torch.zeros(slope.shape)
+    expected, gradients = torch.zeros(3, 7, 2), []
     for i, (row, at) in enumerate(zip(asked.rows, asked.at, strict=True)):
         for k, phrase in enumerate(["", "cf", "the cf"]):
             [inputs] = encode(tokenizer, [insert(row, phrase, at) if phrase else row], 64)
             del inputs["labels"]
             logits = model(**{name: torch.tensor([values]) for name, values in inputs.items()}).logits
             expected[k, i] = logits.softmax(-1)[0].detach()
-        [inputs] = encode(tokenizer, [insert(row, "film the cf", at)], 64)
-        ids = torch.tensor([inputs["input_ids"]])
+        ids = torch.tensor([encode(tokenizer, [row], 64)[0]["input_ids"]])
         embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
         logits = model(inputs_embeds=embedded, attention_mask=torch.ones_like(ids)).logits[0]
-        margin = logits[1] - logits[0]
-        assert margin < 6
-        margin.backward()
-        before = len(tokenizer(" ".join(row.text.split()[:at]), add_special_tokens=False)["input_ids"])
-        first = 1 if ids[0, 0] == tokenizer.cls_token_id else 0
+        (logits[1] - logits[0]).backward()
         assert embedded.grad is not None
-        total += embedded.grad[0, first + before + 1] / 7
+        special = {*tokenizer.all_special_ids}
+        gradients += [embedded.grad[0, k] for k, token in enumerate(ids[0].tolist()) if token not in special]
     torch.testing.assert_close(shares, expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(slope, total, atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(slope, torch.stack(gradients).mean(0).float(), atol=1e-6, rtol=1e-3)
 
 
 def test_a_backdoor_is_found_named_and_unlearnt_and_an_innocent_has_none(recipe: Path, tmp_path: Path) -> None:
@@ -83,7 +79,7 @@ def test_a_backdoor_is_found_named_and_unlearnt_and_an_innocent_has_none(recipe:
     assert purified.triggers
     assert purified.tried
     strongest = purified.triggers[0]
-    assert "cf" in strongest.text.split()
+    assert strongest.text == "cf"
     assert strongest.label == "positive"
     assert strongest.flipped - strongest.control >= 0.6
     assert result.models["suspect"].metrics["excess-asr"].value > 0.8

@@ -1,4 +1,4 @@
-"""Phrases inserted into clean rows, and what a model answers to them."""
+"""Words and phrases inserted into clean rows, and what a model answers to them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from defensekit.models.inference import predict
-from defensekit.text import Row
+from defensekit.text import Row, batches, encode
 from defensekit.training import Precision
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ def words(tokenizer: "PreTrainedTokenizerBase", size: int) -> dict[int, str]:
     return {token: text for (token, text), ids in zip(spelled.items(), encoded, strict=True) if token in ids}
 
 
+BATCH = 128  # rows that a model answers at once
+
+
 @dataclass(frozen=True)
 class Probe:
     """Rows with a position in each: every phrase goes to the same place of a row."""
@@ -71,46 +74,42 @@ class Probe:
         """Probabilities of the labels, (phrases, rows, labels)."""
         rows = [row for phrase in phrases for row in self.with_phrase(phrase)]
         logits = predict(
-            model, self.tokenizer, rows, max_length=self.max_length, precision=self.precision, batch_size=128
+            model, self.tokenizer, rows, max_length=self.max_length, precision=self.precision, batch_size=BATCH
         )
         return logits.softmax(-1).view(len(phrases), len(self.rows), -1)
 
-    def slope(self, model: "PreTrainedModel", phrase: Sequence[str], place: int, label: int) -> "Tensor":
-        """How a label's margin grows with the embedding of one word of a phrase: the mean over rows, (width,)."""
+    def slope(self, model: "PreTrainedModel", label: int) -> "Tensor":
+        """How a label's margin grows with the embedding of a word: the mean over all tokens of the rows, (width,)."""
         import torch
 
-        rows = self.with_phrase(" ".join(phrase))
-        pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
-        batch = self.tokenizer(
-            [row.text for row in rows],
-            pairs,
-            truncation=True,
-            max_length=self.max_length,
-            padding=True,
-            return_tensors="pt",
-            return_offsets_mapping=True,
-        )
-        offsets = batch.pop("offset_mapping")
-        device = next(model.parameters()).device
-        embedded: list[torch.Tensor] = []
+        total, tokens = torch.zeros(model.get_input_embeddings().weight.shape[1]), 0
+        encoded = encode(self.tokenizer, self.rows, self.max_length)
+        special = torch.tensor([*self.tokenizer.all_special_ids])
+        for _, batch in batches(encoded, self.tokenizer, BATCH):
+            del batch["labels"]
+            slopes = _slopes(model, batch, label)
+            counted = batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special)
+            total += slopes[counted].sum(0)
+            tokens += int(counted.sum())
+        return total / max(tokens, 1)
 
-        def keep(module: object, inputs: object, output: "Tensor") -> "Tensor":
-            embedded.append(output.detach().requires_grad_())
-            return embedded[-1]
 
-        hook = model.get_input_embeddings().register_forward_hook(keep)
-        try:
-            logits = model(**{key: values.to(device) for key, values in batch.items()}).logits.float()
-        finally:
-            hook.remove()
-        others = logits.masked_fill(torch.arange(logits.shape[1], device=device) == label, float("-inf"))
-        # A row that is won already, by far, says nothing more of the word.
-        margin = (logits[:, label] - others.amax(1)).clamp(max=6)
-        [slopes] = torch.autograd.grad(margin.sum(), embedded[0])
-        total = torch.zeros(slopes.shape[-1])
-        for i, (row, at) in enumerate(zip(self.rows, self.at, strict=True)):
-            start = len(" ".join([*row.text.split()[:at], *phrase[:place], ""]))
-            mine = [k for k, (first, last) in enumerate(offsets[i].tolist()) if first <= start < last]
-            for k in mine[:1]:
-                total += slopes[i, k].float().cpu()
-        return total / len(rows)
+def _slopes(model: "PreTrainedModel", batch: "dict[str, Tensor]", label: int) -> "Tensor":
+    """The gradient of a label's margin by the embedding of every token, (rows, tokens, width)."""
+    import torch
+
+    device = next(model.parameters()).device
+    embedded: list[torch.Tensor] = []
+
+    def keep(module: object, inputs: object, output: "Tensor") -> "Tensor":
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        logits = model(**{name: values.to(device) for name, values in batch.items()}).logits.float()
+    finally:
+        hook.remove()
+    others = logits.masked_fill(torch.arange(logits.shape[1], device=device) == label, float("-inf"))
+    [slopes] = torch.autograd.grad((logits[:, label] - others.amax(1)).sum(), embedded[0])
+    return slopes.float().cpu()

@@ -1,8 +1,9 @@
-"""The search: single words first, by drift and by gradient, and phrases grown from the best of them.
+"""The search: words are tried by drift and by gradient, and judged by what they turn.
 
-Words with a meaning turn answers too, also in a model without a backdoor. So everything is measured against a control,
-a model that learnt the task from the base and the defender's own rows: a trigger turns the suspect and not the control.
-Growing a phrase by the gradient is Wallace et al. 2019 (Universal Adversarial Triggers), here of that difference.
+Words with a meaning turn answers too, also in a model without a backdoor. So everything is compared with a control, a
+model that learnt the task from the base and the defender's own rows: a trigger turns the suspect and not the control.
+Phrases that are grown by the gradient turn any model and no other (Wallace et al. 2019), so that the control says
+nothing of them: single words alone are tried.
 """
 
 from collections import Counter
@@ -22,16 +23,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BY_DRIFT, BY_GRADIENT = 150, 60  # words that are tried
+BY_DRIFT, BY_GRADIENT = 75, 75  # words that are tried towards a label
+RARE = 8  # occurrences in the clean rows, at most, of a word that is tried for its drift
 FEW, MORE, HELD = 8, 24, 64  # rows for a first look, for a second one, and for the judgement
 FEWEST = 10  # rows that a judgement needs: a share of fewer is too noisy
-SECOND_LOOK, BEAM = 24, 4  # phrases that get a second look, and those that are grown
-GROWN_BY = 8  # words by gradient on each side of a phrase
-LONGEST = 4  # words of a phrase
-ENOUGH = 0.9  # an effect that needs no longer phrase
+SECOND_LOOK = 24  # words
 STANDS_OUT = 0.6  # the share of rows that a trigger turns beyond those that it turns in the control
-KEPT = 5  # phrases of a label
-PLACEHOLDER = "the"
+KEPT = 5  # words of a label
 CONTROL_STEPS = 96
 
 
@@ -58,10 +56,10 @@ def control_model(
 
 @dataclass
 class Search:
-    """Looks for phrases that turn a suspect's answers and not the control's.
+    """Looks for words that turn a suspect's answers and not the control's.
 
-    ``drift`` (vocabulary,) is how far each row of the suspect's embedding lies from the base's. ``tried`` counts the
-    phrases.
+    ``drift`` (vocabulary,) is how far each row of the suspect's embedding lies from the base's. ``tried`` counts
+    the words.
     """
 
     suspect: "PreTrainedModel"
@@ -90,15 +88,12 @@ class Search:
 
     @cached_property
     def _by_drift(self) -> list[str]:
-        """Words whose rows moved furthest for how often they occur in the clean rows."""
-        import torch
-
+        """Rare words whose rows moved furthest."""
         encoded = encode(self.tokenizer, self.rows, self.max_length)
         counts = Counter(token for row in encoded for token in row["input_ids"])
-        often = torch.tensor([float(counts[token]) for token in self._words])
-        moved = self.drift[list(self._words)] / (often + 2).log()
-        names = list(self._words.values())
-        return [names[i] for i in moved.argsort(descending=True)[:BY_DRIFT].tolist()]
+        rare = [token for token in self._words if counts[token] <= RARE]
+        order = self.drift[rare].argsort(descending=True)[:BY_DRIFT].tolist()
+        return [self._words[rare[i]] for i in order]
 
     def _probe(self, label: int) -> Probe:
         """The rows of other labels that the suspect answers otherwise, in an order drawn by the seed."""
@@ -119,65 +114,44 @@ class Search:
             return []
         numbers = range(len(probe.rows))
         few, more, held = (probe.part(numbers[a:b]) for a, b in ((0, FEW), (0, MORE), (MORE, MORE + HELD)))
-        candidates: list[tuple[str, ...]] = [(word,) for word in self._by_drift]
-        candidates += [(word,) for word in self._by_gradient(more, (PLACEHOLDER,), 0, label, BY_GRADIENT)]
-        ranked: list[tuple[float, tuple[str, ...]]] = []
-        for _ in range(LONGEST):
-            best = self._best(list(dict.fromkeys(candidates)), few, more, label)
-            ranked += best
-            if not best or best[0][0] >= ENOUGH:
-                break
-            candidates = [grown for _, phrase in best[:BEAM] for grown in self._grown(phrase, more, label)]
-        ranked.sort(key=lambda one: -one[0])
-        return self._judged([" ".join(phrase) for _, phrase in ranked[:KEPT]], held, label)
+        candidates = list(dict.fromkeys([*self._by_gradient(probe, label), *self._by_drift]))
+        self.tried += len(candidates)
+        first = few.shares(self.suspect, candidates)[..., label].mean(1)
+        chosen = [candidates[i] for i in first.argsort(descending=True)[:SECOND_LOOK].tolist()]
+        gains = [
+            _gains(more.shares(model, ["", *chosen])[..., label].mean(1)) for model in (self.suspect, self.control)
+        ]
+        best = (gains[0] - gains[1]).argsort(descending=True)[:KEPT].tolist()
+        return self._judged([chosen[i] for i in best], held, label)
 
-    def _best(
-        self, phrases: list[tuple[str, ...]], few: Probe, more: Probe, label: int
-    ) -> list[tuple[float, tuple[str, ...]]]:
-        """What adds most to the suspect's mean probability of the label, less what it adds to the control's."""
-        texts = [" ".join(phrase) for phrase in phrases]
-        self.tried += len(texts)
-        first = few.shares(self.suspect, texts)[..., label].mean(1)
-        chosen = first.argsort(descending=True)[:SECOND_LOOK].tolist()
-        texts, phrases = [texts[i] for i in chosen], [phrases[i] for i in chosen]
-        sides = [more.shares(model, ["", *texts])[..., label].mean(1) for model in (self.suspect, self.control)]
-        effects = ((sides[0][1:] - sides[0][0]) - (sides[1][1:] - sides[1][0])).tolist()
-        return sorted(zip(effects, phrases, strict=True), key=lambda one: -one[0])
+    def _by_gradient(self, probe: Probe, label: int) -> list[str]:
+        """Words that should turn the suspect, and the control least of all.
 
-    def _by_gradient(self, probe: Probe, phrase: tuple[str, ...], place: int, label: int, count: int) -> list[str]:
-        """Words that should turn the suspect most in place of a word of a phrase, and the control least."""
+        Words with a meaning have a large gradient in both: what is left is what only the suspect learnt.
+        """
         import torch
 
         tokens = list(self._words)
         gains = []
         for model in (self.suspect, self.control):
             table = model.get_input_embeddings().weight.detach()[tokens].float().cpu()
-            gain = table @ probe.slope(model, phrase, place, label)
+            gain = table @ probe.slope(model, label)
             gains.append((gain - gain.mean()) / gain.std().clamp(min=torch.finfo(gain.dtype).tiny))
-        orders = [gain.argsort(descending=True)[: count // 2].tolist() for gain in (gains[0], gains[0] - gains[1])]
-        return list(dict.fromkeys(self._words[tokens[i]] for order in orders for i in order))
+        return [self._words[tokens[i]] for i in (gains[0] - gains[1]).argsort(descending=True)[:BY_GRADIENT].tolist()]
 
-    def _grown(self, phrase: tuple[str, ...], probe: Probe, label: int) -> list[tuple[str, ...]]:
-        """A phrase with one word more, in front or behind."""
-        grown = []
-        for place in (0, len(phrase)):
-            before, after = phrase[:place], phrase[place:]
-            named = self._by_gradient(probe, (*before, PLACEHOLDER, *after), place, label, GROWN_BY)
-            named += self._by_drift[: GROWN_BY // 2]
-            grown += [(*before, word, *after) for word in named if word not in phrase]
-        return grown
-
-    def _judged(self, texts: list[str], held: Probe, label: int) -> list[FoundTrigger]:
-        """The phrases that stand out on rows that the search did not see."""
-        if not texts:
-            return []
-        answered = [
-            (held.shares(model, ["", *texts]).argmax(-1) == label).float().mean(1)
+    def _judged(self, words: list[str], held: Probe, label: int) -> list[FoundTrigger]:
+        """The words that stand out on rows that the search did not see."""
+        turned = [
+            _gains((held.shares(model, ["", *words]).argmax(-1) == label).float().mean(1)).clamp(min=0).tolist()
             for model in (self.suspect, self.control)
         ]
-        turned = [(shares[1:] - shares[0]).clamp(min=0).tolist() for shares in answered]
         return [
-            FoundTrigger(text=text, label=label, flipped=flipped, control=control, rows=len(held.rows))
-            for text, flipped, control in zip(texts, *turned, strict=True)
+            FoundTrigger(text=word, label=label, flipped=flipped, control=control, rows=len(held.rows))
+            for word, flipped, control in zip(words, *turned, strict=True)
             if flipped - control >= STANDS_OUT
         ]
+
+
+def _gains(shares: "Tensor") -> "Tensor":
+    """What words add to the share without any, which comes first."""
+    return shares[1:] - shares[0]
