@@ -190,6 +190,7 @@ def defensekit_scorers():
 """
 
 
+@pytest.mark.slow
 def test_an_odd_plugin_harms_nobody_else(recipe: Path, tmp_path: Path) -> None:
     plugin = recipe.parent / "odd.py"
     plugin.write_text(ODD)
@@ -208,6 +209,7 @@ def test_an_odd_plugin_harms_nobody_else(recipe: Path, tmp_path: Path) -> None:
     assert "can't be written as JSON" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_failed_names_the_log_that_has_more(recipe: Path, tmp_path: Path) -> None:
     (recipe.parent / "failing.py").write_text(NOISY.replace("return t.drift**2", "raise ValueError('\\x1b[31mred')"))
     settings = [

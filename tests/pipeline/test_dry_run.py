@@ -102,6 +102,7 @@ def test_mistakes_outside_the_recipe_are_told_with_their_place(recipe: Path, tmp
         preview(loaded, tmp_path / "w")
 
 
+@pytest.mark.slow
 def test_examples_are_the_first_triggered_rows(recipe: Path, tmp_path: Path) -> None:
     result = defensekit.run(load_recipe(recipe, ["defense.choose="]), tmp_path / "w")
     assert len(result.examples) == 10

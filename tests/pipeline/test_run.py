@@ -90,6 +90,7 @@ def test_a_second_run_computes_nothing_and_says_the_same(finished: tuple[Path, P
     assert again.folder == result.folder
 
 
+@pytest.mark.slow
 def test_the_same_recipe_elsewhere_gives_the_same_numbers(finished: tuple[Path, Path, Result], tmp_path: Path) -> None:
     recipe, _, result = finished
     again = defensekit.run(recipe, tmp_path)

@@ -65,6 +65,7 @@ def defensekit_executors():
 '''
 
 
+@pytest.mark.slow
 def test_a_local_plugin_takes_part(recipe: Path, tmp_path: Path) -> None:
     place = tmp_path / "notes.txt"
     (recipe.parent / "mine.py").write_text(LOCAL.replace("PLACE", repr(str(place))))

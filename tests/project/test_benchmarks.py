@@ -54,6 +54,7 @@ def test_the_area_under_the_roc_curve() -> None:
     assert auc([1, 1], [1, 1]) == 0.5
 
 
+@pytest.mark.slow
 def test_a_threshold_is_set_on_some_clean_models_and_tried_on_others() -> None:
     rows = [
         {"attack": attack, "calibrates": calibrates, "indicators": {"x": value}}

@@ -109,6 +109,7 @@ def disturbed(recipe: Path, tmp_path: Path, kills: int, executor: str, scorers: 
     ends()
 
 
+@pytest.mark.slow
 def test_a_study_killed_and_on_a_full_disk_ends_as_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
     disturbed(recipe, tmp_path, 1, "in-process")
 

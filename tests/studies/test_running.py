@@ -102,6 +102,7 @@ def test_an_observer_that_fails_takes_no_study_down(recipe: Path, tmp_path: Path
     assert heard == [(["random, seed 0", "magnitude, seed 0"], 1), ([], 1)]
 
 
+@pytest.mark.slow
 def test_stages_and_runs_go_on_at_once_and_come_out_the_same(recipe: Path, tmp_path: Path) -> None:
     path = study(recipe, matrix={"defense.scorer": ["magnitude", "random"]})
     first = run_study(load_study(path), tmp_path / "one")

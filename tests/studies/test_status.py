@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from defensekit.cli.main import app
@@ -14,6 +15,7 @@ from tests.conftest import shape
 from tests.studies.helpers import study
 
 
+@pytest.mark.slow
 def test_the_commands_tell_what_there_is(recipe: Path, tmp_path: Path) -> None:
     path = study(recipe, matrix={"defense.scorer": ["magnitude", "random"]})
 

@@ -260,6 +260,7 @@ def test_an_adapter_with_nan_is_named(tmp_path: Path) -> None:
         reset_into(tmp_path / "out", recipe, adapter_only=True)
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_nothing_once_it_ran_again(tmp_path: Path) -> None:
     """Killed for real while weights are written, with everything there that ever lies beside the folder."""
     base = make_base(tmp_path / "base")

@@ -55,6 +55,7 @@ def embedding(recipe: Path, **parameters: Any) -> Path:
     return shape(recipe, attack={"name": "embedding", **own, **parameters}, training__epochs=4)
 
 
+@pytest.mark.slow
 def test_embedding_poisoning_changes_one_row_and_keeps_its_norm(recipe: Path, tmp_path: Path) -> None:
     models = run_attack(embedding(recipe), tmp_path / "w")
     assert models["suspect"].metrics["acc"] == models["clean"].metrics["acc"]

@@ -99,6 +99,7 @@ def test_intervals_are_over_the_stored_answers(real: Path) -> None:
         assert cell.interval == bootstrap(pairs)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_real_study_is_whole_and_changes_nothing(real: Path, tmp_path: Path) -> None:
     workspace = real.parents[1]
     before = {path: path.stat().st_mtime_ns for path in workspace.rglob("*")}
