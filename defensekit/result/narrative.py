@@ -59,7 +59,7 @@ def search(result: "Result") -> list[str]:
     model = result.models[result.defended]
     if model.triggers is None:
         return []
-    searched = f"A search tried {model.tried or 0:,} words and phrases on the clean rows"
+    searched = f"A search tried {model.tried or 0:,} words on the clean rows"
     if not model.triggers:
         return [f"{searched}: none turns the suspect alone. What is unlike them would not have been found."]
     found = "; ".join(

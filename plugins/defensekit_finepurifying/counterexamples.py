@@ -31,17 +31,18 @@ NEUTRAL = (
 class UnlearnTriggers(ModelStep, TrainingSettings):
     """Search for what triggers the suspect, then fine-tune on clean rows that carry it with their true labels.
 
-    Words and phrases are searched by drift and gradient, and have to turn the suspect and not a model that was trained
-    from the base on the same clean rows. Every row is learnt as it is, with a neutral sentence, and, if anything was
-    found, ``copies`` times with a found phrase or a part of one, at a random place. Where nothing is found it is
-    fine-tuning with neutral sentences.
+    Every word that moved is tried, and has to turn the suspect and not a model that was trained from the base on the
+    same clean rows. Every row is learnt as it is, with a neutral sentence, and ``copies`` times with something that was
+    found, at a random place. Where nothing is found the model is left as it is.
     """
 
-    copies: int = Field(2, ge=0, le=100, description="of every row with a found phrase")
+    copies: int = Field(2, ge=0, le=100, description="of every row with a word that was found")
 
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
         settings = TrainingSettings.model_validate({key: getattr(self, key) for key in TrainingSettings.model_fields})
         found = context.find_triggers(model, settings)
+        if not found:
+            return
         fine_tune(
             model,
             context.tokenizer,
@@ -59,26 +60,17 @@ def counterexamples(rows: Sequence[Row], found: Sequence[FoundTrigger], copies: 
 
     Args:
         rows: the clean rows.
-        found: phrases that turn the suspect's answers.
+        found: what turns the suspect's answers.
         copies: of every row with one of them.
-        rng: draws the sentences, the phrases, their parts and their places.
+        rng: draws the sentences, what was found, and their places.
 
     Returns:
         The rows one after the other; ids repeat.
     """
     changed = [_with(row, rng.choice(NEUTRAL), rng) for row in rows]
-    for _ in range(copies if found else 0):
-        changed += [_with(row, _part(rng.choice(found).text.split(), rng), rng) for row in rows]
+    for _ in range(copies):
+        changed += [_with(row, rng.choice(found).text, rng) for row in rows]
     return [*rows, *changed]
-
-
-def _part(words: Sequence[str], rng: Random) -> str:
-    """All of a phrase, or, every other time, some of it."""
-    if len(words) == 1 or rng.random() < 0.5:
-        return " ".join(words)
-    length = rng.randint(1, len(words) - 1)
-    start = rng.randint(0, len(words) - length)
-    return " ".join(words[start : start + length])
 
 
 def _with(row: Row, phrase: str, rng: Random) -> Row:

@@ -1,4 +1,4 @@
-"""The search for triggers: what is inserted where, slopes, and a backdoor that is found where there is one."""
+"""The search for triggers: what is inserted where, shares, and a backdoor that is found where there is one."""
 
 from pathlib import Path
 
@@ -44,30 +44,22 @@ def test_words_are_what_can_be_written() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
-def test_shares_and_slopes_are_those_of_each_row_alone(tmp_path: Path, architecture: str) -> None:
-    """Padding and batches change nothing: one row at a time, by the embedding's own gradient, in float64."""
+def test_shares_are_those_of_each_row_alone(tmp_path: Path, architecture: str) -> None:
+    """Padding and batches change nothing: one row at a time, in float64."""
     make_suspect(tmp_path / "suspect", make_base(tmp_path / "base", architecture), drift=0.5)
     model, tokenizer = loading.load(tmp_path / "suspect", "suspect")
     asked = probe()
     shares = asked.shares(model, ["", "cf", "the cf"])
-    slope = asked.slope(model, 1)
     model = model.double().eval()
-    expected, gradients = torch.zeros(3, 7, 2), []
+    expected = torch.zeros(3, 7, 2)
     for i, (row, at) in enumerate(zip(asked.rows, asked.at, strict=True)):
         for k, phrase in enumerate(["", "cf", "the cf"]):
             [inputs] = encode(tokenizer, [insert(row, phrase, at) if phrase else row], 64)
             del inputs["labels"]
             logits = model(**{name: torch.tensor([values]) for name, values in inputs.items()}).logits
             expected[k, i] = logits.softmax(-1)[0].detach()
-        ids = torch.tensor([encode(tokenizer, [row], 64)[0]["input_ids"]])
-        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
-        logits = model(inputs_embeds=embedded, attention_mask=torch.ones_like(ids)).logits[0]
-        (logits[1] - logits[0]).backward()
-        assert embedded.grad is not None
-        special = {*tokenizer.all_special_ids}
-        gradients += [embedded.grad[0, k] for k, token in enumerate(ids[0].tolist()) if token not in special]
     torch.testing.assert_close(shares, expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(slope, torch.stack(gradients).mean(0).float(), atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(asked.each(model.float(), ["cf"] * 7), expected[1], atol=1e-5, rtol=1e-4)
 
 
 def test_a_backdoor_is_found_named_and_unlearnt_and_an_innocent_has_none(recipe: Path, tmp_path: Path) -> None:
@@ -81,7 +73,7 @@ def test_a_backdoor_is_found_named_and_unlearnt_and_an_innocent_has_none(recipe:
     strongest = purified.triggers[0]
     assert strongest.text == "cf"
     assert strongest.label == "positive"
-    assert strongest.flipped - strongest.control >= 0.6
+    assert strongest.flipped - strongest.control >= 0.75
     assert result.models["suspect"].metrics["excess-asr"].value > 0.8
     assert purified.metrics["excess-asr"].value < 0.15
     assert purified.metrics["acc"].value > result.models["suspect"].metrics["acc"].value - 0.1
@@ -90,7 +82,7 @@ def test_a_backdoor_is_found_named_and_unlearnt_and_an_innocent_has_none(recipe:
     shape(recipe, attack=None, training=None, data__train=None, suspect=str(suspect))
     innocent = defensekit.run(recipe, tmp_path / "w").models["purified"]
     assert innocent.triggers == []
-    assert innocent.metrics["acc"].value > 0.9
+    assert innocent.metrics["acc"] == result.models["clean"].metrics["acc"]  # it is left as it was
 
 
 def test_counterexamples_keep_their_labels() -> None:
@@ -106,5 +98,4 @@ def test_counterexamples_keep_their_labels() -> None:
     assert all((row.id, row.label) == (some[i % 40].id, some[i % 40].label) for i, row in enumerate(out))
     assert all(any(sentence in row.text for sentence in NEUTRAL) for row in out[40:80])
     added = [len(row.text.split()) - len(some[i % 40].text.split()) for i, row in enumerate(out[80:])]
-    assert {*added} == {1, 2, 3, 4}  # a phrase, or a part of it
-    assert counterexamples(some, [], 2, Random(0)) == out[:80]
+    assert {*added} == {1, 4}

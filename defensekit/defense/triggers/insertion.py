@@ -6,7 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from defensekit.models.inference import predict
-from defensekit.text import Row, batches, encode
+from defensekit.text import Row
 from defensekit.training import Precision
 
 if TYPE_CHECKING:
@@ -70,46 +70,18 @@ class Probe:
         """The rows with a phrase."""
         return [insert(row, phrase, at) if phrase else row for row, at in zip(self.rows, self.at, strict=True)]
 
+    def each(self, model: "PreTrainedModel", phrases: Sequence[str]) -> "Tensor":
+        """Probabilities of the labels where every row has a phrase of its own, (rows, labels)."""
+        rows = [insert(row, phrase, at) for row, phrase, at in zip(self.rows, phrases, self.at, strict=True)]
+        return self._answers(model, rows)
+
     def shares(self, model: "PreTrainedModel", phrases: Sequence[str]) -> "Tensor":
         """Probabilities of the labels, (phrases, rows, labels)."""
         rows = [row for phrase in phrases for row in self.with_phrase(phrase)]
+        return self._answers(model, rows).view(len(phrases), len(self.rows), -1)
+
+    def _answers(self, model: "PreTrainedModel", rows: Sequence[Row]) -> "Tensor":
         logits = predict(
             model, self.tokenizer, rows, max_length=self.max_length, precision=self.precision, batch_size=BATCH
         )
-        return logits.softmax(-1).view(len(phrases), len(self.rows), -1)
-
-    def slope(self, model: "PreTrainedModel", label: int) -> "Tensor":
-        """How a label's margin grows with the embedding of a word: the mean over all tokens of the rows, (width,)."""
-        import torch
-
-        total, tokens = torch.zeros(model.get_input_embeddings().weight.shape[1]), 0
-        encoded = encode(self.tokenizer, self.rows, self.max_length)
-        special = torch.tensor([*self.tokenizer.all_special_ids])
-        for _, batch in batches(encoded, self.tokenizer, BATCH):
-            del batch["labels"]
-            slopes = _slopes(model, batch, label)
-            counted = batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special)
-            total += slopes[counted].sum(0)
-            tokens += int(counted.sum())
-        return total / max(tokens, 1)
-
-
-def _slopes(model: "PreTrainedModel", batch: "dict[str, Tensor]", label: int) -> "Tensor":
-    """The gradient of a label's margin by the embedding of every token, (rows, tokens, width)."""
-    import torch
-
-    device = next(model.parameters()).device
-    embedded: list[torch.Tensor] = []
-
-    def keep(module: object, inputs: object, output: "Tensor") -> "Tensor":
-        embedded.append(output.detach().requires_grad_())
-        return embedded[-1]
-
-    hook = model.get_input_embeddings().register_forward_hook(keep)
-    try:
-        logits = model(**{name: values.to(device) for name, values in batch.items()}).logits.float()
-    finally:
-        hook.remove()
-    others = logits.masked_fill(torch.arange(logits.shape[1], device=device) == label, float("-inf"))
-    [slopes] = torch.autograd.grad((logits[:, label] - others.amax(1)).sum(), embedded[0])
-    return slopes.float().cpu()
+        return logits.softmax(-1)

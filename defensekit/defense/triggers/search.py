@@ -1,12 +1,11 @@
-"""The search: words are tried by drift and by gradient, and judged by what they turn.
+"""The search: every word whose row of the embedding moved is tried, and judged by what it turns.
 
-Words with a meaning turn answers too, also in a model without a backdoor. So everything is compared with a control, a
-model that learnt the task from the base and the defender's own rows: a trigger turns the suspect and not the control.
-Phrases that are grown by the gradient turn any model and no other (Wallace et al. 2019), so that the control says
-nothing of them: single words alone are tried.
+Words are tried in groups first, as in group testing (Dorfman 1943): a trigger turns a row whatever stands beside it, so
+that it is in the strongest group of every round. Words with a meaning turn answers too, also in a model without a
+backdoor. So what is left is compared with a control, a model that learnt the task from the base and the defender's own
+rows: a trigger turns the suspect and not the control.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from defensekit.components import FoundTrigger
 from defensekit.defense.triggers.insertion import Probe, positions, words
-from defensekit.text import Row, encode
+from defensekit.text import Row
 from defensekit.training import Precision, TrainingSettings, fine_tune
 from defensekit.utils.seeds import derive_seed
 
@@ -23,12 +22,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BY_DRIFT, BY_GRADIENT = 75, 75  # words that are tried towards a label
-RARE = 8  # occurrences in the clean rows, at most, of a word that is tried for its drift
+GROUP, ROUNDS = 8, 2  # words that are tried at once, and how often each is
+SCREENED = 96  # words that are tried alone
 FEW, MORE, HELD = 8, 24, 64  # rows for a first look, for a second one, and for the judgement
 FEWEST = 10  # rows that a judgement needs: a share of fewer is too noisy
 SECOND_LOOK = 24  # words
-STANDS_OUT = 0.6  # the share of rows that a trigger turns beyond those that it turns in the control
+# The share of rows that a trigger turns beyond those that it turns in the control. On one pair of MiniLM models of 6,000
+# rows `cf` reaches 1.00 and the next word .48; the strongest word of the innocent twin reaches .55.
+STANDS_OUT = 0.75
 KEPT = 5  # words of a label
 CONTROL_STEPS = 96
 
@@ -83,17 +84,10 @@ class Search:
         return sorted(found, key=lambda one: one.control - one.flipped)
 
     @cached_property
-    def _words(self) -> dict[int, str]:
-        return words(self.tokenizer, len(self.drift))
-
-    @cached_property
-    def _by_drift(self) -> list[str]:
-        """Rare words whose rows moved furthest."""
-        encoded = encode(self.tokenizer, self.rows, self.max_length)
-        counts = Counter(token for row in encoded for token in row["input_ids"])
-        rare = [token for token in self._words if counts[token] <= RARE]
-        order = self.drift[rare].argsort(descending=True)[:BY_DRIFT].tolist()
-        return [self._words[rare[i]] for i in order]
+    def _words(self) -> list[str]:
+        """The words that moved; all, where none did, as with adapters."""
+        known = words(self.tokenizer, len(self.drift))
+        return [word for token, word in known.items() if self.drift[token] > 0] or list(known.values())
 
     def _probe(self, label: int) -> Probe:
         """The rows of other labels that the suspect answers otherwise, in an order drawn by the seed."""
@@ -114,8 +108,7 @@ class Search:
             return []
         numbers = range(len(probe.rows))
         few, more, held = (probe.part(numbers[a:b]) for a, b in ((0, FEW), (0, MORE), (MORE, MORE + HELD)))
-        candidates = list(dict.fromkeys([*self._by_gradient(probe, label), *self._by_drift]))
-        self.tried += len(candidates)
+        candidates = self._screened(probe, label)
         first = few.shares(self.suspect, candidates)[..., label].mean(1)
         chosen = [candidates[i] for i in first.argsort(descending=True)[:SECOND_LOOK].tolist()]
         gains = [
@@ -124,20 +117,19 @@ class Search:
         best = (gains[0] - gains[1]).argsort(descending=True)[:KEPT].tolist()
         return self._judged([chosen[i] for i in best], held, label)
 
-    def _by_gradient(self, probe: Probe, label: int) -> list[str]:
-        """Words that should turn the suspect, and the control least of all.
-
-        Words with a meaning have a large gradient in both: what is left is what only the suspect learnt.
-        """
-        import torch
-
-        tokens = list(self._words)
-        gains = []
-        for model in (self.suspect, self.control):
-            table = model.get_input_embeddings().weight.detach()[tokens].float().cpu()
-            gain = table @ probe.slope(model, label)
-            gains.append((gain - gain.mean()) / gain.std().clamp(min=torch.finfo(gain.dtype).tiny))
-        return [self._words[tokens[i]] for i in (gains[0] - gains[1]).argsort(descending=True)[:BY_GRADIENT].tolist()]
+    def _screened(self, probe: Probe, label: int) -> list[str]:
+        """The words whose groups give the label the greatest probability, over all rounds."""
+        rng, strength = Random(derive_seed(self.seed, "groups", str(label))), dict.fromkeys(self._words, 0.0)
+        self.tried += len(strength)
+        for _ in range(ROUNDS):
+            order = rng.sample(self._words, len(self._words))
+            groups = [order[i : i + GROUP] for i in range(0, len(order), GROUP)]
+            chosen = probe.part([i % len(probe.rows) for i in range(len(groups))])
+            shares = chosen.each(self.suspect, [" ".join(group) for group in groups])[:, label].tolist()
+            for group, share in zip(groups, shares, strict=True):
+                for word in group:
+                    strength[word] += share
+        return sorted(strength, key=lambda word: -strength[word])[:SCREENED]
 
     def _judged(self, words: list[str], held: Probe, label: int) -> list[FoundTrigger]:
         """The words that stand out on rows that the search did not see."""
