@@ -27,7 +27,7 @@ SCREENED = 96  # words that are tried alone
 FEW, MORE, HELD = 8, 24, 64  # rows for a first look, for a second one, and for the judgement
 FEWEST = 10  # rows that a judgement needs: a share of fewer is too noisy
 SECOND_LOOK = 24  # words
-# The share of rows that a trigger turns beyond those that it turns in the control. On one pair of MiniLM models of 6,000
+# The share of rows that a trigger turns beyond those that it turns in the control. On a pair of MiniLM models of 6,000
 # rows `cf` reaches 1.00 and the next word .48; the strongest word of the innocent twin reaches .55.
 STANDS_OUT = 0.75
 KEPT = 5  # words of a label
