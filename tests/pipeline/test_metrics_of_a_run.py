@@ -41,7 +41,7 @@ def test_a_metric_that_cannot_be_loaded_breaks_the_recipe_that_names_it_alone(re
     shape(recipe, plugins=["broken.py"], metrics=["acc"])
     assert [named.name for named in load_recipe(recipe).metrics] == ["acc"]
     shape(recipe, metrics=None)
-    assert [named.name for named in load_recipe(recipe).metrics] == ["acc", "asr"]
+    assert [named.name for named in load_recipe(recipe).metrics] == ["acc", "asr", "excess-asr"]
     shape(recipe, metrics=["needs-more"])
     with pytest.raises(UsageError, match=r"pico.yaml:\d+: metrics.0.*needs-more.*can't be loaded"):
         load_recipe(recipe)

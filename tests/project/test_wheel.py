@@ -70,7 +70,7 @@ def test_it_runs_the_smallest_recipe(fresh: Path, tmp_path: Path) -> None:
     printed = json.loads(output(fresh / "defensekit", "run", "recipe.yaml", "--json", "--quiet", cwd=tmp_path))
     code = "import sys, defensekit as dk; print(*sorted(set(dk.results(sys.argv[1]).metric)))"
     metrics = output(fresh / "python", "-c", code, f"{printed['folder']}/result.json", cwd=tmp_path)
-    assert metrics.split() == ["acc", "asr"]
+    assert metrics.split() == ["acc", "asr", "excess-asr"]
     suspect, purified = (printed["models"][name]["metrics"] for name in ("suspect", "purified"))
     assert purified["acc"]["value"] > 0.8
     assert purified["asr"]["value"] < 0.5 < suspect["asr"]["value"]

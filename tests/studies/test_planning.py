@@ -22,7 +22,7 @@ def test_a_plan_counts_what_runs_share_and_makes_nothing(recipe: Path, tmp_path:
     plan = plan_study(load_study(study(recipe)), tmp_path / "w")
     kinds = Counter(stage.plain["kind"] for stage in plan.stages.values())
     # Four defenses, random at each of two fractions, fine-tuning alone; one suspect, one clean reference.
-    assert kinds == {"data": 4, "poison": 1, "trigger": 1, "train": 2, "statistics": 1, "purify": 7, "predict": 18}
+    assert kinds == {"data": 4, "poison": 1, "trigger": 1, "train": 3, "statistics": 1, "purify": 7, "predict": 20}
     assert plan.missing.keys() == plan.stages.keys()
     assert plan.estimate().unseen == sorted(kinds)
     assert not (tmp_path / "w").exists()
@@ -32,14 +32,14 @@ def test_a_plan_counts_what_runs_share_and_makes_nothing(recipe: Path, tmp_path:
     other = Folder(tmp_path / "w", "other")
     other.write("a", made_up({"purified": model({"acc": 1.0})}, stages=[train, unknown]))
     other.write("b", made_up({"purified": model({"acc": 1.0})}, stages=[train]))
-    assert plan.estimate().seconds == 80
+    assert plan.estimate().seconds == 120
     assert plan.estimate().unseen == sorted(kinds.keys() - {"train"})
     assert plan.estimate().unsized == sorted(kinds)
     quick = train.model_copy(update={"seconds": 10.0})
     plan.folder.write("c", made_up({"purified": model({"acc": 1.0})}, stages=[quick]))
     assert plan.estimate().seconds == 20
     (plan.folder.results / "c.json").write_text("{")
-    assert plan.estimate().seconds == 80
+    assert plan.estimate().seconds == 120
     # What is planned is what a run of each recipe would make.
     alone = {stage.key for row in plan.study.runs for stage in defensekit.preview(row.recipe, tmp_path / "w")}
     assert alone == set(plan.stages)

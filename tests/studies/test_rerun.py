@@ -47,8 +47,8 @@ def test_a_row_is_run_again_from_its_file_alone(recipe: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "said"),
     [("{", "is no result's file"), ("[]", "is no result's file"), ("name: s", r"a study's are in .*/results/"),
-     ('{"schema_version": 1}', "schema_version 1, expected 3"),
-     ('{"schema_version": 3}', "no result: name: Field required")],
+     ('{"schema_version": 1}', "schema_version 1, expected 4"),
+     ('{"schema_version": 4}', "no result: name: Field required")],
 )  # fmt: skip
 def test_what_is_no_result_is_told(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "row.json").write_text(text)

@@ -207,7 +207,7 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Unlabelled: ("labels-its-rows", "expected a label from 0 to 1, got 2 in train"),
     Undigested: ("digests-its-contents", "expected a digest as text, got ''"),
     Absent: ("gives-a-readable-model", "expected a folder, got"),
-    Vague: ("says-what-it-is-about", "expected on = 'plain' or 'triggered', got 'clean'"),
+    Vague: ("says-what-it-is-about", "expected on = 'plain', 'triggered' or 'both', got 'clean'"),
     Percent: ("stays-within-its-bounds", "expected numbers in [0, 1]"),
     Miscounting: ("counts-its-rows", "expected 1 to 60 rows, got 61"),
     Lazy: ("leaves-the-stage-in-the-store", "in the store, got nothing"),

@@ -197,7 +197,7 @@ class Comparison:
                 Column(group.label, m.upper(), self.study.metrics[m].better, floor=self._floor(group, m))
                 for m in metrics
             ]
-        for model in REFERENCES:
+        for model in self.numbers.references:
             cells = [cell for group in self.groups for cell in self._reference(group, model)]
             references.append(TableRow((MODELS[model][0], NO_VALUE), tuple(cells), reference=True))
         rows = []

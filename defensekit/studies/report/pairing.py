@@ -50,7 +50,10 @@ class Stored:
         if measure.about == "backdoor" and target is None:
             return None
         try:
-            folders = {on: self.store.open(key).files for on, key in keys.items() if fullmatch(r"[0-9a-f]{64}", key)}
+            needed = {
+                on: keys.get(on, "") for on in (("plain", "triggered") if measure.on == "both" else (measure.on,))
+            }
+            folders = {on: self.store.open(key).files for on, key in needed.items() if fullmatch(r"[0-9a-f]{64}", key)}
             predictions = read_for(measure.on, folders, target=target)
         except (DefenseKitError, OSError):  # it was pruned, or the folder was copied without its store
             return None

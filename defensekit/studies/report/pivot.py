@@ -193,7 +193,7 @@ def pivot(
     for combination in combinations(study, runs, down):
         shared = _shared(study, combination)
         if shared != before:
-            table_rows += [row(shared, model) for model in REFERENCES]
+            table_rows += [row(shared, model) for model in numbers.references]
             before = shared
         ended = numbers.ended(matching(runs, combination))
         table_rows += [
@@ -220,6 +220,8 @@ class Numbers:
         self.oracles: dict[str, str] = frame.set_index("run")["oracle"].dropna().to_dict()
         self.models_of = {(run, model) for run, model, _ in self.values}
         self.metrics = list(dict.fromkeys(metric for _, _, metric in self.values))
+        known = {model for _, model in self.models_of}
+        self.references = [model for model in REFERENCES if model != "from-base" or model in known]
         self.models = list(dict.fromkeys(["purified", *(model for _, model, _ in self.values)]))
 
     def ended(self, runs: Sequence[RunRecord]) -> str:

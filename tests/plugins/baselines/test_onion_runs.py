@@ -173,7 +173,13 @@ def test_a_study_of_both_stages(finished: tuple[Path, Path, Result], base: Path,
     assert not outcome.failed
     finished_study = Finished(outcome.folder)
     table = pivot(finished_study)
-    assert [row.labels[0] for row in table.rows] == ["clean reference", "suspect", "purified", "sanitized"]
+    assert [row.labels[0] for row in table.rows] == [
+        "clean reference",
+        "suspect",
+        "from the base",
+        "purified",
+        "sanitized",
+    ]
     assert all(cell.values for row in table.rows for cell in row.cells[:2])
     comparison = Comparison(finished_study)
     [group] = comparison.groups

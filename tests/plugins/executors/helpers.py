@@ -105,7 +105,7 @@ class Bench:
             "kind": "data",
             "title": f"{name} rows",
             "params": {
-                "role": "train",
+                "roles": ["train"],
                 "sizes": {"train": 4, "clean": 2, "dev": 2, "test": 2},
                 "labels": None,
                 "balance": False,

@@ -110,7 +110,7 @@ def test_a_number_that_is_no_share_has_no_interval_and_no_note_of_missing_answer
     runs = []
     for scorer, acc in (("a", 0.8), ("b", 0.9)):
         made = ended(acc, 0.1)
-        metrics = {name: record.model_copy(update={"is_share": False}) for name, record in made.metrics.items()}
+        metrics = {name: record.model_copy(update={"is_mean": False}) for name, record in made.metrics.items()}
         runs.append(({SCORER: scorer}, 0, made.model_copy(update={"metrics": metrics})))
     comparison = Comparison(Finished(write_study(tmp_path / "studies" / "s", runs)))
     [row] = comparison.differences().rows

@@ -69,8 +69,8 @@ def test_the_frame_is_what_the_results_say(real: Path) -> None:
         for trial in written["curve"]:
             row = mine[(mine.trial == trial["value"]) & (mine.metric == "asr")].iloc[0]
             assert (row.value, row.dev_accuracy) == (trial["metrics"]["asr"]["value"], trial["dev_accuracy"])
-            count += 2
-    assert len(frame) == count == 4 * (3 * 2 + 2 * 2)
+            count += 3
+    assert len(frame) == count == 4 * (4 * 3 + 2 * 3)
 
 
 def test_intervals_are_over_the_stored_answers(real: Path) -> None:
@@ -84,16 +84,18 @@ def test_intervals_are_over_the_stored_answers(real: Path) -> None:
         results[found.axes["defense.scorer"], found.recipe["seed"]] = found
 
     def hits(found: Result, on: str) -> np.ndarray:
-        assert found.chosen
-        title = f"trial fraction {found.chosen.value:g}: answers to {on} rows"
-        predictions = read_predictions(found.files(title))
+        if on == "both":
+            adds: np.ndarray = hits(found, "triggered") - hits(found, "without trigger")
+            return adds
+        rows = "triggered" if on == "triggered" else "plain"
+        predictions = read_predictions(found.files(f"purified: answers to {rows} rows"))
         if on == "plain":
             return (predictions.answers() == predictions.labels).astype(int)
         assert found.attack
         target = found.attack["target"]
         return (predictions.answers() == target)[predictions.labels != target].astype(int)
 
-    for cell, on in zip(row.cells, ("plain", "triggered"), strict=True):
+    for cell, on in zip(row.cells, ("plain", "triggered", "both"), strict=True):
         pairs = [hits(results["random", seed], on) - hits(results["diffusion", seed], on) for seed in (0, 1)]
         assert cell.values == pytest.approx([pair.mean() for pair in pairs])
         assert cell.interval == bootstrap(pairs)

@@ -29,6 +29,6 @@ def test_two_trials_beyond_six_digits_keep_their_own_answers(recipe: Path, tmp_p
     stored.store = Watched(stored.store.root)
     [run] = stored.study.runs
     for value in values:
-        assert stored.hits(run.id, value, "asr") is not None
+        assert stored.row_values(run.id, value, "asr") is not None
     assert len(set(opened)) == 2
-    assert stored.hits(run.id, 0.3, "asr") is None
+    assert stored.row_values(run.id, 0.3, "asr") is None
