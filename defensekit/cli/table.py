@@ -66,7 +66,8 @@ def _used(result: Result) -> str:
         return f"{result.clean_budget} clean rows" + (": all to choose" if result.chosen else "")
     fit = result.recipe["data"]["clean"]
     dev = result.clean_budget - fit
-    return f"{result.clean_budget} clean rows: " + (f"{fit} to fit and {dev} to choose" if dev else "all to fit")
+    refit = ", then all to fit anew" if result.recipe["defense"].get("refit") else ""
+    return f"{result.clean_budget} clean rows: " + (f"{fit} to fit and {dev} to choose{refit}" if dev else "all to fit")
 
 
 def _reset(model: ModelResult) -> tuple[str, str]:

@@ -46,6 +46,8 @@ def _on_weights(result: "Result") -> list[str]:
     sentences.append(f"The defense {measured} {fit:,} clean rows, {selection}and did: {steps}.")
     if result.chosen:
         sentences.append(_chosen(result, f"{dev:,} further clean rows"))
+        if defense.get("refit"):
+            sentences.append(f"The chosen defense was then made anew from all {result.clean_budget:,} rows.")
     reset = result.models["purified"].reset
     if reset:
         sentences.append(f"It took {reset.of_eligible:.1%} of the eligible dimensions, {reset.of_all:.1%} of all.")

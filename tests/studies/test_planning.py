@@ -37,7 +37,7 @@ def test_a_plan_counts_what_runs_share_and_makes_nothing(recipe: Path, tmp_path:
     assert plan.estimate().unsized == sorted(kinds)
     quick = train.model_copy(update={"seconds": 10.0})
     plan.folder.write("c", made_up({"purified": model({"acc": 1.0})}, stages=[quick]))
-    assert plan.estimate().seconds == 20
+    assert plan.estimate().seconds == 30
     (plan.folder.results / "c.json").write_text("{")
     assert plan.estimate().seconds == 120
     # What is planned is what a run of each recipe would make.
