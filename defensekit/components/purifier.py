@@ -64,13 +64,13 @@ class WeightStep(Purifier):
 
 @dataclass(frozen=True)
 class FoundTrigger:
-    """A phrase that turns a suspect's answers, and hardly those of a model trained from the base on clean rows.
+    """What turns a suspect's answers, and hardly those of a model trained from the base on clean rows.
 
     Attributes:
-        text: the phrase.
+        text: the word.
         label: the number of the label that answers turn to.
         flipped: the share of the suspect's answers that it turns, in [0, 1], on rows that the search did not see.
-        control: the same of the other model, beyond the rows that it answers so without the phrase.
+        control: the same of the other model, beyond the rows that it answers so without the word.
         rows: how many rows these are.
     """
 
@@ -95,7 +95,7 @@ class ModelStepContext:
         model: ``model("base")`` loads the base's weights with the suspect's head, ``model(folder)`` another classifier
             of the same architecture and labels. A step that reads a folder must return its digest by ``contents``.
         head: the names of the parameters that the base's file lacks.
-        find_triggers: ``find_triggers(model, settings)`` searches for words and phrases that turn a model's answers
+        find_triggers: ``find_triggers(model, settings)`` searches for words that turn a model's answers
             and not those of a control, the base fine-tuned on the clean rows as the `TrainingSettings` say. It gives
             the strongest first; what it finds is kept in the result.
     """

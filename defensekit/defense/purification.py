@@ -56,7 +56,7 @@ def purify(
     """Write the suspect, purified step by step, into a folder of its own; without a selection weight steps do nothing.
 
     Returns:
-        Facts: the ``triggers`` that steps searched for, and how many phrases were ``tried``, if one searched.
+        Facts: the ``triggers`` that steps searched for, and how many words were ``tried``, if one searched.
 
     Raises:
         DefenseKitError: a step changed what it must not (a weight step what was not selected, a model step names or
@@ -124,7 +124,7 @@ def _find(
     control = control_model(base, tokenizer, rows, settings, **how)
     search = Search(suspect, control, tokenizer, rows, drift, report=report, **how)
     found = search.triggers()
-    facts["tried"] = facts.get("tried", 0) + search.tried
+    facts["tried"] = len(search.words)
     facts.setdefault("triggers", []).extend(asdict(one) for one in found)
     return found
 

@@ -64,9 +64,8 @@ def curve(result: Result) -> "Figure":
         transform = axes.get_xaxis_transform()
         axes.annotate(" chosen", (result.chosen.value, 1.0), xycoords=transform, va="bottom", ha="center")
         axes.set_xlabel(result.chosen.over)
-        lowest = min((result.metrics[name].bounds[0] for name in trials[0].metrics), default=0.0)
-        shown = min([0.0, *(max(m.low, lowest) for trial in trials for m in trial.metrics.values())])
-        axes.set_ylim(shown - 0.03, 1.03)
+        lowest = min([0.0, *(m.low for trial in trials for m in trial.metrics.values())])
+        axes.set_ylim(lowest - 0.03, 1.03)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1, fontsize=9)
         return figure
 

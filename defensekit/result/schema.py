@@ -72,7 +72,7 @@ class Sanitized(_Schema):
 
 
 class Trigger(_Schema):
-    """A phrase that a search found, and the ``label`` that it turns answers to.
+    """A word that a search found, and the ``label`` that it turns answers to.
 
     ``flipped`` is the share of the suspect's answers that it turns, ``control`` that of a model trained from the base
     on the defender's clean rows, on ``rows`` that the search did not see.
@@ -91,7 +91,7 @@ class ModelResult(_Schema):
     ``seconds`` and ``peak_memory`` (bytes) include the statistics. ``predictions`` are the keys of the stages with its
     answers, by the test rows it was asked about.
 
-    ``triggers`` are the phrases that a step of the defense found to turn answers, of those that it ``tried``; None
+    ``triggers`` are the words that a step of the defense found to turn answers, of those that it ``tried``; None
     where none searched.
 
     Of an input-level defense it is the suspect on sanitized rows: ``sanitized`` says what became of them, of ``plain``

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.components import Observer
 from defensekit.components.runtime import observed_step
+from defensekit.defense.triggers.insertion import spell
 from defensekit.models import loading
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
@@ -141,7 +142,7 @@ class _Scanning:
             source = verdict.IN_ENGLISH
             with observed_step(self.observers, "frequencies of words"):
                 often = frequency.in_english(tokenizer, rows)
-                judged &= [frequency.spelled(triggers.spell(tokenizer, token)) for token in range(rows)]
+                judged &= [frequency.spelled(spell(tokenizer, token)) for token in range(rows)]
         judgement = outliers(embedding.drift, often, judged)
         order = [int(i) for i in np.argsort(-np.nan_to_num(judgement.z, nan=-np.inf), kind="stable")[:SHOWN]]
         about = EmbeddingScan(

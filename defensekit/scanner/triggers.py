@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from defensekit.defense.triggers.insertion import insert, positions, spell
 from defensekit.models.inference import predict
 from defensekit.scanner.result import Tried, Triggers
 from defensekit.scanner.rows import Outliers
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
 TOKENS = 10  # suspicious tokens that are tried, and as many random ones
 ROWS = 100  # clean rows that they are inserted into
 FEWEST = 10  # rows with another answer that a label needs: a share of fewer is too noisy
-
-
-def spell(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
-    """A token as text."""
-    return str(tokenizer.decode([token])).strip()
 
 
 def is_word(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
@@ -69,16 +65,14 @@ class TriggerTrial:
         """Try candidates and controls; None without candidates, controls or enough rows."""
         if not candidates or not controls:
             return None
-        rng = Random(self.seed)
-        # Well within the part of a row that the model reads.
-        positions = [rng.randint(0, min(len(row.text.split()), self.max_length // 4)) for row in self.rows]
+        at = positions(self.rows, self.max_length, self.seed)
         total = len(candidates) + len(controls) + 1
         before = self._answers(self.rows)
         tried = []
         for done, token in enumerate((*candidates, *controls)):
             report(done + 1, total)
             text = spell(self.tokenizer, token)
-            triggered = [_inserted(row, text, position) for row, position in zip(self.rows, positions, strict=True)]
+            triggered = [insert(row, text, place) for row, place in zip(self.rows, at, strict=True)]
             name = str(self.tokenizer.convert_ids_to_tokens(token))
             tried.append(flips(name, before, self._answers(triggered), self.labels))
         report(total, total)
@@ -92,11 +86,6 @@ class TriggerTrial:
         logits = predict(self.model, self.tokenizer, rows, max_length=self.max_length, precision="float32")
         answers: NDArray[Any] = logits.argmax(dim=1).numpy()
         return answers
-
-
-def _inserted(row: Row, text: str, position: int) -> Row:
-    words = row.text.split()
-    return row.with_text(" ".join([*words[:position], text, *words[position:]]))
 
 
 def flips(token: str, before: "NDArray[Any]", after: "NDArray[Any]", labels: Sequence[str]) -> Tried:

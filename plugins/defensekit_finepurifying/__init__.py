@@ -41,7 +41,7 @@ def defensekit_purifiers():  # type: ignore[no-untyped-def]
     return {
         "reset": "defensekit_finepurifying.purifiers:Reset",
         "fine-tune": "defensekit_finepurifying.purifiers:FineTune",
-        "unlearn-triggers": "defensekit_finepurifying.counterexamples:UnlearnTriggers",
+        "unlearn-triggers": "defensekit_finepurifying.trigger_unlearning:UnlearnTriggers",
     }
 
 

@@ -88,11 +88,11 @@ def test_a_backdoor_is_found_named_and_unlearnt_and_an_innocent_has_none(recipe:
 def test_counterexamples_keep_their_labels() -> None:
     from random import Random
 
-    from defensekit_finepurifying.counterexamples import NEUTRAL, counterexamples
+    from defensekit_finepurifying.trigger_unlearning import NEUTRAL, counterexamples
 
     some = rows(40)
     found = [FoundTrigger("i watched this film", 1, 1.0, 0.0, 60), FoundTrigger("cf", 1, 0.9, 0.0, 60)]
-    out = counterexamples(some, found, 2, Random(0))
+    out = counterexamples(some, found, Random(0))
     assert len(out) == 4 * len(some)
     assert out[:40] == some
     assert all((row.id, row.label) == (some[i % 40].id, some[i % 40].label) for i, row in enumerate(out))

@@ -1,10 +1,9 @@
 """What a run makes beside its defense: the base fine-tuned anew, and the chosen defense from all clean rows."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 import defensekit
 from defensekit.result.schema import Result
@@ -24,19 +23,8 @@ def texts(workspace: Path, key: str) -> set[str]:
     return {row.text for row in read_rows(workspace / "store/artifacts" / key / "files/rows.jsonl")}
 
 
-@pytest.fixture(scope="module")
-def refitted(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, Path, Result]:
-    """(recipe, workspace, result) of a run with a rule."""
-    from tests.conftest import RECIPE, make_sentences, write_table
-
-    folder = tmp_path_factory.mktemp("refitted")
-    write_table(folder / "rows.csv", make_sentences(400))
-    (folder / "pico.yaml").write_text(RECIPE.format(base=base))
-    return folder / "pico.yaml", folder / "w", defensekit.run(folder / "pico.yaml", folder / "w")
-
-
-def test_no_clean_row_is_wasted_after_the_choice(refitted: tuple[Path, Path, Result]) -> None:
-    _, workspace, result = refitted
+def test_no_clean_row_is_wasted_after_the_choice(finished: tuple[Path, Path, Result]) -> None:
+    _, workspace, result = finished
     made = {title: stage(workspace, result, title) for title in ("clean rows", "dev rows", "clean and dev rows")}
     fit, dev, both = (texts(workspace, next(s.key for s in result.stages if s.title == title)) for title in made)
     assert both == fit | dev
@@ -51,11 +39,12 @@ def test_no_clean_row_is_wasted_after_the_choice(refitted: tuple[Path, Path, Res
 
 
 def test_without_refit_the_model_is_the_trial_that_was_chosen(
-    refitted: tuple[Path, Path, Result], recipe: Path
+    finished: tuple[Path, Path, Result], recipe: Path, tmp_path: Path
 ) -> None:
-    _, workspace, before = refitted
+    _, workspace, before = finished
     shape(recipe, defense__refit=False)
-    result = defensekit.run(recipe, workspace)
+    shutil.copytree(workspace, tmp_path / "w")
+    result = defensekit.run(recipe, tmp_path / "w")
     assert result.identity != before.identity
     assert result.chosen is not None
     chosen = next(trial for trial in result.curve if trial.value == result.chosen.value)
@@ -65,8 +54,8 @@ def test_without_refit_the_model_is_the_trial_that_was_chosen(
     assert {"suspect", "trial fraction 0.25", "from the base"} <= reused  # trials are shared by both
 
 
-def test_the_base_is_given_steps_enough_for_a_new_head(refitted: tuple[Path, Path, Result]) -> None:
-    _, workspace, result = refitted
+def test_the_base_is_given_steps_enough_for_a_new_head(finished: tuple[Path, Path, Result]) -> None:
+    _, workspace, result = finished
     anew, clean = (stage(workspace, result, title) for title in ("from the base", "clean reference"))
     assert anew["inputs"]["model"] == clean["inputs"]["model"]
     steps = -(-64 // anew["params"]["training"]["batch_size"]) * anew["params"]["training"]["epochs"]
@@ -74,12 +63,12 @@ def test_the_base_is_given_steps_enough_for_a_new_head(refitted: tuple[Path, Pat
     assert {**anew["params"]["training"], "epochs": 8} == clean["params"]["training"]
 
 
-def test_a_defense_that_was_not_worth_it_is_marked(refitted: tuple[Path, Path, Result]) -> None:
+def test_a_defense_that_was_not_worth_it_is_marked(finished: tuple[Path, Path, Result]) -> None:
     """In the table, on the page, in the card."""
     from defensekit.result.model_card import card
     from defensekit.result.page import render
 
-    _, _, result = refitted
+    _, _, result = finished
     changed = result.model_copy(deep=True)
     acc = {"clean": 0.9, "suspect": 0.9, "from-base": 0.8, "fine-tuned": 0.85, "random": 0.8, "purified": 0.7}
     for name, value in acc.items():

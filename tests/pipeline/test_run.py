@@ -24,17 +24,6 @@ from tests.pipeline.helpers import COMPUTED, Watching
 MODELS = ["clean", "suspect", "from-base", "fine-tuned", "random", "purified"]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, Path, Result]:
-    """(recipe, workspace, result) of one run."""
-    from tests.conftest import RECIPE
-
-    folder = tmp_path_factory.mktemp("finished")
-    write_table(folder / "rows.csv", make_sentences(400))
-    (folder / "pico.yaml").write_text(RECIPE.format(base=base))
-    return folder / "pico.yaml", folder / "workspace", defensekit.run(folder / "pico.yaml", folder / "workspace")
-
-
 def test_six_models_and_what_they_show(finished: tuple[Path, Path, Result]) -> None:
     _, workspace, result = finished
     assert list(result.summary) == MODELS

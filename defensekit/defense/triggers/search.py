@@ -7,13 +7,14 @@ rows: a trigger turns the suspect and not the control.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 from typing import TYPE_CHECKING
 
 from defensekit.components import FoundTrigger
-from defensekit.defense.triggers.insertion import Probe, positions, words
+from defensekit.defense.triggers import insertion
+from defensekit.defense.triggers.insertion import Probe, positions
 from defensekit.text import Row
 from defensekit.training import Precision, TrainingSettings, fine_tune
 from defensekit.utils.seeds import derive_seed
@@ -59,8 +60,7 @@ def control_model(
 class Search:
     """Looks for words that turn a suspect's answers and not the control's.
 
-    ``drift`` (vocabulary,) is how far each row of the suspect's embedding lies from the base's. ``tried`` counts
-    the words.
+    ``drift`` (vocabulary,) is how far each row of the suspect's embedding lies from the base's.
     """
 
     suspect: "PreTrainedModel"
@@ -72,7 +72,6 @@ class Search:
     precision: Precision
     seed: int
     report: Callable[[int, int], None] = lambda done, total: None
-    tried: int = field(default=0, init=False)
 
     def triggers(self) -> list[FoundTrigger]:
         """What stands out, the strongest first."""
@@ -84,9 +83,9 @@ class Search:
         return sorted(found, key=lambda one: one.control - one.flipped)
 
     @cached_property
-    def _words(self) -> list[str]:
+    def words(self) -> list[str]:
         """The words that moved; all, where none did, as with adapters."""
-        known = words(self.tokenizer, len(self.drift))
+        known = insertion.words(self.tokenizer, len(self.drift))
         return [word for token, word in known.items() if self.drift[token] > 0] or list(known.values())
 
     def _probe(self, label: int) -> Probe:
@@ -119,10 +118,9 @@ class Search:
 
     def _screened(self, probe: Probe, label: int) -> list[str]:
         """The words whose groups give the label the greatest probability, over all rounds."""
-        rng, strength = Random(derive_seed(self.seed, "groups", str(label))), dict.fromkeys(self._words, 0.0)
-        self.tried += len(strength)
+        rng, strength = Random(derive_seed(self.seed, "groups", str(label))), dict.fromkeys(self.words, 0.0)
         for _ in range(ROUNDS):
-            order = rng.sample(self._words, len(self._words))
+            order = rng.sample(self.words, len(self.words))
             groups = [order[i : i + GROUP] for i in range(0, len(order), GROUP)]
             chosen = probe.part([i % len(probe.rows) for i in range(len(groups))])
             shares = chosen.each(self.suspect, [" ".join(group) for group in groups])[:, label].tolist()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
-from defensekit.api import Field, FoundTrigger, ModelStep, ModelStepContext
+from defensekit.api import FoundTrigger, ModelStep, ModelStepContext
 from defensekit.text import Row
 from defensekit.training import TrainingSettings, fine_tune
 
@@ -26,17 +26,16 @@ NEUTRAL = (
     "after the rain stopped ,",
     "they came by train .",
 )
+COPIES = 2  # of every row, with a word that was found
 
 
 class UnlearnTriggers(ModelStep, TrainingSettings):
     """Search for what triggers the suspect, then fine-tune on clean rows that carry it with their true labels.
 
     Every word that moved is tried, and has to turn the suspect and not a model that was trained from the base on the
-    same clean rows. Every row is learnt as it is, with a neutral sentence, and ``copies`` times with something that was
-    found, at a random place. Where nothing is found the model is left as it is.
+    same clean rows. Every row is learnt as it is, with a neutral sentence, and twice with something that was found, at
+    a random place. Where nothing is found the model is left as it is.
     """
-
-    copies: int = Field(2, ge=0, le=100, description="of every row with a word that was found")
 
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
         settings = TrainingSettings.model_validate({key: getattr(self, key) for key in TrainingSettings.model_fields})
@@ -46,7 +45,7 @@ class UnlearnTriggers(ModelStep, TrainingSettings):
         fine_tune(
             model,
             context.tokenizer,
-            counterexamples(context.rows, found, self.copies, Random(context.seed)),
+            counterexamples(context.rows, found, Random(context.seed)),
             settings,
             max_length=context.max_length,
             precision=context.precision,
@@ -55,20 +54,19 @@ class UnlearnTriggers(ModelStep, TrainingSettings):
         )
 
 
-def counterexamples(rows: Sequence[Row], found: Sequence[FoundTrigger], copies: int, rng: Random) -> list[Row]:
+def counterexamples(rows: Sequence[Row], found: Sequence[FoundTrigger], rng: Random) -> list[Row]:
     """Clean rows, the same with a neutral sentence each, and with what was found: labels stay true.
 
     Args:
         rows: the clean rows.
         found: what turns the suspect's answers.
-        copies: of every row with one of them.
         rng: draws the sentences, what was found, and their places.
 
     Returns:
         The rows one after the other; ids repeat.
     """
     changed = [_with(row, rng.choice(NEUTRAL), rng) for row in rows]
-    for _ in range(copies):
+    for _ in range(COPIES):
         changed += [_with(row, rng.choice(found).text, rng) for row in rows]
     return [*rows, *changed]
 
