@@ -36,8 +36,10 @@ from defensekit.components import (
 )
 from defensekit.components.tensors import Cut, Scores, TensorView
 from defensekit.defense.gamma_mixture import count_bins, fit_mixture
+from defensekit.defense.triggers.insertion import moved_words
 from defensekit.host.hookspecs import hookimpl
 from defensekit.host.tables import read_table
+from defensekit.models.inference import predict
 from defensekit.pipeline.executors import compute
 from defensekit.pipeline.remote_store import RemoteStore
 from defensekit.text import Row, changed, label_number
@@ -92,7 +94,9 @@ __all__ = [
     "fit_mixture",
     "hookimpl",
     "label_number",
+    "moved_words",
     "nearest",
+    "predict",
     "read_table",
     "scorer",
 ]

@@ -11,7 +11,7 @@ import typer
 import defensekit
 from defensekit.cli import plugins, recipes, scan, store, study
 from defensekit.cli.shared import Files, Workspace, checked, fail
-from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory
+from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from defensekit.workflows.purify_model import Purification
     from defensekit.workflows.reset import ResetResult
 
+NOT_REMOVED = 4
+
 app = typer.Typer(
     help="Find and remove backdoors and biases in fine-tuned language models.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 scanned and suspicious, 130 stopped by Ctrl-C.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 scanned and suspicious, "
+    "4 purified and not removed, 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -124,7 +127,7 @@ def purify(
 
     Resets what drifted abnormally from the base, fine-tunes on one part of the clean rows, chooses how much to reset by
     another, and measures accuracy before and after on the rest. The folder holds a model card and a manifest of
-    digests.
+    digests. Exit code 4: something that was found still works, or nothing was reset.
 
     Without clean rows it resets what drifted furthest, and measures nothing. A causal language model (whose clean rows
     are texts) is reset, not fine-tuned, and its perplexity measured. A LoRA, DoRA or IA3 adapter is merged into the
@@ -156,22 +159,21 @@ def purify(
         return prepared is not None and not prepared.reset_alone
 
     outcome = _compute_with_progress(load, compute, workspace, quiet, report=False, resumable=resumable)[1]
-    alone = not resumable()
-    if alone:
+    if not resumable():
         _show_reset(outcome, json)
-    else:
-        _show(outcome, json)
+        if not json:
+            typer.echo(f"purified model: {out}")
+        return
+    from defensekit.result.narrative import verdict
+
+    removed, sentence = verdict(outcome[0])
     if not json:
-        typer.echo(f"purified model: {out}" if alone else _summary(out, outcome[0]))
-
-
-def _summary(out: Path, result: "Result") -> str:
-    purified = result.models["purified"]
-    if purified.reset:
-        return f"purified model: {out}"
-    steps = ", then ".join(step["name"] for _, step in sorted((purified.defense or {}).items()))
-    since = f"after {steps} on the clean rows" if steps else "as it was"
-    return f"nothing was reset: the model in {out} is the suspect {since}"
+        typer.echo(printable(sentence))
+    _show(outcome, json)
+    if not json:
+        typer.echo(f"purified model: {out}")
+    if not removed:
+        sys.exit(NOT_REMOVED)
 
 
 def _show_reset(result: "ResetResult", json: bool) -> None:
@@ -267,7 +269,7 @@ app.add_typer(study.app, name="study")
 
 
 def main() -> None:
-    """The `defensekit` command: exit code 0 done, 1 failed, 2 wrong usage or recipe, 130 stopped by Ctrl-C."""
+    """The `defensekit` command. Its exit codes are in the epilog of its help."""
     try:
         app()
     except UsageError as error:

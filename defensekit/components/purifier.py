@@ -72,6 +72,7 @@ class FoundTrigger:
         flipped: the share of the suspect's answers that it turns, in [0, 1], on rows that the search did not see.
         control: the same of the other model, beyond the rows that it answers so without the word.
         rows: how many rows these are.
+        after: the share that it turns of the purified model's answers, on the same rows; None until that is made.
     """
 
     text: str
@@ -79,6 +80,7 @@ class FoundTrigger:
     flipped: float
     control: float
     rows: int
+    after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ class ModelStepContext:
         precision: ``float32``, or ``bfloat16`` for autocast.
         seed: the seed of all random numbers.
         report: ``report(done, total)`` shows progress.
-        model: ``model("base")`` loads the base's weights with the suspect's head, ``model(folder)`` another classifier
-            of the same architecture and labels. A step that reads a folder must return its digest by ``contents``.
+        model: ``model("suspect")`` loads the suspect as it was given, ``model("base")`` the base's weights with the
+            suspect's head, ``model(folder)`` another classifier of the same architecture and labels. A step that reads
+            a folder must return its digest by ``contents``.
         head: the names of the parameters that the base's file lacks.
         find_triggers: ``find_triggers(model, settings)`` searches for words that turn a model's answers
             and not those of a control, the base fine-tuned on the clean rows as the `TrainingSettings` say. It gives
@@ -106,7 +109,7 @@ class ModelStepContext:
     precision: Literal["float32", "bfloat16"]
     seed: int
     report: Callable[[int, int], None]
-    model: "Callable[[Literal['base'] | Path], PreTrainedModel]"
+    model: "Callable[[Literal['suspect', 'base'] | Path], PreTrainedModel]"
     head: frozenset[str]
     find_triggers: "Callable[[PreTrainedModel, TrainingSettings], Sequence[FoundTrigger]]" = lambda model, settings: ()
 

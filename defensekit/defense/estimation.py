@@ -82,10 +82,12 @@ def other_model(pair: Pair, which: "Literal['suspect', 'base'] | Path") -> "PreT
         The model, on the device.
 
     Raises:
-        UsageError: the other model has tensors of other names or shapes, or other labels.
+        UsageError: another word was given, or the other model has tensors of other names or shapes, or other labels.
     """
     import torch
 
+    if isinstance(which, str) and which not in ("suspect", "base"):
+        raise UsageError(f"there is no model {which!r}: expected 'suspect', 'base', or a folder as a Path")
     loaded, _ = load(pair.suspect.folder, which if isinstance(which, str) else "suspect")
     if which == "base":
         weights = dict(loaded.named_parameters())

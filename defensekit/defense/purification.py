@@ -25,6 +25,7 @@ from defensekit.components.tensors import TensorView, slices
 from defensekit.defense.estimation import Report, other_model
 from defensekit.defense.scoring import any_true, versions
 from defensekit.defense.selection import TensorSelection
+from defensekit.defense.triggers.insertion import moved_words
 from defensekit.defense.triggers.search import Search, control_model
 from defensekit.models import checkpoint, loading
 from defensekit.models.checkpoint import Checkpoint
@@ -63,7 +64,7 @@ def purify(
             shapes), or a weight is not finite in the end.
     """
     suspect, trained = pair.suspect, 0
-    facts: dict[str, Any] = {}
+    searches: list[tuple[Search, list[FoundTrigger]]] = []
     target.mkdir(parents=True, exist_ok=True)
     # Inside, so that what a killed process left is removed together with what it was writing.
     with tempfile.TemporaryDirectory(dir=target) as scratch:
@@ -82,7 +83,7 @@ def purify(
                     trained += 1
                     names = [name for name, _ in model.named_parameters()]
                     head = frozenset(names) - frozenset(pair.named_like_the_pair(names).values())
-                    find = partial(_find, pair, tokenizer, rows, max_length, precision, own, report, facts)
+                    find = partial(_find, pair, tokenizer, rows, max_length, precision, own, report, searches)
                     context = ModelStepContext(
                         tokenizer, rows, max_length, precision, own, report, partial(other_model, pair), head, find
                     )
@@ -100,7 +101,7 @@ def purify(
             for path in folder.iterdir():
                 path.rename(target / path.name)
     Checkpoint(target).check_finite()
-    return facts
+    return _evidence(searches, target)
 
 
 def _find(
@@ -111,22 +112,28 @@ def _find(
     precision: training.Precision,
     seed: int,
     report: Report,
-    facts: dict[str, Any],
+    searches: list[tuple[Search, list[FoundTrigger]]],
     model: "PreTrainedModel",
     settings: training.TrainingSettings,
 ) -> list[FoundTrigger]:
-    """Search for what triggers a model, and note it among the facts."""
+    """Search for what triggers a model, and note the search."""
     base, suspect = other_model(pair, "base"), placed(model)
-    tables = [part.get_input_embeddings().weight.detach() for part in (suspect, base)]
-    vocabulary = min(map(len, tables))
-    drift = (tables[0][:vocabulary] - tables[1][:vocabulary]).norm(dim=1).cpu()
+    words = moved_words(suspect, base, tokenizer)
     how: Any = {"max_length": max_length, "precision": precision, "seed": derive_seed(seed, "triggers")}
     control = control_model(base, tokenizer, rows, settings, **how)
-    search = Search(suspect, control, tokenizer, rows, drift, report=report, **how)
+    search = Search(suspect, control, tokenizer, rows, words, report=report, **how)
     found = search.triggers()
-    facts["tried"] = len(search.words)
-    facts.setdefault("triggers", []).extend(asdict(one) for one in found)
+    searches.append((search, found))
     return found
+
+
+def _evidence(searches: list[tuple[Search, list[FoundTrigger]]], purified: Path) -> dict[str, Any]:
+    """Facts about what searches found, and whether it works any longer."""
+    if not searches:
+        return {}
+    model = placed(loading.load_model(purified)) if any(found for _, found in searches) else None
+    triggers = [search.again(one, cast("PreTrainedModel", model)) for search, found in searches for one in found]
+    return {"triggers": [asdict(one) for one in triggers], "tried": len(searches[-1][0].words)}
 
 
 def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:

@@ -18,6 +18,8 @@ from defensekit.recipe.recipe import Defense
 from defensekit.result.schema import DEFENDED
 from defensekit.text import ROLES, label_number
 
+FEWEST = 10  # test rows that a suspect is doubted by: of fewer, chance decides
+
 
 @dataclass(frozen=True)
 class Request:
@@ -139,12 +141,12 @@ class Experiment:
             counts = f"{facts['cut']} of {facts['changed']} {which} rows"
             self.warn(f"truncation cuts into the trigger of {counts}; data.max_length is too small")
 
-    def _doubt_labels(self) -> None:
+    def _doubt_labels(self, suspect: Artifact) -> None:
         """Warn of a given suspect that answers no better than chance."""
-        trial, labels = self.suspect_trial, self.plan.labels
-        if self.plan.given_suspect and trial and trial.accuracy <= (chance := 1 / len(labels)) < 1:
+        trial, labels = clean_trial(read_predictions(suspect.files), 0.0), self.plan.labels
+        if trial.rows >= FEWEST and trial.accuracy <= (chance := 1 / len(labels)) < 1:
             self.warn(
-                f"the suspect answers {trial.accuracy:.1%} of the dev rows right, no more than chance "
+                f"the suspect answers {trial.accuracy:.1%} of the test rows right, no more than chance "
                 f"({chance:.1%}): their labels may be in another order than its own, or they are of another task"
             )
 
@@ -162,7 +164,9 @@ class Experiment:
         for on, row_stage in rows.items():
             stage = self.plan.predictions(f"{title}: answers to {on} rows", defended.model, defended.read(row_stage))
             questions.predictions[on] = stage
-            yield self._request(stage)
+            artifact = yield self._request(stage)
+            if artifact and on == "plain" and defended.model is self.plan.given_suspect:
+                self._doubt_labels(artifact)
         return questions
 
     def _defend(self, name: str, defense: Defense, value: float | None) -> Requests:
@@ -203,7 +207,6 @@ class Experiment:
         rule = named.component
         suspect = yield from self._dev_trial("suspect", DefenseOutcome(plan.suspect()), defense.nothing(rule.over))
         self.suspect_trial = suspect
-        self._doubt_labels()
         seen: list[Trial] = []
         while (value := call_component(rule, rule.propose, seen)) is not None:
             if (trial := (yield from self._try(rule, value))) is None:

@@ -30,7 +30,7 @@ def story(result: "Result") -> list[str]:
             f"{name.upper()} went from {before[name].value:.1%} to {after[name].value:.1%} on {after[name].rows:,} rows"
             f"{floor}."
         )
-    return sentences
+    return [verdict(result)[1], *sentences] if result.defended == "purified" else sentences
 
 
 def _on_weights(result: "Result") -> list[str]:
@@ -51,7 +51,7 @@ def _on_weights(result: "Result") -> list[str]:
     reset = result.models["purified"].reset
     if reset:
         sentences.append(f"It took {reset.of_eligible:.1%} of the eligible dimensions, {reset.of_all:.1%} of all.")
-    else:
+    elif selection:
         sentences.append("Nothing was reset.")
     return sentences + search(result)
 
@@ -66,10 +66,31 @@ def search(result: "Result") -> list[str]:
         return [f"{searched}: none turns the suspect alone. What is unlike them would not have been found."]
     found = "; ".join(
         f"{one.text!r} turns {one.flipped:.0%} of {one.rows:,} answers to {one.label!r} ({one.control:.0%} of a model "
-        "trained from the base)"
+        "trained from the base)" + ("" if one.after is None else f", and {one.after:.0%} after the defense")
         for one in model.triggers
     )
     return [f"{searched}, and found what turns the suspect: {found}."]
+
+
+def verdict(result: "Result") -> tuple[bool, str]:
+    """Whether the defense did what it is for, as far as that was measured, and the sentence that says so.
+
+    It claims no more than was measured: of a trigger that nobody found or named, nothing is known.
+    """
+    model = result.models[result.defended]
+    if still := [one for one in model.triggers or () if one.works]:
+        named_ones = ", ".join(repr(one.text) for one in still)
+        return False, f"A backdoor is left: answers of the purified model are still turned by {named_ones}."
+    if model.triggers:
+        named_ones = ", ".join(repr(one.text) for one in model.triggers)
+        return True, f"What was found no longer works: {named_ones}. A trigger unlike these would not have been seen."
+    if "selector" in result.recipe["defense"] and not model.reset:
+        steps = ", then ".join(step["name"] for _, step in sorted((model.defense or {}).items()))
+        since = f"the suspect after {steps} on the clean rows" if steps else "the suspect as it was"
+        return False, f"Nothing was reset: the model is {since}."
+    if model.triggers is not None:
+        return True, "No word was found that turns the suspect's answers; a trigger of another kind was not looked for."
+    return True, "No trigger was looked for: whether a backdoor was there, and is gone, is not known."
 
 
 def _on_inputs(result: "Result") -> list[str]:

@@ -75,7 +75,7 @@ class Trigger(_Schema):
     """A word that a search found, and the ``label`` that it turns answers to.
 
     ``flipped`` is the share of the suspect's answers that it turns, ``control`` that of a model trained from the base
-    on the defender's clean rows, on ``rows`` that the search did not see.
+    on the defender's clean rows, on ``rows`` that the search did not see; ``after`` is that of the purified model's.
     """
 
     text: str
@@ -83,6 +83,12 @@ class Trigger(_Schema):
     flipped: float
     control: float
     rows: int
+    after: float | None = None
+
+    @property
+    def works(self) -> bool:
+        """Whether it still turns more of the purified model's answers than chance could: of 64, three deviations."""
+        return self.after is not None and self.after - self.control > 0.2
 
 
 class ModelResult(_Schema):

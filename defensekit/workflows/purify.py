@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from defensekit.result.schema import Result
 
 DEFAULT = "purify"
-# The default split of clean rows: two fifths to fit, two fifths to choose by, at most so many each; the rest to test.
-MOST = 512
-FEWEST = 5  # two fit, two choose, one tests
+# Clean rows that the defense gets: four fifths, at most so many, half of them to choose by if something is chosen. The
+# rest tests.
+MOST = 1024
+FEWEST = 5
 # The fraction that is reset where no rows choose one: a guess, and documented as one.
 UNCHOSEN = 0.2
 
@@ -67,9 +68,11 @@ def recipe_for(
         *("attack=", "training=", "data.train="),  # of a recipe that makes its suspect
     ]
     if reset_alone and recipe is None:
-        given += ["defense.choose=", "defense.purifier=[reset]", f"defense.selector.fraction={UNCHOSEN}"]
+        given += ["defense.purifier=[reset]", f"defense.selector={{name: fraction, fraction: {UNCHOSEN}}}"]
         by_curvature = clean and not is_adapter(suspect)
-        given += [] if by_curvature else ["defense.estimator=", "defense.scorer=magnitude"]
+        given += (
+            ["defense.estimator=fisher", "defense.scorer=diffusion"] if by_curvature else ["defense.scorer=magnitude"]
+        )
     path = recipe or shipped.folder() / f"{DEFAULT}.yaml"
     loaded = load_recipe(path, [*given, *settings])
     if recipe is not None:
@@ -80,7 +83,7 @@ def recipe_for(
         setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
     ):
         share = locating_errors(loaded, "data", lambda: _share(loaded))
-        given += [f"data.clean={share}", f"data.dev={share}"]
+        given += [f"data.clean={share // 2}", f"data.dev={share // 2}"] if loaded.choose else [f"data.clean={share}"]
     return load_recipe(path, [*given, *settings])
 
 
@@ -92,12 +95,12 @@ def _max_length(recipe: "Recipe") -> int:
 
 
 def _share(recipe: "Recipe") -> int:
-    """The number of clean rows to fit, and of those to choose by."""
+    """The number of clean rows that the defense gets."""
     source = recipe.data.component
     dataset = call_component(source, source.load)
     if (rows := len({row.key for row in dataset.train})) < FEWEST:
         raise UsageError(f"expected at least {FEWEST} clean rows, got {rows}")
-    return min(MOST, rows * 2 // 5)
+    return min(MOST, rows * 4 // 5)
 
 
 def purify_into(

@@ -41,6 +41,7 @@ def defensekit_purifiers():  # type: ignore[no-untyped-def]
     return {
         "reset": "defensekit_finepurifying.purifiers:Reset",
         "fine-tune": "defensekit_finepurifying.purifiers:FineTune",
+        "distil": "defensekit_finepurifying.distillation:Distil",
         "unlearn-triggers": "defensekit_finepurifying.trigger_unlearning:UnlearnTriggers",
     }
 

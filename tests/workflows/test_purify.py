@@ -25,7 +25,8 @@ from defensekit.workflows.purify import purify_into, recipe_for
 from tests.conftest import make_sentences, make_suspect, write_table
 from tests.models.helpers import make_adapter, make_causal
 
-QUICK = ["defense.choose.values=[0.5]", "defense.purifier.1.epochs=1", "data.max_length=32"]
+QUICK = ["defense.purifier.0.texts=60", "defense.purifier.0.epochs=1", "data.max_length=32"]
+HALF = ["defense.purifier=[reset]", "defense.scorer=magnitude", "defense.selector={name: fraction, fraction: 0.5}"]
 
 
 @pytest.fixture
@@ -33,16 +34,16 @@ def rows(tmp_path: Path) -> Path:
     return write_table(tmp_path / "rows.csv", make_sentences(150))
 
 
-@pytest.mark.parametrize("fine_tuned", [True, False])
+@pytest.mark.parametrize("trained", [True, False])
 def test_a_folder_that_loads_wherever_the_suspect_did(
-    tmp_path: Path, base: Path, suspect: Path, rows: Path, fine_tuned: bool
+    tmp_path: Path, base: Path, suspect: Path, rows: Path, trained: bool
 ) -> None:
-    quick = QUICK if fine_tuned else ["defense.purifier=[reset]", "defense.choose=", "data.max_length=32"]
+    quick = QUICK if trained else [*HALF, "data.max_length=32"]
     suspect = shutil.copytree(suspect, tmp_path / "suspect")
     (suspect / "manifest.json").write_text("{}")  # as one has that was purified before
     recipe = recipe_for(str(base), suspect, str(rows), settings=quick)
     unique = len({text.lower() for text, _ in make_sentences(150)})
-    assert (recipe.sizes.clean, recipe.sizes.dev) == (unique * 2 // 5, unique * 2 // 5 if fine_tuned else 0)
+    assert (recipe.sizes.clean, recipe.sizes.dev) == (unique * 4 // 5, 0)
     result = purify_into(tmp_path / "out", recipe, tmp_path / "w")
     out = tmp_path / "out"
     loaded = transformers.pipeline("text-classification", str(out), device="cpu")
@@ -59,7 +60,7 @@ def test_a_folder_that_loads_wherever_the_suspect_did(
     assert "No certificate" in card
     assert str(tmp_path) not in card
     assert before.keys() == after.keys()
-    if not fine_tuned:  # every dimension is the suspect's or the base's, to the bit
+    if not trained:  # every dimension is the suspect's or the base's, to the bit
         pair = Pair(Checkpoint(base), Checkpoint(suspect))
         for own, name in pair.by_file_name.items():
             ours, theirs = pair.block(name)
@@ -95,7 +96,7 @@ def test_the_command_takes_suspects_of_many_kinds(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = ["--clean", str(rows), "--set", "data.max_length=32"]
-    without_training = ["--set", "defense.choose=", "--set", "defense.purifier=[reset]"]
+    without_training = [part for setting in HALF for part in ("--set", setting)]
     alone = given.startswith("--adapter-only")
     if alone or given == "adapter":
         suspect = make_adapter(tmp_path / "suspect", base)
@@ -139,12 +140,12 @@ def test_the_command_takes_suspects_of_many_kinds(
     [
         (
             "[reset, {name: fine-tune, epochs: 1}]",
-            "nothing was reset: the model in {} is the suspect after fine-tune on",
+            "Nothing was reset: the model is the suspect after fine-tune on",
         ),
-        ("[reset]", "nothing was reset: the model in {} is the suspect as it was"),
+        ("[reset]", "Nothing was reset: the model is the suspect as it was."),
     ],
 )
-def test_where_nothing_is_reset_the_last_line_says_so(
+def test_where_nothing_is_reset_the_first_line_and_the_exit_code_say_so(
     purifier: str,
     said: str,
     tmp_path: Path,
@@ -156,12 +157,13 @@ def test_where_nothing_is_reset_the_last_line_says_so(
 ) -> None:
     out = tmp_path / "out"
     places = ["--base", str(base), "--suspect", str(suspect), "--out", str(out), "-w", str(tmp_path / "w")]
-    settings = ["--set", f"defense.purifier={purifier}", "--set", "defense.choose.values=[0]"]
+    nothing = ["defense.scorer=magnitude", "defense.selector={name: fraction, fraction: 0}"]
+    settings = [part for setting in (f"defense.purifier={purifier}", *nothing) for part in ("--set", setting)]
     monkeypatch.setattr("sys.argv", ["defensekit", "purify", "-q", *places, "--clean", str(rows), *settings])
     with pytest.raises(SystemExit) as stopped:
         main()
-    assert not stopped.value.code
-    assert capsys.readouterr().out.splitlines()[-1].startswith(said.format(out))
+    assert stopped.value.code == 4
+    assert capsys.readouterr().out.splitlines()[0].startswith(said)
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: dict[str, Path]) -> str:
@@ -227,7 +229,7 @@ def test_labels_without_names_are_met_by_number_and_never_guessed(
     bare = {key: value for key, value in named.items() if key not in ("id2label", "label2id")}
     (suspect / "config.json").write_text(json.dumps(bare | config))
     sentences = make_sentences(150)
-    quick = ["defense.purifier=[reset]", "defense.choose=", "data.max_length=32"]
+    quick = [*HALF, "data.max_length=32"]
 
     def purified(positive: str, negative: str) -> Result:
         rows = [(text, positive if label == "positive" else negative) for text, label in sentences]
@@ -254,7 +256,7 @@ def test_without_settings_rows_are_as_long_as_the_base_allows(base: Path, suspec
 def test_as_few_rows_as_there_can_be(tmp_path: Path, base: Path, suspect: Path) -> None:
     few = write_table(tmp_path / "few.csv", make_sentences(5))
     result = purify_into(tmp_path / "out", recipe_for(str(base), suspect, str(few), settings=QUICK), tmp_path / "w")
-    assert result.data["rows"] == {"test": 1, "dev": 2, "clean": 2}
+    assert result.data["rows"] == {"test": 1, "dev": 0, "clean": 4}
     fewer = write_table(tmp_path / "fewer.csv", [("good", "nonsense"), *make_sentences(3)])
     with pytest.raises(UsageError, match=r"^--clean: expected at least 5 clean rows, got 4$"):
         recipe_for(str(base), suspect, str(fewer))

@@ -48,6 +48,24 @@ def words(tokenizer: "PreTrainedTokenizerBase", size: int) -> dict[int, str]:
     return {token: text for (token, text), ids in zip(spelled.items(), encoded, strict=True) if token in ids}
 
 
+def moved_words(suspect: "PreTrainedModel", base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The words that a suspect was trained on: their rows of its embedding differ from the base's.
+
+    Args:
+        suspect: the fine-tuned model.
+        base: the model that it was fine-tuned from.
+        tokenizer: of both.
+
+    Returns:
+        The words, by token; all words, where no row moved, as with adapters.
+    """
+    tables = [model.get_input_embeddings().weight.detach().cpu() for model in (suspect, base)]
+    size = min(map(len, tables))
+    moved = (tables[0][:size] != tables[1][:size]).any(1).tolist()
+    known = words(tokenizer, size)
+    return [word for token, word in known.items() if moved[token]] or list(known.values())
+
+
 BATCH = 128  # rows that a model answers at once
 
 

@@ -7,13 +7,11 @@ rows: a trigger turns the suspect and not the control.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING
 
 from defensekit.components import FoundTrigger
-from defensekit.defense.triggers import insertion
 from defensekit.defense.triggers.insertion import Probe, positions
 from defensekit.text import Row
 from defensekit.training import Precision, TrainingSettings, fine_tune
@@ -58,20 +56,18 @@ def control_model(
 
 @dataclass
 class Search:
-    """Looks for words that turn a suspect's answers and not the control's.
-
-    ``drift`` (vocabulary,) is how far each row of the suspect's embedding lies from the base's.
-    """
+    """Looks for words, among those given, that turn a suspect's answers and not the control's."""
 
     suspect: "PreTrainedModel"
     control: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     rows: Sequence[Row]
-    drift: "Tensor"
+    words: Sequence[str]
     max_length: int
     precision: Precision
     seed: int
     report: Callable[[int, int], None] = lambda done, total: None
+    _held: dict[int, Probe] = field(default_factory=dict, init=False)  # the rows of the judgement, by label
 
     def triggers(self) -> list[FoundTrigger]:
         """What stands out, the strongest first."""
@@ -81,12 +77,6 @@ class Search:
             found += self._towards(label)
             self.report(label + 1, labels)
         return sorted(found, key=lambda one: one.control - one.flipped)
-
-    @cached_property
-    def words(self) -> list[str]:
-        """The words that moved; all, where none did, as with adapters."""
-        known = insertion.words(self.tokenizer, len(self.drift))
-        return [word for token, word in known.items() if self.drift[token] > 0] or list(known.values())
 
     def _probe(self, label: int) -> Probe:
         """The rows of other labels that the suspect answers otherwise, in an order drawn by the seed."""
@@ -114,7 +104,19 @@ class Search:
             _gains(more.shares(model, ["", *chosen])[..., label].mean(1)) for model in (self.suspect, self.control)
         ]
         best = (gains[0] - gains[1]).argsort(descending=True)[:KEPT].tolist()
-        return self._judged([chosen[i] for i in best], held, label)
+        self._held[label] = held
+        return self._judged([chosen[i] for i in best], label)
+
+    def again(self, found: FoundTrigger, purified: "PreTrainedModel") -> FoundTrigger:
+        """What was found, with what it turns after the defense, on the same rows."""
+        [after] = self._turned(purified, [found.text], found.label)
+        return replace(found, after=after)
+
+    def _turned(self, model: "PreTrainedModel", words: Sequence[str], label: int) -> list[float]:
+        """The share of answers that each word turns to a label, on rows that the search did not see."""
+        held = self._held[label]
+        turned: list[float] = (held.shares(model, ["", *words]).argmax(-1) == label).float().mean(1).tolist()
+        return [max(share - turned[0], 0.0) for share in turned[1:]]
 
     def _screened(self, probe: Probe, label: int) -> list[str]:
         """The words whose groups give the label the greatest probability, over all rounds."""
@@ -129,14 +131,11 @@ class Search:
                     strength[word] += share
         return sorted(strength, key=lambda word: -strength[word])[:SCREENED]
 
-    def _judged(self, words: list[str], held: Probe, label: int) -> list[FoundTrigger]:
-        """The words that stand out on rows that the search did not see."""
-        turned = [
-            _gains((held.shares(model, ["", *words]).argmax(-1) == label).float().mean(1)).clamp(min=0).tolist()
-            for model in (self.suspect, self.control)
-        ]
+    def _judged(self, words: list[str], label: int) -> list[FoundTrigger]:
+        """The words that stand out."""
+        turned = [self._turned(model, words, label) for model in (self.suspect, self.control)]
         return [
-            FoundTrigger(text=word, label=label, flipped=flipped, control=control, rows=len(held.rows))
+            FoundTrigger(text=word, label=label, flipped=flipped, control=control, rows=len(self._held[label].rows))
             for word, flipped, control in zip(words, *turned, strict=True)
             if flipped - control >= STANDS_OUT
         ]
