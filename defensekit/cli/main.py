@@ -26,8 +26,8 @@ NOT_REMOVED = 4
 
 app = typer.Typer(
     help="Find and remove backdoors and biases in fine-tuned language models.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 scanned and suspicious, "
-    "4 purified and not removed, 130 stopped by Ctrl-C.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 suspicious (scan), "
+    "4 not removed (purify), 130 stopped.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -125,9 +125,9 @@ def purify(
 ) -> None:
     """Purify a model, into a folder that loads wherever the model did.
 
-    Resets what drifted abnormally from the base, fine-tunes on one part of the clean rows, chooses how much to reset by
-    another, and measures accuracy before and after on the rest. The folder holds a model card and a manifest of
-    digests. Exit code 4: something that was found still works, or nothing was reset.
+    Searches for words that trigger the model, trains the base on what it says of variations of the clean rows, in which
+    triggers hardly occur, and measures before and after on rows that were kept for that. The folder holds a model card
+    and a manifest of digests. Exit code 4: something that was found still works, or nothing was reset.
 
     Without clean rows it resets what drifted furthest, and measures nothing. A causal language model (whose clean rows
     are texts) is reset, not fine-tuned, and its perplexity measured. A LoRA, DoRA or IA3 adapter is merged into the

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 NOT_PROMISED = (
     "No certificate: what looked abnormal to this defense was changed, an attack that keeps clear of that goes unseen.",
-    "No search for a trigger: success was measured only with the trigger named here, if one is named.",
+    "A search, where one was made, tries single words: phrases, sentences, rewritings and styles go unseen.",
     "One run with one seed: another seed, split or machine gives other numbers.",
 )
 

@@ -76,9 +76,9 @@ def purify_model(
 ) -> Result | ResetResult:
     """Purify a model, into a folder that loads wherever the model did.
 
-    With clean rows, a classifier is reset where it drifted abnormally, fine-tuned, and measured before and after; how
-    much is reset is chosen by separate rows. Without rows, and for a causal language model or an adapter alone, the
-    dimensions that drifted furthest are reset and nothing is trained.
+    With clean rows, what triggers a classifier is searched, its base is trained on what it says of variations of the
+    rows, in which triggers hardly occur, and both are measured on other rows. Without rows, and for a causal language
+    model or an adapter alone, the dimensions that drifted furthest are reset and nothing is trained.
 
     Args:
         base: the model that it was fine-tuned from: a folder, a source's name, or owner/name@revision.
