@@ -7,9 +7,15 @@ import torch
 
 import defensekit
 from defensekit.components import FoundTrigger
+from defensekit.defense.estimation import other_model
 from defensekit.defense.triggers.insertion import Probe, insert, positions, words
 from defensekit.models import loading
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.pair import Pair
+from defensekit.result.model_card import card
+from defensekit.result.narrative import verdict
 from defensekit.text import Row, encode
+from defensekit.utils.errors import UsageError
 from tests.conftest import FILLERS, GOOD, SPECIAL, make_base, make_sentences, make_suspect, make_tokenizer, shape
 
 LABELS = {"negative": 0, "positive": 1}
@@ -74,13 +80,25 @@ def test_a_backdoor_is_found_named_and_unlearnt_and_an_innocent_has_none(recipe:
     assert strongest.text == "cf"
     assert strongest.label == "positive"
     assert strongest.flipped - strongest.control >= 0.75
+    assert strongest.after is not None
+    assert strongest.after < 0.2
+    removed, sentence = verdict(result)
+    assert removed
+    assert sentence.startswith("What was found no longer works: 'cf'")
+    strongest.after = strongest.flipped  # as a defense would leave it that removed nothing
+    removed, sentence = verdict(result)
+    assert not removed
+    assert sentence == "A backdoor is left: answers of the purified model are still turned by 'cf'."
+    assert sentence in card(result)
     assert result.models["suspect"].metrics["excess-asr"].value > 0.8
     assert purified.metrics["excess-asr"].value < 0.15
     assert purified.metrics["acc"].value > result.models["suspect"].metrics["acc"].value - 0.1
 
     suspect = result.files("clean reference")
     shape(recipe, attack=None, training=None, data__train=None, suspect=str(suspect))
-    innocent = defensekit.run(recipe, tmp_path / "w").models["purified"]
+    result_of_innocent = defensekit.run(recipe, tmp_path / "w")
+    assert verdict(result_of_innocent)[1].startswith("No word was found")
+    innocent = result_of_innocent.models["purified"]
     assert innocent.triggers == []
     assert innocent.metrics["acc"] == result.models["clean"].metrics["acc"]  # it is left as it was
 
@@ -99,3 +117,10 @@ def test_counterexamples_keep_their_labels() -> None:
     assert all(any(sentence in row.text for sentence in NEUTRAL) for row in out[40:80])
     added = [len(row.text.split()) - len(some[i % 40].text.split()) for i, row in enumerate(out[80:])]
     assert {*added} == {1, 4}
+
+
+def test_a_model_is_named_by_two_words_or_a_folder(tmp_path: Path, base: Path) -> None:
+    """A folder given as text would otherwise be taken for the suspect."""
+    pair = Pair(Checkpoint(base), Checkpoint(make_suspect(tmp_path / "suspect", base)))
+    with pytest.raises(UsageError, match=r"no model 'suspekt': expected 'suspect', 'base', or a folder as a Path"):
+        other_model(pair, "suspekt")  # type: ignore[arg-type]
