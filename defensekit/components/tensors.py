@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from defensekit.models.pair import is_embedding
+from defensekit.models.names import is_embedding
 from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.order_statistics import kth_largest
 from defensekit.utils.parallel import concurrently

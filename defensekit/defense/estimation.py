@@ -12,6 +12,7 @@ from defensekit.models.checkpoint import CAUSAL
 from defensekit.models.devices import placed
 from defensekit.models.loading import load
 from defensekit.models.pair import Pair
+from defensekit.models.skeleton import task_of
 from defensekit.text import Row
 from defensekit.utils.errors import UsageError, listing
 from defensekit.utils.seeds import derive_seed
@@ -38,7 +39,7 @@ def estimate(
     """
     import torch
 
-    causal = pair.suspect.task == CAUSAL
+    causal = task_of(pair.suspect) == CAUSAL
     if causal and not estimator.any_loss:
         name = type(estimator).__name__
         raise UsageError(f"the estimator {name} measures classifiers alone, and the suspect is a {CAUSAL}")

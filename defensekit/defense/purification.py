@@ -31,7 +31,8 @@ from defensekit.models import checkpoint, loading
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.devices import placed
 from defensekit.models.loading import neutral
-from defensekit.models.pair import Pair, align
+from defensekit.models.names import align
+from defensekit.models.pair import Pair
 from defensekit.models.writer import rewrite
 from defensekit.text import Row
 from defensekit.utils.errors import UsageError, listing

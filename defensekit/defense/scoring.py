@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from defensekit.components import Scorer, call_component, component_error
 from defensekit.components.tensors import Scored, Scores, TensorView, slices
-from defensekit.models.pair import Pair, aligned_base, layer_of
+from defensekit.models.names import layer_of
+from defensekit.models.pair import Pair, aligned_base
 from defensekit.utils.order_statistics import kth_largest
 from defensekit.utils.seeds import derive_seed
 

@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defensekit.models.adapters import FIRST, Adapter, is_adapter, short
-from defensekit.models.checkpoint import SINGLE, Checkpoint, copy_companions, dtype_of, identity_files
-from defensekit.models.pair import FLOATS, align
+from defensekit.models.checkpoint import (
+    CAUSAL,
+    CLASSIFIER,
+    SINGLE,
+    Checkpoint,
+    copy_companions,
+    dtype_of,
+    identity_files,
+)
+from defensekit.models.names import FLOATS, align
 from defensekit.models.untrusted import ADAPTER_CONFIG, BITS, free_space
 from defensekit.models.writer import write_streamed
 from defensekit.utils.errors import UsageError, listing
@@ -86,6 +94,11 @@ class Merged:
                     raise self._misfit(f"{name} is a head for {given[0]:,} labels; expected 1 to {MOST_LABELS:,}")
                 return self._built(num_labels=given[0])  # a head for other labels than the base's config has
         return model
+
+    @property
+    def task(self) -> str:
+        """The task of the merged model."""
+        return CLASSIFIER if self.adapter.config["task_type"] == "SEQ_CLS" else CAUSAL
 
     def _built(self, **labels: int) -> "PreTrainedModel":
         import torch

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.models.checkpoint import read_tensor
-from defensekit.models.pair import FLOATS
+from defensekit.models.names import FLOATS
 from defensekit.models.untrusted import ADAPTER_CONFIG, CONFIG, Entry, check_folder, read_header, read_json
 from defensekit.utils.errors import UsageError, listing
 

@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from defensekit.models.checkpoint import Checkpoint
-from defensekit.models.pair import BUFFERS, FLOATS, align, refuse_swapped
+from defensekit.models.names import BUFFERS, FLOATS, align
+from defensekit.models.pair import refuse_swapped
 from defensekit.utils.errors import UsageError, listing
 
 if TYPE_CHECKING:

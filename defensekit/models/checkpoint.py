@@ -166,8 +166,11 @@ class Checkpoint:
         return digests
 
     @property
-    def task(self) -> str:
-        """The task of the class that the config names: `CLASSIFIER`, `CAUSAL`, or else the name of that class."""
+    def claimed_task(self) -> str:
+        """The task of the class that the config names: `CLASSIFIER`, `CAUSAL`, or else the name of that class.
+
+        Whoever wrote the config chose it: `defensekit.models.skeleton.task_of` says what the tensors are.
+        """
         names = self.config.get("architectures")
         name = str(names[0]) if isinstance(names, list) and names else "unknown"
         if name.endswith("ForSequenceClassification"):

@@ -1,19 +1,15 @@
 """Models and tokenizers loaded by transformers, from folders that are checked before and compared afterwards."""
 
-import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
-from defensekit.models.pair import align
-from defensekit.utils.errors import DefenseKitError, UsageError, listing
+from defensekit.models.names import align
+from defensekit.models.skeleton import no_larger_than, task_of
+from defensekit.utils.errors import DefenseKitError, UsageError, listing, one_line
 from defensekit.utils.logging import quiet
 
 if TYPE_CHECKING:
-    from torch.nn import Parameter
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -30,7 +26,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
-        raise UsageError(f"{folder}: its tokenizer can't be loaded ({_line(error)})") from error
+        raise UsageError(f"{folder}: its tokenizer can't be loaded ({one_line(error)})") from error
     if not tokenizer.is_fast:
         raise UsageError(f"{folder}: its tokenizer is not a fast one; expected a tokenizer.json")
     if tokenizer.pad_token is None:
@@ -51,7 +47,7 @@ def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrain
     """
     checkpoint = Checkpoint(folder)
     checkpoint.check()  # pickles and damaged files are refused before the config is trusted
-    if labels is None and checkpoint.task == CAUSAL:
+    if labels is None and task_of(checkpoint) == CAUSAL:
         return load_language_model(folder)
     head: dict[str, Any] = {}
     if labels is not None:
@@ -86,7 +82,7 @@ def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreT
 
     checkpoint.check()  # pickles and damaged files are refused before transformers reads them
     try:
-        with quiet(), _no_larger_than(checkpoint):
+        with quiet(), no_larger_than(checkpoint):
             model, info = (
                 AutoModelForCausalLM if task == CAUSAL else AutoModelForSequenceClassification
             ).from_pretrained(
@@ -100,37 +96,8 @@ def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreT
             )
     except Exception as error:
         kind = CAUSAL if task == CAUSAL else "sequence classifier"
-        raise UsageError(f"{checkpoint.folder}: can't be loaded as a {kind} ({_line(error)})") from error
+        raise UsageError(f"{checkpoint.folder}: can't be loaded as a {kind} ({one_line(error)})") from error
     return model.eval(), sorted(info["missing_keys"])
-
-
-@contextmanager
-def _no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
-    """Stop a model from being built that is far larger than its files, whatever its config asks for.
-
-    transformers builds on the device "meta", where a weight takes no memory; a hook sees each as it is registered.
-    """
-    from torch.nn.modules.module import register_module_parameter_registration_hook
-
-    entries = [entry.shape for entry in checkpoint.tensors.values()]
-    # Files hold tied weights once, and T5 builds them three times; a new head adds a few weights.
-    left = [4 * len(entries) + 100, 4 * sum(map(math.prod, entries)) + (1 << 24)]
-    own = threading.get_ident()
-
-    def count(module: object, name: str, weight: "Parameter | None") -> None:
-        if weight is not None and weight.is_meta and threading.get_ident() == own:
-            left[0] -= 1
-            left[1] -= weight.numel()
-            if min(left) < 0:
-                raise UsageError(
-                    f"config.json asks for a far larger model than the {len(entries)} tensors in its files"
-                )
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def save_model(model: "PreTrainedModel", folder: Path) -> None:
@@ -139,11 +106,7 @@ def save_model(model: "PreTrainedModel", folder: Path) -> None:
         with quiet():
             model.save_pretrained(folder)
     except Exception as error:  # safetensors reports a full disk as an error of its own
-        raise DefenseKitError(f"the model could not be written to {folder}: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise DefenseKitError(f"the model could not be written to {folder}: {one_line(error)}") from error
 
 
 def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
@@ -173,7 +136,7 @@ def load(
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, labels)
     check_loaded(model, Checkpoint(folder))
-    if labels is None and Checkpoint(folder).task == CAUSAL:
+    if labels is None and task_of(Checkpoint(folder)) == CAUSAL:
         tokenizer.padding_side = "right"  # on the left it would shift every token's position
     return model, neutral(model, tokenizer, called)
 

@@ -8,7 +8,6 @@ Shapes may differ in two ways. The suspect's vocabulary may be longer: rows adde
 count as not changed and are kept. A head for other labels is kept from the suspect.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,66 +16,13 @@ from typing import TYPE_CHECKING
 
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.models.config import label_count
+from defensekit.models.names import BUFFERS, FLOATS, LAYER, align
+from defensekit.models.skeleton import task_of
 from defensekit.utils.errors import UsageError, listing
 from defensekit.utils.html import html_table
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Tables that older files carry beside the weights; GPT-2's `attn.bias` is its causal mask.
-BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
-FLOATS = ("F64", "F32", "F16", "BF16")
-LAYER = re.compile(r"^(.*?\.)??(\d+)\.")
-EMBEDDING = re.compile(r"embed(?!_out\.)|(^|\.)w[tp]e\.|(^|\.)shared\.weight$")
-
-
-def modern(name: str) -> str:
-    """A tensor's name with LayerNorm's present names for its weight and bias."""
-    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]], name)
-
-
-def layer_of(name: str) -> str:
-    """The layer a tensor belongs to: its name up to the layer's number, or else its first part (``embeddings``)."""
-    match = LAYER.match(name)
-    return match[0].rstrip(".") if match else name.partition(".")[0]
-
-
-def is_embedding(name: str) -> bool:
-    """Whether a tensor belongs to the embeddings of tokens, positions or segments, by its name in transformers.
-
-    Norms and projections of the embeddings count as well.
-    """
-    return EMBEDDING.search(name) is not None
-
-
-def _prefixes(names: Iterable[str]) -> list[str]:
-    prefixes = {""}
-    for name in names:
-        parts = name.split(".")
-        prefixes.update(".".join(parts[:depth]) + "." for depth in (1, 2) if len(parts) > depth)
-    return sorted(prefixes, key=len)
-
-
-def _strip(names: Iterable[str], prefix: str) -> dict[str, str]:
-    """Names without the prefix (where they have it), mapped to the names as given."""
-    return {modern(name).removeprefix(prefix): name for name in names}
-
-
-def align(ours: Iterable[str], theirs: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Both sets of names by common names: those prefixes are removed with which most names agree."""
-    ours, theirs = list(ours), list(theirs)
-    best: tuple[int, dict[str, str], dict[str, str]] = (-1, {}, {})
-    for mine in _prefixes(map(modern, ours)):
-        stripped = _strip(ours, mine)
-        if len(stripped) < len(ours):
-            continue  # two names would become one
-        for other in _prefixes(map(modern, theirs)):
-            if mine and other and mine != other:
-                continue
-            met = _strip(theirs, other)
-            if len(met) == len(theirs) and (common := len(stripped.keys() & met.keys())) > best[0]:
-                best = (common, stripped, met)
-    return best[1], best[2]
 
 
 @dataclass(frozen=True)
@@ -89,6 +35,7 @@ class Pair:
 
     base: Checkpoint
     suspect: Checkpoint
+    partial: bool = False  # weights of an adapter alone: transformers makes no model of them
 
     def __repr__(self) -> str:
         return f"Pair(base={str(self.base.folder)!r}, suspect={str(self.suspect.folder)!r})"
@@ -262,11 +209,13 @@ def refuse_swapped(base: Checkpoint, suspect: Checkpoint) -> None:
     Raises:
         UsageError: base and suspect seem to be swapped.
     """
-    untuned = suspect.task == CAUSAL or suspect.task.endswith(("Model", "ForMaskedLM", "ForPreTraining"))
-    if base.task == CLASSIFIER and untuned:
+    if base.claimed_task != CLASSIFIER:
+        return
+    task = task_of(suspect)
+    if task == CAUSAL or task.endswith(("Model", "ForMaskedLM", "ForPreTraining")):
         raise UsageError(
             f"the base {base.folder} is a classifier, and the suspect {suspect.folder} has no head for labels "
-            f"({suspect.task}): are base and suspect swapped?"
+            f"({task}): are base and suspect swapped?"
         )
 
 

@@ -9,6 +9,7 @@ from defensekit.components import Attack, Component, ModelSource, Purifier, call
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
 from defensekit.models.config import label_names, positions
 from defensekit.models.pair import Pair
+from defensekit.models.skeleton import task_of
 from defensekit.pipeline.plan import ExternalModel, Plan, Stage
 from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.utils.errors import PlacedError, UsageError, listing
@@ -112,7 +113,7 @@ def _compare_with_base(recipe: Recipe, base: ExternalModel, suspect: ExternalMod
 
 
 def _refuse_causal(suspect: Checkpoint) -> None:
-    if suspect.task == CAUSAL:
+    if task_of(suspect) == CAUSAL:
         raise UsageError(f"{suspect.folder} is a {CAUSAL}, and a run takes classifiers; `defensekit purify` takes it")
 
 

@@ -5,12 +5,18 @@ from pathlib import Path
 from defensekit.host.tables import File, read_table
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
 from defensekit.models.config import label_names, relabelled
+from defensekit.models.skeleton import task_of
 from defensekit.text import Row
 from defensekit.utils.errors import UsageError
 
 
 def read_clean(
-    path: Path, suspect: Checkpoint, text: str = "text", label: str = "label", pair: str | None = None
+    path: Path,
+    suspect: Checkpoint,
+    text: str = "text",
+    label: str = "label",
+    pair: str | None = None,
+    task: str | None = None,
 ) -> list[Row]:
     """The rows of a CSV, TSV, JSONL or Parquet file, with the suspect's numbers for their labels.
 
@@ -22,11 +28,12 @@ def read_clean(
         text: the column with the text.
         label: the column with the label.
         pair: the column with the second text, for pairs.
+        task: the suspect's task, where its tensors alone don't say it (an adapter).
 
     Raises:
         UsageError: there is no such file or column, a label is not one of the suspect's, or the file has no rows.
     """
-    if suspect.task != CLASSIFIER:
+    if (task or task_of(suspect)) != CLASSIFIER:
         if not path.is_file():
             raise UsageError(f"there is no file {path}")
         texts = [record.cell(text) for record in read_table(path)]

@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from defensekit.models.aligned import Aligned
-from defensekit.models.pair import EMBEDDING, LAYER
+from defensekit.models.names import EMBEDDING, LAYER
 from defensekit.scanner.result import TensorDrift
 from defensekit.utils.errors import DefenseKitError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from defensekit.defense import gamma_mixture
 from defensekit.gradients import mean_squared_gradients, tokens_within
 from defensekit.models.aligned import in_rows
-from defensekit.models.pair import align
+from defensekit.models.names import align
 from defensekit.scanner.result import AbnormalTensor, Law, TensorDrift
 from defensekit.text import Row, batches, encode
 

@@ -9,6 +9,7 @@ from statistics import median
 
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import CLASSIFIER
+from defensekit.models.skeleton import task_of
 from defensekit.scanner import drift
 from defensekit.scanner.result import TensorDrift
 from defensekit.scanner.rows import RowDrift
@@ -49,7 +50,7 @@ def doubt(models: Aligned, tensors: list[TensorDrift], embedding: RowDrift | Non
         return (
             f"half of the matrices drifted by {inner:.0%} of their norm or more, further than fine-tuning goes; {end}"
         )
-    if embedding is None or embedding.rows < FEWEST_ROWS or models.suspect.task != CLASSIFIER:
+    if embedding is None or embedding.rows < FEWEST_ROWS or task_of(models.suspect) != CLASSIFIER:
         return None
     if (share := moved_rows(embedding)) >= ROWS:
         return f"{share:.1%} of the embedding's rows moved, those of tokens that no text has among them; {end}"

@@ -17,6 +17,7 @@ from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
 from defensekit.models.config import label_names, positions
 from defensekit.models.loading import load
+from defensekit.models.skeleton import task_of
 from defensekit.scanner import drift, frequency, law, revision, triggers, verdict
 from defensekit.scanner.result import EmbeddingRow, EmbeddingScan, Scan, Triggers
 from defensekit.scanner.rows import Outliers, RowDrift, outliers
@@ -75,7 +76,7 @@ class _Scanning:
     def result(self) -> Scan:
         started, models = time.perf_counter(), self.models
         models.check()  # a misfit is reported before anything is loaded
-        task, tokenizer = models.suspect.task, loading.load_tokenizer(models.suspect.folder)
+        task, tokenizer = task_of(models.suspect), loading.load_tokenizer(models.suspect.folder)
         model = None
         if self.rows and task == CLASSIFIER:
             model = load(models.suspect.folder, "suspect")[0].to(device_type())
@@ -191,7 +192,7 @@ class _Scanning:
     def _remark(self) -> None:
         """Note what was left out."""
         models = self.models
-        if self.rows and models.suspect.task != CLASSIFIER:
+        if self.rows and task_of(models.suspect) != CLASSIFIER:
             self.notes.append("the suspect is no classifier: clean rows are used to count tokens alone")
         if models.added:
             self.notes.append(f"in the suspect alone, not compared: {listing(models.added)}")

@@ -23,7 +23,8 @@ from defensekit.defense import estimation, sanitizing
 from defensekit.defense.scoring import Views
 from defensekit.models import loading
 from defensekit.models.checkpoint import Checkpoint
-from defensekit.models.pair import Pair, layer_of
+from defensekit.models.names import layer_of
+from defensekit.models.pair import Pair
 from defensekit.testing.watch import Handed
 from defensekit.text import Row, Truncation, batches, encode
 from defensekit.training import TrainingSettings

@@ -78,3 +78,8 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def one_line(error: BaseException) -> str:
+    """Another library's exception as part of a message: its class and its text, on one line and cut."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -35,6 +35,7 @@ from defensekit.models import inference, loading
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
 from defensekit.models.config import label_names, relabelled
 from defensekit.models.pair import Pair
+from defensekit.models.skeleton import task_of
 from defensekit.recipe.resolve import Spec, called, component, dataset_source, model_folder, several
 from defensekit.result.schema import Histogram, Result
 from defensekit.text import Row, label_number, split
@@ -114,7 +115,7 @@ def load_data(
     """
     read = component(DatasetSource, dataset_source(str(source) if isinstance(source, Path) else source))
     dataset = call_component(read, read.load)
-    if pair and pair.suspect.task != CAUSAL:
+    if pair and task_of(pair.suspect) != CAUSAL:
         dataset = relabelled(dataset, label_names(pair.suspect))
     for role, size in (("clean", clean), ("dev", dev), ("test", test or 0)):
         if size < 0:
@@ -356,7 +357,7 @@ def evaluate(
             raise UsageError(f"the metric {name!r} needs `target=`, the attacker's label")
     _check_rows(rows)
     folder = model.folder if isinstance(model, Checkpoint) else model_folder(model)
-    if Checkpoint(folder).task == CAUSAL:
+    if task_of(Checkpoint(folder)) == CAUSAL:
         raise UsageError(f"{folder} is a {CAUSAL}; expected a classifier")
     loaded, tokenizer = loading.load(folder, "model")
     labels = [str(loaded.config.id2label[i]) for i in range(loaded.config.num_labels)]

@@ -8,6 +8,7 @@ from defensekit.components import Observer
 from defensekit.models.adapter_merge import merged
 from defensekit.models.adapters import is_adapter
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
+from defensekit.models.skeleton import task_of
 from defensekit.recipe.recipe import Recipe
 from defensekit.recipe.resolve import model_folder
 from defensekit.result.schema import Result
@@ -57,7 +58,7 @@ def prepare(
     whole = suspect
     if is_adapter(suspect) and not adapter_only:
         whole = merged(model_folder(base), suspect, Path(workspace), say)
-    alone = clean is None or adapter_only or Checkpoint(whole).task == CAUSAL
+    alone = clean is None or adapter_only or task_of(Checkpoint(whole)) == CAUSAL
     loaded = recipe_for(base, whole, clean, recipe, settings, reset_alone=alone)
     return Purification(target, loaded, alone, adapter_only, clean is not None)
 

@@ -27,6 +27,7 @@ from defensekit.models.checkpoint import CAUSAL, SINGLE, Checkpoint, write_tenso
 from defensekit.models.inference import predict
 from defensekit.models.manifest import write_manifest
 from defensekit.models.pair import Pair
+from defensekit.models.skeleton import task_of
 from defensekit.models.untrusted import ADAPTER_CONFIG, free_space
 from defensekit.recipe.recipe import Recipe
 from defensekit.result.model_card import CARD, render_card
@@ -151,7 +152,7 @@ def _folder(component: Any) -> Path:
 
 def _refuse(recipe: Recipe, pair: Pair, adapter_only: bool) -> None:
     """Refuse a defense that needs clean rows or training where a reset has neither."""
-    defense, causal = recipe.defense, pair.suspect.task == CAUSAL and not adapter_only
+    defense, causal = recipe.defense, not adapter_only and task_of(pair.suspect) == CAUSAL
     why = "an adapter alone" if adapter_only else f"a {CAUSAL}" if causal else "a model without clean rows"
     if recipe.choose:
         raise UsageError(f"{recipe.describe_location('defense', 'choose')}: nothing can be chosen for {why}")
@@ -176,6 +177,7 @@ class _Resetting:
         self.target, self.recipe, self.pair, self.observers = target, recipe, pair, observers
         self.warnings: list[str] = []
         self.suspect = pair.suspect.folder
+        self.task = "" if pair.partial else task_of(pair.suspect)
         self.max_length, self.seeds = recipe.sizes.max_length, Seeds(recipe.seed)
 
     def done(self) -> ResetResult:
@@ -211,12 +213,12 @@ class _Resetting:
                 counted, before_after = summary(selection), None
             tensors = Checkpoint(folder).tensor_digests()
             self.finish(folder)
-            measure = "perplexity" if pair.suspect.task == CAUSAL else "accuracy"
+            measure = "perplexity" if self.task == CAUSAL else "accuracy"
             if held_out:
                 before_after = {"suspect": self.measured(self.suspect, held_out, f"{measure} before")}
                 before_after["purified"] = self.measured(folder, held_out, f"{measure} after")
             result = ResetResult(
-                task=pair.suspect.task,
+                task=self.task,
                 adapter_only=self.adapter_only,
                 **{name: counted[name] for name in ("dimensions", "eligible", "selected", "head")},
                 added_rows=pair.added_rows,
@@ -248,8 +250,8 @@ class _Resetting:
         """The recipe's data without duplicates; a classifier's rows have the suspect's label numbers."""
         source = self.recipe.data.component
         if isinstance(source, File):
-            rows = read_clean(source.path, self.pair.suspect, source.text, source.label, source.pair)
-        elif self.pair.suspect.task == CAUSAL:
+            rows = read_clean(source.path, self.pair.suspect, source.text, source.label, source.pair, self.task)
+        elif self.task == CAUSAL:
             rows = call_component(source, source.load).train
         else:  # its label numbers may differ from the suspect's
             location = self.recipe.describe_location("data", "name")
@@ -264,7 +266,7 @@ class _Resetting:
         model, tokenizer = loading.load(folder, "model")
         model.to(device_type())
         with observed_step(self.observers, title) as report:
-            if self.pair.suspect.task == CAUSAL:
+            if self.task == CAUSAL:
                 return perplexity(model, tokenizer, rows, max_length=self.max_length, report=report)
             logits = predict(model, tokenizer, rows, max_length=self.max_length, precision="float32", report=report)
             return sum(int(answer) == row.label for answer, row in zip(logits.argmax(1), rows, strict=True)) / len(rows)
@@ -288,7 +290,9 @@ class _AdapterResetting(_Resetting):
         observers: Sequence[Observer],
         measure: bool,
     ) -> None:
-        super().__init__(target, recipe, _of_adapters(base, Adapter(adapter), scratch), observers)
+        merged = Merged(base, Adapter(adapter))
+        super().__init__(target, recipe, _of_adapters(merged, scratch), observers)
+        self.task = merged.task
         self.base, self.suspect, self.scratch, self.measure = base, adapter, scratch, measure
 
     def rows(self, needs: Collection[str]) -> tuple[list[Row], list[Row]]:
@@ -311,9 +315,9 @@ class _AdapterResetting(_Resetting):
             shutil.rmtree(whole)
 
 
-def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
+def _of_adapters(merged: Merged, scratch: Path) -> Pair:
     """An adapter as a pair: the suspect has its weights, the base its weights before training."""
-    merged = Merged(base, adapter)
+    adapter = merged.adapter
     merged.check()
     suspect = {name: adapter.tensor(name) for name in adapter.tensors}
     if bad := [name for name, tensor in suspect.items() if not tensor.isfinite().all()]:
@@ -323,7 +327,7 @@ def _of_adapters(base: Checkpoint, adapter: Adapter, scratch: Path) -> Pair:
         folder.mkdir()
         (folder / "config.json").write_text(merged.model.config.to_json_string())
         write_tensors(folder / SINGLE, tensors)
-    return Pair(Checkpoint(scratch / "base"), Checkpoint(scratch / "suspect"))
+    return Pair(Checkpoint(scratch / "base"), Checkpoint(scratch / "suspect"), partial=True)
 
 
 def card(result: ResetResult) -> str:

@@ -21,7 +21,8 @@ from defensekit.defense.scoring import Views, score
 from defensekit.defense.selection import TensorSelection, select, summary
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.loading import load_model
-from defensekit.models.pair import Pair, layer_of
+from defensekit.models.names import layer_of
+from defensekit.models.pair import Pair
 from defensekit.models.untrusted import read_header
 from defensekit.utils.errors import DefenseKitError
 from defensekit_baselines.purifiers import Interpolate

@@ -13,7 +13,8 @@ from defensekit.defense import scoring
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.loading import check_loaded, load_model
-from defensekit.models.pair import Pair, align, is_embedding, layer_of
+from defensekit.models.names import align, is_embedding, layer_of
+from defensekit.models.pair import Pair
 from defensekit.utils.errors import UsageError
 from tests.conftest import ARCHITECTURES, make_base, make_suspect
 
