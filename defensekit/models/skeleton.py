@@ -177,10 +177,12 @@ def no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
     entries = [entry.shape for entry in checkpoint.tensors.values()]
     # Files hold tied weights once, and T5 builds them three times; a new head adds a few weights.
     left = [4 * len(entries) + 100, 4 * sum(map(math.prod, entries)) + (1 << 24)]
-    own = threading.get_ident()
+    own, seen = threading.get_ident(), set()
 
     def count(module: object, name: str, weight: "Parameter | None") -> None:
-        if weight is not None and weight.is_meta and threading.get_ident() == own:
+        place = id(module), name  # a loaded weight is registered again where it was built
+        if weight is not None and weight.is_meta and threading.get_ident() == own and place not in seen:
+            seen.add(place)
             left[0] -= 1
             left[1] -= weight.numel()
             if min(left) < 0:
