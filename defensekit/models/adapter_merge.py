@@ -22,7 +22,7 @@ from defensekit.models.checkpoint import (
     dtype_of,
     identity_files,
 )
-from defensekit.models.names import FLOATS, align
+from defensekit.models.names import FLOATS, align, is_embedding
 from defensekit.models.untrusted import ADAPTER_CONFIG, BITS, free_space
 from defensekit.models.writer import write_streamed
 from defensekit.utils.errors import UsageError, listing
@@ -190,10 +190,17 @@ class Merged:
     def entries(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Dtype and shape of every tensor of the merged model: the dtypes are the base's."""
         dtypes = Counter(entry.dtype for entry in self.base.tensors.values() if entry.dtype in FLOATS)
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
         for name, saved in self.adapter.whole.items():
+            known, tokens = parameters.get(name), self.adapter.tensors[saved].shape[:1]
+            if is_embedding(name) and known is not None and tokens != known.shape[:1]:
+                raise self._misfit(
+                    f"the adapter was trained with another vocabulary: its {name} has {listing(map(str, tokens))} "
+                    f"tokens, the base's {len(known)}; {FIRST}"
+                )
             if (given := self.adapter.tensors[saved].shape) != (wanted := self._shape(name)):
                 raise self._misfit(f"{name}: adapter {list(given)}, model {list(wanted)}")
-        entries, parameters = {}, dict(self.model.named_parameters())
+        entries = {}
         for name, value in self.model.state_dict().items():
             if own := self._in_base.get(name):
                 entry = self.base.tensors[own]

@@ -10,8 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.coverage import not_compared
 from defensekit.models.names import BUFFERS, FLOATS, align
 from defensekit.models.pair import refuse_swapped
+from defensekit.models.sharing import drop_aliases
 from defensekit.utils.errors import UsageError, listing
 
 if TYPE_CHECKING:
@@ -42,7 +44,13 @@ class Aligned:
     @cached_property
     def _names(self) -> tuple[dict[str, str], dict[str, str]]:
         """(base, suspect): the common names, mapped to the names in the file."""
-        return align(_weights(self.base), _weights(self.suspect))
+        in_base, in_suspect = align(_weights(self.base), _weights(self.suspect))
+        drop_aliases(self.base, self.suspect, in_base, in_suspect)
+        return in_base, in_suspect
+
+    def not_compared(self) -> list[str]:
+        """What the suspect's loaded model has beyond what is compared and its head, a sentence each."""
+        return not_compared(self.base, self.suspect, [self.own_name(name) for name in self.added + self.reshaped])
 
     def _shapes(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         base, suspect = self._names

@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from defensekit.models.names import BUFFERS, FLOATS, WRAPPED, same_tensor
 from defensekit.models.untrusted import (
     ADAPTER_CONFIG,
     CONFIG,
     Entry,
-    check_counts,
     check_folder,
+    check_keys,
     read_header,
     read_json,
 )
@@ -72,7 +73,7 @@ class Checkpoint:
             raise UsageError(f"{self.folder} holds no model: config.json is missing")
         check_folder(self.folder)
         config = read_json(path, CONFIG)
-        check_counts(path, config)
+        check_keys(path, config)
         if "transformers_weights" in config:
             raise UsageError(f"{path}: `transformers_weights` names other weights than {SINGLE}; refused")
         return config
@@ -123,10 +124,23 @@ class Checkpoint:
             ):
                 raise UsageError(f"{self.folder / INDEX} does not name the file of {listing(unexpected, 3)}")
         if unexpected := [
-            f"{name} ({e.dtype})" for name, e in tensors.items() if e.dtype.startswith(("F8", "I8", "U8", "F4_", "F6_"))
+            f"{name} ({entry.dtype})"
+            for name, entry in tensors.items()
+            if entry.dtype not in FLOATS and not BUFFERS.search(name)
         ]:
             raise UsageError(
-                f"{self.folder} is quantised, expected F64, F32, F16 or BF16 weights: {listing(unexpected, 3)}"
+                f"{self.folder} is quantised or holds no weights, expected F64, F32, F16 or BF16: "
+                f"{listing(unexpected, 3)}"
+            )
+        if wrapped := next((match[0] for match in map(WRAPPED.search, tensors) if match), None):
+            raise UsageError(
+                f"{self.folder}: names of tensors hold {wrapped!r}, of a wrapper around the model, and transformers "
+                f"does not load them; load the weights, take {wrapped!r} out of every name, and save them again"
+            )
+        if twice := same_tensor(tensors):
+            raise UsageError(
+                f"{self.folder}: {listing(twice)} are one tensor to transformers, and which of them it takes is not "
+                "known; refused. Remove the one that is not meant"
             )
         return tensors
 

@@ -1,11 +1,14 @@
 """A model's labels and number of positions, from its config."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.text import Dataset, Row
 from defensekit.utils.errors import UsageError, listing, nearest
+
+_PADDED = re.compile(r"roberta|camembert|mpnet|longformer|data2vec-text|ibert|xmod|luke|markuplm|layoutlmv3|lilt|^esm$")
 
 
 def positions(model: Checkpoint) -> int | None:
@@ -15,8 +18,11 @@ def positions(model: Checkpoint) -> int | None:
     for key in ("max_position_embeddings", "n_positions"):
         limit = model.config.get(key)
         if isinstance(limit, int):
-            # RoBERTa numbers positions from the padding token's id + 1.
-            return limit - (2 if "roberta" in str(model.config.get("model_type")) else 0)
+            kind, padding = str(model.config.get("model_type")), model.config.get("pad_token_id", 1)
+            if not _PADDED.search(kind) or type(padding) is not int:
+                return limit
+            # These number positions from the padding token's id + 1; MPNet's is 1 whatever its config says.
+            return limit - (1 if kind == "mpnet" else padding) - 1
     return None
 
 
@@ -57,6 +63,19 @@ def label_names(model: Checkpoint) -> list[str]:
         return [str(names[str(i)]) for i in range(count)]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{model.folder / 'config.json'}: `id2label` does not number the labels from 0") from error
+
+
+def check_labels(model: Checkpoint) -> None:
+    """Refuse a head with one output where answers are needed.
+
+    Raises:
+        UsageError: the model is a regression, or a classifier with one label.
+    """
+    if label_count(model) == 1:
+        raise UsageError(
+            f"{model.folder} has one output (a regression, or a classifier with one label), so that no row can have "
+            "another answer; expected two labels or more. Without clean rows it can be scanned, and purified by a reset"
+        )
 
 
 def match_labels(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:

@@ -4,7 +4,11 @@ import re
 from collections.abc import Iterable
 
 # Tables that older files carry beside the weights; GPT-2's `attn.bias` is its causal mask.
-BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
+BUFFERS = re.compile(
+    r"(^|\.)(position_ids|token_type_ids|attn(\.attention)?\.(masked_)?bias|rotary_emb\.inv_freq|num_batches_tracked)$"
+)
+# Put in front of names by torch.compile and by torch's wrappers for several devices.
+WRAPPED = re.compile(r"^module\.|(?<![^.])_orig_mod\.|(?<![^.])_fsdp_wrapped_module\.")
 FLOATS = ("F64", "F32", "F16", "BF16")
 LAYER = re.compile(r"^(.*?\.)??(\d+)\.")
 EMBEDDING = re.compile(r"embed(?!_out\.)|(^|\.)w[tp]e\.|(^|\.)shared\.weight$")
@@ -13,6 +17,24 @@ EMBEDDING = re.compile(r"embed(?!_out\.)|(^|\.)w[tp]e\.|(^|\.)shared\.weight$")
 def modern(name: str) -> str:
     """A tensor's name with LayerNorm's present names for its weight and bias."""
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]], name)
+
+
+def same_tensor(names: Iterable[str]) -> list[str]:
+    """Two names, if any, that are one tensor to transformers.
+
+    It takes a name with and without the prefix of the model (one part or two), and LayerNorm's old names.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(modern(name), name)) != name:
+            return [other, name]
+    for name in seen:
+        parts = name.split(".", 2)
+        for depth in range(1, len(parts)):
+            shorter = ".".join(parts[depth:])
+            if not parts[depth - 1].isdigit() and shorter in seen:
+                return [seen[shorter], seen[name]]
+    return []
 
 
 def layer_of(name: str) -> str:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.models.config import label_count
+from defensekit.models.coverage import check_coverage
 from defensekit.models.names import BUFFERS, FLOATS, LAYER, align
+from defensekit.models.sharing import drop_aliases, shared_names
 from defensekit.models.skeleton import task_of
 from defensekit.utils.errors import UsageError, listing
 from defensekit.utils.html import html_table
@@ -53,19 +55,27 @@ class Pair:
         return html_table("pair", ["", ""], facts)
 
     def check(self) -> None:
-        """Check now, instead of at first use, that base and suspect fit each other.
+        """Check now, instead of at first use, that base and suspect fit each other, and that nothing is left aside.
 
         Raises:
             UsageError: they don't; the message lists the differences.
         """
         _ = self.scope
+        if not self.partial:
+            check_coverage(self.base, self.suspect, [self._names[1][name] for name in self.head])
 
-    @cached_property
+    @property
     def _names(self) -> tuple[dict[str, str], dict[str, str]]:
         """(base, suspect): the common names, mapped to the names in the file."""
+        return self._aligned[:2]
+
+    @cached_property
+    def _aligned(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """The two, and the suspect's other names for tensors that its loaded model shares, mapped to common names."""
         base = [n for n, entry in self.base.tensors.items() if not BUFFERS.search(n) and entry.dtype in FLOATS]
         suspect = [n for n, entry in self.suspect.tensors.items() if not BUFFERS.search(n) and entry.dtype in FLOATS]
         in_base, in_suspect = align(base, suspect)
+        aliases = {} if self.partial else drop_aliases(self.base, self.suspect, in_base, in_suspect)
         for name in in_base.keys() & in_suspect.keys():
             if self._is_head_for_other_labels(name, in_base[name], in_suspect[name]):
                 del in_base[name]
@@ -76,7 +86,8 @@ class Pair:
             prefix = first.pop() + "."
             in_base = {name.removeprefix(prefix): own for name, own in in_base.items()}
             in_suspect = {name.removeprefix(prefix): own for name, own in in_suspect.items()}
-        return in_base, in_suspect
+            aliases = {own: name.removeprefix(prefix) for own, name in aliases.items()}
+        return in_base, in_suspect, aliases
 
     def _is_head_for_other_labels(self, name: str, in_base: str, in_suspect: str) -> bool:
         """Whether a tensor of both has a row for each label and the numbers of labels differ."""
@@ -149,8 +160,9 @@ class Pair:
 
     @cached_property
     def by_file_name(self) -> dict[str, str]:
-        """The suspect's names in the file, mapped to the common names, for tensors in scope."""
-        return {self._names[1][name]: name for name in self.scope}
+        """The suspect's names in the file, aliases too, mapped to the common names, for tensors in scope."""
+        aliases = {own: name for own, name in self._aligned[2].items() if name in self.scope}
+        return aliases | {self._names[1][name]: name for name in self.scope}
 
     @cached_property
     def head_size(self) -> int | None:
@@ -184,9 +196,13 @@ class Pair:
         Raises:
             UsageError: a tensor in scope is missing from them.
         """
-        loaded, in_file = align(names, self._names[1].values())
+        listed = list(names)
+        shared = () if self.partial else shared_names(self.suspect)
+        first = {alias: group[0] for group in shared for alias in group if group[0] in listed}
+        loaded, in_file = align(dict.fromkeys([*listed, *first]), self._names[1].values())
         common = {own: name for name, own in in_file.items()}
         parameters = {name: loaded.get(common[self._names[1][name]]) for name in self.scope}
+        parameters = {name: first.get(own or "", own) for name, own in parameters.items()}
         if missing := [name for name, own in parameters.items() if own is None]:
             raise UsageError(f"the loaded model has no parameter for {listing(missing)}")
         return {name: own for name, own in parameters.items() if own is not None}

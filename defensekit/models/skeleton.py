@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
-from defensekit.models.names import align
 from defensekit.utils.errors import UsageError, one_line
 from defensekit.utils.logging import quiet
 
@@ -79,19 +78,6 @@ def task_of(checkpoint: Checkpoint) -> str:
         UsageError: as `skeleton`.
     """
     return skeleton(checkpoint).task
-
-
-def shared_tensors(checkpoint: Checkpoint) -> list[list[str]]:
-    """The names in the files of tensors that the loaded model shares, each group in the model's order.
-
-    Raises:
-        UsageError: as `skeleton`.
-    """
-    model = skeleton(checkpoint)
-    in_model, in_file = align(model.floats, checkpoint.tensors)
-    own = {name: in_file.get(common) for common, name in in_model.items()}
-    groups = ([own.get(name) for name in names] for names in model.shared)
-    return [[name for name in group if name] for group in groups]
 
 
 def _stamp(checkpoint: Checkpoint) -> tuple[tuple[str, int, int], ...]:

@@ -20,6 +20,9 @@ DIMENSIONS = 16
 # Counts in a config that transformers believes before the files are read: layers, labels, heads, experts. Names vary
 # among models (`n_layer`, `decoder_layers`, `num_local_experts`), so they are recognised by their ends.
 COUNTED, COUNT = re.compile(r"(?:layer|label|head|expert|block|stage|group)s?$"), 10_000
+# What transformers has in itself to compute attention and experts; other names are looked for in repositories.
+OWN_CODE = ("eager", "sdpa", "grouped_mm", "batched_mm", None)
+QUANTISED = ("quantization_config", "compression_config")
 ADAPTER_CONFIG = "adapter_config.json"
 BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
@@ -163,7 +166,7 @@ def check_folder(folder: Path, adapter: bool = False) -> None:
         if path.suffix in (".json", ".txt", ".model", ".jinja"):
             bounded(path, COMPANION)
     for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
-        if (folder / name).is_file() and "auto_map" in read_json(folder / name, CONFIG):
+        if (folder / name).is_file() and _has_key(read_json(folder / name, CONFIG), "auto_map"):
             code = sorted(path.name for path in folder.glob("*.py"))
             raise UsageError(
                 f"{folder / name}: `auto_map` names code that comes with the model"
@@ -178,8 +181,21 @@ def check_folder(folder: Path, adapter: bool = False) -> None:
         )
 
 
-def check_counts(path: Path, config: dict[str, Any]) -> None:
-    """Refuse a config that asks, at any depth, for more layers, labels or heads than any model has.
+def _has_key(data: Any, wanted: str) -> bool:
+    """Whether a key occurs in JSON data, at any depth."""
+    within = [data]
+    while within:  # no recursion: the depth is untrusted
+        node = within.pop()
+        if isinstance(node, dict) and wanted in node:
+            return True
+        within.extend(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+    return False
+
+
+def check_keys(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a config that names code elsewhere, quantised weights, or more layers, labels or heads than any model has.
+
+    All of them are looked for at any depth.
 
     Raises:
         UsageError: names the key.
@@ -189,6 +205,20 @@ def check_counts(path: Path, config: dict[str, Any]) -> None:
         node = within.pop()
         items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
         for key, value in items:
+            name = str(key)
+            if name.endswith("_implementation") or name.endswith("_implementation_internal"):
+                for chosen in value.values() if isinstance(value, dict) else [value]:
+                    if chosen not in OWN_CODE:
+                        raise UsageError(
+                            f"{path}: {_short(name)} is {_short(chosen)}, which may be code from elsewhere; it is "
+                            "never run. Remove the key: the answers are the same without it"
+                        )
+            if name in QUANTISED and value:
+                method = value.get("quant_method") if isinstance(value, dict) else value
+                raise UsageError(
+                    f"{path}: the model is quantised (`{name}`: {_short(method)}), expected F64, F32, F16 or BF16 "
+                    "weights; load it with the library that made it, dequantize() it, and save it again"
+                )
             if isinstance(value, int) and value > COUNT and COUNTED.search(str(key)):
                 raise UsageError(f"{path}: {_short(key)} is {_short(value)}; expected at most {COUNT:,}")
             within.append(value)

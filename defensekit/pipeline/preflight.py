@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from defensekit.components import Attack, Component, ModelSource, Purifier, call_component
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
-from defensekit.models.config import label_names, positions
+from defensekit.models.config import check_labels, label_names, positions
 from defensekit.models.pair import Pair
 from defensekit.models.skeleton import task_of
 from defensekit.pipeline.plan import ExternalModel, Plan, Stage
@@ -104,6 +104,8 @@ def _compare_with_base(recipe: Recipe, base: ExternalModel, suspect: ExternalMod
     """Report what a suspect has and its base does not; returns the names of its labels."""
     pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
     locating_errors(recipe, "suspect", partial(_refuse_causal, pair.suspect))
+    locating_errors(recipe, "suspect", pair.check)
+    locating_errors(recipe, "suspect", partial(_refuse_head, pair.suspect))
     head, left_out = locating_errors(recipe, "suspect", lambda: (pair.head, pair.left_out))
     say(f"head, absent from the base or for other labels, kept from the suspect: {listing(head) or 'none'}")
     if pair.added_rows:
@@ -115,6 +117,15 @@ def _compare_with_base(recipe: Recipe, base: ExternalModel, suspect: ExternalMod
 def _refuse_causal(suspect: Checkpoint) -> None:
     if task_of(suspect) == CAUSAL:
         raise UsageError(f"{suspect.folder} is a {CAUSAL}, and a run takes classifiers; `defensekit purify` takes it")
+
+
+def _refuse_head(suspect: Checkpoint) -> None:
+    check_labels(suspect)
+    if (kind := suspect.config.get("problem_type")) not in (None, "single_label_classification"):
+        raise UsageError(
+            f"{suspect.folder / 'config.json'}: `problem_type` is {kind!r}, and a run trains and measures classifiers "
+            "with one label for each row; `defensekit purify` without clean rows resets it"
+        )
 
 
 def _attack_contents(recipe: Recipe) -> str | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from defensekit.host.tables import File, read_table
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
-from defensekit.models.config import label_names, relabelled
+from defensekit.models.config import check_labels, label_names, relabelled
 from defensekit.models.skeleton import task_of
 from defensekit.text import Row
 from defensekit.utils.errors import UsageError
@@ -39,6 +39,7 @@ def read_clean(
         texts = [record.cell(text) for record in read_table(path)]
         rows = [Row(number, content, 0) for number, content in enumerate(texts) if content]
     else:
+        check_labels(suspect)
         dataset = File(path=path, text=text, label=label, pair=pair).load()
         try:
             rows = relabelled(dataset, label_names(suspect)).train

@@ -126,6 +126,17 @@ class Triggers(_ScanSchema):
     excess: float
 
 
+class TokenizerScan(_ScanSchema):
+    """A tokenizer that differs from the base's: the ``parts`` that do, and what the two read differently, ``tried``.
+
+    ``tried`` has the strongest text first; it is empty without clean rows. ``left_out`` counts texts beyond the first.
+    """
+
+    parts: list[str]
+    tried: list[Tried]
+    left_out: int
+
+
 class ScanVerdict(_ScanSchema):
     """``suspicious`` where ``value`` of the ``indicator`` reaches ``threshold``; None where there is no verdict."""
 
@@ -137,9 +148,9 @@ class ScanVerdict(_ScanSchema):
 
 
 class Scan(_ScanSchema):
-    """A finished scan."""
+    """A finished scan. With ``findings`` (what was not compared, what contradicts the tensors) no model passes."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     base: str
     suspect: str
     task: str
@@ -152,6 +163,8 @@ class Scan(_ScanSchema):
     embedding: EmbeddingScan | None
     law: Law | None
     triggers: Triggers | None
+    tokenizer: TokenizerScan | None
+    findings: list[str]
     clean_rows: int
     notes: list[str]
     seed: int

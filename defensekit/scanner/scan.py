@@ -15,15 +15,16 @@ from defensekit.defense.triggers.insertion import spell
 from defensekit.models import loading
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
-from defensekit.models.config import label_names, positions
+from defensekit.models.config import check_labels, label_names, positions
 from defensekit.models.loading import load
 from defensekit.models.skeleton import task_of
-from defensekit.scanner import drift, frequency, law, revision, triggers, verdict
-from defensekit.scanner.result import EmbeddingRow, EmbeddingScan, Scan, Triggers
+from defensekit.scanner import claims, drift, frequency, law, revision, triggers, verdict
+from defensekit.scanner import tokenizer as tokenizers
+from defensekit.scanner.result import EmbeddingRow, EmbeddingScan, Scan, TokenizerScan, Triggers
 from defensekit.scanner.rows import Outliers, RowDrift, outliers
 from defensekit.text import Row
 from defensekit.training import device_type
-from defensekit.utils.errors import listing
+from defensekit.utils.errors import UsageError, listing
 from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ class _Scanning:
         started, models = time.perf_counter(), self.models
         models.check()  # a misfit is reported before anything is loaded
         task, tokenizer = task_of(models.suspect), loading.load_tokenizer(models.suspect.folder)
+        if self.rows and task == CLASSIFIER:
+            check_labels(models.suspect)
+        findings = [*models.not_compared(), *claims.contradictions(models, bool(self.rows))]
         model = None
         if self.rows and task == CLASSIFIER:
             model = load(models.suspect.folder, "suspect")[0].to(device_type())
@@ -98,21 +102,26 @@ class _Scanning:
                 fitted = law.judge(ratios, tensors, len(self.rows), derive_seed(self.seed, "bootstrap"))
         if model is not None and judged is not None:
             tried = self._tried(model, tokenizer, judged)
+        rewriting = self._rewriting(model, tokenizer)
+        if rewriting and (told := tokenizers.finding(rewriting)):
+            findings.append(told)
         self._remark()
-        decided = verdict.judge(tensors, embedding_scan, tried)
+        decided = verdict.judge(tensors, embedding_scan, tried, rewriting, findings)
         return Scan(
             base=str(models.base.folder),
             suspect=str(models.suspect.folder),
             task=task,
             dtypes=sorted({entry.dtype for entry in models.suspect.tensors.values()}),
             verdict=decided,
-            summary=verdict.summarise(decided, task, tensors, embedding_scan, fitted, tried),
+            summary=verdict.summarise(decided, task, tensors, embedding_scan, fitted, tried, findings),
             tensors=tensors,
             added=models.added,
             reshaped=models.reshaped,
             embedding=embedding_scan,
             law=fitted,
             triggers=tried,
+            tokenizer=rewriting,
+            findings=findings,
             clean_rows=len(self.rows),
             notes=self.notes,
             seed=self.seed,
@@ -122,7 +131,8 @@ class _Scanning:
 
     @cached_property
     def _max_length(self) -> int:
-        return min(MAX_LENGTH, positions(self.models.suspect) or MAX_LENGTH)
+        # By the base's config: the suspect's could have rows cut to a token.
+        return min(MAX_LENGTH, positions(self.models.base) or MAX_LENGTH)
 
     def _ratios(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> law.Ratios:
         with observed_step(self.observers, "curvature") as report:
@@ -177,6 +187,22 @@ class _Scanning:
             outlier=float(judgement.z[token]),
         )
 
+    def _rewriting(self, model: "PreTrainedModel | None", tokenizer: "PreTrainedTokenizerBase") -> TokenizerScan | None:
+        """What a tokenizer does that differs from the base's."""
+        try:
+            base = loading.load_tokenizer(self.models.base.folder)
+        except UsageError as error:
+            return TokenizerScan(parts=[f"the base has none to compare with: {error}"], tried=[], left_out=0)
+        if not (parts := tokenizers.compare(base, tokenizer)):
+            return None
+        if model is None:
+            return TokenizerScan(parts=parts, tried=[], left_out=0)
+        seed = derive_seed(self.seed, "triggers")
+        rows = Random(seed).sample(self.rows, min(triggers.ROWS, len(self.rows)))
+        labels = label_names(self.models.suspect)
+        with observed_step(self.observers, "texts that the tokenizers read differently") as report:
+            return tokenizers.attempt(parts, model, base, tokenizer, rows, labels, self._max_length, seed, report)
+
     def _tried(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", judged: Outliers
     ) -> Triggers | None:
@@ -192,6 +218,8 @@ class _Scanning:
     def _remark(self) -> None:
         """Note what was left out."""
         models = self.models
+        if settings := claims.other_settings(models):
+            self.notes.append(settings)
         if self.rows and task_of(models.suspect) != CLASSIFIER:
             self.notes.append("the suspect is no classifier: clean rows are used to count tokens alone")
         if models.added:

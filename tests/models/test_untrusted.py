@@ -18,7 +18,7 @@ from defensekit.models import untrusted as headers_
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import label_names
 from defensekit.models.loading import load_model
-from defensekit.models.untrusted import CONFIG, COUNT, HEADER, check_counts, check_folder, read_header, read_json
+from defensekit.models.untrusted import CONFIG, COUNT, HEADER, check_folder, check_keys, read_header, read_json
 from defensekit.utils.errors import UsageError
 from tests.conftest import make_base, make_suspect
 
@@ -254,7 +254,7 @@ def test_a_config_within_a_config_is_looked_at_however_deep() -> None:
     for _ in range(100_000):
         config = {"a": [config]}
     with pytest.raises(UsageError, match="'num_labels' is 10001; expected at most 10,000"):
-        check_counts(Path("config.json"), config)
+        check_keys(Path("config.json"), config)
 
 
 def test_files_beyond_their_bounds_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""The suspect's tokenizer compared with the base's: it can put a trigger's words in place of others.
+
+Both are compared as transformers loads them. What the two read differently is tried on clean rows as tokens are.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from defensekit.defense.triggers.insertion import insert, positions, words
+from defensekit.models.inference import predict
+from defensekit.scanner.result import TokenizerScan, Tried
+from defensekit.scanner.triggers import flips
+from defensekit.text import Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MOST = 50  # texts that are tried
+LONGEST = 60  # characters of one
+ADDED = "added tokens"
+WHOLE = "the tokenizer alone"
+# The names of a tokenizer's parts in its JSON, in words.
+_PARTS = {
+    "normalizer": "normaliser",
+    "pre_tokenizer": "pre-tokeniser",
+    "post_processor": "post-processor",
+    "decoder": "decoder",
+    "added_tokens": ADDED,
+}
+
+
+def compare(base: "PreTrainedTokenizerBase", suspect: "PreTrainedTokenizerBase") -> list[str]:
+    """The parts in which two tokenizers differ, in words; empty where there are none."""
+    ours, theirs = _described(base), _described(suspect)
+    return [part for part in ours if ours[part] != theirs[part]]
+
+
+def _described(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    inner = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = dict(inner["model"])
+    vocabulary = [model.pop("vocab", None), model.pop("merges", None)]
+    return {
+        **{name: inner.get(key) for key, name in _PARTS.items()},
+        "vocabulary": vocabulary,
+        "model": model,
+        "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "chat template": tokenizer.chat_template,
+        "side of truncation": tokenizer.truncation_side,
+        "inputs": sorted(tokenizer.model_input_names),
+    }
+
+
+def read_differently(base: "PreTrainedTokenizerBase", suspect: "PreTrainedTokenizerBase") -> list[str]:
+    """Texts that the two may read differently: strings in the suspect's rules alone, and words of the base."""
+    ours, theirs = (set(_strings(_rules(tokenizer))) for tokenizer in (base, suspect))
+    texts = {text: None for text in sorted(theirs - ours) if text.strip() and len(text) <= LONGEST}
+    known = list(words(base, len(base)).values())
+    placed = [f"a {word} a" for word in known]
+    read = [tokenizer(placed, add_special_tokens=False)["input_ids"] if placed else [] for tokenizer in (base, suspect)]
+    return list(texts | {word: None for word, one, other in zip(known, *read, strict=True) if one != other})
+
+
+def _rules(tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
+    inner = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = [token["content"] for token in inner["added_tokens"]]
+    return [added, *(inner.get(key) for key in _PARTS if key != "added_tokens"), list(tokenizer.get_vocab())]
+
+
+def _strings(data: Any) -> Iterator[str]:
+    within = [data]
+    while within:
+        node = within.pop()
+        if isinstance(node, str):
+            yield node
+        within.extend(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+
+
+def attempt(
+    parts: list[str],
+    model: "PreTrainedModel",
+    base: "PreTrainedTokenizerBase",
+    suspect: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    max_length: int,
+    seed: int,
+    report: Callable[[int, int], None],
+) -> TokenizerScan:
+    """Try on clean rows what the tokenizers read differently, and the suspect's in place of the base's."""
+    texts, vocabulary = read_differently(base, suspect), model.get_input_embeddings().num_embeddings
+    chosen, at = texts[:MOST], positions(rows, max_length, seed)
+
+    def answers(tokenizer: "PreTrainedTokenizerBase", shown: Sequence[Row]) -> "NDArray[Any]":
+        logits = predict(model, tokenizer, shown, max_length=max_length, precision="float32")
+        found: NDArray[Any] = logits.argmax(dim=1).numpy()
+        return found
+
+    before = answers(suspect, rows)
+    tried = [flips(WHOLE, answers(base, rows), before, labels)] if len(base) <= vocabulary else []
+    for done, text in enumerate(chosen):
+        report(done, len(chosen))
+        shown = [insert(row, text, place) for row, place in zip(rows, at, strict=True)]
+        tried.append(flips(text, before, answers(suspect, shown), labels))
+    report(len(chosen), len(chosen))
+    tried.sort(key=lambda one: -one.flipped)
+    return TokenizerScan(parts=parts, tried=tried, left_out=len(texts) - len(chosen))
+
+
+def finding(found: TokenizerScan) -> str | None:
+    """What keeps a model from passing, as a sentence; None where tokens were added alone, and all were tried."""
+    if found.parts == [ADDED] and found.tried and not found.left_out:
+        return None
+    return f"its tokenizer differs from the base's ({', '.join(found.parts)})"
+
+
+def strongest(found: TokenizerScan | None) -> Tried | None:
+    """The text that turns most answers, if any was tried on enough rows."""
+    return next((one for one in found.tried if one.of), None) if found else None
