@@ -11,7 +11,7 @@ from defensekit.utils.errors import UsageError, listing, nearest
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROWS = "rows.jsonl"  # the file of rows in a stage's artifact
 ROLES = ("test", "dev", "clean", "train")
@@ -199,21 +199,35 @@ def _equal(source: Sequence[Row], wanted: int, labels: Sequence[str], role: str)
     return chosen
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int) -> list[dict[str, Any]]:
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int, model: "PreTrainedModel | None" = None
+) -> list[dict[str, Any]]:
     """Tokenise rows as inputs of a model, without padding.
 
     Args:
         tokenizer: the model's tokenizer.
         rows: the rows, all single texts or all pairs.
         max_length: tokens at which a row is cut.
+        model: the model that reads them, to check that it has every token.
 
     Returns:
         The inputs of every row by name, and its label as ``labels``.
+
+    Raises:
+        UsageError: a row has a token that the model's embedding has no row for.
     """
     if not rows:
         return []
     pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
     encoded = tokenizer([row.text for row in rows], pairs, truncation=True, max_length=max_length)
+    if model is not None:
+        size = len(model.get_input_embeddings().weight)
+        for row, ids in zip(rows, encoded["input_ids"], strict=True):
+            if (largest := max(ids, default=0)) >= size:
+                raise UsageError(
+                    f"row {row.id} has the token {tokenizer.convert_ids_to_tokens(largest)!r}, number {largest}, and "
+                    f"the model's embedding has {size} rows: its tokenizer got more tokens, the embedding did not"
+                )
     return [{name: encoded[name][i] for name in encoded} | {"labels": row.label} for i, row in enumerate(rows)]
 
 

@@ -209,7 +209,7 @@ def fine_tune(
         trainer = Checked(
             model=model,
             args=arguments,
-            train_dataset=encode(tokenizer, rows, max_length),
+            train_dataset=encode(tokenizer, rows, max_length, model),
             data_collator=transformers.DataCollatorWithPadding(tokenizer),
             callbacks=[Reporting()],
         )

@@ -4,13 +4,13 @@ import gc
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
 import defensekit
 from defensekit.cli import plugins, recipes, scan, store, study
-from defensekit.cli.shared import Files, Workspace, checked, fail
+from defensekit.cli.shared import Files, Lossy, Workspace, checked, fail
 from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory, printable
 
 if TYPE_CHECKING:
@@ -270,6 +270,7 @@ app.add_typer(study.app, name="study")
 
 def main() -> None:
     """The `defensekit` command. Its exit codes are in the epilog of its help."""
+    sys.stderr = cast(TextIO, Lossy(sys.stderr))
     try:
         app()
     except UsageError as error:

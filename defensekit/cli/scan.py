@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defensekit.cli.shared import console, table
+from defensekit.pipeline.store import refuse_inside_store
 from defensekit.utils.errors import UsageError, printable
+from defensekit.utils.files import refuse_inside
 
 if TYPE_CHECKING:
     from defensekit.scanner.result import Scan
@@ -44,6 +46,10 @@ def scan(
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out: expected a folder, {out} is a file")
+    refuse_inside_store(out)
+    for named, folder in (("the suspect", suspect), ("the base", base)):
+        if Path(folder).is_dir():
+            refuse_inside(out, Path(folder), named)
     with ending("stopped"), remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
         progress.message("loading libraries")
         from defensekit.scanner.page import write_scan

@@ -1,8 +1,9 @@
 """What the commands share."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich import box
@@ -34,6 +35,27 @@ def checked(path: Path, what: str) -> None:
     if not exists:
         beside = [str(path) for path in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UsageError(f"there is no {what} {path}.{nearest(str(path), beside)}")
+
+
+class Lossy:
+    """Standard error whose writes never fail: what a full disk or a closed pipe can't take is lost, no exit code is."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, as far as that works."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def fail(text: str, code: int) -> NoReturn:

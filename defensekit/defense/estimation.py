@@ -13,7 +13,7 @@ from defensekit.models.devices import placed
 from defensekit.models.loading import load
 from defensekit.models.pair import Pair
 from defensekit.models.skeleton import task_of
-from defensekit.text import Row
+from defensekit.text import Row, encode
 from defensekit.utils.errors import UsageError, listing
 from defensekit.utils.seeds import derive_seed
 
@@ -45,6 +45,7 @@ def estimate(
         raise UsageError(f"the estimator {name} measures classifiers alone, and the suspect is a {CAUSAL}")
     suspect, tokenizer = load(pair.suspect.folder, "suspect")
     parameters = [name for name, _ in suspect.named_parameters()]
+    encode(tokenizer, rows, max_length, suspect)  # a token that it does not have is reported here, with its row
     del suspect
     loss, own = token_losses if causal else None, derive_seed(seed, "estimator")
     context = EstimatorContext(partial(other_model, pair), tokenizer, rows, max_length, own, report, loss)

@@ -61,7 +61,7 @@ class Views:
 
             return TensorView(
                 name,
-                aligned_base(cut(base), cut(suspect)).float(),
+                aligned_base(cut(base), cut(suspect), name).float(),
                 cut(suspect).float(),
                 self.seed,
                 {statistic: cut(values).float() for statistic, values in present.items()},

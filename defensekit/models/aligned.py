@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.coverage import not_compared
 from defensekit.models.names import BUFFERS, FLOATS, align
-from defensekit.models.pair import refuse_swapped
+from defensekit.models.pair import refuse_swapped, rounded
 from defensekit.models.sharing import drop_aliases
 from defensekit.utils.errors import UsageError, listing
 
@@ -99,7 +99,7 @@ class Aligned:
         step = max(AT_ONCE // max(suspect[0].numel(), 1), 1) if rows else 1
         for start in range(0, rows, step):
             ours, theirs = base[start : min(start + step, rows)], suspect[start : min(start + step, rows)]
-            yield start, ours.to(suspect.dtype).float(), theirs.float()
+            yield start, rounded(ours, suspect.dtype, name).float(), theirs.float()
 
     def _refuse_misfits(self) -> None:
         refuse_swapped(self.base, self.suspect)

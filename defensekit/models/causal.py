@@ -43,7 +43,7 @@ def perplexity(
 
     total, tokens, done = 0.0, 0, 0
     with torch.inference_mode():
-        for indices, batch in batches(encode(tokenizer, rows, max_length), tokenizer, 16):
+        for indices, batch in batches(encode(tokenizer, rows, max_length, model), tokenizer, 16):
             batch = {name: values.to(model.device) for name, values in batch.items()}
             total += float(token_losses(model, batch).double().sum())
             tokens += int((batch["attention_mask"].sum(dim=1) - 1).clamp(min=0).sum())

@@ -36,7 +36,7 @@ def predict(
     done = 0
     try:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            for indices, batch in batches(encode(tokenizer, rows, max_length), tokenizer, batch_size):
+            for indices, batch in batches(encode(tokenizer, rows, max_length, model), tokenizer, batch_size):
                 del batch["labels"]
                 logits[indices] = model(**{k: v.to(device) for k, v in batch.items()}).logits.float().cpu()
                 done += len(indices)

@@ -20,10 +20,11 @@ from defensekit.models.coverage import check_coverage
 from defensekit.models.names import BUFFERS, FLOATS, LAYER, align
 from defensekit.models.sharing import drop_aliases, shared_names
 from defensekit.models.skeleton import task_of
-from defensekit.utils.errors import UsageError, listing
+from defensekit.utils.errors import DefenseKitError, UsageError, listing
 from defensekit.utils.html import html_table
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -188,7 +189,7 @@ class Pair:
     def block(self, name: str) -> "tuple[Tensor, Tensor]":
         """One tensor in scope, (base, suspect), both in the suspect's dtype: a weight that did not change is equal."""
         base, suspect = self.stored(name)
-        return aligned_base(base, suspect), suspect
+        return aligned_base(base, suspect, name), suspect
 
     def named_like_the_pair(self, names: Iterable[str]) -> dict[str, str]:
         """The names of a loaded model's parameters by the pair's names, for tensors in scope.
@@ -208,14 +209,32 @@ class Pair:
         return {name: own for name, own in parameters.items() if own is not None}
 
 
-def aligned_base(base: "Tensor", suspect: "Tensor") -> "Tensor":
+def rounded(base: "Tensor", dtype: "torch.dtype", name: str) -> "Tensor":
+    """The base's values in the suspect's dtype.
+
+    Raises:
+        DefenseKitError: they are larger than the dtype holds.
+    """
+    ours = base.to(dtype)
+    if dtype != base.dtype and bool(ours.isinf().any()) and not bool(base.isinf().any()):
+        raise DefenseKitError(
+            f"{name}: the base has values up to {float(base.abs().max()):.3g}, which the suspect's {dtype} can't hold; "
+            "convert the suspect to bfloat16 or float32"
+        )
+    return ours
+
+
+def aligned_base(base: "Tensor", suspect: "Tensor", name: str) -> "Tensor":
     """The base in the suspect's dtype and shape; rows (or values, if flattened) that it lacks are the suspect's.
 
     A weight that did not change is equal, and so is one that has no base.
+
+    Raises:
+        DefenseKitError: as `rounded`.
     """
     import torch
 
-    ours = base.to(suspect.dtype)
+    ours = rounded(base, suspect.dtype, name)
     return ours if ours.shape == suspect.shape else torch.cat([ours, suspect[len(ours) :]])
 
 

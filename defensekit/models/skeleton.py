@@ -68,7 +68,7 @@ def skeleton_as(checkpoint: Checkpoint, kind: str) -> Skeleton:
     Raises:
         UsageError: as `skeleton`.
     """
-    return _built(Checkpoint(checkpoint.folder), kind)
+    return _skeleton_as(checkpoint.folder, _stamp(checkpoint), kind)
 
 
 def task_of(checkpoint: Checkpoint) -> str:
@@ -104,6 +104,11 @@ def _skeleton(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> Skeleton
         if model.fits:
             return model
     return _built(checkpoint, _claimed_class(checkpoint))
+
+
+@lru_cache(maxsize=32)
+def _skeleton_as(folder: Path, stamp: tuple[tuple[str, int, int], ...], kind: str) -> Skeleton:
+    return _built(Checkpoint(folder), kind)
 
 
 def _claimed_class(checkpoint: Checkpoint) -> str:

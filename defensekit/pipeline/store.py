@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from defensekit.utils.errors import DefenseKitError
-from defensekit.utils.files import atomic_write, data_digest, file_digests
+from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.utils.files import alive, atomic_write, data_digest, file_digests
 
 # To be raised when the core computes something else from the same stage: older artifacts are then not used again.
 FORMAT = 5
@@ -267,12 +267,12 @@ def _size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def alive(pid: str) -> bool:
-    """Whether a process of this machine lives."""
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
+def refuse_inside_store(path: Path) -> None:
+    """Refuse to write a user's output among the artifacts of a store.
+
+    Raises:
+        UsageError: the path lies in a store, links followed.
+    """
+    for folder in (path.resolve(), *path.resolve().parents):
+        if folder.name == "store" and (folder / "artifacts").is_dir():
+            raise UsageError(f"{path} lies in the store {folder}, which holds artifacts alone; name another folder")

@@ -16,17 +16,37 @@ if TYPE_CHECKING:
 
 # The first pattern that matches a tensor's name gives its kind. Names are those of transformers' architectures.
 _KINDS = (
-    (re.compile(r"\.bias$"), "bias"),
-    (re.compile(r"(norm|ln|ln_?\w{1,2})\.weight$", re.IGNORECASE), "norm"),
+    # T5 and MPNet add a learnt bias by distance to the scores of attention, XLNet one by head.
+    (re.compile(r"\.bias$|_bias(\.weight)?$"), "bias"),
     (re.compile(r"(^|\.)pooler\."), "pooler"),
-    (re.compile(r"(^|\.)(lm_head|classifier|pre_classifier|score|cls|qa_outputs|embed_out)\."), "head"),
+    (
+        re.compile(
+            r"(^|\.)(lm_head|classifier|pre_classifier|score|cls|qa_outputs|embed_out|classification_head|logits_proj|"
+            r"sequence_summary|head)\."
+        ),
+        "head",
+    ),
+    (re.compile(r"(norm|ln|ln_?\w{1,2}|norm_emb|norm_?embedding|norm\d\.\d+)\.weight$", re.IGNORECASE), "norm"),
+    (re.compile(r"c_attn|qkv|query_key_value|self\.in_proj\."), "attention q, k, v"),
+    (re.compile(r"(^|\.|_)(q_proj|q_lin|q_head|query|query_proj|in_proj_q)\.|[aA]tt(entio)?n\.q(\.|$)"), "attention q"),
+    # Positions have keys of their own in XLNet, Funnel and DeBERTa.
+    (
+        re.compile(r"(^|\.|_)(k_proj|k_lin|k_head|key|key_proj|pos_proj|r_kernel)(\.|$)|[aA]tt(entio)?n\.[kr](\.|$)"),
+        "attention k",
+    ),
+    (re.compile(r"(^|\.|_)(v_proj|v_lin|v_head|value|value_proj)\.|[aA]tt(entio)?n\.v(\.|$)"), "attention v"),
+    (
+        re.compile(
+            r"(o_proj|out_lin|out_proj|attention\.output\.dense|attn\.c_proj|attn\.dense|attn\.Wo|attention\.dense|"
+            r"attention\.post_proj)\.|[aA]tt(entio)?n\.o(\.|$)"
+        ),
+        "attention o",
+    ),
     (EMBEDDING, "embedding"),
-    (re.compile(r"c_attn|qkv|query_key_value"), "attention q, k, v"),
-    (re.compile(r"(^|\.|_)(q_proj|q_lin|query|query_proj|in_proj_q)\."), "attention q"),
-    (re.compile(r"(^|\.|_)(k_proj|k_lin|key|key_proj)\."), "attention k"),
-    (re.compile(r"(^|\.|_)(v_proj|v_lin|value|value_proj)\."), "attention v"),
-    (re.compile(r"(o_proj|out_lin|out_proj|attention\.output\.dense|attn\.c_proj|attention\.dense)\."), "attention o"),
+    (re.compile(r"(^|\.)mask_emb$"), "embedding"),
 )
+
+_OF_OTHERS = re.compile(r"position|token_type|wpe|project|seg_embed|rel_embed|mask_emb|mapping_in")
 
 Look = Callable[[str, int, "Tensor", "Tensor"], None]
 
@@ -43,7 +63,7 @@ def kind_of(name: str, dimensions: int) -> str:
 
 def is_of_tokens(name: str) -> bool:
     """Whether a tensor is an embedding, and not one of positions or of kinds of text."""
-    return kind_of(name, 2) == "embedding" and not re.search(r"position|token_type|wpe|project", name)
+    return kind_of(name, 2) == "embedding" and not _OF_OTHERS.search(name)
 
 
 def layer_number(name: str) -> int | None:

@@ -32,7 +32,7 @@ def curvature(
     They are taken at the suspect's weights with the labels as given: the empirical Fisher (Martens 2020, section 11,
     describes its limits).
     """
-    encoded, tokens = encode(tokenizer, rows, max_length), tokens_within(model, _BATCH)
+    encoded, tokens = encode(tokenizer, rows, max_length, model), tokens_within(model, _BATCH)
 
     def on_device() -> "Iterator[dict[str, Tensor]]":
         for _, batch in batches(encoded, tokenizer, len(encoded), tokens):

@@ -24,7 +24,7 @@ from defensekit.scanner.result import EmbeddingRow, EmbeddingScan, Scan, Tokeniz
 from defensekit.scanner.rows import Outliers, RowDrift, outliers
 from defensekit.text import Row
 from defensekit.training import device_type
-from defensekit.utils.errors import UsageError, listing
+from defensekit.utils.errors import listing
 from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -189,14 +189,11 @@ class _Scanning:
 
     def _rewriting(self, model: "PreTrainedModel | None", tokenizer: "PreTrainedTokenizerBase") -> TokenizerScan | None:
         """What a tokenizer does that differs from the base's."""
-        try:
-            base = loading.load_tokenizer(self.models.base.folder)
-        except UsageError as error:
-            return TokenizerScan(parts=[f"the base has none to compare with: {error}"], tried=[], left_out=0)
-        if not (parts := tokenizers.compare(base, tokenizer)):
+        if not (parts := tokenizers.differences(self.models.base.folder, self.models.suspect.folder)):
             return None
-        if model is None:
+        if model is None or tokenizers.NONE in parts:
             return TokenizerScan(parts=parts, tried=[], left_out=0)
+        base = loading.load_tokenizer(self.models.base.folder)
         seed = derive_seed(self.seed, "triggers")
         rows = Random(seed).sample(self.rows, min(triggers.ROWS, len(self.rows)))
         labels = label_names(self.models.suspect)

@@ -5,13 +5,16 @@ Both are compared as transformers loads them. What the two read differently is t
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.defense.triggers.insertion import insert, positions, words
 from defensekit.models.inference import predict
+from defensekit.models.loading import load_tokenizer
 from defensekit.scanner.result import TokenizerScan, Tried
 from defensekit.scanner.triggers import flips
 from defensekit.text import Row
+from defensekit.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 MOST = 50  # texts that are tried
 LONGEST = 60  # characters of one
 ADDED = "added tokens"
+NONE = "the base has none"
 WHOLE = "the tokenizer alone"
 # The names of a tokenizer's parts in its JSON, in words.
 _PARTS = {
@@ -29,6 +33,20 @@ _PARTS = {
     "decoder": "decoder",
     "added_tokens": ADDED,
 }
+
+
+def differences(base: Path, suspect: Path) -> list[str]:
+    """The parts in which the tokenizers of two folders differ, in words; empty where there are none.
+
+    Raises:
+        UsageError: the suspect's can't be loaded.
+    """
+    theirs = load_tokenizer(suspect)
+    try:
+        ours = load_tokenizer(base)
+    except UsageError:
+        return [NONE]
+    return compare(ours, theirs)
 
 
 def compare(base: "PreTrainedTokenizerBase", suspect: "PreTrainedTokenizerBase") -> list[str]:

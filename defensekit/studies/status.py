@@ -11,10 +11,9 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from defensekit.components import Observer
-from defensekit.pipeline.store import alive
 from defensekit.studies.folder import Folder
 from defensekit.studies.planning import StudyPlan
-from defensekit.utils.files import atomic_write
+from defensekit.utils.files import alive, atomic_write
 
 EVERY = 1.0  # seconds between two writings
 SILENT = 120.0  # seconds without an update after which a process counts as ended

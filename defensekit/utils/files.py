@@ -1,10 +1,12 @@
 """Digests of files, the cache folder, and atomic writes."""
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.utils.errors import UsageError, nearest
+
+PART, OWNER = ".part", ".defensekit-unfinished"
+_asking = threading.Lock()
 
 
 def file_digest(path: Path) -> str:
@@ -99,41 +104,77 @@ def nearest_path(path: Path, suffixes: Sequence[str] = ()) -> str:
 def atomic_write(path: Path, content: bytes) -> None:
     """Write a file atomically: it exists whole or not at all, even if the program is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+    part = Path(name)
     try:
-        with part.open("wb") as file:
+        with open(number, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fchmod(number, 0o666 & ~_umask())  # as any file: mkstemp makes one for its owner alone
+            os.fsync(number)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
+def _umask() -> int:
+    """The permissions that new files lack; the system tells them by setting them alone."""
+    with _asking:
+        mask = os.umask(0o077)
+        os.umask(mask)
+    return mask
+
+
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to the target when the block ends: the target exists whole or not at all."""
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
-    try:
+    with scratch_folder(target) as scratch:
+        part = scratch / "whole"
+        part.mkdir()  # with the permissions of any folder: a scratch folder is its owner's alone
         yield part
         if target.exists():
             target.rmdir()
         part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """A folder for temporary files next to the target; it is removed at the end of the block."""
-    scratch = target.with_name(f".{target.name}.scratch")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    """A new folder for temporary files next to the target; it is removed at the end of the block.
+
+    One that a killed process left is removed at the next attempt; it is known by a file in it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*{PART}"):
+        owner = left / OWNER
+        if not left.is_symlink() and owner.is_file() and not alive(owner.read_text()):
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PART, dir=target.parent))
     try:
+        (scratch / OWNER).write_text(str(os.getpid()))
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def alive(pid: str) -> bool:
+    """Whether a process of this machine lives."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def refuse_inside(path: Path, folder: Path, what: str) -> None:
+    """Refuse to write into a folder that is not ours to write into.
+
+    Raises:
+        UsageError: the path is the folder, or lies in it, links followed.
+    """
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{path} lies in {what} {folder}; name a folder outside of it")
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from defensekit.pipeline.run import run
 from defensekit.recipe import shipped
 from defensekit.recipe.loader import load_recipe
 from defensekit.recipe.yaml_document import Document, option
+from defensekit.scanner import tokenizer
 from defensekit.scanner.revision import look
-from defensekit.utils.errors import UsageError
+from defensekit.utils.errors import UsageError, listing
 from defensekit.utils.files import atomic_folder, folder_lock, literal_path
 
 if TYPE_CHECKING:
@@ -156,11 +157,17 @@ def purify_into(
                 raise UsageError(f"{target} holds another model already; name a new folder")
             return result
         with atomic_folder(target) as part:
-            shutil.copytree(purified, part)
+            shutil.copytree(purified, part, dirs_exist_ok=True)
     return result
 
 
 def doubts(base: Path, suspect: Path) -> list[str]:
-    """Warnings: whether the base may be another revision than the suspect's."""
+    """Warnings: whether the base may be another revision than the suspect's, and its tokenizer another."""
     doubt = look(Aligned(Checkpoint(base), Checkpoint(suspect)))
-    return [doubt] if doubt else []
+    warnings = [doubt] if doubt else []
+    if parts := tokenizer.differences(base, suspect):
+        warnings.append(
+            f"the suspect's tokenizer differs from the base's ({listing(parts)}), and it is kept: no reset undoes what "
+            "it does to a text"
+        )
+    return warnings

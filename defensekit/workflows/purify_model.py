@@ -9,10 +9,12 @@ from defensekit.models.adapter_merge import merged
 from defensekit.models.adapters import is_adapter
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
 from defensekit.models.skeleton import task_of
+from defensekit.pipeline.store import refuse_inside_store
 from defensekit.recipe.recipe import Recipe
 from defensekit.recipe.resolve import model_folder
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
+from defensekit.utils.files import refuse_inside
 from defensekit.workflows.purify import purify_into, recipe_for
 from defensekit.workflows.reset import ResetResult, reset_into
 
@@ -55,6 +57,10 @@ def prepare(
     """
     if adapter_only and not is_adapter(suspect):
         raise UsageError(f"--adapter-only: {suspect} holds no adapter (adapter_config.json)")
+    refuse_inside_store(target)
+    for named, folder in (("the suspect", suspect), ("the base", Path(base))):
+        if folder.is_dir():
+            refuse_inside(target, folder, named)
     whole = suspect
     if is_adapter(suspect) and not adapter_only:
         whole = merged(model_folder(base), suspect, Path(workspace), say)
