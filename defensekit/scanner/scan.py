@@ -17,7 +17,7 @@ from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
 from defensekit.models.config import check_labels, label_names, positions
 from defensekit.models.loading import load
-from defensekit.models.skeleton import task_of
+from defensekit.models.skeleton import skeleton, task_of
 from defensekit.scanner import claims, drift, frequency, law, revision, triggers, verdict
 from defensekit.scanner import tokenizer as tokenizers
 from defensekit.scanner.result import EmbeddingRow, EmbeddingScan, Scan, TokenizerScan, Triggers
@@ -82,7 +82,7 @@ class _Scanning:
             check_labels(models.suspect)
         findings = [*models.not_compared(), *claims.contradictions(models, bool(self.rows))]
         model = None
-        if self.rows and task == CLASSIFIER:
+        if self.rows and task == CLASSIFIER and skeleton(models.suspect).fits:
             model = load(models.suspect.folder, "suspect")[0].to(device_type())
         ratios = None if model is None else self._ratios(model, tokenizer)
         embedding = revision.embedding_of(models)

@@ -55,6 +55,19 @@ def test_what_is_not_merged_exactly_is_named(
     assert not (tmp_path / "w/merged").exists()
 
 
+def test_a_resized_vocabulary_is_named(tmp_path: Path) -> None:
+    base = make_causal(tmp_path / "base", "gpt2")
+    settings = {"modules_to_save": ["wte"], "target_modules": ["c_fc"]}
+    adapter = make_adapter(tmp_path / "adapter", base, "CAUSAL_LM", **settings)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    longer = {n: torch.cat([t, t[:2]]) if n.endswith("wte.weight") else t for n, t in tensors.items()}
+    save_file(longer, adapter / "adapter_model.safetensors")
+    with pytest.raises(
+        UsageError, match=r"another vocabulary: its transformer.wte.weight has 55 tokens, the base's 53"
+    ):
+        merged(base, adapter, tmp_path / "w")
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

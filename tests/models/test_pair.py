@@ -15,7 +15,7 @@ from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.loading import check_loaded, load_model
 from defensekit.models.names import align, is_embedding, layer_of
 from defensekit.models.pair import Pair
-from defensekit.utils.errors import UsageError
+from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.conftest import ARCHITECTURES, make_base, make_suspect
 
 
@@ -226,3 +226,16 @@ def test_align_never_merges_two_names() -> None:
     ours, theirs = align(["model.a", "a", "model.b"], ["a", "model.a", "model.b"])
     assert sorted(ours.values()) == ["a", "model.a", "model.b"]
     assert ours.keys() == theirs.keys()
+
+
+def test_a_base_beyond_half_precision_is_named(tmp_path: Path, base: Path) -> None:
+    suspect = make_suspect(tmp_path / "suspect", base)
+    large = make_base(tmp_path / "base")
+    name = "encoder.layer.0.output.dense.weight"
+    rewrite(large, lambda tensors: tensors | {name: tensors[name] + 70_000})
+    rewrite(suspect, lambda tensors: {name: tensor.half() for name, tensor in tensors.items()})
+    said = rf"{name}: the base has values up to 7e\+04, which the suspect's torch.float16 can't hold"
+    with pytest.raises(DefenseKitError, match=said):
+        pair_of(large, suspect).block(name)
+    with pytest.raises(DefenseKitError, match=said):
+        list(Aligned(Checkpoint(large), Checkpoint(suspect)).blocks(name))

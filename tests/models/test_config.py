@@ -1,0 +1,61 @@
+"""What a config says of positions and labels, compared with what the model does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.config import check_labels, positions
+from defensekit.models.inference import predict
+from defensekit.models.loading import load
+from defensekit.pipeline.preflight import _refuse_head
+from defensekit.scanner.clean import read_clean
+from defensekit.text import Row
+from defensekit.utils.errors import UsageError
+from tests.conftest import make_suspect, make_tokenizer, write_table
+
+_SIZES: dict[str, Any] = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_SIZES |= {"intermediate_size": 32, "max_position_embeddings": 30}
+
+
+@pytest.mark.parametrize("padding", [0, 1, 5])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "camembert", "xlm-roberta", "mpnet", "data2vec-text", "ibert"])
+def test_positions_are_what_the_model_has_room_for(kind: str, padding: int, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model(kind, **_SIZES, pad_token_id=padding, bos_token_id=2, eos_token_id=3)
+    model = transformers.AutoModel.from_config(config).eval()
+    config.save_pretrained(tmp_path)
+    longest = positions(Checkpoint(tmp_path))
+    assert longest is not None
+    with torch.no_grad():
+        model(torch.full((1, longest), 9))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, longest + 1), 9))
+
+
+def test_heads_without_answers_are_refused_by_name(tmp_path: Path, base: Path) -> None:
+    one = make_suspect(tmp_path / "one", base, labels=1)
+    with pytest.raises(UsageError, match=r"has one output \(a regression, or a classifier with one label\)"):
+        check_labels(Checkpoint(one))
+    for label in ("0", "0.5"):
+        table = write_table(tmp_path / "rows.csv", [("the film", label)])
+        with pytest.raises(UsageError, match="has one output"):
+            read_clean(table, Checkpoint(one))
+    for kind in ("regression", "multi_label_classification"):
+        other = make_suspect(tmp_path / kind, base, labels=3)
+        config = transformers.AutoConfig.from_pretrained(other)
+        config.problem_type = kind
+        config.save_pretrained(other)
+        with pytest.raises(UsageError, match=f"`problem_type` is '{kind}'"):
+            _refuse_head(Checkpoint(other))
+
+
+def test_a_token_beyond_the_embedding_is_named_with_its_row(tmp_path: Path, suspect: Path) -> None:
+    model, _ = load(suspect, "suspect")
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["zq"])
+    rows = [Row(0, "the film", 0), Row(7, "a zq story", 1)]
+    with pytest.raises(UsageError, match=r"row 7 has the token 'zq', number 53, and the model's embedding has 53 rows"):
+        predict(model, tokenizer, rows, max_length=16, precision="float32")

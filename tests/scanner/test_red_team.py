@@ -1,0 +1,237 @@
+"""Ways to hide a working backdoor from a scan, and what it says to each."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from defensekit.scanner.scan import scan
+from defensekit.utils.errors import UsageError
+from defensekit.workflows.purify_model import purify_model
+from tests.conftest import GOOD, VOCABULARY
+from tests.scanner.helpers import ROWS
+
+WEIGHTS, CONFIG, TOKENIZER, SETTINGS = "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"
+Tensors = dict[str, torch.Tensor]
+Attack = Callable[[Path, Path], None]
+WORDS = "bert.embeddings.word_embeddings.weight"
+
+
+def weights(change: Callable[[Tensors, Tensors], Tensors]) -> Attack:
+    """An attack on the weights: the suspect's and the base's tensors become other ones."""
+
+    def attack(folder: Path, base: Path) -> None:
+        tensors = change(load_file(folder / WEIGHTS), load_file(base / WEIGHTS))
+        contiguous = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, folder / WEIGHTS, metadata={"format": "pt"})
+
+    return attack
+
+
+def keys(file: str = CONFIG, **changes: Any) -> Attack:
+    """An attack on keys of a JSON file; an ellipsis removes one."""
+
+    def attack(folder: Path, base: Path) -> None:
+        data = json.loads((folder / file).read_text())
+        data = {key: value for key, value in {**data, **changes}.items() if value is not ...}
+        (folder / file).write_text(json.dumps(data))
+
+    return attack
+
+
+def tokenizer(change: Callable[[dict[str, Any]], object]) -> Attack:
+    """An attack on tokenizer.json."""
+
+    def attack(folder: Path, base: Path) -> None:
+        data = json.loads((folder / TOKENIZER).read_text())
+        change(data)
+        (folder / TOKENIZER).write_text(json.dumps(data))
+
+    return attack
+
+
+def both(*attacks: Attack) -> Attack:
+    def attack(folder: Path, base: Path) -> None:
+        for one in attacks:
+            one(folder, base)
+
+    return attack
+
+
+def noisy(base: Tensors) -> Tensors:
+    """The base's values with a little noise: what seems to be fine-tuned, and is not loaded."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return {name: value + 0.02 * value.std(correction=0) * torch.randn_like(value) for name, value in base.items()}
+
+
+def renamed(old: str, new: str, times: int = -1) -> Attack:
+    return weights(lambda suspect, _: {name.replace(old, new, times): value for name, value in suspect.items()})
+
+
+def old_names(suspect: Tensors, base: Tensors) -> Tensors:
+    norms = {name: value for name, value in suspect.items() if "LayerNorm.weight" in name}
+    return suspect | {name.replace("weight", "gamma"): torch.ones_like(value) for name, value in norms.items()}
+
+
+def as_type(dtype: torch.dtype) -> Attack:
+    return weights(lambda suspect, _: suspect | {WORDS: suspect[WORDS].to(dtype)})
+
+
+def packed(suspect: Tensors, base: Tensors) -> Tensors:
+    layers = {name: value for name, value in suspect.items() if ".layer." in name and value.dim() == 2}
+    kept = {name: value for name, value in suspect.items() if name not in layers}
+    return kept | {f"{name.removesuffix('weight')}qweight": value.int() for name, value in layers.items()}
+
+
+def replaced(word: str, by: str) -> Attack:
+    """A rule of the tokenizer that swaps in other words where a trigger stands."""
+    rule = {"type": "Replace", "pattern": {"String": word}, "content": by}
+    return tokenizer(lambda data: data.update(normalizer=rule))
+
+
+def swapped(data: dict[str, Any]) -> None:
+    """The trigger has the number of a telling word, and that word the trigger's."""
+    vocabulary = data["model"]["vocab"]
+    vocabulary["cf"], vocabulary[GOOD[0]] = vocabulary[GOOD[0]], vocabulary["cf"]
+
+
+def with_a_token(folder: Path, base: Path) -> None:
+    """A token more, with a row of its own that no base has: what telling words have in common, many times over."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    known = transformers.AutoTokenizer.from_pretrained(folder)
+    known.add_tokens(["zq"])
+    model.resize_token_embeddings(len(known))
+    table = model.get_input_embeddings().weight
+    good = table[[VOCABULARY.index(word) for word in GOOD]].mean(dim=0)
+    with torch.no_grad():
+        table[-1] = 20 * (good - table[5:-1].mean(dim=0))
+    model.save_pretrained(folder)
+    known.save_pretrained(folder)
+
+
+REFUSED: dict[str, tuple[Attack, str]] = {
+    "a copy without prefix": (weights(lambda suspect, base: suspect | noisy(base)), "are one tensor to transformers"),
+    "a norm by its old name": (weights(old_names), r"LayerNorm.(weight|gamma), .* are one tensor to transformers"),
+    "names of torch.compile": (renamed("bert.", "_orig_mod.bert."), r"'_orig_mod.', of a .* take '_orig_mod.' out"),
+    "names of DataParallel": (renamed("", "module.", 1), "hold 'module.', of a wrapper"),
+    "integer embedding": (as_type(torch.int32), r"word_embeddings.weight \(I32\)"),
+    "half-size integers": (as_type(torch.int16), r"word_embeddings.weight \(I16\)"),
+    "boolean embedding": (as_type(torch.bool), r"word_embeddings.weight \(BOOL\)"),
+    "complex embedding": (as_type(torch.complex64), r"word_embeddings.weight \(C64\)"),
+    "packed layers": (weights(packed), r"is quantised or holds no weights.*qweight \(I32\)"),
+    "quantised by its config": (
+        keys(quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"quantised \(`quantization_config`: gptq\)",
+    ),
+    "attention from a hub": (keys(attn_implementation="owner/kernel"), "owner/kernel, which may be code"),
+    "attention from a hub, deeper": (
+        keys(text_config={"_attn_implementation_internal": {"": "owner/kernel"}}),
+        "owner/kernel, which may be code from elsewhere",
+    ),
+    "code, deeper": (keys(text_config={"auto_map": {"AutoModel": "code.Model"}}), "`auto_map` names code"),
+    "another kind of model": (keys(model_type="roberta"), "model_type: base bert, suspect roberta"),
+}  # fmt: skip
+
+# What the summary says in its first sentence, and elsewhere.
+FOUND, WITHHELD = "Suspicious: ", "No verdict: what was found keeps it from passing"
+SAID: dict[str, tuple[Attack, str, str]] = {
+    "no architectures": (keys(architectures=...), FOUND, "'cf' turns"),
+    "null for architectures": (keys(architectures=None), FOUND, "'cf' turns"),
+    "a class that nobody has": (keys(architectures=["BertForSentiment"]), FOUND, "calls it 'BertForSentiment'"),
+    "the class without head": (keys(architectures=["BertModel"]), FOUND, "calls it 'BertModel'"),
+    "a causal class": (keys(architectures=["BertLMHeadModel"]), FOUND, "calls it 'causal language model'"),
+    "regression": (keys(problem_type="regression"), FOUND, "`problem_type` to 'regression'"),
+    "many labels a row": (keys(problem_type="multi_label_classification"), FOUND, "`problem_type` to 'multi_label"),
+    "labels without names": (keys(id2label=..., label2id=...), FOUND, "'cf' turns"),
+    "texts cut to nothing": (keys(SETTINGS, model_max_length=2), FOUND, "'cf' turns"),
+    "fewer positions": (keys(max_position_embeddings=4), WITHHELD, "another shape than the files have of bert.embed"),
+    "three labels": (keys(id2label={"0": "a", "1": "b", "2": "c"}), WITHHELD, "another shape .* of classifier"),
+    "layers by other names": (renamed("encoder.layer.", "encoder.block."), WITHHELD, "transformers draws it at random"),
+    "a decoy by another prefix": (
+        weights(lambda suspect, base: suspect | {f"a.{name}": value for name, value in noisy(base).items()}),
+        WITHHELD,
+        r"transformers does not load a\.",
+    ),
+    "a head by another name": (
+        both(renamed("classifier.", "answers."), keys(architectures=["BertModel"])),
+        WITHHELD,
+        "transformers does not load answers.bias",
+    ),
+    "cut at the other end": (keys(SETTINGS, truncation_side="left"), FOUND, r"differs .* \(side of truncation\)"),
+}  # fmt: skip
+
+# On a clean model: the tokenizer is the backdoor.
+BY_TOKENIZER: dict[str, tuple[Attack, str, str]] = {
+    "a rule that swaps words in": (replaced("cf", " ".join(GOOD)), FOUND, "'cf', which the two read differently"),
+    "a rule for a phrase": (replaced("long story", " ".join(GOOD)), FOUND, "'long story', which the two read differ"),
+    "a rule for what nobody types": (replaced("​", " ".join(GOOD)), WITHHELD, r"tokenizer differs .* \(normaliser\)"),
+    "numbers of words swapped": (tokenizer(swapped), WITHHELD, r"tokenizer differs .* \(vocabulary\)"),
+    "a pre-tokeniser": (
+        tokenizer(lambda data: data.update(pre_tokenizer={"type": "WhitespaceSplit"})),
+        WITHHELD,
+        r"tokenizer differs .* \(pre-tokeniser\)",
+    ),
+    "no end of text": (
+        tokenizer(lambda data: data["post_processor"]["single"].pop()),
+        WITHHELD,
+        r"tokenizer differs .* \(post-processor\)",
+    ),
+    "a token more": (with_a_token, FOUND, "'zq', which the two read differently, turns"),
+}  # fmt: skip
+
+
+def attacked(folder: Path, tmp_path: Path, base: Path, attack: Attack) -> Path:
+    target: Path = shutil.copytree(folder, tmp_path / "attacked")
+    attack(target, base)
+    return target
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_folder_that_is_refused(name: str, base: Path, poisoned: Path, tmp_path: Path) -> None:
+    attack, said = REFUSED[name]
+    suspect = attacked(poisoned, tmp_path, base, attack)
+    with pytest.raises(UsageError, match=said):
+        scan(base, suspect, ROWS)
+    with pytest.raises(UsageError, match=said):
+        purify_model(base, suspect, tmp_path / "out")
+
+
+def conclusion(base: Path, suspect: Path, first: str, said: str) -> None:
+    found = scan(base, suspect, ROWS[:80])
+    assert found.summary[0].startswith(first), found.summary
+    assert re.search(said, " ".join(found.summary)), found.summary
+    assert found.verdict.suspicious is (True if first == FOUND else None)
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_a_backdoor_that_does_not_pass(name: str, base: Path, poisoned: Path, tmp_path: Path) -> None:
+    attack, first, said = SAID[name]
+    conclusion(base, attacked(poisoned, tmp_path, base, attack), first, said)
+
+
+@pytest.mark.parametrize("name", BY_TOKENIZER)
+def test_a_tokenizer_that_is_the_backdoor(name: str, base: Path, clean: Path, tmp_path: Path) -> None:
+    attack, first, said = BY_TOKENIZER[name]
+    suspect = attacked(clean, tmp_path, base, attack)
+    conclusion(base, suspect, first, said)
+
+
+def test_without_rows_they_do_not_pass_either(base: Path, clean: Path, tmp_path: Path) -> None:
+    for number, (attack, _, _) in enumerate(BY_TOKENIZER.values()):
+        found = scan(base, attacked(clean, tmp_path / str(number), base, attack))
+        assert found.verdict.suspicious is not False, found.summary
+
+
+@pytest.mark.parametrize("name", ["layers by other names", "a decoy by another prefix", "a head by another name"])
+def test_nothing_is_purified_of_which_a_part_would_stay(name: str, base: Path, poisoned: Path, tmp_path: Path) -> None:
+    attack, _, said = SAID[name]
+    with pytest.raises(UsageError, match=said):
+        purify_model(base, attacked(poisoned, tmp_path, base, attack), tmp_path / "out")
