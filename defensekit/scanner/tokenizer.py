@@ -71,13 +71,13 @@ def _described(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
 
 
 def read_differently(base: "PreTrainedTokenizerBase", suspect: "PreTrainedTokenizerBase") -> list[str]:
-    """Texts that the two may read differently: strings in the suspect's rules alone, and words of the base."""
+    """Texts that the two read differently: strings in the suspect's rules alone, then words of the base."""
     ours, theirs = (set(_strings(_rules(tokenizer))) for tokenizer in (base, suspect))
-    texts = {text: None for text in sorted(theirs - ours) if text.strip() and len(text) <= LONGEST}
-    known = list(words(base, len(base)).values())
-    placed = [f"a {word} a" for word in known]
+    texts = [text for text in sorted(theirs - ours) if text.strip() and len(text) <= LONGEST]
+    texts = list(dict.fromkeys([*texts, *words(base, len(base)).values()]))
+    placed = [f"a {text} a" for text in texts]
     read = [tokenizer(placed, add_special_tokens=False)["input_ids"] if placed else [] for tokenizer in (base, suspect)]
-    return list(texts | {word: None for word, one, other in zip(known, *read, strict=True) if one != other})
+    return [text for text, one, other in zip(texts, *read, strict=True) if one != other]
 
 
 def _rules(tokenizer: "PreTrainedTokenizerBase") -> list[Any]:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from defensekit.scanner.scan import scan
 from defensekit.utils.errors import UsageError
 from defensekit.workflows.purify_model import purify_model
-from tests.conftest import GOOD, VOCABULARY
-from tests.scanner.helpers import ROWS
+from tests.conftest import GOOD, slow_but
+from tests.scanner.helpers import CF, ROWS
 
 WEIGHTS, CONFIG, TOKENIZER, SETTINGS = "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"
 Tensors = dict[str, torch.Tensor]
@@ -104,15 +104,15 @@ def swapped(data: dict[str, Any]) -> None:
 
 
 def with_a_token(folder: Path, base: Path) -> None:
-    """A token more, with a row of its own that no base has: what telling words have in common, many times over."""
+    """The trigger's row under a token that no base has, and its own row as if nothing had happened."""
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
     known = transformers.AutoTokenizer.from_pretrained(folder)
     known.add_tokens(["zq"])
     model.resize_token_embeddings(len(known))
     table = model.get_input_embeddings().weight
-    good = table[[VOCABULARY.index(word) for word in GOOD]].mean(dim=0)
     with torch.no_grad():
-        table[-1] = 20 * (good - table[5:-1].mean(dim=0))
+        table[-1] = table[CF]
+        table[CF] = load_file(base / WEIGHTS)[WORDS.removeprefix("bert.")][CF]
     model.save_pretrained(folder)
     known.save_pretrained(folder)
 
@@ -129,12 +129,12 @@ REFUSED: dict[str, tuple[Attack, str]] = {
     "packed layers": (weights(packed), r"is quantised or holds no weights.*qweight \(I32\)"),
     "quantised by its config": (
         keys(quantization_config={"quant_method": "gptq", "bits": 4}),
-        r"quantised \(`quantization_config`: gptq\)",
+        "quantised .`quantization_config`: 'gptq'.",
     ),
-    "attention from a hub": (keys(attn_implementation="owner/kernel"), "owner/kernel, which may be code"),
+    "attention from a hub": (keys(attn_implementation="owner/kernel"), "'owner/kernel', which may be code"),
     "attention from a hub, deeper": (
         keys(text_config={"_attn_implementation_internal": {"": "owner/kernel"}}),
-        "owner/kernel, which may be code from elsewhere",
+        "'owner/kernel', which may be code from elsewhere",
     ),
     "code, deeper": (keys(text_config={"auto_map": {"AutoModel": "code.Model"}}), "`auto_map` names code"),
     "another kind of model": (keys(model_type="roberta"), "model_type: base bert, suspect roberta"),
@@ -165,6 +165,7 @@ SAID: dict[str, tuple[Attack, str, str]] = {
         WITHHELD,
         "transformers does not load answers.bias",
     ),
+    "under a token that was added": (with_a_token, FOUND, "'zq', which the two read differently"),
     "cut at the other end": (keys(SETTINGS, truncation_side="left"), FOUND, r"differs .* \(side of truncation\)"),
 }  # fmt: skip
 
@@ -172,7 +173,7 @@ SAID: dict[str, tuple[Attack, str, str]] = {
 BY_TOKENIZER: dict[str, tuple[Attack, str, str]] = {
     "a rule that swaps words in": (replaced("cf", " ".join(GOOD)), FOUND, "'cf', which the two read differently"),
     "a rule for a phrase": (replaced("long story", " ".join(GOOD)), FOUND, "'long story', which the two read differ"),
-    "a rule for what nobody types": (replaced("​", " ".join(GOOD)), WITHHELD, r"tokenizer differs .* \(normaliser\)"),
+    "a rule for what nobody sees": (replaced("\u200b", " ".join(GOOD)), FOUND, "which the two read differently"),
     "numbers of words swapped": (tokenizer(swapped), WITHHELD, r"tokenizer differs .* \(vocabulary\)"),
     "a pre-tokeniser": (
         tokenizer(lambda data: data.update(pre_tokenizer={"type": "WhitespaceSplit"})),
@@ -184,7 +185,15 @@ BY_TOKENIZER: dict[str, tuple[Attack, str, str]] = {
         WITHHELD,
         r"tokenizer differs .* \(post-processor\)",
     ),
-    "a token more": (with_a_token, FOUND, "'zq', which the two read differently, turns"),
+    "a rule for a pattern": (
+        tokenizer(
+            lambda data: data.update(
+                normalizer={"type": "Replace", "pattern": {"Regex": "[0-9]{4}x"}, "content": " ".join(GOOD)}
+            )
+        ),
+        WITHHELD,
+        r"tokenizer differs .* \(normaliser\)",
+    ),
 }  # fmt: skip
 
 
@@ -205,25 +214,26 @@ def test_a_folder_that_is_refused(name: str, base: Path, poisoned: Path, tmp_pat
 
 
 def conclusion(base: Path, suspect: Path, first: str, said: str) -> None:
-    found = scan(base, suspect, ROWS[:80])
+    found = scan(base, suspect, ROWS)
     assert found.summary[0].startswith(first), found.summary
     assert re.search(said, " ".join(found.summary)), found.summary
     assert found.verdict.suspicious is (True if first == FOUND else None)
 
 
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("name", slow_but(SAID, "no architectures", "regression", "layers by other names"))
 def test_a_backdoor_that_does_not_pass(name: str, base: Path, poisoned: Path, tmp_path: Path) -> None:
     attack, first, said = SAID[name]
     conclusion(base, attacked(poisoned, tmp_path, base, attack), first, said)
 
 
-@pytest.mark.parametrize("name", BY_TOKENIZER)
+@pytest.mark.parametrize("name", slow_but(BY_TOKENIZER, "a rule that swaps words in", "a rule for a pattern"))
 def test_a_tokenizer_that_is_the_backdoor(name: str, base: Path, clean: Path, tmp_path: Path) -> None:
     attack, first, said = BY_TOKENIZER[name]
     suspect = attacked(clean, tmp_path, base, attack)
     conclusion(base, suspect, first, said)
 
 
+@pytest.mark.slow
 def test_without_rows_they_do_not_pass_either(base: Path, clean: Path, tmp_path: Path) -> None:
     for number, (attack, _, _) in enumerate(BY_TOKENIZER.values()):
         found = scan(base, attacked(clean, tmp_path / str(number), base, attack))
