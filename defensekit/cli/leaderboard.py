@@ -133,6 +133,45 @@ def check(
         raise DefenseKitError(f"{wrong} of {len(folders)} rows are not right")
 
 
+@app.command()
+def verify(
+    row: Annotated[Path, typer.Argument(help="A row's folder.")],
+    by: Annotated[str, typer.Option(help="Who runs it again.")],
+    cells: Annotated[int, typer.Option(min=1, help="How many cells are drawn.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    trust: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A plugin that may run: its file, or its distribution.")
+    ] = None,
+    track: OnTrack = None,
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", "-w", help="One with the track's suspects (all is made anew).")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run cells of a row again, and write down in it whether the answers came out within the track's tolerance.
+
+    The row is checked before. A plugin that is none of ours runs only if --trust names it: in a process of its own,
+    without network where the system allows that. The exit code is 1 if anything differs by more.
+    """
+    from defensekit.leaderboard.board import checkers
+
+    loaded = checkers(track)(row).track
+    with _at_work(quiet) as observers:
+        from defensekit.leaderboard.verifying import verify as repeat
+
+        found = repeat(loaded, row, cells, seed, by, trust or (), workspace, observers)
+    rows = table("cell", "seed", "plain rows answered otherwise", "triggered rows", "inputs that differ")
+    for cell in found.cells:
+        shares = [f"{cell.differing[on]:.2%}" for on in ("plain", "triggered")]
+        rows.add_row(cell.attack, str(cell.seed), *shares, Text(", ".join(cell.inputs) or "none"))
+    console().print(rows)
+    if not found.isolated:
+        console().print("this system could not take the network from it")
+    if not found.same:
+        raise DefenseKitError(f"{row}: it did not come out again; that is written in the row")
+    console().print(f"{row}: it came out again; that is written in the row")
+
+
 @contextmanager
 def _at_work(quiet: bool) -> "Iterator[list[Observer]]":
     """Progress on standard error, and an end at Ctrl-C that says how to go on."""

@@ -13,7 +13,7 @@ from defensekit.components import Measured, Metric, Predictions
 from defensekit.leaderboard.freezing import digest_of_labels, digest_of_rows
 from defensekit.leaderboard.identity import disagreements, parts_of
 from defensekit.leaderboard.keys import UNPOISONED
-from defensekit.leaderboard.row import Row, read_row
+from defensekit.leaderboard.row import Row, Verification, read_row
 from defensekit.leaderboard.running import KEPT
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.identity import identity
@@ -213,16 +213,16 @@ class Checker:
 
     def _verifications(self, row: Row) -> Iterator[str]:
         for one in row.verifications:
-            if one.same != (agreement(one, self.track)):
+            if one.same != agreement(one, self.track):
                 yield f"the verification by {one.by} says {'same' if one.same else 'differs'}, and its numbers do not"
             if any((cell.attack, cell.seed) not in self.track.cells for cell in one.cells) or not one.cells:
                 yield f"the verification by {one.by} is of no cells of the track"
 
 
-def agreement(verification: Any, track: Track) -> bool:
+def agreement(verification: Verification, track: Track) -> bool:
     """Whether every cell came out again within the track's tolerance, from the same inputs."""
     limit = track.keys.tolerance.answers
-    return all(cell.within <= limit and not cell.inputs for cell in verification.cells)
+    return all(max(cell.differing.values(), default=1.0) <= limit and not cell.inputs for cell in verification.cells)
 
 
 def unlike(given: Any, resolved: Any, place: str = "") -> Iterator[str]:

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from defensekit.leaderboard.composition import AXIS
 from defensekit.leaderboard.entries import Entry, load_entry
-from defensekit.leaderboard.keys import Digest, Label
+from defensekit.leaderboard.keys import Digest, Label, Line
 from defensekit.leaderboard.tracks import Cell
 from defensekit.pipeline.predictions import LOGITS
 from defensekit.recipe.keys import Keys
@@ -43,17 +43,16 @@ class RowRecord(Keys):
 
 
 class VerifiedCell(Keys):
-    """A cell that was run again: the share of test rows that were answered otherwise, by the rows."""
+    """A cell that was run again.
+
+    ``differing`` is the share of test rows that some model answered otherwise, ``inputs`` what was not the same before
+    anything was computed.
+    """
 
     attack: Label
     seed: int
-    differing: dict[Literal["plain", "triggered"], float]
+    differing: dict[Literal["plain", "triggered"], Annotated[float, Field(ge=0, le=1)]]
     inputs: list[str]
-
-    @property
-    def within(self) -> float:
-        """The greatest of the shares."""
-        return max(self.differing.values())
 
 
 class Verification(Keys):
@@ -61,8 +60,8 @@ class Verification(Keys):
 
     schema_version: Literal[1] = 1
     row: Digest
-    by: str
-    when: str
+    by: Line
+    when: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
     on: dict[str, str]
     isolated: bool
     drawn_with: int
