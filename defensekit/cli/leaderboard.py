@@ -172,6 +172,21 @@ def verify(
     console().print(f"{row}: it came out again; that is written in the row")
 
 
+@app.command()
+def build(
+    rows: Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Folders of rows, or rows.")],
+    out: Annotated[Path, typer.Option(help="The site's folder.")] = Path("site"),
+    track: OnTrack = None,
+    host: Annotated[
+        str | None, typer.Option(help="The board's keeper: what `verify --by` of that name wrote counts as the host's.")
+    ] = None,
+) -> None:
+    """Check rows, and write the board: pages that fetch nothing, board.json and board.csv."""
+    from defensekit.leaderboard.page import build as write
+
+    console().print(f"page: {write(rows, out, track, host)}")
+
+
 @contextmanager
 def _at_work(quiet: bool) -> "Iterator[list[Observer]]":
     """Progress on standard error, and an end at Ctrl-C that says how to go on."""

@@ -12,6 +12,7 @@ from defensekit.recipe.yaml_document import Document
 from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
 from defensekit.utils.files import file_digest
 
+COMPARED = ("acc", "asr", "excess-asr")  # metrics that every track has
 Cell = tuple[str, int]  # an attack of a track, and a seed
 
 
@@ -86,6 +87,9 @@ def load_track(named: str) -> Track:
         raise reader.error(("seeds",), f"{twice[0]} is duplicated")
     if "defense" in keys.recipe or "seed" in keys.recipe:
         raise reader.error(("recipe",), "has neither `defense:`, which is the entry's, nor `seed:`")
+    metrics = [spec.get("name") if isinstance(spec, dict) else spec for spec in keys.recipe.get("metrics", ())]
+    if missing := [name for name in COMPARED if name not in metrics]:
+        raise reader.error(("recipe",), f"its `metrics:` lack {missing[0]!r}, by which rows are compared")
     if keys.digests:
         _check_digests(reader, keys.digests, [*attacks, UNPOISONED], len(keys.seeds))
     return Track(keys, document, file_digest(path))

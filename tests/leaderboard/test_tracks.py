@@ -61,6 +61,7 @@ def write(folder: Path, **changes: Any) -> Path:
         ({"attacks": {"unpoisoned": {"name": "word"}}}, "attacks.unpoisoned: is the name of another attack"),
         ({"seeds": [1, 1]}, "seeds: 1 is duplicated"),
         ({"recipe": {"seed": 1}}, "recipe: has neither `defense:`"),
+        ({"recipe": {"metrics": ["acc", {"name": "asr"}]}}, "recipe: its `metrics:` lack 'excess-asr'"),
         (
             {"budget": {"labelled": 2, "minute": 1}},
             "budget.minute: unknown key. Did you mean 'minutes'. .known: labelled",

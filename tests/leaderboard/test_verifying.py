@@ -74,7 +74,7 @@ def read_row_record(row: Path) -> Any:
     return record_of(row)
 
 
-# -- what a check can't see ---------------------------------------------------------------------------------------------
+# -- what a check can't see --------------------------------------------------------------------------------------------
 
 
 def answer_right(tensors: dict[str, np.ndarray]) -> None:
