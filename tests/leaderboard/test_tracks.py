@@ -20,16 +20,17 @@ from tests.conftest import ROOT
 from tests.leaderboard.helpers import TRACK
 
 # The digest of every published track. A change of one is another track: give it another version.
+DRAFTS = {"sst2-minilm-v1"}  # nobody made rows of these yet
 PUBLISHED = {
     "pico-v1": "cc65fc830c2197e26488e295b43a2a6d05c68299271486f3b38f2ebaecf18333",
 }
 
 
 def test_a_published_track_does_not_change_by_a_byte() -> None:
-    assert {name: load_track(name).digest for name in names()} == PUBLISHED
+    assert {name: load_track(name).digest for name in names() if name not in DRAFTS} == PUBLISHED
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *DRAFTS])
 def test_a_published_track_leaves_nothing_of_its_suspects_to_defaults(name: str, monkeypatch: Any) -> None:
     """A default that changes would change the suspects, and nobody would see it."""
     monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
