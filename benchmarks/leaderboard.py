@@ -57,8 +57,8 @@ def copy(row: Row, checker: Checker, target: Path, number: int) -> None:
                 if stage["key"] == key:
                     stage["digest"] = data_digest({LOGITS: file_digest(answers)})
         folders = {on: target / "predictions" / key for on, key in model["predictions"].items()}
-        for spec in checker._metrics(cell[0]):
-            model["metrics"][spec["name"]] = checker._measure(spec, folders, result).model_dump()
+        for spec in checker.metrics_of(cell[0]):
+            model["metrics"][spec["name"]] = checker.measure(spec, folders, result).model_dump()
         path.write_text(json.dumps(data))
     record: dict[str, Any] = json.loads((target / RECORD).read_text()) | {"entry": name}
     (target / RECORD).unlink()

@@ -30,10 +30,11 @@ COSTS = ("statistics", "purify", "inspect", "sanitize")  # the kinds of stages t
 
 @dataclass
 class Checker:
-    """Checks rows of a track. Answers that many rows share, those of suspects, are measured once."""
+    """Checks rows of a track. Answers that many rows share, those of suspects, are ``measured`` once."""
 
     track: Track
     measured: dict[tuple[Any, ...], Measured] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
 
     def check(self, folder: Path) -> Row:
         """Read a row, and compare everything in it with everything else and with the track.
@@ -94,7 +95,7 @@ class Checker:
         attack, seed = cell
         keys = self.track.keys
         specs = {**keys.attacks, **keys.biases, UNPOISONED: keys.unpoisoned}
-        expected = {**keys.recipe, "attack": specs[attack], "seed": seed, "metrics": self._metrics(attack)}
+        expected = {**keys.recipe, "attack": specs[attack], "seed": seed, "metrics": self.metrics_of(attack)}
         placed = set(places(recipe, facts))
         for place in unlike(expected, recipe):
             if place not in placed:
@@ -161,7 +162,7 @@ class Checker:
         if len(set(keys)) < len(keys):
             yield "two of its models have the same answers"
         frozen = self.track.digests.labels[cell[0]][self.track.keys.seeds.index(cell[1])]
-        metrics = self._metrics(cell[0])
+        metrics = self.metrics_of(cell[0])
         for name, model in result.models.items():
             folders = row.answers(result, name)
             if folders.keys() != {"plain", "triggered"}:
@@ -176,18 +177,25 @@ class Checker:
                 yield f"the metrics of {name} are not the track's"
             else:
                 for spec in metrics:
-                    here, there = self._measure(spec, folders, result), model.metrics[spec["name"]]
+                    here, there = self.measure(spec, folders, result), model.metrics[spec["name"]]
                     if not _same(here, there):
                         told = f"{spec['name']} of {name} is {there.value:.4f} in the row"
                         yield f"{told}, and {here.value:.4f} by its answers"
 
-    def _metrics(self, attack: str) -> list[dict[str, Any]]:
-        """What a track measures of an attack."""
+    def metric(self, spec: dict[str, Any]) -> Metric:
+        """A metric of the track, looked up once."""
+        if spec["name"] not in self.metrics:
+            self.metrics[spec["name"]] = component(Metric, spec)
+        return self.metrics[spec["name"]]
+
+    def metrics_of(self, attack: str) -> list[dict[str, Any]]:
+        """What the track measures of an attack."""
         keys = self.track.keys
         specs = keys.bias_metrics if attack in keys.biases else keys.recipe["metrics"]
         return [{"name": spec} if isinstance(spec, str) else spec for spec in specs]
 
-    def _measure(self, spec: dict[str, Any], folders: Mapping[str, Path], result: Result) -> Measured:
+    def measure(self, spec: dict[str, Any], folders: Mapping[str, Path], result: Result) -> Measured:
+        """A metric of answers."""
         context = {
             "target": (result.attack or {}).get("target"),
             "names": tuple(result.data["labels"]),
@@ -196,7 +204,7 @@ class Checker:
         digests = tuple((on, file_digest(folder / LOGITS)) for on, folder in sorted(folders.items()))
         wanted = (spec["name"], digests, *context.values())
         if wanted not in self.measured:
-            metric: Metric = component(Metric, spec)
+            metric = self.metric(spec)
             predictions = read_for(metric.on, folders, **context)
             assert predictions is not None  # there are answers to plain and to triggered rows
             self.measured[wanted] = metric.measure(predictions)

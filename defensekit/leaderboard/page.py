@@ -99,7 +99,7 @@ def build(places: Sequence[Path], out: Path, track: str | None = None, host: str
         tracks[checker.track.name] = checker.track
         if row.name in by_track.setdefault(checker.track.name, {}):
             raise UsageError(f"{folder}: there is another row of {row.name} on {checker.track.name}")
-        by_track[checker.track.name][row.name] = score(row, checker.track)
+        by_track[checker.track.name][row.name] = score(row, checker)
     tables = [TrackTable(tracks[name], standings(list(rows.values())), host) for name, rows in by_track.items()]
     write(tables, out)
     return out / "index.html"

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from defensekit.components import Metric
-from defensekit.leaderboard.checking import cost
+from defensekit.leaderboard.checking import Checker, cost
 from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.row import Row
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.predictions import read_for
-from defensekit.recipe.resolve import component
+from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,18 +96,20 @@ class Scores:
         return HOST if host in by else THIRD if by else SELF
 
 
-def score(row: Row, track: Track) -> Scores:
+def score(row: Row, checker: Checker) -> Scores:
     """The numbers of a row that was checked."""
+    track = checker.track
     paired: dict[str, dict[Cell, np.ndarray]] = {EXCESS: {}, ACC: {}}
-    specs: list[Any] = [{"name": spec} if isinstance(spec, str) else spec for spec in track.keys.recipe["metrics"]]
-    measures = {spec["name"]: component(Metric, spec) for spec in specs if spec["name"] in paired}
     for cell, result in row.cells.items():
         if cell[0] not in track.keys.attacks:
             continue
         folders = row.answers(result, row.model(result))
-        for name, metric in measures.items():
-            predictions = read_for(metric.on, folders, target=(result.attack or {}).get("target"))
-            values = metric.row_values(predictions) if predictions else None
-            if values is not None:
-                paired[name][cell] = values.astype(int)
+        for spec in checker.metrics_of(cell[0]):
+            if spec["name"] in paired:
+                metric = checker.metric(spec)
+                predictions = read_for(metric.on, folders, target=(result.attack or {}).get("target"))
+                values = metric.row_values(predictions) if predictions else None
+                if values is None:
+                    raise DefenseKitError(f"{row.folder}: {spec['name']} has no values of single rows to compare")
+                paired[spec["name"]][cell] = values.astype(int)
     return Scores(row, track, paired)

@@ -15,6 +15,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from defensekit.leaderboard.checking import Checker
 from defensekit.leaderboard.page import build, inert, letters, shown
 from defensekit.leaderboard.row import RECORD, Verification, VerifiedCell, read_row
 from defensekit.leaderboard.scores import ACC, EXCESS, FAILED, HOST, SELF, THIRD, score
@@ -78,7 +79,7 @@ def test_an_interval_is_that_of_rows_and_of_seeds() -> None:
 
 def test_numbers(made: Path, track: Track) -> None:
     row = read_row(made)
-    numbers = score(row, track).numbers()
+    numbers = score(row, Checker(track)).numbers()
     word, innocent = row.cells["word", 3].models, row.cells["unpoisoned", 3].models
     before, after = word["suspect"].metrics, word["purified"].metrics
     assert numbers["excess_asr"] == numbers["excess_asr_worst"] == after["excess-asr"].value
@@ -113,7 +114,7 @@ def test_badges(by: list[str], badge: str, row: Path, track: Track) -> None:
     for i, name in enumerate(by):
         one = verified(name.lstrip("-"), read_row(row).digest, not name.startswith("-"))
         (row / f"verifications/{i}.json").write_text(one.model_dump_json())
-    assert score(read_row(row), track).badge("keeper") == badge
+    assert score(read_row(row), Checker(track)).badge("keeper") == badge
 
 
 @pytest.mark.parametrize(

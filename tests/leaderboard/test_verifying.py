@@ -89,8 +89,8 @@ def measure_again(track: Track, row: Path) -> None:
     for cell, result in read.cells.items():
         numbers = {
             name: {
-                spec["name"]: checker._measure(spec, read.answers(result, name), result).model_dump()
-                for spec in checker._metrics(cell[0])
+                spec["name"]: checker.measure(spec, read.answers(result, name), result).model_dump()
+                for spec in checker.metrics_of(cell[0])
             }
             for name in result.models
         }
