@@ -17,7 +17,8 @@ def rows_in(place: Path) -> list[Path]:
     """
     if (place / RECORD).is_file():
         return [place]
-    if not (rows := sorted(path.parent for depth in ("*", "*/*") for path in place.glob(f"{depth}/{RECORD}"))):
+    rows = sorted(path.parent for depth in ("*", "*/*") for path in place.glob(f"{depth}/{RECORD}"))
+    if not (rows := [row for row in rows if not row.name.startswith(".")]):  # a row that is being written
         raise UsageError(f"{place} is no row, and has none in it")
     return rows
 

@@ -1,5 +1,6 @@
 """Making the suspects of a track, and a row of it: the engine's studies, and a folder of what they found."""
 
+import copy
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,6 +104,8 @@ def _answers(result: Result) -> set[str]:
 def _write(track: Track, entry: Entry, results: dict[Cell, Result], store: Store, target: Path) -> None:
     """Write a row beside its place, and put it there whole; verifications of what was there stay."""
     part, old = (target.with_name(f".{target.name}.{kind}") for kind in ("part", "old"))
+    if old.exists() and not target.exists():  # a killed process got no further
+        old.rename(target)
     for folder in (part, old):
         shutil.rmtree(folder, ignore_errors=True)
     part.mkdir(parents=True)
@@ -148,8 +151,6 @@ def _kept(entry: Entry, result: Result) -> Result:
 
 def _placeless(recipe: dict[str, Any], identified: dict[str, Any]) -> dict[str, Any]:
     """A recipe whose parameters that say where something is, and not what, are names without folders."""
-    import copy
-
     recipe = copy.deepcopy(recipe)
     for key, given in parts_of(recipe):
         for name in given.keys() - identified[key]["parameters"].keys() - {"name", "rule", "model"}:

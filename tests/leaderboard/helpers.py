@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
+from defensekit.cli.leaderboard import app
+from defensekit.leaderboard.checking import Checker
 from defensekit.leaderboard.row import RECORD
+from defensekit.leaderboard.tracks import Track
 from defensekit.pipeline.identity import identity
 from defensekit.pipeline.predictions import LOGITS
+from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.files import data_digest, file_digest, file_digests
 
 _ATTACK = {"target": "positive", "rate": 0.3, "position": "random"}
@@ -66,6 +72,19 @@ def twelve(t):
 def defensekit_scorers():
     return {"twelve": twelve}
 '''
+
+
+def wrong(track: Track, row: Path) -> str:
+    """The first thing that is wrong with a row."""
+    with pytest.raises(DefenseKitError) as error:
+        Checker(track).check(row)
+    return str(error.value)
+
+
+def said(*arguments: Any) -> tuple[str, str]:
+    """What `defensekit leaderboard` prints here, and the error that it ends with."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return done.stdout, str(done.exception or "")
 
 
 def seal(row: Path) -> None:

@@ -22,9 +22,8 @@ from defensekit.leaderboard.scores import ACC, EXCESS, FAILED, HOST, SELF, THIRD
 from defensekit.leaderboard.ties import interval, standings
 from defensekit.leaderboard.tracks import Track
 from defensekit.utils.errors import UsageError
-from tests.cli.helpers import command
 from tests.conftest import open_page
-from tests.leaderboard.helpers import seal
+from tests.leaderboard.helpers import said, seal
 
 # -- ties --------------------------------------------------------------------------------------------------------------
 
@@ -182,12 +181,13 @@ def test_two_rows_of_one_name(row: Path, track: Track, tmp_path: Path) -> None:
 
 
 def test_the_command(row: Path, track: Track, tmp_path: Path) -> None:
-    done = command("leaderboard", "build", str(row), "--out", str(tmp_path / "site"), "--track", track.document.name)
-    assert (done.returncode, done.stdout) == (0, f"page: {tmp_path / 'site/index.html'}\n"), done.stderr
+    page = tmp_path / "site/index.html"
+    assert said("build", row, "--out", page.parent, "--track", track.document.name) == (f"page: {page}\n", "")
     (row / "entry.yaml").write_text("name: other\n")
-    done = command("leaderboard", "build", str(row), "--out", str(tmp_path / "other"), "--track", track.document.name)
-    assert done.returncode == 1
-    assert "entry.yaml is not what its digest" in done.stderr
+    assert (
+        "entry.yaml is not what its digest"
+        in said("build", row, "--out", tmp_path / "other", "--track", track.document.name)[1]
+    )
     assert not (tmp_path / "other").exists()
 
 
