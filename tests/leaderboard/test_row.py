@@ -1,4 +1,4 @@
-"""A row's folder may come from a stranger: nothing but plain files of known names, and as they were when it was made."""
+"""A row's folder may come from a stranger: plain files of known names, as they were when it was made."""
 
 import json
 import shutil
