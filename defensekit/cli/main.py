@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 import defensekit
-from defensekit.cli import plugins, recipes, scan, store, study
+from defensekit.cli import leaderboard, plugins, recipes, scan, store, study
 from defensekit.cli.shared import Files, Workspace, checked, fail
 from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory, printable
 
@@ -262,6 +262,7 @@ def doctor() -> None:
 
 
 app.command("scan")(scan.scan)
+app.add_typer(leaderboard.app, name="leaderboard")
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(store.app, name="store")

@@ -69,7 +69,15 @@ def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
         UsageError: with file, line and key, what was expected and what is close to what was typed; a value of the
             matrix that makes no recipe is reported with the run that it would make.
     """
-    document = yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings)
+    return study_of(yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings))
+
+
+def study_of(document: Document) -> Study:
+    """Check a document, and build its study.
+
+    Raises:
+        UsageError: as `load_study`.
+    """
     if not isinstance(document.data, dict):
         known = listing(StudyKeys.model_fields, 20)
         raise PlacedError(f"{document.location(())}: expected a mapping with the keys {known}")
