@@ -220,7 +220,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length
 def batches(
     encoded: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int, tokens: int | None = None
 ) -> "Iterable[tuple[list[int], dict[str, torch.Tensor]]]":
-    """Padded batches of rows of similar length.
+    """Padded batches of rows of similar length; of one length where the tokenizer has no padding token.
 
     Args:
         encoded: the rows, as `encode` returns them.
@@ -232,15 +232,16 @@ def batches(
         The indices of a batch's rows in ``encoded``, and the batch: tensors (rows, tokens), ``labels`` (rows,).
     """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
-    start = 0
+    start, pads = 0, tokenizer.pad_token is not None
     while start < len(order):
-        end = start + 1
+        end, first = start + 1, len(encoded[order[start]]["input_ids"])
         while end < min(start + size, len(order)) and (
-            tokens is None or (end + 1 - start) * len(encoded[order[end]]["input_ids"]) <= tokens
+            (pads or len(encoded[order[end]]["input_ids"]) == first)
+            and (tokens is None or (end + 1 - start) * len(encoded[order[end]]["input_ids"]) <= tokens)
         ):
             end += 1
         indices = order[start:end]
-        yield indices, tokenizer.pad([encoded[i] for i in indices], return_tensors="pt")
+        yield indices, tokenizer.pad([encoded[i] for i in indices], padding=pads, return_tensors="pt")
         start = end
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
+from defensekit.models.padding import settle_padding, without_placeholder
 from defensekit.models.pair import align
 from defensekit.utils.errors import DefenseKitError, UsageError, listing
 from defensekit.utils.logging import quiet
@@ -136,7 +137,7 @@ def _no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
 def save_model(model: "PreTrainedModel", folder: Path) -> None:
     """Write a model's config and weights."""
     try:
-        with quiet():
+        with quiet(), without_placeholder(model):
             model.save_pretrained(folder)
     except Exception as error:  # safetensors reports a full disk as an error of its own
         raise DefenseKitError(f"the model could not be written to {folder}: {_line(error)}") from error
@@ -173,14 +174,22 @@ def load(
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, labels)
     check_loaded(model, Checkpoint(folder))
+    if labels is not None:  # a model that is trained here: what its padding is, is decided here too
+        model.config.pad_token_id = tokenizer.pad_token_id
     if labels is None and Checkpoint(folder).task == CAUSAL:
         tokenizer.padding_side = "right"  # on the left it would shift every token's position
     return model, neutral(model, tokenizer, called)
 
 
 def neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", called: str) -> "PreTrainedTokenizerBase":
-    """Replace the folder in the names of model and tokenizer, so that no component can find other files by it."""
-    model.config.pad_token_id = tokenizer.pad_token_id
+    """Replace the folder in the names of model and tokenizer, so that no component can find other files by it.
+
+    A classifier and its tokenizer are made to agree on padding.
+    """
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        settle_padding(model, tokenizer)
+    else:
+        model.config.pad_token_id = tokenizer.pad_token_id
     model.config._name_or_path = model.name_or_path = called
     tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = called
     return tokenizer
