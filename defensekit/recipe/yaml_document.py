@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from defensekit.utils.errors import PlacedError, UsageError, nearest
-from defensekit.utils.files import environment_path
+from defensekit.utils.files import environment_path, read_regular
 
 LIMIT = 10_000  # values in a recipe, aliases written out: a recipe has dozens, an alias bomb billions
 BYTES = 10_000_000
@@ -109,9 +109,7 @@ def read(path: Path) -> Document:
         UsageError: it does not exist, is no YAML, or has more than plain data.
     """
     try:
-        if path.stat().st_size > BYTES:
-            raise UsageError(f"{path}: more than {BYTES:,} bytes; refused")
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, BYTES).decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except (OSError, ValueError) as error:  # a zero byte in the name

@@ -1,6 +1,6 @@
 """From YAML to a study: the runs of a matrix, each a recipe."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -55,12 +55,15 @@ class Study:
         return self.keys.name
 
 
-def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
+def load_study(
+    path: str | Path, settings: str | Sequence[str] = (), *, announce: Callable[[str], None] = lambda text: None
+) -> Study:
     """Read and check a study, with settings laid over it.
 
     Args:
         path: the YAML file.
         settings: values that replace those of the file, such as ``seeds=[0,1]``.
+        announce: is told of every local plugin file before it is loaded.
 
     Returns:
         The study, with the recipe of every run.
@@ -74,14 +77,15 @@ def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
         known = listing(StudyKeys.model_fields, 20)
         raise PlacedError(f"{document.location(())}: expected a mapping with the keys {known}")
     no_recipe(document.data, document.location(()))
-    return _Matrix(document).study()
+    return _Matrix(document, announce).study()
 
 
 class _Matrix:
     """Turns a document into runs."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, announce: Callable[[str], None]) -> None:
         self.document = document
+        self.announce = announce
         self.known: dict[Hashable, Any] = {}
         self.reader = Reader(document, self.known)
         self.keys = self.reader.keys(StudyKeys, document.data, ())
@@ -225,7 +229,7 @@ class _Matrix:
 
     def recipe(self, labels: Axes, document: Document) -> Recipe:
         try:
-            return recipe_of(document, self.known)
+            return recipe_of(document, self.known, announce=self.announce)
         except PlacedError as error:
             raise PlacedError(f"{error} (in the run {_called(labels)})") from error
 
