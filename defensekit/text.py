@@ -122,7 +122,7 @@ def label_number(label: str | int, labels: Sequence[str]) -> int:
     """
     if str(label) in labels:
         return labels.index(str(label))
-    if isinstance(label, str) and label.isdecimal():
+    if isinstance(label, str) and label.isdecimal() and len(label) < 10:
         label = int(label)
     if isinstance(label, int) and 0 <= label < len(labels):
         return label

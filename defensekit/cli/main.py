@@ -12,6 +12,7 @@ import defensekit
 from defensekit.cli import plugins, recipes, scan, store, study
 from defensekit.cli.shared import Files, Workspace, checked, console, fail
 from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory
+from defensekit.utils.files import environment_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,7 +143,7 @@ def purify(
         from defensekit.workflows.purify_model import prepare
 
         given: dict[str, Any] = {"recipe": recipe, "settings": settings or (), "adapter_only": adapter_only}
-        prepared = prepare(base, suspect, out, clean, **given, workspace=workspace, say=say)
+        prepared = prepare(base, environment_path(str(suspect)), out, clean, **given, workspace=workspace, say=say)
         return prepared.recipe
 
     def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
 from defensekit.utils.files import environment_path
 
 Axes = dict[str, Label]
+
+RUNS = 100_000  # of a study, before any is left out
 
 NO_AXIS = {
     "seed": "`seeds:` says which there are",
@@ -98,6 +101,9 @@ class _Matrix:
         axes = {axis: self.values(axis) for axis in self.keys.matrix}
         if not isinstance(base.data, dict) or "name" not in base.data:
             base = overlay(base, moved(self.document, ("name",), ("name",)), {})
+        runs = prod(map(len, axes.values())) * len(self.keys.seeds)
+        if runs > RUNS:
+            raise self.reader.error(("matrix",), f"{runs:,} combinations of axes and seeds; at most {RUNS:,}")
         documents = [*self.matrix(base, axes), *self.included(base, axes)]
         if not documents:
             why = "every run of the matrix is left out; take one back, or name runs under `include:`"

@@ -1,5 +1,6 @@
 """A finished run, repeated from what its result recorded."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ def rerun(
     recipe = {key: value for key, value in before.recipe.items() if key != "observers"}
     if "extends" in recipe:
         raise UsageError(f"{path}: its recipe has `extends`; a result holds a whole recipe")
+    if len(json.dumps(recipe)) > yaml_document.BYTES:
+        raise UsageError(f"{path}: a recipe of more than {yaml_document.BYTES:,} bytes; refused")
     executor = recipe.get("executor", HERE[0])
     name = executor.get("name") if isinstance(executor, dict) else executor
     if name not in (*HERE, *trusted):
