@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
-from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.errors import UsageError, is_failure, lacks_memory, listing, nearest, printable_name
 
 if TYPE_CHECKING:
     import torch
@@ -213,7 +213,12 @@ def encode(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length
     if not rows:
         return []
     pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
-    encoded = tokenizer([row.text for row in rows], pairs, truncation=True, max_length=max_length)
+    try:
+        encoded = tokenizer([row.text for row in rows], pairs, truncation=True, max_length=max_length)
+    except BaseException as error:
+        if not is_failure(error) or lacks_memory(error):
+            raise
+        raise UsageError(f"the tokenizer fails on the rows ({printable_name(error)})") from error
     return [{name: encoded[name][i] for name in encoded} | {"labels": row.label} for i, row in enumerate(rows)]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defensekit.cli.shared import console, table
-from defensekit.utils.errors import UsageError, one_line
+from defensekit.utils.errors import UsageError, printable_name
 
 if TYPE_CHECKING:
     from defensekit.scanner.result import Scan
@@ -70,7 +70,9 @@ def show(result: "Scan", page: Path) -> None:
         for row in result.embedding.suspicious[:10]:
             one = tried.get(row.token)
             turned = f"{one.flipped:.0%} to {one.label}" if one and one.of else "-"
-            tokens.add_row(one_line(row.token), f"{row.outlier:.1f}", f"{row.frequency:.3g}", one_line(turned))
+            tokens.add_row(
+                printable_name(row.token), f"{row.outlier:.1f}", f"{row.frequency:.3g}", printable_name(turned)
+            )
         out.print(tokens)
     for note in result.notes:
         out.print(note)

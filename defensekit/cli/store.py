@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from defensekit.cli.shared import Workspace, console, table
-from defensekit.utils.errors import one_line
+from defensekit.utils.errors import printable_name
 
 app = typer.Typer(help="The artifacts that runs share.", no_args_is_help=True)
 
@@ -21,7 +21,7 @@ def list_store(workspace: Workspace = Path("workspace")) -> None:
     rows.add_column("MiB", justify="right")
     for key, manifest, size in entries:
         title = manifest.get("stage", {}).get("title", "damaged")
-        cells = (key[:12], *map(one_line, (title, manifest.get("created", ""), manifest.get("seconds", ""))))
+        cells = (key[:12], *map(printable_name, (title, manifest.get("created", ""), manifest.get("seconds", ""))))
         rows.add_row(*cells, f"{size / 2**20:,.1f}")
     console().print(rows)
     console().print(f"{len(entries)} artifacts, {sum(size for _, _, size in entries) / 2**20:,.1f} MiB")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from defensekit.cli.shared import Workspace, checked, console, table
-from defensekit.utils.errors import DefenseKitError, UsageError, nearest, one_line
+from defensekit.utils.errors import DefenseKitError, UsageError, nearest, printable_name
 
 if TYPE_CHECKING:
     from defensekit.studies.report.pivot import Table
@@ -68,7 +68,7 @@ def plan(
         return
     out, rows = console(), table("run", "result")
     for run in planned.runs[:SHOWN]:
-        rows.add_row(one_line(run.run), "finished" if run.id in planned.done else "to run")
+        rows.add_row(printable_name(run.run), "finished" if run.id in planned.done else "to run")
     out.print(rows)
     if len(planned.runs) > SHOWN:
         out.print(f"... and {len(planned.runs) - SHOWN} more (--json has them all)")
@@ -163,11 +163,11 @@ def status(study: Which, workspace: Workspace = Path("workspace"), as_json: Json
     for process in state["processes"]:
         ago = duration(process["silent"])
         left = f", {process['left']}" if process["left"] else ""
-        host = one_line(process["host"])
+        host = printable_name(process["host"])
         out.print(f"running on {host} (process {process['pid']}), last seen {ago} ago{left}")
         for title, stage in process["stages"].items():
             share = f", {stage['done'] / stage['total']:.0%}" if stage["total"] else ""
-            out.print(f"  {one_line(title)}: for {duration(stage['for'])}{share}")
+            out.print(f"  {printable_name(title)}: for {duration(stage['for'])}{share}")
     if not state["processes"]:
         out.print("no process is running it")
 
@@ -231,11 +231,13 @@ def rerun(
             if differing:
                 rows = table(what, "recorded", "now")
                 for key, before, after in differing[:SHOWN]:
-                    rows.add_row(one_line(key), one_line(before, 60), one_line(after, 60))
+                    rows.add_row(printable_name(key), printable_name(before, 60), printable_name(after, 60))
                 out.print(rows)
         verdict = "every number is the same, to the last digit" if comparison.same else "it was not reproduced"
         out.print(f"as claimed, not computed again: {', '.join(CLAIMED)}, and what each part took")
-        out.print(f"{one_line(comparison.before.name)} ({one_line(comparison.before.identity[:16])}): {verdict}")
+        out.print(
+            f"{printable_name(comparison.before.name)} ({printable_name(comparison.before.identity[:16])}): {verdict}"
+        )
     if not comparison.same:
         inputs, numbers, stages = map(len, (comparison.inputs, comparison.numbers, comparison.stages))
         raise DefenseKitError(f"{inputs} inputs, {numbers} numbers, files of {stages} stages differ")
@@ -322,14 +324,14 @@ def show(shown: "Table") -> None:
         out.width = WIDEST
     drawn = table()
     for head in shown.heads:
-        drawn.add_column(one_line(head), overflow="fold")
+        drawn.add_column(printable_name(head), overflow="fold")
     for column in shown.columns:
-        drawn.add_column(f"{one_line(column.group)}\n{one_line(heading(column))}".strip(), justify="right")
+        drawn.add_column(f"{printable_name(column.group)}\n{printable_name(heading(column))}".strip(), justify="right")
     for row, apart in zip(shown.rows, parted(shown), strict=True):
         if apart:
             drawn.add_section()
         cells = [shown.text(cell, column) for cell, column in zip(row.cells, shown.columns, strict=True)]
-        drawn.add_row(*map(one_line, [*labels(row), *cells]))
+        drawn.add_row(*map(printable_name, [*labels(row), *cells]))
     out.print(drawn)
     for note in shown.notes:
         out.print(note)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from defensekit.components.sources import DatasetSource
 from defensekit.text import Dataset, Row
-from defensekit.utils.errors import DefenseKitError, UsageError, listing, nearest, one_line
+from defensekit.utils.errors import DefenseKitError, UsageError, listing, nearest, printable_name
 from defensekit.utils.files import data_digest, file_digest, folder_digest, nearest_path
 
 # Of a table: characters of a cell and of a line, columns, rows, bytes of a file. Data sets of sentences stay far below.
@@ -133,8 +133,8 @@ class _Labelled(DatasetSource):
             labels_of.setdefault(row.key, set()).add(row.label)
         if torn := [text for (text, _), seen in labels_of.items() if len(seen) > 1]:
             notes.append(
-                f"{whose}: {len(torn):,} texts occur with more than one label ({one_line(torn[0], 60)!r}); where rows "
-                "are split into roles, the first of each counts"
+                f"{whose}: {len(torn):,} texts occur with more than one label ({printable_name(torn[0], 60)!r}); "
+                "where rows are split into roles, the first of each counts"
             )
         return Dataset(tuple(labels), rows_by_role["train"], rows_by_role.get("dev"), rows_by_role.get("test"), notes)
 
@@ -344,7 +344,7 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
     if len(names) > COLUMNS:
         raise UsageError(f"{path}: {len(names):,} columns; at most {COLUMNS:,}")
     if duplicates := [name for name, count in Counter(names).items() if count > 1]:
-        raise UsageError(f"{path}, line 1: the column {one_line(min(duplicates))!r} is duplicated")
+        raise UsageError(f"{path}, line 1: the column {printable_name(min(duplicates))!r} is duplicated")
 
 
 def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Iterator[Record]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.models.padding import settle_padding, without_placeholder
 from defensekit.models.pair import align
-from defensekit.utils.errors import DefenseKitError, UsageError, listing
+from defensekit.models.tokenizer_trial import check_tokenizer
+from defensekit.utils.errors import DefenseKitError, UsageError, is_failure, listing
 from defensekit.utils.logging import quiet
 
 if TYPE_CHECKING:
@@ -27,10 +28,13 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     Checkpoint(folder).check_config()  # unsafe files are refused before transformers reads them
+    check_tokenizer(folder)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise UsageError(f"{folder}: its tokenizer can't be loaded ({_line(error)})") from error
     if not tokenizer.is_fast:
         raise UsageError(f"{folder}: its tokenizer is not a fast one; expected a tokenizer.json")
@@ -143,7 +147,7 @@ def save_model(model: "PreTrainedModel", folder: Path) -> None:
         raise DefenseKitError(f"the model could not be written to {folder}: {_line(error)}") from error
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 

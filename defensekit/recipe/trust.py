@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from defensekit.utils.errors import UsageError, listing, one_line
+from defensekit.utils.errors import UsageError, listing, printable_name
 
 
 class Trust:
@@ -36,7 +36,7 @@ class Trust:
             UsageError: says how to trust it.
         """
         if self.refused:
-            options = " ".join(f"--trust {one_line(name)!r}" for name in self.refused)
+            options = " ".join(f"--trust {printable_name(name)!r}" for name in self.refused)
             raise UsageError(
                 f"the result names {listing(self.refused)}, outside itself: nothing was opened or loaded. What of it "
                 f"you trust (a plugin is code), name: {options}"

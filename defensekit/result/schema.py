@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from defensekit.components.metric import Measured
 from defensekit.text import ROWS, Row, read_rows
-from defensekit.utils.errors import UsageError, listing, nearest, one_line
+from defensekit.utils.errors import UsageError, listing, nearest, printable_name
 from defensekit.utils.files import read_regular
 from defensekit.utils.html import html_table
 
@@ -347,13 +347,15 @@ def read_result(path: str | Path) -> Result:
         text = read_regular(Path(path), LARGEST)
         version = json.loads(text).get("schema_version")
         if version != 4:
-            raise UsageError(f"{path}: a result of schema_version {one_line(version)}, expected 4")
+            raise UsageError(f"{path}: a result of schema_version {printable_name(version)}, expected 4")
         return Result.model_validate_json(text)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"{path}: no result: {one_line('.'.join(map(str, first['loc'])))}: {first['msg']}") from error
+        raise UsageError(
+            f"{path}: no result: {printable_name('.'.join(map(str, first['loc'])))}: {first['msg']}"
+        ) from error
     except (ValueError, AttributeError, RecursionError) as error:
         where = "a study's are in WORKSPACE/studies/NAME/results/"
         raise UsageError(f"{path} is no result's file; {where}") from error

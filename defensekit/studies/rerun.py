@@ -12,7 +12,7 @@ from defensekit.pipeline.identity import identity
 from defensekit.recipe import yaml_document
 from defensekit.result.schema import Result, read_result
 from defensekit.studies.again import run_apart
-from defensekit.utils.errors import UsageError, one_line
+from defensekit.utils.errors import UsageError, printable_name
 
 # What a result claims and a run can't give again: where, when and in what study it was run.
 CLAIMED = ("study", "axes", "folder", "seconds")
@@ -71,7 +71,9 @@ def rerun(
     executor = recipe.get("executor", HERE[0])
     name = executor.get("name") if isinstance(executor, dict) else executor
     if name not in (*HERE, *trusted):
-        raise UsageError(f"{path}: it ran on the executor {one_line(name)}; to use it, add --trust {one_line(name)!r}")
+        raise UsageError(
+            f"{path}: it ran on the executor {printable_name(name)}; to use it, add --trust {printable_name(name)!r}"
+        )
     with TemporaryDirectory() as scratch:  # the name is the file's word, and a workspace may hold a recipe of that name
         file = Path(scratch) / "recipe.yaml"
         file.write_text(yaml_document.dump(recipe), encoding="utf-8")

@@ -36,6 +36,11 @@ class KeyedError(UsageError):
         return KeyedError((*key, *self.key), self.text)
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether an exception is an error: any `Exception`, and a panic of a library in Rust, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an exception reports a lack of memory, be it Python's or torch's (which is not imported here).
 
@@ -73,12 +78,12 @@ def nearest(typed: str, known: Iterable[str]) -> str:
 def printable(text: str, keep: str = "\n\t") -> str:
     """Text that is safe to print on a terminal: escape sequences, bidirectional controls and the like are escaped.
 
-    Every text passes this before it reaches a terminal; a stranger's word inside one of ours passes `one_line` as well.
+    Every text passes this before it reaches a terminal; a stranger's word inside one of ours, `printable_name` as well.
     """
     return "".join(ch if ch.isprintable() or ch in keep else ch.encode("unicode_escape").decode() for ch in text)
 
 
-def one_line(text: object, limit: int = 200) -> str:
+def printable_name(text: object, limit: int = 200) -> str:
     """A name, label or title, of anybody's, as printable text on one line, its middle left out where it is longer."""
     word, half = str(text), limit // 2
     return printable(word if len(word) <= limit else f"{word[:half]}...{word[-half:]}", keep="")
@@ -88,4 +93,4 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     """Names as one line, cut after ``limit`` with the number left out."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(one_line, names[:limit])) + more
+    return ", ".join(map(printable_name, names[:limit])) + more
