@@ -36,8 +36,13 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         if not is_failure(error):
             raise
         raise UsageError(f"{folder}: its tokenizer can't be loaded ({_line(error)})") from error
-    if not tokenizer.is_fast:
+    if not getattr(tokenizer, "is_fast", False):  # some of transformers' classes are no tokenizers themselves
         raise UsageError(f"{folder}: its tokenizer is not a fast one; expected a tokenizer.json")
+    if type(tokenizer.model_max_length) not in (int, float) or "input_ids" not in tokenizer.model_input_names:
+        raise UsageError(
+            f"{folder / 'tokenizer_config.json'}: expected a number as `model_max_length` and `input_ids` among the "
+            "`model_input_names`"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UsageError(f"{folder}: its tokenizer has neither a padding nor an end token")
@@ -106,6 +111,10 @@ def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreT
     except Exception as error:
         kind = CAUSAL if task == CAUSAL else "sequence classifier"
         raise UsageError(f"{checkpoint.folder}: can't be loaded as a {kind} ({_line(error)})") from error
+    model.config.return_dict = True
+    for module in model.modules():
+        if hasattr(module, "chunk_size_feed_forward"):  # chunks change no answer, and fail on most lengths
+            module.chunk_size_feed_forward = 0
     return model.eval(), sorted(info["missing_keys"])
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from defensekit.utils.errors import UsageError, printable_name
 from defensekit.utils.files import file_digest
 
-SECONDS, GIB = 60, 4  # of processor time and memory, for loading and reading a few texts
-ADDED, LONGEST, TOKENS = 20_000, 10_000, 1_000  # added tokens; characters of a token; tokens of one letter
+SECONDS, GIB = 20, 4  # of processor time and memory, for loading and reading a few texts
+# Added tokens; parts of a template, of a sequence of normalisers and the like; characters of a token; tokens of a letter.
+ADDED, PARTS, LONGEST, TOKENS = 20_000, 2_000, 10_000, 1_000
 _TEXTS = ("a", "The film, is witty. " * 50, "a" * 2_000, " " * 2_000, "é漢🙂\u202e" * 50)
 
 
@@ -34,7 +35,7 @@ def check_tokenizer(folder: Path) -> None:
 @lru_cache(1024)
 def _reason(digest: str, path: Path) -> str | None:
     """Why a tokenizer is refused; None where it is not."""
-    command = [sys.executable, "-m", "defensekit.models.tokenizer_trial", str(path)]
+    command = [sys.executable, "-m", "defensekit.models.tokenizer_trial", str(path), str(SECONDS)]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "RUST_BACKTRACE": "0"}
     try:
         done = subprocess.run(command, capture_output=True, timeout=10 * SECONDS, env=environment, check=False)
@@ -55,9 +56,13 @@ def _tried(path: str) -> str | None:
     """What is wrong with a tokenizer, in words."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(path)
-    if (added := len(tokenizer.get_added_tokens_decoder())) > ADDED:
+    plain = json.loads(Path(path).read_bytes())
+    if (added := len(plain.get("added_tokens") or ())) > ADDED:
         return f"it has {added:,} added tokens; at most {ADDED:,}"
+    for name, part in plain.items():
+        if name not in ("model", "added_tokens") and (most := _largest(part)) > PARTS:
+            return f"its {name} has {most:,} parts; at most {PARTS:,}"
+    tokenizer = Tokenizer.from_file(path)
     if (longest := max(map(len, tokenizer.get_vocab()), default=0)) > LONGEST:
         return f"a token has {longest:,} characters; at most {LONGEST:,}"
     for text in _TEXTS:
@@ -67,17 +72,24 @@ def _tried(path: str) -> str | None:
     return None
 
 
-def _bound() -> None:
+def _largest(data: object) -> int:
+    """The number of values in the largest list or mapping of plain data."""
+    values = list(data.values()) if isinstance(data, dict) else data if isinstance(data, list) else []
+    return max([len(values), *map(_largest, values)])
+
+
+def _bound(seconds: int) -> None:
+    """Limit this process's time on the processor, and its memory."""
     try:
         import resource
     except ImportError:  # not on this system
         return
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (GIB << 30, GIB << 30))
 
 
 if __name__ == "__main__":
-    _bound()
+    _bound(int(sys.argv[2]))
     try:
         answer = _tried(sys.argv[1])
     except MemoryError:

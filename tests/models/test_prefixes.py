@@ -18,7 +18,7 @@ def agreement(ours: set[str], theirs: set[str], mine: str, other: str) -> int:
 
 
 @given(_names, _names)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 def test_the_best_prefixes_are_those_of_trying_all(ours: set[str], theirs: set[str]) -> None:
     every = [(m, o) for m in prefixes_of(ours) for o in prefixes_of(theirs) if not (m and o) or m == o]
     found = agreeing_prefixes(ours, theirs)
