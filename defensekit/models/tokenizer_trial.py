@@ -16,7 +16,7 @@ from defensekit.utils.errors import UsageError, printable_name
 from defensekit.utils.files import file_digest
 
 SECONDS, GIB = 20, 4  # of processor time and memory, for loading and reading a few texts
-# Added tokens; parts of a template, of a sequence of normalisers and the like; characters of a token; tokens of a letter.
+# Added tokens; parts of a template or a sequence of normalisers; characters of a token; tokens of one letter.
 ADDED, PARTS, LONGEST, TOKENS = 20_000, 2_000, 10_000, 1_000
 _TEXTS = ("a", "The film, is witty. " * 50, "a" * 2_000, " " * 2_000, "é漢🙂\u202e" * 50)
 

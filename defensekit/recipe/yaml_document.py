@@ -30,7 +30,7 @@ class _YamlLoader(yaml.SafeLoader):
         self.nodes += 1
         if self.nodes > 2 * LIMIT:  # a mapping's keys are nodes as well
             raise _TooMany(problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
-        return super().compose_node(parent, index)  # type: ignore[no-any-return, no-untyped-call]
+        return super().compose_node(parent, index)
 
 
 class _TooMany(yaml.MarkedYAMLError):

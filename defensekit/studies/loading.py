@@ -101,9 +101,9 @@ class _Matrix:
         axes = {axis: self.values(axis) for axis in self.keys.matrix}
         if not isinstance(base.data, dict) or "name" not in base.data:
             base = overlay(base, moved(self.document, ("name",), ("name",)), {})
-        runs = prod(map(len, axes.values())) * len(self.keys.seeds)
-        if runs > RUNS:
-            raise self.reader.error(("matrix",), f"{runs:,} combinations of axes and seeds; at most {RUNS:,}")
+        size = prod(map(len, axes.values())) * len(self.keys.seeds)
+        if size > RUNS:
+            raise self.reader.error(("matrix",), f"{size:,} combinations of axes and seeds; at most {RUNS:,}")
         documents = [*self.matrix(base, axes), *self.included(base, axes)]
         if not documents:
             why = "every run of the matrix is left out; take one back, or name runs under `include:`"
