@@ -38,7 +38,7 @@ def test_a_row_is_run_again_from_its_file_alone(recipe: Path, base: Path, tmp_pa
     forged["metrics"]["asr"]["floor"] = 0.9
     forged |= {"clean_budget": 1, "oracle": ["oracle-floor"], "identity": "0" * 64}
     forged["stages"][0]["digest"] = "0" * 64
-    forged["examples"][0]["text"] = "made up"
+    forged["examples"] = [again.after.examples[0].model_dump() | {"text": "made up"}]
     forged["environment"]["plugins"] = []
     left_out = forged["stages"].pop()
     copy.write_text(json.dumps(forged))
