@@ -140,10 +140,12 @@ def purify(
 
     def load(say: "Callable[[str], None]") -> "Recipe":
         nonlocal prepared
+        from defensekit.recipe.resolve import there
         from defensekit.workflows.purify_model import prepare
 
         given: dict[str, Any] = {"recipe": recipe, "settings": settings or (), "adapter_only": adapter_only}
-        prepared = prepare(base, environment_path(str(suspect)), out, clean, **given, workspace=workspace, say=say)
+        folder = there(str(suspect), environment_path(str(suspect)))
+        prepared = prepare(base, folder, out, clean, **given, workspace=workspace, say=say)
         return prepared.recipe
 
     def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:

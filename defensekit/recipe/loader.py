@@ -15,7 +15,7 @@ from defensekit.recipe.defense_section import DefenseSection
 from defensekit.recipe.keys import Sizes, Spec, Top, TriggeredKeys
 from defensekit.recipe.reader import Reader
 from defensekit.recipe.recipe import NamedComponent, Recipe
-from defensekit.recipe.resolve import dataset_source, there
+from defensekit.recipe.resolve import dataset_source
 from defensekit.recipe.trust import Trust
 from defensekit.recipe.yaml_document import Document, Path_
 from defensekit.training import TrainingSettings, native_precision
@@ -155,7 +155,6 @@ class _RecipeReader(Reader):
         """The folder with the suspect, if there is one."""
         if path is None:
             return None
-        self.at(("suspect",), lambda: there(path, self.resolve(path, ("suspect",))))
         return self.part(ModelSource, {"name": "folder", "path": path}, ("suspect",))
 
     def triggered(self, spec: dict[str, Any] | None) -> tuple[str | int | None, NamedComponent[DatasetSource] | None]:
@@ -163,7 +162,6 @@ class _RecipeReader(Reader):
         if spec is None:
             return None, None
         keys = self.keys(TriggeredKeys, spec, ("triggered",))
-        self.at(("triggered", "path"), lambda: there(keys.path, self.resolve(keys.path, ("triggered", "path"))))
         given = {**(keys.model_extra or {}), "name": "file", "path": keys.path}
         return keys.target, self.part(DatasetSource, given, ("triggered",))
 

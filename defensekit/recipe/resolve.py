@@ -125,7 +125,7 @@ def dataset_source(spec: Spec, host: Host | None = None, resolve: ResolvePath = 
     name = given.get("name")
     if not isinstance(name, str) or name in (host or cached_plugins()).names("dataset"):
         return given
-    path = there(name, resolve(name, ("name",)))
+    path = resolve(name, ("name",))
     if path.exists() or path.suffix in SUFFIXES or _is_path(name):
         return _instead(given, {"name": "file", "path": literal_path(path)})
     if parameters := hub_parameters(name):
