@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defensekit.cli.shared import console, table
-from defensekit.utils.errors import UsageError, printable
+from defensekit.utils.errors import UsageError, printable_name
 
 if TYPE_CHECKING:
     from defensekit.scanner.result import Scan
@@ -63,15 +63,17 @@ def show(result: "Scan", page: Path) -> None:
     """Print the summary, the most suspicious tokens, and the path of the report."""
     out = console()
     for sentence in result.summary:
-        out.print(printable(sentence))
+        out.print(sentence)
     tried = {one.token: one for one in result.triggers.candidates} if result.triggers else {}
     if result.embedding and result.embedding.suspicious:
         tokens = table("token", "outlier", "frequency", "answers turned")
         for row in result.embedding.suspicious[:10]:
             one = tried.get(row.token)
             turned = f"{one.flipped:.0%} to {one.label}" if one and one.of else "-"
-            tokens.add_row(printable(row.token), f"{row.outlier:.1f}", f"{row.frequency:.3g}", printable(turned))
+            tokens.add_row(
+                printable_name(row.token), f"{row.outlier:.1f}", f"{row.frequency:.3g}", printable_name(turned)
+            )
         out.print(tokens)
     for note in result.notes:
-        out.print(printable(note))
+        out.print(note)
     out.print(f"{result.seconds:.0f} s; report: {page}")

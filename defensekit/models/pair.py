@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.models.config import label_count
+from defensekit.models.prefixes import agreeing_prefixes
 from defensekit.utils.errors import UsageError, listing
 from defensekit.utils.html import html_table
 
@@ -49,14 +50,6 @@ def is_embedding(name: str) -> bool:
     return EMBEDDING.search(name) is not None
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
-    prefixes = {""}
-    for name in names:
-        parts = name.split(".")
-        prefixes.update(".".join(parts[:depth]) + "." for depth in (1, 2) if len(parts) > depth)
-    return sorted(prefixes, key=len)
-
-
 def _strip(names: Iterable[str], prefix: str) -> dict[str, str]:
     """Names without the prefix (where they have it), mapped to the names as given."""
     return {modern(name).removeprefix(prefix): name for name in names}
@@ -65,18 +58,11 @@ def _strip(names: Iterable[str], prefix: str) -> dict[str, str]:
 def align(ours: Iterable[str], theirs: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Both sets of names by common names: those prefixes are removed with which most names agree."""
     ours, theirs = list(ours), list(theirs)
-    best: tuple[int, dict[str, str], dict[str, str]] = (-1, {}, {})
-    for mine in _prefixes(map(modern, ours)):
-        stripped = _strip(ours, mine)
-        if len(stripped) < len(ours):
-            continue  # two names would become one
-        for other in _prefixes(map(modern, theirs)):
-            if mine and other and mine != other:
-                continue
-            met = _strip(theirs, other)
-            if len(met) == len(theirs) and (common := len(stripped.keys() & met.keys())) > best[0]:
-                best = (common, stripped, met)
-    return best[1], best[2]
+    modern_ours, modern_theirs = set(map(modern, ours)), set(map(modern, theirs))
+    if (len(modern_ours), len(modern_theirs)) != (len(ours), len(theirs)):
+        return {}, {}  # two names are one
+    mine, other = agreeing_prefixes(modern_ours, modern_theirs)
+    return _strip(ours, mine), _strip(theirs, other)
 
 
 @dataclass(frozen=True)
@@ -241,7 +227,10 @@ class Pair:
         common = {own: name for name, own in in_file.items()}
         parameters = {name: loaded.get(common[self._names[1][name]]) for name in self.scope}
         if missing := [name for name, own in parameters.items() if own is None]:
-            raise UsageError(f"the loaded model has no parameter for {listing(missing)}")
+            raise UsageError(
+                f"the loaded model has no parameter for {listing(missing, 3)}; where transformers puts weights "
+                "together as it loads them (a mixture's experts), a model can be scanned, and reset without rows"
+            )
         return {name: own for name, own in parameters.items() if own is not None}
 
 

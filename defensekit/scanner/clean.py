@@ -1,5 +1,6 @@
 """Clean rows for a scan, from a file."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from defensekit.host.tables import File, read_table
@@ -10,7 +11,12 @@ from defensekit.utils.errors import UsageError
 
 
 def read_clean(
-    path: Path, suspect: Checkpoint, text: str = "text", label: str = "label", pair: str | None = None
+    path: Path,
+    suspect: Checkpoint,
+    text: str = "text",
+    label: str = "label",
+    pair: str | None = None,
+    say: Callable[[str], None] = lambda note: None,
 ) -> list[Row]:
     """The rows of a CSV, TSV, JSONL or Parquet file, with the suspect's numbers for their labels.
 
@@ -22,6 +28,7 @@ def read_clean(
         text: the column with the text.
         label: the column with the label.
         pair: the column with the second text, for pairs.
+        say: is told of rows that are left out or contradict each other.
 
     Raises:
         UsageError: there is no such file or column, a label is not one of the suspect's, or the file has no rows.
@@ -33,6 +40,8 @@ def read_clean(
         rows = [Row(number, content, 0) for number, content in enumerate(texts) if content]
     else:
         dataset = File(path=path, text=text, label=label, pair=pair).load()
+        for note in dataset.notes:
+            say(note)
         try:
             rows = relabelled(dataset, label_names(suspect)).train
         except UsageError as error:
