@@ -75,11 +75,12 @@ def load_study(
         UsageError: with file, line and key, what was expected and what is close to what was typed; a value of the
             matrix that makes no recipe is reported with the run that it would make.
     """
-    return study_of(yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings))
+    loaded = yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings)
+    return study_of(loaded, announce)
 
 
-def study_of(document: Document) -> Study:
-    """Check a document, and build its study.
+def study_of(document: Document, announce: Callable[[str], None] = lambda text: None) -> Study:
+    """Check a document, and build its study; ``announce`` is that of `load_study`.
 
     Raises:
         UsageError: as `load_study`.
