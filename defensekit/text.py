@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
-from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.errors import UsageError, is_failure, lacks_memory, listing, nearest, printable_name
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +122,7 @@ def label_number(label: str | int, labels: Sequence[str]) -> int:
     """
     if str(label) in labels:
         return labels.index(str(label))
-    if isinstance(label, str) and label.isdecimal():
+    if isinstance(label, str) and label.isdecimal() and len(label) < 10:
         label = int(label)
     if isinstance(label, int) and 0 <= label < len(labels):
         return label
@@ -219,7 +219,12 @@ def encode(
     if not rows:
         return []
     pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
-    encoded = tokenizer([row.text for row in rows], pairs, truncation=True, max_length=max_length)
+    try:
+        encoded = tokenizer([row.text for row in rows], pairs, truncation=True, max_length=max_length)
+    except BaseException as error:
+        if not is_failure(error) or lacks_memory(error):
+            raise
+        raise UsageError(f"the tokenizer fails on the rows ({printable_name(error)})") from error
     if model is not None:
         size = len(model.get_input_embeddings().weight)
         for row, ids in zip(rows, encoded["input_ids"], strict=True):
@@ -234,7 +239,7 @@ def encode(
 def batches(
     encoded: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int, tokens: int | None = None
 ) -> "Iterable[tuple[list[int], dict[str, torch.Tensor]]]":
-    """Padded batches of rows of similar length.
+    """Padded batches of rows of similar length; of one length where the tokenizer has no padding token.
 
     Args:
         encoded: the rows, as `encode` returns them.
@@ -246,15 +251,16 @@ def batches(
         The indices of a batch's rows in ``encoded``, and the batch: tensors (rows, tokens), ``labels`` (rows,).
     """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
-    start = 0
+    start, pads = 0, tokenizer.pad_token is not None
     while start < len(order):
-        end = start + 1
+        end, first = start + 1, len(encoded[order[start]]["input_ids"])
         while end < min(start + size, len(order)) and (
-            tokens is None or (end + 1 - start) * len(encoded[order[end]]["input_ids"]) <= tokens
+            (pads or len(encoded[order[end]]["input_ids"]) == first)
+            and (tokens is None or (end + 1 - start) * len(encoded[order[end]]["input_ids"]) <= tokens)
         ):
             end += 1
         indices = order[start:end]
-        yield indices, tokenizer.pad([encoded[i] for i in indices], return_tensors="pt")
+        yield indices, tokenizer.pad([encoded[i] for i in indices], padding=pads, return_tensors="pt")
         start = end
 
 

@@ -3,11 +3,12 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from defensekit.text import Row, encode
+from defensekit.text import Row, batches, encode
 from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
@@ -176,13 +177,19 @@ def fine_tune(
 
         def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             model.train(settings.dropout)  # Trainer has just switched it on
-            if loss is None:
-                return super().compute_loss(model, inputs, **options)
-            return loss(model, inputs)
+            own = partial(super().compute_loss, **options) if loss is None else loss
+            if "parts" not in inputs:
+                return own(model, inputs)
+            rows = sum(len(part["labels"]) for part in inputs["parts"])
+            return sum(own(model, part) * (len(part["labels"]) / rows) for part in inputs["parts"])
 
     class Reporting(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             report(state.global_step, state.max_steps)
+
+    def in_parts(encoded: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch for a model that reads no padding: parts of one length each, whose losses are averaged."""
+        return {"parts": [part for _, part in batches(encoded, tokenizer, len(encoded))]}
 
     steps = -(-len(rows) // settings.batch_size) * settings.epochs
     with tempfile.TemporaryDirectory() as scratch, forked_random(seed):
@@ -210,7 +217,7 @@ def fine_tune(
             model=model,
             args=arguments,
             train_dataset=encode(tokenizer, rows, max_length, model),
-            data_collator=transformers.DataCollatorWithPadding(tokenizer),
+            data_collator=transformers.DataCollatorWithPadding(tokenizer) if tokenizer.pad_token else in_parts,
             callbacks=[Reporting()],
         )
         trainer.remove_callback(transformers.PrinterCallback)

@@ -13,7 +13,7 @@ from defensekit.host.registry import Registration, require, resolve
 from defensekit.recipe.yaml_document import setting
 from defensekit.testing import Report, check_plugin
 from defensekit.testing.example import example
-from defensekit.utils.errors import UsageError, listing, nearest, printable
+from defensekit.utils.errors import UsageError, listing, nearest
 
 STYLES = {"passed": "green", "failed": "red", "expected": "yellow", "skipped": "dim"}
 
@@ -80,8 +80,8 @@ def show_report(report: Report) -> None:
     rows = table("status", "check", "promise")
     for outcome in report.outcomes:
         status = Text(outcome.status, style=STYLES[outcome.status])
-        rows.add_row(status, Text(outcome.check), Text(printable(outcome.says)))
+        rows.add_row(status, Text(outcome.check), outcome.says)
         if outcome.reason:
-            rows.add_row("", "", Text(printable(outcome.reason), style=STYLES[outcome.status]))
+            rows.add_row("", "", Text(outcome.reason, style=STYLES[outcome.status]))
     out.print(rows)
     out.print(report.summary)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 import typer
 
 import defensekit
-from defensekit.cli import plugins, recipes, scan, store, study
-from defensekit.cli.shared import Files, Lossy, Workspace, checked, fail
-from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory, printable
+from defensekit.cli import leaderboard, plugins, recipes, scan, store, study
+from defensekit.cli.shared import Files, Lossy, Workspace, checked, console, fail
+from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory
+from defensekit.utils.files import environment_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +78,7 @@ def run(
     def load(say: "Callable[[str], None]") -> "Recipe":
         from defensekit.recipe.loader import load_recipe
 
-        return load_recipe(recipe, settings or ())
+        return load_recipe(recipe, settings or (), announce=say)
 
     def preview(loaded: "Recipe", observers: "list[Observer]") -> Any:
         from defensekit.pipeline.dry_run import preview
@@ -139,10 +140,12 @@ def purify(
 
     def load(say: "Callable[[str], None]") -> "Recipe":
         nonlocal prepared
+        from defensekit.recipe.resolve import there
         from defensekit.workflows.purify_model import prepare
 
         given: dict[str, Any] = {"recipe": recipe, "settings": settings or (), "adapter_only": adapter_only}
-        prepared = prepare(base, suspect, out, clean, **given, workspace=workspace, say=say)
+        folder = there(str(suspect), environment_path(str(suspect)))
+        prepared = prepare(base, folder, out, clean, **given, workspace=workspace, say=say)
         return prepared.recipe
 
     def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:
@@ -168,10 +171,10 @@ def purify(
 
     removed, sentence = verdict(outcome[0])
     if not json:
-        typer.echo(printable(sentence))
+        console().print(sentence)
     _show(outcome, json)
     if not json:
-        typer.echo(f"purified model: {out}")
+        console().print(f"purified model: {out}")
     if not removed:
         sys.exit(NOT_REMOVED)
 
@@ -181,7 +184,7 @@ def _show_reset(result: "ResetResult", json: bool) -> None:
         sys.stdout.write(result.model_dump_json() + "\n")
         return
     for sentence in result.story:
-        typer.echo(sentence)
+        console().print(sentence)
 
 
 def _compute_with_progress(
@@ -262,6 +265,7 @@ def doctor() -> None:
 
 
 app.command("scan")(scan.scan)
+app.add_typer(leaderboard.app, name="leaderboard")
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(store.app, name="store")

@@ -8,7 +8,6 @@ import typer
 from rich.text import Text
 
 from defensekit.cli.shared import Files, console, fail, table
-from defensekit.utils.errors import printable
 
 app = typer.Typer(help="The installed components.", no_args_is_help=True)
 
@@ -28,7 +27,7 @@ def list_plugins(files: Files = None) -> None:
                 rows.add_row(kind, Text(name + clash), origin, claim.plugin.version)
     console().print(rows)
     for problem in host.problems:
-        console().print(printable(str(problem)), style="yellow")
+        console().print(str(problem), style="yellow")
 
 
 def _names(incomplete: str) -> list[str]:
@@ -124,7 +123,7 @@ def _describe(component: type) -> None:
     from defensekit.recipe.json_schema import parameters
 
     out = console()
-    out.print(printable(inspect.getdoc(component) or "(no description)"))
+    out.print(inspect.getdoc(component) or "(no description)")
     for fact in ("needs", "provides", "on"):
         if value := getattr(component, fact, None):
             out.print(f"{fact}: {value if isinstance(value, str) else ', '.join(sorted(value))}")

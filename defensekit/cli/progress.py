@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from defensekit.cli.shared import console
 from defensekit.components.runtime import Observer, Planned
 from defensekit.pipeline.eta import RunEta, duration
-from defensekit.utils.errors import printable
 
 EVERY = 10.0  # seconds between the plain lines of one stage
 
@@ -31,7 +31,7 @@ class Progress(Observer):
 
     def model_post_init(self, context: Any, /) -> None:
         """Set up the console."""
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        self._console = console(stderr=True)
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -54,7 +54,7 @@ class Progress(Observer):
     def message(self, text: str) -> None:
         """Print a line."""
         if not self.quiet:
-            self._console.print(printable(text))
+            self._console.print(text)
 
     def planned(self, stages: Sequence[Planned]) -> None:
         """Take note of the stages ahead."""

@@ -9,7 +9,7 @@ import typer
 
 from defensekit.cli.shared import console, table
 from defensekit.pipeline.store import refuse_inside_store
-from defensekit.utils.errors import UsageError, printable
+from defensekit.utils.errors import UsageError, printable_name
 from defensekit.utils.files import refuse_inside
 
 if TYPE_CHECKING:
@@ -69,15 +69,17 @@ def show(result: "Scan", page: Path) -> None:
     """Print the summary, the most suspicious tokens, and the path of the report."""
     out = console()
     for sentence in result.summary:
-        out.print(printable(sentence))
+        out.print(sentence)
     tried = {one.token: one for one in result.triggers.candidates} if result.triggers else {}
     if result.embedding and result.embedding.suspicious:
         tokens = table("token", "outlier", "frequency", "answers turned")
         for row in result.embedding.suspicious[:10]:
             one = tried.get(row.token)
             turned = f"{one.flipped:.0%} to {one.label}" if one and one.of else "-"
-            tokens.add_row(printable(row.token), f"{row.outlier:.1f}", f"{row.frequency:.3g}", printable(turned))
+            tokens.add_row(
+                printable_name(row.token), f"{row.outlier:.1f}", f"{row.frequency:.3g}", printable_name(turned)
+            )
         out.print(tokens)
     for note in result.notes:
-        out.print(printable(note))
+        out.print(note)
     out.print(f"{result.seconds:.0f} s; report: {page}")

@@ -1,13 +1,15 @@
 """What the commands share."""
 
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 
 from defensekit.utils.errors import UsageError, nearest, printable
@@ -16,9 +18,21 @@ Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of th
 Files = Annotated[list[Path] | None, typer.Argument(help="Local plugin files to load as well.")]
 
 
-def console() -> Console:
-    """The console for results: standard output, no markup, lines never broken inside a path."""
-    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+LONGEST = 20_000  # characters of one message that are printed
+
+
+class _PrintableConsole(Console):
+    """A console on which every text is printable, whatever it is part of: a line, a cell, a bar."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render, with control characters escaped."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def console(stderr: bool = False) -> Console:
+    """The console for results (or progress): no markup, lines never broken inside a path, every text printable."""
+    return _PrintableConsole(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def table(*columns: str) -> Table:
@@ -60,5 +74,6 @@ class Lossy:
 
 def fail(text: str, code: int) -> NoReturn:
     """End with a message on standard error."""
-    sys.stderr.write(f"defensekit: {printable(text)}\n")
+    cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    sys.stderr.write(f"defensekit: {printable(cut)}\n")
     sys.exit(code)

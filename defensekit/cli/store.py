@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from defensekit.cli.shared import Workspace, console, table
+from defensekit.utils.errors import printable_name
 
 app = typer.Typer(help="The artifacts that runs share.", no_args_is_help=True)
 
@@ -21,7 +21,7 @@ def list_store(workspace: Workspace = Path("workspace")) -> None:
     rows.add_column("MiB", justify="right")
     for key, manifest, size in entries:
         title = manifest.get("stage", {}).get("title", "damaged")
-        cells = (key[:12], Text(str(title)), str(manifest.get("created", "")), str(manifest.get("seconds", "")))
+        cells = (key[:12], *map(printable_name, (title, manifest.get("created", ""), manifest.get("seconds", ""))))
         rows.add_row(*cells, f"{size / 2**20:,.1f}")
     console().print(rows)
     console().print(f"{len(entries)} artifacts, {sum(size for _, _, size in entries) / 2**20:,.1f} MiB")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.text import Text
 
 from defensekit.cli.shared import Workspace, checked, console, table
-from defensekit.utils.errors import DefenseKitError, UsageError, nearest, printable
+from defensekit.utils.errors import DefenseKitError, UsageError, nearest, printable_name
 
 if TYPE_CHECKING:
     from defensekit.studies.report.pivot import Table
@@ -48,7 +47,8 @@ def plan(
         from defensekit.studies.loading import load_study
         from defensekit.studies.planning import plan_study
 
-        planned = plan_study(load_study(study, settings or ()), workspace)
+        say = console(stderr=True).print
+        planned = plan_study(load_study(study, settings or (), announce=say), workspace)
         estimate = planned.estimate()
     facts: dict[str, Any] = {
         "runs": [
@@ -68,7 +68,7 @@ def plan(
         return
     out, rows = console(), table("run", "result")
     for run in planned.runs[:SHOWN]:
-        rows.add_row(Text(str(run.run)), "finished" if run.id in planned.done else "to run")
+        rows.add_row(printable_name(run.run), "finished" if run.id in planned.done else "to run")
     out.print(rows)
     if len(planned.runs) > SHOWN:
         out.print(f"... and {len(planned.runs) - SHOWN} more (--json has them all)")
@@ -130,7 +130,8 @@ def run(
         from defensekit.studies.loading import load_study
         from defensekit.studies.running import run_study
 
-        outcome = run_study(load_study(study, settings or ()), workspace, [interrupt, progress], mode)
+        loaded = load_study(study, settings or (), announce=progress.message)
+        outcome = run_study(loaded, workspace, [interrupt, progress], mode)
     if as_json:
         facts = {"runs": outcome.runs, "before": outcome.before, "done": outcome.done, "failed": outcome.failed}
         sys.stdout.write(json.dumps({**facts, "folder": str(outcome.folder)}) + "\n")
@@ -138,7 +139,7 @@ def run(
         out = console()
         out.print(f"{outcome.done} of {outcome.runs} runs have a result, {outcome.before} of them had one before")
         for error in outcome.failed.values():
-            out.print(Text(f"failed: {error}"))
+            out.print(f"failed: {error}")
         out.print(f"results: {outcome.folder / 'results'}")
     if outcome.done < outcome.runs:
         sys.exit(1)
@@ -158,14 +159,15 @@ def status(study: Which, workspace: Workspace = Path("workspace"), as_json: Json
     out = console()
     out.print(f"{folder.name}: {state['done']} of {state['runs']} runs have a result, {len(state['failed'])} failed")
     for error in state["failed"]:
-        out.print(Text(f"  failed: {error}"))
+        out.print(f"  failed: {error}")
     for process in state["processes"]:
         ago = duration(process["silent"])
         left = f", {process['left']}" if process["left"] else ""
-        out.print(f"running on {process['host']} (process {process['pid']}), last seen {ago} ago{left}")
+        host = printable_name(process["host"])
+        out.print(f"running on {host} (process {process['pid']}), last seen {ago} ago{left}")
         for title, stage in process["stages"].items():
             share = f", {stage['done'] / stage['total']:.0%}" if stage["total"] else ""
-            out.print(Text(f"  {title}: for {duration(stage['for'])}{share}"))
+            out.print(f"  {printable_name(title)}: for {duration(stage['for'])}{share}")
     if not state["processes"]:
         out.print("no process is running it")
 
@@ -176,10 +178,21 @@ def rerun(
     workspace: Annotated[
         Path | None, typer.Option("--workspace", "-w", help="Where it is run again (a temporary folder).")
     ] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A plugin file, data, a folder or owner/name@revision that the result names and that may be loaded or "
+            "opened; may be repeated.",
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Repeat one finished run from its result's record, and compare: exit code 1 if anything differs."""
+    """Repeat one finished run from its result's record, and compare: exit code 1 if anything differs.
+
+    The result may be a stranger's: nothing that it names outside itself is opened or loaded without --trust.
+    """
     import tempfile
 
     from defensekit.cli.interrupt import ending, remembered
@@ -194,15 +207,17 @@ def rerun(
         tempfile.TemporaryDirectory() as empty,
     ):
         progress.message("loading libraries")
+        from defensekit.studies.rerun import CLAIMED
         from defensekit.studies.rerun import rerun as repeat
 
-        comparison = repeat(result, workspace or empty, [interrupt, progress])
+        comparison = repeat(result, workspace or empty, [interrupt, progress], trust or ())
     if as_json:
         facts = {
             "same": comparison.same,
             "inputs": comparison.inputs,
             "numbers": comparison.numbers,
             "stages": comparison.stages,
+            "claimed": CLAIMED,
         }
         sys.stdout.write(json.dumps({**facts, "surroundings": comparison.surroundings}) + "\n")
     else:
@@ -216,10 +231,13 @@ def rerun(
             if differing:
                 rows = table(what, "recorded", "now")
                 for key, before, after in differing[:SHOWN]:
-                    rows.add_row(Text(key), Text(str(before)[:60]), Text(str(after)[:60]))
+                    rows.add_row(printable_name(key), printable_name(before, 60), printable_name(after, 60))
                 out.print(rows)
         verdict = "every number is the same, to the last digit" if comparison.same else "it was not reproduced"
-        out.print(f"{comparison.before.name} ({comparison.before.identity[:16]}): {verdict}")
+        out.print(f"as claimed, not computed again: {', '.join(CLAIMED)}, and what each part took")
+        out.print(
+            f"{printable_name(comparison.before.name)} ({printable_name(comparison.before.identity[:16])}): {verdict}"
+        )
     if not comparison.same:
         inputs, numbers, stages = map(len, (comparison.inputs, comparison.numbers, comparison.stages))
         raise DefenseKitError(f"{inputs} inputs, {numbers} numbers, files of {stages} stages differ")
@@ -306,17 +324,17 @@ def show(shown: "Table") -> None:
         out.width = WIDEST
     drawn = table()
     for head in shown.heads:
-        drawn.add_column(printable(head), overflow="fold")
+        drawn.add_column(printable_name(head), overflow="fold")
     for column in shown.columns:
-        drawn.add_column(printable(f"{column.group}\n{heading(column)}".strip()), justify="right")
+        drawn.add_column(f"{printable_name(column.group)}\n{printable_name(heading(column))}".strip(), justify="right")
     for row, apart in zip(shown.rows, parted(shown), strict=True):
         if apart:
             drawn.add_section()
         cells = [shown.text(cell, column) for cell, column in zip(row.cells, shown.columns, strict=True)]
-        drawn.add_row(*map(printable, [*labels(row), *cells]))
+        drawn.add_row(*map(printable_name, [*labels(row), *cells]))
     out.print(drawn)
     for note in shown.notes:
-        out.print(printable(note))
+        out.print(note)
 
 
 def _setting(text: str) -> tuple[str, str]:

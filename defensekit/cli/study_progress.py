@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from defensekit.cli.shared import console
 from defensekit.components.runtime import Observer, Planned
 from defensekit.pipeline.eta import duration
 from defensekit.result.schema import DEFENDED
-from defensekit.utils.errors import printable
 
 NEXT = 5  # runs shown as next
 
@@ -35,7 +35,7 @@ class StudyProgress(Observer):
 
     def model_post_init(self, context: Any, /) -> None:
         """Set up the console."""
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        self._console = console(stderr=True)
         self._live = Live(console=self._console, get_renderable=self._table, transient=True, refresh_per_second=2)
 
     def __enter__(self) -> "StudyProgress":
@@ -57,7 +57,7 @@ class StudyProgress(Observer):
     def message(self, text: str) -> None:
         """Print a line."""
         if not self.quiet:
-            self._console.print(printable(text))
+            self._console.print(text)
 
     def planned(self, stages: Sequence[Planned]) -> None:
         """Take note of the stages ahead."""

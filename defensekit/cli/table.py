@@ -14,7 +14,7 @@ from defensekit.recipe.recipe import Recipe
 from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
 from defensekit.result.narrative import search
 from defensekit.result.schema import ModelResult, Result
-from defensekit.utils.errors import printable
+from defensekit.utils.errors import listing
 
 
 def show(result: Result, report: Path) -> None:
@@ -41,22 +41,22 @@ def show(result: Result, report: Path) -> None:
         out.print(f"floor of {' and '.join(names)}: what the clean reference has, which was never poisoned")
     if result.chosen:
         chosen = result.chosen
-        out.print(f"{chosen.over} = {chosen.value:g} by {chosen.rule}: {printable(chosen.reason)}")
+        out.print(f"{chosen.over} = {chosen.value:g} by {chosen.rule}: {chosen.reason}")
     out.print(f"the defender used {_used(result)}")
     for on, rows in (result.models[result.defended].sanitized or {}).items():
         changed = f"{rows.changed} of {rows.rows} {'clean test' if on == 'plain' else on} rows changed"
         out.print(f"sanitized: {changed}, {rows.words_left} of {rows.words} words left")
     if purified := result.models[result.defended].reset:
         out.print(_inert(purified.eligible, purified.dimensions, purified.eligible_where_zero))
-        head = ", ".join(purified.head) or "nothing"
+        head = listing(purified.head) or "nothing"
         out.print(f"the head, absent from the base's file and kept from the suspect: {head}")
     for sentence in search(result):
-        out.print(printable(sentence))
+        out.print(sentence)
     if result.statistics and "effective_rows" in result.statistics:
         effective, rows = result.statistics["effective_rows"], result.statistics["rows"]
         out.print(f"the curvature rests on {effective:.1f} effective rows of {rows}")
     for warning in result.warnings:
-        out.print(f"warning: {printable(warning)}", style="yellow")
+        out.print(f"warning: {warning}", style="yellow")
     out.print(f"{result.seconds:.0f} s; everything is in {result.folder}")
     out.print(f"report: {report}")
 

@@ -104,13 +104,13 @@ def call_component(component: Component, call: Callable[..., Result], *arguments
     except (Exception, SystemExit) as error:
         if lacks_memory(error):
             raise
-        raise component_error(component, f"failed: {one_line(error, component)}") from error
+        raise component_error(component, f"failed: {printable_name(error, component)}") from error
     finally:
         if os.getpid() != process:
             os._exit(1)  # the component forked and the child returned: it must not continue the run
 
 
-def one_line(error: BaseException, component: Component) -> str:
+def printable_name(error: BaseException, component: Component) -> str:
     """An exception in one line, with the file and line in the component's own module."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):

@@ -1,7 +1,7 @@
 """Components built from their parameters, with errors explained."""
 
 import json
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
@@ -43,10 +43,19 @@ def _is_union_tag(part: str | int) -> bool:
     return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part)
 
 
+def _section(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel]:
+    """The model of the section at a path; the nearest one around it, where that is none."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
+    return model
+
+
 def _explain(error: Any, model: type[BaseModel]) -> str:
     """The message for an error of pydantic: what was expected, what was given, and a similar key."""
     if error["type"] == "extra_forbidden":
-        typed, known = str(error["loc"][-1]), model.model_fields
+        typed, known = str(error["loc"][-1]), _section(model, error["loc"][:-1]).model_fields
         return f"unknown key.{nearest(typed, known)} (known: {listing(known, 20)})"
     if error["type"] == "missing":
         return "this key is missing"

@@ -2,19 +2,24 @@
 
 import csv
 import json
-import sys
-from collections.abc import Callable, Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from defensekit.components.sources import DatasetSource
 from defensekit.text import Dataset, Row
-from defensekit.utils.errors import DefenseKitError, UsageError, listing, nearest
+from defensekit.utils.errors import DefenseKitError, UsageError, listing, nearest, printable_name
 from defensekit.utils.files import data_digest, file_digest, folder_digest, nearest_path
 
+# Of a table: characters of a cell and of a line, columns, rows, bytes of a file. Data sets of sentences stay far below.
+CELL, LINE, COLUMNS, ROWS, BYTES = 1_000_000, 16_000_000, 1_000, 5_000_000, 2_000_000_000
+_AT_ONCE = 64  # rows of a Parquet file that are decoded at once
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _NAME = r"^[^/\\]+$"  # no path that leaves the folder
 
@@ -50,7 +55,23 @@ class Record(NamedTuple):
                 "keys in a recipe, by `--set data.label=COLUMN`, or, of a scan, by `--label COLUMN`)"
             )
         value = self.values[column]
-        return "" if value is None else str(value).strip()
+        if value is None or value != value:  # NaN is how pandas writes a missing value
+            return ""
+        if isinstance(value, float) and value.is_integer():  # and 1.0 an integer beside missing ones
+            value = int(value)
+        if not isinstance(value, str | int | float | Decimal):
+            kind = type(value).__name__
+            raise UsageError(f"{self.where}: the column {column!r} holds a {kind}; expected text or a number")
+        text = str(value).strip()
+        if len(text) > CELL:
+            raise UsageError(f"{self.where}: {len(text):,} characters in the column {column!r}; at most {CELL:,}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{self.where}: the column {column!r} holds half a character (a lone surrogate)"
+            ) from error
+        return text
 
 
 class Splits(BaseModel):
@@ -107,6 +128,14 @@ class _Labelled(DatasetSource):
                     raise UsageError(f"{record.where}: the label {label!r} is unknown, {expected}")
                 rows_by_role[role].append(Row(count, text, number[label], pair))
                 count += 1
+        labels_of: dict[tuple[str, str | None], set[int]] = {}
+        for row in (row for rows in rows_by_role.values() for row in rows):
+            labels_of.setdefault(row.key, set()).add(row.label)
+        if torn := [text for (text, _), seen in labels_of.items() if len(seen) > 1]:
+            notes.append(
+                f"{whose}: {len(torn):,} texts occur with more than one label ({printable_name(torn[0], 60)!r}); "
+                "where rows are split into roles, the first of each counts"
+            )
         return Dataset(tuple(labels), rows_by_role["train"], rows_by_role.get("dev"), rows_by_role.get("test"), notes)
 
 
@@ -246,7 +275,12 @@ def _unreachable(name: str, error: Exception) -> DefenseKitError:
 
 
 def _in_order(labels: set[str]) -> list[str]:
-    return sorted(labels, key=lambda label: (0, int(label), "") if label.lstrip("-").isdecimal() else (1, 0, label))
+    """Whole numbers by their value (and ``01`` before ``1``, which is another label), then everything else as text."""
+
+    def rank(label: str) -> tuple[int, int, str]:
+        return (0, int(label), label) if re.fullmatch(r"-?[0-9]{1,18}", label) else (1, 0, label)
+
+    return sorted(labels, key=rank)
 
 
 def read_table(path: Path) -> Iterator[Record]:
@@ -265,16 +299,23 @@ def read_table(path: Path) -> Iterator[Record]:
     reader = readers.get(path.suffix)
     if reader is None:
         raise UsageError(f"{path} is none of {listing(SUFFIXES)}")
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    if (size := path.stat().st_size) > BYTES:
+        raise UsageError(f"{path}: refused {size:,} bytes; at most {BYTES:,} are read")
     try:
-        yield from reader(path)
+        for count, record in enumerate(reader(path)):
+            if count == ROWS:
+                raise UsageError(f"{record.where}: more than {ROWS:,} rows; refused")
+            yield record
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def _csv(path: Path) -> Iterator[Record]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(_lines(path, file), strict=True)
         try:
             yield from _with_header(path, ((reader.line_num, cells) for cells in reader))
         except csv.Error as error:
@@ -284,8 +325,26 @@ def _csv(path: Path) -> Iterator[Record]:
 def _tsv(path: Path) -> Iterator[Record]:
     # Cells are read literally: quotation marks have no meaning.
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        lines = ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(file, 1))
+        lines = ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(_lines(path, file), 1))
         yield from _with_header(path, lines)
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a file, each of bounded length."""
+    number = 0
+    while line := file.readline(LINE + 1):
+        number += 1
+        if len(line) > LINE:
+            raise UsageError(f"{path}, line {number}: more than {LINE:,} characters; refused")
+        yield line
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    """Refuse more columns than any table has, and one name for two."""
+    if len(names) > COLUMNS:
+        raise UsageError(f"{path}: {len(names):,} columns; at most {COLUMNS:,}")
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError(f"{path}, line 1: the column {printable_name(min(duplicates))!r} is duplicated")
 
 
 def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Iterator[Record]:
@@ -293,8 +352,7 @@ def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Iterator
     names = [name.strip() for name in header]
     if not any(names):
         raise UsageError(f"{path}: the file is empty; expected a header line with the names of the columns")
-    if duplicates := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"{path}, line 1: the column {min(duplicates)!r} is duplicated")
+    _check_columns(path, names)
     for number, cells in lines:
         if not any(cell.strip() for cell in cells):
             continue
@@ -305,7 +363,7 @@ def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Iterator
 
 def _jsonl(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(path, file), 1):
             if not line.strip():
                 continue
             try:
@@ -322,8 +380,39 @@ def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UsageError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
-    for number, values in enumerate(table.to_pylist()):
-        yield Record(f"{path}, row {number}", {name.strip(): value for name, value in values.items()})
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from _decoded(path, file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{path}: not a Parquet file ({(str(error).splitlines() or [''])[0]})") from error
+
+
+def _decoded(path: Path, file: Any) -> Iterator[Record]:
+    """The rows of an open Parquet file, a few at a time.
+
+    What its footer says is bounded before anything is decoded, and cells before they become Python's.
+    """
+    import pyarrow
+    import pyarrow.compute
+
+    schema, about = file.schema_arrow, file.metadata
+    _check_columns(path, [name.strip() for name in schema.names])
+    if about.num_rows > ROWS:
+        raise UsageError(f"{path}: {about.num_rows:,} rows; at most {ROWS:,} are read")
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    size = sum(group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns))
+    if size > BYTES:
+        raise UsageError(f"{path}: {size:,} bytes once it is unpacked; at most {BYTES:,} are read")
+    number, left = 0, BYTES
+    for batch in file.iter_batches(_AT_ONCE):
+        for name, column in zip(schema.names, batch.columns, strict=True):
+            if pyarrow.types.is_large_string(column.type) or pyarrow.types.is_string(column.type):
+                longest = pyarrow.compute.max(pyarrow.compute.binary_length(column)).as_py() or 0
+                if longest > 4 * CELL:  # bytes of UTF-8
+                    where = f"{path}, rows {number} to {number + len(column) - 1}"
+                    raise UsageError(f"{where}: {longest:,} bytes in the column {name!r}; at most {CELL:,} characters")
+        left -= batch.nbytes
+        if left < 0:
+            raise UsageError(f"{path}, row {number}: more than {BYTES:,} bytes of cells; refused")
+        for values in batch.to_pylist():
+            yield Record(f"{path}, row {number}", {name.strip(): value for name, value in values.items()})
+            number += 1

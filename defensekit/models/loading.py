@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.models.names import align
+from defensekit.models.padding import settle_padding, without_placeholder
 from defensekit.models.skeleton import no_larger_than, task_of
-from defensekit.utils.errors import DefenseKitError, UsageError, listing, one_line
+from defensekit.models.tokenizer_trial import check_tokenizer
+from defensekit.utils.errors import DefenseKitError, UsageError, is_failure, listing, one_line
 from defensekit.utils.logging import quiet
 
 if TYPE_CHECKING:
@@ -22,13 +24,21 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     Checkpoint(folder).check_config()  # unsafe files are refused before transformers reads them
+    check_tokenizer(folder)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise UsageError(f"{folder}: its tokenizer can't be loaded ({one_line(error)})") from error
-    if not tokenizer.is_fast:
+    if not getattr(tokenizer, "is_fast", False):  # some of transformers' classes are no tokenizers themselves
         raise UsageError(f"{folder}: its tokenizer is not a fast one; expected a tokenizer.json")
+    if type(tokenizer.model_max_length) not in (int, float) or "input_ids" not in tokenizer.model_input_names:
+        raise UsageError(
+            f"{folder / 'tokenizer_config.json'}: expected a number as `model_max_length` and `input_ids` among the "
+            "`model_input_names`"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UsageError(f"{folder}: its tokenizer has neither a padding nor an end token")
@@ -97,13 +107,17 @@ def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreT
     except Exception as error:
         kind = CAUSAL if task == CAUSAL else "sequence classifier"
         raise UsageError(f"{checkpoint.folder}: can't be loaded as a {kind} ({one_line(error)})") from error
+    model.config.return_dict = True
+    for module in model.modules():
+        if hasattr(module, "chunk_size_feed_forward"):  # chunks change no answer, and fail on most lengths
+            module.chunk_size_feed_forward = 0
     return model.eval(), sorted(info["missing_keys"])
 
 
 def save_model(model: "PreTrainedModel", folder: Path) -> None:
     """Write a model's config and weights."""
     try:
-        with quiet():
+        with quiet(), without_placeholder(model):
             model.save_pretrained(folder)
     except Exception as error:  # safetensors reports a full disk as an error of its own
         raise DefenseKitError(f"the model could not be written to {folder}: {one_line(error)}") from error
@@ -136,14 +150,22 @@ def load(
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, labels)
     check_loaded(model, Checkpoint(folder))
+    if labels is not None:  # a model that is trained here: what its padding is, is decided here too
+        model.config.pad_token_id = tokenizer.pad_token_id
     if labels is None and task_of(Checkpoint(folder)) == CAUSAL:
         tokenizer.padding_side = "right"  # on the left it would shift every token's position
     return model, neutral(model, tokenizer, called)
 
 
 def neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", called: str) -> "PreTrainedTokenizerBase":
-    """Replace the folder in the names of model and tokenizer, so that no component can find other files by it."""
-    model.config.pad_token_id = tokenizer.pad_token_id
+    """Replace the folder in the names of model and tokenizer, so that no component can find other files by it.
+
+    A classifier and its tokenizer are made to agree on padding.
+    """
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        settle_padding(model, tokenizer)
+    else:
+        model.config.pad_token_id = tokenizer.pad_token_id
     model.config._name_or_path = model.name_or_path = called
     tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = called
     return tokenizer

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+from defensekit.models.prefixes import agreeing_prefixes
+
 # Tables that older files carry beside the weights; GPT-2's `attn.bias` is its causal mask.
 BUFFERS = re.compile(
     r"(^|\.)(position_ids|token_type_ids|attn(\.attention)?\.(masked_)?bias|rotary_emb\.inv_freq|num_batches_tracked)$"
@@ -51,14 +53,6 @@ def is_embedding(name: str) -> bool:
     return EMBEDDING.search(name) is not None
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
-    prefixes = {""}
-    for name in names:
-        parts = name.split(".")
-        prefixes.update(".".join(parts[:depth]) + "." for depth in (1, 2) if len(parts) > depth)
-    return sorted(prefixes, key=len)
-
-
 def _strip(names: Iterable[str], prefix: str) -> dict[str, str]:
     """Names without the prefix (where they have it), mapped to the names as given."""
     return {modern(name).removeprefix(prefix): name for name in names}
@@ -67,15 +61,8 @@ def _strip(names: Iterable[str], prefix: str) -> dict[str, str]:
 def align(ours: Iterable[str], theirs: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Both sets of names by common names: those prefixes are removed with which most names agree."""
     ours, theirs = list(ours), list(theirs)
-    best: tuple[int, dict[str, str], dict[str, str]] = (-1, {}, {})
-    for mine in _prefixes(map(modern, ours)):
-        stripped = _strip(ours, mine)
-        if len(stripped) < len(ours):
-            continue  # two names would become one
-        for other in _prefixes(map(modern, theirs)):
-            if mine and other and mine != other:
-                continue
-            met = _strip(theirs, other)
-            if len(met) == len(theirs) and (common := len(stripped.keys() & met.keys())) > best[0]:
-                best = (common, stripped, met)
-    return best[1], best[2]
+    modern_ours, modern_theirs = set(map(modern, ours)), set(map(modern, theirs))
+    if (len(modern_ours), len(modern_theirs)) != (len(ours), len(theirs)):
+        return {}, {}  # two names are one
+    mine, other = agreeing_prefixes(modern_ours, modern_theirs)
+    return _strip(ours, mine), _strip(theirs, other)

@@ -205,7 +205,10 @@ class Pair:
         parameters = {name: loaded.get(common[self._names[1][name]]) for name in self.scope}
         parameters = {name: first.get(own or "", own) for name, own in parameters.items()}
         if missing := [name for name, own in parameters.items() if own is None]:
-            raise UsageError(f"the loaded model has no parameter for {listing(missing)}")
+            raise UsageError(
+                f"the loaded model has no parameter for {listing(missing, 3)}; where transformers puts weights "
+                "together as it loads them (a mixture's experts), a model can be scanned, and reset without rows"
+            )
         return {name: own for name, own in parameters.items() if own is not None}
 
 

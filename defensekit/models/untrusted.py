@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.utils.errors import UsageError, listing
+from defensekit.utils.files import read_regular
 
 MIB = 1 << 20
 # A header of 16 MiB describes 100,000 tensors; the largest index of a published model is under 10 MiB.
@@ -109,7 +110,7 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
     """
     bounded(path, limit)
     try:
-        return _parse(path, path.read_bytes())
+        return _parse(path, read_regular(path, limit))
     except FileNotFoundError as error:
         raise UsageError(f"{path} is not there") from error
 
@@ -139,6 +140,11 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         raise UsageError(f"{path}: not JSON ({_short(str(error))})") from error
     if not isinstance(data, dict):
         raise UsageError(f"{path}: expected a JSON object")
+    if b"\\ud" in text.lower():  # one half of a pair alone is no text, and fails wherever it is printed or written
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{path}: half a character (a lone surrogate)") from error
     return data
 
 
@@ -163,6 +169,8 @@ def check_folder(folder: Path, adapter: bool = False) -> None:
                 raise UsageError(
                     f"{path}: refused a link that leaves the folder (to {target}); put a copy of the file there instead"
                 )
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UsageError(f"{path}: no regular file; refused")
         if path.suffix in (".json", ".txt", ".model", ".jinja"):
             bounded(path, COMPANION)
     for name in ("config.json", "tokenizer_config.json", "processor_config.json"):

@@ -67,6 +67,7 @@ class Experiment:
     trials: list[tuple[Trial, Questions]] = field(default_factory=list)
     suspect_trial: Trial | None = None
     choice: Choice | None = None
+    noted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         recipe = self.plan.recipe
@@ -167,6 +168,10 @@ class Experiment:
             artifact = yield self._request(stage)
             if artifact and on == "plain" and defended.model is self.plan.given_suspect:
                 self._doubt_labels(artifact)
+            note = artifact and artifact.facts.get("note")
+            if note and note not in self.noted:
+                self.noted.add(note)
+                self.message(note)
         return questions
 
     def _defend(self, name: str, defense: Defense, value: float | None) -> Requests:

@@ -35,7 +35,7 @@ from defensekit.defense.selection import select, summary
 from defensekit.host.discovery import cached_plugins
 from defensekit.host.parameters import build
 from defensekit.host.registry import source_digest
-from defensekit.models import checkpoint, inference, loading
+from defensekit.models import checkpoint, inference, loading, padding
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import relabelled
 from defensekit.models.pair import Pair
@@ -269,7 +269,9 @@ def train(work: StageContext, draft: ArtifactWriter) -> None:
         )
     loading.save_model(model.cpu(), draft.files)
     Checkpoint(draft.files).check_finite()
-    tokenizer.save_pretrained(draft.files)
+    loading.load_tokenizer(work.folder("model")).save_pretrained(
+        draft.files
+    )  # with the padding token that it came with
 
 
 def statistics(work: StageContext, draft: ArtifactWriter) -> None:
@@ -371,6 +373,7 @@ def predict(work: StageContext, draft: ArtifactWriter) -> None:
     checkpoint.write_tensors(draft.files / predictions.LOGITS, {"logits": logits, **about})
     # Predictions outlive the model they come from, which is a thousand times their size.
     draft.facts["model"] = work.about("model")
+    draft.facts["note"] = padding.note(tokenizer)
 
 
 STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {

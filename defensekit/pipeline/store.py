@@ -103,7 +103,7 @@ class Store:
                 peak_memory=manifest.get("peak_memory"),
                 digest=data_digest(manifest["files"]),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise Damaged(f"artifact {key[:12]}: its manifest can't be read ({error})") from error
 
     def peek(self, key: str) -> Artifact | None:
@@ -153,7 +153,7 @@ class Store:
         """A manifest, unchecked; an empty one if it can't be read."""
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return manifest if isinstance(manifest, dict) and isinstance(manifest.get("stage"), dict) else {}
 

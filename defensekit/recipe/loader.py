@@ -1,6 +1,6 @@
 """From YAML to a recipe. Errors have file, line, key and the nearest match."""
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,24 @@ from defensekit.recipe.keys import Sizes, Spec, Top, TriggeredKeys
 from defensekit.recipe.reader import Reader
 from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.recipe.resolve import dataset_source
+from defensekit.recipe.trust import Trust
 from defensekit.recipe.yaml_document import Document, Path_
 from defensekit.training import TrainingSettings, native_precision
 from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
 
 
-def load_recipe(path: str | Path, settings: str | Sequence[str | Document] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path,
+    settings: str | Sequence[str | Document] = (),
+    *,
+    announce: Callable[[str], None] = lambda text: None,
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: the YAML file.
         settings: such as ``training.epochs=3``, laid over the file.
+        announce: is told of every local plugin file before it is loaded.
 
     Returns:
         The recipe, with every default filled in and every component built.
@@ -36,15 +43,22 @@ def load_recipe(path: str | Path, settings: str | Sequence[str | Document] = ())
             the nearest match.
     """
     document = yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings, KEPT)
-    return recipe_of(document, {})
+    return recipe_of(document, {}, announce=announce)
 
 
-def recipe_of(document: Document, known: dict[Hashable, Any]) -> Recipe:
+def recipe_of(
+    document: Document,
+    known: dict[Hashable, Any],
+    trust: Trust | None = None,
+    announce: Callable[[str], None] = lambda text: None,
+) -> Recipe:
     """Check a document, and build its recipe.
 
     Args:
         document: the recipe as plain data.
         known: plugins and components that are built already; recipes of a study share them.
+        trust: for a stranger's recipe, what it may name outside itself; None for no bounds.
+        announce: as for `load_recipe`.
 
     Raises:
         UsageError: as `load_recipe`.
@@ -52,7 +66,11 @@ def recipe_of(document: Document, known: dict[Hashable, Any]) -> Recipe:
     if not isinstance(document.data, dict):
         keys = listing(Top.model_fields, 20)
         raise PlacedError(f"{document.location(())}: expected a mapping with the keys {keys}")
-    return _RecipeReader(document, known).recipe()
+    reader = _RecipeReader(document, known, trust)
+    recipe = reader.recipe(announce)
+    if trust:
+        trust.check()
+    return recipe
 
 
 # The keys under `data` that are no parameters of the source.
@@ -62,7 +80,7 @@ KEPT: dict[Path_, Collection[str]] = {("data",): Sizes.model_fields.keys()}
 class _RecipeReader(Reader):
     """Reads the keys of a recipe; those under `defense` are read by `DefenseSection`."""
 
-    def recipe(self) -> Recipe:
+    def recipe(self, announce: Callable[[str], None]) -> Recipe:
         """The recipe."""
         top = self.keys(Top, self.document.data, ())
         for i, requirement in enumerate(top.requires):
@@ -70,7 +88,10 @@ class _RecipeReader(Reader):
         plugins = tuple(self.resolve(name, ("plugins", i)) for i, name in enumerate(top.plugins))
         if plugins not in self.known:
             for i, file in enumerate(plugins):
+                if self.trust:
+                    self.trust.plugin(file)
                 self.at(("plugins", i), partial(_check_file, file))
+                announce(f"loading the plugin file {file}, which is code and runs with your rights")
             self.known[plugins] = self.at(("plugins",), lambda: load_plugins(plugins))
         self.host = self.known[plugins]
         self.at(("plugins",), lambda: require(self.host, [path.name for path in plugins]))

@@ -12,6 +12,7 @@ from defensekit.host.parameters import build
 from defensekit.host.registry import Host
 from defensekit.recipe.recipe import NamedComponent
 from defensekit.recipe.resolve import ResolvePath, Spec, model_source, name_and_parameters, resolve_paths
+from defensekit.recipe.trust import Trust
 from defensekit.recipe.yaml_document import Document, Path_
 from defensekit.utils.errors import KeyedError, PlacedError, UsageError
 from defensekit.utils.files import environment_path
@@ -24,9 +25,10 @@ Result = TypeVar("Result")
 class Reader:
     """Reads a document by its keys, with the components of ``host``, and reports the location of errors."""
 
-    def __init__(self, document: Document, known: dict[Hashable, Any]) -> None:
+    def __init__(self, document: Document, known: dict[Hashable, Any], trust: Trust | None = None) -> None:
         self.document = document
         self.known = known
+        self.trust = trust
         self.host = Host()
 
     def error(self, path: Path_, text: str) -> PlacedError:
@@ -55,6 +57,8 @@ class Reader:
         name, given = self.at(path, lambda: name_and_parameters(spec, name_key))
         component = self.at((*path, name_key), lambda: self.host.find(kind, name))
         given = self.at(path, lambda: resolve_paths(component, given, self.resolver(path)))
+        if self.trust and (elsewhere := sorted(component.location - set(component.paths()))):
+            self.trust.ask("@".join(str(given.get(key)) for key in elsewhere))
         wanted = (component, name, json.dumps(given))
         if wanted not in self.known:
             self.known[wanted] = NamedComponent(name, self.keys(component, given, path))
@@ -72,6 +76,8 @@ class Reader:
             try:
                 absolute = (self.document.place(path).folder / environment_path(text)).resolve()
                 str(absolute).encode()  # what is no text can't be written again
+                if self.trust:
+                    self.trust.ask_path(absolute)
                 return absolute
             except (ValueError, RuntimeError, OSError) as error:  # a zero byte, a loop of links
                 raise UsageError(f"{text!r} is no path ({error})") from error

@@ -102,7 +102,7 @@ def model_source(spec: Spec, host: Host | None = None, resolve: ResolvePath = he
     name, names = given.get("name"), (host or cached_plugins()).names("model")
     if not isinstance(name, str) or name in names:
         return given
-    path = resolve(name, ("name",))
+    path = there(name, resolve(name, ("name",)))
     if path.exists() or _is_path(name):
         return _instead(given, {"name": "folder", "path": literal_path(path)})
     if parameters := hub_parameters(name):
@@ -131,6 +131,17 @@ def dataset_source(spec: Spec, host: Host | None = None, resolve: ResolvePath = 
     if parameters := hub_parameters(name):
         return _at_revision(_instead(given, parameters), path)
     return given
+
+
+def there(typed: str, path: Path) -> Path:
+    """A path; one that is missing and was typed with a variable is reported as typed, without the variable's value.
+
+    Raises:
+        UsageError: it was, and is missing.
+    """
+    if "$" in typed.replace("$$", "") and not path.exists():
+        raise UsageError(f"there is nothing at {typed}")
+    return path
 
 
 def _is_path(name: str) -> bool:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from defensekit.utils.errors import PlacedError, UsageError, nearest
-from defensekit.utils.files import environment_path
+from defensekit.utils.files import environment_path, read_regular
 
 LIMIT = 10_000  # values in a recipe, aliases written out: a recipe has dozens, an alias bomb billions
-BYTES = 10_000_000
+BYTES = 1_000_000
+_MANY = f"more than {LIMIT:,} values once aliases are written out; refused"
 
 Path_ = tuple[str | int, ...]
 
@@ -20,7 +21,20 @@ _KNOWN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.2's core types: `no` is a word, 1e-4 is a number, a date is text."""
+    """YAML 1.2's core types: `no` is a word, 1e-4 is a number, a date is text. It stops where there is too much."""
+
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node, unless it is one too many."""
+        self.nodes += 1
+        if self.nodes > 2 * LIMIT:  # a mapping's keys are nodes as well
+            raise _TooMany(problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
+
+
+class _TooMany(yaml.MarkedYAMLError):
+    """The text has more values than are read."""
 
 
 _YamlLoader.yaml_implicit_resolvers = {}
@@ -109,9 +123,7 @@ def read(path: Path) -> Document:
         UsageError: it does not exist, is no YAML, or has more than plain data.
     """
     try:
-        if path.stat().st_size > BYTES:
-            raise UsageError(f"{path}: more than {BYTES:,} bytes; refused")
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, BYTES).decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except (OSError, ValueError) as error:  # a zero byte in the name
@@ -143,6 +155,9 @@ class _YamlReader:
             root = yaml.compose(text, _YamlLoader)
             self.places[()] = self.place(root)
             data = self.plain(root, ()) if root is not None else None
+        except _TooMany as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark and self.lines else ""
+            raise PlacedError(f"{self.name}{line}: {_MANY}") from error
         except yaml.MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark and self.lines else ""
             raise PlacedError(f"{self.name}{line}: not YAML ({error.problem})") from error
@@ -167,7 +182,7 @@ class _YamlReader:
         self.places.setdefault(path, self.place(node))
         self.count += 1
         if self.count > LIMIT:
-            raise self.error(node, f"more than {LIMIT:,} values once aliases are written out; refused")
+            raise self.error(node, _MANY)
         if isinstance(node, yaml.CollectionNode):
             self.check_tag(node)
         if isinstance(node, yaml.MappingNode):

@@ -38,6 +38,11 @@ def canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> "Ite
         yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
+def literal(text: str) -> str:
+    """A name as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def curve(result: Result) -> "Figure":
     """Metrics over the parameter that the rule chose, with the chosen value marked.
 
@@ -54,16 +59,16 @@ def curve(result: Result) -> "Figure":
         for i, name in enumerate(trials[0].metrics):
             measured = [trial.metrics[name] for trial in trials]
             colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
-            label = f"{name.upper()} on test rows: for the reader"
+            label = f"{literal(name.upper())} on test rows: for the reader"
             axes.plot(values, [m.value for m in measured], color=colour, marker=mark, label=label)
             axes.fill_between(values, [m.low for m in measured], [m.high for m in measured], color=colour, alpha=0.15)
         for name, floor in result.floors.items():
-            label = f"{name.upper()} floor: the clean reference"
+            label = f"{literal(name.upper())} floor: the clean reference"
             axes.axhline(floor, color=COLOURS[1], linestyle=":", label=label)
         axes.axvline(result.chosen.value, color="black", linewidth=1)
         transform = axes.get_xaxis_transform()
         axes.annotate(" chosen", (result.chosen.value, 1.0), xycoords=transform, va="bottom", ha="center")
-        axes.set_xlabel(result.chosen.over)
+        axes.set_xlabel(literal(result.chosen.over))
         lowest = min([0.0, *(m.low for trial in trials for m in trial.metrics.values())])
         axes.set_ylim(lowest - 0.03, 1.03)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1, fontsize=9)
@@ -77,6 +82,7 @@ def scores(histogram: Histogram, scorer: str = "score") -> "Figure":
     edges = np.linspace(histogram.low, histogram.high, len(histogram.counts) + 1)
     counts, selected = np.array(histogram.counts, float), np.array(histogram.selected, float)
     total = max(counts.sum() + histogram.zero, 1.0)
+    scorer = literal(scorer)
     axis = f"log10 of the score ({scorer})" if histogram.log else f"score ({scorer})"
     with canvas(7, 3.1, columns=2) as (figure, [spread, tail]):
         width = (edges[1] - edges[0]) or 1.0

@@ -8,8 +8,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from defensekit.components.metric import Measured
 from defensekit.text import ROWS, Row, read_rows
-from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.errors import UsageError, listing, nearest, printable_name
+from defensekit.utils.files import read_regular
 from defensekit.utils.html import html_table
+
+LARGEST = 64 << 20  # bytes of a result that are read
 
 # What the run's defense left is called, by where the defense acts.
 DEFENDED: dict[str, str] = {"weights": "purified", "input": "sanitized"}
@@ -341,16 +344,18 @@ def read_result(path: str | Path) -> Result:
         UsageError: the file is missing, or is no result of this schema version.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(Path(path), LARGEST)
         version = json.loads(text).get("schema_version")
         if version != 4:
-            raise UsageError(f"{path}: a result of schema_version {version}, expected 4")
+            raise UsageError(f"{path}: a result of schema_version {printable_name(version)}, expected 4")
         return Result.model_validate_json(text)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"{path}: no result: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{path}: no result: {printable_name('.'.join(map(str, first['loc'])))}: {first['msg']}"
+        ) from error
+    except (ValueError, AttributeError, RecursionError) as error:
         where = "a study's are in WORKSPACE/studies/NAME/results/"
         raise UsageError(f"{path} is no result's file; {where}") from error

@@ -1,5 +1,6 @@
 """Clean rows for a scan, from a file."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from defensekit.host.tables import File, read_table
@@ -17,6 +18,7 @@ def read_clean(
     label: str = "label",
     pair: str | None = None,
     task: str | None = None,
+    say: Callable[[str], None] = lambda note: None,
 ) -> list[Row]:
     """The rows of a CSV, TSV, JSONL or Parquet file, with the suspect's numbers for their labels.
 
@@ -29,6 +31,7 @@ def read_clean(
         label: the column with the label.
         pair: the column with the second text, for pairs.
         task: the suspect's task, where its tensors alone don't say it (an adapter).
+        say: is told of rows that are left out or contradict each other.
 
     Raises:
         UsageError: there is no such file or column, a label is not one of the suspect's, or the file has no rows.
@@ -41,6 +44,8 @@ def read_clean(
     else:
         check_labels(suspect)
         dataset = File(path=path, text=text, label=label, pair=pair).load()
+        for note in dataset.notes:
+            say(note)
         try:
             rows = relabelled(dataset, label_names(suspect)).train
         except UsageError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from defensekit.components import Observer
 from defensekit.components.runtime import observed_step
 from defensekit.defense.triggers.insertion import spell
-from defensekit.models import loading
+from defensekit.models import loading, padding
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
 from defensekit.models.config import check_labels, label_names, positions
@@ -83,7 +83,9 @@ class _Scanning:
         findings = [*models.not_compared(), *claims.contradictions(models, bool(self.rows))]
         model = None
         if self.rows and task == CLASSIFIER and skeleton(models.suspect).fits:
-            model = load(models.suspect.folder, "suspect")[0].to(device_type())
+            model, tokenizer = load(models.suspect.folder, "suspect")
+            model.to(device_type())
+            self.notes += filter(None, [padding.note(tokenizer)])
         ratios = None if model is None else self._ratios(model, tokenizer)
         embedding = revision.embedding_of(models)
         if embedding is None:

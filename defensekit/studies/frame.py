@@ -92,9 +92,16 @@ def export(folder: str | Path, to: str | Path) -> list[Path]:
     frame, target = results(folder), Path(to)
     target.mkdir(parents=True, exist_ok=True)
     paths = [target / "results.csv", target / "results.parquet"]
-    frame.to_csv(paths[0], index=False)
+    texts = frame.select_dtypes("string").columns
+    cells = frame.assign(**{name: frame[name].map(csv_cell, na_action="ignore") for name in texts})
+    cells.rename(columns=csv_cell).to_csv(paths[0], index=False)
     frame.to_parquet(paths[1], index=False)
     return paths
+
+
+def csv_cell(text: str) -> str:
+    """A text as a cell of a CSV file: with an apostrophe where a spreadsheet would take it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 class RunRecord(BaseModel):

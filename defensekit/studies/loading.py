@@ -1,8 +1,9 @@
 """From YAML to a study: the runs of a matrix, each a recipe."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
 from defensekit.utils.files import environment_path
 
 Axes = dict[str, Label]
+
+RUNS = 100_000  # of a study, before any is left out
 
 NO_AXIS = {
     "seed": "`seeds:` says which there are",
@@ -55,12 +58,15 @@ class Study:
         return self.keys.name
 
 
-def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
+def load_study(
+    path: str | Path, settings: str | Sequence[str] = (), *, announce: Callable[[str], None] = lambda text: None
+) -> Study:
     """Read and check a study, with settings laid over it.
 
     Args:
         path: the YAML file.
         settings: values that replace those of the file, such as ``seeds=[0,1]``.
+        announce: is told of every local plugin file before it is loaded.
 
     Returns:
         The study, with the recipe of every run.
@@ -69,19 +75,29 @@ def load_study(path: str | Path, settings: str | Sequence[str] = ()) -> Study:
         UsageError: with file, line and key, what was expected and what is close to what was typed; a value of the
             matrix that makes no recipe is reported with the run that it would make.
     """
-    document = yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings)
+    loaded = yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings)
+    return study_of(loaded, announce)
+
+
+def study_of(document: Document, announce: Callable[[str], None] = lambda text: None) -> Study:
+    """Check a document, and build its study; ``announce`` is that of `load_study`.
+
+    Raises:
+        UsageError: as `load_study`.
+    """
     if not isinstance(document.data, dict):
         known = listing(StudyKeys.model_fields, 20)
         raise PlacedError(f"{document.location(())}: expected a mapping with the keys {known}")
     no_recipe(document.data, document.location(()))
-    return _Matrix(document).study()
+    return _Matrix(document, announce).study()
 
 
 class _Matrix:
     """Turns a document into runs."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, announce: Callable[[str], None]) -> None:
         self.document = document
+        self.announce = announce
         self.known: dict[Hashable, Any] = {}
         self.reader = Reader(document, self.known)
         self.keys = self.reader.keys(StudyKeys, document.data, ())
@@ -94,6 +110,9 @@ class _Matrix:
         axes = {axis: self.values(axis) for axis in self.keys.matrix}
         if not isinstance(base.data, dict) or "name" not in base.data:
             base = overlay(base, moved(self.document, ("name",), ("name",)), {})
+        size = prod(map(len, axes.values())) * len(self.keys.seeds)
+        if size > RUNS:
+            raise self.reader.error(("matrix",), f"{size:,} combinations of axes and seeds; at most {RUNS:,}")
         documents = [*self.matrix(base, axes), *self.included(base, axes)]
         if not documents:
             why = "every run of the matrix is left out; take one back, or name runs under `include:`"
@@ -225,7 +244,7 @@ class _Matrix:
 
     def recipe(self, labels: Axes, document: Document) -> Recipe:
         try:
-            return recipe_of(document, self.known)
+            return recipe_of(document, self.known, announce=self.announce)
         except PlacedError as error:
             raise PlacedError(f"{error} (in the run {_called(labels)})") from error
 

@@ -1,5 +1,6 @@
 """A finished run, repeated from what its result recorded."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +9,17 @@ from typing import Any
 
 from defensekit.components import Observer
 from defensekit.pipeline.identity import identity
-from defensekit.pipeline.run import run
 from defensekit.recipe import yaml_document
-from defensekit.recipe.loader import load_recipe
 from defensekit.result.schema import Result, read_result
+from defensekit.studies.again import run_apart
+from defensekit.utils.errors import UsageError, printable_name
 
-# What is not compared as a number: where and how a run went, and what is compared on its own.
-APART = {
-    "identity", "identified", "study", "axes", "examples", "warnings", "recipe", "stages", "environment", "folder",
-}  # fmt: skip
+# What a result claims and a run can't give again: where, when and in what study it was run.
+CLAIMED = ("study", "axes", "folder", "seconds")
+# What is not compared as a number: that, and what is compared on its own.
+APART = {*CLAIMED, "identity", "identified", "recipe", "stages", "warnings", "environment"}
+# Executors of this machine; one that reaches others has to be trusted by name.
+HERE = ("in-process", "local")
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,9 @@ class Repeated:
     """A result and the same run done again: what differs, as ``(place, before, after)``.
 
     ``inputs`` are what decides the numbers (none differs where it is the same run), ``numbers`` is all that was found
-    but seconds: metrics with their intervals, trials, what was chosen, the floor, oracles; ``stages`` are the digests
-    of what stages made, ``surroundings`` versions and the machine.
+    but seconds: metrics with their intervals, trials, what was chosen, the floor, oracles, examples; ``stages`` are
+    the digests of what stages made, ``surroundings`` versions, plugins, warnings and the machine. What is in
+    ``CLAIMED``, and every number of seconds and of bytes of memory, stays what the result claims.
     """
 
     before: Result
@@ -41,23 +45,45 @@ class Repeated:
         return not (self.inputs or self.numbers or self.stages)
 
 
-def rerun(path: str | Path, workspace: str | Path, observers: Sequence[Observer] = ()) -> Repeated:
+def rerun(
+    path: str | Path, workspace: str | Path, observers: Sequence[Observer] = (), trusted: Sequence[str] = ()
+) -> Repeated:
     """Repeat a finished run in a workspace (an empty one, for everything to be computed again) and compare.
 
+    The run happens in another process; this one, which compares, loads no local plugin.
+
+    Args:
+        path: the file of a result, of anybody's.
+        workspace: where it is run.
+        observers: are notified of progress.
+        trusted: plugin files, files, folders and hub ids that the result names and that may be loaded or opened.
+
     Raises:
-        UsageError: the file is no result, or what its recipe names is not there any more.
+        UsageError: the file is no result, names what is not trusted, or what its recipe names is not there any more.
         DefenseKitError: a stage failed.
     """
     before = read_result(path)
+    recipe = {key: value for key, value in before.recipe.items() if key != "observers"}
+    if "extends" in recipe:
+        raise UsageError(f"{path}: its recipe has `extends`; a result holds a whole recipe")
+    if len(json.dumps(recipe)) > yaml_document.BYTES:
+        raise UsageError(f"{path}: a recipe of more than {yaml_document.BYTES:,} bytes; refused")
+    executor = recipe.get("executor", HERE[0])
+    name = executor.get("name") if isinstance(executor, dict) else executor
+    if name not in (*HERE, *trusted):
+        raise UsageError(
+            f"{path}: it ran on the executor {printable_name(name)}; to use it, add --trust {printable_name(name)!r}"
+        )
     with TemporaryDirectory() as scratch:  # the name is the file's word, and a workspace may hold a recipe of that name
-        recipe = Path(scratch) / "recipe.yaml"
-        recipe.write_text(yaml_document.dump(before.recipe), encoding="utf-8")
-        after = run(load_recipe(recipe), workspace, observers)
+        file = Path(scratch) / "recipe.yaml"
+        file.write_text(yaml_document.dump(recipe), encoding="utf-8")
+        after = read_result(run_apart(file, Path(workspace), trusted, observers))
+    shown = after.examples[: len(before.examples)]  # a study's results show none
     return Repeated(
         before,
         after,
         list(differences(_inputs(before), _inputs(after))),
-        list(differences(_numbers(before), _numbers(after))),
+        list(differences(_numbers(before), _numbers(after.model_copy(update={"examples": shown})))),
         list(_stages(before, after)),
         list(differences(_surroundings(before), _surroundings(after))),
     )
@@ -81,15 +107,20 @@ def _timeless(data: Any) -> Any:
 
 
 def _stages(before: Result, after: Result) -> Iterator[tuple[str, Any, Any]]:
-    """Stages that made other files, as far as both digests are known."""
-    digests = {stage.key: stage.digest for stage in after.stages}
-    for stage in before.stages:
-        if stage.key not in digests or (stage.digest and digests[stage.key] not in (None, stage.digest)):
-            yield stage.title, stage.digest, digests.get(stage.key)
+    """Stages of one run alone, or that made other files, as far as both digests are known."""
+    ours, theirs = ({stage.key: stage for stage in result.stages} for result in (before, after))
+    for key in dict.fromkeys((*ours, *theirs)):
+        old, new = ours.get(key), theirs.get(key)
+        if old is None or new is None:
+            yield (old or new).title, old and (old.digest or key), new and (new.digest or key)  # type: ignore[union-attr]
+        elif (old.title, old.kind) != (new.title, new.kind):
+            yield old.title, f"{old.kind}: {old.title}", f"{new.kind}: {new.title}"
+        elif old.digest and new.digest not in (None, old.digest):
+            yield old.title, old.digest, new.digest
 
 
 def _surroundings(result: Result) -> dict[str, Any]:
-    return result.environment.model_dump(exclude={"plugins"})
+    return {**result.environment.model_dump(), "warnings": result.warnings}
 
 
 def differences(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.components import Observer, Planned, Workers, call_component, component_error
-from defensekit.components.base import one_line
+from defensekit.components.base import printable_name
 from defensekit.pipeline.eta import StudyEta
 from defensekit.pipeline.plan import Stage
 from defensekit.pipeline.run import Run
@@ -346,7 +346,7 @@ class StudyDriver:
         try:
             yield
         except (Exception, SystemExit) as error:
-            text = str(component_error(observer, f"failed: {one_line(error, observer)}"))
+            text = str(component_error(observer, f"failed: {printable_name(error, observer)}"))
             log.error("%s", text)
             for other in self.observers:
                 with suppress(Exception):  # one that fails may be among them

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.components import Component
-from defensekit.components.base import one_line
+from defensekit.components.base import printable_name
 from defensekit.testing import checks  # noqa: F401 - the checks register themselves
 from defensekit.testing.example import example
 from defensekit.testing.kit import CHECKS, Check, Inapplicable, Mismatch, Reference, Subject
@@ -125,7 +125,7 @@ def _judge(check: Check, subject: Subject, known: Mapping[str, str], call: bool)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        reason = str(error) if isinstance(error, Mismatch) else one_line(error, subject.component)
+        reason = str(error) if isinstance(error, Mismatch) else printable_name(error, subject.component)
         return outcome("expected", known[check.name]) if check.name in known else outcome("failed", reason)
     if check.name in known:
         return outcome("failed", f"expected to fail ({known[check.name]}), and it passes: remove it from `expected`")

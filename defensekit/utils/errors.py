@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+WORD = 500  # characters of a name for which similar ones are looked up
+
 
 class DefenseKitError(Exception):
     """Something went wrong that the user can act on; shown as a message, never as a traceback (exit code 1)."""
@@ -32,6 +34,11 @@ class KeyedError(UsageError):
     def below(self, *key: str | int) -> "KeyedError":
         """The same error, with its key put below another one."""
         return KeyedError((*key, *self.key), self.text)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an exception is an error: any `Exception`, and a panic of a library in Rust, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def lacks_memory(error: BaseException) -> bool:
@@ -64,20 +71,29 @@ def nearest(typed: str, known: Iterable[str]) -> str:
     Returns:
         ``" Did you mean 'NAME'?"``, with the blank in front, or the empty string where no name is close.
     """
-    close = get_close_matches(typed, list(known), n=1)
+    close = get_close_matches(typed[:WORD], [name for name in known if len(name) <= WORD], n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def printable(text: str) -> str:
-    """Text that is safe to print on a terminal: control characters are escaped."""
-    return "".join(ch if ch.isprintable() or ch in "\n\t" else ch.encode("unicode_escape").decode() for ch in text)
+def printable(text: str, keep: str = "\n\t") -> str:
+    """Text that is safe to print on a terminal: escape sequences, bidirectional controls and the like are escaped.
+
+    Every text passes this before it reaches a terminal; a stranger's word inside one of ours, `printable_name` as well.
+    """
+    return "".join(ch if ch.isprintable() or ch in keep else ch.encode("unicode_escape").decode() for ch in text)
+
+
+def printable_name(text: object, limit: int = 200) -> str:
+    """A name, label or title, of anybody's, as printable text on one line, its middle left out where it is longer."""
+    word, half = str(text), limit // 2
+    return printable(word if len(word) <= limit else f"{word[:half]}...{word[-half:]}", keep="")
 
 
 def listing(names: Iterable[str], limit: int = 12) -> str:
     """Names as one line, cut after ``limit`` with the number left out."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(map(printable_name, names[:limit])) + more
 
 
 def one_line(error: BaseException) -> str:

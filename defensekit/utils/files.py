@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,22 @@ def file_digest(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The contents of a regular file of at most ``limit`` bytes: no device, no pipe, nothing that never ends.
+
+    Raises:
+        UsageError: it is no regular file, or larger.
+        OSError: it can't be read.
+    """
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UsageError(f"{path}: no regular file; refused")
+        content = file.read(limit + 1) or b""
+    if len(content) > limit:
+        raise UsageError(f"{path}: refused more than {limit:,} bytes")
+    return content
 
 
 def file_digests(folder: Path, patterns: tuple[str, ...] = ("*",)) -> dict[str, str]:

@@ -19,7 +19,7 @@ from defensekit.defense import estimation, purification
 from defensekit.defense.scoring import score_pair
 from defensekit.defense.selection import select, summary
 from defensekit.host.tables import File
-from defensekit.models import loading
+from defensekit.models import loading, padding
 from defensekit.models.adapter_merge import Merged
 from defensekit.models.adapters import WEIGHTS, Adapter
 from defensekit.models.causal import perplexity
@@ -265,6 +265,10 @@ class _Resetting:
         """A model's perplexity, or its accuracy."""
         model, tokenizer = loading.load(folder, "model")
         model.to(device_type())
+        if (note := padding.note(tokenizer)) and note not in self.warnings:
+            self.warnings.append(note)
+            for observer in self.observers:
+                observer.warning(note)
         with observed_step(self.observers, title) as report:
             if self.task == CAUSAL:
                 return perplexity(model, tokenizer, rows, max_length=self.max_length, report=report)

@@ -7,10 +7,11 @@ from tempfile import TemporaryDirectory
 from defensekit.components import Observer
 from defensekit.models.adapter_merge import merged
 from defensekit.models.checkpoint import Checkpoint
-from defensekit.recipe.resolve import model_folder
+from defensekit.recipe.resolve import model_folder, there
 from defensekit.scanner import scan as scanner
 from defensekit.scanner.clean import read_clean
 from defensekit.scanner.result import Scan
+from defensekit.utils.files import environment_path
 
 
 def scan(
@@ -47,6 +48,9 @@ def scan(
     notes: list[str] = []
     with TemporaryDirectory() as scratch:
         whole = merged(ours, theirs, Path(scratch), notes.append)
-        rows = None if clean is None else read_clean(Path(clean), Checkpoint(whole), text, label, pair)
+        rows = None
+        if clean is not None:
+            file = there(str(clean), environment_path(clean)) if isinstance(clean, str) else clean
+            rows = read_clean(file, Checkpoint(whole), text, label, pair, notes.append)
         result = scanner.scan(ours, whole, rows, seed=seed, observers=observers)
     return result.model_copy(update={"suspect": str(theirs), "notes": [*notes, *result.notes]})

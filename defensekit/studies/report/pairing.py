@@ -84,10 +84,21 @@ def bootstrap(differences: "Sequence[np.ndarray]", seed: int = 0) -> tuple[float
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    means = np.zeros(RESAMPLES)
-    for values in differences:
-        levels, counts = np.unique(values, return_counts=True)
-        drawn = rng.multinomial(len(values), counts / len(values), RESAMPLES)
-        means += drawn @ levels / len(values) / len(differences)
+    means = sum(resampled(values, rng) for values in differences) / len(differences)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
+
+
+def resampled(values: "np.ndarray", rng: "np.random.Generator", count: int = RESAMPLES) -> "np.ndarray":
+    """The means of rows that are drawn anew, (count,).
+
+    Args:
+        values: (rows,) of whole numbers.
+        rng: draws.
+        count: how often.
+    """
+    import numpy as np
+
+    levels, counts = np.unique(values, return_counts=True)
+    means: np.ndarray = rng.multinomial(len(values), counts / len(values), count) @ levels / len(values)
+    return means

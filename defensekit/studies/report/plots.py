@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from defensekit.recipe.vocabulary import MODELS
 from defensekit.result.page import Heat, heat
-from defensekit.result.plots import COLOURS, canvas
+from defensekit.result.plots import COLOURS, canvas, literal
 from defensekit.result.schema import ResetCounts
 from defensekit.studies.report.comparing import Group, Line, Point
 from defensekit.studies.report.markup import flat
@@ -183,9 +183,9 @@ def _beside(axes: "Axes", text: str, point: "np.ndarray", align: Literal["left",
 
 
 def plain(text: str) -> str:
-    """A text as it is, in one line that is not too long: a dollar sign would begin a formula."""
+    """A text as it is, in one line that is not too long."""
     text = flat(text)
-    return (text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…").replace("$", r"\$")
+    return literal(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
 
 
 def _band(axes: "Axes", means: "np.ndarray", spreads: "np.ndarray", colour: str) -> None:

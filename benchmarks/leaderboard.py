@@ -1,0 +1,104 @@
+"""How long a board of many rows takes to check and to build.
+
+    python benchmarks/leaderboard.py [--json] [--rows 100 1000] [--row ROW]
+
+One row of `nothing` on `pico-v1` is made (or given), and copied: in each copy other answers are changed by chance, with
+numbers and digests to fit, so that no two rows share a defense's answers. What rows really share, suspects and clean
+references, they share here. Seconds are of one run each and of the processor, so that other work beside it does not
+count; it is one thread.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from defensekit.leaderboard.board import checkers
+from defensekit.leaderboard.checking import Checker
+from defensekit.leaderboard.entries import load_entry
+from defensekit.leaderboard.page import build
+from defensekit.leaderboard.row import ENTRY, RECORD, Row, read_row
+from defensekit.leaderboard.running import make_row
+from defensekit.leaderboard.tracks import load_track
+from defensekit.pipeline.predictions import LOGITS
+from defensekit.utils.files import data_digest, file_digest, file_digests
+
+ENTRIES = Path(__file__).parents[1] / "leaderboard/entries"
+TRIVIAL = 4  # rows of a board that are baselines
+
+
+def copy(row: Row, checker: Checker, target: Path, number: int) -> None:
+    """A row of another name whose defense gave other answers."""
+    rng, name = np.random.default_rng(number), f"made-up-{number}"
+    shutil.copytree(row.folder, target)
+    text = (target / ENTRY).read_text(encoding="utf-8").replace("name: nothing", f"name: {name}", 1)
+    (target / ENTRY).write_text(text if number < TRIVIAL else text.replace("baseline: true", "baseline: false"))
+    share, harm = rng.uniform(0, 1, size=2) * (1.0, 0.1)
+    for cell, result in row.cells.items():
+        path = target / f"cells/{cell[0]}-{cell[1]}.json"
+        data = json.loads(path.read_text())
+        model = data["models"][row.model(result)]
+        for on, key in model["predictions"].items():
+            answers = target / "predictions" / key / LOGITS
+            tensors = load_file(answers)
+            right = np.eye(2, dtype=np.float32)[tensors["labels"]] + rng.uniform(0, 0.1, (len(tensors["labels"]), 1))
+            healed = rng.random(len(right)) < (share if on == "triggered" else 1 - harm)
+            tensors["logits"][healed] = right[healed]
+            tensors["logits"][rng.random(len(right)) < harm] *= -1
+            save_file(tensors, answers)
+            for stage in data["stages"]:
+                if stage["key"] == key:
+                    stage["digest"] = data_digest({LOGITS: file_digest(answers)})
+        folders = {on: target / "predictions" / key for on, key in model["predictions"].items()}
+        for spec in checker.metrics_of(cell[0]):
+            model["metrics"][spec["name"]] = checker.measure(spec, folders, result).model_dump()
+        path.write_text(json.dumps(data))
+    record: dict[str, Any] = json.loads((target / RECORD).read_text()) | {"entry": name}
+    (target / RECORD).unlink()
+    (target / RECORD).write_text(json.dumps(record | {"files": file_digests(target)}))
+
+
+def timed(count: int, row: Row, folder: Path) -> dict[str, float]:
+    """Seconds to check and to build a board of so many rows."""
+    rows, making = folder / "rows", Checker(load_track("pico-v1"))
+    for number in range(count):
+        copy(row, making, rows / "pico-v1" / f"made-up-{number}", number)
+    started = time.process_time()
+    checker = checkers()
+    for target in sorted((rows / "pico-v1").iterdir()):
+        checker(target).check(target)
+    checked = time.process_time()
+    build([rows], folder / "site")
+    built = time.process_time()
+    return {"rows": count, "check_s": round(checked - started, 1), "build_s": round(built - checked, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--rows", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--row", type=Path, help="a row of `nothing` on pico-v1, made before")
+    arguments = parser.parse_args()
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        entry = load_entry(ENTRIES / "nothing.yaml")
+        place = Path(scratch)
+        made = arguments.row or make_row(load_track("pico-v1"), entry, place / "workspace", place / "made")
+        for count in arguments.rows:
+            folder = place / str(count)
+            found.append(timed(count, read_row(made), folder))
+            shutil.rmtree(folder)
+            print(found[-1], file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"boards": found}))
+
+
+if __name__ == "__main__":
+    main()

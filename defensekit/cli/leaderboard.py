@@ -1,0 +1,204 @@
+"""`defensekit leaderboard`: defenses compared on frozen tracks."""
+
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from defensekit.cli.shared import Workspace, checked, console, table
+from defensekit.utils.errors import DefenseKitError, printable
+
+if TYPE_CHECKING:
+    from defensekit.components import Observer
+
+app = typer.Typer(help="Defenses compared on frozen tracks: rows that anyone can run again.", no_args_is_help=True)
+
+Track = Annotated[str, typer.Argument(metavar="TRACK", help="A shipped track's name, or a track's file.")]
+OnTrack = Annotated[str | None, typer.Option("--track", help="The track's file, if it is none of the shipped ones.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Executor = Annotated[
+    str | None, typer.Option(metavar="YAML", help="Where stages run, as in '{name: local, workers: 2, threads: 1}'.")
+]
+
+
+@app.command("tracks")
+def list_tracks() -> None:
+    """List the shipped tracks."""
+    from defensekit.leaderboard.tracks import load_track, names
+
+    rows = table("track", "cells", "labelled rows", "about")
+    for name in names():
+        track = load_track(name)
+        about = Text(track.keys.about, overflow="fold")
+        rows.add_row(name, str(len(track.cells)), str(track.keys.budget.labelled), about)
+    console().print(rows)
+
+
+@app.command()
+def freeze(track: Track, workspace: Workspace = Path("workspace"), quiet: Quiet = False) -> None:
+    """Write what a new track rests on into its file: digests of its base, its data, and every cell's rows.
+
+    A track that rows were made on is never frozen again: a change is another version, with another name.
+    """
+    with _at_work(quiet) as observers:
+        from defensekit.leaderboard.freezing import freeze as write
+        from defensekit.leaderboard.tracks import load_track
+
+        loaded = load_track(track)
+        write(loaded, workspace, observers)
+    console().print(f"{loaded.document.name}: frozen")
+
+
+@app.command()
+def suspects(
+    track: Track, workspace: Workspace = Path("workspace"), executor: Executor = None, quiet: Quiet = False
+) -> None:
+    """Make a track's suspects and clean references, once for all rows that are made in the workspace.
+
+    They are artifacts of its store, with digests: the workspace can be handed on.
+    """
+    with _at_work(quiet) as observers:
+        from defensekit.leaderboard.running import make_suspects
+        from defensekit.leaderboard.tracks import load_track
+
+        results = make_suspects(load_track(track), workspace, observers, executor)
+    metrics = list(dict.fromkeys(name for result in results for name in result.models["suspect"].metrics))
+    rows = table("suspect", "seed", *(name.upper() for name in metrics))
+    for result in results:
+        measured = result.models["suspect"].metrics
+        numbers = [f"{measured[name].value:.3f}" if name in measured else "-" for name in metrics]
+        rows.add_row(str(result.axes["attack"]), str(result.recipe["seed"]), *numbers)
+    console().print(rows)
+
+
+@app.command()
+def run(
+    track: Track,
+    entry: Annotated[Path, typer.Argument(help="An entry, as YAML.")],
+    rows: Annotated[Path, typer.Option(help="The folder that rows go into.")] = Path("rows"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ATTACK:SEED", help="Run this cell alone; may be repeated. A row of some is no whole row."
+        ),
+    ] = None,
+    workspace: Workspace = Path("workspace"),
+    executor: Executor = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run an entry on every cell of a track, and write its row into ROWS/TRACK/ENTRY.
+
+    What was computed before is not computed again: the same command goes on after any interruption.
+    """
+    checked(entry, "entry")
+    with _at_work(quiet) as observers:
+        from defensekit.leaderboard.entries import load_entry
+        from defensekit.leaderboard.running import make_row
+        from defensekit.leaderboard.tracks import load_track
+
+        loaded = load_track(track)
+        cells = [loaded.cell(text) for text in only] if only else None
+        row = make_row(loaded, load_entry(entry), workspace, rows, observers, cells, executor)
+    console().print(f"row: {row}")
+
+
+@app.command()
+def check(
+    rows: Annotated[list[Path], typer.Argument(metavar="ROW...", help="Rows' folders, or folders of rows.")],
+    track: OnTrack = None,
+) -> None:
+    """Check rows without computing: schema, digests, identity, track, budget, cells, and every number.
+
+    Numbers are measured again from the stored answers. Nothing that came with a row is run. The exit code is 1 if
+    something is wrong.
+    """
+    from defensekit.leaderboard.board import checkers, rows_in
+
+    checker_of = checkers(track)
+    out, wrong, folders = console(), 0, [folder for place in rows for folder in rows_in(place)]
+    for folder in folders:
+        try:
+            checker_of(folder).check(folder)
+        except DefenseKitError as error:
+            wrong += 1
+            out.print(printable(f"wrong: {error}"))
+        else:
+            out.print(printable(f"right: {folder}"))
+    if wrong:
+        raise DefenseKitError(f"{wrong} of {len(folders)} rows are not right")
+
+
+@app.command()
+def verify(
+    row: Annotated[Path, typer.Argument(help="A row's folder.")],
+    by: Annotated[str, typer.Option(help="Who runs it again.")],
+    cells: Annotated[int, typer.Option(min=1, help="How many cells are drawn.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    trust: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A plugin that may run: its file, or its distribution.")
+    ] = None,
+    track: OnTrack = None,
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", "-w", help="One with the track's suspects (all is made anew).")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run cells of a row again, and write down in it whether the answers came out within the track's tolerance.
+
+    The row is checked before. A plugin that is none of ours runs only if --trust names it: in a process of its own,
+    without network where the system allows that. The exit code is 1 if anything differs by more.
+    """
+    from defensekit.leaderboard.board import checkers
+
+    loaded = checkers(track)(row).track
+    with _at_work(quiet) as observers:
+        from defensekit.leaderboard.verifying import verify as repeat
+
+        found = repeat(loaded, row, cells, seed, by, trust or (), workspace, observers)
+    rows = table("cell", "seed", "plain rows answered otherwise", "triggered rows", "inputs that differ")
+    for cell in found.cells:
+        shares = [f"{cell.differing[on]:.2%}" for on in ("plain", "triggered")]
+        rows.add_row(cell.attack, str(cell.seed), *shares, Text(", ".join(cell.inputs) or "none"))
+    console().print(rows)
+    if not found.isolated:
+        console().print("this system could not take the network from it")
+    if not found.same:
+        raise DefenseKitError(f"{row}: it did not come out again; that is written in the row")
+    console().print(f"{row}: it came out again; that is written in the row")
+
+
+@app.command()
+def build(
+    rows: Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Folders of rows, or rows.")],
+    out: Annotated[Path, typer.Option(help="The site's folder.")] = Path("site"),
+    track: OnTrack = None,
+    host: Annotated[
+        str | None, typer.Option(help="The board's keeper: what `verify --by` of that name wrote counts as the host's.")
+    ] = None,
+) -> None:
+    """Check rows, and write the board: pages that fetch nothing, board.json and board.csv."""
+    from defensekit.leaderboard.page import build as write
+
+    console().print(f"page: {write(rows, out, track, host)}")
+
+
+@contextmanager
+def _at_work(quiet: bool) -> "Iterator[list[Observer]]":
+    """Progress on standard error, and an end at Ctrl-C that says how to go on."""
+    from defensekit.cli.interrupt import ending, remembered
+    from defensekit.cli.progress import Progress
+
+    gc.enable()
+    with (
+        ending("stopped; the same command goes on where it stopped"),
+        remembered() as interrupt,
+        Progress(quiet=quiet) as progress,
+        redirect_stdout(sys.stderr),
+    ):
+        progress.message("loading libraries")
+        yield [interrupt, progress]

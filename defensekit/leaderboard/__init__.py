@@ -1,0 +1,1 @@
+"""Leaderboards: frozen tracks, rows that are recipes, and pages made of them."""

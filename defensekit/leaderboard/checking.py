@@ -1,0 +1,311 @@
+"""Checking a row without computing: nothing that came with it is run, and no model is opened.
+
+What can't be seen here is left to `verifying`: answers that were made up with everything else of the row to fit them.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+from defensekit.components import Measured, Metric, Predictions
+from defensekit.leaderboard.freezing import digest_of_labels, digest_of_rows
+from defensekit.leaderboard.identity import disagreements, parts_of
+from defensekit.leaderboard.keys import UNPOISONED
+from defensekit.leaderboard.row import Row, Verification, read_row
+from defensekit.leaderboard.running import KEPT
+from defensekit.leaderboard.tracks import Cell, Track
+from defensekit.pipeline.identity import identity
+from defensekit.pipeline.predictions import LOGITS, read_for, read_predictions
+from defensekit.recipe.keys import Sizes
+from defensekit.recipe.resolve import component
+from defensekit.result.schema import Result
+from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.files import data_digest, file_digest
+from defensekit.utils.seeds import Seeds
+
+COSTS = ("statistics", "purify", "inspect", "sanitize")  # the kinds of stages that a defense computes
+
+
+@dataclass
+class Checker:
+    """Checks rows of a track. Answers that many rows share, those of suspects, are ``measured`` once."""
+
+    track: Track
+    measured: dict[tuple[Any, ...], Measured] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+
+    def check(self, folder: Path) -> Row:
+        """Read a row, and compare everything in it with everything else and with the track.
+
+        Returns:
+            The row.
+
+        Raises:
+            DefenseKitError: the first thing that is wrong.
+        """
+        row = read_row(folder)
+        for problem in self.problems(row):
+            raise DefenseKitError(f"{folder}: {problem}")
+        return row
+
+    def problems(self, row: Row) -> Iterator[str]:
+        """What is wrong with a row."""
+        if (row.record.track, row.record.track_digest) != (self.track.name, self.track.digest):
+            yield f"its track is {row.record.track} ({row.record.track_digest[:12]}), expected {self.track.name} " \
+                  f"({self.track.digest[:12]})"  # fmt: skip
+            return
+        for cell in dict.fromkeys((*self.track.cells, *row.cells)):
+            if cell not in row.cells:
+                yield f"the cell {_called(cell)} is missing"
+            elif cell not in self.track.cells:
+                yield f"the cell {_called(cell)} is none of the track's"
+            else:
+                for problem in self._cell(row, cell, row.cells[cell]):
+                    yield f"{_called(cell)}: {problem}"
+        yield from self._one_defense(row)
+        yield from self._verifications(row)
+        wanted = {key for result in row.cells.values() for key in _keys(result)}
+        if extra := sorted(path.name for path in row.folder.glob("predictions/*") if path.name not in wanted):
+            yield f"predictions/{extra[0]} belongs to no cell"
+
+    # -- one cell ------------------------------------------------------------------------------------------------------
+
+    def _cell(self, row: Row, cell: Cell, result: Result) -> Iterator[str]:
+        from safetensors import SafetensorError
+
+        facts, recipe = result.identified, result.recipe
+        if result.identity != identity(facts):
+            yield "its identity is not the digest of what it was identified by"
+        try:
+            yield from disagreements(recipe, facts)
+            yield from self._recipe(cell, recipe, facts)
+            yield from self._entry(row, recipe, facts)
+            yield from self._budget(result)
+            yield from self._rows(row, cell, result)
+            yield from self._numbers(row, cell, result)
+        except SafetensorError as error:
+            yield f"its answers can't be read ({error})"
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            yield f"its record is damaged ({type(error).__name__}: {error})"
+
+    def _recipe(self, cell: Cell, recipe: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
+        """The track's part of a recipe."""
+        attack, seed = cell
+        keys = self.track.keys
+        specs = {**keys.attacks, **keys.biases, UNPOISONED: keys.unpoisoned}
+        expected = {**keys.recipe, "attack": specs[attack], "seed": seed, "metrics": self.metrics_of(attack)}
+        placed = set(places(recipe, facts))
+        for place in unlike(expected, recipe):
+            if place not in placed:
+                yield f"{place} is not the track's"
+        digests = self.track.digests
+        contents = facts["contents"]
+        if digests.model not in (None, contents["model"]) or digests.data != contents["data"]:
+            yield "its base or its data are not the track's"
+        if "compare" in recipe["defense"] and recipe["defense"]["compare"]:
+            yield "it compares its defense with others; a row is one defense"
+
+    def _entry(self, row: Row, recipe: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
+        """The defense as it was run, and as the entry has it."""
+        placed = set(places(recipe, facts))
+        for place in unlike({"defense": row.entry.keys.defense}, {"defense": recipe["defense"]}):
+            if place not in placed:
+                yield f"{place} is not the entry's"
+        plugin = row.entry.keys.plugin
+        if recipe.get("plugins", []) != ([plugin.file] if plugin.file else []):
+            yield "its plugin is not the entry's"
+        if recipe.get("requires", []) != ([plugin.requires] if plugin.requires else []):
+            yield "the distribution that it needs is not the entry's"
+        if row.entry.plugin_file:
+            digest, sources = file_digest(row.entry.plugin_file), {part["source"] for part in facts["parts"].values()}
+            if digest not in sources:
+                yield f"it was not made with {row.entry.plugin_file.name} as it is"
+
+    def _budget(self, result: Result) -> Iterator[str]:
+        budget, recipe = self.track.keys.budget, result.recipe
+        if result.oracle or "oracle" in str(recipe["defense"].get("choose", {}).get("rule")):
+            yield f"an oracle chose ({', '.join(result.oracle) or 'by its rule'})"
+        used = defenders_rows(recipe)
+        if used != result.clean_budget or used > budget.labelled:
+            yield f"it used {result.clean_budget} labelled rows, says its recipe {used}, allowed {budget.labelled}"
+        if (models := other_models(result)) > budget.models:
+            yield f"it used {models} models beside suspect and base, allowed {budget.models}"
+        if (seconds := cost(result)) > 60 * budget.minutes:
+            yield f"it took {seconds:.0f} s, allowed {60 * budget.minutes:g}"
+
+    def _rows(self, row: Row, cell: Cell, result: Result) -> Iterator[str]:
+        """The rows that a cell rests on, and those that were asked about."""
+        attack, index = cell[0], self.track.keys.seeds.index(cell[1])
+        digests = self.track.digests
+        if digest_of_rows({stage.title: stage.digest for stage in result.stages}) != digests.rows[attack][index]:
+            yield "the rows that it rests on are not the track's"
+        made = {stage.key: stage.digest for stage in result.stages}
+        for name in (*KEPT, row.model(result)):
+            for on, key in result.models[name].predictions.items():
+                path = row.folder / "predictions" / key / LOGITS
+                if not path.is_file():
+                    yield f"the answers of {name} to {on} rows are missing"
+                elif made.get(key) != data_digest({LOGITS: file_digest(path)}):
+                    yield f"the answers of {name} to {on} rows are not those of its stage"
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    def _numbers(self, row: Row, cell: Cell, result: Result) -> Iterator[str]:
+        """Every number of a cell, measured again from the answers."""
+        names = {*KEPT, row.model(result)}
+        if result.models.keys() != names:
+            yield f"it has the models {', '.join(sorted(result.models))}, expected {', '.join(sorted(names))}"
+            return
+        keys = [key for model in result.models.values() for key in model.predictions.values()]
+        if len(set(keys)) < len(keys):
+            yield "two of its models have the same answers"
+        frozen = self.track.digests.labels[cell[0]][self.track.keys.seeds.index(cell[1])]
+        metrics = self.metrics_of(cell[0])
+        for name, model in result.models.items():
+            folders = row.answers(result, name)
+            if folders.keys() != {"plain", "triggered"}:
+                yield f"{name} has no answers to plain and to triggered rows"
+                continue
+            asked = {on: read_predictions(folder) for on, folder in folders.items()}
+            if problem := next((text for some in asked.values() if (text := malformed(some))), None):
+                yield f"the answers of {name} are damaged ({problem})"
+            elif digest_of_labels({on: _labels(some) for on, some in asked.items()}) != frozen:
+                yield f"{name} was asked about other rows than the track's, or their labels were changed"
+            elif list(model.metrics) != [spec["name"] for spec in metrics]:
+                yield f"the metrics of {name} are not the track's"
+            else:
+                for spec in metrics:
+                    here, there = self.measure(spec, folders, result), model.metrics[spec["name"]]
+                    if not _same(here, there):
+                        told = f"{spec['name']} of {name} is {there.value:.4f} in the row"
+                        yield f"{told}, and {here.value:.4f} by its answers"
+
+    def metric(self, spec: dict[str, Any]) -> Metric:
+        """A metric of the track, looked up once."""
+        if spec["name"] not in self.metrics:
+            self.metrics[spec["name"]] = component(Metric, spec)
+        return self.metrics[spec["name"]]
+
+    def metrics_of(self, attack: str) -> list[dict[str, Any]]:
+        """What the track measures of an attack."""
+        keys = self.track.keys
+        specs = keys.bias_metrics if attack in keys.biases else keys.recipe["metrics"]
+        return [{"name": spec} if isinstance(spec, str) else spec for spec in specs]
+
+    def measure(self, spec: dict[str, Any], folders: Mapping[str, Path], result: Result) -> Measured:
+        """A metric of answers."""
+        context = {
+            "target": (result.attack or {}).get("target"),
+            "names": tuple(result.data["labels"]),
+            "seed": Seeds(result.recipe["seed"]).metrics,
+        }
+        digests = tuple((on, file_digest(folder / LOGITS)) for on, folder in sorted(folders.items()))
+        wanted = (spec["name"], digests, *context.values())
+        if wanted not in self.measured:
+            metric = self.metric(spec)
+            predictions = read_for(metric.on, folders, **context)
+            assert predictions is not None  # there are answers to plain and to triggered rows
+            self.measured[wanted] = metric.measure(predictions)
+        return self.measured[wanted]
+
+    # -- the row -------------------------------------------------------------------------------------------------------
+
+    def _one_defense(self, row: Row) -> Iterator[str]:
+        """Whether every cell is of the same defense, and of the same base."""
+        defenses = {data_digest(result.recipe["defense"]) for result in row.cells.values()}
+        bases = {result.identified["contents"]["model"] for result in row.cells.values()}
+        if len(defenses) > 1 or len(bases) > 1:
+            yield "its cells are of different defenses, or of different bases"
+
+    def _verifications(self, row: Row) -> Iterator[str]:
+        for one in row.verifications:
+            if one.same != agreement(one, self.track):
+                yield f"the verification by {one.by} says {'same' if one.same else 'differs'}, and its numbers do not"
+            if any((cell.attack, cell.seed) not in self.track.cells for cell in one.cells) or not one.cells:
+                yield f"the verification by {one.by} is of no cells of the track"
+
+
+def agreement(verification: Verification, track: Track) -> bool:
+    """Whether every cell came out again within the track's tolerance, from the same inputs."""
+    limit = track.keys.tolerance.answers
+    return all(max(cell.differing.values(), default=1.0) <= limit and not cell.inputs for cell in verification.cells)
+
+
+def unlike(given: Any, resolved: Any, place: str = "") -> Iterator[str]:
+    """Where a resolved recipe is not what was given; what was not given may be anything."""
+    if isinstance(resolved, dict) and isinstance(given, str) and "name" in resolved:
+        given = {"name": given}
+    if isinstance(given, dict) and isinstance(resolved, dict):
+        for key, value in given.items():
+            yield from unlike(value, resolved.get(key), f"{place}.{key}" if place else key)
+    elif isinstance(given, list) and isinstance(resolved, list) and len(given) == len(resolved):
+        for i, (one, other) in enumerate(zip(given, resolved, strict=True)):
+            yield from unlike(one, other, f"{place}.{i}")
+    elif given != resolved:
+        yield place
+
+
+def places(recipe: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
+    """Parameters that say where something is, on the machine that made the row; digests of contents stand for them."""
+    for key, given in parts_of(recipe):
+        if facts["contents"].get(key) is not None:
+            known = facts["parts"][key]["parameters"].keys() | {"name", *Sizes.model_fields}
+            yield from (f"{key}.{name}" for name in given.keys() - known)
+
+
+def malformed(predictions: Predictions) -> str | None:
+    """What is wrong with stored answers, if anything is."""
+    import numpy as np
+
+    logits, labels, ids = predictions.logits, predictions.labels, predictions.ids
+    if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all():
+        return "expected a finite logit per row and label"
+    if labels.shape != (len(logits),) or ids is None or ids.shape != labels.shape:
+        return "expected a label and a number per row"
+    return None if labels.dtype.kind == "i" and ids.dtype.kind == "i" else "expected whole numbers as labels"
+
+
+def defenders_rows(recipe: dict[str, Any]) -> int:
+    """How many labelled rows a recipe's defender uses."""
+    defense, data = recipe["defense"], recipe["data"]
+    return (0 if "sanitizer" in defense else int(data["clean"])) + (int(data["dev"]) if "choose" in defense else 0)
+
+
+def other_models(result: Result) -> int:
+    """How many models a defense reads, beside suspect and base: those outside the store that its parts name."""
+    given, parts, count = dict(parts_of(result.recipe)), result.identified["parts"], 0
+    for key, digest in result.identified["contents"].items():
+        if key.startswith("defense.") and digest is not None:
+            named = [given[key][name] for name in given[key].keys() - parts[key]["parameters"].keys() - {"name"}]
+            count += max(sum(len(one) if isinstance(one, list) else 1 for one in named), 1)
+    return count
+
+
+def cost(result: Result) -> float:
+    """The seconds of all that the defense computed, trials included; not of what is reported beside it."""
+    stages = [stage for stage in result.stages if stage.kind in COSTS and stage.title != "fine-tuned only"]
+    return sum(stage.seconds or 0.0 for stage in stages)
+
+
+def _labels(predictions: Predictions) -> tuple[list[int], list[int]]:
+    assert predictions.ids is not None
+    return predictions.ids.tolist(), predictions.labels.tolist()
+
+
+def _same(here: Measured, there: Measured) -> bool:
+    """Whether two measurements are the same to the digits that libraries agree on."""
+    if here.rows != there.rows or here.parts.keys() != there.parts.keys():
+        return False
+    pairs = ((here.value, there.value), (here.low, there.low), (here.high, there.high))
+    equal = all(isclose(one, other, abs_tol=1e-6) for one, other in pairs)
+    return equal and all(_same(part, there.parts[name]) for name, part in here.parts.items())
+
+
+def _keys(result: Result) -> set[str]:
+    return {key for model in result.models.values() for key in model.predictions.values()}
+
+
+def _called(cell: Cell) -> str:
+    return f"{cell[0]}, seed {cell[1]}"

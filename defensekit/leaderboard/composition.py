@@ -1,0 +1,64 @@
+"""A track and an entry as a study, which the engine runs as any other."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from defensekit.leaderboard.entries import Entry
+from defensekit.leaderboard.keys import UNPOISONED
+from defensekit.leaderboard.tracks import Cell, Track
+from defensekit.recipe.yaml_document import Document, Path_, moved, overlay, setting
+from defensekit.studies.loading import Study, study_of
+
+AXIS = "attack"
+# What makes a recipe whole where only its suspects are wanted.
+_NOTHING = {"scorer": "random", "selector": {"name": "fraction", "fraction": 0.0}, "purifier": ["reset"]}
+
+
+def study_for(
+    track: Track, entry: Entry | None, cells: Sequence[Cell] | None = None, executor: str | None = None
+) -> Study:
+    """The study whose runs are the cells of a row.
+
+    Args:
+        track: the track.
+        entry: the defense; None for one that does nothing.
+        cells: those to run; all of them, if none are named.
+        executor: in place of the one that runs stages in this process, as YAML.
+
+    Raises:
+        UsageError: a key of either file is wrong; the message has its location.
+    """
+    study = moved(track.document, ("recipe",), ("recipe",))
+    for group in ("attacks", "biases"):
+        for label in getattr(track.keys, group):
+            study = overlay(study, moved(track.document, (group, label), ("matrix", AXIS, label, "attack")), {})
+    for label in track.keys.biases:
+        study = _with(study, track.document, ("matrix", AXIS, label, "metrics"), track.keys.bias_metrics)
+    study = overlay(study, moved(track.document, (UNPOISONED,), ("matrix", AXIS, UNPOISONED, "attack")), {})
+    study = _with(study, track.document, (), {"name": track.name, "seeds": track.keys.seeds, "keep": "suspects"})
+    if entry is None:
+        study = _with(study, track.document, ("recipe", "defense"), _NOTHING)
+    else:
+        study = overlay(study, moved(entry.document, ("defense",), ("recipe", "defense")), {})
+        study = _with(study, entry.document, ("name",), f"{track.name}.{entry.name}")
+        plugin = entry.keys.plugin
+        key, value = ("plugins", plugin.file) if plugin.file else ("requires", plugin.requires)
+        study = _with(study, entry.document, ("recipe", key), [value], ("plugin",))
+    study = _with(study, (entry or track).document, ("recipe", "defense", "compare"), {})
+    if executor is not None:
+        study = overlay(study, setting(f"executor={executor}"), {})
+    built = study_of(study)
+    return replace(
+        built, runs=[run for run in built.runs if cells is None or cell_of(run.axes, run.recipe.seed) in cells]
+    )
+
+
+def cell_of(axes: Any, seed: int) -> Cell:
+    """The cell of a run."""
+    return str(axes[AXIS]), seed
+
+
+def _with(below: Document, source: Document, path: Path_, value: Any, key: Path_ = ()) -> Document:
+    """A document with one more value; errors about it have the location of a key of the source."""
+    return overlay(below, moved(Document(source.name, value, {(): source.place(key)}), (), path), {})

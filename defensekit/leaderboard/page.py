@@ -1,0 +1,223 @@
+"""The board as a static site: tables, a page per defense, and the same as JSON and CSV. Nothing is fetched."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any
+
+from defensekit.leaderboard.board import checkers, rows_in
+from defensekit.leaderboard.keys import UNPOISONED
+from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, Scores, score
+from defensekit.leaderboard.ties import Standing, Standings, standings
+from defensekit.leaderboard.tracks import Track
+from defensekit.recipe import yaml_document
+from defensekit.result.plots import COLOURS, MARKS, canvas, image
+from defensekit.utils.errors import UsageError
+from defensekit.utils.files import atomic_write
+from defensekit.utils.html import fill
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Every column of numbers: its title, what it is, and how it is written. Lower is better but where it says otherwise.
+COLUMNS: dict[str, tuple[str, str, str]] = {
+    "excess_asr": ("excess ASR", "triggered rows answered with the target, less the same rows without trigger", ".3f"),
+    "excess_asr_worst": ("worst attack", "the excess ASR of the attack that is left most of", ".3f"),
+    "acc_lost": ("ACC lost", "accuracy of the suspect less that of the defended model", ".3f"),
+    "harm": ("harm", "ACC lost by a suspect that was never poisoned", ".3f"),
+    "asr": ("ASR", "triggered rows answered with the target", ".3f"),
+    "asr_clean": ("clean ASR", "the ASR of the clean reference, which is all that can be reached", ".3f"),
+    "pacc": ("PACC ↑", "triggered rows answered right; higher is better", ".3f"),
+    "bacc": ("BACC ↑", "accuracy on rows with the pattern of a bias; higher is better", ".3f"),
+    "fidelity": ("fidelity ↑", "NIST's: the share of the ASR that is gone, times the share of ACC that is left", ".3f"),
+    "seconds": ("seconds", "all that the defense computed for one suspect, on the machine of the row", ".0f"),
+    "memory_mib": ("MiB", "of memory, at the peak of making the model", ",.0f"),
+    "labelled_rows": ("rows", "clean labelled rows that it was handed", ".0f"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrackTable:
+    """A track and its rows, as they stand; ``host`` is the keeper, whose verifications count as the host's."""
+
+    track: Track
+    standings: Standings
+    host: str | None
+
+    @property
+    def columns(self) -> dict[str, tuple[str, str, str]]:
+        """The columns that some row has a number in."""
+        numbers = [one.scores.numbers() for one in self.standings.rows]
+        return {name: column for name, column in COLUMNS.items() if any(one[name] is not None for one in numbers)}
+
+    def record(self, standing: Standing) -> dict[str, Any]:
+        """A row as plain data."""
+        scores, keys = standing.scores, standing.scores.row.entry.keys
+        return {
+            "track": self.track.name,
+            "name": scores.name,
+            "title": keys.title,
+            "group": letters(standing.group),
+            **scores.numbers(),
+            "excess_asr_low": standing.interval[0],
+            "excess_asr_high": standing.interval[1],
+            "needs": ", ".join(keys.needs) or "nothing",
+            "badge": scores.badge(self.host),
+            "baseline": keys.baseline,
+            "no_better_than": ", ".join(standing.no_better_than),
+        }
+
+
+def build(places: Sequence[Path], out: Path, track: str | None = None, host: str | None = None) -> Path:
+    """Check rows, and write the site.
+
+    Args:
+        places: rows, or folders of rows.
+        out: the site's folder.
+        track: the file of a track that is not shipped.
+        host: the keeper, as verifications name him.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DefenseKitError: a row is not right, or there are two of one name.
+    """
+    checker_of = checkers(track)
+    by_track: dict[str, dict[str, Scores]] = {}
+    tracks: dict[str, Track] = {}
+    for folder in (folder for place in places for folder in rows_in(place)):
+        checker = checker_of(folder)
+        row = checker.check(folder)
+        tracks[checker.track.name] = checker.track
+        if row.name in by_track.setdefault(checker.track.name, {}):
+            raise UsageError(f"{folder}: there is another row of {row.name} on {checker.track.name}")
+        by_track[checker.track.name][row.name] = score(row, checker)
+    tables = [TrackTable(tracks[name], standings(list(rows.values())), host) for name, rows in by_track.items()]
+    write(tables, out)
+    return out / "index.html"
+
+
+def write(tables: Sequence[TrackTable], out: Path) -> None:
+    """Write the pages, ``board.json`` and ``board.csv``."""
+    records = [table.record(one) for table in tables for one in table.standings.rows]
+    atomic_write(out / "index.html", board(tables).encode())
+    for table in tables:
+        for one in table.standings.rows:
+            atomic_write(out / table.track.name / f"{one.scores.name}.html", card(table, one).encode())
+    atomic_write(out / "board.json", (json.dumps(records, indent=1, ensure_ascii=False) + "\n").encode())
+    text = io.StringIO()
+    lines = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    lines.writeheader()
+    lines.writerows({key: inert(value) for key, value in record.items()} for record in records)
+    atomic_write(out / "board.csv", text.getvalue().encode())
+
+
+def board(tables: Sequence[TrackTable]) -> str:
+    """The page of tables. Every text that comes from a row is escaped; the one script on it is ours, by its digest."""
+    from markupsafe import Markup
+
+    script = (Path(__file__).parent / "sort.js").read_text(encoding="utf-8")
+    return fill(
+        __package__,
+        "board.html",
+        tables=[(table, [(one, table.record(one)) for one in table.standings.rows]) for table in tables],
+        plots={table.track.name: image(tradeoff(table)) for table in tables},
+        script=Markup(script),  # a file of this package
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        shown=shown,
+        failed=FAILED,
+    )
+
+
+def card(table: TrackTable, standing: Standing) -> str:
+    """The page of one row."""
+    scores, track = standing.scores, table.track
+    cells = scores.row.cells
+    first = next(iter(cells.values()))
+    attacks = [
+        (attack, label, [_mean(scores, attack, of) for of in MEASURES.values()]) for attack, label in _attacks(track)
+    ]
+    return fill(
+        __package__,
+        "card.html",
+        record=table.record(standing),
+        entry=scores.row.entry.keys,
+        table=table,
+        measures=list(MEASURES),
+        attacks=attacks,
+        shown=shown,
+        defense=yaml_document.dump({k: v for k, v in first.recipe["defense"].items() if k != "compare"}),
+        chosen=[(cell, result.chosen) for cell, result in sorted(cells.items()) if result.chosen],
+        environment=first.environment,
+        verifications=scores.row.verifications,
+        cells=len(cells),
+    )
+
+
+MEASURES: dict[str, Callable[[Scores, Any], float | None]] = {
+    "ACC before": lambda scores, cell: scores.value(ACC, cell, "suspect"),
+    "ACC after": lambda scores, cell: scores.value(ACC, cell),
+    "ASR before": lambda scores, cell: scores.value(ASR, cell, "suspect"),
+    "ASR after": lambda scores, cell: scores.value(ASR, cell),
+    "clean ASR": lambda scores, cell: scores.value(ASR, cell, "clean"),
+    "excess before": lambda scores, cell: scores.value(EXCESS, cell, "suspect"),
+    "excess after": lambda scores, cell: scores.value(EXCESS, cell),
+    "PACC after": lambda scores, cell: scores.value(PACC, cell),
+    "BACC after": lambda scores, cell: scores.value(BACC, cell),
+}
+
+
+def _attacks(track: Track) -> list[tuple[str, str]]:
+    kinds = [(track.keys.attacks, "backdoor"), (track.keys.biases, "bias"), ([UNPOISONED], "innocent")]
+    return [(attack, kind) for attacks, kind in kinds for attack in attacks]
+
+
+def _mean(scores: Scores, attack: str, of: Callable[[Scores, Any], float | None]) -> float | None:
+    return scores.mean(lambda cell: of(scores, cell), [attack])
+
+
+def tradeoff(table: TrackTable) -> "Figure":
+    """What is left of the attacks against what they cost; each point is marked with its group's letter."""
+    labels: dict[tuple[float, float], list[str]] = defaultdict(list)  # points that lie close share one
+    with canvas(7, 4) as (figure, [axes]):
+        for one in table.standings.rows:
+            record = table.record(one)
+            baseline = record["baseline"]
+            style: Any = {"marker": MARKS[1 if baseline else 0], "color": COLOURS[1 if baseline else 0], "zorder": 3}
+            x, y = record["acc_lost"], record["excess_asr"]
+            if x is None or y is None:
+                continue
+            axes.plot([x], [y], markersize=5, fillstyle="none" if baseline else "full", **style)
+            labels[round(x, 2), round(y / 2, 2)].append(record["name"] if baseline else record["group"])
+        for (x, half), texts in labels.items():
+            axes.annotate(", ".join(dict.fromkeys(texts)), (x, 2 * half), (4, 4), "data", "offset points", fontsize=8)
+        axes.set_xlabel("ACC lost: to the left is better")
+        axes.set_ylabel("excess ASR: lower is better")
+    return figure
+
+
+def shown(value: float | None, form: str = ".3f") -> str:
+    """A number as the tables have it."""
+    if value is None:
+        return "–"
+    text = format(value, form)
+    return text.removeprefix("-") if not text.strip("-0.") else text.replace("-", "−")
+
+
+def letters(group: int) -> str:
+    """What a group is called: A to Z, then AA, AB and so on."""
+    more, last = divmod(group, len(ascii_uppercase))
+    return (letters(more - 1) if more else "") + ascii_uppercase[last]
+
+
+def inert(value: Any) -> Any:
+    """A value for CSV: a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value

@@ -1,0 +1,191 @@
+"""A row's folder: the entry, a result per cell, the answers behind it, and the digests of all.
+
+It may come from a stranger: names, sizes and kinds of files are checked before anything is read, and nothing is run.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from defensekit.leaderboard.composition import AXIS
+from defensekit.leaderboard.entries import Entry, load_entry
+from defensekit.leaderboard.keys import Digest, Label, Line
+from defensekit.leaderboard.tracks import Cell
+from defensekit.pipeline.predictions import LOGITS
+from defensekit.recipe.keys import Keys
+from defensekit.result.schema import Result, read_result
+from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.utils.files import file_digest
+
+RECORD, ENTRY, VERIFICATIONS = "row.json", "entry.yaml", "verifications"
+FILES, BYTES, FILE_BYTES = 5_000, 200_000_000, 10_000_000  # the most that a row may have
+_KNOWN = re.compile(
+    r"row\.json|entry\.yaml|[A-Za-z0-9_][A-Za-z0-9_-]{0,59}\.py|cells/[a-z0-9-]{1,60}\.json"
+    rf"|predictions/[0-9a-f]{{64}}/{re.escape(LOGITS)}|verifications/[a-z0-9-]{{1,60}}\.json"
+)
+
+
+class RowRecord(Keys):
+    """What `row.json` has: the track, and the digest of every file but itself and the verifications."""
+
+    schema_version: Literal[1] = 1
+    track: str
+    track_digest: Digest
+    entry: str
+    files: dict[str, Digest]
+
+
+class VerifiedCell(Keys):
+    """A cell that was run again.
+
+    ``differing`` is the share of test rows that some model answered otherwise, ``inputs`` what was not the same before
+    anything was computed.
+    """
+
+    attack: Label
+    seed: int
+    differing: dict[Literal["plain", "triggered"], Annotated[float, Field(ge=0, le=1)]]
+    inputs: list[str]
+
+
+class Verification(Keys):
+    """Some cells of a row, run again: by whom, on what, and whether everything came out within the tolerance."""
+
+    schema_version: Literal[1] = 1
+    row: Digest
+    by: Line
+    when: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+    on: dict[str, str]
+    isolated: bool
+    drawn_with: int
+    cells: list[VerifiedCell]
+    same: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row, read: ``digest`` is that of its record, by which verifications know it."""
+
+    folder: Path
+    record: RowRecord
+    entry: Entry
+    cells: Mapping[Cell, Result]
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The entry's."""
+        return self.record.entry
+
+    def model(self, result: Result) -> str:
+        """The model of a cell that counts."""
+        return counted(self.entry, result)
+
+    def answers(self, result: Result, model: str) -> dict[str, Path]:
+        """The folders with a model's answers, by the rows it was asked about."""
+        return {on: self.folder / "predictions" / key for on, key in result.models[model].predictions.items()}
+
+    @cached_property
+    def verifications(self) -> list[Verification]:
+        """Those of the row as it is now, oldest first.
+
+        Raises:
+            DefenseKitError: one can't be read.
+        """
+        found = []
+        for path in sorted((self.folder / VERIFICATIONS).glob("*.json")):
+            try:
+                found.append(Verification.model_validate_json(path.read_bytes()))
+            except ValidationError as error:
+                raise DefenseKitError(f"{path}: no verification ({_first(error)})") from error
+        return sorted((one for one in found if one.row == self.digest), key=lambda one: one.when)
+
+
+def counted(entry: Entry, result: Result) -> str:
+    """The model that counts: what the defense left, or the base fine-tuned anew for a row of that."""
+    return result.defended if entry.keys.model == "defended" else entry.keys.model
+
+
+def read_row(folder: Path) -> Row:
+    """Read a row; its digests are compared, its numbers are not.
+
+    Raises:
+        DefenseKitError: a file is missing, was changed, is of another kind, or is too many or too much.
+    """
+    files = dict(_files(folder))
+    for needed in (RECORD, ENTRY):
+        if needed not in files:
+            raise UsageError(f"{folder} is no row: it has no {needed}")
+    record = record_of(folder)
+    listed = {name for name in files if name != RECORD and not name.startswith(VERIFICATIONS)}
+    if difference := sorted(listed ^ record.files.keys()):
+        which = "is listed and not there" if difference[0] in record.files else "is there and not listed"
+        raise DefenseKitError(f"{folder}: {difference[0]} {which}")
+    for name, digest in record.files.items():
+        if file_digest(files[name]) != digest:
+            raise DefenseKitError(f"{folder}: {name} is not what its digest in {RECORD} says")
+    cells: dict[Cell, Result] = {}
+    for name in sorted(name for name in files if name.startswith("cells/")):
+        result = read_result(files[name])
+        attack, seed = result.axes.get(AXIS), result.recipe.get("seed")
+        if not isinstance(attack, str) or not isinstance(seed, int) or name != cell_file((attack, seed)):
+            raise DefenseKitError(f"{folder}: {name} is of another cell (attack {attack!r}, seed {seed!r})")
+        cells[attack, seed] = result
+    entry = load_entry(files[ENTRY])
+    if entry.name != record.entry:
+        raise DefenseKitError(f"{folder}: the entry is called {entry.name}, and the row {record.entry}")
+    return Row(folder, record, entry, cells, file_digest(files[RECORD]))
+
+
+def record_of(folder: Path) -> RowRecord:
+    """A row's record, by itself.
+
+    Raises:
+        DefenseKitError: it can't be read.
+    """
+    path = folder / RECORD
+    try:
+        if path.stat().st_size > FILE_BYTES:
+            raise DefenseKitError(f"{path} has more than {FILE_BYTES:,} bytes")
+        return RowRecord.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        raise DefenseKitError(f"{path}: {_first(error)}") from error
+
+
+def cell_file(cell: Cell) -> str:
+    """The file of a cell's result."""
+    return f"cells/{cell[0]}-{cell[1]}.json"
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file of a row by its path within it; nothing but plain files of known names and sizes."""
+    count = total = 0
+    for top, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            path = Path(top) / name
+            about, inner = path.lstat(), path.relative_to(folder).as_posix()
+            if stat.S_ISDIR(about.st_mode):
+                continue
+            if not stat.S_ISREG(about.st_mode):
+                raise DefenseKitError(f"{folder}: {inner} is no plain file")
+            if not _KNOWN.fullmatch(inner):
+                raise DefenseKitError(f"{folder}: {inner} has no place in a row")
+            count, total = count + 1, total + about.st_size
+            if count > FILES or total > BYTES or about.st_size > FILE_BYTES:
+                limits = f"{FILES:,} files, {BYTES:,} bytes in all, {FILE_BYTES:,} in one"
+                raise DefenseKitError(f"{folder}: {inner} goes beyond what a row may have ({limits})")
+            yield inner, path
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

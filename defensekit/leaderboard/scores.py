@@ -1,0 +1,115 @@
+"""What a row says, in numbers: measured from its answers, as a check leaves them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from defensekit.leaderboard.checking import Checker, cost
+from defensekit.leaderboard.keys import UNPOISONED
+from defensekit.leaderboard.row import Row
+from defensekit.leaderboard.tracks import Cell, Track
+from defensekit.pipeline.predictions import read_for
+from defensekit.utils.errors import DefenseKitError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EXCESS, ACC, ASR, PACC, BACC = "excess-asr", "acc", "asr", "pacc", "bacc"
+SELF, HOST, THIRD, FAILED = "self-reported", "re-run by the host", "re-run by a third party", "did not come out again"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The numbers of a row: ``paired`` has the values of single test rows, by metric and cell."""
+
+    row: Row
+    track: Track
+    paired: Mapping[str, Mapping[Cell, "np.ndarray"]]
+
+    @property
+    def name(self) -> str:
+        """The entry's."""
+        return self.row.name
+
+    def value(self, metric: str, cell: Cell, model: str | None = None) -> float | None:
+        """A metric of a cell's model: of the one that counts, if none is named."""
+        result = self.row.cells[cell]
+        measured = result.models[model or self.row.model(result)].metrics.get(metric)
+        return measured.value if measured else None
+
+    def mean(self, of: Callable[[Cell], float | None], attacks: Iterable[str]) -> float | None:
+        """The mean over seeds and attacks of a number of cells; None where no cell has it."""
+        cells = [(attack, seed) for attack in attacks for seed in self.track.keys.seeds]
+        values = [value for cell in cells if (value := of(cell)) is not None]
+        return fmean(values) if values else None
+
+    def lost(self, cell: Cell) -> float | None:
+        """ACC of the suspect less that of the defended model."""
+        before, after = self.value(ACC, cell, "suspect"), self.value(ACC, cell)
+        return None if before is None or after is None else before - after
+
+    def fidelity(self, cell: Cell) -> float | None:
+        """The share of the ASR that is gone times the share of the ACC that is left, as NIST has it."""
+        asr, asr_after = self.value(ASR, cell, "suspect"), self.value(ASR, cell)
+        acc, acc_after = self.value(ACC, cell, "suspect"), self.value(ACC, cell)
+        if not asr or not acc or asr_after is None or acc_after is None:
+            return None
+        return (asr - asr_after) / asr * acc_after / acc
+
+    def seconds(self, cell: Cell) -> float | None:
+        """What a cell's model took; of a defense all that it computed."""
+        result = self.row.cells[cell]
+        return cost(result) if self.row.entry.keys.model == "defended" else result.models["from-base"].seconds
+
+    def numbers(self) -> dict[str, float | None]:
+        """Every number of the table, by its column."""
+        backdoors, attacked = list(self.track.keys.attacks), [*self.track.keys.attacks, *self.track.keys.biases]
+
+        def mean(metric: str, attacks: Iterable[str] = backdoors, model: str | None = None) -> float | None:
+            return self.mean(lambda cell: self.value(metric, cell, model), attacks)
+
+        by_attack = {attack: mean(EXCESS, [attack]) for attack in backdoors}
+        cells = list(self.row.cells.values())
+        peaks = [peak for cell in cells if (peak := cell.models[self.row.model(cell)].peak_memory) is not None]
+        return {
+            "excess_asr": mean(EXCESS),
+            "excess_asr_worst": max((value for value in by_attack.values() if value is not None), default=None),
+            "acc_lost": self.mean(self.lost, attacked),
+            "harm": self.mean(self.lost, [UNPOISONED]),
+            "asr": mean(ASR),
+            "asr_clean": mean(ASR, model="clean"),
+            "pacc": mean(PACC),
+            "bacc": mean(BACC, self.track.keys.biases),
+            "fidelity": self.mean(self.fidelity, backdoors),
+            "seconds": self.mean(self.seconds, self.track.attacks),
+            "memory_mib": max(peaks) / 2**20 if peaks else None,
+            "labelled_rows": float(cells[0].clean_budget),
+        }
+
+    def badge(self, host: str | None) -> str:
+        """Who ran it again, if anybody did and it came out."""
+        others = [one for one in self.row.verifications if one.by not in self.row.entry.keys.authors]
+        if any(not one.same for one in others):
+            return FAILED
+        by = {one.by for one in others}
+        return HOST if host in by else THIRD if by else SELF
+
+
+def score(row: Row, checker: Checker) -> Scores:
+    """The numbers of a row that was checked."""
+    track = checker.track
+    paired: dict[str, dict[Cell, np.ndarray]] = {EXCESS: {}, ACC: {}}
+    for cell, result in row.cells.items():
+        if cell[0] not in track.keys.attacks:
+            continue
+        folders = row.answers(result, row.model(result))
+        for spec in checker.metrics_of(cell[0]):
+            if spec["name"] in paired:
+                metric = checker.metric(spec)
+                predictions = read_for(metric.on, folders, target=(result.attack or {}).get("target"))
+                values = metric.row_values(predictions) if predictions else None
+                if values is None:
+                    raise DefenseKitError(f"{row.folder}: {spec['name']} has no values of single rows to compare")
+                paired[spec["name"]][cell] = values.astype(int)
+    return Scores(row, track, paired)

@@ -1,0 +1,83 @@
+"""Which rows of a track can be told apart, and which can't: groups in place of ranks."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from defensekit.leaderboard.scores import ACC, EXCESS, Scores
+from defensekit.leaderboard.tracks import Cell
+from defensekit.studies.report.pairing import resampled
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DRAWS = 2_000
+Values = Mapping[Cell, "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a row stands: its group, 0 for the best, and the trivial baselines that it is not better than."""
+
+    scores: Scores
+    interval: tuple[float, float]
+    group: int
+    no_better_than: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Standings:
+    """The rows of a track, best first, and how many neighbours can be told apart."""
+
+    rows: Sequence[Standing]
+    apart: int
+
+
+def interval(values: Values, others: Values | None = None) -> tuple[float, float]:
+    """95 % of a mean, or of the difference of two, over attacks and seeds.
+
+    The percentile bootstrap: test rows are drawn anew within every cell, in pairs where two are compared, and then
+    seeds. Within a seed attacks count alike.
+    """
+    import numpy as np
+
+    rng, by_seed = np.random.default_rng(0), defaultdict(list)
+    for cell in sorted(values):
+        difference = values[cell] - others[cell] if others is not None else values[cell]
+        by_seed[cell[1]].append(resampled(difference, rng, DRAWS))
+    means = np.array([np.mean(attacks, axis=0) for attacks in by_seed.values()])
+    drawn = rng.integers(len(means), size=means.shape)
+    low, high = np.quantile(np.take_along_axis(means, drawn, axis=0).mean(axis=0), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def standings(rows: Sequence[Scores]) -> Standings:
+    """Rows in the order of their excess ASR, in groups.
+
+    A group begins with the best row that is in none; all that follow belong to it, up to the first whose difference
+    from the best has an interval above 0.
+    """
+    ordered = sorted(rows, key=lambda one: (one.numbers()["excess_asr"] or 0.0, one.name))
+    baselines = [one for one in ordered if one.row.entry.keys.baseline]
+    placed: list[Standing] = []
+    group, apart, leader = -1, 0, None
+    for i, one in enumerate(ordered):
+        if leader is None or _worse(one, leader):
+            group, leader = group + 1, one
+        if i and _worse(one, ordered[i - 1]):
+            apart += 1
+        beaten_by = [] if one in baselines else [base.name for base in baselines if not _better(one, base)]
+        placed.append(Standing(one, interval(one.paired[EXCESS]), group, beaten_by))
+    return Standings(placed, apart)
+
+
+def _worse(one: Scores, other: Scores) -> bool:
+    """Whether a row's excess ASR is higher than another's, by more than chance."""
+    return interval(one.paired[EXCESS], other.paired[EXCESS])[0] > 0
+
+
+def _better(one: Scores, other: Scores) -> bool:
+    """Whether a row has less excess ASR or more ACC than another, by more than chance."""
+    less = interval(one.paired[EXCESS], other.paired[EXCESS])[1] < 0
+    return less or interval(one.paired[ACC], other.paired[ACC])[0] > 0

@@ -1,0 +1,110 @@
+"""A tokenizer that panics, explodes or never ends is one line."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defensekit.models import tokenizer_trial
+from defensekit.models.loading import load_tokenizer
+from defensekit.models.tokenizer_trial import check_tokenizer
+from defensekit.text import Row, encode
+from defensekit.utils.errors import UsageError
+from tests.conftest import make_tokenizer
+
+Plain = dict[str, Any]
+
+
+def changed(folder: Path, change: Callable[[Plain], None]) -> Path:
+    make_tokenizer().save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    plain = json.loads(path.read_text())
+    change(plain)
+    path.write_text(json.dumps(plain))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def template(plain: Plain) -> None:
+    part = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
+    plain["post_processor"]["single"] = [part] * 100_000 + plain["post_processor"]["single"]
+
+
+def no_template(plain: Plain) -> None:
+    plain["post_processor"]["single"] = plain["post_processor"]["pair"] = []
+
+
+def charsmap(plain: Plain) -> None:
+    plain["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+
+
+def special_tokens(plain: Plain) -> None:
+    added = plain["added_tokens"][0]
+    plain["added_tokens"] += [added | {"id": 100 + i, "content": f"<{i}>"} for i in range(20_001)]
+
+
+def long_token(plain: Plain) -> None:
+    plain["model"]["vocab"]["x" * 50_000] = 1_000
+
+
+def no_unknown(plain: Plain) -> None:
+    plain["model"] |= {"type": "WordPiece", "unk_token": "gone", "continuing_subword_prefix": "##"}
+    plain["model"]["max_input_chars_per_word"] = 100
+
+
+def no_merges(plain: Plain) -> None:
+    plain["model"] = {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (template, r"its post_processor has 100,0\d\d parts; at most 2,000"),
+        (charsmap, "refused"),
+        (special_tokens, r"it has 20,0\d\d added tokens; at most 20,000"),
+        (long_token, "a token has 50,000 characters; at most 10,000"),
+        (no_unknown, "refused"),
+        (no_merges, "refused"),
+    ],
+)
+def test_a_tokenizer_that_fails_is_one_line(tmp_path: Path, change: Callable[[Plain], None], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        load_tokenizer(changed(tmp_path, change))
+    assert str(caught.value).startswith(f"{tmp_path}: its tokenizer is refused: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_that_grows_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def grow(plain: Plain) -> None:
+        doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+        plain["normalizer"] = {"type": "Sequence", "normalizers": [doubling] * 40}
+
+    monkeypatch.setattr(tokenizer_trial, "SECONDS", 1)
+    with pytest.raises(UsageError, match=r"more than \d+ seconds|more than 4 GiB"):
+        check_tokenizer(changed(tmp_path, grow))
+
+
+def test_a_good_one_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = changed(tmp_path, lambda plain: None)
+    check_tokenizer(folder)
+    monkeypatch.setattr(tokenizer_trial.subprocess, "run", None)
+    load_tokenizer(folder)
+
+
+def test_a_template_without_parts_is_no_traceback(tmp_path: Path) -> None:
+    with suppress(UsageError):
+        encode(load_tokenizer(changed(tmp_path, no_template)), [Row(0, "the film", 0)], 8)
+
+
+def test_a_panic_on_a_row_is_one_line(tmp_path: Path) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panics(*_: object, **__: object) -> None:
+        raise PanicException("called `Option::unwrap()` on a `None` value")
+
+    with pytest.raises(UsageError, match="the tokenizer fails on the rows"):
+        encode(panics, [Row(0, "a", 0)], 8)  # type: ignore[arg-type]
