@@ -190,9 +190,9 @@ class Merged:
     def entries(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Dtype and shape of every tensor of the merged model: the dtypes are the base's."""
         dtypes = Counter(entry.dtype for entry in self.base.tensors.values() if entry.dtype in FLOATS)
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        called = dict(self.model.named_parameters(remove_duplicate=False))
         for name, saved in self.adapter.whole.items():
-            known, tokens = parameters.get(name), self.adapter.tensors[saved].shape[:1]
+            known, tokens = called.get(name), self.adapter.tensors[saved].shape[:1]
             if is_embedding(name) and known is not None and tokens != known.shape[:1]:
                 raise self._misfit(
                     f"the adapter was trained with another vocabulary: its {name} has {listing(map(str, tokens))} "
@@ -200,7 +200,7 @@ class Merged:
                 )
             if (given := self.adapter.tensors[saved].shape) != (wanted := self._shape(name)):
                 raise self._misfit(f"{name}: adapter {list(given)}, model {list(wanted)}")
-        entries = {}
+        entries, parameters = {}, dict(self.model.named_parameters())
         for name, value in self.model.state_dict().items():
             if own := self._in_base.get(name):
                 entry = self.base.tensors[own]

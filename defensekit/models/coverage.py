@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
+from defensekit.models.config import label_count
 from defensekit.models.names import BUFFERS, FLOATS
 from defensekit.models.skeleton import skeleton, skeleton_as
 from defensekit.utils.errors import UsageError, listing
@@ -30,7 +31,7 @@ def not_compared(base: Checkpoint, suspect: Checkpoint, beside: Iterable[str]) -
     floats = {name for name, entry in suspect.tensors.items() if entry.dtype in FLOATS}
     if unused := sorted(name for name in model.unexpected & floats if not BUFFERS.search(name)):
         found.append(f"transformers does not load {listing(unused, 3)}")
-    untuned = skeleton_as(base, model.kind)
+    untuned = skeleton_as(base, model.kind, label_count(suspect) if model.task == CLASSIFIER else None)
     head = untuned.missing | untuned.misshapen
     others = [name for name in beside if name not in unused and not any(_same(name, one) for one in head)]
     # Tables are left out of the comparison, unless they are weights to this kind of model.

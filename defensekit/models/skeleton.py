@@ -62,13 +62,13 @@ def skeleton(checkpoint: Checkpoint) -> Skeleton:
     return _skeleton(checkpoint.folder, _stamp(checkpoint))
 
 
-def skeleton_as(checkpoint: Checkpoint, kind: str) -> Skeleton:
-    """The model of one of transformers' classes that a folder would be loaded as.
+def skeleton_as(checkpoint: Checkpoint, kind: str, labels: int | None = None) -> Skeleton:
+    """The model of one of transformers' classes that a folder would be loaded as, with a head for so many labels.
 
     Raises:
         UsageError: as `skeleton`.
     """
-    return _skeleton_as(checkpoint.folder, _stamp(checkpoint), kind)
+    return _skeleton_as(checkpoint.folder, _stamp(checkpoint), kind, labels)
 
 
 def task_of(checkpoint: Checkpoint) -> str:
@@ -107,8 +107,8 @@ def _skeleton(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> Skeleton
 
 
 @lru_cache(maxsize=32)
-def _skeleton_as(folder: Path, stamp: tuple[tuple[str, int, int], ...], kind: str) -> Skeleton:
-    return _built(Checkpoint(folder), kind)
+def _skeleton_as(folder: Path, stamp: tuple[tuple[str, int, int], ...], kind: str, labels: int | None) -> Skeleton:
+    return _built(Checkpoint(folder), kind, labels)
 
 
 def _claimed_class(checkpoint: Checkpoint) -> str:
@@ -122,10 +122,11 @@ def _claimed_class(checkpoint: Checkpoint) -> str:
     return task if found else "AutoModel"
 
 
-def _built(checkpoint: Checkpoint, kind: str) -> Skeleton:
+def _built(checkpoint: Checkpoint, kind: str, labels: int | None = None) -> Skeleton:
     import torch
     import transformers
 
+    head = {} if labels is None else {"num_labels": labels}
     try:
         with quiet(), no_larger_than(checkpoint):
             model, info = getattr(transformers, kind).from_pretrained(
@@ -137,6 +138,7 @@ def _built(checkpoint: Checkpoint, kind: str) -> Skeleton:
                 device_map="meta",
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **head,
             )
         model.tie_weights()  # on "meta" transformers can't compare what a file holds twice, and leaves it untied
     except Exception as error:

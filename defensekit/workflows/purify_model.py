@@ -64,9 +64,16 @@ def prepare(
     whole = suspect
     if is_adapter(suspect) and not adapter_only:
         whole = merged(model_folder(base), suspect, Path(workspace), say)
-    alone = clean is None or adapter_only or task_of(Checkpoint(whole)) == CAUSAL
+    alone = clean is None or adapter_only or _task(whole) == CAUSAL
     loaded = recipe_for(base, whole, clean, recipe, settings, reset_alone=alone)
     return Purification(target, loaded, alone, adapter_only, clean is not None)
+
+
+def _task(suspect: Path) -> str:
+    try:
+        return task_of(Checkpoint(suspect))
+    except UsageError as error:
+        raise UsageError(f"--suspect: {error}") from error
 
 
 def purify_model(

@@ -17,6 +17,7 @@ from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.models.pair import Pair
 from defensekit.utils.errors import UsageError
+from defensekit.utils.files import OWNER, PART
 from tests.conftest import make_base, make_suspect
 from tests.models.helpers import TASKS, by_peft, make_adapter, make_causal
 
@@ -154,7 +155,9 @@ def test_two_who_merge_the_same_wait_for_each_other(adapter: Path, base: Path, m
 
 def test_what_a_killed_process_left_is_removed(adapter: Path, base: Path) -> None:
     folder = merged(base, adapter, adapter.parent)
-    folder.rename(folder.with_name(f".{folder.name}.part"))
+    left = folder.with_name(f".{folder.name}.left{PART}")
+    folder.rename(left)
+    (left / OWNER).write_text("999999999")  # no process has this number
     assert merged(base, adapter, adapter.parent) == folder
     assert list(folder.parent.iterdir()) == [folder]
 
