@@ -118,7 +118,9 @@ def test_values_have_short_names(value: Any, label: Any) -> None:
     assert label_of(value) == label
 
 
-@pytest.mark.parametrize(("name", "runs"), [("scorers", 63), ("estimators", 81), ("scopes", 36), ("purifiers", 54)])
+@pytest.mark.parametrize(
+    ("name", "runs"), [("scorers", 63), ("estimators", 81), ("scopes", 36), ("purifiers", 54), ("defense", 36)]
+)
 def test_studies_that_ship_load(name: str, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
     rows = load_study(ROOT / "studies" / f"{name}.yaml").runs
