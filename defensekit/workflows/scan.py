@@ -51,6 +51,6 @@ def scan(
         rows = None
         if clean is not None:
             file = there(str(clean), environment_path(clean)) if isinstance(clean, str) else clean
-            rows = read_clean(file, Checkpoint(whole), text, label, pair, notes.append)
+            rows = read_clean(file, Checkpoint(whole), text, label, pair, say=notes.append)
         result = scanner.scan(ours, whole, rows, seed=seed, observers=observers)
     return result.model_copy(update={"suspect": str(theirs), "notes": [*notes, *result.notes]})

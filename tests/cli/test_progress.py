@@ -125,7 +125,7 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_terminal_shows_all_stages_and_the_one_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, soft_wrap=True, highlight=False)
-    monkeypatch.setattr("defensekit.cli.progress.Console", lambda **_: terminal)
+    monkeypatch.setattr("defensekit.cli.progress.console", lambda **_: terminal)
     with Progress() as progress:
         progress.planned(STAGES)
         progress.stage_started("clean reference")

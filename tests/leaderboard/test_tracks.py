@@ -134,7 +134,10 @@ def test_the_study_of_a_track(track: Track, place: Path, tmp_path: Path) -> None
     assert (one.axes, one.recipe.executor.name) == ({"attack": "bias"}, "local")
 
 
-@pytest.mark.parametrize("name", [name for name in shipped.names() if name not in ("purify", "onion", "wag")])
+GIVEN = ("purify", "fine-purifying", "onion", "wag")  # they need a model of somebody's
+
+
+@pytest.mark.parametrize("name", [name for name in shipped.names() if name not in GIVEN])
 def test_plain_data_have_the_parts_that_a_recipe_has(name: str, monkeypatch: Any) -> None:
     monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", "defense.compare={}")

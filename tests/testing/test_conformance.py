@@ -47,6 +47,8 @@ def parameters(claim: Registration, folder: Path) -> dict[str, Any]:
         return {"path": folder / "rows.csv"}
     if claim.name == "folder":
         return {"path": pico().suspect}
+    if claim.name == "distil":
+        return {"texts": 100}
     if claim.name == "anp":
         return {"iterations": 10}
     if claim.name == "merge":

@@ -95,6 +95,7 @@ defense:
 """
 
 
+@pytest.mark.slow
 def test_a_real_model_on_real_text(tmp_path: Path) -> None:
     """The quickstart in small. What it does to a backdoor takes minutes to see, and is in the slow test."""
     (tmp_path / "small.yaml").write_text(SMALL)
