@@ -26,6 +26,7 @@ class Progress(Observer):
     _whole: TaskID | None = PrivateAttr(default=None)
     _tasks: dict[str, TaskID] = PrivateAttr(default_factory=dict)
     _started: dict[str, float] = PrivateAttr(default_factory=dict)
+    _totals: dict[str, int] = PrivateAttr(default_factory=dict)
     _said: float = PrivateAttr(default=0.0)
     _eta: RunEta = PrivateAttr(default_factory=RunEta)
 
@@ -72,6 +73,8 @@ class Progress(Observer):
     def progress(self, title: str, done: int, total: int) -> None:
         """Show how far a stage is."""
         now = time.monotonic()
+        if self._totals.setdefault(title, total) != total:  # of a search and then a training, each is counted anew
+            self._totals[title], self._started[title] = total, now
         if self._live:
             self._show(title, done, total)
         elif now - self._said > EVERY:

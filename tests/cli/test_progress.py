@@ -112,6 +112,19 @@ def test_work_that_nobody_planned_says_how_long_its_part_takes(
     assert capsys.readouterr().err.splitlines() == ["  curvature: 1 of 4, 33 s left", "curvature: 0.0 s"]
 
 
+def test_parts_of_one_stage_are_counted_each_from_its_beginning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a search that took minutes nothing follows for the training behind it."""
+    clock = iter((0, 11, 1000, 1100, 1200))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    with Progress() as progress, observed_step([progress], "purified") as report:
+        report(1, 2)
+        report(0, 10)
+        report(1, 10)
+    assert capsys.readouterr().err.splitlines()[-2] == "  purified: 1 of 10, 15 min left"
+
+
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(quiet=True) as progress:
         progress.message("hello")
