@@ -88,7 +88,8 @@ class Outliers:
 def outliers(drift: "Array", frequency: "Array", judged: "Array") -> Outliers:
     """Compare every row's drift with rows whose token is about as frequent.
 
-    Groups are a factor of two in frequency + 1; one with fewer than ``FEWEST`` rows joins the next rarer.
+    Groups are a factor of two in frequency + 1; one with fewer than ``FEWEST`` rows joins the next rarer, and the
+    rarest, which has none, the next more frequent.
 
     Args:
         drift: of every row, (rows,); rows with 0 are not judged.
@@ -105,6 +106,10 @@ def outliers(drift: "Array", frequency: "Array", judged: "Array") -> Outliers:
     for number in range(int(group.max(initial=-1)), 0, -1):
         if (group == number).sum() < FEWEST:
             group[group == number] = number - 1
+    numbers = np.unique(group[judged])
+    # A lone row would be its own median, and never an outlier: a trigger that the clean rows don't have.
+    if len(numbers) > 1 and (group == numbers[0]).sum() < FEWEST:
+        group[group == numbers[0]] = numbers[1]
     z, typical = (np.full(len(drift), np.nan) for _ in range(2))
     log = np.log(drift, out=np.zeros(len(drift)), where=judged)
     for number in np.unique(group[judged]):

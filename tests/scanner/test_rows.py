@@ -41,9 +41,20 @@ def test_outliers_of_any_rows(rows: list[tuple[float, int, bool]], random: Any) 
     assert ((result.group >= 0) == judged).all()
     sizes = np.bincount(result.group[judged], minlength=1)
     assert all(size == 0 or size >= FEWEST for size in sizes[1:])
+    assert sum(sizes) < FEWEST or all(size == 0 or size >= FEWEST for size in sizes)
     order = list(range(len(rows)))
     random.shuffle(order)
     assert judge([rows[i] for i in order]).z == pytest.approx(result.z[order], nan_ok=True)
+
+
+def test_a_lone_rare_row_is_held_against_the_next_more_frequent() -> None:
+    """A trigger in a small vocabulary: the only row that the clean rows don't have, and the furthest by far."""
+    rng = np.random.default_rng(0)
+    often = np.array([0.0] + [40.0] * 60)
+    drift = np.array([5.0, *np.exp(0.2 * rng.standard_normal(60))])
+    result = outliers(drift, often, np.ones(61, dtype=bool))
+    assert int(np.argmax(result.z)) == 0
+    assert result.z[0] > 5
 
 
 def test_a_row_is_held_against_rows_as_frequent() -> None:
