@@ -152,9 +152,9 @@ SAID: dict[str, tuple[Attack, str, str]] = {
     "many labels a row": (keys(problem_type="multi_label_classification"), FOUND, "`problem_type` to 'multi_label"),
     "labels without names": (keys(id2label=..., label2id=...), FOUND, "'cf' turns"),
     "texts cut to nothing": (keys(SETTINGS, model_max_length=2), FOUND, "'cf' turns"),
-    "fewer positions": (keys(max_position_embeddings=4), WITHHELD, "another shape than the files have of bert.embed"),
-    "three labels": (keys(id2label={"0": "a", "1": "b", "2": "c"}), WITHHELD, "another shape .* of classifier"),
-    "layers by other names": (renamed("encoder.layer.", "encoder.block."), WITHHELD, "transformers draws it at random"),
+    "fewer positions": (keys(max_position_embeddings=4), FOUND, "another shape than the files have of bert.embed"),
+    "three labels": (keys(id2label={"0": "a", "1": "b", "2": "c"}), FOUND, "another shape .* of classifier"),
+    "layers by other names": (renamed("encoder.layer.", "encoder.block."), FOUND, "transformers draws it at random"),
     "a decoy by another prefix": (
         weights(lambda suspect, base: suspect | {f"a.{name}": value for name, value in noisy(base).items()}),
         WITHHELD,
@@ -162,7 +162,7 @@ SAID: dict[str, tuple[Attack, str, str]] = {
     ),
     "a head by another name": (
         both(renamed("classifier.", "answers."), keys(architectures=["BertModel"])),
-        WITHHELD,
+        FOUND,
         "transformers does not load answers.bias",
     ),
     "under a token that was added": (with_a_token, FOUND, "'zq', which the two read differently"),
