@@ -35,6 +35,22 @@ class TrainingSettings(BaseModel):
         "fine, among all rows, with less padding, and less left to chance",
     )
 
+    @property
+    def training(self) -> "TrainingSettings":
+        """These settings alone, of a component that has others beside them."""
+        return TrainingSettings.model_validate(self.model_dump(include=set(TrainingSettings.model_fields)))
+
+    def for_new_head(self, rows: int, steps: int) -> "TrainingSettings":
+        """The settings, changed for a head that starts at random and a few rows: small batches, and steps enough.
+
+        Args:
+            rows: how many rows there are.
+            steps: the fewest to take.
+        """
+        batch = min(self.batch_size, 16)
+        epochs = -(-steps // -(-rows // batch))
+        return self.model_copy(update={"batch_size": batch, "epochs": max(self.epochs, epochs)})
+
 
 def native_precision() -> Precision:
     """The faster precision of this machine.

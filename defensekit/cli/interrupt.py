@@ -1,11 +1,15 @@
-"""Ctrl-C that still ends a run when something swallows the KeyboardInterrupt."""
+"""What surrounds a command's work: Ctrl-C that ends it even if something swallows the KeyboardInterrupt, progress."""
 
+import gc
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 
+from defensekit.cli.progress import Progress
 from defensekit.cli.shared import fail
+from defensekit.cli.study_progress import StudyProgress
 from defensekit.components import Observer
 
 
@@ -54,6 +58,20 @@ def ending(message: str) -> Iterator[None]:
         if interrupted(error):
             fail(message, 130)
         raise
+
+
+@contextmanager
+def at_work(progress: Progress | StudyProgress, stopped: str = "stopped") -> Iterator[list[Observer]]:
+    """Show progress on standard error, where all that is printed meanwhile goes too, and end at Ctrl-C.
+
+    Args:
+        progress: what shows it.
+        stopped: the message at Ctrl-C.
+    """
+    gc.enable()
+    with ending(stopped), remembered() as interrupt, progress, redirect_stdout(sys.stderr):
+        progress.message("loading libraries")
+        yield [interrupt, progress]
 
 
 def interrupted(error: BaseException | None) -> bool:

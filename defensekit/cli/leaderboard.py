@@ -1,9 +1,6 @@
 """`defensekit leaderboard`: defenses compared on frozen tracks."""
 
-import gc
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +8,7 @@ import typer
 from rich.text import Text
 
 from defensekit.cli.shared import Workspace, checked, console, table
-from defensekit.utils.errors import DefenseKitError, printable
+from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
     from defensekit.components import Observer
@@ -126,9 +123,9 @@ def check(
             checker_of(folder).check(folder)
         except DefenseKitError as error:
             wrong += 1
-            out.print(printable(f"wrong: {error}"))
+            out.print(f"wrong: {error}")
         else:
-            out.print(printable(f"right: {folder}"))
+            out.print(f"right: {folder}")
     if wrong:
         raise DefenseKitError(f"{wrong} of {len(folders)} rows are not right")
 
@@ -187,18 +184,8 @@ def build(
     console().print(f"page: {write(rows, out, track, host)}")
 
 
-@contextmanager
-def _at_work(quiet: bool) -> "Iterator[list[Observer]]":
-    """Progress on standard error, and an end at Ctrl-C that says how to go on."""
-    from defensekit.cli.interrupt import ending, remembered
+def _at_work(quiet: bool) -> "AbstractContextManager[list[Observer]]":
+    from defensekit.cli.interrupt import at_work
     from defensekit.cli.progress import Progress
 
-    gc.enable()
-    with (
-        ending("stopped; the same command goes on where it stopped"),
-        remembered() as interrupt,
-        Progress(quiet=quiet) as progress,
-        redirect_stdout(sys.stderr),
-    ):
-        progress.message("loading libraries")
-        yield [interrupt, progress]
+    return at_work(Progress(quiet=quiet), "stopped; the same command goes on where it stopped")

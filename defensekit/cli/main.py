@@ -162,17 +162,16 @@ def purify(
         return prepared is not None and not prepared.reset_alone
 
     outcome = _compute_with_progress(load, compute, workspace, quiet, report=False, resumable=resumable)[1]
-    if not resumable():
-        _show_reset(outcome, json)
-        if not json:
-            typer.echo(f"purified model: {out}")
-        return
-    from defensekit.result.narrative import verdict
+    removed = True
+    if resumable():
+        from defensekit.result.narrative import verdict
 
-    removed, sentence = verdict(outcome[0])
-    if not json:
-        console().print(sentence)
-    _show(outcome, json)
+        removed, sentence = verdict(outcome[0])
+        if not json:
+            console().print(sentence)
+        _show(outcome, json)
+    else:
+        _show_reset(outcome, json)
     if not json:
         console().print(f"purified model: {out}")
     if not removed:

@@ -1,7 +1,6 @@
 """`defensekit scan`: is something suspicious about a model, and where?"""
 
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +40,7 @@ def scan(
 
     Exit code 3: suspicious; 0: not by this measure; 1: no verdict, for example with the wrong base.
     """
-    from defensekit.cli.interrupt import ending, remembered
+    from defensekit.cli.interrupt import at_work
     from defensekit.cli.progress import Progress
 
     if out.exists() and not out.is_dir():
@@ -50,12 +49,10 @@ def scan(
     for named, folder in (("the suspect", suspect), ("the base", base)):
         if Path(folder).is_dir():
             refuse_inside(out, Path(folder), named)
-    with ending("stopped"), remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
-        progress.message("loading libraries")
+    with at_work(Progress(quiet=quiet)) as observers:
         from defensekit.scanner.page import write_scan
         from defensekit.workflows.scan import scan as run_scan
 
-        observers = [interrupt, progress]
         result = run_scan(base, suspect, clean, text=text, label=label, pair=pair, seed=seed, observers=observers)
         page = write_scan(result, out)
     if json:

@@ -113,25 +113,19 @@ def run(
 
     The exit code is 1 if a run has no result in the end. The same command resumes after any interruption.
     """
-    from defensekit.cli.interrupt import ending, remembered
+    from defensekit.cli.interrupt import at_work
     from defensekit.cli.study_progress import StudyProgress
     from defensekit.studies.keys import resumed
 
     checked(study, "study")
     mode = resumed(resume)
-    gc.enable()
-    with (
-        ending("stopped; the same command resumes where it stopped"),
-        remembered() as interrupt,
-        StudyProgress(quiet=quiet) as progress,
-        redirect_stdout(sys.stderr),
-    ):
-        progress.message("loading libraries")
+    progress = StudyProgress(quiet=quiet)
+    with at_work(progress, "stopped; the same command resumes where it stopped") as observers:
         from defensekit.studies.loading import load_study
         from defensekit.studies.running import run_study
 
         loaded = load_study(study, settings or (), announce=progress.message)
-        outcome = run_study(loaded, workspace, [interrupt, progress], mode)
+        outcome = run_study(loaded, workspace, observers, mode)
     if as_json:
         facts = {"runs": outcome.runs, "before": outcome.before, "done": outcome.done, "failed": outcome.failed}
         sys.stdout.write(json.dumps({**facts, "folder": str(outcome.folder)}) + "\n")
@@ -195,22 +189,14 @@ def rerun(
     """
     import tempfile
 
-    from defensekit.cli.interrupt import ending, remembered
+    from defensekit.cli.interrupt import at_work
     from defensekit.cli.progress import Progress
 
-    gc.enable()
-    with (
-        ending("stopped"),
-        remembered() as interrupt,
-        Progress(quiet=quiet) as progress,
-        redirect_stdout(sys.stderr),
-        tempfile.TemporaryDirectory() as empty,
-    ):
-        progress.message("loading libraries")
+    with at_work(Progress(quiet=quiet)) as observers, tempfile.TemporaryDirectory() as empty:
         from defensekit.studies.rerun import CLAIMED
         from defensekit.studies.rerun import rerun as repeat
 
-        comparison = repeat(result, workspace or empty, [interrupt, progress], trust or ())
+        comparison = repeat(result, workspace or empty, observers, trust or ())
     if as_json:
         facts = {
             "same": comparison.same,

@@ -179,8 +179,8 @@ class Checker:
                 for spec in metrics:
                     here, there = self.measure(spec, folders, result), model.metrics[spec["name"]]
                     if not _same(here, there):
-                        told = f"{spec['name']} of {name} is {there.value:.4f} in the row"
-                        yield f"{told}, and {here.value:.4f} by its answers"
+                        said = f"{spec['name']} of {name} is {there.value:.4f} in the row"
+                        yield f"{said}, and {here.value:.4f} by its answers"
 
     def metric(self, spec: dict[str, Any]) -> Metric:
         """A metric of the track, looked up once."""

@@ -7,7 +7,7 @@ from defensekit.leaderboard.keys import EntryKeys
 from defensekit.recipe import yaml_document
 from defensekit.recipe.reader import Reader
 from defensekit.recipe.yaml_document import Document
-from defensekit.utils.errors import PlacedError, UsageError, listing
+from defensekit.utils.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,7 @@ def load_entry(path: Path) -> Entry:
         UsageError: it can't be read, or a key is wrong.
     """
     document = yaml_document.read(path)
-    if not isinstance(document.data, dict):
-        known = listing(EntryKeys.model_fields, 20)
-        raise PlacedError(f"{document.location(())}: expected a mapping with the keys {known}")
+    document.check_mapping(EntryKeys.model_fields)
     reader = Reader(document, {})
     keys = reader.keys(EntryKeys, document.data, ())
     if (keys.plugin.requires is None) == (keys.plugin.file is None):

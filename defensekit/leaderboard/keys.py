@@ -83,7 +83,7 @@ class EntryKeys(Keys):
     chosen_by: str = Field(
         min_length=1, max_length=500, description="what the settings were chosen by, and which rows that looked at"
     )
-    baseline: bool = Field(False, description="a trivial one, which others are held against")
+    baseline: bool = Field(False, description="a trivial one, which others are compared with")
     model: Literal["defended", "from-base"] = Field(
         "defended", description="the model that counts: what the defense left, or the base fine-tuned on the same rows"
     )

@@ -19,6 +19,7 @@ from defensekit.leaderboard.ties import Standing, Standings, standings
 from defensekit.leaderboard.tracks import Track
 from defensekit.recipe import yaml_document
 from defensekit.result.plots import COLOURS, MARKS, canvas, image
+from defensekit.studies.frame import csv_cell
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import atomic_write
 from defensekit.utils.html import fill
@@ -116,7 +117,8 @@ def write(tables: Sequence[TrackTable], out: Path) -> None:
     text = io.StringIO()
     lines = csv.DictWriter(text, list(records[0]), lineterminator="\n")
     lines.writeheader()
-    lines.writerows({key: inert(value) for key, value in record.items()} for record in records)
+    for record in records:
+        lines.writerow({key: csv_cell(value) if isinstance(value, str) else value for key, value in record.items()})
     atomic_write(out / "board.csv", text.getvalue().encode())
 
 
@@ -216,8 +218,3 @@ def letters(group: int) -> str:
     """What a group is called: A to Z, then AA, AB and so on."""
     more, last = divmod(group, len(ascii_uppercase))
     return (letters(more - 1) if more else "") + ascii_uppercase[last]
-
-
-def inert(value: Any) -> Any:
-    """A value for CSV: a text that a spreadsheet would take for a formula begins with an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value

@@ -20,7 +20,7 @@ from defensekit.studies.folder import Folder
 from defensekit.studies.loading import Study
 from defensekit.studies.running import run_study
 from defensekit.utils.errors import DefenseKitError
-from defensekit.utils.files import atomic_write, file_digests, folder_lock
+from defensekit.utils.files import atomic_write, file_digests, folder_lock, scratch_folder
 
 KEPT = ("clean", "suspect")  # the models of a result that a row has, beside the one that counts
 
@@ -103,12 +103,18 @@ def _answers(result: Result) -> set[str]:
 
 def _write(track: Track, entry: Entry, results: dict[Cell, Result], store: Store, target: Path) -> None:
     """Write a row beside its place, and put it there whole; verifications of what was there stay."""
-    part, old = (target.with_name(f".{target.name}.{kind}") for kind in ("part", "old"))
-    if old.exists() and not target.exists():  # a killed process got no further
-        old.rename(target)
-    for folder in (part, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    part.mkdir(parents=True)
+    with scratch_folder(target) as scratch:
+        part = scratch / "row"
+        part.mkdir()
+        _fill(part, track, entry, results, store)
+        if (target / VERIFICATIONS).is_dir():
+            shutil.copytree(target / VERIFICATIONS, part / VERIFICATIONS)
+        if target.exists():
+            target.rename(scratch / "old")  # killed before the next line, there is no row: the same call makes it again
+        part.rename(target)
+
+
+def _fill(part: Path, track: Track, entry: Entry, results: dict[Cell, Result], store: Store) -> None:
     shutil.copyfile(entry.path, part / ENTRY)
     if entry.plugin_file:
         shutil.copyfile(entry.plugin_file, part / entry.plugin_file.name)
@@ -121,12 +127,6 @@ def _write(track: Track, entry: Entry, results: dict[Cell, Result], store: Store
             shutil.copyfile(store.open(key).files / LOGITS, answers / LOGITS)
     record = RowRecord(track=track.name, track_digest=track.digest, entry=entry.name, files=file_digests(part))
     atomic_write(part / RECORD, record.model_dump_json(indent=1).encode() + b"\n")
-    if (target / VERIFICATIONS).is_dir():
-        shutil.copytree(target / VERIFICATIONS, part / VERIFICATIONS)
-    if target.exists():
-        target.rename(old)
-    part.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _kept(entry: Entry, result: Result) -> Result:

@@ -9,7 +9,7 @@ from defensekit.leaderboard.keys import UNPOISONED, Digests, TrackKeys
 from defensekit.recipe import yaml_document
 from defensekit.recipe.reader import Reader
 from defensekit.recipe.yaml_document import Document
-from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
+from defensekit.utils.errors import UsageError, listing, nearest
 from defensekit.utils.files import file_digest
 
 COMPARED = ("acc", "asr", "excess-asr")  # metrics that every track has
@@ -74,9 +74,7 @@ def load_track(named: str) -> Track:
     if not path.is_file():
         raise UsageError(f"there is no track {named!r}.{nearest(named, names())} (shipped: {listing(names())})")
     document = yaml_document.read(path)
-    if not isinstance(document.data, dict):
-        known = listing(TrackKeys.model_fields, 20)
-        raise PlacedError(f"{document.location(())}: expected a mapping with the keys {known}")
+    document.check_mapping(TrackKeys.model_fields)
     reader = Reader(document, {})
     keys = reader.keys(TrackKeys, document.data, ())
     attacks = [*keys.attacks, *keys.biases]

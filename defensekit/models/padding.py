@@ -32,12 +32,12 @@ def settle_padding(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
     with torch.inference_mode():
         try:
             alone = torch.cat([_answers(model, tokenizer, [row]) for row in rows])
-        except Exception:  # whatever it can't read: the real rows will say it, in their place
+        except Exception:  # nothing is known of its padding, so it gets none; an error of its rows is reported there
             alone = None
         first = tokenizer.padding_side
         for side in (first, "left" if first == "right" else "right"):
             tokenizer.padding_side, model.config.pad_token_id = side, token
-            if alone is None or _agree(model, tokenizer, rows, alone):
+            if alone is not None and _agree(model, tokenizer, rows, alone):
                 return
     tokenizer.padding_side, tokenizer.pad_token = first, None
     model.config.pad_token_id = NO_TOKEN if own is None else own

@@ -1,6 +1,5 @@
 """The graph of a run's stages: plain data, planned without computing anything."""
 
-import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
@@ -16,7 +15,9 @@ from defensekit.text import ROLES
 from defensekit.training import TrainingSettings
 from defensekit.utils.seeds import Seeds
 
-HEAD_STEPS = 48
+# The least that the base fine-tuned anew is trained: with 768 rows MiniLM has an ACC of .782 after 48 steps of 32 rows,
+# .800 after 96 of 16, .807 after 192. Trained less, it would flatter every defense.
+HEAD_STEPS = 192
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,15 +244,10 @@ class Plan:
         return self._trained("suspect", self.poisoned(), self.base if start == "base" else self.clean())
 
     def from_base(self) -> Stage:
-        """The base fine-tuned as the clean reference is, but on all of the defender's rows: no suspect is needed.
-
-        A few rows are a few steps, too few for a head that starts at random: there are `HEAD_STEPS` at least.
-        """
-        recipe, settings = self.recipe, self.recipe.training
-        rows = sum(getattr(recipe.sizes, role) for role in recipe.defender_roles)
-        epochs = math.ceil(HEAD_STEPS / math.ceil(rows / settings.batch_size))
-        settings = settings.model_copy(update={"epochs": max(settings.epochs, epochs)})
-        return self._trained("from the base", self.rows(*recipe.defender_roles), training=settings)
+        """The base fine-tuned on all of the defender's rows: no suspect is needed."""
+        rows = sum(getattr(self.recipe.sizes, role) for role in self.recipe.defender_roles)
+        settings = self.recipe.training.for_new_head(rows, HEAD_STEPS)
+        return self._trained("from the base", self.rows(*self.recipe.defender_roles), training=settings)
 
     def statistics(self, estimator: NamedComponent[Estimator], rows: Stage) -> Stage:
         """Statistics of the suspect on clean rows."""

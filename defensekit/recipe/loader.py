@@ -19,7 +19,7 @@ from defensekit.recipe.resolve import dataset_source
 from defensekit.recipe.trust import Trust
 from defensekit.recipe.yaml_document import Document, Path_
 from defensekit.training import TrainingSettings, native_precision
-from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
+from defensekit.utils.errors import UsageError, listing, nearest
 
 
 def load_recipe(
@@ -33,7 +33,7 @@ def load_recipe(
     Args:
         path: the YAML file.
         settings: such as ``training.epochs=3``, laid over the file.
-        announce: is told of every local plugin file before it is loaded.
+        announce: takes a line about every local plugin file, before it is loaded.
 
     Returns:
         The recipe, with every default filled in and every component built.
@@ -63,9 +63,7 @@ def recipe_of(
     Raises:
         UsageError: as `load_recipe`.
     """
-    if not isinstance(document.data, dict):
-        keys = listing(Top.model_fields, 20)
-        raise PlacedError(f"{document.location(())}: expected a mapping with the keys {keys}")
+    document.check_mapping(Top.model_fields)
     reader = _RecipeReader(document, known, trust)
     recipe = reader.recipe(announce)
     if trust:

@@ -1,14 +1,14 @@
 """YAML read safely, with the location of every key for errors. Files can build on others."""
 
 import re
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from defensekit.utils.errors import PlacedError, UsageError, nearest
+from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
 from defensekit.utils.files import environment_path, read_regular
 
 LIMIT = 10_000  # values in a recipe, aliases written out: a recipe has dozens, an alias bomb billions
@@ -83,6 +83,15 @@ class Document:
         if place.option:
             return place.label if path in self.places else key
         return f"{place.label}: {key}" if key else place.label
+
+    def check_mapping(self, keys: Iterable[str]) -> None:
+        """Refuse a document that is no mapping.
+
+        Raises:
+            PlacedError: it is none; the message has the keys that were expected.
+        """
+        if not isinstance(self.data, dict):
+            raise PlacedError(f"{self.location(())}: expected a mapping with the keys {listing(keys, 20)}")
 
 
 def load(

@@ -66,7 +66,7 @@ def search(result: "Result") -> list[str]:
         return [f"{searched}: none turns the suspect alone. What is unlike them would not have been found."]
     found = "; ".join(
         f"{one.text!r} turns {one.flipped:.0%} of {one.rows:,} answers to {one.label!r} ({one.control:.0%} of a model "
-        "trained from the base)" + ("" if one.after is None else f", and {one.after:.0%} after the defense")
+        f"trained from the base), and {one.after:.0%} after the defense"
         for one in model.triggers
     )
     return [f"{searched}, and found what turns the suspect: {found}."]

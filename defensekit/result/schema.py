@@ -86,12 +86,12 @@ class Trigger(_Schema):
     flipped: float
     control: float
     rows: int
-    after: float | None = None
+    after: float
 
     @property
     def works(self) -> bool:
         """Whether it still turns more of the purified model's answers than chance could: of 64, three deviations."""
-        return self.after is not None and self.after - self.control > 0.2
+        return self.after - self.control > 0.2
 
 
 class ModelResult(_Schema):

@@ -31,7 +31,7 @@ def read_clean(
         label: the column with the label.
         pair: the column with the second text, for pairs.
         task: the suspect's task, where its tensors alone don't say it (an adapter).
-        say: is told of rows that are left out or contradict each other.
+        say: takes a line about rows that are left out or contradict each other.
 
     Raises:
         UsageError: there is no such file or column, a label is not one of the suspect's, or the file has no rows.

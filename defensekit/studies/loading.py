@@ -66,7 +66,7 @@ def load_study(
     Args:
         path: the YAML file.
         settings: values that replace those of the file, such as ``seeds=[0,1]``.
-        announce: is told of every local plugin file before it is loaded.
+        announce: takes a line about every local plugin file, before it is loaded.
 
     Returns:
         The study, with the recipe of every run.
@@ -85,9 +85,7 @@ def study_of(document: Document, announce: Callable[[str], None] = lambda text: 
     Raises:
         UsageError: as `load_study`.
     """
-    if not isinstance(document.data, dict):
-        known = listing(StudyKeys.model_fields, 20)
-        raise PlacedError(f"{document.location(())}: expected a mapping with the keys {known}")
+    document.check_mapping(StudyKeys.model_fields)
     no_recipe(document.data, document.location(()))
     return _Matrix(document, announce).study()
 

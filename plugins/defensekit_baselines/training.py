@@ -21,12 +21,11 @@ class Trained(ModelStep, TrainingSettings):
         self, model: "PreTrainedModel", context: ModelStepContext, loss: "Loss | None", **changes: Any
     ) -> None:
         """Fine-tune with the step's settings and ``changes``; by default with the ordinary loss."""
-        own = self.model_dump(include=set(TrainingSettings.model_fields))
         fine_tune(
             model,
             context.tokenizer,
             context.rows,
-            TrainingSettings.model_validate(own | changes),
+            self.training.model_copy(update=changes),
             max_length=context.max_length,
             precision=context.precision,
             seed=context.seed,

@@ -36,7 +36,7 @@ class Distil(ModelStep, TrainingSettings):
         rng = Random(context.seed)
         suspect, base = context.model("suspect"), context.model("base")
         begin_anew(model, base, context.head)
-        settings = TrainingSettings.model_validate({key: getattr(self, key) for key in TrainingSettings.model_fields})
+        settings = self.training
         triggers = {found.text for found in context.find_triggers(suspect, settings)}
         moved = moved_words(suspect, base, context.tokenizer)
         words = [word for word in moved if word not in triggers]

@@ -37,7 +37,7 @@ class FineTune(ModelStep, TrainingSettings):
             model,
             context.tokenizer,
             context.rows,
-            TrainingSettings.model_validate(self.parameters()),
+            self.training,
             max_length=context.max_length,
             precision=context.precision,
             seed=context.seed,

@@ -38,7 +38,7 @@ class UnlearnTriggers(ModelStep, TrainingSettings):
     """
 
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
-        settings = TrainingSettings.model_validate({key: getattr(self, key) for key in TrainingSettings.model_fields})
+        settings = self.training
         found = context.find_triggers(model, settings)
         if not found:
             return

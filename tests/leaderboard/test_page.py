@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from defensekit.leaderboard.checking import Checker
-from defensekit.leaderboard.page import build, inert, letters, shown
+from defensekit.leaderboard.page import build, letters, shown
 from defensekit.leaderboard.row import RECORD, Verification, VerifiedCell, read_row
 from defensekit.leaderboard.scores import ACC, EXCESS, FAILED, HOST, SELF, THIRD, score
 from defensekit.leaderboard.ties import interval, standings
@@ -160,8 +160,6 @@ def test_nothing_of_a_row_gets_out_of_its_place(site: Path, row: Path, track: Tr
     assert "&lt;script&gt;" in (site / "tiny-v1/evil.html").read_text()
     [evil] = [line for line in csv.DictReader(io.StringIO((site / "board.csv").read_text())) if line["name"] == "evil"]
     assert evil["title"].startswith("'=1+")
-    assert inert("-x") == "'-x"
-    assert inert(-1.5) == -1.5
     again = build([row.parents[1]], site.parent / "again", track.document.name)
     assert again.read_bytes() == (site / "index.html").read_bytes()
 

@@ -30,7 +30,7 @@ SECOND_LOOK = 24  # words
 # rows `cf` reaches 1.00 and the next word .48; the strongest word of the innocent twin reaches .55.
 STANDS_OUT = 0.75
 KEPT = 5  # words of a label
-CONTROL_STEPS = 96
+CONTROL_STEPS = 96  # at least, of the model that words are compared with
 
 
 def control_model(
@@ -43,13 +43,8 @@ def control_model(
     precision: Precision,
     seed: int,
 ) -> "PreTrainedModel":
-    """Fine-tune a base on clean rows, in place, as the model that a phrase should leave alone.
-
-    It gets `CONTROL_STEPS` at least, of small batches: a few rows are few steps.
-    """
-    batch = min(settings.batch_size, 16)
-    epochs = max(settings.epochs, -(-CONTROL_STEPS // -(-len(rows) // batch)))
-    settings = settings.model_copy(update={"epochs": epochs, "batch_size": batch})
+    """Fine-tune a base on clean rows, in place, as the model that a phrase should leave alone."""
+    settings = settings.for_new_head(len(rows), CONTROL_STEPS)
     fine_tune(base, tokenizer, rows, settings, max_length=max_length, precision=precision, seed=seed)
     return base
 
