@@ -25,7 +25,7 @@ def test_the_card_has_valid_metadata_and_says_what_was_done(result: Result) -> N
         "What is not promised",
         "No certificate",
         "| suspect |",
-        "| purified |",
+        "| purified",  # a mark stands behind the name where training the base anew gave as much
         "rule:",
         "was chosen and is",
     ):
