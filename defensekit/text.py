@@ -51,6 +51,17 @@ class Row:
         """
         return replace(self, text=text)
 
+    def with_label(self, label: int) -> "Row":
+        """A copy with another label.
+
+        Args:
+            label: the new label's number.
+
+        Returns:
+            The copy.
+        """
+        return replace(self, label=label)
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -41,7 +41,7 @@ def prune(
     opened = Store(workspace / "store")
     freed, removed = opened.sweep(), 0
     for key, manifest, _ in opened.entries():
-        if everything or manifest.get("stage", {}).get("kind") in (None, "train", "statistics", "purify"):
+        if everything or manifest.get("stage", {}).get("kind") in (None, "train", "plant", "statistics", "purify"):
             freed += opened.remove(key)
             removed += 1
     typer.echo(f"removed {removed} artifacts, freed {freed / 2**20:,.1f} MiB")

@@ -1,13 +1,16 @@
 """Rules: the choice of a parameter's value by the accuracy on clean rows."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from defensekit.components.base import Component
+
+if TYPE_CHECKING:
+    from defensekit.training import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,14 @@ class Trial:
         value: the value of the parameter.
         accuracy: the accuracy on the clean dev rows, in [0, 1].
         rows: how many dev rows there are.
+        planted: for a rule that plants: the share of answers that each family of planted triggers turns, less the
+            share that answers so without them, in [-1, 1].
     """
 
     value: float
     accuracy: float
     rows: int
+    planted: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,14 @@ class Rule(Component):
         min_length=1, description="the values to try; 0 is always tried", examples=[(0.25, 0.5)]
     )
 
+    def planting(self) -> "TrainingSettings | None":
+        """How to plant triggers of the defender's own into a copy of the suspect, on which values are tried as well.
+
+        Returns:
+            The settings of that training; None for a rule that needs no copy.
+        """
+        return None
+
     @abstractmethod
     def propose(self, seen: Sequence[Trial]) -> float | None:
         """Propose the next value.
@@ -68,7 +82,8 @@ class Rule(Component):
         Args:
             seen: all trials.
             suspect: the unchanged suspect on the same rows. Its ``value`` is the one at which the defense does nothing:
-                0, or infinity for a parameter in ``lower_does_more``.
+                0, or infinity for a parameter in ``lower_does_more``; its ``planted`` is what the copy does before
+                any defense.
 
         Returns:
             The value of one of the trials, with a reason.

@@ -25,7 +25,7 @@ from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.files import data_digest, file_digest
 from defensekit.utils.seeds import Seeds
 
-COSTS = ("statistics", "purify", "inspect", "sanitize")  # the kinds of stages that a defense computes
+COSTS = ("plant", "statistics", "purify", "inspect", "sanitize")  # the kinds of stages that a defense computes
 
 
 @dataclass

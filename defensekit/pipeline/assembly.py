@@ -199,7 +199,13 @@ class ResultAssembly:
         """The record of a value that the rule tried; the rule does not see its metrics."""
         keys = {on: stage.key for on, stage in questions.predictions.items()}
         metrics = self.metrics(questions)
-        return TrialResult(value=trial.value, dev_accuracy=trial.accuracy, metrics=metrics, predictions=keys)
+        return TrialResult(
+            value=trial.value,
+            dev_accuracy=trial.accuracy,
+            planted=dict(trial.planted),
+            metrics=metrics,
+            predictions=keys,
+        )
 
     def chosen(self) -> Chosen | None:
         """The value that the rule chose; None for a recipe without a rule."""
@@ -213,6 +219,7 @@ class ResultAssembly:
             value=choice.value,
             reason=choice.reason,
             suspect_dev_accuracy=suspect.accuracy,
+            suspect_planted=dict(suspect.planted),
             lower_does_more=self.recipe.defense.lower_does_more(over),
         )
 

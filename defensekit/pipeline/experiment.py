@@ -5,11 +5,12 @@ drives it with its runner, a dry run with what the store has, a study's plan wit
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import cast
 
 from defensekit.components import Choice, Rule, Trial, call_component
+from defensekit.defense.triggers.planting import excess
 from defensekit.pipeline.plan import DefenseOutcome, Plan, Stage
 from defensekit.pipeline.predictions import clean_trial, read_predictions
 from defensekit.pipeline.preflight import locating_errors
@@ -211,6 +212,10 @@ class Experiment:
             return None
         rule = named.component
         suspect = yield from self._dev_trial("suspect", DefenseOutcome(plan.suspect()), defense.nothing(rule.over))
+        if settings := rule.planting():
+            copy = plan.planted(settings)
+            planted = yield from self._left("planted triggers", copy, DefenseOutcome(copy))
+            suspect = replace(suspect, planted=planted) if suspect and planted else None
         self.suspect_trial = suspect
         seen: list[Trial] = []
         while (value := call_component(rule, rule.propose, seen)) is not None:
@@ -229,12 +234,32 @@ class Experiment:
     def _try(self, rule: Rule, value: float) -> Generator[Request, Artifact | None, Trial | None]:
         # For people; %g would give two values beyond six digits one title.
         title = f"trial {rule.over.rpartition('.')[2]} {value:.15g}"
-        defended = self.plan.defended(title, self.plan.recipe.defense.at(rule.over, value))
+        plan, defense = self.plan, self.plan.recipe.defense.at(rule.over, value)
+        defended = plan.defended(title, defense)
         trial = yield from self._dev_trial(title, defended, value)
+        if settings := rule.planting():
+            copy = plan.planted(settings)
+            title_of = f"{title}, planted"
+            planted = yield from self._left(title_of, copy, plan.defended(title_of, defense, suspect=copy))
+            trial = replace(trial, planted=planted) if trial and planted else None
         questions = yield from self._ask(title, defended, self.test_rows)
         if trial:
             self.trials.append((trial, questions))
         return trial
+
+    def _left(
+        self, title: str, copy: Stage, defended: DefenseOutcome
+    ) -> Generator[Request, Artifact | None, dict[str, float] | None]:
+        """What the triggers of a planted copy turn after a defense of it; None where that is unknown."""
+        plan, rows = self.plan, self.plan.carrying(copy)
+        yield self._request(copy)
+        carried = yield self._request(rows)
+        answers = []
+        for on, stage in (("dev rows", plan.rows("dev")), (rows.plain["title"], rows)):
+            asked = plan.predictions(f"{title}: answers to {on}", defended.model, defended.read(stage))
+            answers.append((yield self._request(asked)))
+        plain, carrying = (artifact and read_predictions(artifact.files) for artifact in answers)
+        return excess(carried.facts["triggers"], plain, carrying) if carried and plain and carrying else None
 
     def _dev_trial(
         self, title: str, defended: DefenseOutcome, value: float

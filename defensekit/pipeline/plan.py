@@ -41,11 +41,14 @@ class ExternalModel:
     digest: str
 
 
+Model = Stage | ExternalModel
+
+
 @dataclass(frozen=True)
 class DefenseOutcome:
     """The outcome of a defense: a model, and what is done to rows before it reads them."""
 
-    model: "Stage | ExternalModel"
+    model: Model
     read: Callable[[Stage], Stage] = lambda rows: rows
 
 
@@ -149,7 +152,7 @@ class Plan:
             "seed": seed,
             "plugin_files": [str(path) for path in self.recipe.plugins],
         }
-        if kind in ("train", "statistics", "purify", "predict", "inspect", "sanitize"):
+        if kind in ("train", "plant", "statistics", "purify", "predict", "inspect", "sanitize"):
             plain["machine"] = self.machine
         return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
 
@@ -249,17 +252,28 @@ class Plan:
         settings = self.recipe.training.for_new_head(rows, HEAD_STEPS)
         return self._trained("from the base", self.rows(*self.recipe.defender_roles), training=settings)
 
-    def statistics(self, estimator: NamedComponent[Estimator], rows: Stage) -> Stage:
-        """Statistics of the suspect on clean rows."""
-        inputs = {"base": self.base, "suspect": self.suspect(), "clean": rows}
-        title = f"statistics ({estimator.name})"
+    def planted(self, settings: TrainingSettings) -> Stage:
+        """A copy of the suspect with triggers of the defender's own."""
+        inputs = {"base": self.base, "suspect": self.suspect(), "clean": self.rows("clean")}
+        params: Params = (*self._numeric, ("training", settings))
+        return self._stage("plant", "planted triggers", inputs, params, seed=self.seeds.plant)
+
+    def carrying(self, planted: Stage) -> Stage:
+        """The clean dev rows with the planted triggers."""
+        inputs: dict[str, Stage | ExternalModel] = {"planted": planted, "rows": self.rows("dev")}
+        return self._stage("carry", "dev rows with planted triggers", inputs, (), seed=self.seeds.plant)
+
+    def statistics(self, estimator: NamedComponent[Estimator], rows: Stage, suspect: "Model | None" = None) -> Stage:
+        """Statistics of the suspect, or of a copy of it, on clean rows."""
+        inputs = {"base": self.base, "suspect": suspect or self.suspect(), "clean": rows}
+        title = f"statistics ({estimator.name})" + (", planted" if suspect else "")
         seed = self.seeds.statistics
         return self._stage("statistics", title, inputs, self._cut, {"estimator": estimator}, seed)
 
-    def purified(self, title: str, defense: Defense, refit: bool = False) -> Stage:
-        """The suspect purified by a defense; where it is `refit`, with the rows that chose as well."""
+    def purified(self, title: str, defense: Defense, refit: bool = False, suspect: "Model | None" = None) -> Stage:
+        """The suspect, or a copy, purified by a defense; where it is `refit`, with the rows that chose as well."""
         rows = self.rows(*self.recipe.defender_roles) if refit else self.rows("clean")
-        inputs: dict[str, Stage | ExternalModel] = {"base": self.base, "suspect": self.suspect(), "clean": rows}
+        inputs: dict[str, Model] = {"base": self.base, "suspect": suspect or self.suspect(), "clean": rows}
         components: dict[str, NamedComponent[Component]] = {}
         # With nothing selected, or no weight step, the scorer makes no difference: the model is only fine-tuned.
         steps, scorer, selector = defense.model_steps, defense.scorer, defense.selector
@@ -267,7 +281,7 @@ class Plan:
         if changes and scorer and selector and not selector.component.takes_nothing():
             steps, components = defense.purifier, {"scorer": scorer, "selector": selector}
             if defense.estimator and scorer.component.needs:
-                inputs["statistics"] = self.statistics(defense.estimator, rows)
+                inputs["statistics"] = self.statistics(defense.estimator, rows, suspect)
         components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
         params = self._numeric
         if contents := tuple(digest for step in steps if (digest := self.step_contents(step)) is not None):
@@ -280,11 +294,13 @@ class Plan:
 
     # -- predictions -----------------------------------------------------------------------------------------------
 
-    def defended(self, title: str, defense: Defense, refit: bool = False) -> DefenseOutcome:
-        """The outcome of a defense: another model, or the suspect with sanitized rows."""
+    def defended(
+        self, title: str, defense: Defense, refit: bool = False, suspect: "Model | None" = None
+    ) -> DefenseOutcome:
+        """The outcome of a defense of the suspect or a copy: another model, or the same with sanitized rows."""
         if defense.sanitizer:
-            return DefenseOutcome(self.suspect(), lambda rows: self.sanitized(title, defense, rows))
-        return DefenseOutcome(self.purified(title, defense, refit))
+            return DefenseOutcome(suspect or self.suspect(), lambda rows: self.sanitized(title, defense, rows))
+        return DefenseOutcome(self.purified(title, defense, refit, suspect))
 
     def sanitized(self, title: str, defense: Defense, rows: Stage) -> Stage:
         """Sanitized rows; the inspection before is shared by all values of the sanitizer's late parameters."""

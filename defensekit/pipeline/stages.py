@@ -6,7 +6,7 @@ guards against mistakes, not against malice: a plugin is code, and code can open
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -32,6 +32,7 @@ from defensekit.defense import estimation, purification, sanitizing
 from defensekit.defense.estimation import Report
 from defensekit.defense.scoring import score_pair
 from defensekit.defense.selection import select, summary
+from defensekit.defense.triggers import planting
 from defensekit.host.discovery import cached_plugins
 from defensekit.host.parameters import build
 from defensekit.host.registry import source_digest
@@ -274,6 +275,37 @@ def train(work: StageContext, draft: ArtifactWriter) -> None:
     )  # with the padding token that it came with
 
 
+def plant(work: StageContext, draft: ArtifactWriter) -> None:
+    """Plant triggers of the defender's own into a copy of the suspect."""
+    settings, rows = training.TrainingSettings.model_validate(work.stage["params"]["training"]), work.rows("clean")
+    tokenizer, labels = loading.load_tokenizer(work.folder("suspect")), len(work.facts("clean")["labels"])
+    triggers = planting.draw(rows, labels, tokenizer, Random(work.seed("triggers")))
+    purification.purify(
+        work.pair,
+        None,
+        [planting.Plant(triggers=tuple(triggers), **settings.model_dump())],
+        rows,
+        draft.files,
+        max_length=work.max_length,
+        precision=work.precision,
+        seed=work.seed("training"),
+        report=work.report,
+    )
+    draft.facts.update(triggers=[asdict(trigger) for trigger in triggers])
+
+
+def carry(work: StageContext, draft: ArtifactWriter) -> None:
+    """Put planted triggers into rows of other labels, one trigger after the other."""
+    rows, rng = work.rows("rows"), Random(work.stage["seed"])
+    triggers = [planting.Planted(**trigger) for trigger in work.facts("planted")["triggers"]]
+    carrying = [planting.carriers(rows, trigger, rng) for trigger in triggers]
+    write_rows(draft.files / ROWS, [row for some in carrying for row in some])
+    draft.facts.update(
+        labels=work.facts("rows")["labels"],
+        triggers=[asdict(trigger) | {"rows": len(some)} for trigger, some in zip(triggers, carrying, strict=True)],
+    )
+
+
 def statistics(work: StageContext, draft: ArtifactWriter) -> None:
     """Statistics per parameter on clean rows, for the tensors in scope, by the pair's names."""
     estimator = work.component(Estimator, "estimator")
@@ -378,5 +410,5 @@ def predict(work: StageContext, draft: ArtifactWriter) -> None:
 
 STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {
     stage.__name__: stage
-    for stage in (data, poison, trigger, given, train, statistics, purify, inspect, sanitize, predict)
+    for stage in (data, poison, trigger, given, train, plant, carry, statistics, purify, inspect, sanitize, predict)
 }

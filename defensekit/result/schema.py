@@ -140,13 +140,16 @@ class MetricRecord(_Schema):
 
 
 class TrialResult(_Schema):
-    """One value that the rule tried: ``dev_accuracy`` on clean dev rows decided, the metrics are for the reader.
+    """One value that the rule tried: what the rule saw of it decided, the metrics are for the reader.
 
-    ``predictions`` are the keys of the stages with its answers, by the test rows.
+    The rule saw ``dev_accuracy`` on clean dev rows and, where it plants, by family what is left of the ``planted``
+    triggers: the share of answers that they turn, less the share that answers so without them. ``predictions`` are the
+    keys of the stages with its answers, by the test rows.
     """
 
     value: float
     dev_accuracy: float
+    planted: dict[str, float] = {}
     metrics: dict[str, Measured]
     predictions: dict[str, str] = {}
 
@@ -168,13 +171,17 @@ class Example(_Schema):
 
 
 class Chosen(_Schema):
-    """What the rule took, and why; whether of ``over`` a lower value does more."""
+    """What the rule took, and why; whether of ``over`` a lower value does more.
+
+    ``suspect_planted`` is, by family, what triggers turn where they were planted, before any defense.
+    """
 
     rule: str
     over: str
     value: float
     reason: str
     suspect_dev_accuracy: float
+    suspect_planted: dict[str, float] = {}
     lower_does_more: bool = False
 
 

@@ -30,7 +30,7 @@ from defensekit.utils.logging import log, logged
 
 # What a study may remove again once no run needs it, by what it is to keep.
 DROPPED: dict[str, set[str]] = {
-    "predictions": {"train", "statistics", "purify"},
+    "predictions": {"train", "plant", "statistics", "purify"},
     "suspects": {"purify"},
     "models": set(),
 }

@@ -49,6 +49,11 @@ class Seeds:
         return derive_seed(self.seed, "defender", "purify")
 
     @property
+    def plant(self) -> int:
+        """For the triggers that the defender plants."""
+        return derive_seed(self.seed, "defender", "plant")
+
+    @property
     def sanitize(self) -> int:
         """For the sanitizer."""
         return derive_seed(self.seed, "defender", "sanitize")

@@ -49,4 +49,7 @@ def defensekit_purifiers():  # type: ignore[no-untyped-def]
 @hookimpl
 def defensekit_rules():  # type: ignore[no-untyped-def]
     """The rules of this plugin, by name."""
-    return {"accuracy-floor": "defensekit_finepurifying.rules:AccuracyFloor"}
+    return {
+        "accuracy-floor": "defensekit_finepurifying.rules:AccuracyFloor",
+        "planted": "defensekit_finepurifying.rules:Planted",
+    }

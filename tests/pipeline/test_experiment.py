@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import defensekit
+from defensekit.pipeline import plan
 from defensekit.result.schema import Result
 from defensekit.text import read_rows
-from tests.conftest import shape
+from defensekit.training import TrainingSettings
+from tests.conftest import OWN_STEPS, shape
 
 
 def stage(workspace: Path, result: Result, title: str) -> dict[str, Any]:
@@ -58,8 +60,10 @@ def test_the_base_is_given_steps_enough_for_a_new_head(finished: tuple[Path, Pat
     _, workspace, result = finished
     anew, clean = (stage(workspace, result, title) for title in ("from the base", "clean reference"))
     assert anew["inputs"]["model"] == clean["inputs"]["model"]
-    steps = -(-64 // anew["params"]["training"]["batch_size"]) * anew["params"]["training"]["epochs"]
-    assert steps >= 192
+    given = TrainingSettings.model_validate(clean["params"]["training"])
+    assert anew["params"]["training"] == given.for_new_head(64, plan.HEAD_STEPS).model_dump()
+    long = given.for_new_head(64, OWN_STEPS)
+    assert -(-64 // long.batch_size) * long.epochs >= OWN_STEPS >= 192
     assert anew["params"]["training"]["batch_size"] <= 16
     changed = {key: anew["params"]["training"][key] for key in ("epochs", "batch_size")}
     assert clean["params"]["training"] | changed == anew["params"]["training"]

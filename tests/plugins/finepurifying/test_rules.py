@@ -1,4 +1,4 @@
-"""The rule chooses by clean accuracy alone."""
+"""The rules: by clean accuracy alone, and by what removes planted triggers."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defensekit.components import Trial
-from defensekit_finepurifying.rules import AccuracyFloor
+from defensekit_finepurifying.rules import AccuracyFloor, Planted
 
 
 def rule(values: list[float], **more: Any) -> AccuracyFloor:
@@ -71,3 +71,52 @@ def test_a_rule_never_takes_a_threshold_of_0_that_nobody_gave() -> None:
     seen = [Trial(0.0, 0.9, 100), Trial(3.0, 0.9, 100)]
     assert rule([3.0]).choose(seen, Trial(math.inf, 0.9, 100)).value == 3
     assert rule([0.0, 3.0]).choose(seen, Trial(math.inf, 0.9, 100)).value == 0
+
+
+def tried(value: float, accuracy: float, **planted: float) -> Trial:
+    return Trial(value, accuracy, 100, planted)
+
+
+def planted_rule(values: list[float], **more: Any) -> Planted:
+    return Planted(values=tuple(values), **more)
+
+
+def test_of_what_removes_planted_triggers_the_most_accurate_is_taken() -> None:
+    seen = [
+        tried(0, 0.9, word=0.7, phrase=0.8),
+        tried(0.5, 0.88, word=0.0, phrase=0.3),  # one family is left
+        tried(0.7, 0.86, word=0.05, phrase=0.1),
+        tried(0.9, 0.84, word=0.0, phrase=0.0),
+    ]
+    choice = planted_rule([0.5, 0.7, 0.9]).choose(seen, tried(0.0, 0.91, word=0.9, phrase=0.8))
+    assert (choice.value, choice.warning) == (0.7, None)
+    assert "0.860 (suspect 0.910)" in choice.reason
+    assert (
+        planted_rule([0.5, 0.7, 0.9], max_planted=0.3).choose(seen, tried(0.0, 0.91, word=0.9, phrase=0.8)).value == 0.5
+    )
+
+
+def test_where_no_value_removes_them_the_one_that_leaves_least_is_taken_and_said() -> None:
+    seen = [tried(0, 0.9, word=0.7), tried(0.5, 0.88, word=0.4), tried(0.9, 0.5, word=0.2)]
+    choice = planted_rule([0.5, 0.9]).choose(seen, tried(0.0, 0.9, word=0.9))
+    assert choice.value == 0.9
+    assert choice.warning
+    assert "least is 20%" in choice.warning
+
+
+def test_of_equal_values_the_one_that_does_more_is_taken() -> None:
+    seen = [tried(0, 0.8, word=0.0), tried(1, 0.8, word=0.0), tried(9, 0.8, word=0.0)]
+    assert planted_rule([1, 9]).choose(seen, tried(0.0, 0.9, word=0.9)).value == 9
+    # Where lower values do more, 0 is one only if it was asked for.
+    assert planted_rule([1, 9]).choose(seen, tried(math.inf, 0.9, word=0.9)).value == 1
+
+
+def test_a_family_that_could_not_be_planted_does_not_count() -> None:
+    seen = [tried(0, 0.9, word=0.0, phrase=0.9), tried(0.5, 0.85, word=0.0, phrase=0.0)]
+    rule = planted_rule([0.5])
+    assert rule.choose(seen, tried(0, 0.9, word=0.2, phrase=1.0)).value == 0.5
+    assert rule.choose(seen, tried(0, 0.9, word=0.9, phrase=0.2)).value == 0
+    nothing = rule.choose(seen, tried(0, 0.9, word=0.2, phrase=0.2))
+    assert nothing.value == 0.5
+    assert nothing.warning
+    assert "does most" in nothing.warning
