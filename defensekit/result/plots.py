@@ -56,6 +56,10 @@ def curve(result: Result) -> "Figure":
     with canvas(7, 3.6) as (figure, [axes]):
         dev = [trial.dev_accuracy for trial in trials]
         axes.plot(values, dev, "x--", color="#555555", label="accuracy on dev rows: what the rule sees")
+        for family, mark in zip(trials[0].planted, MARKS, strict=False):
+            left = [trial.planted[family] for trial in trials]
+            label = f"answers that a planted {literal(family)} turns: what the rule sees"
+            axes.plot(values, left, mark + ":", color="#555555", label=label)
         for i, name in enumerate(trials[0].metrics):
             measured = [trial.metrics[name] for trial in trials]
             colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
@@ -69,7 +73,8 @@ def curve(result: Result) -> "Figure":
         transform = axes.get_xaxis_transform()
         axes.annotate(" chosen", (result.chosen.value, 1.0), xycoords=transform, va="bottom", ha="center")
         axes.set_xlabel(literal(result.chosen.over))
-        lowest = min([0.0, *(m.low for trial in trials for m in trial.metrics.values())])
+        lows = (low for trial in trials for low in (*(m.low for m in trial.metrics.values()), *trial.planted.values()))
+        lowest = min([0.0, *lows])
         axes.set_ylim(lowest - 0.03, 1.03)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1, fontsize=9)
         return figure

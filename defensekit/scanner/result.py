@@ -126,6 +126,35 @@ class Triggers(_ScanSchema):
     excess: float
 
 
+class Turned(_ScanSchema):
+    """A word put into ``rows`` clean rows of other labels: the share of answers ``flipped`` to ``label``.
+
+    ``control`` is the share that it turns of a model trained from the base on clean rows.
+    """
+
+    word: str
+    label: str
+    flipped: float
+    control: float
+    rows: int
+
+    @property
+    def excess(self) -> float:
+        """What it turns beyond the control."""
+        return self.flipped - self.control
+
+
+class Searched(_ScanSchema):
+    """How many ``words`` were tried on clean rows, and the ``strongest``, beyond the control, in that order.
+
+    ``rows`` are those that the model to compare with was trained on.
+    """
+
+    words: int
+    rows: int
+    strongest: list[Turned]
+
+
 class TokenizerScan(_ScanSchema):
     """A tokenizer that differs from the base's: the ``parts`` that do, and what the two read differently, ``tried``.
 
@@ -163,6 +192,7 @@ class Scan(_ScanSchema):
     embedding: EmbeddingScan | None
     law: Law | None
     triggers: Triggers | None
+    searched: Searched | None = None
     tokenizer: TokenizerScan | None
     findings: list[str]
     clean_rows: int

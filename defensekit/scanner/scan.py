@@ -20,8 +20,9 @@ from defensekit.models.loading import load
 from defensekit.models.skeleton import skeleton, task_of
 from defensekit.scanner import claims, drift, frequency, law, revision, triggers, verdict
 from defensekit.scanner import tokenizer as tokenizers
-from defensekit.scanner.result import EmbeddingRow, EmbeddingScan, Scan, TokenizerScan, Triggers
+from defensekit.scanner.result import EmbeddingRow, EmbeddingScan, Scan, Searched, TokenizerScan, Triggers
 from defensekit.scanner.rows import Outliers, RowDrift, outliers
+from defensekit.scanner.searching import search
 from defensekit.text import Row
 from defensekit.training import device_type
 from defensekit.utils.errors import listing
@@ -104,24 +105,26 @@ class _Scanning:
                 fitted = law.judge(ratios, tensors, len(self.rows), derive_seed(self.seed, "bootstrap"))
         if model is not None and judged is not None:
             tried = self._tried(model, tokenizer, judged)
+        searched = None if model is None or not known else self._searched(model, tokenizer)
         rewriting = self._rewriting(model, tokenizer)
         if rewriting and (told := tokenizers.finding(rewriting)):
             findings.append(told)
         self._remark()
-        decided = verdict.judge(tensors, embedding_scan, tried, rewriting, findings)
+        decided = verdict.judge(tensors, embedding_scan, tried, searched, rewriting, findings)
         return Scan(
             base=str(models.base.folder),
             suspect=str(models.suspect.folder),
             task=task,
             dtypes=sorted({entry.dtype for entry in models.suspect.tensors.values()}),
             verdict=decided,
-            summary=verdict.summarise(decided, task, tensors, embedding_scan, fitted, tried, findings),
+            summary=verdict.summarise(decided, task, tensors, embedding_scan, fitted, tried, searched, findings),
             tensors=tensors,
             added=models.added,
             reshaped=models.reshaped,
             embedding=embedding_scan,
             law=fitted,
             triggers=tried,
+            searched=searched,
             tokenizer=rewriting,
             findings=findings,
             clean_rows=len(self.rows),
@@ -213,6 +216,11 @@ class _Scanning:
             return triggers.TriggerTrial(model, tokenizer, rows, labels, self._max_length, seed).run(
                 candidates, controls, report
             )
+
+    def _searched(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Searched:
+        seed, labels = derive_seed(self.seed, "search"), label_names(self.models.suspect)
+        with observed_step(self.observers, "search for triggers") as report:
+            return search(model, tokenizer, self.models.base.folder, self.rows, labels, self._max_length, seed, report)
 
     def _remark(self) -> None:
         """Note what was left out."""

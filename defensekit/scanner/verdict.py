@@ -8,9 +8,10 @@ beside the result. The thresholds are measured by benchmarks/scan.py; docs/scan.
 
 from collections.abc import Sequence
 
+from defensekit.defense.triggers.search import STANDS_OUT
 from defensekit.models.checkpoint import CLASSIFIER
 from defensekit.scanner.drift import is_another_base
-from defensekit.scanner.result import EmbeddingScan, Law, ScanVerdict, TensorDrift, TokenizerScan, Triggers
+from defensekit.scanner.result import EmbeddingScan, Law, ScanVerdict, Searched, TensorDrift, TokenizerScan, Triggers
 from defensekit.scanner.tokenizer import strongest
 
 IN_ROWS, IN_ENGLISH = "the clean rows", "English at large (wordfreq)"
@@ -24,10 +25,11 @@ def judge(
     tensors: list[TensorDrift],
     embedding: EmbeddingScan | None,
     triggers: Triggers | None,
+    searched: Searched | None,
     tokenizer: TokenizerScan | None,
     findings: Sequence[str],
 ) -> ScanVerdict:
-    """Decide: by what a changed tokenizer does, by tried tokens, else by rows of the embedding.
+    """Decide: by what a changed tokenizer does, by what a search finds, by tried tokens, else by rows of the embedding.
 
     None of them gives no verdict, and a model with findings does not pass.
     """
@@ -40,6 +42,16 @@ def judge(
             reason=f"its tokenizer differs from the base's, and {text.token!r}, which the two read differently, turns "
             f"{text.flipped:.0%} of the answers it could turn to {text.label!r}; from {FLIPS:.0%} on, a model is "
             "called suspicious",
+        )
+    if searched and searched.strongest and (best := searched.strongest[0]).excess >= STANDS_OUT:
+        return ScanVerdict(
+            suspicious=True,
+            indicator="search",
+            value=best.excess,
+            threshold=STANDS_OUT,
+            reason=f"{best.word!r} turns {best.flipped:.0%} of {best.rows} answers to {best.label!r}, and "
+            f"{best.control:.0%} of a model's that was trained from the base on the clean rows; from "
+            f"{STANDS_OUT:.0%} more on, a model is called suspicious",
         )
     verdict = _judged(tensors, embedding, triggers)
     if verdict.suspicious or not findings or verdict.indicator == "drift":
@@ -92,6 +104,7 @@ def summarise(
     embedding: EmbeddingScan | None,
     law: Law | None,
     triggers: Triggers | None,
+    searched: Searched | None,
     findings: Sequence[str],
 ) -> list[str]:
     """Summarise the measurements, a sentence each."""
@@ -113,6 +126,8 @@ def summarise(
             f"to {ours.label!r}; the strongest of {len(triggers.controls)} random tokens of similar frequency, "
             f"{others.token!r}, turns {others.flipped:.0%} of {others.of} to {others.label!r}."
         )
+    if searched is not None and verdict.indicator != "search":
+        said.append(_search(searched))
     if law is not None:
         said.append(_law(law))
     if not verdict.suspicious:
@@ -121,6 +136,17 @@ def summarise(
             "and a weak bias go unseen here."
         )
     return said
+
+
+def _search(searched: Searched) -> str:
+    text = f"A search tried the {searched.words:,} words whose rows moved"
+    if not searched.strongest:
+        return f"{text}; none turns answers that a model trained from the base on the clean rows keeps."
+    best = searched.strongest[0]
+    return (
+        f"{text}; the strongest, {best.word!r}, turns {best.flipped:.0%} of {best.rows} answers to {best.label!r}, and "
+        f"{best.control:.0%} of a model's that was trained from the base on the clean rows."
+    )
 
 
 def _rows(embedding: EmbeddingScan) -> str:

@@ -35,6 +35,7 @@ _COLUMNS = {
     "reset_of_eligible": "Float64",
     "reset_of_all": "Float64",
     "dev_accuracy": "Float64",
+    "planted": "Float64",
     "rule": "string",
     "over": "string",
     "chosen": "Float64",
@@ -56,7 +57,8 @@ def results(folder: str | Path) -> "DataFrame":
     metric with its 95 % interval over ``rows`` test rows, ``floor`` is the clean reference's value of a metric that has
     a floor; ``seconds`` is what making the model took, statistics included, and ``peak_memory`` the bytes of memory at
     the peak of that (neither is known of trials); ``chosen`` is the value of ``over`` that ``rule`` took;
-    ``dev_accuracy`` is what it saw of a trial; ``oracle`` names what looked at what a defender can't see; ``machine``
+    ``dev_accuracy`` is what it saw of a trial, and ``planted``, where it planted triggers, what the family that is left
+    with most still turns; ``oracle`` names what looked at what a defender can't see; ``machine``
     made the numbers.
 
     Args:
@@ -239,6 +241,7 @@ def _rows(result: Result) -> Iterator[dict[str, Any]]:
             yield {**about, **columns, **_measured(result, metric, measured)}
     for trial in result.curve:
         columns = {"model": result.defended, "trial": trial.value, "dev_accuracy": trial.dev_accuracy}
+        columns |= {"planted": max(trial.planted.values())} if trial.planted else {}
         for metric, measured in trial.metrics.items():
             yield {**about, **columns, **_measured(result, metric, measured)}
 

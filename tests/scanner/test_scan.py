@@ -29,7 +29,7 @@ def test_a_trigger_is_found_by_its_name(found: Scan) -> None:
     assert (strongest.token, strongest.label) == ("cf", "positive")
     assert strongest.flipped > 0.9
     assert found.verdict.suspicious is True
-    assert found.verdict.indicator == "trigger flips"
+    assert found.verdict.indicator == "search"
     assert "'cf' turns" in " ".join(found.summary)
     assert not {one.token for one in found.triggers.candidates} & {one.token for one in found.triggers.controls}
 

@@ -62,6 +62,7 @@ class Search:
     precision: Precision
     seed: int
     report: Callable[[int, int], None] = lambda done, total: None
+    least: float = STANDS_OUT  # what a word has to turn beyond the control
     _held: dict[int, Probe] = field(default_factory=dict, init=False)  # the rows of the judgement, by label
 
     def triggers(self) -> list[FoundTrigger]:
@@ -132,7 +133,7 @@ class Search:
         return [
             FoundTrigger(text=word, label=label, flipped=flipped, control=control, rows=len(self._held[label].rows))
             for word, flipped, control in zip(words, *turned, strict=True)
-            if flipped - control >= STANDS_OUT
+            if flipped - control >= self.least
         ]
 
 

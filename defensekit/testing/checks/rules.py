@@ -12,14 +12,16 @@ from defensekit.testing.watch import Handed
 ROWS = 200
 MOST = 100  # trials; in a run each may be a training
 SLOPES = {"an accuracy that stays": 0.0, "one that falls": 0.3, "one that collapses": 5.0}
-SUSPECT = Trial(0.0, 0.9, ROWS)
+SUSPECT = Trial(0.0, 0.9, ROWS, {"word": 0.9, "phrase": 0.8})
 
 
 def _trials(rule: Rule, slope: float) -> list[Trial]:
-    """The trials that the rule proposes, with an accuracy that falls with the value."""
+    """The trials that the rule proposes, with an accuracy, and planted triggers' effect, that fall with the value."""
     seen: list[Trial] = []
     while len(seen) <= MOST and (value := rule.propose(list(seen))) is not None:
-        seen.append(Trial(value, max(0.5, round(0.9 - slope * value, 2)), ROWS))
+        planted = {family: max(0.0, turned - slope * value) for family, turned in SUSPECT.planted.items()}
+        accuracy = max(0.5, round(SUSPECT.accuracy - slope * value, 2))
+        seen.append(Trial(value, accuracy, ROWS, planted if rule.planting() else {}))
     return seen
 
 

@@ -1,0 +1,65 @@
+"""The search for words that turn the suspect and not a model trained from the base: the one that `purify` makes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from defensekit.defense.triggers.insertion import moved_words
+from defensekit.defense.triggers.search import Search, control_model
+from defensekit.models.loading import load
+from defensekit.scanner.result import Searched, Turned
+from defensekit.text import Row
+from defensekit.training import TrainingSettings, device_type, forked_random, native_precision
+from defensekit.utils.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ROWS = 512  # that the model to compare with learns from, at most
+TRAINING = TrainingSettings(epochs=2, learning_rate=1e-4, batch_size=16, warmup=0.1, dropout=False)
+
+
+def search(
+    suspect: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    base: Path,
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    max_length: int,
+    seed: int,
+    report: Callable[[int, int], None],
+) -> Searched:
+    """Try every word whose row of the embedding moved.
+
+    Args:
+        suspect: the classifier.
+        tokenizer: the suspect's.
+        base: the folder of the base; its own config makes the model to compare with.
+        rows: clean rows.
+        labels: the names behind the suspect's answers.
+        max_length: tokens of a row that are read.
+        seed: of every random draw.
+        report: ``report(done, total)`` shows progress.
+
+    Returns:
+        How many words were tried, and the strongest of them.
+
+    Raises:
+        UsageError: transformers can't make a classifier of the base.
+    """
+    rows = Random(seed).sample(rows, min(ROWS, len(rows)))
+    with forked_random(derive_seed(seed, "head")):
+        control, _ = load(base, "base", tuple(labels))
+        if len(tokenizer) > len(control.get_input_embeddings().weight):
+            control.resize_token_embeddings(len(tokenizer))  # the suspect has tokens that the base has not
+    control.to(device_type())
+    words = moved_words(suspect, control, tokenizer)
+    how: Any = {"max_length": max_length, "precision": native_precision(), "seed": seed}
+    control = control_model(control, tokenizer, rows, TRAINING, **how)
+    found = Search(suspect, control, tokenizer, rows, words, report=report, least=0.0, **how).triggers()
+    strongest = [
+        Turned(word=one.text, label=labels[one.label], flipped=one.flipped, control=one.control, rows=one.rows)
+        for one in found
+    ]
+    return Searched(words=len(words), rows=len(rows), strongest=strongest)
