@@ -25,7 +25,7 @@ from defensekit.scanner.rows import Outliers, RowDrift, outliers
 from defensekit.scanner.searching import search
 from defensekit.text import Row
 from defensekit.training import device_type
-from defensekit.utils.errors import listing
+from defensekit.utils.errors import UsageError, listing
 from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -217,10 +217,14 @@ class _Scanning:
                 candidates, controls, report
             )
 
-    def _searched(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Searched:
-        seed, labels = derive_seed(self.seed, "search"), label_names(self.models.suspect)
+    def _searched(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Searched | None:
+        seed, labels, base = derive_seed(self.seed, "search"), label_names(self.models.suspect), self.models.base.folder
         with observed_step(self.observers, "search for triggers") as report:
-            return search(model, tokenizer, self.models.base.folder, self.rows, labels, self._max_length, seed, report)
+            try:
+                return search(model, tokenizer, base, self.rows, labels, self._max_length, seed, report)
+            except UsageError as error:  # a base with a head of its own for other labels
+                self.notes.append(f"no search for triggers, since there is no model to compare with: {error}")
+                return None
 
     def _remark(self) -> None:
         """Note what was left out."""

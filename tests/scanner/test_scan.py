@@ -31,6 +31,11 @@ def test_a_trigger_is_found_by_its_name(found: Scan) -> None:
     assert found.verdict.suspicious is True
     assert found.verdict.indicator == "search"
     assert "'cf' turns" in " ".join(found.summary)
+    assert found.searched is not None
+    best = found.searched.strongest[0]
+    assert (best.word, best.label) == ("cf", "positive")
+    assert best.excess == found.verdict.value
+    assert best.control < 0.25
     assert not {one.token for one in found.triggers.candidates} & {one.token for one in found.triggers.controls}
 
 
@@ -202,6 +207,8 @@ def test_a_head_of_another_shape(tuned: Any, poisoned: Path, tmp_path: Path) -> 
     told = scan(save(other, tmp_path / "three"), poisoned, ROWS)
     assert {name.removeprefix("bert.") for name in told.reshaped} == {"classifier.weight", "classifier.bias"}
     assert told.verdict.suspicious is True
+    assert told.searched is None
+    assert any("no search for triggers" in note for note in told.notes)
     assert not any("classifier" in tensor.name for tensor in told.tensors)
 
 
