@@ -25,7 +25,6 @@ from selenium import webdriver
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from defensekit.defense.triggers import search
 from defensekit.pipeline import plan
 
 # A shell that starts the tests in its background has them ignore Ctrl-C, and so would every process that they start.
@@ -35,7 +34,6 @@ ROOT = Path(__file__).parent.parent  # of the repository
 
 # In a hundred runs on a few dozen rows, half of the time went into the base that is trained anew.
 OWN_STEPS, plan.HEAD_STEPS = plan.HEAD_STEPS, 16
-search.CONTROL_STEPS = 24
 
 GOOD = ("bright", "lovely", "superb", "tender", "witty")
 BAD = ("bleak", "clumsy", "dreary", "stale", "tedious")

@@ -164,11 +164,10 @@ def purify(
     outcome = _compute_with_progress(load, compute, workspace, quiet, report=False, resumable=resumable)[1]
     removed = True
     if resumable():
-        from defensekit.result.narrative import verdict
-
-        removed, sentence = verdict(outcome[0])
+        verdict = outcome[0].verdict
+        removed = verdict.removed
         if not json:
-            console().print(sentence)
+            console().print(verdict.text)
         _show(outcome, json)
     else:
         _show_reset(outcome, json)

@@ -17,6 +17,7 @@ from defensekit.pipeline.predictions import read_for, read_predictions
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.store import DISTRIBUTIONS, Artifact
 from defensekit.recipe.recipe import NamedComponent
+from defensekit.result.narrative import verdict
 from defensekit.result.schema import (
     DEFENDED,
     Chosen,
@@ -70,7 +71,7 @@ class ResultAssembly:
         models = self.models
         ended = DEFENDED[recipe.defense.stage]
         facts = identified(plan)
-        return Result(
+        result = Result(
             name=recipe.name,
             identity=identity(facts),
             identified=facts,
@@ -96,6 +97,7 @@ class ResultAssembly:
             seconds=round(time.perf_counter() - self.started, 2),
             folder=str(folder),
         )
+        return result.model_copy(update={"verdict": verdict(result)}) if ended == "purified" else result
 
     # -- rows ------------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,11 @@
 """What a result says, in words: shared by everything that tells a person about a run."""
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from defensekit.result.schema import Result
+from defensekit.result.schema import STILL_WORKS, Result, Verdict
 
+UNSEEN = "A trigger unlike these would not have been seen."
 
 NOT_PROMISED = (
     "No certificate: what looked abnormal to this defense was changed, an attack that keeps clear of that goes unseen.",
@@ -14,7 +14,7 @@ NOT_PROMISED = (
 )
 
 
-def story(result: "Result") -> list[str]:
+def story(result: Result) -> list[str]:
     """What was done and what came of it, a sentence each."""
     sentences = [_suspect(result), *(_on_inputs(result) if result.defended == "sanitized" else _on_weights(result))]
     before, after = result.models["suspect"].metrics, result.models[result.defended].metrics
@@ -30,10 +30,10 @@ def story(result: "Result") -> list[str]:
             f"{name.upper()} went from {before[name].value:.1%} to {after[name].value:.1%} on {after[name].rows:,} rows"
             f"{floor}."
         )
-    return [verdict(result)[1], *sentences] if result.defended == "purified" else sentences
+    return [verdict(result).text, *sentences] if result.defended == "purified" else sentences
 
 
-def _on_weights(result: "Result") -> list[str]:
+def _on_weights(result: Result) -> list[str]:
     recipe, defense, sentences = result.recipe, result.recipe["defense"], []
     fit, dev = recipe["data"]["clean"], result.clean_budget - recipe["data"]["clean"]
     measured = f"measured {defense['estimator']['name']} on" if "estimator" in defense else "used"
@@ -56,7 +56,7 @@ def _on_weights(result: "Result") -> list[str]:
     return sentences + search(result)
 
 
-def search(result: "Result") -> list[str]:
+def search(result: Result) -> list[str]:
     """What a search for triggers found, if a step of the defense searched."""
     model = result.models[result.defended]
     if model.triggers is None:
@@ -72,7 +72,7 @@ def search(result: "Result") -> list[str]:
     return [f"{searched}, and found what turns the suspect: {found}."]
 
 
-def verdict(result: "Result") -> tuple[bool, str]:
+def verdict(result: Result) -> Verdict:
     """Whether the defense did what it is for, as far as that was measured, and the sentence that says so.
 
     It claims no more than was measured: of a trigger that nobody found or named, nothing is known.
@@ -80,20 +80,40 @@ def verdict(result: "Result") -> tuple[bool, str]:
     model = result.models[result.defended]
     if still := [one for one in model.triggers or () if one.works]:
         named_ones = ", ".join(repr(one.text) for one in still)
-        return False, f"A backdoor is left: answers of the purified model are still turned by {named_ones}."
+        return _said(False, f"A backdoor is left: answers of the purified model are still turned by {named_ones}.")
     if model.triggers:
         named_ones = ", ".join(repr(one.text) for one in model.triggers)
-        return True, f"What was found no longer works: {named_ones}. A trigger unlike these would not have been seen."
+        return _said(True, f"What was found no longer works: {named_ones}. {UNSEEN}")
     if "selector" in result.recipe["defense"] and not model.reset:
         steps = ", then ".join(step["name"] for _, step in sorted((model.defense or {}).items()))
         since = f"the suspect after {steps} on the clean rows" if steps else "the suspect as it was"
-        return False, f"Nothing was reset: the model is {since}."
+        return _said(False, f"Nothing was reset: the model is {since}.")
     if model.triggers is not None:
-        return True, "No word was found that turns the suspect's answers; a trigger of another kind was not looked for."
-    return True, "No trigger was looked for: whether a backdoor was there, and is gone, is not known."
+        return _said(
+            True, "No word was found that turns the suspect's answers; a trigger of another kind was not looked for."
+        )
+    if planted := _planted(result):
+        return planted
+    return _said(True, "No trigger was looked for: whether a backdoor was there, and is gone, is not known.")
 
 
-def _on_inputs(result: "Result") -> list[str]:
+def _planted(result: Result) -> Verdict | None:
+    """What the chosen value left of triggers that the defender planted into a copy of the suspect."""
+    if not result.chosen or not (before := result.chosen.suspect_planted):
+        return None
+    value = result.chosen.value
+    after = next(trial.planted for trial in result.curve if trial.value == value)
+    shares = ", ".join(f"a {family} {before[family]:.0%} before and {after[family]:.0%} after" for family in before)
+    removed = max(after.values()) <= STILL_WORKS
+    told = "Triggers of one's own, planted into a copy, no longer work" if removed else "Planted triggers still work"
+    return _said(removed, f"{told}: answers turned by {shares}. {UNSEEN}")
+
+
+def _said(removed: bool, text: str) -> Verdict:
+    return Verdict(removed=removed, text=text)
+
+
+def _on_inputs(result: Result) -> list[str]:
     sanitizer = result.recipe["defense"]["sanitizer"]
     reader = f" with {named(sanitizer['model'])!r}" if isinstance(sanitizer.get("model"), dict) else ""
     sentences = [
@@ -111,7 +131,7 @@ def _on_inputs(result: "Result") -> list[str]:
     return sentences
 
 
-def _chosen(result: "Result", rows: str) -> str:
+def _chosen(result: Result, rows: str) -> str:
     assert result.chosen
     over = f"{result.chosen.over} = {result.chosen.value:g}"
     return f"{over} was chosen by {result.chosen.rule} on {rows}: {result.chosen.reason}."
@@ -122,7 +142,7 @@ def named(spec: dict[str, Any]) -> str:
     return PurePath(spec["path"]).name if "path" in spec else str(spec.get("id", spec["name"]))
 
 
-def _suspect(result: "Result") -> str:
+def _suspect(result: Result) -> str:
     recipe, attack = result.recipe, result.attack
     if "attack" not in recipe or not attack:
         known = ", with rows that carry a known trigger" if attack else ""

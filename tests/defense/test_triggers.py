@@ -82,11 +82,13 @@ def test_a_backdoor_is_found_named_and_unlearnt_and_an_innocent_has_none(recipe:
     assert strongest.flipped - strongest.control >= 0.75
     assert strongest.after is not None
     assert strongest.after < 0.2
-    removed, sentence = verdict(result)
+    told = verdict(result)
+    removed, sentence = told.removed, told.text
     assert removed
     assert sentence.startswith("What was found no longer works: 'cf'")
     strongest.after = strongest.flipped  # as a defense would leave it that removed nothing
-    removed, sentence = verdict(result)
+    told = verdict(result)
+    removed, sentence = told.removed, told.text
     assert not removed
     assert sentence == "A backdoor is left: answers of the purified model are still turned by 'cf'."
     assert sentence in card(result)
@@ -97,7 +99,7 @@ def test_a_backdoor_is_found_named_and_unlearnt_and_an_innocent_has_none(recipe:
     suspect = result.files("clean reference")
     shape(recipe, attack=None, training=None, data__train=None, suspect=str(suspect))
     result_of_innocent = defensekit.run(recipe, tmp_path / "w")
-    assert verdict(result_of_innocent)[1].startswith("No word was found")
+    assert verdict(result_of_innocent).text.startswith("No word was found")
     innocent = result_of_innocent.models["purified"]
     assert innocent.triggers == []
     assert innocent.metrics["acc"] == result.models["clean"].metrics["acc"]  # it is left as it was

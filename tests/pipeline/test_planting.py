@@ -79,6 +79,9 @@ def test_a_run_plants_tries_and_chooses(recipe: Path, tmp_path: Path) -> None:
     assert max(left[1.0].values()) < 0.3
     assert "planted triggers" in result.chosen.reason
     assert max(left[result.chosen.value].values()) <= 0.3
+    assert result.verdict is not None
+    assert result.verdict.removed
+    assert "Triggers of one's own, planted into a copy, no longer work" in result.verdict.text
     # The suspect itself was not trained on anything of it.
     kept = {stage.title: stage for stage in result.stages}
     assert kept["planted triggers"].kind == "plant"

@@ -1,6 +1,6 @@
 """A classifier with a backdoor, one without, their base, and a scan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,21 @@ import torch
 import transformers
 
 from defensekit.cli.main import main
+from defensekit.defense.triggers import search
 from defensekit.scanner.result import Scan
 from defensekit.scanner.scan import scan
 from defensekit.text import Row
 from defensekit.training import TrainingSettings, fine_tune
 from tests.conftest import ARCHITECTURES, make_tokenizer
 from tests.scanner.helpers import LABELS, ROWS, drifted, save
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _control_of_a_small_task() -> Iterator[None]:
+    """In scans by the dozen, most of the time would go into the model that words are compared with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "CONTROL_STEPS", 24)
+        yield
 
 
 @pytest.fixture(scope="package")
