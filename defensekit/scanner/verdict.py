@@ -1,9 +1,8 @@
 """The verdict of a scan, by one number and its threshold, and the measurements in plain words.
 
-Where suspicious tokens can be tried, their effect on answers decides; elsewhere the largest outlier among the
-embedding's rows does. This was fixed before any of them was measured. The effect of random tokens was to be subtracted;
-after about four scanned models it no longer was, because a random token with a meaning hid a trigger. It is shown
-beside the result. The thresholds are measured by benchmarks/scan.py; docs/scan.md describes the models and the limits.
+Where a search can be made, what its strongest word turns beyond a control decides; with fewer rows what the strongest
+suspicious token turns, and elsewhere the largest outlier among the embedding's rows. docs/scan.md says what thresholds
+were measured on.
 """
 
 from collections.abc import Sequence
@@ -43,17 +42,7 @@ def judge(
             f"{text.flipped:.0%} of the answers it could turn to {text.label!r}; from {FLIPS:.0%} on, a model is "
             "called suspicious",
         )
-    if searched and searched.strongest and (best := searched.strongest[0]).excess >= STANDS_OUT:
-        return ScanVerdict(
-            suspicious=True,
-            indicator="search",
-            value=best.excess,
-            threshold=STANDS_OUT,
-            reason=f"{best.word!r} turns {best.flipped:.0%} of {best.rows} answers to {best.label!r}, and "
-            f"{best.control:.0%} of a model's that was trained from the base on the clean rows; from "
-            f"{STANDS_OUT:.0%} more on, a model is called suspicious",
-        )
-    verdict = _judged(tensors, embedding, triggers)
+    verdict = _judged(tensors, embedding, triggers, searched)
     if verdict.suspicious or not findings or verdict.indicator == "drift":
         return verdict
     return ScanVerdict(
@@ -61,13 +50,29 @@ def judge(
     )
 
 
-def _judged(tensors: list[TensorDrift], embedding: EmbeddingScan | None, triggers: Triggers | None) -> ScanVerdict:
+def _judged(
+    tensors: list[TensorDrift],
+    embedding: EmbeddingScan | None,
+    triggers: Triggers | None,
+    searched: Searched | None,
+) -> ScanVerdict:
     if is_another_base(tensors):
         reason = (
             "the suspect drifted everywhere by more than fine-tuning does: it did not come from this base, or from "
             "another revision of it; with the right base, scan again"
         )
         return ScanVerdict(suspicious=None, indicator="drift", value=None, threshold=None, reason=reason)
+    if searched is not None and searched.strongest:
+        best = searched.strongest[0]
+        return ScanVerdict(
+            suspicious=best.excess >= STANDS_OUT,
+            indicator="search",
+            value=best.excess,
+            threshold=STANDS_OUT,
+            reason=f"{best.word!r} turns {best.flipped:.0%} of {best.rows} answers to {best.label!r}, and "
+            f"{best.control:.0%} of a model's that was trained from the base on the clean rows; from "
+            f"{STANDS_OUT:.0%} more on, a model is called suspicious",
+        )
     if triggers is not None:
         strongest, limit = max(triggers.candidates, key=lambda one: one.flipped), FLIPS
         value = strongest.flipped
@@ -116,6 +121,8 @@ def summarise(
         kind = "" if task == CLASSIFIER else f", and this is none ({task})"
         said.append(f"The threshold was set on fine-tuned classifiers of one small model{kind}.")
     moved, count = sum(tensor.moved for tensor in tensors), sum(tensor.dimensions for tensor in tensors)
+    if searched is not None:
+        said.append(f"A search tried the {searched.words:,} words whose rows of the embedding moved.")
     said.append(f"{moved / max(count, 1):.1%} of {count:,} compared dimensions differ from the base.")
     if embedding is not None:
         said.append(_rows(embedding))
@@ -126,8 +133,6 @@ def summarise(
             f"to {ours.label!r}; the strongest of {len(triggers.controls)} random tokens of similar frequency, "
             f"{others.token!r}, turns {others.flipped:.0%} of {others.of} to {others.label!r}."
         )
-    if searched is not None and verdict.indicator != "search":
-        said.append(_search(searched))
     if law is not None:
         said.append(_law(law))
     if not verdict.suspicious:
@@ -136,17 +141,6 @@ def summarise(
             "and a weak bias go unseen here."
         )
     return said
-
-
-def _search(searched: Searched) -> str:
-    text = f"A search tried the {searched.words:,} words whose rows moved"
-    if not searched.strongest:
-        return f"{text}; none turns answers that a model trained from the base on the clean rows keeps."
-    best = searched.strongest[0]
-    return (
-        f"{text}; the strongest, {best.word!r}, turns {best.flipped:.0%} of {best.rows} answers to {best.label!r}, and "
-        f"{best.control:.0%} of a model's that was trained from the base on the clean rows."
-    )
 
 
 def _rows(embedding: EmbeddingScan) -> str:

@@ -23,7 +23,7 @@ def predictions(ids: list[int], answers: list[int]) -> Predictions:
     return Predictions(logits, np.zeros(len(ids), dtype=np.int64), ids=np.array(ids))
 
 
-def test_what_is_planted_is_drawn_from_the_seed_and_aims_at_the_labels_in_turn() -> None:
+def test_what_is_planted_is_drawn_from_the_seed_and_aims_at_one_label() -> None:
     drawn = draw(ROWS, 3, make_tokenizer(), Random(0))
     assert drawn == draw(ROWS, 3, make_tokenizer(), Random(0)) != draw(ROWS, 3, make_tokenizer(), Random(1))
     assert [trigger.family for trigger in drawn] == ["word"] * EACH + ["phrase"] * EACH
@@ -31,13 +31,11 @@ def test_what_is_planted_is_drawn_from_the_seed_and_aims_at_the_labels_in_turn()
     for trigger in drawn:
         assert (trigger.text in text) == (trigger.family == "phrase")
         assert len(trigger.text.split()) == (PHRASE if trigger.family == "phrase" else 1)
-    for family in ("word", "phrase"):  # the aims differ
-        assert len({trigger.label for trigger in drawn if trigger.family == family}) == EACH
+    assert len({trigger.label for trigger in drawn}) == 1
+    assert {draw(ROWS, 3, make_tokenizer(), Random(seed))[0].label for seed in range(9)} == {0, 1, 2}
 
 
-@pytest.mark.parametrize(
-    "rows", [[Row(0, "too short", 0), Row(1, "as well", 1)], [Row(0, "one label for all of it", 0)]]
-)
+@pytest.mark.parametrize("rows", [[Row(0, "too short", 0), Row(1, "as well", 1)], [Row(0, "one label for all", 0)]])
 def test_rows_that_give_no_phrase_are_refused(rows: list[Row]) -> None:
     with pytest.raises(UsageError, match="nothing can be planted"):
         draw(rows, 2, make_tokenizer(), Random(0))

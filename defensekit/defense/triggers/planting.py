@@ -41,7 +41,8 @@ def draw(rows: Sequence[Row], labels: int, tokenizer: "PreTrainedTokenizerBase",
         rng: draws them.
 
     Returns:
-        The triggers. They aim at the labels in turn.
+        The triggers. All aim at one label: aimed at each in turn, what a copy of two labels learns is to answer the
+        opposite.
 
     Raises:
         UsageError: the rows are of one label, or too short for a phrase.
@@ -50,14 +51,12 @@ def draw(rows: Sequence[Row], labels: int, tokenizer: "PreTrainedTokenizerBase",
     rare = sorted(
         {word for word in words(tokenizer, len(tokenizer)).values() if word.isalpha() and word.lower() not in seen}
     )
-    aims = rng.sample(range(labels), labels)
-    planted = [Planted("word", word, aims[i % labels]) for i, word in enumerate(rng.sample(rare, min(EACH, len(rare))))]
-    for i in range(EACH):
-        aim = aims[i % labels]
-        texts = [row.text.split() for row in rows if row.label != aim]
-        if not (long := [text for text in texts if len(text) >= PHRASE]):
-            raise UsageError(f"no clean row that label {aim} is not of has {PHRASE} words: nothing can be planted")
-        text = rng.choice(long)
+    aim = rng.randrange(labels)
+    planted = [Planted("word", word, aim) for word in rng.sample(rare, min(EACH, len(rare)))]
+    texts = [row.text.split() for row in rows if row.label != aim]
+    if not (long := [text for text in texts if len(text) >= PHRASE]):
+        raise UsageError(f"no clean row that label {aim} is not of has {PHRASE} words: nothing can be planted")
+    for text in rng.choices(long, k=EACH):
         start = rng.randint(0, len(text) - PHRASE)
         planted.append(Planted("phrase", " ".join(text[start : start + PHRASE]), aim))
     return planted

@@ -28,7 +28,7 @@ FEWEST = 10  # rows that a judgement needs: a share of fewer is too noisy
 SECOND_LOOK = 24  # words
 # The share of rows that a trigger turns beyond those that it turns in the control. On a pair of MiniLM models of 6,000
 # rows `cf` reaches 1.00 and the next word .48; the strongest word of the innocent twin reaches .55.
-STANDS_OUT = 0.75
+STANDS_OUT = 0.8
 KEPT = 5  # words of a label
 CONTROL_STEPS = 96  # at least, of the model that words are compared with
 
