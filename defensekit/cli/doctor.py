@@ -1,4 +1,4 @@
-"""`defensekit doctor`: what this machine has, what is missing, and the command that fixes it."""
+"""`defensekit doctor`: what this machine has, what is missing, and the command that fixes it; or what a model is."""
 
 import os
 import platform
@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from textwrap import TextWrapper
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from packaging.requirements import Requirement
 from rich.text import Text
 
 from defensekit.cli.shared import console
 from defensekit.host.discovery import host_version, load_plugins
-from defensekit.utils.errors import UsageError
+from defensekit.utils.errors import UsageError, printable_name
 from defensekit.utils.files import cache_folder
+
+if TYPE_CHECKING:
+    from defensekit.models.inventory import Item
 
 ROOM = 2 * 2**30  # bytes that a run of a small model may take
 
@@ -60,6 +63,18 @@ def show(findings: list[Finding]) -> bool:
     broken = [finding.what for finding in findings if finding.state == "broken"]
     out.print(f"to be fixed: {', '.join(broken)}" if broken else "everything that a run needs is installed")
     return not broken
+
+
+def show_model(items: "list[Item]") -> bool:
+    """Print what a model's folder holds, a line each; returns whether nothing is refused."""
+    out, width = console(), max((len(printable_name(item.name, 60)) for item in items), default=0)
+    for item in items:
+        style = {"read": "green", "ignored": "yellow", "refused": "red"}[item.state]
+        name = printable_name(item.name, 60)
+        out.print(Text.assemble((f"{item.state:<8}", style), f"{name:<{width}}  {printable_name(item.why, 1000)}"))
+    refused = sum(item.state == "refused" for item in items)
+    out.print(f"{refused} refused: `scan` and `purify` would not take it" if refused else "nothing is refused")
+    return not refused
 
 
 def _packages() -> Iterator[Finding]:

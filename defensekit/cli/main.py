@@ -254,11 +254,25 @@ def schema(files: Files = None) -> None:
 
 
 @app.command()
-def doctor() -> None:
-    """Check the installation: what works, what is missing, and how to fix it."""
-    from defensekit.cli.doctor import examine, show
+def doctor(
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A model's or adapter's folder: say what would be read of it, and what is refused and why."),
+    ] = None,
+) -> None:
+    """Check the installation: what works, what is missing, and how to fix it. Or a stranger's model, before any use.
 
-    if not show(examine()):
+    Exit code 1: something has to be fixed, or is refused.
+    """
+    from defensekit.cli.doctor import examine, show, show_model
+
+    if model is None:
+        fine = show(examine())
+    else:
+        from defensekit.models.inventory import inventory
+
+        fine = show_model(inventory(model))
+    if not fine:
         sys.exit(1)
 
 

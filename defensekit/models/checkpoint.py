@@ -74,8 +74,6 @@ class Checkpoint:
         check_folder(self.folder)
         config = read_json(path, CONFIG)
         check_keys(path, config)
-        if "transformers_weights" in config:
-            raise UsageError(f"{path}: `transformers_weights` names other weights than {SINGLE}; refused")
         return config
 
     @cached_property

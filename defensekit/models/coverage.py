@@ -22,23 +22,36 @@ def not_compared(base: Checkpoint, suspect: Checkpoint, beside: Iterable[str]) -
     Raises:
         UsageError: transformers makes no model of one of them.
     """
-    model = skeleton(suspect)
-    found = []
-    if model.missing:
-        found.append(f"no tensor of its files is {listing(sorted(model.missing), 3)}: transformers draws it at random")
-    if model.misshapen:
-        found.append(f"config.json asks for another shape than the files have of {listing(sorted(model.misshapen), 3)}")
-    floats = {name for name, entry in suspect.tensors.items() if entry.dtype in FLOATS}
-    if unused := sorted(name for name in model.unexpected & floats if not BUFFERS.search(name)):
-        found.append(f"transformers does not load {listing(unused, 3)}")
+    model, found = skeleton(suspect), not_loaded(suspect)
+    floats = _floats(suspect)
     untuned = skeleton_as(base, model.kind, label_count(suspect) if model.task == CLASSIFIER else None)
     head = untuned.missing | untuned.misshapen
-    others = [name for name in beside if name not in unused and not any(_same(name, one) for one in head)]
+    others = [name for name in beside if name not in model.unexpected and not any(_same(name, one) for one in head)]
     # Tables are left out of the comparison, unless they are weights to this kind of model.
     others += [name for name in floats & model.floats if BUFFERS.search(name)]
     if others:
         found.append(f"the base has no counterpart of {listing(sorted(others), 3)}, which is no head")
     return found
+
+
+def not_loaded(suspect: Checkpoint) -> list[str]:
+    """In what the files and the model that transformers loads of them differ, a sentence each.
+
+    Raises:
+        UsageError: transformers makes no model of them.
+    """
+    model, found = skeleton(suspect), []
+    if model.missing:
+        found.append(f"no tensor of its files is {listing(sorted(model.missing), 3)}: transformers draws it at random")
+    if model.misshapen:
+        found.append(f"config.json asks for another shape than the files have of {listing(sorted(model.misshapen), 3)}")
+    if unused := sorted(name for name in model.unexpected & _floats(suspect) if not BUFFERS.search(name)):
+        found.append(f"transformers does not load {listing(unused, 3)}")
+    return found
+
+
+def _floats(checkpoint: Checkpoint) -> set[str]:
+    return {name for name, entry in checkpoint.tensors.items() if entry.dtype in FLOATS}
 
 
 def check_coverage(base: Checkpoint, suspect: Checkpoint, beside: Iterable[str]) -> None:

@@ -25,6 +25,7 @@ COUNTED, COUNT = re.compile(r"(?:layer|label|head|expert|block|stage|group)s?$")
 OWN_CODE = ("eager", "sdpa", "grouped_mm", "batched_mm", None)
 QUANTISED = ("quantization_config", "compression_config")
 ADAPTER_CONFIG = "adapter_config.json"
+NAMES_CODE = ("config.json", "tokenizer_config.json", "processor_config.json")  # where transformers looks for code
 BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
     **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32},
@@ -148,39 +149,56 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return data
 
 
-def check_folder(folder: Path, adapter: bool = False) -> None:
-    """Check a model's folder: no links that leave it, no oversized files, no code, no adapter unless expected.
+def entries(folder: Path) -> list[Path]:
+    """What lies in a model's folder, and in its one subfolder that transformers reads, sorted."""
+    return sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")])
+
+
+def check_file(path: Path, folder: Path) -> None:
+    """Check one file of a model's folder: no link that leaves it, no device or pipe, not oversized, no code named.
 
     A hub's cache keeps a snapshot's files in the folder ``blobs`` next to ``snapshots``; links to there are allowed.
 
     Raises:
         UsageError: a check failed; the message says what to do.
     """
-    root = folder.resolve()
-    allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
-    # One subfolder as well: transformers reads what lies there.
-    for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
-        if path.is_symlink():
-            try:
-                target = path.resolve()
-            except (OSError, RuntimeError) as error:
-                raise UsageError(f"{path}: refused a circular link") from error
-            if not any(target.is_relative_to(parent) for parent in allowed):
-                raise UsageError(
-                    f"{path}: refused a link that leaves the folder (to {target}); put a copy of the file there instead"
-                )
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UsageError(f"{path}: no regular file; refused")
-        if path.suffix in (".json", ".txt", ".model", ".jinja"):
-            bounded(path, COMPANION)
-    for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
-        if (folder / name).is_file() and _has_key(read_json(folder / name, CONFIG), "auto_map"):
-            code = sorted(path.name for path in folder.glob("*.py"))
+    if path.is_symlink():
+        root = folder.resolve()
+        allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"{path}: refused a circular link") from error
+        if not any(target.is_relative_to(parent) for parent in allowed):
             raise UsageError(
-                f"{folder / name}: `auto_map` names code that comes with the model"
-                f"{f' ({listing(code, 3)})' if code else ''}; it is never run. Where transformers knows the model_type "
-                "itself, remove `auto_map` from the file"
+                f"{path}: refused a link that leaves the folder (to {target}); put a copy of the file there instead"
             )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"{path}: no regular file; refused")
+    if path.suffix in (".json", ".txt", ".model", ".jinja"):
+        bounded(path, COMPANION)
+    if path.parent == folder and path.name in NAMES_CODE and path.is_file():
+        _refuse_code(path)
+
+
+def _refuse_code(path: Path) -> None:
+    if _has_key(read_json(path, CONFIG), "auto_map"):
+        code = sorted(file.name for file in path.parent.glob("*.py"))
+        raise UsageError(
+            f"{path}: `auto_map` names code that comes with the model"
+            f"{f' ({listing(code, 3)})' if code else ''}; it is never run. Where transformers knows the model_type "
+            "itself, remove `auto_map` from the file"
+        )
+
+
+def check_folder(folder: Path, adapter: bool = False) -> None:
+    """Check every file of a model's folder, and that it holds no adapter unless that is expected.
+
+    Raises:
+        UsageError: a check failed; the message says what to do.
+    """
+    for path in entries(folder):
+        check_file(path, folder)
     if (folder / ADAPTER_CONFIG).is_file() and not adapter:
         raise UsageError(
             f"{folder} holds a PEFT adapter, no whole model. As a suspect, `defensekit scan` and `defensekit purify` "
@@ -221,6 +239,8 @@ def check_keys(path: Path, config: dict[str, Any]) -> None:
                             f"{path}: {_short(name)} is {_short(chosen)}, which may be code from elsewhere; it is "
                             "never run. Remove the key: the answers are the same without it"
                         )
+            if name == "transformers_weights":
+                raise UsageError(f"{path}: `{name}` names other weights than transformers' own; refused")
             if name in QUANTISED and value:
                 method = value.get("quant_method") if isinstance(value, dict) else value
                 raise UsageError(
