@@ -11,8 +11,8 @@ import typer
 import defensekit
 from defensekit.cli import leaderboard, plugins, recipes, scan, store, study
 from defensekit.cli.shared import Files, Lossy, Workspace, checked, console, fail
-from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, out_of_memory
-from defensekit.utils.files import environment_path
+from defensekit.utils.errors import DefenseKitError, UsageError, is_failure, lacks_memory, one_line, out_of_memory
+from defensekit.utils.files import environment_path, there
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,12 +140,10 @@ def purify(
 
     def load(say: "Callable[[str], None]") -> "Recipe":
         nonlocal prepared
-        from defensekit.recipe.resolve import there
         from defensekit.workflows.purify_model import prepare
 
         given: dict[str, Any] = {"recipe": recipe, "settings": settings or (), "adapter_only": adapter_only}
-        folder = there(str(suspect), environment_path(str(suspect)))
-        prepared = prepare(base, folder, out, clean, **given, workspace=workspace, say=say)
+        prepared = prepare(base, suspect, out, clean, **given, workspace=workspace, say=say)
         return prepared.recipe
 
     def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:
@@ -271,7 +269,7 @@ def doctor(
     else:
         from defensekit.models.inventory import inventory
 
-        fine = show_model(inventory(model))
+        fine = show_model(inventory(there(str(model), environment_path(str(model)))))
     if not fine:
         sys.exit(1)
 
@@ -295,7 +293,9 @@ def main() -> None:
         fail(str(error), 1)
     except OSError as error:
         fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)
-    except Exception as error:
-        if not lacks_memory(error):
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        if lacks_memory(error):
+            fail(out_of_memory(error), 1)
+        if isinstance(error, Exception) or not is_failure(error):
             raise
-        fail(out_of_memory(error), 1)
+        fail(f"a library failed on what it was given ({one_line(error)})", 1)

@@ -9,7 +9,7 @@ import typer
 from defensekit.cli.shared import console, table
 from defensekit.pipeline.store import refuse_inside_store
 from defensekit.utils.errors import UsageError, printable_name
-from defensekit.utils.files import refuse_inside
+from defensekit.utils.files import environment_path, refuse_inside
 
 if TYPE_CHECKING:
     from defensekit.scanner.result import Scan
@@ -25,7 +25,7 @@ def scan(
         str, typer.Option("--suspect", help="The model that is not trusted, likewise; or a PEFT adapter on the base.")
     ],
     clean: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--clean", help="Clean rows of its task (CSV, TSV, JSONL, Parquet); a hundred are enough."),
     ] = None,
     text: Annotated[str, typer.Option("--text", help="Their column with the text.")] = "text",
@@ -47,8 +47,8 @@ def scan(
         raise UsageError(f"--out: expected a folder, {out} is a file")
     refuse_inside_store(out)
     for named, folder in (("the suspect", suspect), ("the base", base)):
-        if Path(folder).is_dir():
-            refuse_inside(out, Path(folder), named)
+        if (path := environment_path(folder)).is_dir():
+            refuse_inside(out, path, named)
     with at_work(Progress(quiet=quiet)) as observers:
         from defensekit.scanner.page import write_scan
         from defensekit.workflows.scan import scan as run_scan

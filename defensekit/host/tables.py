@@ -13,13 +13,15 @@ from typing import Any, ClassVar, NamedTuple, TextIO
 from pydantic import BaseModel, ConfigDict, Field
 
 from defensekit.components.sources import DatasetSource
+from defensekit.host.parquet_trial import AT_ONCE
 from defensekit.text import Dataset, Row
+from defensekit.utils.bounded import refusal
 from defensekit.utils.errors import DefenseKitError, UsageError, listing, nearest, printable_name
 from defensekit.utils.files import data_digest, file_digest, folder_digest, nearest_path
 
 # Of a table: characters of a cell and of a line, columns, rows, bytes of a file. Data sets of sentences stay far below.
 CELL, LINE, COLUMNS, ROWS, BYTES = 1_000_000, 16_000_000, 1_000, 5_000_000, 2_000_000_000
-_AT_ONCE = 64  # rows of a Parquet file that are decoded at once
+SECONDS, GIB = 60, 4  # of processor time and memory, to decode a Parquet file
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _NAME = r"^[^/\\]+$"  # no path that leaves the folder
 
@@ -389,7 +391,8 @@ def _parquet(path: Path) -> Iterator[Record]:
 def _decoded(path: Path, file: Any) -> Iterator[Record]:
     """The rows of an open Parquet file, a few at a time.
 
-    What its footer says is bounded before anything is decoded, and cells before they become Python's.
+    What its footer says is bounded before anything is decoded, what it decodes to in another process, and cells before
+    they become Python's.
     """
     import pyarrow
     import pyarrow.compute
@@ -402,11 +405,14 @@ def _decoded(path: Path, file: Any) -> Iterator[Record]:
     size = sum(group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns))
     if size > BYTES:
         raise UsageError(f"{path}: {size:,} bytes once it is unpacked; at most {BYTES:,} are read")
+    if reason := refusal("defensekit.host.parquet_trial", path, SECONDS, GIB, "decode"):
+        raise UsageError(f"{path}: refused: {reason}")
     number, left = 0, BYTES
-    for batch in file.iter_batches(_AT_ONCE):
+    for batch in file.iter_batches(AT_ONCE):
         for name, column in zip(schema.names, batch.columns, strict=True):
-            if pyarrow.types.is_large_string(column.type) or pyarrow.types.is_string(column.type):
-                longest = pyarrow.compute.max(pyarrow.compute.binary_length(column)).as_py() or 0
+            cells = column.dictionary if pyarrow.types.is_dictionary(column.type) else column
+            if pyarrow.types.is_large_string(cells.type) or pyarrow.types.is_string(cells.type):
+                longest = pyarrow.compute.max(pyarrow.compute.binary_length(cells)).as_py() or 0
                 if longest > 4 * CELL:  # bytes of UTF-8
                     where = f"{path}, rows {number} to {number + len(column) - 1}"
                     raise UsageError(f"{where}: {longest:,} bytes in the column {name!r}; at most {CELL:,} characters")

@@ -5,14 +5,11 @@ tokenizer.json can make a letter a million tokens, or take hours.
 """
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
 
-from defensekit.utils.errors import UsageError, printable_name
+from defensekit.utils.bounded import answer, refusal
+from defensekit.utils.errors import UsageError
 from defensekit.utils.files import file_digest
 
 SECONDS, GIB = 20, 4  # of processor time and memory, for loading and reading a few texts
@@ -35,21 +32,7 @@ def check_tokenizer(folder: Path) -> None:
 @lru_cache(1024)
 def _reason(digest: str, path: Path) -> str | None:
     """Why a tokenizer is refused; None where it is not."""
-    command = [sys.executable, "-m", "defensekit.models.tokenizer_trial", str(path), str(SECONDS)]
-    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "RUST_BACKTRACE": "0"}
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=10 * SECONDS, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        return f"it takes more than {10 * SECONDS} seconds to read a few texts"
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        if name in ("SIGXCPU", "SIGKILL"):
-            return f"it takes more than {SECONDS} seconds to read a few texts"
-        return f"it crashes, or takes more than {GIB} GiB ({name})"
-    try:
-        return None if (reason := json.loads(done.stdout)) is None else printable_name(reason, 300)
-    except ValueError:
-        return f"the process that tried it ended with code {done.returncode}"
+    return refusal("defensekit.models.tokenizer_trial", path, SECONDS, GIB, "read a few texts")
 
 
 def _tried(path: str) -> str | None:
@@ -78,22 +61,5 @@ def _largest(data: object) -> int:
     return max([len(values), *map(_largest, values)])
 
 
-def _bound(seconds: int) -> None:
-    """Limit this process's time on the processor, and its memory."""
-    try:
-        import resource
-    except ImportError:  # not on this system
-        return
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_AS, (GIB << 30, GIB << 30))
-
-
 if __name__ == "__main__":
-    _bound(int(sys.argv[2]))
-    try:
-        answer = _tried(sys.argv[1])
-    except MemoryError:
-        answer = f"it takes more than {GIB} GiB"
-    except BaseException as error:  # a panic is no Exception
-        answer = f"{type(error).__name__}: {error}"
-    sys.stdout.write(json.dumps(answer))
+    answer(_tried)

@@ -109,7 +109,7 @@ class RemoteStore:
         try:
             described = json.loads(self.system.cat_file(f"{self.root}/{key}/{MANIFEST}"))
             names = [PurePosixPath(name) for name in (described["folder"], *described["manifest"]["files"])]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
         good = not any(name.is_absolute() or ".." in name.parts for name in names)
         return described if good else None

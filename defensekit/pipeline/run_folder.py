@@ -69,7 +69,7 @@ def _is_whole(purified: Path, key: str) -> bool:
     """Whether a folder has the purified model of a stage, complete and unchanged."""
     try:
         manifest = json.loads((purified / MODEL_MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     digests = file_digests(purified)
     digests.pop(MODEL_MANIFEST)

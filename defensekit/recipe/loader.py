@@ -20,6 +20,7 @@ from defensekit.recipe.trust import Trust
 from defensekit.recipe.yaml_document import Document, Path_
 from defensekit.training import TrainingSettings, native_precision
 from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.files import there
 
 
 def load_recipe(
@@ -88,7 +89,7 @@ class _RecipeReader(Reader):
             for i, file in enumerate(plugins):
                 if self.trust:
                     self.trust.plugin(file)
-                self.at(("plugins", i), partial(_check_file, file))
+                self.at(("plugins", i), partial(_check_file, top.plugins[i], file))
                 announce(f"loading the plugin file {file}, which is code and runs with your rights")
             self.known[plugins] = self.at(("plugins",), lambda: load_plugins(plugins))
         self.host = self.known[plugins]
@@ -196,7 +197,7 @@ class _RecipeReader(Reader):
         return suited
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
+def _check_file(typed: str, path: Path) -> None:
+    if not there(typed, path).is_file():
         beside = [p.name for p in path.parent.glob("*.py")]
         raise UsageError(f"there is no file {path}.{nearest(path.name, beside)}")

@@ -11,7 +11,7 @@ from defensekit.host.registry import Host
 from defensekit.host.sources import hub_parameters
 from defensekit.host.tables import SUFFIXES
 from defensekit.utils.errors import KeyedError, UsageError, listing, nearest
-from defensekit.utils.files import environment_path, literal_path, nearest_path
+from defensekit.utils.files import environment_path, literal_path, nearest_path, there
 
 C = TypeVar("C", bound=Component)
 Spec = str | Mapping[str, Any]
@@ -75,7 +75,8 @@ def resolve_paths(kind: type[Component], given: dict[str, Any], resolve: Resolve
     for key in kind.paths():
         value = given.get(key)
         if isinstance(value, str):
-            given[key] = str(resolve(value, (key,)))
+            path = resolve(value, (key,))
+            given[key] = str(there(value, path) if key in kind.location else path)
         elif isinstance(value, list) and all(isinstance(item, str) for item in value):
             given[key] = [str(resolve(item, (key, i))) for i, item in enumerate(value)]
     return given
@@ -125,23 +126,12 @@ def dataset_source(spec: Spec, host: Host | None = None, resolve: ResolvePath = 
     name = given.get("name")
     if not isinstance(name, str) or name in (host or cached_plugins()).names("dataset"):
         return given
-    path = resolve(name, ("name",))
+    path = there(name, resolve(name, ("name",)))
     if path.exists() or path.suffix in SUFFIXES or _is_path(name):
         return _instead(given, {"name": "file", "path": literal_path(path)})
     if parameters := hub_parameters(name):
         return _at_revision(_instead(given, parameters), path)
     return given
-
-
-def there(typed: str, path: Path) -> Path:
-    """A path; one that is missing and was typed with a variable is reported as typed, without the variable's value.
-
-    Raises:
-        UsageError: it was, and is missing.
-    """
-    if "$" in typed.replace("$$", "") and not path.exists():
-        raise UsageError(f"there is nothing at {typed}")
-    return path
 
 
 def _is_path(name: str) -> bool:

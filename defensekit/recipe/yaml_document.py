@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
-from defensekit.utils.files import environment_path, read_regular
+from defensekit.utils.files import environment_path, read_regular, there
 
 LIMIT = 10_000  # values in a recipe, aliases written out: a recipe has dozens, an alias bomb billions
 BYTES = 1_000_000
+CHAIN = 50  # files, each of which extends the next
 _MANY = f"more than {LIMIT:,} values once aliases are written out; refused"
 
 Path_ = tuple[str | int, ...]
@@ -238,7 +239,7 @@ def _extended(path: Path, above: tuple[Path, ...], kept: Mapping[Path_, Collecti
     if not isinstance(named, str):
         raise PlacedError(f"{place.label}: extends: expected the path of a recipe, got {named!r}")
     try:
-        below = place.folder / environment_path(named)
+        below = there(named, place.folder / environment_path(named))
         exists, beside = below.is_file(), [p.name for p in below.parent.glob("*.yaml")]
         chain = (*above, path.resolve())
         circle = below.resolve() in chain
@@ -246,6 +247,8 @@ def _extended(path: Path, above: tuple[Path, ...], kept: Mapping[Path_, Collecti
         raise PlacedError(f"{place.label}: extends: {named!r} is no path ({error})") from error
     if not exists:
         raise PlacedError(f"{place.label}: extends: there is no file {below}.{nearest(below.name, beside)}")
+    if len(chain) > CHAIN:
+        raise PlacedError(f"{place.label}: extends: more than {CHAIN} files build on each other; refused")
     if circle:
         names = " -> ".join(p.name for p in (*chain, below))
         raise PlacedError(f"{place.label}: extends: it extends itself ({names})")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from defensekit.models.aligned import Aligned
-from defensekit.models.checkpoint import CLASSIFIER
+from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
 from defensekit.models.config import label_count
 from defensekit.models.skeleton import skeleton, skeleton_as
 from defensekit.utils.errors import listing
@@ -24,13 +24,21 @@ def contradictions(models: Aligned, with_rows: bool) -> list[str]:
         return found
     if suspect.claimed_task not in (CLASSIFIER, "unknown"):
         found.append(f"config.json calls it {suspect.claimed_task!r}, and its tensors are a sequence classifier's")
-    kind = suspect.config.get("problem_type")
-    if with_rows and kind not in (None, "single_label_classification"):
-        found.append(f"config.json sets `problem_type` to {kind!r}, and the clean rows have one label each")
+    if with_rows and not one_label_each(suspect):
+        kind = suspect.config.get("problem_type")
+        found.append(
+            f"config.json sets `problem_type` to {kind!r}, and the clean rows have one label each: no curvature of its "
+            "own loss is measured"
+        )
     named = suspect.config.get("id2label")
     if isinstance(named, dict) and len(named) != label_count(suspect):
         found.append(f"config.json names {len(named)} labels, and the head has {label_count(suspect)}")
     return found
+
+
+def one_label_each(suspect: Checkpoint) -> bool:
+    """Whether a classifier was trained on rows with one label each, as far as its config says."""
+    return suspect.config.get("problem_type") in (None, "single_label_classification")
 
 
 def other_settings(models: Aligned) -> str | None:

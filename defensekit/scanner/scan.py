@@ -87,7 +87,8 @@ class _Scanning:
             model, tokenizer = load(models.suspect.folder, "suspect")
             model.to(device_type())
             self.notes += filter(None, [padding.note(tokenizer)])
-        ratios = None if model is None else self._ratios(model, tokenizer)
+        one_label = claims.one_label_each(models.suspect)
+        ratios = self._ratios(model, tokenizer) if model is not None and one_label else None
         embedding = revision.embedding_of(models)
         if embedding is None:
             self.notes.append("no tensor has the name of an embedding: its rows are not examined")

@@ -71,7 +71,7 @@ class Folder:
         for path in sorted(self.failed.glob("*.json")):
             try:
                 failures[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 continue  # a half of one says nothing, and the run has no result anyway
         return failures
 
@@ -91,7 +91,7 @@ class Folder:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise DefenseKitError(f"{self.path} has no study that was run") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DefenseKitError(f"{path} is damaged ({error}); running the study writes it again") from error
         return facts
 

@@ -15,7 +15,7 @@ from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.recipe.yaml_document import Document, Path_, moved, overlay
 from defensekit.studies.keys import Label, StudyKeys, no_recipe
 from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
-from defensekit.utils.files import environment_path
+from defensekit.utils.files import environment_path, there
 
 Axes = dict[str, Label]
 
@@ -139,7 +139,8 @@ class _Matrix:
                 raise self.reader.error(("recipe", "extends"), why)
             return moved(self.document, ("recipe",), ())
         location = self.document.place(("recipe",))
-        path = self.reader.at(("recipe",), lambda: location.folder / environment_path(cast(str, self.keys.recipe)))
+        named = self.keys.recipe
+        path = self.reader.at(("recipe",), lambda: there(named, location.folder / environment_path(named)))
         if not path.is_file():
             files = [p.name for p in path.parent.glob("*.yaml")]
             raise self.reader.error(("recipe",), f"there is no file {path}.{nearest(path.name, files)}")

@@ -125,7 +125,7 @@ def _processes(folder: Folder) -> Iterator[dict[str, Any]]:
     for path in sorted((folder.path / "status").glob("*.json")):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         silent = now - facts["updated"]
         here = facts["host"] == socket.gethostname()

@@ -103,6 +103,17 @@ def environment_path(text: str) -> Path:
         raise UsageError(f"{text!r} is no path ({error})") from error
 
 
+def there(typed: str, path: Path) -> Path:
+    """A path; one that is missing and was typed with a variable is reported as typed, without the variable's value.
+
+    Raises:
+        UsageError: it was, and is missing.
+    """
+    if "$" in typed.replace("$$", "") and not path.exists():
+        raise UsageError(f"there is nothing at {typed}")
+    return path
+
+
 def literal_path(path: Path | str) -> str:
     """A path written so that `environment_path` takes it as it is."""
     return str(path).replace("$", "$$")
@@ -203,6 +214,8 @@ def folder_lock(target: Path, wait: bool = False) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    if not target.name:
+        raise UsageError(f"{target} has no name; name a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     lock_file = target.with_name(f".{target.name}.lock")
     lock = FileLock(lock_file)

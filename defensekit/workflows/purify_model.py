@@ -14,7 +14,7 @@ from defensekit.recipe.recipe import Recipe
 from defensekit.recipe.resolve import model_folder
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
-from defensekit.utils.files import refuse_inside
+from defensekit.utils.files import environment_path, refuse_inside, there
 from defensekit.workflows.purify import purify_into, recipe_for
 from defensekit.workflows.reset import ResetResult, reset_into
 
@@ -55,10 +55,11 @@ def prepare(
     Raises:
         UsageError: a model, the rows or the recipe are not what was expected.
     """
+    suspect = there(str(suspect), environment_path(str(suspect)))
     if adapter_only and not is_adapter(suspect):
         raise UsageError(f"--adapter-only: {suspect} holds no adapter (adapter_config.json)")
     refuse_inside_store(target)
-    for named, folder in (("the suspect", suspect), ("the base", Path(base))):
+    for named, folder in (("the suspect", suspect), ("the base", environment_path(base))):
         if folder.is_dir():
             refuse_inside(target, folder, named)
     whole = suspect

@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 from defensekit.components import Observer
 from defensekit.models.adapter_merge import merged
 from defensekit.models.checkpoint import Checkpoint
-from defensekit.recipe.resolve import model_folder, there
+from defensekit.recipe.resolve import model_folder
 from defensekit.scanner import scan as scanner
 from defensekit.scanner.clean import read_clean
 from defensekit.scanner.result import Scan
-from defensekit.utils.files import environment_path
+from defensekit.utils.files import environment_path, there
 
 
 def scan(

@@ -137,6 +137,12 @@ def test_a_reader_that_has_seen_enough_is_told_nothing() -> None:
     assert done.stderr == ""
 
 
+def test_a_full_disk_takes_no_exit_code_away() -> None:
+    with open("/dev/full", "w") as full:
+        whole = [sys.executable, "-m", "defensekit", "run", "nowhere.yaml"]
+        assert subprocess.run(whole, stderr=full, stdout=subprocess.PIPE, check=False).returncode == 2
+
+
 def test_what_is_printed_is_what_stands_there(recipe: Path, tmp_path: Path) -> None:
     words = 'attack.words=[":smile:", "[bold]x[/bold]", "[/x]"]'
     done = command("run", str(recipe), "--dry-run", "-w", str(tmp_path / "w"), "--set", words)

@@ -105,6 +105,44 @@ def test_a_parquet_file_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: py
         same.load()
 
 
+def varint(number: int, length: int = 0) -> bytes:
+    """A number as a Parquet footer has it, filled up to a length."""
+    parts = []
+    while number or len(parts) < max(length, 1):
+        parts.append(number & 127)
+        number >>= 7
+    return bytes([*(part | 128 for part in parts[:-1]), parts[-1]])
+
+
+def test_a_parquet_file_that_lies_about_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.parquet"
+    told = pyarrow.table({"text": [f"{i}".zfill(1_000) for i in range(3_000)], "label": ["a"] * 3_000})
+    pyarrow.parquet.write_table(told, path, compression="zstd", use_dictionary=False)
+    size = pyarrow.parquet.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size
+    assert size > 3_000_000
+    honest = varint(2 * size)
+    content = path.read_bytes()
+    place = content.rindex(honest)
+    path.write_bytes(content[:place] + varint(2, len(honest)) + content[place + len(honest) :])
+    monkeypatch.setattr(tables, "BYTES", 1_000_000)
+    with pytest.raises(UsageError, match="more than 1,000,000 bytes of cells"):
+        File(path=path).load()
+
+
+def test_a_parquet_file_that_decodes_to_far_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that is stored once for many rows: no size in the footer is wrong."""
+    column = pyarrow.DictionaryArray.from_arrays([0] * 64, ["x" * 10_000_000])
+    bomb = stored(tmp_path, text=column, label=column)
+    assert bomb.path.stat().st_size < 5_000_000
+    with pytest.raises(UsageError, match=r"10,000,000 bytes in the column 'text'; at most 1,000,000"):
+        bomb.load()
+    table = pyarrow.table({"text": column, "label": column})
+    pyarrow.parquet.write_table(table, bomb.path, store_schema=False)  # read as text, not as a dictionary
+    monkeypatch.setattr(tables, "GIB", 1)
+    with pytest.raises(UsageError, match=r"rows.parquet: refused: it takes more than 1 GiB to decode"):
+        bomb.load()
+
+
 def test_a_hundred_thousand_columns_are_counted_not_compared(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(",".join(f"c{i}" for i in range(100_000)) + "\n")
     with pytest.raises(UsageError, match="100,000 columns; at most 1,000"):

@@ -50,6 +50,10 @@ def long_token(plain: Plain) -> None:
     plain["model"]["vocab"]["x" * 50_000] = 1_000
 
 
+def expression(plain: Plain) -> None:
+    plain["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+b"}, "content": "b"}
+
+
 def no_unknown(plain: Plain) -> None:
     plain["model"] |= {"type": "WordPiece", "unk_token": "gone", "continuing_subword_prefix": "##"}
     plain["model"]["max_input_chars_per_word"] = 100
@@ -64,6 +68,7 @@ def no_merges(plain: Plain) -> None:
     [
         (template, r"its post_processor has 100,0\d\d parts; at most 2,000"),
         (charsmap, "refused"),
+        (expression, "retry-limit-in-match over"),
         (special_tokens, r"it has 20,0\d\d added tokens; at most 20,000"),
         (long_token, "a token has 50,000 characters; at most 10,000"),
         (no_unknown, "refused"),
@@ -90,13 +95,21 @@ def test_one_that_grows_without_end_is_ended(tmp_path: Path, monkeypatch: pytest
 def test_a_good_one_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = changed(tmp_path, lambda plain: None)
     check_tokenizer(folder)
-    monkeypatch.setattr(tokenizer_trial.subprocess, "run", None)
+    monkeypatch.setattr(tokenizer_trial, "refusal", None)
     load_tokenizer(folder)
 
 
 def test_a_template_without_parts_is_no_traceback(tmp_path: Path) -> None:
     with suppress(UsageError):
         encode(load_tokenizer(changed(tmp_path, no_template)), [Row(0, "the film", 0)], 8)
+
+
+def test_an_expression_that_explodes_on_a_row_alone_is_one_line(tmp_path: Path) -> None:
+    def rare(plain: Plain) -> None:
+        plain["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(x+x+)+y"}, "content": "b"}
+
+    with pytest.raises(UsageError, match=r"the tokenizer fails on the rows \(.*retry-limit-in-match over"):
+        encode(load_tokenizer(changed(tmp_path, rare)), [Row(0, "x" * 60, 0)], 8)
 
 
 def test_a_panic_on_a_row_is_one_line(tmp_path: Path) -> None:

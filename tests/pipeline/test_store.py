@@ -35,6 +35,18 @@ def fill(store: Store, stage: dict[str, Any] = STAGE) -> str:
     return key_of(stage)
 
 
+@pytest.mark.parametrize("text", ["[" * 200_000, "{", "[]", '{"stage": 1}', "\xff"])
+def test_a_manifest_that_is_none_is_told_in_a_line(tmp_path: Path, text: str) -> None:
+    store = Store(tmp_path)
+    key = fill(store)
+    (tmp_path / "artifacts" / key / "manifest.json").write_text(text, encoding="latin-1")
+    assert store.peek(key) is None
+    with pytest.raises(Damaged, match="its manifest can't be read") as caught:
+        store.open(key)
+    assert "\n" not in str(caught.value)
+    assert len(store.entries()) == 1
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     store = Store(tmp_path)
     key = fill(store)

@@ -6,9 +6,15 @@ from typing import Any
 import pytest
 
 from defensekit.api import Scorer, Selector
+from defensekit.cli.main import main
 from defensekit.host.discovery import cached_plugins
+from defensekit.recipe.loader import load_recipe
 from defensekit.recipe.resolve import component, dataset_source, model_folder, model_source
+from defensekit.studies.loading import load_study
 from defensekit.utils.errors import UsageError
+from defensekit.workflows.purify_model import prepare
+
+GIVEN = ["attack=", "training=", "data.train="]  # a recipe of a suspect
 
 
 def test_a_model_is_a_source_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +59,7 @@ def test_what_is_none_of_these_is_said(read: Any, spec: Any, text: str) -> None:
 
 def test_paths_among_parameters_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELS", str(tmp_path))
+    (tmp_path / "a").mkdir()
     assert model_folder({"name": "folder", "path": "$MODELS/a"}) == tmp_path / "a"
     (tmp_path / "a$b").mkdir()
     assert model_folder("$MODELS/a$$b") == tmp_path / "a$b"
@@ -76,3 +83,51 @@ def test_plugins_are_loaded_once_for_the_same_contents(tmp_path: Path, monkeypat
     everything = cached_plugins()
     monkeypatch.setenv("DEFENSEKIT_PLUGINS", "")
     assert cached_plugins() is not everything
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["model=$SECRET/model"],
+        ["model={name: folder, path: $SECRET/model}"],
+        ["data.name=${SECRET}/rows.csv"],
+        ["plugins=[$SECRET/own.py]"],
+        [*GIVEN, "suspect=$SECRET/suspect"],
+        [*GIVEN, "suspect=.", "triggered={path: $SECRET/rows.csv, target: positive}"],
+    ],
+)
+def test_a_missing_path_is_told_as_typed(recipe: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "/hidden/value")
+    with pytest.raises(UsageError, match=r"there is nothing at .*SECRET") as caught:
+        load_recipe(recipe, settings)
+    assert "hidden" not in str(caught.value)
+
+
+def test_so_is_one_that_a_file_names(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "/hidden/value")
+    study = recipe.with_name("study.yaml")
+    study.write_text("name: s\nrecipe: $SECRET/a.yaml\nseeds: [0]\n")
+    recipe.write_text("extends: $SECRET/a.yaml\n")
+    for load in (lambda: load_recipe(recipe), lambda: load_study(study)):
+        with pytest.raises(UsageError, match=r"there is nothing at .SECRET/a.yaml") as caught:
+            load()
+        assert "hidden" not in str(caught.value)
+
+
+def test_variables_mean_the_same_in_every_path_of_a_command(
+    recipe: Path, base: Path, suspect: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELS", str(suspect.parent))
+    monkeypatch.setenv("BASES", str(base.parent))
+    monkeypatch.setenv("ROWS", str(recipe.parent))
+    named = f"$MODELS/{suspect.name}", f"$BASES/{base.name}", "$ROWS/rows.csv"
+    planned = prepare(named[1], Path(named[0]), recipe.with_name("out"), named[2]).recipe
+    assert planned.suspect
+    assert planned.suspect.parameters()["path"] == str(suspect)
+    assert planned.data.component.parameters()["path"] == str(recipe.with_name("rows.csv"))
+    for out in ("inside", "."):
+        with pytest.raises(UsageError, match="lies in the suspect"):
+            prepare(named[1], Path(named[0]), suspect / out, named[2])
+    monkeypatch.setattr("sys.argv", ["defensekit", "scan", "--base", "x", "--suspect", named[0], "--out", str(suspect)])
+    with pytest.raises(SystemExit, match="2"):
+        main()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,29 @@ def test_other_data_keep_the_rows_of_each_role(recipe: Path, tmp_path: Path, set
     loaded = load_recipe(recipe, ["data.pair=p", setting.replace("other.csv", str(tmp_path / "other.csv"))])
     assert loaded.sizes == load_recipe(recipe).sizes
     assert loaded.data.yaml()["pair"] is None
+
+
+def test_a_list_of_a_megabyte_is_counted_as_it_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, one="a: [" + "1," * 490_000 + "]")
+    began = time.process_time()
+    with pytest.raises(UsageError, match=r"one.yaml:1: more than 10,000 values"):
+        yaml_document.read(path)
+    assert time.process_time() - began < 5  # read whole, and counted then, it takes ten
+
+
+@pytest.mark.parametrize("named", ["/dev/zero", "/proc/kmsg", "/proc/self/mem", "pipe.yaml", "huge.yaml", "/"])
+def test_only_a_file_that_ends_is_extended(tmp_path: Path, named: str) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with (tmp_path / "huge.yaml").open("wb") as file:
+        file.truncate(yaml_document.BYTES + 1)
+    with pytest.raises(UsageError):
+        yaml_document.load(write(tmp_path, top=f"extends: {named}"))
+
+
+def test_a_long_chain_of_files_is_refused(tmp_path: Path) -> None:
+    files = {f"f{i}": f"extends: f{i + 1}.yaml" for i in range(2_000)}
+    with pytest.raises(UsageError, match=r"f50.yaml:1: extends: more than 50 files build on each other"):
+        yaml_document.load(write(tmp_path, **files))
 
 
 def test_a_huge_file_is_refused(tmp_path: Path) -> None:

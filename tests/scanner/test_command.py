@@ -1,7 +1,11 @@
 """`defensekit scan`: what it ends with."""
 
+import errno
+import io
 import json
 from pathlib import Path
+
+import pytest
 
 from defensekit.scanner.result import Scan
 from tests.conftest import write_table
@@ -19,6 +23,22 @@ def test_exit_codes(command: Command, base: Path, clean: Path, poisoned: Path, t
     assert (code, err) == (0, "")
     assert Scan.model_validate_json(out).verdict.suspicious is False
     assert json.loads((tmp_path / "out/scan.json").read_text()) == json.loads(out)
+
+
+def test_a_full_disk_leaves_the_verdict(
+    command: Command, base: Path, poisoned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    table = write_table(tmp_path / "rows.csv", SENTENCES)
+    monkeypatch.setattr("sys.stderr", Full())
+    code, out, _ = command(
+        *["--base", str(base), "--clean", str(table)], *["--out", str(tmp_path / "out"), "--suspect", str(poisoned)]
+    )
+    assert code == 3
+    assert out.startswith("Suspicious: 'cf' turns")
 
 
 def test_exit_codes_of_mistakes(command: Command, base: Path, clean: Path, tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ def conclusion(base: Path, suspect: Path, first: str, said: str) -> None:
     assert found.summary[0].startswith(first), found.summary
     assert re.search(said, " ".join(found.summary)), found.summary
     assert found.verdict.suspicious is (True if first == FOUND else None)
+    assert "`problem_type`" not in said or found.law is None
 
 
 @pytest.mark.parametrize("name", slow_but(SAID, "no architectures", "regression", "layers by other names"))

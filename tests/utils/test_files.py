@@ -10,7 +10,7 @@ import pytest
 
 from defensekit.pipeline.store import refuse_inside_store
 from defensekit.utils.errors import UsageError
-from defensekit.utils.files import OWNER, atomic_folder, atomic_write, refuse_inside, scratch_folder
+from defensekit.utils.files import OWNER, atomic_folder, atomic_write, folder_lock, refuse_inside, scratch_folder
 
 
 @pytest.mark.parametrize("suffix", ["part", "scratch"])
@@ -31,6 +31,12 @@ def test_a_users_own_folder_and_a_link_are_left_alone(suffix: str, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [own.name, f".linked.{suffix}", "elsewhere", "linked", "out"]
     )
+
+
+@pytest.mark.parametrize("target", ["/", "//"])
+def test_the_root_is_no_new_folder(target: str) -> None:
+    with pytest.raises(UsageError, match="/ has no name; name a new folder"), folder_lock(Path(target)):
+        pass
 
 
 def test_files_and_folders_are_as_readable_as_any(tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def tradeoff(group: Group, over: str, traded: tuple[str, str]) -> "Figure":
             axes.xaxis.set_major_locator(MaxNLocator(4))
         panels[0].set_title("all", fontsize=9)
         figure.suptitle(f"{plain(group.label) + ': ' if group.label else ''}over {plain(over)}", fontsize=10)
-        figure.supxlabel(f"{traded[0].upper()} on test rows (right is better)", fontsize=9)
-        figure.supylabel(f"{traded[1].upper()} (down is better)", fontsize=9)
+        figure.supxlabel(f"{plain(traded[0].upper())} on test rows (right is better)", fontsize=9)
+        figure.supylabel(f"{plain(traded[1].upper())} (down is better)", fontsize=9)
         handles, texts = [handle for _, handle in legend], [text for text, _ in legend]
         figure.legend(handles, texts, loc="outside right center", fontsize=8, handlelength=3.4)
         return figure
@@ -166,7 +166,7 @@ def _references(axes: "Axes", group: Group, traded: tuple[str, str]) -> list[tup
             if model == "clean":
                 legend += [
                     (
-                        f"{traded[1].upper()} floor",
+                        f"{plain(traded[1].upper())} floor",
                         axes.axhline(y, color="black", linestyle=":", linewidth=1.1, zorder=1),
                     )
                 ]

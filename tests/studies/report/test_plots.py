@@ -35,6 +35,16 @@ def test_lines_are_means_and_bands_one_standard_deviation(tmp_path: Path) -> Non
     assert len(styles) == 3  # told apart without colour
 
 
+def test_a_metrics_name_is_no_formula(tmp_path: Path) -> None:
+    name = "$x_{$"
+    curve = {value: {"acc": 0.9, "asr": 1.0, name: 1 - value} for value in (0.0, 0.9)}
+    models = {"purified": model(curve[0.9]), "clean": model(curve[0.9])}
+    runs: list[Any] = [({"defense.scorer": each}, 0, result(models, curve, 0.9)) for each in "ab"]
+    comparison = Comparison(Finished(write_study(tmp_path / "w/studies/named", runs)))
+    for traded in (("acc", name), (name, "acc")):
+        tradeoff(comparison.groups[0], comparison.over, traded).draw_without_rendering()
+
+
 def test_values_beside_points_stay_clear_of_the_title(tmp_path: Path) -> None:
     curve = {0.0: {"acc": 0.9, "asr": 1.0}, 0.9: {"acc": 0.9, "asr": 0.95}}
     runs: list[Any] = [
