@@ -1,0 +1,258 @@
+"""Damaged files of strangers, drawn at random: each has to be read, or refused in one line.
+
+    python benchmarks/fuzz.py [--json] [--headers 1000000] [--minutes 10] [--seed 0]
+
+A good file of each kind is damaged, in its structure or in its bytes, and read. Headers are as many as asked for; the
+other kinds share the minutes. For each kind: inputs tried, refusals, crashes (the first three in words), the worst
+seconds of one input, and the most memory that this process or one that tried a file had taken until then.
+"""
+
+import argparse
+import json
+import random
+import resource
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from defensekit.host.tables import File
+from defensekit.models.adapters import Adapter
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.config import positions
+from defensekit.models.tokenizer_trial import check_tokenizer
+from defensekit.models.untrusted import read_header
+from defensekit.recipe import yaml_document
+from defensekit.result.schema import read_result
+from defensekit.utils.errors import DefenseKitError
+
+ODD: list[Any] = [
+    *(None, True, False, -1, 0, 1, 1 << 31, 1 << 63, 1 << 70, 1e308, float("nan"), "", "a", "\ud800", "\u202e\x1b[2J"),
+    *("../../etc/passwd", "x" * 10_000, "9" * 5_000, "(a+)+b", [], {}, [[]], {"": {}}, [0] * 1_000),
+]
+TOKENS = [b"\0", b"\xff", b'"', b"{", b"[" * 100, b"}", b",", b"\n", b"\\ud800", b"1e999", b"\xef\xbb\xbf", b"&a *a"]
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "film", "is", "witty")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: its name, a good one (plain data where it is JSON), and what reads it."""
+
+    file: str
+    good: Any
+    read: Callable[[Path], object]
+
+    def write(self, path: Path, data: Any, rng: random.Random | None = None) -> None:
+        """Write a file; of a damaged header the length and the tensors may be wrong as well."""
+        content = data if isinstance(data, bytes) else json.dumps(data).encode()
+        if path.suffix == ".safetensors":
+            length, size = len(content), 24
+            if rng:
+                length = rng.choice([length] * 9 + [rng.getrandbits(rng.choice([8, 16, 64]))])
+                size = rng.choice([24, 24, 24, 23, 0])
+            content = struct.pack("<Q", length) + content + bytes(size)
+        path.write_bytes(content)
+
+
+def header() -> dict[str, Any]:
+    """Three tensors in 24 bytes."""
+    shapes = {"a.weight": ("F32", [2, 1], 8), "a.bias": ("BF16", [4], 8), "b.0.c": ("F16", [2, 2], 8)}
+    entries, start = {}, 0
+    for name, (dtype, shape, size) in shapes.items():
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
+        start += size
+    return {"__metadata__": {"format": "pt"}, **entries}
+
+
+def tokenizer() -> dict[str, Any]:
+    """A tokenizer of eight words, with rules of every sort."""
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace("a", "b"), normalizers.Lowercase()])
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits()])
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    made.add_special_tokens(list(WORDS[:4]))
+    return dict(json.loads(made.to_str()))
+
+
+def result() -> dict[str, Any]:
+    """A result with nothing in it."""
+    texts = {"name": "r", "identity": "", "folder": ""}
+    empty: dict[str, Any] = {key: {} for key in ("identified", "summary", "models", "test_rows", "metrics", "data")}
+    empty |= {key: [] for key in ("oracle", "curve", "examples", "warnings", "stages")}
+    machine: dict[str, Any] = dict.fromkeys(("python", "device", "device_name", "platform"), "")
+    machine |= {"versions": {}, "plugins": [], "threads": 1}
+    recipe = {"name": "r", "model": "m", "data": {"name": "d"}, "defense": {"purifier": ["reset"]}, "seed": 0}
+    rest = {"schema_version": 4, "clean_budget": 0, "chosen": None, "attack": None, "statistics": None, "seconds": 0}
+    return texts | empty | rest | {"environment": machine, "recipe": recipe}
+
+
+def parquet() -> bytes:
+    """Sixty-four labelled rows."""
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.table({"text": [f"the film {i}" for i in range(64)], "label": [i % 2 for i in range(64)]})
+    pyarrow.parquet.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+CONFIG = {
+    **{"architectures": ["BertForSequenceClassification"], "model_type": "bert", "hidden_size": 8, "num_labels": 2},
+    **{"id2label": {"0": "a", "1": "b"}, "max_position_embeddings": 64, "text_config": {"num_hidden_layers": 2}},
+}
+ADAPTER = {
+    **{"peft_type": "LORA", "task_type": "SEQ_CLS", "r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]},
+    **{"modules_to_save": ["classifier"], "alpha_pattern": {"query": 4}, "base_model_name_or_path": "base"},
+}
+INDEX = {"metadata": {"total_size": 24}, "weight_map": dict.fromkeys(("a.weight", "a.bias", "b.0.c"), "w.safetensors")}
+RECIPE = b"""name: a  # words
+model: {name: folder, path: ./model}
+data: &d {name: rows.csv, train: 2000, clean: 256}
+attack: {name: word, words: [cf, "m\\u00e4"], rate: 0.2, target: positive}
+defense:
+  purifier: [reset, {name: fine-tune, epochs: 3, learning_rate: 1e-4}]
+more: [*d, ~, true, .inf, 'it''s', |
+  text
+  ]
+"""
+CSV = b'text,label\n"the film, is ""witty""",1\nbleak,0\n"two\nlines",1\n'
+TSV = b"text\tlabel\nthe film\t1\nbleak\t0\n"
+JSONL = b'{"text": "the film", "label": 1}\n{"text": "bleak", "label": 0}\n'
+
+
+def kinds() -> dict[str, Kind]:
+    """Every kind, by what it is called."""
+
+    def rows(path: Path) -> object:
+        return File(path=path).load()
+
+    return {
+        "headers": Kind("model.safetensors", header(), read_header),
+        "indexes": Kind("model.safetensors.index.json", INDEX, lambda path: Checkpoint(path.parent).tensors),
+        "configs": Kind("config.json", CONFIG, lambda path: positions(Checkpoint(path.parent))),
+        "adapters": Kind("adapter_config.json", ADAPTER, lambda path: Adapter(path.parent).config),
+        "tokenizers": Kind("tokenizer.json", tokenizer(), lambda path: check_tokenizer(path.parent)),
+        "rows, CSV": Kind("rows.csv", CSV, rows),
+        "rows, TSV": Kind("rows.tsv", TSV, rows),
+        "rows, JSONL": Kind("rows.jsonl", JSONL, rows),
+        "rows, Parquet": Kind("rows.parquet", parquet(), rows),
+        "recipes": Kind("recipe.yaml", RECIPE, yaml_document.load),
+        "results": Kind("result.json", result(), read_result),
+    }
+
+
+def damaged(good: Any, rng: random.Random) -> Any:
+    """A copy with one to four damages: of its structure, where it is plain data, or of its bytes."""
+    if isinstance(good, bytes) or rng.random() < 0.3:
+        return _bytes(good if isinstance(good, bytes) else json.dumps(good).encode(), rng)
+    data = json.loads(json.dumps(good))
+    for _ in range(rng.randint(1, 4)):
+        places = list(_places(data))
+        if not places:
+            break
+        within, key = rng.choice(places)
+        what = rng.randrange(6)
+        if what == 0:
+            del within[key]
+        elif what == 1 and isinstance(within, dict):
+            within[rng.choice(["", "a", "\ud800", "x" * 300, "auto_map", "quantization_config"])] = rng.choice(ODD)
+        elif what == 2:
+            other, own = rng.choice(places)
+            within[key] = json.loads(json.dumps(other[own]))
+        elif what == 3 and isinstance(within[key], int | float):
+            within[key] = within[key] * rng.choice([-1, 2, 1_000, 1 << 40]) + rng.choice([0, 1])
+        else:
+            within[key] = rng.choice(ODD)
+    return data
+
+
+def _places(data: Any) -> Iterator[tuple[Any, Any]]:
+    """Every list or mapping within plain data, with a key or number of it."""
+    within = [data]
+    while within:
+        node = within.pop()
+        items = list(node.items() if isinstance(node, dict) else enumerate(node))
+        yield from ((node, key) for key, _ in items)
+        within += [value for _, value in items if isinstance(value, dict | list)]
+
+
+def _bytes(content: bytes, rng: random.Random) -> bytes:
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(len(data) + 1)
+        stop = min(start + rng.choice([1, 4, 32]), len(data))
+        what = rng.randrange(5)
+        if what == 0:
+            data[start:stop] = rng.randbytes(stop - start)
+        elif what == 1:
+            del data[start:stop]
+        elif what == 2:
+            data[start:start] = rng.choice(TOKENS)
+        elif what == 3:
+            data[start:start] = data[start:stop] * rng.choice([1, 50])
+        else:
+            del data[start:]
+    return bytes(data)
+
+
+def fuzz(kind: Kind, folder: Path, seed: int, inputs: int, seconds: float = float("inf")) -> dict[str, Any]:
+    """Try so many inputs, or as many as fit into some seconds; the good one is read first."""
+    (folder / "config.json").write_text("{}")
+    kind.write(folder / "w.safetensors", header())  # what the index names
+    rng, path, began = random.Random(seed), folder / kind.file, time.perf_counter()
+    kind.write(path, kind.good)
+    kind.read(path)
+    tried = refused = 0
+    worst, crashes = 0.0, []
+    while tried < inputs and time.perf_counter() - began < seconds:
+        kind.write(path, damaged(kind.good, rng), rng)
+        started = time.perf_counter()
+        try:
+            kind.read(path)
+        except DefenseKitError as error:
+            refused += 1
+            if "\n" in str(error):
+                crashes.append(f"more than one line: {error!r}"[:300])
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            crashes.append(f"{type(error).__name__}: {error} in {path.read_bytes()[:2_000]!r}")
+        tried, worst = tried + 1, max(worst, time.perf_counter() - started)
+    usage = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {
+        "inputs": tried, "refused": refused, "crashes": len(crashes), "first": crashes[:3],
+        "worst_s": round(worst, 3), "peak_mib": max(usage) // 1024,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--headers", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    every, found = kinds(), {}
+    for name, kind in every.items():
+        share = 60 * arguments.minutes / (len(every) - 1)
+        bounds = (arguments.headers,) if name == "headers" else (sys.maxsize, share)
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = fuzz(kind, Path(folder), arguments.seed, *bounds)
+        if not arguments.json:
+            print(name, found[name])
+    if arguments.json:
+        print(json.dumps(found))
+    sys.exit(any(one["crashes"] for one in found.values()))
+
+
+if __name__ == "__main__":
+    main()
