@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from defensekit import training
 from defensekit.components import Estimate, Estimator, EstimatorContext, call_component, component_error
+from defensekit.models import padding
 from defensekit.models.causal import token_losses
 from defensekit.models.checkpoint import CAUSAL
 from defensekit.models.devices import placed
@@ -45,7 +46,9 @@ def estimate(
         raise UsageError(f"the estimator {name} measures classifiers alone, and the suspect is a {CAUSAL}")
     suspect, tokenizer = load(pair.suspect.folder, "suspect")
     parameters = [name for name, _ in suspect.named_parameters()]
-    encode(tokenizer, rows, max_length, suspect)  # a token that it does not have is reported here, with its row
+    encoded = encode(tokenizer, rows, max_length, suspect)  # a token that it does not have is reported, with its row
+    if not causal:
+        padding.settle_gradients(suspect, tokenizer, encoded)
     del suspect
     loss, own = token_losses if causal else None, derive_seed(seed, "estimator")
     context = EstimatorContext(partial(other_model, pair), tokenizer, rows, max_length, own, report, loss)
@@ -54,6 +57,8 @@ def estimate(
     names = pair.named_like_the_pair(parameters)
     statistics: dict[str, dict[str, Tensor]] = {}
     facts: dict[str, Any] = {"rows": len(rows), **result.facts}
+    if note := padding.note(tokenizer):
+        facts["note"] = note
     for statistic in sorted(estimator.provides):
         measured = result.statistics.get(statistic, {})
         if unknown := sorted(measured.keys() - set(parameters)):

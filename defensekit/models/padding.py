@@ -6,9 +6,11 @@ different lengths are tried, padded and one by one. Where no side of padding giv
 padding token, and `defensekit.text.batches` makes batches of one length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from defensekit.gradients.plain import cross_entropy, undisturbed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 NO_TOKEN = -1  # the padding id of a model that has none and gets no padding; with None it refuses more than one row
 _WORDS, _LONGEST = (1, 3, 8), 16  # words of the rows that are tried; tokens at which they are cut
-_TOLERANCE = 1e-4
+_TOLERANCE, _APART = 1e-4, 1e-3  # of answers, and of gradients, relative to their norm
 
 
 def settle_padding(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -41,6 +43,36 @@ def settle_padding(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
                 return
     tokenizer.padding_side, tokenizer.pad_token = first, None
     model.config.pad_token_id = NO_TOKEN if own is None else own
+
+
+def settle_gradients(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", encoded: Sequence[dict[str, Any]]
+) -> None:
+    """Take the padding token away where the gradient of the shortest row changes when it is padded beside the longest.
+
+    Answers may agree where gradients do not.
+
+    Args:
+        model: a classifier.
+        tokenizer: its tokenizer, as `settle_padding` left it.
+        encoded: rows, as `defensekit.text.encode` returns them.
+    """
+    import torch
+
+    order = sorted(encoded, key=lambda row: len(row["input_ids"]))
+    ends = [*order[:1], *order[-1:]]
+    if tokenizer.pad_token is None or len({len(row["input_ids"]) for row in ends}) < 2:
+        return
+    with undisturbed(model) as parameters:
+        weights = list(parameters.values())
+        gradients = []
+        for rows in (ends, ends[:1]):
+            batch = tokenizer.pad(rows, padding=True, return_tensors="pt").to(model.device)
+            gradients.append(torch.autograd.grad(cross_entropy(model, batch)[0], weights, materialize_grads=True))
+    pairs = list(zip(*gradients, strict=True))
+    apart = sum(float((padded - alone).square().sum()) for padded, alone in pairs)
+    if apart > _APART**2 * sum(float(alone.square().sum()) for _, alone in pairs) + 1e-12:
+        tokenizer.pad_token = None
 
 
 @contextmanager

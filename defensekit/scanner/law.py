@@ -9,6 +9,7 @@ from defensekit.defense import gamma_mixture
 from defensekit.gradients import mean_squared_gradients, tokens_within
 from defensekit.models.aligned import in_rows
 from defensekit.models.names import align
+from defensekit.models.padding import settle_gradients
 from defensekit.scanner.result import AbnormalTensor, Law, TensorDrift
 from defensekit.text import Row, batches, encode
 
@@ -33,6 +34,7 @@ def curvature(
     describes its limits).
     """
     encoded, tokens = encode(tokenizer, rows, max_length, model), tokens_within(model, _BATCH)
+    settle_gradients(model, tokenizer, encoded)
 
     def on_device() -> "Iterator[dict[str, Tensor]]":
         for _, batch in batches(encoded, tokenizer, len(encoded), tokens):

@@ -86,9 +86,10 @@ class _Scanning:
         if self.rows and task == CLASSIFIER and skeleton(models.suspect).fits:
             model, tokenizer = load(models.suspect.folder, "suspect")
             model.to(device_type())
-            self.notes += filter(None, [padding.note(tokenizer)])
         one_label = claims.one_label_each(models.suspect)
         ratios = self._ratios(model, tokenizer) if model is not None and one_label else None
+        if model is not None:
+            self.notes += filter(None, [padding.note(tokenizer)])
         embedding = revision.embedding_of(models)
         if embedding is None:
             self.notes.append("no tensor has the name of an embedding: its rows are not examined")

@@ -13,7 +13,7 @@ from defensekit.gradients import squared_gradients
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.inference import predict
 from defensekit.models.loading import load, save_model
-from defensekit.models.padding import note
+from defensekit.models.padding import note, settle_gradients, settle_padding
 from defensekit.models.pair import Pair
 from defensekit.text import Row, batches, encode
 from defensekit.training import TrainingSettings, fine_tune
@@ -160,6 +160,26 @@ def test_a_mixture_of_experts_has_no_curvature_by_its_files_names(tmp_path: Path
     model, _ = load(tmp_path, "model")
     with pytest.raises(UsageError, match="a mixture's experts"):
         Pair(mixture, mixture).named_like_the_pair(name for name, _ in model.named_parameters())
+
+
+def test_gradients_that_padding_changes_though_answers_stay(tmp_path: Path) -> None:
+    model, tokenizer = load(classifier(tmp_path, "bert"), "model")
+    encoded = encode(tokenizer, ROWS, 48)
+    settle_gradients(model, tokenizer, encoded)
+    assert tokenizer.pad_token == "[PAD]"
+    whole = model.forward
+
+    def forward(attention_mask: torch.Tensor, **inputs: torch.Tensor) -> Any:
+        answer = whole(attention_mask=attention_mask, **inputs)
+        shift = model.classifier.bias - model.classifier.bias.detach()  # nothing, with a gradient
+        answer.logits = answer.logits + shift * (attention_mask == 0).sum(1, keepdim=True)
+        return answer
+
+    model.forward = forward
+    settle_padding(model, tokenizer)
+    assert tokenizer.pad_token == "[PAD]"
+    settle_gradients(model, tokenizer, encoded)
+    assert note(tokenizer)
 
 
 def test_parts_of_one_length_have_the_gradient_of_their_batch(tmp_path: Path) -> None:
