@@ -120,9 +120,9 @@ data: &d {name: rows.csv, train: 2000, clean: 256}
 attack: {name: word, words: [cf, "m\\u00e4"], rate: 0.2, target: positive}
 defense:
   purifier: [reset, {name: fine-tune, epochs: 3, learning_rate: 1e-4}]
-more: [*d, ~, true, .inf, 'it''s', |
-  text
-  ]
+more: [*d, ~, true, .inf, 'it''s']
+text: |
+  of lines
 """
 CSV = b'text,label\n"the film, is ""witty""",1\nbleak,0\n"two\nlines",1\n'
 TSV = b"text\tlabel\nthe film\t1\nbleak\t0\n"

@@ -75,8 +75,7 @@ def resolve_paths(kind: type[Component], given: dict[str, Any], resolve: Resolve
     for key in kind.paths():
         value = given.get(key)
         if isinstance(value, str):
-            path = resolve(value, (key,))
-            given[key] = str(there(value, path) if key in kind.location else path)
+            given[key] = str(resolve(value, (key,)))
         elif isinstance(value, list) and all(isinstance(item, str) for item in value):
             given[key] = [str(resolve(item, (key, i))) for i, item in enumerate(value)]
     return given
@@ -126,7 +125,7 @@ def dataset_source(spec: Spec, host: Host | None = None, resolve: ResolvePath = 
     name = given.get("name")
     if not isinstance(name, str) or name in (host or cached_plugins()).names("dataset"):
         return given
-    path = there(name, resolve(name, ("name",)))
+    path = resolve(name, ("name",))
     if path.exists() or path.suffix in SUFFIXES or _is_path(name):
         return _instead(given, {"name": "file", "path": literal_path(path)})
     if parameters := hub_parameters(name):

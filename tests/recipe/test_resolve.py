@@ -14,8 +14,6 @@ from defensekit.studies.loading import load_study
 from defensekit.utils.errors import UsageError
 from defensekit.workflows.purify_model import prepare
 
-GIVEN = ["attack=", "training=", "data.train="]  # a recipe of a suspect
-
 
 def test_a_model_is_a_source_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -85,17 +83,7 @@ def test_plugins_are_loaded_once_for_the_same_contents(tmp_path: Path, monkeypat
     assert cached_plugins() is not everything
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ["model=$SECRET/model"],
-        ["model={name: folder, path: $SECRET/model}"],
-        ["data.name=${SECRET}/rows.csv"],
-        ["plugins=[$SECRET/own.py]"],
-        [*GIVEN, "suspect=$SECRET/suspect"],
-        [*GIVEN, "suspect=.", "triggered={path: $SECRET/rows.csv, target: positive}"],
-    ],
-)
+@pytest.mark.parametrize("settings", [["model=$SECRET/model"], ["plugins=[$SECRET/own.py]"]])
 def test_a_missing_path_is_told_as_typed(recipe: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "/hidden/value")
     with pytest.raises(UsageError, match=r"there is nothing at .*SECRET") as caught:
