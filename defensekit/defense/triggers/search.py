@@ -26,8 +26,8 @@ SCREENED = 96  # words that are tried alone
 FEW, MORE, HELD = 8, 24, 64  # rows for a first look, for a second one, and for the judgement
 FEWEST = 10  # rows that a judgement needs: a share of fewer is too noisy
 SECOND_LOOK = 24  # words
-# The share of rows that a trigger turns beyond those that it turns in the control. On a pair of MiniLM models of 6,000
-# rows `cf` reaches 1.00 and the next word .48; the strongest word of the innocent twin reaches .55.
+# The share of rows that a trigger turns beyond those that it turns in the control. Of MiniLM models, triggers reach .97
+# to 1.00, and the strongest word of clean ones .61 and .67 (docs/scan.md).
 STANDS_OUT = 0.8
 KEPT = 5  # words of a label
 CONTROL_STEPS = 96  # at least, of the model that words are compared with
