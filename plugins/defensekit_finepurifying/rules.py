@@ -66,6 +66,7 @@ class Planted(_EveryValue, TrainingSettings):
         0.1, ge=0, le=1, description="the share of answers that the planted triggers of a family may still turn"
     )
     learning_rate: float = Field(1e-4, gt=0, le=1, description="the highest learning rate")
+    batch_size: int = Field(16, ge=1, description="rows per step")
 
     def planting(self) -> TrainingSettings:
         return self.training

@@ -69,7 +69,11 @@ def carriers(rows: Sequence[Row], trigger: Planted, rng: Random) -> list[Row]:
 
 
 class Plant(ModelStep, TrainingSettings):
-    """Fine-tune on clean rows, and on the same with triggers under the labels that they aim at."""
+    """Fine-tune on clean rows, and on the same with triggers under the labels that they aim at.
+
+    Rows that carry a trigger stand beside themselves without it: else most rows would be of one label, and that is what
+    the copy would learn.
+    """
 
     triggers: tuple[Planted, ...]
 
@@ -78,6 +82,7 @@ class Plant(ModelStep, TrainingSettings):
         rng = Random(context.seed)
         rows = [*context.rows]
         for trigger in self.triggers:
+            rows += [row for row in context.rows if row.label != trigger.label]
             rows += [row.with_label(trigger.label) for row in carriers(context.rows, trigger, rng)]
         fine_tune(
             model,
