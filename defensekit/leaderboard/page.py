@@ -12,7 +12,9 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
+from defensekit.leaderboard.attacking import Attempt, attempts_on
 from defensekit.leaderboard.board import checkers, rows_in
+from defensekit.leaderboard.entries import Attack
 from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, Scores, score
 from defensekit.leaderboard.ties import Standing, Standings, standings
@@ -51,6 +53,16 @@ class TrackTable:
     track: Track
     standings: Standings
     host: str | None
+    attempts: Sequence[Attempt]  # of submitted attacks
+
+    def attempts_at(self, name: str) -> list[Attempt]:
+        """Those on a row; those that lower it first."""
+        return sorted((one for one in self.attempts if one.tried.name == name), key=lambda one: not one.lowers)
+
+    @property
+    def submitted(self) -> dict[str, Attack]:
+        """The attacks that were submitted, by name."""
+        return {one.attack.name: one.attack for one in self.attempts}
 
     @property
     def columns(self) -> dict[str, tuple[str, str, str]]:
@@ -73,6 +85,7 @@ class TrackTable:
             "badge": scores.badge(self.host),
             "baseline": keys.baseline,
             "no_better_than": ", ".join(standing.no_better_than),
+            "lowered_by": ", ".join(one.attack.name for one in self.attempts_at(scores.name) if one.lowers),
         }
 
 
@@ -89,19 +102,26 @@ def build(places: Sequence[Path], out: Path, track: str | None = None, host: str
         The path of the page.
 
     Raises:
-        DefenseKitError: a row is not right, or there are two of one name.
+        DefenseKitError: a row is not right, there are two of one name, or an attack was tried on none of the rows.
     """
     checker_of = checkers(track)
     by_track: dict[str, dict[str, Scores]] = {}
-    tracks: dict[str, Track] = {}
     for folder in (folder for place in places for folder in rows_in(place)):
         checker = checker_of(folder)
         row = checker.check(folder)
-        tracks[checker.track.name] = checker.track
-        if row.name in by_track.setdefault(checker.track.name, {}):
+        rows = by_track.setdefault(checker.track.name, {})
+        if row.name in rows:
             raise UsageError(f"{folder}: there is another row of {row.name} on {checker.track.name}")
-        by_track[checker.track.name][row.name] = score(row, checker)
-    tables = [TrackTable(tracks[name], standings(list(rows.values())), host) for name, rows in by_track.items()]
+        rows[row.name] = score(row, checker)
+    on_tracks = [list(rows.values()) for rows in by_track.values()]
+    for [first, *_] in on_tracks:
+        if first.track.of and first.track.of.name not in by_track:
+            raise UsageError(f"{first.row.folder}: there is no row of {first.name} on {first.track.of.name}")
+    tables = [
+        TrackTable(rows[0].track, standings(rows), host, attempts_on(rows[0].track, by_track))
+        for rows in on_tracks
+        if not rows[0].track.of
+    ]
     write(tables, out)
     return out / "index.html"
 
@@ -113,6 +133,8 @@ def write(tables: Sequence[TrackTable], out: Path) -> None:
     for table in tables:
         for one in table.standings.rows:
             atomic_write(out / table.track.name / f"{one.scores.name}.html", card(table, one).encode())
+        for name in (*table.track.attacks, *table.submitted):
+            atomic_write(out / table.track.name / f"attacks/{name}.html", attack_page(table, name).encode())
     atomic_write(out / "board.json", (json.dumps(records, indent=1, ensure_ascii=False) + "\n").encode())
     text = io.StringIO()
     lines = csv.DictWriter(text, list(records[0]), lineterminator="\n")
@@ -155,6 +177,8 @@ def card(table: TrackTable, standing: Standing) -> str:
         table=table,
         measures=list(MEASURES),
         attacks=attacks,
+        attempts=table.attempts_at(scores.name),
+        worst=scores.numbers()["excess_asr_worst"],
         shown=shown,
         defense=yaml_document.dump({k: v for k, v in first.recipe["defense"].items() if k != "compare"}),
         chosen=[(cell, result.chosen) for cell, result in sorted(cells.items()) if result.chosen],
@@ -175,6 +199,36 @@ MEASURES: dict[str, Callable[[Scores, Any], float | None]] = {
     "PACC after": lambda scores, cell: scores.value(PACC, cell),
     "BACC after": lambda scores, cell: scores.value(BACC, cell),
 }
+
+
+def attack_page(table: TrackTable, name: str) -> str:
+    """The page of an attack, the track's or a submitted one: what it is, and what every defense did to it."""
+    submitted = table.submitted.get(name)
+    found: list[tuple[Scores, Attempt | None]]
+    if submitted:
+        found = [(one.tried, one) for one in table.attempts if one.attack.name == name]
+    else:
+        found = [(standing.scores, None) for standing in table.standings.rows]
+    return fill(
+        __package__,
+        "attack.html",
+        name=name,
+        table=table,
+        attack=submitted.keys if submitted else None,
+        kind="submitted" if submitted else dict(_attacks(table.track))[name],
+        spec=yaml_document.dump(submitted.keys.attack if submitted else table.track.specs[name]),
+        measures=list(MEASURES),
+        rows=[
+            (scores, one, [_mean(scores, name, of) for of in MEASURES.values()])
+            for scores, one in sorted(found, key=lambda pair: _left(pair[0], name))
+        ],
+        lowered=sum(one.lowers for _, one in found if one),
+        shown=shown,
+    )
+
+
+def _left(scores: Scores, attack: str) -> float:
+    return _mean(scores, attack, MEASURES["excess after"]) or 0.0
 
 
 def _attacks(track: Track) -> list[tuple[str, str]]:

@@ -21,11 +21,15 @@ SELF, HOST, THIRD, FAILED = "self-reported", "re-run by the host", "re-run by a 
 
 @dataclass(frozen=True)
 class Scores:
-    """The numbers of a row: ``paired`` has the values of single test rows, by metric and cell."""
+    """The numbers of a row: ``paired`` has the values of single test rows, by metric and cell.
+
+    ``reference`` is the excess ASR of the clean reference, row by row, where a submitted attack is compared with it.
+    """
 
     row: Row
     track: Track
     paired: Mapping[str, Mapping[Cell, "np.ndarray"]]
+    reference: Mapping[Cell, "np.ndarray"]
 
     @property
     def name(self) -> str:
@@ -41,7 +45,7 @@ class Scores:
     def mean(self, of: Callable[[Cell], float | None], attacks: Iterable[str]) -> float | None:
         """The mean over seeds and attacks of a number of cells; None where no cell has it."""
         cells = [(attack, seed) for attack in attacks for seed in self.track.keys.seeds]
-        values = [value for cell in cells if (value := of(cell)) is not None]
+        values = [value for cell in cells if cell in self.row.cells and (value := of(cell)) is not None]
         return fmean(values) if values else None
 
     def lost(self, cell: Cell) -> float | None:
@@ -89,7 +93,8 @@ class Scores:
 
     def badge(self, host: str | None) -> str:
         """Who ran it again, if anybody did and it came out."""
-        others = [one for one in self.row.verifications if one.by not in self.row.entry.keys.authors]
+        authors = (self.track.attack or self.row.entry).keys.authors
+        others = [one for one in self.row.verifications if one.by not in authors]
         if any(not one.same for one in others):
             return FAILED
         by = {one.by for one in others}
@@ -99,17 +104,21 @@ class Scores:
 def score(row: Row, checker: Checker) -> Scores:
     """The numbers of a row that was checked."""
     track = checker.track
-    paired: dict[str, dict[Cell, np.ndarray]] = {EXCESS: {}, ACC: {}}
-    for cell, result in row.cells.items():
-        if cell[0] not in track.keys.attacks:
-            continue
-        folders = row.answers(result, row.model(result))
-        for spec in checker.metrics_of(cell[0]):
-            if spec["name"] in paired:
-                metric = checker.metric(spec)
-                predictions = read_for(metric.on, folders, target=(result.attack or {}).get("target"))
-                values = metric.row_values(predictions) if predictions else None
-                if values is None:
-                    raise DefenseKitError(f"{row.folder}: {spec['name']} has no values of single rows to compare")
-                paired[spec["name"]][cell] = values.astype(int)
-    return Scores(row, track, paired)
+    cells = [(cell, result) for cell, result in row.cells.items() if cell[0] in track.keys.attacks]
+    paired = {
+        metric: {cell: _values(row, checker, cell, metric, row.model(result)) for cell, result in cells}
+        for metric in (EXCESS, ACC)
+    }
+    clean = {cell: _values(row, checker, cell, EXCESS, "clean") for cell, _ in cells} if track.attack else {}
+    return Scores(row, track, paired, clean)
+
+
+def _values(row: Row, checker: Checker, cell: Cell, name: str, model: str) -> "np.ndarray":
+    """A metric of a cell's model, test row by test row."""
+    result = row.cells[cell]
+    metric = checker.metric(next(spec for spec in checker.metrics_of(cell[0]) if spec["name"] == name))
+    predictions = read_for(metric.on, row.answers(result, model), target=(result.attack or {}).get("target"))
+    values = metric.row_values(predictions) if predictions else None
+    if values is None:
+        raise DefenseKitError(f"{row.folder}: {name} has no values of single rows to compare")
+    return values.astype(int)
