@@ -1,5 +1,6 @@
 """`defensekit leaderboard`: defenses compared on frozen tracks."""
 
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -198,6 +199,36 @@ def verify(
     if not found.same:
         raise DefenseKitError(f"{row}: it did not come out again; that is written in the row")
     console().print(f"{row}: it came out again; that is written in the row")
+
+
+@app.command()
+def compare(
+    row: Annotated[Path, typer.Argument(help="A row's folder.")],
+    others: Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Rows, or folders of rows.")],
+    track: OnTrack = None,
+) -> None:
+    """Compare a row with others of its track, on the same test rows, as a table in Markdown.
+
+    A difference is the row less the other, with 95 % of it. All rows are checked before.
+    """
+    from defensekit.leaderboard.page import shown
+    from defensekit.leaderboard.scores import scores_in
+    from defensekit.leaderboard.ties import differences
+
+    [(name, given)] = scores_in([row], track).items()
+    [one] = given.values()
+    board = scores_in(others, track).get(name, {})
+
+    def cell(difference: tuple[float, float, float]) -> str:
+        value, low, high = map(shown, difference)
+        return f"{value} ({low} to {high})"
+
+    found = differences(one, list(board.values()))
+    lines = [f"{one.name} on {name}{', less:' if found else ': there is no other row.'}", ""]
+    if found:
+        lines += ["| row | excess ASR, lower is better | ACC, higher is better |", "|---|---|---|"]
+    lines += [f"| {each.name} | {cell(each.excess_asr)} | {cell(each.acc)} |" for each in found]
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 @app.command()

@@ -13,10 +13,9 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from defensekit.leaderboard.attacking import Attempt, attempts_on
-from defensekit.leaderboard.board import checkers, rows_in
 from defensekit.leaderboard.entries import Attack
 from defensekit.leaderboard.keys import UNPOISONED
-from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, Scores, score
+from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, Scores, scores_in
 from defensekit.leaderboard.ties import Standing, Standings, standings
 from defensekit.leaderboard.tracks import Track
 from defensekit.recipe import yaml_document
@@ -104,15 +103,7 @@ def build(places: Sequence[Path], out: Path, track: str | None = None, host: str
     Raises:
         DefenseKitError: a row is not right, there are two of one name, or an attack was tried on none of the rows.
     """
-    checker_of = checkers(track)
-    by_track: dict[str, dict[str, Scores]] = {}
-    for folder in (folder for place in places for folder in rows_in(place)):
-        checker = checker_of(folder)
-        row = checker.check(folder)
-        rows = by_track.setdefault(checker.track.name, {})
-        if row.name in rows:
-            raise UsageError(f"{folder}: there is another row of {row.name} on {checker.track.name}")
-        rows[row.name] = score(row, checker)
+    by_track = scores_in(places, track)
     on_tracks = [list(rows.values()) for rows in by_track.values()]
     for [first, *_] in on_tracks:
         if first.track.of and first.track.of.name not in by_track:

@@ -1,16 +1,18 @@
 """What a row says, in numbers: measured from its answers, as a check leaves them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from defensekit.leaderboard.board import checkers, rows_in
 from defensekit.leaderboard.checking import Checker, cost
 from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.row import Row
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.predictions import read_for
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +101,28 @@ class Scores:
             return FAILED
         by = {one.by for one in others}
         return HOST if host in by else THIRD if by else SELF
+
+
+def scores_in(places: Sequence[Path], track: str | None = None) -> dict[str, dict[str, Scores]]:
+    """Check rows, or those in folders of rows; their numbers by track and row.
+
+    Args:
+        places: rows, or folders of rows.
+        track: the file of a track that is not shipped.
+
+    Raises:
+        DefenseKitError: a row is not right, or there are two of one name.
+    """
+    checker_of = checkers(track)
+    scores: dict[str, dict[str, Scores]] = {}
+    for folder in (folder for place in places for folder in rows_in(place)):
+        checker = checker_of(folder)
+        row = checker.check(folder)
+        rows = scores.setdefault(checker.track.name, {})
+        if row.name in rows:
+            raise UsageError(f"{folder}: there is another row of {row.name} on {checker.track.name}")
+        rows[row.name] = score(row, checker)
+    return scores
 
 
 def score(row: Row, checker: Checker) -> Scores:
