@@ -5,9 +5,9 @@ import csv
 import hashlib
 import io
 import json
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
@@ -157,17 +157,15 @@ def card(table: TrackTable, standing: Standing) -> str:
     scores, track = standing.scores, table.track
     cells = scores.row.cells
     first = next(iter(cells.values()))
-    attacks = [
-        (attack, label, [_mean(scores, attack, of) for of in MEASURES.values()]) for attack, label in _attacks(track)
-    ]
+    measures, values = _measured([(scores, attack) for attack, _ in _attacks(track)])
     return fill(
         __package__,
         "card.html",
         record=table.record(standing),
         entry=scores.row.entry.keys,
         table=table,
-        measures=list(MEASURES),
-        attacks=attacks,
+        measures=measures,
+        attacks=[(attack, label, row) for (attack, label), row in zip(_attacks(track), values, strict=True)],
         attempts=table.attempts_at(scores.name),
         worst=scores.numbers()["excess_asr_worst"],
         shown=shown,
@@ -200,6 +198,8 @@ def attack_page(table: TrackTable, name: str) -> str:
         found = [(one.tried, one) for one in table.attempts if one.attack.name == name]
     else:
         found = [(standing.scores, None) for standing in table.standings.rows]
+    found.sort(key=lambda pair: _left(pair[0], name))
+    measures, values = _measured([(scores, name) for scores, _ in found])
     return fill(
         __package__,
         "attack.html",
@@ -208,14 +208,18 @@ def attack_page(table: TrackTable, name: str) -> str:
         attack=submitted.keys if submitted else None,
         kind="submitted" if submitted else dict(_attacks(table.track))[name],
         spec=yaml_document.dump(submitted.keys.attack if submitted else table.track.specs[name]),
-        measures=list(MEASURES),
-        rows=[
-            (scores, one, [_mean(scores, name, of) for of in MEASURES.values()])
-            for scores, one in sorted(found, key=lambda pair: _left(pair[0], name))
-        ],
+        measures=measures,
+        rows=[(*pair, row) for pair, row in zip(found, values, strict=True)],
         lowered=sum(one.lowers for _, one in found if one),
         shown=shown,
     )
+
+
+def _measured(rows: Sequence[tuple[Scores, str]]) -> tuple[list[str], list[list[float | None]]]:
+    """The measures that some row and attack has a number of, and the numbers of each."""
+    numbers = [[_mean(scores, attack, of) for of in MEASURES.values()] for scores, attack in rows]
+    there = [any(value is not None for value in column) for column in zip(*numbers, strict=True)]
+    return list(compress(MEASURES, there)), [list(compress(row, there)) for row in numbers]
 
 
 def _left(scores: Scores, attack: str) -> float:
@@ -233,7 +237,8 @@ def _mean(scores: Scores, attack: str, of: Callable[[Scores, Any], float | None]
 
 def tradeoff(table: TrackTable) -> "Figure":
     """What is left of the attacks against what they cost; each point is marked with its group's letter."""
-    labels: dict[tuple[float, float], list[str]] = defaultdict(list)  # points that lie close share one
+    # Points that lie close share a label, at the first of them.
+    labels: dict[tuple[float, float], tuple[tuple[float, float], list[str]]] = {}
     with canvas(7, 4) as (figure, [axes]):
         for one in table.standings.rows:
             record = table.record(one)
@@ -243,9 +248,10 @@ def tradeoff(table: TrackTable) -> "Figure":
             if x is None or y is None:
                 continue
             axes.plot([x], [y], markersize=5, fillstyle="none" if baseline else "full", **style)
-            labels[round(x, 2), round(y / 2, 2)].append(record["name"] if baseline else record["group"])
-        for (x, half), texts in labels.items():
-            axes.annotate(", ".join(dict.fromkeys(texts)), (x, 2 * half), (4, 4), "data", "offset points", fontsize=8)
+            _, texts = labels.setdefault((round(x, 2), round(y / 2, 2)), ((x, y), []))
+            texts.append(record["name"] if baseline else record["group"])
+        for place, texts in labels.values():
+            axes.annotate(", ".join(dict.fromkeys(texts)), place, (4, 4), "data", "offset points", fontsize=8)
         axes.set_xlabel("ACC lost: to the left is better")
         axes.set_ylabel("excess ASR: lower is better")
     return figure

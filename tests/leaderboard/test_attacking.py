@@ -214,6 +214,7 @@ def test_the_pages(track: Track, board: Path, tmp_path: Path) -> None:
     assert pages.keys() == {"index.html", "tiny-v1/twelve.html", *(f"tiny-v1/attacks/{name}.html" for name in attacks)}
     for page, text in pages.items():
         assert EVIL not in text
+        assert "BACC" not in text  # it has no bias to be measured on
         for link in (part.split('"')[0] for part in text.split('href="')[1:]):
             if not link.startswith(("https:", "data:", "#")):
                 assert ((out / page).parent / link.partition("#")[0]).is_file()
