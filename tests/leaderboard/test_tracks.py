@@ -30,17 +30,10 @@ def test_a_published_track_does_not_change_by_a_byte() -> None:
     assert {name: load_track(name).digest for name in names() if name not in DRAFTS} == PUBLISHED
 
 
-@pytest.fixture
-def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folders that tracks and recipes name, without a row in them."""
-    (tmp_path / "sst-2/scpn").mkdir(parents=True)
-    monkeypatch.setenv("DEFENSEKIT_TEST_DATA", str(tmp_path))
-
-
-@pytest.mark.usefixtures("no_data")
 @pytest.mark.parametrize("name", [*PUBLISHED, *DRAFTS])
-def test_a_published_track_leaves_nothing_of_its_suspects_to_defaults(name: str) -> None:
+def test_a_published_track_leaves_nothing_of_its_suspects_to_defaults(name: str, monkeypatch: Any) -> None:
     """A default that changes would change the suspects, and nobody would see it."""
+    monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
     track = load_track(name)
     for run in study_for(track, None).runs:
         resolved, keys = run.recipe.resolved(), track.keys
@@ -144,9 +137,9 @@ def test_the_study_of_a_track(track: Track, place: Path, tmp_path: Path) -> None
 GIVEN = ("purify", "fine-purifying", "onion", "wag")  # they need a model of somebody's
 
 
-@pytest.mark.usefixtures("no_data")
 @pytest.mark.parametrize("name", [name for name in shipped.names() if name not in GIVEN])
-def test_plain_data_have_the_parts_that_a_recipe_has(name: str) -> None:
+def test_plain_data_have_the_parts_that_a_recipe_has(name: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", "defense.compare={}")
     plain = dict(parts_of(recipe.resolved()))
     assert plain.keys() == dict(parts(recipe)).keys()
