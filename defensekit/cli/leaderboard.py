@@ -1,5 +1,6 @@
 """`defensekit leaderboard`: defenses compared on frozen tracks."""
 
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,14 @@ OnTrack = Annotated[str | None, typer.Option("--track", help="The track's file, 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Executor = Annotated[
     str | None, typer.Option(metavar="YAML", help="Where stages run, as in '{name: local, workers: 2, threads: 1}'.")
+]
+
+Only = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ATTACK:SEED", help="Run this cell alone; may be repeated. A row of some is no whole row."),
+]
+Trust = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="A plugin that may run: its file, or its distribution.")
 ]
 
 
@@ -78,12 +87,7 @@ def run(
     track: Track,
     entry: Annotated[Path, typer.Argument(help="An entry, as YAML.")],
     rows: Annotated[Path, typer.Option(help="The folder that rows go into.")] = Path("rows"),
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ATTACK:SEED", help="Run this cell alone; may be repeated. A row of some is no whole row."
-        ),
-    ] = None,
+    only: Only = None,
     workspace: Workspace = Path("workspace"),
     executor: Executor = None,
     quiet: Quiet = False,
@@ -102,6 +106,36 @@ def run(
         cells = [loaded.cell(text) for text in only] if only else None
         row = make_row(loaded, load_entry(entry), workspace, rows, observers, cells, executor)
     console().print(f"row: {row}")
+
+
+@app.command()
+def attack(
+    track: Track,
+    attack: Annotated[Path, typer.Argument(help="An attack, as YAML.")],
+    tried_on: Annotated[
+        list[Path], typer.Argument(metavar="ROW...", help="Rows, folders of rows, or entries, to try it on.")
+    ],
+    rows: Annotated[Path, typer.Option(help="The folder that rows go into.")] = Path("rows"),
+    only: Only = None,
+    trust: Trust = None,
+    workspace: Workspace = Path("workspace"),
+    executor: Executor = None,
+    quiet: Quiet = False,
+) -> None:
+    """Try a submitted attack on rows of a track: their entries are run against it, into ROWS/ATTACK-on-TRACK.
+
+    Where more is left of it than of the track's worst attack, the board says so. The same command goes on after any
+    interruption.
+    """
+    checked(attack, "attack")
+    with _at_work(quiet) as observers:
+        from defensekit.leaderboard.attacking import entries_of, try_attack
+        from defensekit.leaderboard.tracks import load_track
+
+        loaded = load_track(track)
+        entries = entries_of(loaded, tried_on)
+        folder = try_attack(loaded, attack, entries, workspace, rows, observers, trust or (), only or (), executor)
+    console().print(f"rows: {folder}")
 
 
 @app.command()
@@ -136,9 +170,7 @@ def verify(
     by: Annotated[str, typer.Option(help="Who runs it again.")],
     cells: Annotated[int, typer.Option(min=1, help="How many cells are drawn.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
-    trust: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A plugin that may run: its file, or its distribution.")
-    ] = None,
+    trust: Trust = None,
     track: OnTrack = None,
     workspace: Annotated[
         Path | None, typer.Option("--workspace", "-w", help="One with the track's suspects (all is made anew).")
@@ -167,6 +199,36 @@ def verify(
     if not found.same:
         raise DefenseKitError(f"{row}: it did not come out again; that is written in the row")
     console().print(f"{row}: it came out again; that is written in the row")
+
+
+@app.command()
+def compare(
+    row: Annotated[Path, typer.Argument(help="A row's folder.")],
+    others: Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Rows, or folders of rows.")],
+    track: OnTrack = None,
+) -> None:
+    """Compare a row with others of its track, on the same test rows, as a table in Markdown.
+
+    A difference is the row less the other, with 95 % of it. All rows are checked before.
+    """
+    from defensekit.leaderboard.page import shown
+    from defensekit.leaderboard.scores import scores_in
+    from defensekit.leaderboard.ties import differences
+
+    [(name, given)] = scores_in([row], track).items()
+    [one] = given.values()
+    board = scores_in(others, track).get(name, {})
+
+    def cell(difference: tuple[float, float, float]) -> str:
+        value, low, high = map(shown, difference)
+        return f"{value} ({low} to {high})"
+
+    found = differences(one, list(board.values()))
+    lines = [f"{one.name} on {name}{', less:' if found else ': there is no other row.'}", ""]
+    if found:
+        lines += ["| row | excess ASR, lower is better | ACC, higher is better |", "|---|---|---|"]
+    lines += [f"| {each.name} | {cell(each.excess_asr)} | {cell(each.acc)} |" for each in found]
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 @app.command()

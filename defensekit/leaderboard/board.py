@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from defensekit.leaderboard.checking import Checker
+from defensekit.leaderboard.entries import load_attack
 from defensekit.leaderboard.row import RECORD, record_of
-from defensekit.leaderboard.tracks import load_track, names
+from defensekit.leaderboard.tracks import ATTACK, ON, attacked, load_track, names
 from defensekit.utils.errors import DefenseKitError, UsageError, listing
 
 
@@ -26,14 +27,16 @@ def rows_in(place: Path) -> list[Path]:
 def checkers(track: str | None = None) -> Callable[[Path], Checker]:
     """What checks a row by its folder: one for each track, which knows what rows of it share.
 
+    An attack that was submitted is beside the rows that it was tried on.
+
     Args:
         track: the file of a track that is not shipped.
     """
     other = Checker(load_track(track)) if track else None
     known = {other.track.name: other} if other else {}
+    tried: dict[Path, Checker] = {}
 
-    def checker(folder: Path) -> Checker:
-        name = record_of(folder).track
+    def named(folder: Path, name: str) -> Checker:
         if name not in known:
             if name not in names():
                 shipped = f"shipped: {listing(names())}"
@@ -42,5 +45,14 @@ def checkers(track: str | None = None) -> Callable[[Path], Checker]:
                 )
             known[name] = Checker(load_track(name))
         return known[name]
+
+    def checker(folder: Path) -> Checker:
+        name, path = record_of(folder).track, folder.absolute().parent / ATTACK
+        if not path.is_file():
+            return named(folder, name)
+        if path not in tried:
+            attack = load_attack(path)
+            tried[path] = Checker(attacked(named(folder, name.removeprefix(f"{attack.name}{ON}")).track, attack))
+        return tried[path]
 
     return checker

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.components import Measured, Metric, Predictions
+from defensekit.leaderboard.composition import CODE
 from defensekit.leaderboard.freezing import digest_of_labels, digest_of_rows
 from defensekit.leaderboard.identity import disagreements, parts_of
-from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.row import Row, Verification, read_row
 from defensekit.leaderboard.running import KEPT
 from defensekit.leaderboard.tracks import Cell, Track
@@ -93,9 +93,8 @@ class Checker:
     def _recipe(self, cell: Cell, recipe: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
         """The track's part of a recipe."""
         attack, seed = cell
-        keys = self.track.keys
-        specs = {**keys.attacks, **keys.biases, UNPOISONED: keys.unpoisoned}
-        expected = {**keys.recipe, "attack": specs[attack], "seed": seed, "metrics": self.metrics_of(attack)}
+        part = {"attack": self.track.specs[attack], "seed": seed, "metrics": self.metrics_of(attack)}
+        expected = {**self.track.keys.recipe, **part}
         placed = set(places(recipe, facts))
         for place in unlike(expected, recipe):
             if place not in placed:
@@ -113,15 +112,15 @@ class Checker:
         for place in unlike({"defense": row.entry.keys.defense}, {"defense": recipe["defense"]}):
             if place not in placed:
                 yield f"{place} is not the entry's"
-        plugin = row.entry.keys.plugin
-        if recipe.get("plugins", []) != ([plugin.file] if plugin.file else []):
-            yield "its plugin is not the entry's"
-        if recipe.get("requires", []) != ([plugin.requires] if plugin.requires else []):
-            yield "the distribution that it needs is not the entry's"
-        if row.entry.plugin_file:
-            digest, sources = file_digest(row.entry.plugin_file), {part["source"] for part in facts["parts"].values()}
-            if digest not in sources:
-                yield f"it was not made with {row.entry.plugin_file.name} as it is"
+        submissions = self.track.submissions(row.entry)
+        for key, name in CODE.items():
+            named = [value for one in submissions if (value := getattr(one.keys.plugin, key)) is not None]
+            if recipe.get(name, []) != named:
+                yield f"{'its plugin' if key == 'file' else 'the distribution that it needs'} is not the entry's"
+        sources = {part["source"] for part in facts["parts"].values()}
+        for one in submissions:
+            if one.plugin_file and file_digest(one.plugin_file) not in sources:
+                yield f"it was not made with {one.plugin_file.name} as it is"
 
     def _budget(self, result: Result) -> Iterator[str]:
         budget, recipe = self.track.keys.budget, result.recipe

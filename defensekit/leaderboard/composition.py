@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from defensekit.leaderboard.entries import Entry
+from defensekit.leaderboard.entries import Entry, Submission
 from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.tracks import Cell, Track
-from defensekit.recipe.yaml_document import Document, Path_, moved, overlay, setting
+from defensekit.recipe.yaml_document import Document, Path_, Place, moved, overlay, setting
 from defensekit.studies.loading import Study, study_of
 
 AXIS = "attack"
+CODE = {"file": "plugins", "requires": "requires"}  # a plugin's keys in a submission, and in a recipe
 # What makes a recipe whole where only its suspects are wanted.
 _NOTHING = {"scorer": "random", "selector": {"name": "fraction", "fraction": 0.0}, "purifier": ["reset"]}
 
@@ -35,16 +36,16 @@ def study_for(
             study = overlay(study, moved(track.document, (group, label), ("matrix", AXIS, label, "attack")), {})
     for label in track.keys.biases:
         study = _with(study, track.document, ("matrix", AXIS, label, "metrics"), track.keys.bias_metrics)
-    study = overlay(study, moved(track.document, (UNPOISONED,), ("matrix", AXIS, UNPOISONED, "attack")), {})
+    if UNPOISONED in track.attacks:
+        study = overlay(study, moved(track.document, (UNPOISONED,), ("matrix", AXIS, UNPOISONED, "attack")), {})
     study = _with(study, track.document, (), {"name": track.name, "seeds": track.keys.seeds, "keep": "suspects"})
     if entry is None:
         study = _with(study, track.document, ("recipe", "defense"), _NOTHING)
     else:
         study = overlay(study, moved(entry.document, ("defense",), ("recipe", "defense")), {})
         study = _with(study, entry.document, ("name",), f"{track.name}.{entry.name}")
-        plugin = entry.keys.plugin
-        key, value = ("plugins", plugin.file) if plugin.file else ("requires", plugin.requires)
-        study = _with(study, entry.document, ("recipe", key), [value], ("plugin",))
+    for key in ("file", "requires"):
+        study = _code(study, key, track.submissions(entry))
     study = _with(study, (entry or track).document, ("recipe", "defense", "compare"), {})
     if executor is not None:
         study = overlay(study, setting(f"executor={executor}"), {})
@@ -57,6 +58,18 @@ def study_for(
 def cell_of(axes: Any, seed: int) -> Cell:
     """The cell of a run."""
     return str(axes[AXIS]), seed
+
+
+def _code(study: Document, key: str, submissions: Sequence[Submission[Any]]) -> Document:
+    """Where the code of submissions is: the files sent with them, or the distributions that they need."""
+    named = [(getattr(one.keys.plugin, key), one.document.place(("plugin", key))) for one in submissions]
+    named = [(value, place) for value, place in named if value is not None]
+    if not named:
+        return study
+    values = [value for value, _ in named]
+    places: dict[Path_, Place] = {(): named[0][1], **{(i,): place for i, (_, place) in enumerate(named)}}
+    path = ("recipe", CODE[key])
+    return overlay(study, moved(Document(study.name, values, places), (), path), {})
 
 
 def _with(below: Document, source: Document, path: Path_, value: Any, key: Path_ = ()) -> Document:

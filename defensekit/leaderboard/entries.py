@@ -1,32 +1,57 @@
-"""Entries: a defense as it is submitted. Reading one runs nothing of it."""
+"""What is submitted, a defense or an attack, as its file has it. Reading one runs nothing of it."""
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from defensekit.leaderboard.keys import EntryKeys
+from packaging.requirements import Requirement
+
+from defensekit.leaderboard.keys import AttackKeys, EntryKeys, SubmissionKeys
 from defensekit.recipe import yaml_document
 from defensekit.recipe.reader import Reader
 from defensekit.recipe.yaml_document import Document
 from defensekit.utils.errors import UsageError
 
+OURS = "defensekit"  # the distribution whose plugins are trusted as the program itself is
+K = TypeVar("K", bound=SubmissionKeys)
+
 
 @dataclass(frozen=True)
-class Entry:
-    """An entry: its keys, the document that they come from, and its file."""
+class Submission(Generic[K]):
+    """A submission: its keys, the document that they come from, and its file."""
 
-    keys: EntryKeys
+    keys: K
     document: Document
     path: Path
 
     @property
     def name(self) -> str:
-        """Names the row."""
+        """Names the row, or the attack."""
         return self.keys.name
 
     @property
     def plugin_file(self) -> Path | None:
-        """The plugin's file, if it is sent with the entry."""
+        """The plugin's file, if it is sent with it."""
         return self.path.parent / self.keys.plugin.file if self.keys.plugin.file else None
+
+    @property
+    def code(self) -> str:
+        """What its code is called: the file that is sent with it, or a distribution."""
+        plugin = self.keys.plugin
+        return plugin.file or Requirement(plugin.requires or "").name
+
+    def copy_into(self, folder: Path, name: str) -> Path:
+        """Copy its file, under a name, and its plugin; the copy of the file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.plugin_file:
+            shutil.copyfile(self.plugin_file, folder / self.plugin_file.name)
+        return Path(shutil.copyfile(self.path, folder / name))
+
+
+Entry = Submission[EntryKeys]
+Attack = Submission[AttackKeys]
 
 
 def load_entry(path: Path) -> Entry:
@@ -35,15 +60,43 @@ def load_entry(path: Path) -> Entry:
     Raises:
         UsageError: it can't be read, or a key is wrong.
     """
+    entry, reader = _load(path, EntryKeys)
+    if "compare" in entry.keys.defense:
+        raise reader.error(("defense", "compare"), "a row is one defense; another one is another entry")
+    return entry
+
+
+def load_attack(path: Path) -> Attack:
+    """Read an attack's file.
+
+    Raises:
+        UsageError: it can't be read, or a key is wrong.
+    """
+    return _load(path, AttackKeys)[0]
+
+
+def check_trust(submission: Submission[Any], trust: Sequence[str]) -> None:
+    """Refuse a stranger's code, unless it is asked for by its name.
+
+    Raises:
+        UsageError: it is neither ours nor trusted.
+    """
+    code = submission.code
+    if code != OURS and code not in trust:
+        raise UsageError(
+            f"{submission.path} runs {code}, code of others with your rights: read it, then say `--trust {code}`"
+        )
+
+
+def _load(path: Path, expected: type[K]) -> tuple[Submission[K], Reader]:
     document = yaml_document.read(path)
-    document.check_mapping(EntryKeys.model_fields)
+    document.check_mapping(expected.model_fields)
     reader = Reader(document, {})
-    keys = reader.keys(EntryKeys, document.data, ())
+    keys = reader.keys(expected, document.data, ())
     if (keys.plugin.requires is None) == (keys.plugin.file is None):
         raise reader.error(("plugin",), "expected either `requires:` (a distribution) or `file:` (sent with the entry)")
-    if "compare" in keys.defense:
-        raise reader.error(("defense", "compare"), "a row is one defense; another one is another entry")
-    entry = Entry(keys, document, path)
-    if entry.plugin_file and (entry.plugin_file.is_symlink() or not entry.plugin_file.is_file()):
-        raise UsageError(f"{document.describe_location(('plugin', 'file'))}: there is no file {entry.plugin_file}")
-    return entry
+    submission = Submission(keys, document, path)
+    file = submission.plugin_file
+    if file and (file.is_symlink() or not file.is_file()):
+        raise UsageError(f"{document.describe_location(('plugin', 'file'))}: there is no file {file}")
+    return submission, reader

@@ -20,16 +20,19 @@ HEADING = "\n# Written by `defensekit leaderboard freeze`.\n"
 
 
 def freeze(track: Track, workspace: Path, observers: Sequence[Observer] = ()) -> None:
-    """Write a track's digests into its file, in place of those that it has.
+    """Write a track's digests into its file, or its attack's, in place of those that are there.
 
     Raises:
         UsageError: the base or the data are not what was expected.
     """
     digests = digests_of(track, workspace, observers)
-    path = Path(track.document.name)
-    text = path.read_text(encoding="utf-8").partition(HEADING)[0]
     written = yaml_document.dump({"digests": digests.model_dump()})
-    atomic_write(path, (text + HEADING + written).encode())
+    atomic_write(track.path, (unfrozen(track.path) + HEADING + written).encode())
+
+
+def unfrozen(path: Path) -> str:
+    """The text of a track's or an attack's file without what `freeze` wrote."""
+    return path.read_text(encoding="utf-8").partition(HEADING)[0]
 
 
 def check_frozen(track: Track, cells: Sequence[Cell], workspace: Path, observers: Sequence[Observer] = ()) -> None:

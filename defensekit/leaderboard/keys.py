@@ -58,7 +58,7 @@ class TrackKeys(Keys):
 
 
 class Plugin(Keys):
-    """Where a defense's code is: exactly one of the two."""
+    """Where a defense's or an attack's code is: exactly one of the two."""
 
     requires: str | None = Field(
         None, max_length=200, description="a published distribution, as in defensekit-foo==1.2"
@@ -68,15 +68,21 @@ class Plugin(Keys):
     )
 
 
-class EntryKeys(Keys):
-    """An entry's keys."""
+class SubmissionKeys(Keys):
+    """What everything that is submitted says of itself."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$", description="names the row")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$", description="names the row, or the attack")
     title: Line = Field(description="what it is called in tables")
     about: str = Field(min_length=1, max_length=1000, description="what it does, in a sentence or two")
-    authors: list[Line] = Field(min_length=1, max_length=50, description="of the entry")
+    authors: list[Line] = Field(min_length=1, max_length=50, description="of the submission")
     links: list[Link] = Field([], max_length=10, description="a paper, its code")
     licence: Line = Field(description="of the code")
+    plugin: Plugin = Field(description="where the code is")
+
+
+class EntryKeys(SubmissionKeys):
+    """An entry's keys."""
+
     needs: list[Literal["base", "labels", "texts", "models"]] = Field(
         description="what a defender has to have: the base, labelled rows, texts without labels, other models"
     )
@@ -87,5 +93,12 @@ class EntryKeys(Keys):
     model: Literal["defended", "from-base"] = Field(
         "defended", description="the model that counts: what the defense left, or the base fine-tuned on the same rows"
     )
-    plugin: Plugin = Field(description="where the code is")
     defense: dict[str, Any] = Field(description="a recipe's `defense:`")
+
+
+class AttackKeys(SubmissionKeys):
+    """The keys of an attack that is submitted."""
+
+    name: Label = Field(description="names the attack")
+    attack: dict[str, Any] = Field(description="a recipe's `attack:`")
+    digests: Digests | None = Field(None, description="what it rests on on a track; `leaderboard attack` writes them")

@@ -5,16 +5,17 @@ import csv
 import hashlib
 import io
 import json
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from defensekit.leaderboard.board import checkers, rows_in
+from defensekit.leaderboard.attacking import Attempt, attempts_on
+from defensekit.leaderboard.entries import Attack
 from defensekit.leaderboard.keys import UNPOISONED
-from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, Scores, score
+from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, Scores, scores_in
 from defensekit.leaderboard.ties import Standing, Standings, standings
 from defensekit.leaderboard.tracks import Track
 from defensekit.recipe import yaml_document
@@ -51,6 +52,16 @@ class TrackTable:
     track: Track
     standings: Standings
     host: str | None
+    attempts: Sequence[Attempt]  # of submitted attacks
+
+    def attempts_at(self, name: str) -> list[Attempt]:
+        """Those on a row; those that lower it first."""
+        return sorted((one for one in self.attempts if one.tried.name == name), key=lambda one: not one.lowers)
+
+    @property
+    def submitted(self) -> dict[str, Attack]:
+        """The attacks that were submitted, by name."""
+        return {one.attack.name: one.attack for one in self.attempts}
 
     @property
     def columns(self) -> dict[str, tuple[str, str, str]]:
@@ -73,6 +84,7 @@ class TrackTable:
             "badge": scores.badge(self.host),
             "baseline": keys.baseline,
             "no_better_than": ", ".join(standing.no_better_than),
+            "lowered_by": ", ".join(one.attack.name for one in self.attempts_at(scores.name) if one.lowers),
         }
 
 
@@ -89,19 +101,18 @@ def build(places: Sequence[Path], out: Path, track: str | None = None, host: str
         The path of the page.
 
     Raises:
-        DefenseKitError: a row is not right, or there are two of one name.
+        DefenseKitError: a row is not right, there are two of one name, or an attack was tried on none of the rows.
     """
-    checker_of = checkers(track)
-    by_track: dict[str, dict[str, Scores]] = {}
-    tracks: dict[str, Track] = {}
-    for folder in (folder for place in places for folder in rows_in(place)):
-        checker = checker_of(folder)
-        row = checker.check(folder)
-        tracks[checker.track.name] = checker.track
-        if row.name in by_track.setdefault(checker.track.name, {}):
-            raise UsageError(f"{folder}: there is another row of {row.name} on {checker.track.name}")
-        by_track[checker.track.name][row.name] = score(row, checker)
-    tables = [TrackTable(tracks[name], standings(list(rows.values())), host) for name, rows in by_track.items()]
+    by_track = scores_in(places, track)
+    on_tracks = [list(rows.values()) for rows in by_track.values()]
+    for [first, *_] in on_tracks:
+        if first.track.of and first.track.of.name not in by_track:
+            raise UsageError(f"{first.row.folder}: there is no row of {first.name} on {first.track.of.name}")
+    tables = [
+        TrackTable(rows[0].track, standings(rows), host, attempts_on(rows[0].track, by_track))
+        for rows in on_tracks
+        if not rows[0].track.of
+    ]
     write(tables, out)
     return out / "index.html"
 
@@ -113,6 +124,8 @@ def write(tables: Sequence[TrackTable], out: Path) -> None:
     for table in tables:
         for one in table.standings.rows:
             atomic_write(out / table.track.name / f"{one.scores.name}.html", card(table, one).encode())
+        for name in (*table.track.attacks, *table.submitted):
+            atomic_write(out / table.track.name / f"attacks/{name}.html", attack_page(table, name).encode())
     atomic_write(out / "board.json", (json.dumps(records, indent=1, ensure_ascii=False) + "\n").encode())
     text = io.StringIO()
     lines = csv.DictWriter(text, list(records[0]), lineterminator="\n")
@@ -144,17 +157,17 @@ def card(table: TrackTable, standing: Standing) -> str:
     scores, track = standing.scores, table.track
     cells = scores.row.cells
     first = next(iter(cells.values()))
-    attacks = [
-        (attack, label, [_mean(scores, attack, of) for of in MEASURES.values()]) for attack, label in _attacks(track)
-    ]
+    measures, values = _measured([(scores, attack) for attack, _ in _attacks(track)])
     return fill(
         __package__,
         "card.html",
         record=table.record(standing),
         entry=scores.row.entry.keys,
         table=table,
-        measures=list(MEASURES),
-        attacks=attacks,
+        measures=measures,
+        attacks=[(attack, label, row) for (attack, label), row in zip(_attacks(track), values, strict=True)],
+        attempts=table.attempts_at(scores.name),
+        worst=scores.numbers()["excess_asr_worst"],
         shown=shown,
         defense=yaml_document.dump({k: v for k, v in first.recipe["defense"].items() if k != "compare"}),
         chosen=[(cell, result.chosen) for cell, result in sorted(cells.items()) if result.chosen],
@@ -177,6 +190,42 @@ MEASURES: dict[str, Callable[[Scores, Any], float | None]] = {
 }
 
 
+def attack_page(table: TrackTable, name: str) -> str:
+    """The page of an attack, the track's or a submitted one: what it is, and what every defense did to it."""
+    submitted = table.submitted.get(name)
+    found: list[tuple[Scores, Attempt | None]]
+    if submitted:
+        found = [(one.tried, one) for one in table.attempts if one.attack.name == name]
+    else:
+        found = [(standing.scores, None) for standing in table.standings.rows]
+    found.sort(key=lambda pair: _left(pair[0], name))
+    measures, values = _measured([(scores, name) for scores, _ in found])
+    return fill(
+        __package__,
+        "attack.html",
+        name=name,
+        table=table,
+        attack=submitted.keys if submitted else None,
+        kind="submitted" if submitted else dict(_attacks(table.track))[name],
+        spec=yaml_document.dump(submitted.keys.attack if submitted else table.track.specs[name]),
+        measures=measures,
+        rows=[(*pair, row) for pair, row in zip(found, values, strict=True)],
+        lowered=sum(one.lowers for _, one in found if one),
+        shown=shown,
+    )
+
+
+def _measured(rows: Sequence[tuple[Scores, str]]) -> tuple[list[str], list[list[float | None]]]:
+    """The measures that some row and attack has a number of, and the numbers of each."""
+    numbers = [[_mean(scores, attack, of) for of in MEASURES.values()] for scores, attack in rows]
+    there = [any(value is not None for value in column) for column in zip(*numbers, strict=True)]
+    return list(compress(MEASURES, there)), [list(compress(row, there)) for row in numbers]
+
+
+def _left(scores: Scores, attack: str) -> float:
+    return _mean(scores, attack, MEASURES["excess after"]) or 0.0
+
+
 def _attacks(track: Track) -> list[tuple[str, str]]:
     kinds = [(track.keys.attacks, "backdoor"), (track.keys.biases, "bias"), ([UNPOISONED], "innocent")]
     return [(attack, kind) for attacks, kind in kinds for attack in attacks]
@@ -188,7 +237,8 @@ def _mean(scores: Scores, attack: str, of: Callable[[Scores, Any], float | None]
 
 def tradeoff(table: TrackTable) -> "Figure":
     """What is left of the attacks against what they cost; each point is marked with its group's letter."""
-    labels: dict[tuple[float, float], list[str]] = defaultdict(list)  # points that lie close share one
+    # Points that lie close share a label, at the first of them.
+    labels: dict[tuple[float, float], tuple[tuple[float, float], list[str]]] = {}
     with canvas(7, 4) as (figure, [axes]):
         for one in table.standings.rows:
             record = table.record(one)
@@ -198,9 +248,10 @@ def tradeoff(table: TrackTable) -> "Figure":
             if x is None or y is None:
                 continue
             axes.plot([x], [y], markersize=5, fillstyle="none" if baseline else "full", **style)
-            labels[round(x, 2), round(y / 2, 2)].append(record["name"] if baseline else record["group"])
-        for (x, half), texts in labels.items():
-            axes.annotate(", ".join(dict.fromkeys(texts)), (x, 2 * half), (4, 4), "data", "offset points", fontsize=8)
+            _, texts = labels.setdefault((round(x, 2), round(y / 2, 2)), ((x, y), []))
+            texts.append(record["name"] if baseline else record["group"])
+        for place, texts in labels.values():
+            axes.annotate(", ".join(dict.fromkeys(texts)), place, (4, 4), "data", "offset points", fontsize=8)
         axes.set_xlabel("ACC lost: to the left is better")
         axes.set_ylabel("excess ASR: lower is better")
     return figure

@@ -1,16 +1,18 @@
 """What a row says, in numbers: measured from its answers, as a check leaves them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from defensekit.leaderboard.board import checkers, rows_in
 from defensekit.leaderboard.checking import Checker, cost
 from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.row import Row
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.predictions import read_for
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,11 +23,15 @@ SELF, HOST, THIRD, FAILED = "self-reported", "re-run by the host", "re-run by a 
 
 @dataclass(frozen=True)
 class Scores:
-    """The numbers of a row: ``paired`` has the values of single test rows, by metric and cell."""
+    """The numbers of a row: ``paired`` has the values of single test rows, by metric and cell.
+
+    ``reference`` is the excess ASR of the clean reference, row by row, where a submitted attack is compared with it.
+    """
 
     row: Row
     track: Track
     paired: Mapping[str, Mapping[Cell, "np.ndarray"]]
+    reference: Mapping[Cell, "np.ndarray"]
 
     @property
     def name(self) -> str:
@@ -41,7 +47,7 @@ class Scores:
     def mean(self, of: Callable[[Cell], float | None], attacks: Iterable[str]) -> float | None:
         """The mean over seeds and attacks of a number of cells; None where no cell has it."""
         cells = [(attack, seed) for attack in attacks for seed in self.track.keys.seeds]
-        values = [value for cell in cells if (value := of(cell)) is not None]
+        values = [value for cell in cells if cell in self.row.cells and (value := of(cell)) is not None]
         return fmean(values) if values else None
 
     def lost(self, cell: Cell) -> float | None:
@@ -89,27 +95,54 @@ class Scores:
 
     def badge(self, host: str | None) -> str:
         """Who ran it again, if anybody did and it came out."""
-        others = [one for one in self.row.verifications if one.by not in self.row.entry.keys.authors]
+        authors = (self.track.attack or self.row.entry).keys.authors
+        others = [one for one in self.row.verifications if one.by not in authors]
         if any(not one.same for one in others):
             return FAILED
         by = {one.by for one in others}
         return HOST if host in by else THIRD if by else SELF
 
 
+def scores_in(places: Sequence[Path], track: str | None = None) -> dict[str, dict[str, Scores]]:
+    """Check rows, or those in folders of rows; their numbers by track and row.
+
+    Args:
+        places: rows, or folders of rows.
+        track: the file of a track that is not shipped.
+
+    Raises:
+        DefenseKitError: a row is not right, or there are two of one name.
+    """
+    checker_of = checkers(track)
+    scores: dict[str, dict[str, Scores]] = {}
+    for folder in (folder for place in places for folder in rows_in(place)):
+        checker = checker_of(folder)
+        row = checker.check(folder)
+        rows = scores.setdefault(checker.track.name, {})
+        if row.name in rows:
+            raise UsageError(f"{folder}: there is another row of {row.name} on {checker.track.name}")
+        rows[row.name] = score(row, checker)
+    return scores
+
+
 def score(row: Row, checker: Checker) -> Scores:
     """The numbers of a row that was checked."""
     track = checker.track
-    paired: dict[str, dict[Cell, np.ndarray]] = {EXCESS: {}, ACC: {}}
-    for cell, result in row.cells.items():
-        if cell[0] not in track.keys.attacks:
-            continue
-        folders = row.answers(result, row.model(result))
-        for spec in checker.metrics_of(cell[0]):
-            if spec["name"] in paired:
-                metric = checker.metric(spec)
-                predictions = read_for(metric.on, folders, target=(result.attack or {}).get("target"))
-                values = metric.row_values(predictions) if predictions else None
-                if values is None:
-                    raise DefenseKitError(f"{row.folder}: {spec['name']} has no values of single rows to compare")
-                paired[spec["name"]][cell] = values.astype(int)
-    return Scores(row, track, paired)
+    cells = [(cell, result) for cell, result in row.cells.items() if cell[0] in track.keys.attacks]
+    paired = {
+        metric: {cell: _values(row, checker, cell, metric, row.model(result)) for cell, result in cells}
+        for metric in (EXCESS, ACC)
+    }
+    clean = {cell: _values(row, checker, cell, EXCESS, "clean") for cell, _ in cells} if track.attack else {}
+    return Scores(row, track, paired, clean)
+
+
+def _values(row: Row, checker: Checker, cell: Cell, name: str, model: str) -> "np.ndarray":
+    """A metric of a cell's model, test row by test row."""
+    result = row.cells[cell]
+    metric = checker.metric(next(spec for spec in checker.metrics_of(cell[0]) if spec["name"] == name))
+    predictions = read_for(metric.on, row.answers(result, model), target=(result.attack or {}).get("target"))
+    values = metric.row_values(predictions) if predictions else None
+    if values is None:
+        raise DefenseKitError(f"{row.folder}: {name} has no values of single rows to compare")
+    return values.astype(int)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from defensekit.leaderboard.scores import ACC, EXCESS, Scores
@@ -70,6 +71,30 @@ def standings(rows: Sequence[Scores]) -> Standings:
         beaten_by = [] if one in baselines else [base.name for base in baselines if not _better(one, base)]
         placed.append(Standing(one, interval(one.paired[EXCESS]), group, beaten_by))
     return Standings(placed, apart)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row less another on the same test rows: the mean and 95 % of it, of excess ASR and of ACC."""
+
+    name: str
+    excess_asr: tuple[float, float, float]
+    acc: tuple[float, float, float]
+
+
+def differences(row: Scores, others: Sequence[Scores]) -> list[Difference]:
+    """A row less every other of its track, those with the least excess ASR first."""
+    ordered = sorted((one for one in others if one.name != row.name), key=lambda one: (_mean(one, EXCESS), one.name))
+    return [Difference(one.name, _difference(row, one, EXCESS), _difference(row, one, ACC)) for one in ordered]
+
+
+def _difference(one: Scores, other: Scores, metric: str) -> tuple[float, float, float]:
+    return _mean(one, metric) - _mean(other, metric), *interval(one.paired[metric], other.paired[metric])
+
+
+def _mean(one: Scores, metric: str) -> float:
+    """Cells weigh alike, as in the table."""
+    return fmean(float(values.mean()) for values in one.paired[metric].values())
 
 
 def _worse(one: Scores, other: Scores) -> bool:

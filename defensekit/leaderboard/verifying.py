@@ -13,20 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from packaging.requirements import Requirement
-
 from defensekit.components import Observer
 from defensekit.leaderboard.checking import Checker, agreement
+from defensekit.leaderboard.entries import check_trust
 from defensekit.leaderboard.freezing import check_frozen
 from defensekit.leaderboard.row import VERIFICATIONS, Row, Verification, VerifiedCell, read_row
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.predictions import read_predictions
 from defensekit.result.schema import Result
 from defensekit.studies.rerun import differences
-from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.files import atomic_write, data_digest
 
-OURS = "defensekit"  # the distribution whose plugins are trusted as the program itself is
 _ALONE = ("unshare", "--user", "--map-root-user", "--net")
 
 
@@ -57,11 +55,8 @@ def verify(
         DefenseKitError: the row is not right, or a cell failed.
     """
     row = Checker(track).check(folder)
-    needed = plugin_of(row)
-    if needed != OURS and needed not in trust:
-        raise UsageError(
-            f"{folder} runs {needed}, code of others with your rights: read it, then say `--trust {needed}`"
-        )
+    for submission in track.submissions(row.entry):
+        check_trust(submission, trust)
     drawn = sorted(Random(seed).sample(track.cells, min(cells, len(track.cells))))
     with tempfile.TemporaryDirectory() as scratch:
         work = workspace or Path(scratch) / "workspace"
@@ -90,33 +85,19 @@ def verify(
     return verification
 
 
-def plugin_of(row: Row) -> str:
-    """What a row's code is called: the file that came with it, or a distribution."""
-    plugin = row.entry.keys.plugin
-    return plugin.file or Requirement(plugin.requires or "").name
-
-
 def repeat(track: Track, row: Row, cells: Sequence[Cell], workspace: Path, scratch: Path) -> bool:
     """Run cells of a row's entry into ``scratch/rows``, in a process of its own; whether it had no network.
 
     Raises:
         DefenseKitError: a cell failed.
     """
-    entry = scratch / "entry"  # a copy: importing a plugin writes beside it
-    entry.mkdir()
-    for path in (row.entry.path, row.entry.plugin_file):
-        if path:
-            shutil.copyfile(path, entry / path.name)
+    # Copies, since importing a plugin writes beside it.
+    copied = [one.copy_into(scratch / one.path.stem, one.path.name) for one in track.submissions(row.entry)]
     only = [option for attack, seed in cells for option in ("--only", f"{attack}:{seed}")]
-    command = [
-        sys.executable,
-        "-m",
-        "defensekit",
-        "leaderboard",
-        "run",
-        track.document.name,
-        entry / row.entry.path.name,
-    ]
+    action = "attack" if track.attack else "run"
+    command = [sys.executable, "-m", "defensekit", "leaderboard", action, track.document.name, *copied]
+    if track.attack:
+        only += ["--trust", row.entry.code]
     options = [*only, "--quiet", "--workspace", workspace.absolute(), "--rows", scratch / "rows"]
     alone = _can_be_alone()
     done = subprocess.run(

@@ -16,7 +16,7 @@ import typer
 
 from defensekit.cli.main import app, main
 from defensekit.host.discovery import load_plugins
-from defensekit.leaderboard.entries import load_entry
+from defensekit.leaderboard.entries import load_attack, load_entry
 from defensekit.recipe import yaml_document
 from defensekit.recipe.json_schema import recipe_schema
 from defensekit.recipe.loader import load_recipe
@@ -36,7 +36,7 @@ PAGES = sorted(
 # Blocks that are not run, each marked `<!-- not run: why -->` where it stands.
 NOT_RUN = {"README.md": 1, "CONTRIBUTING.md": 2, "docs/examples/defensekit-relative/README.md": 2}
 NOT_RUN |= {"docs/executors.md": 1, "docs/findings.md": 1, "docs/quickstart.md": 1, "docs/releasing.md": 4}
-NOT_RUN |= {"docs/leaderboard.md": 3, "docs/scan.md": 1}
+NOT_RUN |= {"docs/leaderboard.md": 5, "docs/scan.md": 1}
 
 _GENERATED = re.compile(r"<!-- generated: .*?<!-- end of generated -->", re.DOTALL)
 _BLOCK = re.compile(r"^(?:<!-- not run: ([^\n]+) -->\n\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -179,8 +179,10 @@ class Desk:
         keys = yaml_document.read(file).data or {}
         if "matrix" in keys:
             load_study(file)
+        elif {"licence", "attack"} <= keys.keys():
+            load_attack(self.submission(file, keys))
         elif "chosen_by" in keys:
-            load_entry(self.entry(file, keys))
+            load_entry(self.submission(file, keys))
         elif "jobs" in keys:
             for line in re.findall(r"run: (.+)", text):
                 check_words(shlex.split(line))
@@ -189,8 +191,8 @@ class Desk:
         else:
             jsonschema.Draft7Validator(recipe_schema(load_plugins(self.plugins))["then"]).validate(keys)
 
-    def entry(self, file: Path, keys: dict[str, Any]) -> Path:
-        """An entry of a leaderboard, with an empty plugin beside it."""
+    def submission(self, file: Path, keys: dict[str, Any]) -> Path:
+        """An entry of a leaderboard or an attack on it, with an empty plugin beside it."""
         if name := keys["plugin"].get("file"):
             (file.parent / name).touch()
         return file

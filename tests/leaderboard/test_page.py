@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from defensekit.leaderboard.checking import Checker
-from defensekit.leaderboard.page import build, letters, shown
+from defensekit.leaderboard.page import build, letters, shown, tradeoff
 from defensekit.leaderboard.row import RECORD, Verification, VerifiedCell, read_row
 from defensekit.leaderboard.scores import ACC, EXCESS, FAILED, HOST, SELF, THIRD, score
 from defensekit.leaderboard.ties import interval, standings
@@ -125,6 +125,19 @@ def test_numbers_as_they_are_shown(value: float | None, text: str) -> None:
 
 def test_letters() -> None:
     assert [letters(n) for n in (0, 25, 26, 27, 701, 702)] == ["A", "Z", "AA", "AB", "ZZ", "AAA"]
+
+
+def test_every_point_has_a_label() -> None:
+    """One that stands beside its point can lie outside of the axes, where it isn't drawn."""
+    points = [(-0.028, 0.551), (0.0, 0.837), (0.001, 0.836)]
+    records = [
+        {"name": "x", "group": group, "baseline": False, "acc_lost": x, "excess_asr": y}
+        for group, (x, y) in zip("ABC", points, strict=True)
+    ]
+    table: Any = SimpleNamespace(standings=SimpleNamespace(rows=records), record=lambda record: record)
+    [axes] = tradeoff(table).axes
+    labels: list[Any] = list(axes.texts)
+    assert [(label.get_text(), label.xy) for label in labels] == [("A", points[0]), ("B, C", points[1])]
 
 
 # -- the site ----------------------------------------------------------------------------------------------------------

@@ -64,14 +64,8 @@ def test_a_plugin_runs_only_when_it_is_named(track: Track, row: Path, place: Pat
     entry = row / "entry.yaml"
     plain = yaml.safe_load(entry.read_text())
     entry.write_text(yaml.safe_dump({**plain, "plugin": {"requires": "defensekit-foo[bar]==1.0"}}))
-    assert verifying.plugin_of(Row(row, read_row_record(row), load_entry(entry), {}, "")) == "defensekit-foo"
+    assert load_entry(entry).code == "defensekit-foo"
     assert here == []
-
-
-def read_row_record(row: Path) -> Any:
-    from defensekit.leaderboard.row import record_of
-
-    return record_of(row)
 
 
 # -- what a check can't see --------------------------------------------------------------------------------------------
