@@ -12,7 +12,7 @@ from defensekit.components import Planned
 from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
 from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
-from defensekit.result.narrative import search
+from defensekit.result.narrative import FOUND, found, search
 from defensekit.result.schema import ModelResult, Result
 from defensekit.utils.errors import listing
 
@@ -43,6 +43,7 @@ def show(result: Result, report: Path) -> None:
         chosen = result.chosen
         out.print(f"{chosen.over} = {chosen.value:g} by {chosen.rule}: {chosen.reason}")
     out.print(f"the defender used {_used(result)}")
+    _show_found(result)
     for on, rows in (result.models[result.defended].sanitized or {}).items():
         changed = f"{rows.changed} of {rows.rows} {'clean test' if on == 'plain' else on} rows changed"
         out.print(f"sanitized: {changed}, {rows.words_left} of {rows.words} words left")
@@ -61,9 +62,24 @@ def show(result: Result, report: Path) -> None:
     out.print(f"report: {report}")
 
 
+def _show_found(result: Result) -> None:
+    """Print which training rows were taken, and how many of them were poisoned."""
+    filtered = {name: model.filtered for name, model in result.models.items() if model.filtered}
+    if not filtered:
+        return
+    drawn = table("training rows")
+    for title in FOUND:
+        drawn.add_column(title, justify="right")
+    for name, counts in filtered.items():
+        drawn.add_row(name, *found(counts))
+    console().print(drawn)
+
+
 def _used(result: Result) -> str:
     if result.defended == "sanitized":
         return f"{result.clean_budget} clean rows" + (": all to choose" if result.chosen else "")
+    if result.defended == "filtered":
+        return f"{result.clean_budget} clean rows, for what its filters and rules look at"
     fit = result.recipe["data"]["clean"]
     dev = result.clean_budget - fit
     refit = ", then all to fit anew" if result.recipe["defense"].get("refit") else ""

@@ -3,6 +3,7 @@
 from defensekit.components.attack import Attack, AttackContext, AttackTrainingContext
 from defensekit.components.base import Component, call_component, component_error
 from defensekit.components.estimator import Estimate, Estimator, EstimatorContext
+from defensekit.components.filter import Filter, FilterContext, RowFeatures
 from defensekit.components.metric import Measured, Metric, Predictions
 from defensekit.components.purifier import FoundTrigger, ModelStep, ModelStepContext, Purifier, WeightStep
 from defensekit.components.rule import Choice, Rule, Trial
@@ -22,6 +23,7 @@ KINDS: dict[str, type[Component]] = {
         Selector,
         Purifier,
         Sanitizer,
+        Filter,
         Rule,
         DatasetSource,
         ModelSource,
@@ -44,6 +46,8 @@ __all__ = [
     "Estimator",
     "EstimatorContext",
     "Executor",
+    "Filter",
+    "FilterContext",
     "FoundTrigger",
     "Measured",
     "Metric",
@@ -54,6 +58,7 @@ __all__ = [
     "Planned",
     "Predictions",
     "Purifier",
+    "RowFeatures",
     "Rule",
     "Sanitizer",
     "SanitizerContext",

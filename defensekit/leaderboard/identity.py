@@ -11,7 +11,7 @@ def parts_of(recipe: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for key in ("model", "data", "attack"):
         yield key, recipe[key]
     defense = recipe["defense"]
-    for key in ("estimator", "scorer", "selector", "sanitizer"):
+    for key in ("estimator", "scorer", "selector", "sanitizer", "filter"):
         if key in defense:
             yield f"defense.{key}", defense[key]
             if "model" in defense[key] and key == "sanitizer":
@@ -33,7 +33,7 @@ def settings_of(recipe: dict[str, Any]) -> dict[str, Any]:
         "training": recipe["training"],
         "precision": recipe["precision"],
         "target": None,
-        "refit": bool(defense.get("refit")) and "choose" in defense and "sanitizer" not in defense,
+        "refit": bool(defense.get("refit")) and "choose" in defense and defense.get("stage", "weights") == "weights",
         "seed": recipe["seed"],
     }
 

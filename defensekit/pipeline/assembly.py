@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.components import Measured, Metric, Predictions, Trial, call_component, component_error
+from defensekit.defense import filtering
 from defensekit.host.registry import Plugin
 from defensekit.pipeline.experiment import Experiment, Questions
 from defensekit.pipeline.identity import identified, identity, parts
@@ -23,6 +24,7 @@ from defensekit.result.schema import (
     Chosen,
     Environment,
     Example,
+    Filtered,
     MetricRecord,
     ModelResult,
     PluginRecord,
@@ -140,7 +142,26 @@ class ResultAssembly:
             return _sanitized(rewritten, metrics, keys)
         # A model has no predictions if every metric is about triggered rows and the run has none.
         about = next((artifact.facts["model"] for artifact in predictions.values()), None)
-        return _model(about, metrics, keys, self.plan.labels)
+        model = _model(about, metrics, keys, self.plan.labels)
+        return self._filtered(model, questions.defended.kept) if questions.defended.kept else model
+
+    def _filtered(self, model: ModelResult, kept: Stage) -> ModelResult:
+        """A model that was trained without some rows, with what is known of these; only here it is which are poisoned.
+
+        A poisoned row is one that the attack changed, relabelled or added.
+        """
+        artifact = self.runner.make(kept)
+        clean = {row.id: row for row in self._read(self.plan.rows("train"))}
+        poisoned = [row != clean.get(row.id) for row in self._read(self.plan.poisoned())]
+        spec, scores = artifact.stage["components"]["filter"], artifact.facts["scores"]
+        seconds = scores["seconds"] + scores["facts"]["features"]["seconds"]
+        return model.model_copy(
+            update={
+                "filtered": Filtered(**filtering.found(**filtering.read(artifact.files), poisoned=poisoned)),
+                "defense": {"filter": {"name": spec["name"], **spec["parameters"]}},
+                "seconds": None if model.seconds is None else round(model.seconds + seconds, 2),
+            }
+        )
 
     def metrics(self, questions: Questions) -> dict[str, Measured]:
         """The metrics of a model, in the recipe's order."""

@@ -193,9 +193,12 @@ class Experiment:
         changed = [cast(Stage, defended.model)]
         if defense.sanitizer:
             changed = [defended.read(rows) for rows in self.test_rows.values()]
+        if defended.kept:
+            changed = [defended.kept, *changed]
         for stage in changed:
             for needed in stage.inputs:
-                yield self._request(needed)
+                if needed not in changed:
+                    yield self._request(needed)
         if name in DEFENDED.values() and not refit:
             return  # it is one of the trials
         for stage in changed:

@@ -13,6 +13,7 @@ from defensekit.utils.files import data_digest
 IDENTITY = {
     "model", "data", "attack", "suspect", "triggered.target", "triggered.path", "training", "precision",
     "defense.stage", "defense.estimator", "defense.scorer", "defense.selector", "defense.purifier", "defense.sanitizer",
+    "defense.filter",
     "defense.choose", "defense.refit", "defense.compare", "metrics", "seed",
 }  # fmt: skip
 NOT_IDENTITY = {"name", "extends", "plugins", "requires", "executor", "observers"}
@@ -41,6 +42,7 @@ def _defense(key: str, defense: Defense) -> Iterator[tuple[str, NamedComponent[A
         ("selector", defense.selector),
         ("sanitizer", defense.sanitizer),
         ("sanitizer.model", defense.language_model),
+        ("filter", defense.filter),
     ):
         if named:
             yield f"{key}.{part}", named

@@ -1,7 +1,8 @@
 """What each stage of a run does. A stage is plain data; `compute` turns it into an artifact, on any machine.
 
-The defender's stages (``statistics``, ``purify``) get base, suspect and clean rows and nothing else. This
-guards against mistakes, not against malice: a plugin is code, and code can open any file.
+The defender's stages (``statistics``, ``purify``, ...) get base, suspect and clean rows and nothing else; a filter of
+training rows gets these as well, and not which of them are poisoned. This guards against mistakes, not against malice:
+a plugin is code, and code can open any file.
 """
 
 import platform
@@ -20,7 +21,9 @@ from defensekit.components import (
     Component,
     DatasetSource,
     Estimator,
+    Filter,
     Purifier,
+    RowFeatures,
     Sanitizer,
     SanitizerContext,
     Scorer,
@@ -28,7 +31,7 @@ from defensekit.components import (
     call_component,
     component_error,
 )
-from defensekit.defense import estimation, purification, sanitizing
+from defensekit.defense import estimation, filtering, purification, sanitizing
 from defensekit.defense.estimation import Report
 from defensekit.defense.scoring import score_pair
 from defensekit.defense.selection import select, summary
@@ -355,6 +358,44 @@ def _readers(work: StageContext) -> "dict[str, Callable[[str], Tensor | None]]":
     return {path.stem: reader(path) for path in sorted(work.folder("statistics").glob("*.safetensors"))}
 
 
+# -- training rows -------------------------------------------------------------------------------------------------
+
+
+def features(work: StageContext, draft: ArtifactWriter) -> None:
+    """What a classifier makes of rows."""
+    model, tokenizer = loading.load(work.folder("model"), "model")
+    reading = filtering.Reading(tokenizer, work.max_length, work.precision)
+    filtering.write(draft.files, vars(reading.features(model, work.rows("rows"), work.report)))
+
+
+def score(work: StageContext, draft: ArtifactWriter) -> None:
+    """Let a filter score the attacker's training rows."""
+    given = filtering.context(
+        work.folder("base"),
+        work.folder("suspect"),
+        rows=work.rows("rows"),
+        features=RowFeatures(**filtering.read(work.folder("features"))),
+        clean=work.rows("clean"),
+        labels=tuple(work.facts("rows")["labels"]),
+        settings=training.TrainingSettings.model_validate(work.stage["params"]["training"]),
+        max_length=work.max_length,
+        precision=work.precision,
+        seed=work.stage["seed"],
+        report=work.report,
+    )
+    filtering.write(draft.files, {"scores": filtering.score(work.component(Filter, "filter"), given)})
+    draft.facts["features"] = work.about("features")
+
+
+def keep(work: StageContext, draft: ArtifactWriter) -> None:
+    """The attacker's training rows without those that a filter takes."""
+    rows, scores = work.rows("rows"), filtering.read(work.folder("scores"))["scores"]
+    taken = filtering.take(work.component(Filter, "filter"), scores, [row.label for row in rows])
+    write_rows(draft.files / ROWS, [row for row, gone in zip(rows, taken, strict=True) if not gone])
+    filtering.write(draft.files, {"scores": scores, "taken": taken})
+    draft.facts.update(labels=work.facts("rows")["labels"], scores=work.about("scores"))
+
+
 # -- predictions ---------------------------------------------------------------------------------------------------
 
 
@@ -410,5 +451,8 @@ def predict(work: StageContext, draft: ArtifactWriter) -> None:
 
 STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {
     stage.__name__: stage
-    for stage in (data, poison, trigger, given, train, plant, carry, statistics, purify, inspect, sanitize, predict)
+    for stage in (
+        *(data, poison, trigger, given, train, plant, carry, statistics, purify, inspect, sanitize),
+        *(features, score, keep, predict),
+    )
 }

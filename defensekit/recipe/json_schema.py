@@ -10,7 +10,7 @@ from pydantic.errors import PydanticUserError
 
 from defensekit.components import KINDS, Component, Sanitizer
 from defensekit.host.registry import Host
-from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TriggeredKeys
+from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TrainingDefenseKeys, TriggeredKeys
 from defensekit.training import TrainingSettings
 from defensekit.utils.errors import UsageError
 
@@ -120,6 +120,12 @@ class _Writer:
             "choose": chosen["choose"],
             "compare": {"additionalProperties": {**_OBJECT, "properties": {"sanitizer": sanitizer}}},
         }
+        filters = self.spec("filter")
+        filtering = {
+            "filter": filters,
+            "choose": chosen["choose"],
+            "compare": {"additionalProperties": {**_OBJECT, "properties": {"filter": filters}}},
+        }
         weights, inputs = _filled(DefenseKeys, {**parts, **chosen}), _filled(InputDefenseKeys, rewriting)
         return _filled(
             Top,
@@ -132,7 +138,11 @@ class _Writer:
                 "defense": {
                     "if": {"required": ["stage"], "properties": {"stage": {"const": "input"}}},
                     "then": inputs,
-                    "else": weights,
+                    "else": {
+                        "if": {"required": ["stage"], "properties": {"stage": {"const": "training"}}},
+                        "then": _filled(TrainingDefenseKeys, filtering),
+                        "else": weights,
+                    },
                 },
             },
         )

@@ -106,6 +106,8 @@ class _RecipeReader(Reader):
                     "is the number of rows that the attacker trains on; with `suspect:` there is no training",
                 )
             sizes = sizes.model_copy(update={"train": 0} if section.choose else {"train": 0, "dev": 0})
+            if section.defense.filter:
+                raise self.error(("defense", "stage"), "a defense of training data needs `attack:`, which has the rows")
         target, triggered = self.triggered(top.triggered)
         attack = self.part(Attack, top.attack, ("attack",)) if top.attack is not None else None
         return Recipe(

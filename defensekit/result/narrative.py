@@ -3,7 +3,7 @@
 from pathlib import PurePath
 from typing import Any
 
-from defensekit.result.schema import STILL_WORKS, Result, Verdict
+from defensekit.result.schema import STILL_WORKS, Filtered, Result, Verdict
 
 UNSEEN = "A trigger unlike these would not have been seen."
 
@@ -16,7 +16,8 @@ NOT_PROMISED = (
 
 def story(result: Result) -> list[str]:
     """What was done and what came of it, a sentence each."""
-    sentences = [_suspect(result), *(_on_inputs(result) if result.defended == "sanitized" else _on_weights(result))]
+    of_defense = {"sanitized": _on_inputs, "filtered": _on_training_rows}.get(result.defended, _on_weights)
+    sentences = [_suspect(result), *of_defense(result)]
     before, after = result.models["suspect"].metrics, result.models[result.defended].metrics
     for name in [name for name in before if name in after]:
         reached = result.floors.get(name)
@@ -129,6 +130,38 @@ def _on_inputs(result: Result) -> list[str]:
             f"{counts.words:,} words."
         )
     return sentences
+
+
+def _on_training_rows(result: Result) -> list[str]:
+    filtered = result.models["filtered"].filtered
+    assert filtered
+    sentences = [
+        f"The defense scored every training row by {result.recipe['defense']['filter']['name']}, took "
+        f"{filtered.taken:,} of {filtered.rows:,} away, and trained the base anew on the others by the attacker's "
+        "settings."
+    ]
+    if result.chosen:
+        sentences.append(_chosen(result, f"{result.recipe['data']['dev']:,} clean rows"))
+    if not filtered.poisoned:
+        sentences.append("No row was poisoned: whatever it took was clean.")
+    elif filtered.recall is not None:
+        among = "" if filtered.precision is None else f", which are {filtered.precision:.1%} of what it took"
+        sentences.append(f"It took {filtered.recall:.1%} of the {filtered.poisoned:,} poisoned rows{among}.")
+    return sentences
+
+
+FOUND = ("taken", "share", "precision", "recall", "AUROC")
+FOUND_MEANS = (
+    "precision is the share of poisoned rows among those taken, recall the share of the poisoned rows that was taken, "
+    "AUROC the chance that a poisoned row has a higher score than another"
+)
+
+
+def found(filtered: Filtered) -> list[str]:
+    """The cells of a table under `FOUND`."""
+    shares = (filtered.precision, filtered.recall, filtered.auroc)
+    known = ("–" if share is None else f"{share:.3f}" for share in shares)
+    return [f"{filtered.taken:,} of {filtered.rows:,}", f"{filtered.share:.1%}", *known]
 
 
 def _chosen(result: Result, rows: str) -> str:

@@ -15,7 +15,7 @@ from defensekit.utils.html import html_table
 LARGEST = 64 << 20  # bytes of a result that are read
 
 # What the run's defense left is called, by where the defense acts.
-DEFENDED: dict[str, str] = {"weights": "purified", "input": "sanitized"}
+DEFENDED: dict[str, str] = {"weights": "purified", "input": "sanitized", "training": "filtered"}
 
 
 class _Schema(BaseModel):
@@ -74,6 +74,27 @@ class Sanitized(_Schema):
     words_left: int
 
 
+class Filtered(_Schema):
+    """What a filter took of the attacker's training rows, and how well it found the ``poisoned`` ones among them.
+
+    ``precision`` is the share of poisoned rows among those ``taken``, None where none was; ``recall`` is the share of
+    the poisoned rows that was taken, and ``auroc`` the chance that a poisoned row has a higher score than another: both
+    None where no row is poisoned.
+    """
+
+    rows: int
+    taken: int
+    poisoned: int
+    precision: float | None
+    recall: float | None
+    auroc: float | None
+
+    @property
+    def share(self) -> float:
+        """The share of the rows that was taken."""
+        return self.taken / self.rows
+
+
 STILL_WORKS = 0.2  # the share of answers
 
 
@@ -108,6 +129,9 @@ class ModelResult(_Schema):
 
     Of an input-level defense it is the suspect on sanitized rows: ``sanitized`` says what became of them, of ``plain``
     and of ``triggered`` ones, and the seconds are those of sanitizing them.
+
+    Of a defense of training data it is the model trained anew: ``filtered`` says which rows it was trained without, and
+    the seconds include what finding them took.
     """
 
     metrics: dict[str, Measured]
@@ -120,6 +144,7 @@ class ModelResult(_Schema):
     triggers: list[Trigger] | None = None
     tried: int | None = None
     sanitized: dict[str, Sanitized] | None = None
+    filtered: Filtered | None = None
 
 
 class MetricRecord(_Schema):
@@ -276,7 +301,7 @@ class Result(_Schema):
 
     @property
     def defended(self) -> str:
-        """The model that the run's defense ended with: ``purified``; or ``sanitized``, the suspect on other rows."""
+        """The model that the run's defense ended with: ``purified``, ``sanitized`` or ``filtered``."""
         return next(name for name in DEFENDED.values() if name in self.models)
 
     @property

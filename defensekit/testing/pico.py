@@ -13,13 +13,14 @@ from defensekit.components import (
     AttackContext,
     AttackTrainingContext,
     EstimatorContext,
+    FilterContext,
     FoundTrigger,
     ModelStepContext,
     Sanitizer,
     SanitizerContext,
 )
 from defensekit.components.tensors import Scored, Scores
-from defensekit.defense import estimation, sanitizing
+from defensekit.defense import estimation, filtering, sanitizing
 from defensekit.defense.scoring import Views
 from defensekit.models import loading
 from defensekit.models.checkpoint import Checkpoint
@@ -110,6 +111,26 @@ class PicoModels:
 
         rows = handed.give("rows", list(rows or self.rows))
         return _Limited(model, tokenizer, rows, MAX_LENGTH, 7, lambda done, total: None, limit=limit)
+
+    def for_filter(self, handed: Handed, rows: Sequence[Row] | None = None) -> FilterContext:
+        """The context of a filter. The models that it loads are its own: it may train them."""
+        suspect, tokenizer = self.load()
+        reading = filtering.Reading(tokenizer, MAX_LENGTH, "float32")
+        rows = handed.give("rows", list(rows or sentences(24)))
+        return FilterContext(
+            rows=rows,
+            features=handed.give("features", reading.features(suspect, rows)),
+            clean=handed.give("clean rows", list(self.rows)),
+            labels=LABELS,
+            model=lambda which: self.load(which)[0],
+            tokenizer=tokenizer,
+            read=reading.features,
+            settings=TrainingSettings(epochs=1, batch_size=8, learning_rate=1e-3),
+            max_length=MAX_LENGTH,
+            precision="float32",
+            seed=7,
+            report=lambda done, total: None,
+        )
 
     def for_step(self, handed: Handed) -> ModelStepContext:
         """The context of a model step."""

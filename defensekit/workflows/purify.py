@@ -126,10 +126,11 @@ def purify_into(
             disk is too full.
         DefenseKitError: as `defensekit.run`.
     """
-    if recipe.defense.sanitizer:
+    if elsewhere := recipe.defense.sanitizer or recipe.defense.filter:
         location = recipe.describe_location("defense", "stage")
+        does = "rewrites inputs and leaves the model as it is" if recipe.defense.sanitizer else "takes training rows"
         raise UsageError(
-            f"{location}: {recipe.defense.sanitizer.name!r} rewrites inputs and leaves the model as it is:"
+            f"{location}: {elsewhere.name!r} {does}:"
             " there is no purified model to write (`defensekit run` measures what it does)"
         )
     target = target.absolute()

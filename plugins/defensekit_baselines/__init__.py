@@ -51,6 +51,15 @@ def defensekit_sanitizers():  # type: ignore[no-untyped-def]
 
 
 @hookimpl
+def defensekit_filters():  # type: ignore[no-untyped-def]
+    """The filters of this plugin, by name."""
+    return {
+        "spectral-signatures": "defensekit_baselines.filters:SpectralSignatures",
+        "random": "defensekit_baselines.filters:RandomRows",
+    }
+
+
+@hookimpl
 def defensekit_purifiers():  # type: ignore[no-untyped-def]
     """The purifiers of this plugin, by name."""
     return {

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from defensekit.api import (
@@ -15,6 +16,7 @@ from defensekit.api import (
     Estimate,
     Estimator,
     Field,
+    Filter,
     Measured,
     Metric,
     ModelSource,
@@ -146,6 +148,13 @@ class Without(Sanitizer):
         return [" ".join(kept) if len(kept) >= self.least else text for text, kept in zip(texts, found, strict=True)]
 
 
+class Long(Filter):
+    """Long rows first."""
+
+    def score(self, context: Any) -> Any:
+        return np.array([len(row.text.split()) for row in context.rows])
+
+
 class First(Rule):
     """Every value in turn, then 0; takes the one seen first."""
 
@@ -199,6 +208,7 @@ GOOD = (
     Distil,
     Mark,
     Without,
+    Long,
     First,
     Sentences,
     PicoModel,
