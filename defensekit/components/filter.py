@@ -22,12 +22,15 @@ class RowFeatures:
     """What a classifier makes of rows.
 
     Attributes:
-        hidden: what its head, the last linear layer, reads of every row: (rows, width), float32.
         logits: its answers: (rows, labels), float32.
+        pooled: what its head, the last linear layer, reads of every row: (rows, width), float32.
+        hidden: the last layer's state of the token that the classifier reads, before it is pooled: the first one, or
+            the last one in models that read from left to right. (rows, width), float32.
     """
 
-    hidden: "np.ndarray"
     logits: "np.ndarray"
+    pooled: "np.ndarray"
+    hidden: "np.ndarray"
 
     def losses(self, labels: Sequence[int]) -> "np.ndarray":
         """The cross-entropy of every row.

@@ -34,7 +34,7 @@ class Reading:
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> RowFeatures:
         """What a classifier makes of rows."""
-        logits, hidden = inference.features(
+        read = inference.features(
             model.to(training.device_type()),
             self.tokenizer,
             rows,
@@ -42,7 +42,7 @@ class Reading:
             precision=self.precision,
             report=report,
         )
-        return RowFeatures(hidden.numpy(), logits.numpy())
+        return RowFeatures(*(tensor.numpy() for tensor in read))
 
 
 def context(

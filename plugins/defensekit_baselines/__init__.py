@@ -54,8 +54,12 @@ def defensekit_sanitizers():  # type: ignore[no-untyped-def]
 def defensekit_filters():  # type: ignore[no-untyped-def]
     """The filters of this plugin, by name."""
     return {
-        "spectral-signatures": "defensekit_baselines.filters:SpectralSignatures",
-        "random": "defensekit_baselines.filters:RandomRows",
+        "activation-clustering": "defensekit_baselines.filters.clusters:ActivationClustering",
+        "spectral-signatures": "defensekit_baselines.filters.spectral:SpectralSignatures",
+        "cube": "defensekit_baselines.filters.clusters:Cube",
+        "bki": "defensekit_baselines.filters.keywords:Keywords",
+        "loss-isolation": "defensekit_baselines.filters.isolation:LossIsolation",
+        "random": "defensekit_baselines.filters.spectral:RandomRows",
     }
 
 

@@ -53,7 +53,7 @@ def test_a_filter_that_takes_every_row_is_named() -> None:
 
 
 def context(base: Path, suspect: Path) -> Any:
-    features = RowFeatures(np.zeros((8, 3), np.float32), np.zeros((8, 2), np.float32))
+    features = RowFeatures(*(np.zeros((8, width), np.float32) for width in (2, 3, 3)))
     return filtering.context(
         base, suspect, rows=ROWS, features=features, clean=ROWS[:2], labels=("negative", "positive"),
         settings=TrainingSettings(), max_length=16, precision="float32", seed=1, report=lambda done, total: None,
@@ -99,6 +99,9 @@ def test_where_nothing_is_poisoned_or_taken_nothing_is_claimed() -> None:
     assert filtering.found(SCORES, taken, [True] * 8)["auroc"] is None
 
 
+LEFT_TO_RIGHT = {"gpt2", "llama", "qwen2", "qwen3"}
+
+
 @pytest.mark.parametrize("architecture", slow_but(ARCHITECTURES, "bert", "gpt2"))
 def test_features_are_what_the_head_turns_into_answers(architecture: str, tmp_path: Path) -> None:
     suspect = make_suspect(tmp_path / "suspect", make_base(tmp_path / "base", architecture))
@@ -107,7 +110,12 @@ def test_features_are_what_the_head_turns_into_answers(architecture: str, tmp_pa
     read = filtering.Reading(tokenizer, 32, "float32").features(model, rows)
     head = [one for one in model.modules() if isinstance(one, torch.nn.Linear) and one.out_features == 2][-1]
     with torch.no_grad():
-        answers = head.cpu()(torch.from_numpy(read.hidden)).numpy()
+        answers = head.cpu()(torch.from_numpy(read.pooled)).numpy()
     assert np.allclose(answers, read.logits, atol=1e-5)
+    inputs = tokenizer([row.text for row in rows], padding=True, return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states[-1].cpu()
+    ends = inputs["attention_mask"].sum(1).cpu() - 1 if architecture in LEFT_TO_RIGHT else torch.zeros(5).long()
+    assert np.allclose(read.hidden, states[torch.arange(5), ends], atol=1e-5)
     wanted = torch.nn.functional.cross_entropy(torch.from_numpy(read.logits), torch.tensor([0, 1, 0, 1, 0]))
     assert read.losses([0, 1, 0, 1, 0]).mean() == pytest.approx(float(wanted), rel=1e-5)

@@ -1,23 +1,12 @@
-"""Filters of training rows by what the suspect makes of them, and by chance."""
+"""Spectral signatures, and what chance does."""
 
 from typing import TYPE_CHECKING, Literal
 
 from defensekit.api import Field, Filter, FilterContext
+from defensekit_baselines.filters import by_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
-
-
-def by_label(context: FilterContext) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
-    """The rows of every label: their places, and what the suspect's head reads of them, in float64."""
-    import numpy as np
-
-    labels = np.array([row.label for row in context.rows])
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        yield members, context.features.hidden[members].astype(np.float64)
 
 
 class SpectralSignatures(Filter):
