@@ -22,11 +22,8 @@ from tests.conftest import ROOT, make_sentences, make_suspect, slow_but, write_t
 
 RECIPES = ROOT / "recipes"
 QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
-NAMES = sorted(
-    path.stem
-    for path in RECIPES.glob("*.yaml")
-    if path.stem not in ("purify", "fine-purifying", "onion", "pico", "training-rows")
-)
+OTHERS = ("purify", "fine-purifying", "onion", "pico", "training-rows")
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHERS)
 DEFENSES = ["anp", "clp", "crow", "dare", "distil", "epur", "fine-mixing", "fine-mixing-sel", "fine-pruning"]
 DEFENSES += ["fine-pruning-weights", "fine-tuning", "ibau", "nad", "pure", "ties", "unlearn-triggers", "wag", "wanda"]
 TABLE = (RECIPES.parent / "docs/defenses.md").read_text().partition("## Where")[0]
