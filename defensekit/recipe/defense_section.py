@@ -99,6 +99,9 @@ class DefenseSection:
         if filtered and filtered.component.fraction is not None and rule.over == "filter.threshold":
             does = "a filter with a fraction ignores its threshold; write `fraction: null` beside its name"
             raise self.reader.error((*path, "over"), does)
+        if filtered and rule.planting():
+            does = f"{named.name!r} tries values on a copy of the suspect, and a filter makes nothing of the suspect"
+            raise self.reader.error((*path, "rule"), does)
         self.reader.at((*path, "over"), lambda: self.defense.at(rule.over, 0.0))
         for i, value in enumerate(rule.values):
             self.reader.at((*path, "values", i), partial(self.defense.at, rule.over, value))
