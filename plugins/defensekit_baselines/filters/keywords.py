@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from math import log10
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from defensekit.api import Field, Filter, FilterContext, Row
 
@@ -65,5 +65,5 @@ def _without_a_word(row: Row) -> Iterator[tuple[str, Row]]:
     for key in ("text", "pair"):
         words = (getattr(row, key) or "").split()
         for i in range(len(words) if len(words) > 1 else 0):
-            changes = {key: " ".join(words[:i] + words[i + 1 :])}
+            changes: dict[str, Any] = {key: " ".join(words[:i] + words[i + 1 :])}
             yield words[i], replace(row, **changes)
