@@ -2,6 +2,7 @@
 
 from defensekit.components.attack import Attack, AttackContext, AttackTrainingContext
 from defensekit.components.base import Component, call_component, component_error
+from defensekit.components.detector import Detector, DetectorContext
 from defensekit.components.estimator import Estimate, Estimator, EstimatorContext
 from defensekit.components.metric import Measured, Metric, Predictions
 from defensekit.components.purifier import FoundTrigger, ModelStep, ModelStepContext, Purifier, WeightStep
@@ -22,6 +23,7 @@ KINDS: dict[str, type[Component]] = {
         Selector,
         Purifier,
         Sanitizer,
+        Detector,
         Rule,
         DatasetSource,
         ModelSource,
@@ -40,6 +42,8 @@ __all__ = [
     "Component",
     "Dataset",
     "DatasetSource",
+    "Detector",
+    "DetectorContext",
     "Estimate",
     "Estimator",
     "EstimatorContext",

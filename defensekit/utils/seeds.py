@@ -59,6 +59,11 @@ class Seeds:
         return derive_seed(self.seed, "defender", "sanitize")
 
     @property
+    def detect(self) -> int:
+        """For detectors."""
+        return derive_seed(self.seed, "defender", "detect")
+
+    @property
     def metrics(self) -> int:
         """For the resampling of metrics' intervals."""
         return derive_seed(self.seed, "metrics")

@@ -12,6 +12,7 @@ from defensekit.api import (
     Choice,
     Dataset,
     DatasetSource,
+    Detector,
     Estimate,
     Estimator,
     Field,
@@ -146,6 +147,16 @@ class Without(Sanitizer):
         return [" ".join(kept) if len(kept) >= self.least else text for text, kept in zip(texts, found, strict=True)]
 
 
+class Unsure(Detector):
+    """How far the head's answer is from that of the clean rows."""
+
+    def fit(self, context: Any) -> Any:
+        return {"mean": context.logits(context.model("suspect"), context.rows).mean(0)}
+
+    def score(self, rows: Sequence[Row], fitted: Any, context: Any) -> Any:
+        return (context.logits(context.model("suspect"), rows) - fitted["mean"]).norm(dim=1)
+
+
 class First(Rule):
     """Every value in turn, then 0; takes the one seen first."""
 
@@ -199,6 +210,7 @@ GOOD = (
     Distil,
     Mark,
     Without,
+    Unsure,
     First,
     Sentences,
     PicoModel,
