@@ -11,6 +11,7 @@ from typing import cast
 
 from defensekit.components import Choice, Rule, Trial, call_component
 from defensekit.defense.triggers.planting import excess
+from defensekit.pipeline.detection import RATES
 from defensekit.pipeline.plan import DefenseOutcome, Plan, Stage
 from defensekit.pipeline.predictions import clean_trial, read_predictions
 from defensekit.pipeline.preflight import locating_errors
@@ -113,6 +114,8 @@ class Experiment:
         for name, defense in recipe.compare.items():
             yield from self._defend(name, defense, value)
         yield from self._defend(DEFENDED[recipe.defense.stage], recipe.defense, value)
+        if recipe.detectors:
+            self._doubt_thresholds()
         for one in recipe.detectors:
             yield from self._detect(one, value)
 
@@ -214,6 +217,12 @@ class Experiment:
         """The rows that detectors score, by how they are called: thresholds are set on the ``held-out`` clean rows."""
         rows = {"held-out": self.plan.rows("dev"), "plain": self.plan.rows("test"), "triggered": self.triggered}
         return {on: stage for on, stage in rows.items() if stage is not None}
+
+    def _doubt_thresholds(self) -> None:
+        """Warn of held-out rows that are too few for a false-positive rate: a threshold is then their highest score."""
+        rows = self.plan.recipe.sizes.dev
+        if blind := [f"{rate:.0%}" for rate in RATES if rate * rows < 1]:
+            self.warn(f"{rows} dev rows are too few for a threshold at {' or '.join(blind)} false positives")
 
     def _detect(self, one: NamedDetector, value: float | None) -> Requests:
         """The scores of a detector; they have a title alone where the purified model depends on an unknown choice."""
