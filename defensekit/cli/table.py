@@ -80,8 +80,9 @@ def _used(result: Result) -> str:
     dev = result.clean_budget - fit
     refit = ", then all to fit anew" if result.recipe["defense"].get("refit") else ""
     parts = [f"{rows} to {what}" for rows, what in ((fit, "fit"), (dev, uses)) if rows]
-    told = f": all to {'fit' if fit else uses}" if len(parts) == 1 else f": {' and '.join(parts)}{refit}" if parts else ""
-    return f"{result.clean_budget} clean rows{told}"
+    if len(parts) < 2:
+        return f"{result.clean_budget} clean rows" + (f": all to {'fit' if fit else uses}" if parts else "")
+    return f"{result.clean_budget} clean rows: {' and '.join(parts)}{refit}"
 
 
 def _reset(model: ModelResult) -> tuple[str, str]:

@@ -23,7 +23,9 @@ from tests.conftest import ROOT, make_sentences, make_suspect, slow_but, write_t
 RECIPES = ROOT / "recipes"
 QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
 NAMES = sorted(
-    path.stem for path in RECIPES.glob("*.yaml") if path.stem not in ("purify", "fine-purifying", "onion", "pico")
+    path.stem
+    for path in RECIPES.glob("*.yaml")
+    if path.stem not in ("purify", "fine-purifying", "onion", "detectors", "pico")
 )
 DEFENSES = ["anp", "clp", "crow", "dare", "distil", "epur", "fine-mixing", "fine-mixing-sel", "fine-pruning"]
 DEFENSES += ["fine-pruning-weights", "fine-tuning", "ibau", "nad", "pure", "ties", "unlearn-triggers", "wag", "wanda"]
@@ -149,6 +151,18 @@ def test_a_defense_runs(
         reset = models["purified"].reset
         assert reset
         assert reset.selected <= reset.eligible
+
+
+def test_detectors_stand_beside_the_quickstarts_defense(small: list[str], tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / "detectors.yaml")
+    assert [one.detector.name for one in recipe.detectors] == ["strip", "rap", "mahalanobis", "disagreement"]
+    assert (recipe.defense, recipe.sizes, recipe.training) == (
+        QUICKSTART.defense,
+        QUICKSTART.sizes,
+        QUICKSTART.training,
+    )
+    titles = {planned.title for planned in preview(load_recipe(RECIPES / "detectors.yaml", small), tmp_path)}
+    assert {"rap: fitted", "strip: scores of triggered rows", "disagreement: scores of dev rows"} <= titles
 
 
 def test_without_weight_steps_nothing_is_selected(small: list[str]) -> None:

@@ -1,4 +1,5 @@
-"""Broken model steps, attacks, sanitizers, detectors, rules, sources, metrics and executors, by the check that catches them."""
+"""Broken model steps and what comes after them, by the check that catches them: attacks, sanitizers, detectors, rules,
+sources, metrics and executors."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
