@@ -322,7 +322,7 @@ class Plan:
     def detected(self, one: NamedDetector, rows: Stage, purified: Stage | None) -> Stage:
         """A detector's scores of rows; what it learns from clean rows is shared by all."""
         named = one.detector
-        inputs: dict[str, Stage | ExternalModel] = {"base": self.base, "suspect": self.suspect()}
+        inputs: dict[str, Model] = {"base": self.base, "suspect": self.suspect()}
         inputs["clean"] = self.rows("clean")
         if purified:
             inputs["purified"] = purified
