@@ -144,8 +144,8 @@ def keys() -> str:
     }
     also = {
         "Under `data`": "The source's own keys are here as well: for a file those of [dataset `file`](#dataset-file).",
-        "Under `defense`, of inputs": "A sanitizer that reads with a language model (`onion`) also takes `model`, "
-        "written as the base is.",
+        "Under `defense`, of inputs": "A sanitizer or detector that reads with a language model (`onion`) also takes "
+        "`model`, written as the base is.",
     }
     text = [
         "\n\n".join([f"## {title}", _parameters(parameters(model)), *([also[title]] if title in also else [])])

@@ -42,7 +42,8 @@ def _names(incomplete: str) -> list[str]:
 def new(
     name: Annotated[str, typer.Argument(help="What it is called in YAML; the package is defensekit-NAME.")],
     kind: Annotated[
-        str, typer.Option("--kind", help="scorer, estimator, selector, purifier, filter, attack, data or metric.")
+        str,
+        typer.Option("--kind", help="scorer, estimator, selector, purifier, filter, detector, attack, data or metric."),
     ],
     out: Annotated[Path, typer.Option("--out", help="The folder that the package's folder is written into.")] = Path(),
 ) -> None:

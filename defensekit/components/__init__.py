@@ -2,6 +2,7 @@
 
 from defensekit.components.attack import Attack, AttackContext, AttackTrainingContext
 from defensekit.components.base import Component, call_component, component_error
+from defensekit.components.detector import Detector, DetectorContext
 from defensekit.components.estimator import Estimate, Estimator, EstimatorContext
 from defensekit.components.filter import Filter, FilterContext, RowFeatures
 from defensekit.components.metric import Measured, Metric, Predictions
@@ -24,6 +25,7 @@ KINDS: dict[str, type[Component]] = {
         Purifier,
         Sanitizer,
         Filter,
+        Detector,
         Rule,
         DatasetSource,
         ModelSource,
@@ -42,6 +44,8 @@ __all__ = [
     "Component",
     "Dataset",
     "DatasetSource",
+    "Detector",
+    "DetectorContext",
     "Estimate",
     "Estimator",
     "EstimatorContext",

@@ -20,6 +20,10 @@ def parts_of(recipe: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"defense.purifier.{i}", step
     if "choose" in defense:
         yield "defense.choose", defense["choose"]
+    for i, one in enumerate(defense.get("detectors", ())):
+        yield f"defense.detectors.{i}", one
+        if "model" in one:
+            yield f"defense.detectors.{i}.model", one["model"]
     for i, metric in enumerate(recipe["metrics"]):
         yield f"metrics.{i}", metric
 

@@ -2,15 +2,17 @@
 
 import platform
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from defensekit.components import Measured, Metric, Predictions, Trial, call_component, component_error
 from defensekit.defense import filtering
 from defensekit.host.registry import Plugin
+from defensekit.pipeline.detection import auroc, on_pairs, operating_points, read_scores, unanswered
 from defensekit.pipeline.experiment import Experiment, Questions
 from defensekit.pipeline.identity import identified, identity, parts
 from defensekit.pipeline.plan import Plan, Stage
@@ -22,6 +24,7 @@ from defensekit.result.narrative import verdict
 from defensekit.result.schema import (
     DEFENDED,
     Chosen,
+    DetectorResult,
     Environment,
     Example,
     Filtered,
@@ -36,6 +39,9 @@ from defensekit.result.schema import (
 )
 from defensekit.text import ROWS, Row, read_rows
 from defensekit.utils.seeds import Seeds
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class ResultAssembly:
@@ -88,6 +94,7 @@ class ResultAssembly:
             clean_budget=sum(getattr(recipe.sizes, role) for role in recipe.defender_roles),
             chosen=self.chosen(),
             curve=self.curve,
+            detectors={name: self.detector(stages) for name, stages in experiment.scores.items()},
             examples=self.examples(examples, ended),
             attack=self.attack(),
             data=self.data(),
@@ -163,15 +170,39 @@ class ResultAssembly:
             }
         )
 
-    def metrics(self, questions: Questions) -> dict[str, Measured]:
-        """The metrics of a model, in the recipe's order."""
+    def metrics(self, questions: Questions, flagged: "Mapping[str, np.ndarray] | None" = None) -> dict[str, Measured]:
+        """The metrics of a model, in the recipe's order.
+
+        Args:
+            questions: what the model was asked about.
+            flagged: the ids of rows that are not answered, by the rows: metrics that are means over rows count these as
+                neither right nor the target, and others are left out.
+        """
         measured = {}
         for named in self.recipe.metrics:
             metric = named.component
             folders = {on: self.runner.make(stage).files for on, stage in questions.predictions.items()}
-            if (predictions := read_for(metric.on, folders, **self._context)) is not None:
+            predictions = read_for(metric.on, folders, **self._context)
+            if flagged is not None and predictions is not None:
+                predictions = unanswered(predictions, flagged, metric.on) if _is_mean(metric) else None
+            if predictions is not None:
                 measured[named.name] = _measured(metric, predictions)
         return measured
+
+    def detector(self, stages: dict[str, Stage]) -> DetectorResult:
+        """What a detector's scores are worth."""
+        artifacts = {on: self.runner.make(stage) for on, stage in stages.items()}
+        scored = {on: read_scores(artifact.files) for on, artifact in artifacts.items()}
+        seed, facts = Seeds(self.recipe.seed).metrics, artifacts["plain"].facts
+        area = on_pairs(auroc, scored["triggered"], scored["plain"], seed) if "triggered" in scored else None
+        seconds = facts["fitted_seconds"] + sum(artifact.seconds for artifact in artifacts.values())
+        return DetectorResult(
+            auroc=area,
+            points=operating_points(scored, partial(self.metrics, self.experiment.models["suspect"]), seed),
+            milliseconds=round(facts["milliseconds"], 3),
+            seconds=round(seconds, 2),
+            scores={on: artifact.key for on, artifact in artifacts.items()},
+        )
 
     def predictions(self, stage: Stage) -> Predictions:
         """The stored predictions of a stage, with what metrics need besides."""
@@ -256,6 +287,10 @@ def _measured(metric: Metric, predictions: Predictions) -> Measured:
     return measured
 
 
+def _is_mean(metric: Metric) -> bool:
+    return type(metric).row_values is not Metric.row_values
+
+
 def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricRecord:
     """The description of a metric, with its floor if the run has a clean reference."""
     metric = named.component
@@ -267,7 +302,7 @@ def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricR
         meaning=metric.meaning,
         has_floor=metric.has_floor,
         bounds=metric.bounds,
-        is_mean=type(metric).row_values is not Metric.row_values,
+        is_mean=_is_mean(metric),
         hub_name=metric.hub_name,
         floor=floor.value if floor else None,
     )

@@ -8,9 +8,9 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 
-from defensekit.components import Attack, Component, Estimator, Filter, ModelSource, Purifier, Sanitizer
+from defensekit.components import Attack, Component, Detector, Estimator, Filter, ModelSource, Purifier, Sanitizer
 from defensekit.pipeline.store import key_of
-from defensekit.recipe.recipe import Defense, NamedComponent, Recipe
+from defensekit.recipe.recipe import Defense, NamedComponent, NamedDetector, Recipe
 from defensekit.text import ROLES
 from defensekit.training import TrainingSettings
 from defensekit.utils.seeds import Seeds
@@ -42,6 +42,11 @@ class ExternalModel:
 
 
 Model = Stage | ExternalModel
+
+# The kinds of stages whose numbers depend on the machine.
+_NUMERIC_KINDS = {
+    "train", "plant", "statistics", "purify", "predict", "inspect", "sanitize", "features", "score", "fit", "detect",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,9 @@ class Plan:
     """Plans the stages of a run, each of them once.
 
     ``contents`` are the digests of the files that an attack and data sets read, and ``step_contents`` gives the one of
-    a purifier's step. ``language_model`` finds the model of a sanitizer. ``machine`` describes where stages run.
-    ``known`` has the stages that other runs planned: runs of a study share most of theirs. ``answered`` caches the
-    stages of runs that differ in their defense alone.
+    a purifier's step. ``language_model`` finds the one that a sanitizer or detector reads with. ``machine`` describes
+    where stages run. ``known`` has the stages that other runs planned: runs of a study share most of theirs.
+    ``answered`` caches the stages of runs that differ in their defense alone.
     """
 
     def __init__(
@@ -153,7 +158,7 @@ class Plan:
             "seed": seed,
             "plugin_files": [str(path) for path in self.recipe.plugins],
         }
-        if kind in ("train", "plant", "statistics", "purify", "predict", "inspect", "sanitize", "features", "score"):
+        if kind in _NUMERIC_KINDS:
             plain["machine"] = self.machine
         return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
 
@@ -345,6 +350,23 @@ class Plan:
         title_of_scores, seed = f"scores of the training rows ({named.name})", self.seeds.filter
         scores = self._stage("score", title_of_scores, inputs, params, {"filter": scorer}, seed)
         return self._stage("keep", f"{title}: rows kept", {"rows": rows, "scores": scores}, (), {"filter": named})
+
+    def detected(self, one: NamedDetector, rows: Stage, purified: Stage | None) -> Stage:
+        """A detector's scores of rows; what it learns from clean rows is shared by all."""
+        named = one.detector
+        inputs: dict[str, Model] = {"base": self.base, "suspect": self.suspect()}
+        inputs["clean"] = self.rows("clean")
+        if purified:
+            inputs["purified"] = purified
+        if one.language_model:
+            inputs["language-model"] = self.language_model(one.language_model)
+        components, seed = {"detector": named}, self.seeds.detect
+        if type(named.component).fit is not Detector.fit:
+            fitted = self._stage("fit", f"{named.name}: fitted", inputs, self._numeric, components, seed)
+            inputs = {**inputs, "fitted": fitted}
+        inputs = {**inputs, "rows": rows}
+        title = f"{named.name}: scores of {rows.plain['title']}"
+        return self._stage("detect", title, inputs, self._numeric, components, seed)
 
     def predictions(self, title: str, model: "Stage | ExternalModel", rows: Stage) -> Stage:
         """A model's answers to rows."""

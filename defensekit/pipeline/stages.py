@@ -1,8 +1,8 @@
 """What each stage of a run does. A stage is plain data; `compute` turns it into an artifact, on any machine.
 
-The defender's stages (``statistics``, ``purify``, ...) get base, suspect and clean rows and nothing else; a filter of
-training rows gets these as well, and not which of them are poisoned. This guards against mistakes, not against malice:
-a plugin is code, and code can open any file.
+The defender's stages (``statistics``, ``purify``, ``fit``, ...) get base, suspect and clean rows and nothing else; a
+filter of training rows gets these as well, and not which of them are poisoned. This guards against mistakes, not
+against malice: a plugin is code, and code can open any file.
 """
 
 import platform
@@ -20,6 +20,8 @@ from defensekit.components import (
     AttackTrainingContext,
     Component,
     DatasetSource,
+    Detector,
+    DetectorContext,
     Estimator,
     Filter,
     Purifier,
@@ -31,7 +33,7 @@ from defensekit.components import (
     call_component,
     component_error,
 )
-from defensekit.defense import estimation, filtering, purification, sanitizing
+from defensekit.defense import detecting, estimation, filtering, purification, sanitizing
 from defensekit.defense.estimation import Report
 from defensekit.defense.scoring import score_pair
 from defensekit.defense.selection import select, summary
@@ -422,6 +424,41 @@ def _texts(work: StageContext) -> SanitizerContext:
     return sanitizing.context(folder, max_length=work.max_length, seed=work.stage["seed"], report=work.report)
 
 
+def fit(work: StageContext, draft: ArtifactWriter) -> None:
+    """Let a detector learn from clean rows."""
+    fitted = detecting.fit(work.component(Detector, "detector"), _models(work))
+    checkpoint.write_tensors(draft.files / detecting.FITTED, fitted)
+
+
+def detect(work: StageContext, draft: ArtifactWriter) -> None:
+    """A detector's scores of rows."""
+    import torch
+    from safetensors.torch import load_file
+
+    learned = "fitted" in work.stage["inputs"]
+    fitted = load_file(work.folder("fitted") / detecting.FITTED) if learned else {}
+    rows = work.rows("rows")
+    scores, seconds = detecting.score(work.component(Detector, "detector"), rows, fitted, _models(work))
+    ids = torch.tensor([row.id for row in rows])
+    checkpoint.write_tensors(draft.files / detecting.SCORES, {"scores": scores, "ids": ids})
+    about = work.about("fitted") if learned else None
+    draft.facts.update(milliseconds=1000 * seconds / len(rows), fitted_seconds=about["seconds"] if about else 0.0)
+
+
+def _models(work: StageContext) -> DetectorContext:
+    inputs = work.stage["inputs"]
+    return detecting.context(
+        work.pair,
+        work.rows("clean"),
+        purified=work.folder("purified") if "purified" in inputs else None,
+        language_model=work.folder("language-model") if "language-model" in inputs else None,
+        max_length=work.max_length,
+        precision=work.precision,
+        seed=work.stage["seed"],
+        report=work.report,
+    )
+
+
 def predict(work: StageContext, draft: ArtifactWriter) -> None:
     """A model's answers to rows: logits, and the true labels."""
     import torch
@@ -453,6 +490,6 @@ STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {
     stage.__name__: stage
     for stage in (
         *(data, poison, trigger, given, train, plant, carry, statistics, purify, inspect, sanitize),
-        *(features, score, keep, predict),
+        *(features, score, keep, fit, detect, predict),
     )
 }

@@ -4,12 +4,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from defensekit.components import KINDS, Estimator, Filter, Purifier, Rule, Sanitizer, Scorer, Selector, WeightStep
+from defensekit.components import (
+    KINDS,
+    Detector,
+    Estimator,
+    Filter,
+    ModelSource,
+    Purifier,
+    Rule,
+    Sanitizer,
+    Scorer,
+    Selector,
+    WeightStep,
+)
 from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Spec, TrainingDefenseKeys
 from defensekit.recipe.reader import Reader
-from defensekit.recipe.recipe import PARTS, Defense, NamedComponent
+from defensekit.recipe.recipe import PARTS, Defense, NamedComponent, NamedDetector
 from defensekit.recipe.vocabulary import MODELS
 from defensekit.recipe.yaml_document import Path_
 from defensekit.utils.errors import listing, nearest
@@ -31,9 +43,11 @@ _OF = {"input": ("inputs", "sanitizer"), "training": ("training data", "filter")
 
 _PATH: Path_ = ("defense",)
 
+Reading = TypeVar("Reading", Sanitizer, Detector)
+
 
 class DefenseSection:
-    """The section, read: the ``defense``, the rule to ``choose`` by, and the defenses to ``compare`` it with."""
+    """The section, read: the ``defense``, the rule to ``choose`` by, what to ``compare`` it with, and ``detectors``."""
 
     def __init__(self, reader: Reader, data: dict[str, Any]) -> None:
         self.reader = reader
@@ -47,6 +61,7 @@ class DefenseSection:
         self.choose = self._rule(keys.choose)
         self.refit = keys.refit if isinstance(keys, DefenseKeys) else False
         self.compare = {name: self._compared(name, parts) for name, parts in _compare(keys).items()}
+        self.detectors = () if isinstance(keys, TrainingDefenseKeys) else self._detectors(keys.detectors)
 
     def _keys(self, data: dict[str, Any]) -> AnyDefenseKeys:
         """The keys, which depend on where the defense acts."""
@@ -78,17 +93,37 @@ class DefenseSection:
         return tuple(self.reader.part(Purifier, spec, (*path, i)) for i, spec in enumerate(specs))
 
     def _sanitizer(self, spec: Spec, path: Path_) -> Defense:
-        """An input-level defense. ``model`` stands among the sanitizer's parameters and is none: it is looked up."""
+        """An input-level defense."""
+        named, model = self._reading(Sanitizer, spec, path)
+        return Defense(sanitizer=named, language_model=model)
+
+    def _detectors(self, specs: Sequence[Spec]) -> tuple[NamedDetector, ...]:
+        detectors: dict[str, NamedDetector] = {}
+        for i, spec in enumerate(specs):
+            path = (*_PATH, "detectors", i)
+            named, model = self._reading(Detector, spec, path)
+            if named.name in detectors:
+                raise self.reader.error(path, f"{named.name!r} stands there twice; its results would have one name")
+            if named.component.reads_purified and self.defense.sanitizer:
+                does = "compares the suspect with the purified model, and a defense of inputs makes none"
+                raise self.reader.error(path, f"{named.name!r} {does}")
+            detectors[named.name] = NamedDetector(named, model)
+        return tuple(detectors.values())
+
+    def _reading(
+        self, kind: type[Reading], spec: Spec, path: Path_
+    ) -> tuple[NamedComponent[Reading], NamedComponent[ModelSource] | None]:
+        """A component that may read with a language model. ``model`` is none of its parameters: it is looked up."""
         given = {"name": spec} if isinstance(spec, str) else dict(spec)
         name, model, host = given.get("name"), None, self.reader.host
-        if isinstance(name, str) and name in host.names("sanitizer"):
-            found = self.reader.at((*path, "name"), lambda: host.find(Sanitizer, name))
+        if isinstance(name, str) and name in host.names(kind.kind):
+            found = self.reader.at((*path, "name"), lambda: host.find(kind, name))
             reads = found.reads_with_language_model
             if reads and not isinstance(model := given.pop("model", None), str | dict):
                 wanted = "a causal language model: a folder, or owner/name@revision"
                 raise self.reader.error((*path, "model"), f"{name!r} needs `model:`, {wanted}")
-        named = self.reader.part(Sanitizer, given, path)
-        return Defense(sanitizer=named, language_model=self.reader.model(model, (*path, "model")) if model else None)
+        named = self.reader.part(kind, given, path)
+        return named, self.reader.model(model, (*path, "model")) if model else None
 
     def _rule(self, spec: dict[str, Any] | None) -> NamedComponent[Rule] | None:
         if spec is None:

@@ -73,6 +73,7 @@ class DefenseKeys(Keys):
     compare: dict[str, dict[str, Spec | list[Spec]]] = Field(
         {"random": {"scorer": "random"}}, description="defenses to report beside it: name, and the parts that differ"
     )
+    detectors: list[Spec] = Field([], description="what says how suspicious a text is, reported beside the defense")
 
 
 class InputDefenseKeys(Keys):
@@ -84,6 +85,7 @@ class InputDefenseKeys(Keys):
         None, description="a rule that takes a value of one parameter: its name and parameters, see Rules"
     )
     compare: dict[str, dict[str, Spec]] = Field({}, description="sanitizers to report beside it, by name")
+    detectors: list[Spec] = Field([], description="what says how suspicious a text is, reported beside the defense")
 
 
 class TrainingDefenseKeys(Keys):

@@ -14,6 +14,7 @@ from defensekit.components import (
     Attack,
     Component,
     DatasetSource,
+    Detector,
     Estimator,
     Executor,
     Filter,
@@ -156,6 +157,18 @@ class Defense:
 
 
 @dataclass(frozen=True)
+class NamedDetector:
+    """A detector, and the language model that it reads with, if it does."""
+
+    detector: NamedComponent[Detector]
+    language_model: NamedComponent[ModelSource] | None = None
+
+    def yaml(self) -> dict[str, Any]:
+        """Plain data, as part of a resolved recipe."""
+        return self.detector.yaml() | ({"model": self.language_model.yaml()} if self.language_model else {})
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A recipe with every default filled in and every component built."""
 
@@ -173,6 +186,7 @@ class Recipe:
     choose: NamedComponent[Rule] | None
     refit: bool
     compare: dict[str, Defense]
+    detectors: tuple[NamedDetector, ...]
     metrics: tuple[NamedComponent[Metric], ...]
     seed: int
     executor: NamedComponent[Executor]
@@ -185,7 +199,8 @@ class Recipe:
     @property
     def defender_roles(self) -> tuple[str, ...]:
         """The roles whose rows the defender uses."""
-        return (() if self.defense.sanitizer else ("clean",)) + (("dev",) if self.choose else ())
+        fits = self.detectors or not self.defense.sanitizer
+        return (("clean",) if fits else ()) + (("dev",) if self.detectors or self.choose else ())
 
     @property
     def refits(self) -> bool:
@@ -239,6 +254,8 @@ class Recipe:
             name: {k: v for k, v in defense(other).items() if v != out["defense"].get(k)}
             for name, other in self.compare.items()
         }
+        if self.detectors:
+            out["defense"]["detectors"] = [one.yaml() for one in self.detectors]
         out |= {"metrics": [metric.yaml() for metric in self.metrics], "seed": self.seed}
         out |= {"plugins": [literal_path(path) for path in self.plugins]} if self.plugins else {}
         out |= {"requires": list(self.requires)} if self.requires else {}

@@ -3,6 +3,7 @@
 from pathlib import PurePath
 from typing import Any
 
+from defensekit.components.metric import Measured
 from defensekit.result.schema import STILL_WORKS, Filtered, Result, Verdict
 
 UNSEEN = "A trigger unlike these would not have been seen."
@@ -114,6 +115,26 @@ def _said(removed: bool, text: str) -> Verdict:
     return Verdict(removed=removed, text=text)
 
 
+DETECTORS_MEAN = (
+    "What is flagged is not answered, which is neither right nor the target. Thresholds are set on held-out clean rows "
+    "(FPR: the share of them that may be flagged). AUROC and TPR compare the same test rows with and without the "
+    "trigger; at the TPR, the share FPR of those without it is flagged."
+)
+
+
+def detector_table(result: Result) -> tuple[list[str], list[list[Measured | str]]]:
+    """What is left of the suspect behind each detector, at each of its thresholds: a header, and rows of cells."""
+    points = [(name, one, point) for name, one in result.detectors.items() for point in one.points]
+    metrics = list(dict.fromkeys(name for _, _, point in points for name in point.metrics))
+    header = ["detector", "AUROC", "ms a text", "FPR", "TPR", "flagged, plain", *(name.upper() for name in metrics)]
+    suspect = result.models["suspect"].metrics
+    rows: list[list[Measured | str]] = [["none", *["–"] * 5, *(suspect[name] for name in metrics)]]
+    for name, one, point in points:
+        at: list[Measured | str] = [f"{point.rate:.0%}", point.tpr or "–", f"{point.flagged['plain']:.1%}"]
+        rows.append([name, one.auroc or "–", f"{one.milliseconds:.1f}", *at, *(point.metrics[key] for key in metrics)])
+    return header, rows
+
+
 def _on_inputs(result: Result) -> list[str]:
     sanitizer = result.recipe["defense"]["sanitizer"]
     reader = f" with {named(sanitizer['model'])!r}" if isinstance(sanitizer.get("model"), dict) else ""
@@ -122,7 +143,7 @@ def _on_inputs(result: Result) -> list[str]:
         "reads it, clean or triggered, and whoever asks the model without it meets what is in it."
     ]
     if result.chosen:
-        sentences.append(_chosen(result, f"{result.clean_budget:,} clean rows"))
+        sentences.append(_chosen(result, f"{result.recipe['data']['dev']:,} clean rows"))
     for on, counts in (result.models["sanitized"].sanitized or {}).items():
         rows = "clean test" if on == "plain" else on
         sentences.append(

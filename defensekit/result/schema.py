@@ -147,6 +147,37 @@ class ModelResult(_Schema):
     filtered: Filtered | None = None
 
 
+class OperatingPoint(_Schema):
+    """A detector with a threshold that at most a share ``rate`` of held-out clean rows is above.
+
+    ``flagged`` is the share that is above it of the ``held-out`` clean rows, of ``plain`` and of ``triggered`` test
+    rows. ``metrics`` are those of the suspect where what is flagged is not answered, which is neither right nor the
+    target; of the run's metrics those that are means over rows. ``tpr`` is the share of triggered rows above another
+    threshold, which nobody has in use: the one that a share ``rate`` of the same rows without the trigger is above.
+    """
+
+    rate: float
+    threshold: float
+    flagged: dict[str, float]
+    tpr: Measured | None
+    metrics: dict[str, Measured]
+
+
+class DetectorResult(_Schema):
+    """How a detector tells triggered test rows from the same rows without the trigger.
+
+    ``auroc`` is None without triggered rows, as is the ``tpr`` of its ``points``. ``milliseconds`` are those of a plain
+    test row, without the loading of models; ``seconds`` are those of all that was done for it. ``scores`` are the keys
+    of the stages with its scores, by the rows.
+    """
+
+    auroc: Measured | None
+    points: list[OperatingPoint]
+    milliseconds: float
+    seconds: float
+    scores: dict[str, str]
+
+
 class MetricRecord(_Schema):
     """What a metric is: the test rows it is about (``on``), the attacks it is ``about``, which way is ``better``.
 
@@ -269,8 +300,9 @@ class Result(_Schema):
     ``metrics`` says what was measured; ``summary`` has the metrics and seconds of each of the ``models``; ``test_rows``
     are the keys of the stages that made the plain and the triggered test rows. ``verdict`` is about the purified model.
     ``clean_budget`` is how many clean rows the defender used. ``curve`` is all that the rule tried, ``chosen`` what it
-    took. ``recipe`` is the recipe with everything written out; ``attack``, ``data`` and ``statistics`` are what those
-    stages counted. ``examples`` are triggered test rows. ``stages`` are all that the run rests on.
+    took. ``detectors`` says what each of them is worth, by name. ``recipe`` is the recipe with everything written out;
+    ``attack``, ``data`` and ``statistics`` are what those stages counted. ``examples`` are triggered test rows.
+    ``stages`` are all that the run rests on.
     """
 
     schema_version: Literal[4] = 4
@@ -288,6 +320,7 @@ class Result(_Schema):
     clean_budget: int
     chosen: Chosen | None
     curve: list[TrialResult]
+    detectors: dict[str, DetectorResult] = {}
     examples: list[Example]
     attack: dict[str, Any] | None
     data: dict[str, Any]

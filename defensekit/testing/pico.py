@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from defensekit.components import (
     AttackContext,
     AttackTrainingContext,
+    Detector,
+    DetectorContext,
     EstimatorContext,
     FilterContext,
     FoundTrigger,
@@ -20,7 +22,7 @@ from defensekit.components import (
     SanitizerContext,
 )
 from defensekit.components.tensors import Scored, Scores
-from defensekit.defense import estimation, filtering, sanitizing
+from defensekit.defense import detecting, estimation, filtering, sanitizing
 from defensekit.defense.scoring import Views
 from defensekit.models import loading
 from defensekit.models.checkpoint import Checkpoint
@@ -59,6 +61,11 @@ class PicoModels:
     def suspect(self) -> Path:
         """The folder of the suspect: most weights moved, some did not."""
         return self.folder / "suspect"
+
+    @property
+    def purified(self) -> Path:
+        """The folder of what a defense made of the suspect: some weights moved."""
+        return self.folder / "purified"
 
     @cached_property
     def pair(self) -> Pair:
@@ -141,6 +148,19 @@ class PicoModels:
         model = partial(estimation.other_model, self.pair)
         return ModelStepContext(
             tokenizer, rows, MAX_LENGTH, "float32", 7, lambda done, total: None, model, head, _found
+        )
+
+    def for_detector(self, detector: Detector, handed: Handed) -> DetectorContext:
+        """The context of a detector, with the language model and a purified model if it needs them."""
+        return detecting.context(
+            self.pair,
+            handed.give("rows", list(self.rows)),
+            purified=self.purified if detector.reads_purified else None,
+            language_model=self.language_model if detector.reads_with_language_model else None,
+            max_length=MAX_LENGTH,
+            precision="float32",
+            seed=7,
+            report=lambda done, total: None,
         )
 
     def for_attack(self, seed: int = 7) -> AttackContext:
@@ -246,9 +266,12 @@ def _build(models: PicoModels) -> None:
                 moved = torch.rand_like(parameter) > 0.2
                 parameter.add_(0.3 * torch.randn_like(parameter) * moved)
         model.save_pretrained(models.suspect)
+        with torch.no_grad():
+            model.classifier.weight.mul_(0.5)
+        model.save_pretrained(models.purified)
         small = GPT2Config(vocab_size=len(_VOCABULARY), n_embd=16, n_layer=1, n_head=2, n_positions=32)
         AutoModelForCausalLM.from_config(small).save_pretrained(models.language_model)
-    for folder in (models.base, models.suspect, models.language_model):
+    for folder in (models.base, models.suspect, models.purified, models.language_model):
         _tokenizer().save_pretrained(folder)
 
 

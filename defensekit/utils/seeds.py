@@ -64,6 +64,11 @@ class Seeds:
         return derive_seed(self.seed, "defender", "filter")
 
     @property
+    def detect(self) -> int:
+        """For detectors."""
+        return derive_seed(self.seed, "defender", "detect")
+
+    @property
     def metrics(self) -> int:
         """For the resampling of metrics' intervals."""
         return derive_seed(self.seed, "metrics")

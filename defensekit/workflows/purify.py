@@ -84,7 +84,8 @@ def recipe_for(
         setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
     ):
         share = locating_errors(loaded, "data", lambda: _share(loaded))
-        given += [f"data.clean={share // 2}", f"data.dev={share // 2}"] if loaded.choose else [f"data.clean={share}"]
+        halved = loaded.choose or loaded.detectors
+        given += [f"data.clean={share // 2}", f"data.dev={share // 2}"] if halved else [f"data.clean={share}"]
     return load_recipe(path, [*given, *settings])
 
 

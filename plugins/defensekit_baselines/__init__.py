@@ -64,6 +64,18 @@ def defensekit_filters():  # type: ignore[no-untyped-def]
 
 
 @hookimpl
+def defensekit_detectors():  # type: ignore[no-untyped-def]
+    """The detectors of this plugin, by name."""
+    return {
+        "strip": "defensekit_baselines.detectors.strip:Strip",
+        "rap": "defensekit_baselines.detectors.rap:RobustnessAwarePerturbation",
+        "onion": "defensekit_baselines.detectors.suspicion:Suspicion",
+        "mahalanobis": "defensekit_baselines.detectors.mahalanobis:Mahalanobis",
+        "disagreement": "defensekit_baselines.detectors.disagreement:Disagreement",
+    }
+
+
+@hookimpl
 def defensekit_purifiers():  # type: ignore[no-untyped-def]
     """The purifiers of this plugin, by name."""
     return {

@@ -22,7 +22,7 @@ from tests.conftest import ROOT, make_sentences, make_suspect, slow_but, write_t
 
 RECIPES = ROOT / "recipes"
 QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
-OTHERS = ("purify", "fine-purifying", "onion", "pico", "training-rows")
+OTHERS = ("purify", "fine-purifying", "onion", "detectors", "pico", "training-rows")
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHERS)
 DEFENSES = ["anp", "clp", "crow", "dare", "distil", "epur", "fine-mixing", "fine-mixing-sel", "fine-pruning"]
 DEFENSES += ["fine-pruning-weights", "fine-tuning", "ibau", "nad", "pure", "ties", "unlearn-triggers", "wag", "wanda"]
@@ -168,6 +168,18 @@ def test_filters_of_training_rows_run(small: list[str], workspace: Path) -> None
     assert all(one.poisoned == 40 and one.rows == 200 for one in filtered.values())
     assert filtered["bki"].recall == 1.0
     assert result.models["bki"].metrics["asr"].value < result.models["suspect"].metrics["asr"].value
+
+
+def test_detectors_stand_beside_the_quickstarts_defense(small: list[str], tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / "detectors.yaml")
+    assert [one.detector.name for one in recipe.detectors] == ["strip", "rap", "mahalanobis", "disagreement"]
+    assert (recipe.defense, recipe.sizes, recipe.training) == (
+        QUICKSTART.defense,
+        QUICKSTART.sizes,
+        QUICKSTART.training,
+    )
+    titles = {planned.title for planned in preview(load_recipe(RECIPES / "detectors.yaml", small), tmp_path)}
+    assert {"rap: fitted", "strip: scores of triggered rows", "disagreement: scores of dev rows"} <= titles
 
 
 def test_without_weight_steps_nothing_is_selected(small: list[str]) -> None:

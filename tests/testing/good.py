@@ -13,6 +13,7 @@ from defensekit.api import (
     Choice,
     Dataset,
     DatasetSource,
+    Detector,
     Estimate,
     Estimator,
     Field,
@@ -155,6 +156,16 @@ class Long(Filter):
         return np.array([len(row.text.split()) for row in context.rows])
 
 
+class Unsure(Detector):
+    """How far the head's answer is from that of the clean rows."""
+
+    def fit(self, context: Any) -> Any:
+        return {"mean": context.logits(context.model("suspect"), context.rows).mean(0)}
+
+    def score(self, rows: Sequence[Row], fitted: Any, context: Any) -> Any:
+        return (context.logits(context.model("suspect"), rows) - fitted["mean"]).norm(dim=1)
+
+
 class First(Rule):
     """Every value in turn, then 0; takes the one seen first."""
 
@@ -209,6 +220,7 @@ GOOD = (
     Mark,
     Without,
     Long,
+    Unsure,
     First,
     Sentences,
     PicoModel,
