@@ -40,7 +40,7 @@ def test_every_hook_and_component_and_key_is_documented() -> None:
     for kind in KINDS:
         assert f"`{hook_of(kind)}`" in plugins
     host = load_plugins()
-    for kind in ("attack", "estimator", "scorer", "selector", "purifier", "detector", "rule", "metric"):
+    for kind in ("attack", "estimator", "scorer", "selector", "purifier", "filter", "detector", "rule", "metric"):
         for name in host.names(kind):
             assert f"`{name}`" in recipes, name
     for model in (Top, Sizes, DefenseKeys, TrainingSettings):

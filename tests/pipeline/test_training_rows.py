@@ -132,6 +132,7 @@ def test_people_are_told_what_was_found(run: tuple[Path, Path, Result], capsys: 
         ({"filter": "random"}, "defense.filter: belongs to a defense of training data; write `stage: training` beside"),
         ({"stage": "training", "filter": "random", "scorer": "random"}, "one of training data has a `filter:` alone"),
         ({"stage": "training"}, "defense.filter: this key is missing"),
+        ({"stage": "training", "filter": "random", "detectors": ["strip"]}, "defense.detectors: unknown key"),
         ({"stage": "training", "filter": "spectral-signature"}, "Did you mean 'spectral-signatures'"),
         (
             {"stage": "training", "filter": "random", "compare": {"other": {"scorer": "random"}}},
