@@ -43,7 +43,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path
     folder = tmp_path_factory.mktemp("finished")
     write_table(folder / "rows.csv", make_sentences(400))
     recipe = folder / "pico.yaml"
-    recipe.write_text(RECIPE.format(base=base).replace("[0.25, 0.5]", "[0.5]") + DETECTORS)
+    small = RECIPE.replace("[0.25, 0.5]", "[0.5]").replace("train: 240", "train: 160").replace("test: 60", "test: 40")
+    recipe.write_text(small.format(base=base) + DETECTORS)
     planned = preview(recipe, folder / "w")
     COMPUTED.clear()
     result = defensekit.run(recipe, folder / "w", [Watching()])
