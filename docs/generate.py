@@ -27,7 +27,7 @@ from defensekit.host import hookspecs
 from defensekit.host.discovery import load_plugins
 from defensekit.host.registry import Host
 from defensekit.recipe.json_schema import Parameter, parameters
-from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TriggeredKeys
+from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TrainingDefenseKeys, TriggeredKeys
 from defensekit.result import schema
 from defensekit.testing import checks  # noqa: F401 - the checks register themselves
 from defensekit.testing.kit import CHECKS
@@ -139,12 +139,13 @@ def keys() -> str:
         "Under `training`": TrainingSettings,
         "Under `defense`": DefenseKeys,
         "Under `defense`, of inputs": InputDefenseKeys,
+        "Under `defense`, of training data": TrainingDefenseKeys,
         "Under `triggered`": TriggeredKeys,
     }
     also = {
         "Under `data`": "The source's own keys are here as well: for a file those of [dataset `file`](#dataset-file).",
-        "Under `defense`, of inputs": "A sanitizer that reads with a language model (`onion`) also takes `model`, "
-        "written as the base is.",
+        "Under `defense`, of inputs": "A sanitizer or detector that reads with a language model (`onion`) also takes "
+        "`model`, written as the base is.",
     }
     text = [
         "\n\n".join([f"## {title}", _parameters(parameters(model)), *([also[title]] if title in also else [])])

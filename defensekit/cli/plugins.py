@@ -41,7 +41,10 @@ def _names(incomplete: str) -> list[str]:
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="What it is called in YAML; the package is defensekit-NAME.")],
-    kind: Annotated[str, typer.Option("--kind", help="scorer, estimator, selector, purifier, attack, data or metric.")],
+    kind: Annotated[
+        str,
+        typer.Option("--kind", help="scorer, estimator, selector, purifier, filter, detector, attack, data or metric."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The folder that the package's folder is written into.")] = Path(),
 ) -> None:
     """Write a package with one working component, its tests, recipe, README and CI, to start a plugin from."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.text import Text
 
 from defensekit.cli.shared import console, table
-from defensekit.components import Planned
+from defensekit.components import Measured, Planned
 from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
 from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
-from defensekit.result.narrative import search
+from defensekit.result.narrative import DETECTORS_MEAN, FOUND, detector_table, found, search
 from defensekit.result.schema import ModelResult, Result
 from defensekit.utils.errors import listing
 
@@ -42,7 +42,10 @@ def show(result: Result, report: Path) -> None:
     if result.chosen:
         chosen = result.chosen
         out.print(f"{chosen.over} = {chosen.value:g} by {chosen.rule}: {chosen.reason}")
+    if result.detectors:
+        _show_detectors(result)
     out.print(f"the defender used {_used(result)}")
+    _show_found(result)
     for on, rows in (result.models[result.defended].sanitized or {}).items():
         changed = f"{rows.changed} of {rows.rows} {'clean test' if on == 'plain' else on} rows changed"
         out.print(f"sanitized: {changed}, {rows.words_left} of {rows.words} words left")
@@ -61,13 +64,41 @@ def show(result: Result, report: Path) -> None:
     out.print(f"report: {report}")
 
 
+def _show_found(result: Result) -> None:
+    """Print which training rows were taken, and how many of them were poisoned."""
+    filtered = {name: model.filtered for name, model in result.models.items() if model.filtered}
+    if not filtered:
+        return
+    drawn = table("training rows")
+    for title in FOUND:
+        drawn.add_column(title, justify="right")
+    for name, counts in filtered.items():
+        drawn.add_row(name, *found(counts))
+    console().print(drawn)
+
+
+def _show_detectors(result: Result) -> None:
+    header, rows = detector_table(result)
+    drawn = table()
+    for i, title in enumerate(header):
+        drawn.add_column(title.replace("-", "-\n").replace(", ", ",\n"), justify="right" if i else "left")
+    for row in rows:
+        drawn.add_row(*(Text(f"{one.value:.3f}" if isinstance(one, Measured) else one) for one in row))
+    console().print(drawn)
+    console().print(DETECTORS_MEAN)
+
+
 def _used(result: Result) -> str:
-    if result.defended == "sanitized":
-        return f"{result.clean_budget} clean rows" + (": all to choose" if result.chosen else "")
-    fit = result.recipe["data"]["clean"]
+    if result.defended == "filtered":
+        return f"{result.clean_budget} clean rows, for what its filters and rules look at"
+    uses = " and ".join(["choose"] * bool(result.chosen) + ["set thresholds"] * bool(result.detectors))
+    fit = result.recipe["data"]["clean"] if result.defended == "purified" or result.detectors else 0
     dev = result.clean_budget - fit
     refit = ", then all to fit anew" if result.recipe["defense"].get("refit") else ""
-    return f"{result.clean_budget} clean rows: " + (f"{fit} to fit and {dev} to choose{refit}" if dev else "all to fit")
+    parts = [f"{rows} to {what}" for rows, what in ((fit, "fit"), (dev, uses)) if rows]
+    if len(parts) < 2:
+        return f"{result.clean_budget} clean rows" + (f": all to {'fit' if fit else uses}" if parts else "")
+    return f"{result.clean_budget} clean rows: {' and '.join(parts)}{refit}"
 
 
 def _reset(model: ModelResult) -> tuple[str, str]:

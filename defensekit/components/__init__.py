@@ -2,7 +2,9 @@
 
 from defensekit.components.attack import Attack, AttackContext, AttackTrainingContext
 from defensekit.components.base import Component, call_component, component_error
+from defensekit.components.detector import Detector, DetectorContext
 from defensekit.components.estimator import Estimate, Estimator, EstimatorContext
+from defensekit.components.filter import Filter, FilterContext, RowFeatures
 from defensekit.components.metric import Measured, Metric, Predictions
 from defensekit.components.purifier import FoundTrigger, ModelStep, ModelStepContext, Purifier, WeightStep
 from defensekit.components.rule import Choice, Rule, Trial
@@ -22,6 +24,8 @@ KINDS: dict[str, type[Component]] = {
         Selector,
         Purifier,
         Sanitizer,
+        Filter,
+        Detector,
         Rule,
         DatasetSource,
         ModelSource,
@@ -40,10 +44,14 @@ __all__ = [
     "Component",
     "Dataset",
     "DatasetSource",
+    "Detector",
+    "DetectorContext",
     "Estimate",
     "Estimator",
     "EstimatorContext",
     "Executor",
+    "Filter",
+    "FilterContext",
     "FoundTrigger",
     "Measured",
     "Metric",
@@ -54,6 +62,7 @@ __all__ = [
     "Planned",
     "Predictions",
     "Purifier",
+    "RowFeatures",
     "Rule",
     "Sanitizer",
     "SanitizerContext",

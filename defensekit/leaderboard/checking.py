@@ -25,7 +25,9 @@ from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.files import data_digest, file_digest
 from defensekit.utils.seeds import Seeds
 
-COSTS = ("plant", "statistics", "purify", "inspect", "sanitize")  # the kinds of stages that a defense computes
+# The kinds of stages that a defense computes, and those of these kinds that are none of its own, by title.
+COSTS = ("plant", "statistics", "purify", "inspect", "sanitize", "features", "score", "train")
+OTHERS = ("fine-tuned only", "clean reference", "suspect", "from the base")
 
 
 @dataclass
@@ -284,7 +286,7 @@ def other_models(result: Result) -> int:
 
 def cost(result: Result) -> float:
     """The seconds of all that the defense computed, trials included; not of what is reported beside it."""
-    stages = [stage for stage in result.stages if stage.kind in COSTS and stage.title != "fine-tuned only"]
+    stages = [stage for stage in result.stages if stage.kind in COSTS and stage.title not in OTHERS]
     return sum(stage.seconds or 0.0 for stage in stages)
 
 

@@ -11,7 +11,7 @@ def parts_of(recipe: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for key in ("model", "data", "attack"):
         yield key, recipe[key]
     defense = recipe["defense"]
-    for key in ("estimator", "scorer", "selector", "sanitizer"):
+    for key in ("estimator", "scorer", "selector", "sanitizer", "filter"):
         if key in defense:
             yield f"defense.{key}", defense[key]
             if "model" in defense[key] and key == "sanitizer":
@@ -20,6 +20,10 @@ def parts_of(recipe: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"defense.purifier.{i}", step
     if "choose" in defense:
         yield "defense.choose", defense["choose"]
+    for i, one in enumerate(defense.get("detectors", ())):
+        yield f"defense.detectors.{i}", one
+        if "model" in one:
+            yield f"defense.detectors.{i}.model", one["model"]
     for i, metric in enumerate(recipe["metrics"]):
         yield f"metrics.{i}", metric
 
@@ -33,7 +37,7 @@ def settings_of(recipe: dict[str, Any]) -> dict[str, Any]:
         "training": recipe["training"],
         "precision": recipe["precision"],
         "target": None,
-        "refit": bool(defense.get("refit")) and "choose" in defense and "sanitizer" not in defense,
+        "refit": bool(defense.get("refit")) and "choose" in defense and defense.get("stage", "weights") == "weights",
         "seed": recipe["seed"],
     }
 

@@ -2,14 +2,17 @@
 
 import platform
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from defensekit.components import Measured, Metric, Predictions, Trial, call_component, component_error
+from defensekit.defense import filtering
 from defensekit.host.registry import Plugin
+from defensekit.pipeline.detection import auroc, on_pairs, operating_points, read_scores, unanswered
 from defensekit.pipeline.experiment import Experiment, Questions
 from defensekit.pipeline.identity import identified, identity, parts
 from defensekit.pipeline.plan import Plan, Stage
@@ -21,8 +24,10 @@ from defensekit.result.narrative import verdict
 from defensekit.result.schema import (
     DEFENDED,
     Chosen,
+    DetectorResult,
     Environment,
     Example,
+    Filtered,
     MetricRecord,
     ModelResult,
     PluginRecord,
@@ -34,6 +39,9 @@ from defensekit.result.schema import (
 )
 from defensekit.text import ROWS, Row, read_rows
 from defensekit.utils.seeds import Seeds
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class ResultAssembly:
@@ -86,6 +94,7 @@ class ResultAssembly:
             clean_budget=sum(getattr(recipe.sizes, role) for role in recipe.defender_roles),
             chosen=self.chosen(),
             curve=self.curve,
+            detectors={name: self.detector(stages) for name, stages in experiment.scores.items()},
             examples=self.examples(examples, ended),
             attack=self.attack(),
             data=self.data(),
@@ -140,17 +149,60 @@ class ResultAssembly:
             return _sanitized(rewritten, metrics, keys)
         # A model has no predictions if every metric is about triggered rows and the run has none.
         about = next((artifact.facts["model"] for artifact in predictions.values()), None)
-        return _model(about, metrics, keys, self.plan.labels)
+        model = _model(about, metrics, keys, self.plan.labels)
+        return self._filtered(model, questions.defended.kept) if questions.defended.kept else model
 
-    def metrics(self, questions: Questions) -> dict[str, Measured]:
-        """The metrics of a model, in the recipe's order."""
+    def _filtered(self, model: ModelResult, kept: Stage) -> ModelResult:
+        """A model that was trained without some rows, with what is known of these; only here it is which are poisoned.
+
+        A poisoned row is one that the attack changed, relabelled or added.
+        """
+        artifact = self.runner.make(kept)
+        clean = {row.id: row for row in self._read(self.plan.rows("train"))}
+        poisoned = [row != clean.get(row.id) for row in self._read(self.plan.poisoned())]
+        spec, scores = artifact.stage["components"]["filter"], artifact.facts["scores"]
+        seconds = scores["seconds"] + scores["facts"]["features"]["seconds"]
+        return model.model_copy(
+            update={
+                "filtered": Filtered(**filtering.found(**filtering.read(artifact.files), poisoned=poisoned)),
+                "defense": {"filter": {"name": spec["name"], **spec["parameters"]}},
+                "seconds": None if model.seconds is None else round(model.seconds + seconds, 2),
+            }
+        )
+
+    def metrics(self, questions: Questions, flagged: "Mapping[str, np.ndarray] | None" = None) -> dict[str, Measured]:
+        """The metrics of a model, in the recipe's order.
+
+        Args:
+            questions: what the model was asked about.
+            flagged: the ids of rows that are not answered, by the rows: metrics that are means over rows count these as
+                neither right nor the target, and others are left out.
+        """
         measured = {}
         for named in self.recipe.metrics:
             metric = named.component
             folders = {on: self.runner.make(stage).files for on, stage in questions.predictions.items()}
-            if (predictions := read_for(metric.on, folders, **self._context)) is not None:
+            predictions = read_for(metric.on, folders, **self._context)
+            if flagged is not None and predictions is not None:
+                predictions = unanswered(predictions, flagged, metric.on) if _is_mean(metric) else None
+            if predictions is not None:
                 measured[named.name] = _measured(metric, predictions)
         return measured
+
+    def detector(self, stages: dict[str, Stage]) -> DetectorResult:
+        """What a detector's scores are worth."""
+        artifacts = {on: self.runner.make(stage) for on, stage in stages.items()}
+        scored = {on: read_scores(artifact.files) for on, artifact in artifacts.items()}
+        seed, facts = Seeds(self.recipe.seed).metrics, artifacts["plain"].facts
+        area = on_pairs(auroc, scored["triggered"], scored["plain"], seed) if "triggered" in scored else None
+        seconds = facts["fitted_seconds"] + sum(artifact.seconds for artifact in artifacts.values())
+        return DetectorResult(
+            auroc=area,
+            points=operating_points(scored, partial(self.metrics, self.experiment.models["suspect"]), seed),
+            milliseconds=round(facts["milliseconds"], 3),
+            seconds=round(seconds, 2),
+            scores={on: artifact.key for on, artifact in artifacts.items()},
+        )
 
     def predictions(self, stage: Stage) -> Predictions:
         """The stored predictions of a stage, with what metrics need besides."""
@@ -235,6 +287,10 @@ def _measured(metric: Metric, predictions: Predictions) -> Measured:
     return measured
 
 
+def _is_mean(metric: Metric) -> bool:
+    return type(metric).row_values is not Metric.row_values
+
+
 def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricRecord:
     """The description of a metric, with its floor if the run has a clean reference."""
     metric = named.component
@@ -246,7 +302,7 @@ def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricR
         meaning=metric.meaning,
         has_floor=metric.has_floor,
         bounds=metric.bounds,
-        is_mean=type(metric).row_values is not Metric.row_values,
+        is_mean=_is_mean(metric),
         hub_name=metric.hub_name,
         floor=floor.value if floor else None,
     )

@@ -11,11 +11,12 @@ from typing import cast
 
 from defensekit.components import Choice, Rule, Trial, call_component
 from defensekit.defense.triggers.planting import excess
+from defensekit.pipeline.detection import RATES
 from defensekit.pipeline.plan import DefenseOutcome, Plan, Stage
 from defensekit.pipeline.predictions import clean_trial, read_predictions
 from defensekit.pipeline.preflight import locating_errors
 from defensekit.pipeline.store import Artifact
-from defensekit.recipe.recipe import Defense
+from defensekit.recipe.recipe import Defense, NamedDetector
 from defensekit.result.schema import DEFENDED
 from defensekit.text import ROLES, label_number
 
@@ -58,7 +59,8 @@ class Experiment:
     """What a run asks for, and what is known of it: fields are filled in while `requests` goes on.
 
     ``models`` are the models by the names that a result gives them, ``trials`` the values that the rule tried, in its
-    order, with what it saw of each. ``message`` and ``warn`` take lines for the user.
+    order, with what it saw of each, ``scores`` the stages with each detector's scores, by the rows. ``message`` and
+    ``warn`` take lines for the user.
     """
 
     plan: Plan
@@ -68,6 +70,7 @@ class Experiment:
     trials: list[tuple[Trial, Questions]] = field(default_factory=list)
     suspect_trial: Trial | None = None
     choice: Choice | None = None
+    scores: dict[str, dict[str, Stage]] = field(default_factory=dict)
     noted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -111,6 +114,10 @@ class Experiment:
         for name, defense in recipe.compare.items():
             yield from self._defend(name, defense, value)
         yield from self._defend(DEFENDED[recipe.defense.stage], recipe.defense, value)
+        if recipe.detectors:
+            self._doubt_thresholds()
+        for one in recipe.detectors:
+            yield from self._detect(one, value)
 
     @cached_property
     def triggered(self) -> Stage | None:
@@ -193,15 +200,52 @@ class Experiment:
         changed = [cast(Stage, defended.model)]
         if defense.sanitizer:
             changed = [defended.read(rows) for rows in self.test_rows.values()]
+        if defended.kept:
+            changed = [defended.kept, *changed]
         for stage in changed:
             for needed in stage.inputs:
-                yield self._request(needed)
+                if needed not in changed:
+                    yield self._request(needed)
         if name in DEFENDED.values() and not refit:
             return  # it is one of the trials
         for stage in changed:
             yield Request(stage.plain["title"], stage.plain["kind"], None)
         for on in self.test_rows:
             yield Request(f"{name}: answers to {on} rows", "predict", None)
+
+    # -- detectors -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def scored_rows(self) -> dict[str, Stage]:
+        """The rows that detectors score, by how they are called: thresholds are set on the ``held-out`` clean rows."""
+        rows = {"held-out": self.plan.rows("dev"), "plain": self.plan.rows("test"), "triggered": self.triggered}
+        return {on: stage for on, stage in rows.items() if stage is not None}
+
+    def _doubt_thresholds(self) -> None:
+        """Warn of held-out rows that are too few for a false-positive rate: a threshold is then their highest score."""
+        rows = self.plan.recipe.sizes.dev
+        if blind := [f"{rate:.0%}" for rate in RATES if rate * rows < 1]:
+            self.warn(f"{rows} dev rows are too few for a threshold at {' or '.join(blind)} false positives")
+
+    def _detect(self, one: NamedDetector, value: float | None) -> Requests:
+        """The scores of a detector; they have a title alone where the purified model depends on an unknown choice."""
+        plan, rule, defense = self.plan, self.plan.recipe.choose, self.plan.recipe.defense
+        scores = self.scores.setdefault(one.detector.name, {})
+        purified = None
+        if one.detector.component.reads_purified:
+            if rule and value is None:
+                for rows in self.scored_rows.values():
+                    yield Request(f"{one.detector.name}: scores of {rows.plain['title']}", "detect", None)
+                return
+            # A model that was made anew from the dev rows as well would know the rows that thresholds are set on.
+            over = rule.component.over if rule else ""
+            if value is None:
+                purified = plan.purified(DEFENDED["weights"], defense)
+            else:
+                purified = plan.purified(_trial_title(over, value), defense.at(over, value))
+        for on, rows in self.scored_rows.items():
+            scores[on] = plan.detected(one, rows, purified)
+            yield self._request(scores[on])
 
     # -- the choice ------------------------------------------------------------------------------------------------
 
@@ -232,8 +276,7 @@ class Experiment:
         return None
 
     def _try(self, rule: Rule, value: float) -> Generator[Request, Artifact | None, Trial | None]:
-        # For people; %g would give two values beyond six digits one title.
-        title = f"trial {rule.over.rpartition('.')[2]} {value:.15g}"
+        title = _trial_title(rule.over, value)
         plan, defense = self.plan, self.plan.recipe.defense.at(rule.over, value)
         defended = plan.defended(title, defense)
         trial = yield from self._dev_trial(title, defended, value)
@@ -269,3 +312,8 @@ class Experiment:
         stage = self.plan.predictions(f"{title}: answers to dev rows", defended.model, rows)
         artifact = yield self._request(stage)
         return clean_trial(read_predictions(artifact.files), value) if artifact else None
+
+
+def _trial_title(over: str, value: float) -> str:
+    # For people; %g would give two values beyond six digits one title.
+    return f"trial {over.rpartition('.')[2]} {value:.15g}"

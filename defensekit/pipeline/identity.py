@@ -13,7 +13,7 @@ from defensekit.utils.files import data_digest
 IDENTITY = {
     "model", "data", "attack", "suspect", "triggered.target", "triggered.path", "training", "precision",
     "defense.stage", "defense.estimator", "defense.scorer", "defense.selector", "defense.purifier", "defense.sanitizer",
-    "defense.choose", "defense.refit", "defense.compare", "metrics", "seed",
+    "defense.filter", "defense.choose", "defense.refit", "defense.compare", "defense.detectors", "metrics", "seed",
 }  # fmt: skip
 NOT_IDENTITY = {"name", "extends", "plugins", "requires", "executor", "observers"}
 
@@ -30,6 +30,10 @@ def parts(recipe: Recipe) -> Iterator[tuple[str, NamedComponent[Any]]]:
         yield "defense.choose", recipe.choose
     for name, other in recipe.compare.items():
         yield from _defense(f"defense.compare.{name}", other)
+    for i, one in enumerate(recipe.detectors):
+        yield f"defense.detectors.{i}", one.detector
+        if one.language_model:
+            yield f"defense.detectors.{i}.model", one.language_model
     for i, metric in enumerate(recipe.metrics):
         yield f"metrics.{i}", metric
 
@@ -41,6 +45,7 @@ def _defense(key: str, defense: Defense) -> Iterator[tuple[str, NamedComponent[A
         ("selector", defense.selector),
         ("sanitizer", defense.sanitizer),
         ("sanitizer.model", defense.language_model),
+        ("filter", defense.filter),
     ):
         if named:
             yield f"{key}.{part}", named
@@ -62,7 +67,7 @@ def identified(plan: Plan) -> dict[str, Any]:
     for key, named in components.items():
         if ".purifier." in key and (digest := plan.step_contents(named)) is not None:
             contents[key] = digest
-        if key.endswith(".sanitizer.model"):
+        if key.endswith(".model"):  # that a sanitizer or detector reads with
             contents[key] = plan.language_model(named).digest
     return {
         "format": FORMAT,

@@ -8,9 +8,9 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 
-from defensekit.components import Attack, Component, Estimator, ModelSource, Purifier, Sanitizer
+from defensekit.components import Attack, Component, Detector, Estimator, Filter, ModelSource, Purifier, Sanitizer
 from defensekit.pipeline.store import key_of
-from defensekit.recipe.recipe import Defense, NamedComponent, Recipe
+from defensekit.recipe.recipe import Defense, NamedComponent, NamedDetector, Recipe
 from defensekit.text import ROLES
 from defensekit.training import TrainingSettings
 from defensekit.utils.seeds import Seeds
@@ -43,13 +43,19 @@ class ExternalModel:
 
 Model = Stage | ExternalModel
 
+# The kinds of stages whose numbers depend on the machine.
+_NUMERIC_KINDS = {
+    "train", "plant", "statistics", "purify", "predict", "inspect", "sanitize", "features", "score", "fit", "detect",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class DefenseOutcome:
-    """The outcome of a defense: a model, and what is done to rows before it reads them."""
+    """The outcome of a defense: a model, what is done to rows before it reads them, the rows that it was trained on."""
 
     model: Model
     read: Callable[[Stage], Stage] = lambda rows: rows
+    kept: Stage | None = None
 
 
 Params = tuple[tuple[str, Any], ...]
@@ -83,9 +89,9 @@ class Plan:
     """Plans the stages of a run, each of them once.
 
     ``contents`` are the digests of the files that an attack and data sets read, and ``step_contents`` gives the one of
-    a purifier's step. ``language_model`` finds the model of a sanitizer. ``machine`` describes where stages run.
-    ``known`` has the stages that other runs planned: runs of a study share most of theirs. ``answered`` caches the
-    stages of runs that differ in their defense alone.
+    a purifier's step. ``language_model`` finds the one that a sanitizer or detector reads with. ``machine`` describes
+    where stages run. ``known`` has the stages that other runs planned: runs of a study share most of theirs.
+    ``answered`` caches the stages of runs that differ in their defense alone.
     """
 
     def __init__(
@@ -152,7 +158,7 @@ class Plan:
             "seed": seed,
             "plugin_files": [str(path) for path in self.recipe.plugins],
         }
-        if kind in ("train", "plant", "statistics", "purify", "predict", "inspect", "sanitize"):
+        if kind in _NUMERIC_KINDS:
             plain["machine"] = self.machine
         return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
 
@@ -300,6 +306,9 @@ class Plan:
         """The outcome of a defense of the suspect or a copy: another model, or the same with sanitized rows."""
         if defense.sanitizer:
             return DefenseOutcome(suspect or self.suspect(), lambda rows: self.sanitized(title, defense, rows))
+        if defense.filter:
+            kept = self.kept(title, defense.filter)
+            return DefenseOutcome(self._trained(title, kept), kept=kept)
         return DefenseOutcome(self.purified(title, defense, refit, suspect))
 
     def sanitized(self, title: str, defense: Defense, rows: Stage) -> Stage:
@@ -318,6 +327,46 @@ class Plan:
             )
             inputs = {**inputs, "inspected": inspected}
         return self._stage("sanitize", f"{title}: {what}", inputs, self._cut, {"sanitizer": named}, seed)
+
+    @once
+    def features(self) -> Stage:
+        """What the suspect makes of the attacker's training rows: all filters share it."""
+        inputs = {"model": self.suspect(), "rows": self.poisoned()}
+        return self._stage("features", "features of the training rows", inputs, self._numeric)
+
+    def kept(self, title: str, named: NamedComponent[Filter]) -> Stage:
+        """The attacker's training rows that a filter leaves; all values of what every filter has share the scores."""
+        component, rows = named.component, self.poisoned()
+        own = {key: value for key, value in component.parameters().items() if key not in Filter.model_fields}
+        scorer = replace(named, component=type(component).model_validate(own))
+        inputs: dict[str, Stage | ExternalModel] = {
+            "base": self.base,
+            "suspect": self.suspect(),
+            "rows": rows,
+            "features": self.features(),
+            "clean": self.rows("clean"),
+        }
+        params: Params = (*self._numeric, ("training", self.recipe.training))
+        title_of_scores, seed = f"scores of the training rows ({named.name})", self.seeds.filter
+        scores = self._stage("score", title_of_scores, inputs, params, {"filter": scorer}, seed)
+        return self._stage("keep", f"{title}: rows kept", {"rows": rows, "scores": scores}, (), {"filter": named})
+
+    def detected(self, one: NamedDetector, rows: Stage, purified: Stage | None) -> Stage:
+        """A detector's scores of rows; what it learns from clean rows is shared by all."""
+        named = one.detector
+        inputs: dict[str, Model] = {"base": self.base, "suspect": self.suspect()}
+        inputs["clean"] = self.rows("clean")
+        if purified:
+            inputs["purified"] = purified
+        if one.language_model:
+            inputs["language-model"] = self.language_model(one.language_model)
+        components, seed = {"detector": named}, self.seeds.detect
+        if type(named.component).fit is not Detector.fit:
+            fitted = self._stage("fit", f"{named.name}: fitted", inputs, self._numeric, components, seed)
+            inputs = {**inputs, "fitted": fitted}
+        inputs = {**inputs, "rows": rows}
+        title = f"{named.name}: scores of {rows.plain['title']}"
+        return self._stage("detect", title, inputs, self._numeric, components, seed)
 
     def predictions(self, title: str, model: "Stage | ExternalModel", rows: Stage) -> Stage:
         """A model's answers to rows."""

@@ -75,8 +75,7 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
         look = partial(contents_of, "defense.purifier", purifier, purifier.contents)
         return known.look(("step", step.digest), look)
 
-    def language_model(named: NamedComponent[ModelSource]) -> ExternalModel:
-        key = "defense.sanitizer.model"
+    def language_model(named: NamedComponent[ModelSource], key: str = "defense.sanitizer.model") -> ExternalModel:
         return known.look(("language model", named.digest), lambda: _external(recipe, named, key))
 
     machine = known.look(recipe.executor.digest, recipe.executor.component.machine)
@@ -85,6 +84,9 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
             step_contents(step)
         if defense.language_model:
             language_model(defense.language_model)
+    for one in recipe.detectors:
+        if one.language_model:
+            language_model(one.language_model, "defense.detectors")
     answered = known.look(("before the defense", recipe.before_defense), dict[str, Any])
     return Plan(
         recipe,

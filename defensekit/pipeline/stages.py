@@ -1,7 +1,8 @@
 """What each stage of a run does. A stage is plain data; `compute` turns it into an artifact, on any machine.
 
-The defender's stages (``statistics``, ``purify``) get base, suspect and clean rows and nothing else. This
-guards against mistakes, not against malice: a plugin is code, and code can open any file.
+The defender's stages (``statistics``, ``purify``, ``fit``, ...) get base, suspect and clean rows and nothing else; a
+filter of training rows gets these as well, and not which of them are poisoned. This guards against mistakes, not
+against malice: a plugin is code, and code can open any file.
 """
 
 import platform
@@ -19,8 +20,12 @@ from defensekit.components import (
     AttackTrainingContext,
     Component,
     DatasetSource,
+    Detector,
+    DetectorContext,
     Estimator,
+    Filter,
     Purifier,
+    RowFeatures,
     Sanitizer,
     SanitizerContext,
     Scorer,
@@ -28,7 +33,7 @@ from defensekit.components import (
     call_component,
     component_error,
 )
-from defensekit.defense import estimation, purification, sanitizing
+from defensekit.defense import detecting, estimation, filtering, purification, sanitizing
 from defensekit.defense.estimation import Report
 from defensekit.defense.scoring import score_pair
 from defensekit.defense.selection import select, summary
@@ -355,6 +360,44 @@ def _readers(work: StageContext) -> "dict[str, Callable[[str], Tensor | None]]":
     return {path.stem: reader(path) for path in sorted(work.folder("statistics").glob("*.safetensors"))}
 
 
+# -- training rows -------------------------------------------------------------------------------------------------
+
+
+def features(work: StageContext, draft: ArtifactWriter) -> None:
+    """What a classifier makes of rows."""
+    model, tokenizer = loading.load(work.folder("model"), "model")
+    reading = filtering.Reading(tokenizer, work.max_length, work.precision)
+    filtering.write(draft.files, vars(reading.features(model, work.rows("rows"), work.report)))
+
+
+def score(work: StageContext, draft: ArtifactWriter) -> None:
+    """Let a filter score the attacker's training rows."""
+    given = filtering.context(
+        work.folder("base"),
+        work.folder("suspect"),
+        rows=work.rows("rows"),
+        features=RowFeatures(**filtering.read(work.folder("features"))),
+        clean=work.rows("clean"),
+        labels=tuple(work.facts("rows")["labels"]),
+        settings=training.TrainingSettings.model_validate(work.stage["params"]["training"]),
+        max_length=work.max_length,
+        precision=work.precision,
+        seed=work.stage["seed"],
+        report=work.report,
+    )
+    filtering.write(draft.files, {"scores": filtering.score(work.component(Filter, "filter"), given)})
+    draft.facts["features"] = work.about("features")
+
+
+def keep(work: StageContext, draft: ArtifactWriter) -> None:
+    """The attacker's training rows without those that a filter takes."""
+    rows, scores = work.rows("rows"), filtering.read(work.folder("scores"))["scores"]
+    taken = filtering.take(work.component(Filter, "filter"), scores, [row.label for row in rows])
+    write_rows(draft.files / ROWS, [row for row, gone in zip(rows, taken, strict=True) if not gone])
+    filtering.write(draft.files, {"scores": scores, "taken": taken})
+    draft.facts.update(labels=work.facts("rows")["labels"], scores=work.about("scores"))
+
+
 # -- predictions ---------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +422,41 @@ def sanitize(work: StageContext, draft: ArtifactWriter) -> None:
 def _texts(work: StageContext) -> SanitizerContext:
     folder = work.folder("language-model") if "language-model" in work.stage["inputs"] else None
     return sanitizing.context(folder, max_length=work.max_length, seed=work.stage["seed"], report=work.report)
+
+
+def fit(work: StageContext, draft: ArtifactWriter) -> None:
+    """Let a detector learn from clean rows."""
+    fitted = detecting.fit(work.component(Detector, "detector"), _models(work))
+    checkpoint.write_tensors(draft.files / detecting.FITTED, fitted)
+
+
+def detect(work: StageContext, draft: ArtifactWriter) -> None:
+    """A detector's scores of rows."""
+    import torch
+    from safetensors.torch import load_file
+
+    learned = "fitted" in work.stage["inputs"]
+    fitted = load_file(work.folder("fitted") / detecting.FITTED) if learned else {}
+    rows = work.rows("rows")
+    scores, seconds = detecting.score(work.component(Detector, "detector"), rows, fitted, _models(work))
+    ids = torch.tensor([row.id for row in rows])
+    checkpoint.write_tensors(draft.files / detecting.SCORES, {"scores": scores, "ids": ids})
+    about = work.about("fitted") if learned else None
+    draft.facts.update(milliseconds=1000 * seconds / len(rows), fitted_seconds=about["seconds"] if about else 0.0)
+
+
+def _models(work: StageContext) -> DetectorContext:
+    inputs = work.stage["inputs"]
+    return detecting.context(
+        work.pair,
+        work.rows("clean"),
+        purified=work.folder("purified") if "purified" in inputs else None,
+        language_model=work.folder("language-model") if "language-model" in inputs else None,
+        max_length=work.max_length,
+        precision=work.precision,
+        seed=work.stage["seed"],
+        report=work.report,
+    )
 
 
 def predict(work: StageContext, draft: ArtifactWriter) -> None:
@@ -410,5 +488,8 @@ def predict(work: StageContext, draft: ArtifactWriter) -> None:
 
 STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {
     stage.__name__: stage
-    for stage in (data, poison, trigger, given, train, plant, carry, statistics, purify, inspect, sanitize, predict)
+    for stage in (
+        *(data, poison, trigger, given, train, plant, carry, statistics, purify, inspect, sanitize),
+        *(features, score, keep, fit, detect, predict),
+    )
 }

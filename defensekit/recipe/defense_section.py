@@ -4,12 +4,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from defensekit.components import KINDS, Estimator, Purifier, Rule, Sanitizer, Scorer, Selector, WeightStep
-from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Spec
+from defensekit.components import (
+    KINDS,
+    Detector,
+    Estimator,
+    Filter,
+    ModelSource,
+    Purifier,
+    Rule,
+    Sanitizer,
+    Scorer,
+    Selector,
+    WeightStep,
+)
+from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Spec, TrainingDefenseKeys
 from defensekit.recipe.reader import Reader
-from defensekit.recipe.recipe import Defense, NamedComponent
+from defensekit.recipe.recipe import PARTS, Defense, NamedComponent, NamedDetector
 from defensekit.recipe.vocabulary import MODELS
 from defensekit.recipe.yaml_document import Path_
 from defensekit.utils.errors import listing, nearest
@@ -18,40 +30,53 @@ from defensekit.utils.errors import listing, nearest
 TAKEN = {*MODELS, *(title for title, _ in MODELS.values())}
 
 # What a defense of weights is made of.
-FOUR = ("estimator", "scorer", "selector", "purifier")
+FOUR = (*PARTS["weights"], "purifier")
+
+AnyDefenseKeys = DefenseKeys | InputDefenseKeys | TrainingDefenseKeys
+KEYS: dict[str, type[AnyDefenseKeys]] = {
+    "weights": DefenseKeys,
+    "input": InputDefenseKeys,
+    "training": TrainingDefenseKeys,
+}
+# What a defense of anything else than weights is of, and the one part that it has.
+_OF = {"input": ("inputs", "sanitizer"), "training": ("training data", "filter")}
 
 _PATH: Path_ = ("defense",)
 
+Reading = TypeVar("Reading", Sanitizer, Detector)
+
 
 class DefenseSection:
-    """The section, read: the ``defense``, the rule to ``choose`` by, and the defenses to ``compare`` it with."""
+    """The section, read: the ``defense``, the rule to ``choose`` by, what to ``compare`` it with, and ``detectors``."""
 
     def __init__(self, reader: Reader, data: dict[str, Any]) -> None:
         self.reader = reader
         keys = self._keys(data)
         if isinstance(keys, InputDefenseKeys):
             self.defense = self._sanitizer(keys.sanitizer, (*_PATH, "sanitizer"))
+        elif isinstance(keys, TrainingDefenseKeys):
+            self.defense = Defense(filter=reader.part(Filter, keys.filter, (*_PATH, "filter")))
         else:
             self.defense = self._of_weights(keys)
         self.choose = self._rule(keys.choose)
         self.refit = keys.refit if isinstance(keys, DefenseKeys) else False
         self.compare = {name: self._compared(name, parts) for name, parts in _compare(keys).items()}
+        self.detectors = () if isinstance(keys, TrainingDefenseKeys) else self._detectors(keys.detectors)
 
-    def _keys(self, data: dict[str, Any]) -> DefenseKeys | InputDefenseKeys:
+    def _keys(self, data: dict[str, Any]) -> AnyDefenseKeys:
         """The keys, which depend on where the defense acts."""
         stage = data.get("stage", "weights")
-        if stage not in ("weights", "input"):
-            hint = nearest(str(stage), ("weights", "input"))
-            raise self.reader.error((*_PATH, "stage"), f"expected weights or input, got {stage!r}.{hint}")
-        if stage == "weights":
-            if "sanitizer" in data:
-                does = "belongs to a defense of inputs; write `stage: input` beside it"
-                raise self.reader.error((*_PATH, "sanitizer"), does)
-            return self.reader.keys(DefenseKeys, data, _PATH)
-        if "sanitizer" in data and (misplaced := [key for key in FOUR if key in data]):
-            does = "belongs to a defense of weights; one of inputs has a `sanitizer:` alone"
-            raise self.reader.error((*_PATH, misplaced[0]), f"{does} (null takes a key back)")
-        return self.reader.keys(InputDefenseKeys, data, _PATH)
+        if not isinstance(stage, str) or stage not in KEYS:
+            hint = nearest(str(stage), KEYS)
+            raise self.reader.error((*_PATH, "stage"), f"expected weights, input or training, got {stage!r}.{hint}")
+        for of, (what, part) in _OF.items():
+            if part in data and stage != of:
+                does = f"belongs to a defense of {what}; write `stage: {of}` beside it"
+                raise self.reader.error((*_PATH, part), does)
+            if part in data and (misplaced := [key for key in FOUR if key in data]):
+                does = f"belongs to a defense of weights; one of {what} has a `{part}:` alone"
+                raise self.reader.error((*_PATH, misplaced[0]), f"{does} (null takes a key back)")
+        return self.reader.keys(KEYS[stage], data, _PATH)
 
     def _of_weights(self, keys: DefenseKeys) -> Defense:
         part = self.reader.part
@@ -68,24 +93,50 @@ class DefenseSection:
         return tuple(self.reader.part(Purifier, spec, (*path, i)) for i, spec in enumerate(specs))
 
     def _sanitizer(self, spec: Spec, path: Path_) -> Defense:
-        """An input-level defense. ``model`` stands among the sanitizer's parameters and is none: it is looked up."""
+        """An input-level defense."""
+        named, model = self._reading(Sanitizer, spec, path)
+        return Defense(sanitizer=named, language_model=model)
+
+    def _detectors(self, specs: Sequence[Spec]) -> tuple[NamedDetector, ...]:
+        detectors: dict[str, NamedDetector] = {}
+        for i, spec in enumerate(specs):
+            path = (*_PATH, "detectors", i)
+            named, model = self._reading(Detector, spec, path)
+            if named.name in detectors:
+                raise self.reader.error(path, f"{named.name!r} stands there twice; its results would have one name")
+            if named.component.reads_purified and self.defense.sanitizer:
+                does = "compares the suspect with the purified model, and a defense of inputs makes none"
+                raise self.reader.error(path, f"{named.name!r} {does}")
+            detectors[named.name] = NamedDetector(named, model)
+        return tuple(detectors.values())
+
+    def _reading(
+        self, kind: type[Reading], spec: Spec, path: Path_
+    ) -> tuple[NamedComponent[Reading], NamedComponent[ModelSource] | None]:
+        """A component that may read with a language model. ``model`` is none of its parameters: it is looked up."""
         given = {"name": spec} if isinstance(spec, str) else dict(spec)
         name, model, host = given.get("name"), None, self.reader.host
-        if isinstance(name, str) and name in host.names("sanitizer"):
-            found = self.reader.at((*path, "name"), lambda: host.find(Sanitizer, name))
+        if isinstance(name, str) and name in host.names(kind.kind):
+            found = self.reader.at((*path, "name"), lambda: host.find(kind, name))
             reads = found.reads_with_language_model
             if reads and not isinstance(model := given.pop("model", None), str | dict):
                 wanted = "a causal language model: a folder, or owner/name@revision"
                 raise self.reader.error((*path, "model"), f"{name!r} needs `model:`, {wanted}")
-        named = self.reader.part(Sanitizer, given, path)
-        return Defense(sanitizer=named, language_model=self.reader.model(model, (*path, "model")) if model else None)
+        named = self.reader.part(kind, given, path)
+        return named, self.reader.model(model, (*path, "model")) if model else None
 
     def _rule(self, spec: dict[str, Any] | None) -> NamedComponent[Rule] | None:
         if spec is None:
             return None
         path = (*_PATH, "choose")
         named = self.reader.part(Rule, spec, path, "rule")
-        rule = named.component
+        rule, filtered = named.component, self.defense.filter
+        if filtered and filtered.component.fraction is not None and rule.over == "filter.threshold":
+            does = "a filter with a fraction ignores its threshold; write `fraction: null` beside its name"
+            raise self.reader.error((*path, "over"), does)
+        if filtered and rule.planting():
+            does = f"{named.name!r} tries values on a copy of the suspect, and a filter makes nothing of the suspect"
+            raise self.reader.error((*path, "rule"), does)
         self.reader.at((*path, "over"), lambda: self.defense.at(rule.over, 0.0))
         for i, value in enumerate(rule.values):
             self.reader.at((*path, "values", i), partial(self.defense.at, rule.over, value))
@@ -98,7 +149,7 @@ class DefenseSection:
             raise self.reader.error(path, f"expected a name of letters, digits, blanks and . _ + -, got {name[:80]!r}")
         if (name in TAKEN or name.startswith("trial ")) and name != "random":
             raise self.reader.error(path, f"{name!r} is the name of a model that every run reports")
-        expected = ["sanitizer"] if self.defense.sanitizer else list(FOUR)
+        expected = list(FOUR if self.defense.stage == "weights" else PARTS[self.defense.stage])
         changes: dict[str, Any] = {}
         for part, spec in parts.items():
             if part not in expected:
@@ -140,8 +191,8 @@ class DefenseSection:
             )
 
 
-def _compare(keys: DefenseKeys | InputDefenseKeys) -> Mapping[str, Mapping[str, Spec | list[Spec]]]:
+def _compare(keys: AnyDefenseKeys) -> Mapping[str, Mapping[str, Spec | list[Spec]]]:
     """What is reported beside the defense; a defense that takes nothing is not compared with chance by itself."""
-    if isinstance(keys, InputDefenseKeys):
+    if not isinstance(keys, DefenseKeys):
         return keys.compare
     return {} if keys.selector is None and "compare" not in keys.model_fields_set else keys.compare

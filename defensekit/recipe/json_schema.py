@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 
-from defensekit.components import KINDS, Component, Sanitizer
+from defensekit.components import KINDS, Component, Detector, Sanitizer
 from defensekit.host.registry import Host
-from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TriggeredKeys
+from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TrainingDefenseKeys, TriggeredKeys
 from defensekit.training import TrainingSettings
 from defensekit.utils.errors import UsageError
 
@@ -105,7 +105,10 @@ class _Writer:
         sizes = _object(Sizes)["properties"]
         parts = self.parts(DefenseKeys)
         purifier = parts["purifier"]["items"]
-        compared = {**parts, "purifier": {"anyOf": [purifier, _list(purifier)]}}
+        model = {"anyOf": [_TEXT, *self.named("model"), self.hub_model()]}
+        parts["detectors"] = _list(self.reading(Detector, model))
+        compared = {key: part for key, part in parts.items() if key != "detectors"}
+        compared["purifier"] = {"anyOf": [purifier, _list(purifier)]}
         chosen = {
             "choose": {"anyOf": self.named("rule", "rule")},
             "compare": {"additionalProperties": {**_OBJECT, "properties": compared}},
@@ -113,12 +116,18 @@ class _Writer:
         file, hub = self.parameters("dataset", "file"), self.parameters("dataset", "hub")
         elsewhere = {"name": _TEXT, **hub, **file, **sizes}  # a path or a hub's id, in place of a source's name
         del elsewhere["path"], elsewhere["id"]
-        model = {"anyOf": [_TEXT, *self.named("model"), self.hub_model()]}
-        sanitizer = self.sanitizer(model)
+        sanitizer = self.reading(Sanitizer, model)
         rewriting = {
             "sanitizer": sanitizer,
             "choose": chosen["choose"],
+            "detectors": parts["detectors"],
             "compare": {"additionalProperties": {**_OBJECT, "properties": {"sanitizer": sanitizer}}},
+        }
+        filters = self.spec("filter")
+        filtering = {
+            "filter": filters,
+            "choose": chosen["choose"],
+            "compare": {"additionalProperties": {**_OBJECT, "properties": {"filter": filters}}},
         }
         weights, inputs = _filled(DefenseKeys, {**parts, **chosen}), _filled(InputDefenseKeys, rewriting)
         return _filled(
@@ -132,7 +141,11 @@ class _Writer:
                 "defense": {
                     "if": {"required": ["stage"], "properties": {"stage": {"const": "input"}}},
                     "then": inputs,
-                    "else": weights,
+                    "else": {
+                        "if": {"required": ["stage"], "properties": {"stage": {"const": "training"}}},
+                        "then": _filled(TrainingDefenseKeys, filtering),
+                        "else": weights,
+                    },
                 },
             },
         )
@@ -149,13 +162,13 @@ class _Writer:
     def hub_model(self) -> Schema:
         return _named({"name": _TEXT, "revision": self.parameters("model", "hub")["revision"]})
 
-    def sanitizer(self, model: Schema) -> Schema:
-        """As `spec`; sanitizers with a language model need a mapping, with that model."""
+    def reading(self, kind: type[Sanitizer] | type[Detector], model: Schema) -> Schema:
+        """As `spec`; components that read with a language model need a mapping, with that model."""
         alone, mappings = [], []
-        for name in self.host.names("sanitizer"):
-            mapping = self.component("sanitizer", name, "name", {})
+        for name in self.host.names(kind.kind):
+            mapping = self.component(kind.kind, name, "name", {})
             with suppress(UsageError):  # it can't be loaded; a recipe that uses it reports that
-                if self.host.find(Sanitizer, name).reads_with_language_model:
+                if self.host.find(kind, name).reads_with_language_model:
                     mapping["properties"]["model"] = model
                     mapping["required"] = [*mapping["required"], "model"]
                 else:

@@ -30,7 +30,8 @@ class Top(Keys):
         "float32", description="of training and answers: float32, bfloat16 autocast, or auto: bfloat16 where it is fast"
     )
     defense: dict[str, Any] = Field(
-        description="estimator, scorer, selector, purifier (or, of inputs, a sanitizer), and how much is chosen"
+        description="estimator, scorer, selector, purifier (of inputs a sanitizer, of training rows a filter), and how "
+        "much is chosen"
     )
     metrics: list[Spec] | None = Field(
         None, min_length=1, description="what is measured (acc, and what shows the attack: asr, or bacc of a bias)"
@@ -58,7 +59,7 @@ class Sizes(Keys):
 class DefenseKeys(Keys):
     """The keys under `defense`: its four parts, and what is chosen by clean rows."""
 
-    stage: Literal["weights"] = Field("weights", description="where the defense acts: weights, or input")
+    stage: Literal["weights"] = Field("weights", description="where the defense acts: weights, input or training")
     estimator: Spec | None = Field(None, description="what is measured on clean rows")
     scorer: Spec | None = Field(None, description="how suspicious each dimension is")
     selector: Spec | None = Field(
@@ -72,6 +73,7 @@ class DefenseKeys(Keys):
     compare: dict[str, dict[str, Spec | list[Spec]]] = Field(
         {"random": {"scorer": "random"}}, description="defenses to report beside it: name, and the parts that differ"
     )
+    detectors: list[Spec] = Field([], description="what says how suspicious a text is, reported beside the defense")
 
 
 class InputDefenseKeys(Keys):
@@ -83,6 +85,18 @@ class InputDefenseKeys(Keys):
         None, description="a rule that takes a value of one parameter: its name and parameters, see Rules"
     )
     compare: dict[str, dict[str, Spec]] = Field({}, description="sanitizers to report beside it, by name")
+    detectors: list[Spec] = Field([], description="what says how suspicious a text is, reported beside the defense")
+
+
+class TrainingDefenseKeys(Keys):
+    """The keys under `defense` of a defense of training data: what finds the rows to take away."""
+
+    stage: Literal["training"] = Field(description="where the defense acts")
+    filter: Spec = Field(description="what scores the attacker's training rows, and how many of them are taken away")
+    choose: dict[str, Any] | None = Field(
+        None, description="a rule that takes a value of one parameter: its name and parameters, see Rules"
+    )
+    compare: dict[str, dict[str, Spec]] = Field({}, description="filters to report beside it, by name")
 
 
 class TriggeredKeys(Keys):

@@ -99,13 +99,16 @@ class _RecipeReader(Reader):
         section = DefenseSection(self, top.defense)
         sizes, data = self.data(top.data)
         if top.suspect is not None:
-            # There is no training: every row is the defender's, and rows to choose by are needed for a rule alone.
+            # There is no training: every row is the defender's, and dev rows are for a rule and for thresholds alone.
             if sizes.train is not None:
                 raise self.error(
                     ("data", "train"),
                     "is the number of rows that the attacker trains on; with `suspect:` there is no training",
                 )
-            sizes = sizes.model_copy(update={"train": 0} if section.choose else {"train": 0, "dev": 0})
+            keeps_dev = section.choose or section.detectors
+            sizes = sizes.model_copy(update={"train": 0} if keeps_dev else {"train": 0, "dev": 0})
+            if section.defense.filter:
+                raise self.error(("defense", "stage"), "a defense of training data needs `attack:`, which has the rows")
         target, triggered = self.triggered(top.triggered)
         attack = self.part(Attack, top.attack, ("attack",)) if top.attack is not None else None
         return Recipe(
@@ -123,6 +126,7 @@ class _RecipeReader(Reader):
             choose=section.choose,
             refit=section.refit,
             compare=section.compare,
+            detectors=section.detectors,
             metrics=self.metrics(top.metrics, attack),
             seed=top.seed,
             executor=self.part(Executor, top.executor, ("executor",)),

@@ -14,8 +14,10 @@ from defensekit.components import (
     Attack,
     Component,
     DatasetSource,
+    Detector,
     Estimator,
     Executor,
+    Filter,
     Metric,
     ModelSource,
     Observer,
@@ -76,11 +78,16 @@ class NamedComponent(Generic[C]):
         return values
 
 
+# The single components of a defense, by where it acts.
+PARTS = {"weights": ("estimator", "scorer", "selector"), "input": ("sanitizer",), "training": ("filter",)}
+
+
 @dataclass(frozen=True)
 class Defense:
     """The four parts of a defense; without scorer and selector nothing is selected, and the purifier only trains.
 
-    An input-level defense has a ``sanitizer`` and its language model instead of the four.
+    An input-level defense has a ``sanitizer`` and its language model instead of the four, one of training data a
+    ``filter``.
     """
 
     estimator: NamedComponent[Estimator] | None = None
@@ -89,11 +96,12 @@ class Defense:
     purifier: tuple[NamedComponent[Purifier], ...] = ()
     sanitizer: NamedComponent[Sanitizer] | None = None
     language_model: NamedComponent[ModelSource] | None = None
+    filter: NamedComponent[Filter] | None = None
 
     @property
-    def stage(self) -> Literal["weights", "input"]:
+    def stage(self) -> Literal["weights", "input", "training"]:
         """Where the defense acts."""
-        return "input" if self.sanitizer else "weights"
+        return "input" if self.sanitizer else "training" if self.filter else "weights"
 
     @property
     def model_steps(self) -> tuple[NamedComponent[Purifier], ...]:
@@ -110,9 +118,9 @@ class Defense:
         step = re.fullmatch(r"purifier\.(\d+)", part)
         if step and int(step[1]) < len(self.purifier):
             return self.purifier[int(step[1])]
-        known = ("sanitizer",) if self.sanitizer else ("estimator", "scorer", "selector")
+        known = PARTS[self.stage]
         if part not in known or (component := getattr(self, part)) is None:
-            parts = "sanitizer" if self.sanitizer else "estimator, scorer, selector or purifier.N"
+            parts = known[0] if len(known) == 1 else "estimator, scorer, selector or purifier.N"
             raise UsageError(f"there is no part {part!r} (expected {parts})")
         return cast(NamedComponent[Component], component)
 
@@ -149,6 +157,18 @@ class Defense:
 
 
 @dataclass(frozen=True)
+class NamedDetector:
+    """A detector, and the language model that it reads with, if it does."""
+
+    detector: NamedComponent[Detector]
+    language_model: NamedComponent[ModelSource] | None = None
+
+    def yaml(self) -> dict[str, Any]:
+        """Plain data, as part of a resolved recipe."""
+        return self.detector.yaml() | ({"model": self.language_model.yaml()} if self.language_model else {})
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A recipe with every default filled in and every component built."""
 
@@ -166,6 +186,7 @@ class Recipe:
     choose: NamedComponent[Rule] | None
     refit: bool
     compare: dict[str, Defense]
+    detectors: tuple[NamedDetector, ...]
     metrics: tuple[NamedComponent[Metric], ...]
     seed: int
     executor: NamedComponent[Executor]
@@ -178,12 +199,13 @@ class Recipe:
     @property
     def defender_roles(self) -> tuple[str, ...]:
         """The roles whose rows the defender uses."""
-        return (() if self.defense.sanitizer else ("clean",)) + (("dev",) if self.choose else ())
+        fits = self.detectors or not self.defense.sanitizer
+        return (("clean",) if fits else ()) + (("dev",) if self.detectors or self.choose else ())
 
     @property
     def refits(self) -> bool:
         """Whether the defense's model is made anew after the choice, from the rows that chose as well."""
-        return self.refit and self.choose is not None and not self.defense.sanitizer
+        return self.refit and self.choose is not None and self.defense.stage == "weights"
 
     @property
     def before_defense(self) -> tuple[Hashable, ...]:
@@ -204,6 +226,8 @@ class Recipe:
             if part.sanitizer:
                 reader = {"model": part.language_model.yaml()} if part.language_model else {}
                 return {"sanitizer": part.sanitizer.yaml() | reader}
+            if part.filter:
+                return {"filter": part.filter.yaml()}
             chosen = {"estimator": part.estimator, "scorer": part.scorer, "selector": part.selector}
             return {
                 **{key: named.yaml() for key, named in chosen.items() if named},
@@ -224,12 +248,14 @@ class Recipe:
         out |= {"precision": self.precision, "defense": {"stage": self.defense.stage, **defense(self.defense)}}
         if self.choose:
             out["defense"]["choose"] = {"rule": self.choose.name, **self.choose.component.parameters()}
-            if not self.defense.sanitizer:
+            if self.defense.stage == "weights":
                 out["defense"]["refit"] = self.refit
         out["defense"]["compare"] = {
             name: {k: v for k, v in defense(other).items() if v != out["defense"].get(k)}
             for name, other in self.compare.items()
         }
+        if self.detectors:
+            out["defense"]["detectors"] = [one.yaml() for one in self.detectors]
         out |= {"metrics": [metric.yaml() for metric in self.metrics], "seed": self.seed}
         out |= {"plugins": [literal_path(path) for path in self.plugins]} if self.plugins else {}
         out |= {"requires": list(self.requires)} if self.requires else {}

@@ -8,6 +8,7 @@ MODELS = {
     "fine-tuned": ("fine-tuned only", "what the training steps of the defense do without a reset"),
     "random": ("random", "as many dimensions taken, at random"),
     "purified": ("purified", "what the defense made of the suspect"),
+    "filtered": ("filtered", "the base trained anew by the attacker's settings, on the rows that the defense left"),
     "sanitized": ("sanitized", "the suspect as it is, asked about rows that the defense rewrote before"),
 }
 

@@ -3,7 +3,8 @@
 from pathlib import PurePath
 from typing import Any
 
-from defensekit.result.schema import STILL_WORKS, Result, Verdict
+from defensekit.components.metric import Measured
+from defensekit.result.schema import STILL_WORKS, Filtered, Result, Verdict
 
 UNSEEN = "A trigger unlike these would not have been seen."
 
@@ -16,7 +17,8 @@ NOT_PROMISED = (
 
 def story(result: Result) -> list[str]:
     """What was done and what came of it, a sentence each."""
-    sentences = [_suspect(result), *(_on_inputs(result) if result.defended == "sanitized" else _on_weights(result))]
+    of_defense = {"sanitized": _on_inputs, "filtered": _on_training_rows}.get(result.defended, _on_weights)
+    sentences = [_suspect(result), *of_defense(result)]
     before, after = result.models["suspect"].metrics, result.models[result.defended].metrics
     for name in [name for name in before if name in after]:
         reached = result.floors.get(name)
@@ -113,6 +115,26 @@ def _said(removed: bool, text: str) -> Verdict:
     return Verdict(removed=removed, text=text)
 
 
+DETECTORS_MEAN = (
+    "What is flagged is not answered, which is neither right nor the target. Thresholds are set on held-out clean rows "
+    "(FPR: the share of them that may be flagged). AUROC and TPR compare the same test rows with and without the "
+    "trigger; at the TPR, the share FPR of those without it is flagged."
+)
+
+
+def detector_table(result: Result) -> tuple[list[str], list[list[Measured | str]]]:
+    """What is left of the suspect behind each detector, at each of its thresholds: a header, and rows of cells."""
+    points = [(name, one, point) for name, one in result.detectors.items() for point in one.points]
+    metrics = list(dict.fromkeys(name for _, _, point in points for name in point.metrics))
+    header = ["detector", "AUROC", "ms a text", "FPR", "TPR", "flagged, plain", *(name.upper() for name in metrics)]
+    suspect = result.models["suspect"].metrics
+    rows: list[list[Measured | str]] = [["none", *["–"] * 5, *(suspect[name] for name in metrics)]]
+    for name, one, point in points:
+        at: list[Measured | str] = [f"{point.rate:.0%}", point.tpr or "–", f"{point.flagged['plain']:.1%}"]
+        rows.append([name, one.auroc or "–", f"{one.milliseconds:.1f}", *at, *(point.metrics[key] for key in metrics)])
+    return header, rows
+
+
 def _on_inputs(result: Result) -> list[str]:
     sanitizer = result.recipe["defense"]["sanitizer"]
     reader = f" with {named(sanitizer['model'])!r}" if isinstance(sanitizer.get("model"), dict) else ""
@@ -121,7 +143,7 @@ def _on_inputs(result: Result) -> list[str]:
         "reads it, clean or triggered, and whoever asks the model without it meets what is in it."
     ]
     if result.chosen:
-        sentences.append(_chosen(result, f"{result.clean_budget:,} clean rows"))
+        sentences.append(_chosen(result, f"{result.recipe['data']['dev']:,} clean rows"))
     for on, counts in (result.models["sanitized"].sanitized or {}).items():
         rows = "clean test" if on == "plain" else on
         sentences.append(
@@ -129,6 +151,38 @@ def _on_inputs(result: Result) -> list[str]:
             f"{counts.words:,} words."
         )
     return sentences
+
+
+def _on_training_rows(result: Result) -> list[str]:
+    filtered = result.models["filtered"].filtered
+    assert filtered
+    sentences = [
+        f"The defense scored every training row by {result.recipe['defense']['filter']['name']}, took "
+        f"{filtered.taken:,} of {filtered.rows:,} away, and trained the base anew on the others by the attacker's "
+        "settings."
+    ]
+    if result.chosen:
+        sentences.append(_chosen(result, f"{result.recipe['data']['dev']:,} clean rows"))
+    if not filtered.poisoned:
+        sentences.append("No row was poisoned: whatever it took was clean.")
+    elif filtered.recall is not None:
+        among = "" if filtered.precision is None else f", which are {filtered.precision:.1%} of what it took"
+        sentences.append(f"It took {filtered.recall:.1%} of the {filtered.poisoned:,} poisoned rows{among}.")
+    return sentences
+
+
+FOUND = ("taken", "share", "precision", "recall", "AUROC")
+FOUND_MEANS = (
+    "precision is the share of poisoned rows among those taken, recall the share of the poisoned rows that was taken, "
+    "AUROC the chance that a poisoned row has a higher score than another"
+)
+
+
+def found(filtered: Filtered) -> list[str]:
+    """The cells of a table under `FOUND`."""
+    shares = (filtered.precision, filtered.recall, filtered.auroc)
+    known = ("–" if share is None else f"{share:.3f}" for share in shares)
+    return [f"{filtered.taken:,} of {filtered.rows:,}", f"{filtered.share:.1%}", *known]
 
 
 def _chosen(result: Result, rows: str) -> str:

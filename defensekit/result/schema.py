@@ -15,7 +15,7 @@ from defensekit.utils.html import html_table
 LARGEST = 64 << 20  # bytes of a result that are read
 
 # What the run's defense left is called, by where the defense acts.
-DEFENDED: dict[str, str] = {"weights": "purified", "input": "sanitized"}
+DEFENDED: dict[str, str] = {"weights": "purified", "input": "sanitized", "training": "filtered"}
 
 
 class _Schema(BaseModel):
@@ -74,6 +74,27 @@ class Sanitized(_Schema):
     words_left: int
 
 
+class Filtered(_Schema):
+    """What a filter took of the attacker's training rows, and how well it found the ``poisoned`` ones among them.
+
+    ``precision`` is the share of poisoned rows among those ``taken``, None where none was; ``recall`` is the share of
+    the poisoned rows that was taken, and ``auroc`` the chance that a poisoned row has a higher score than another: both
+    None where no row is poisoned.
+    """
+
+    rows: int
+    taken: int
+    poisoned: int
+    precision: float | None
+    recall: float | None
+    auroc: float | None
+
+    @property
+    def share(self) -> float:
+        """The share of the rows that was taken."""
+        return self.taken / self.rows
+
+
 STILL_WORKS = 0.2  # the share of answers
 
 
@@ -108,6 +129,9 @@ class ModelResult(_Schema):
 
     Of an input-level defense it is the suspect on sanitized rows: ``sanitized`` says what became of them, of ``plain``
     and of ``triggered`` ones, and the seconds are those of sanitizing them.
+
+    Of a defense of training data it is the model trained anew: ``filtered`` says which rows it was trained without, and
+    the seconds include what finding them took.
     """
 
     metrics: dict[str, Measured]
@@ -120,6 +144,38 @@ class ModelResult(_Schema):
     triggers: list[Trigger] | None = None
     tried: int | None = None
     sanitized: dict[str, Sanitized] | None = None
+    filtered: Filtered | None = None
+
+
+class OperatingPoint(_Schema):
+    """A detector with a threshold that at most a share ``rate`` of held-out clean rows is above.
+
+    ``flagged`` is the share that is above it of the ``held-out`` clean rows, of ``plain`` and of ``triggered`` test
+    rows. ``metrics`` are those of the suspect where what is flagged is not answered, which is neither right nor the
+    target; of the run's metrics those that are means over rows. ``tpr`` is the share of triggered rows above another
+    threshold, which nobody has in use: the one that a share ``rate`` of the same rows without the trigger is above.
+    """
+
+    rate: float
+    threshold: float
+    flagged: dict[str, float]
+    tpr: Measured | None
+    metrics: dict[str, Measured]
+
+
+class DetectorResult(_Schema):
+    """How a detector tells triggered test rows from the same rows without the trigger.
+
+    ``auroc`` is None without triggered rows, as is the ``tpr`` of its ``points``. ``milliseconds`` are those of a plain
+    test row, without the loading of models; ``seconds`` are those of all that was done for it. ``scores`` are the keys
+    of the stages with its scores, by the rows.
+    """
+
+    auroc: Measured | None
+    points: list[OperatingPoint]
+    milliseconds: float
+    seconds: float
+    scores: dict[str, str]
 
 
 class MetricRecord(_Schema):
@@ -244,8 +300,9 @@ class Result(_Schema):
     ``metrics`` says what was measured; ``summary`` has the metrics and seconds of each of the ``models``; ``test_rows``
     are the keys of the stages that made the plain and the triggered test rows. ``verdict`` is about the purified model.
     ``clean_budget`` is how many clean rows the defender used. ``curve`` is all that the rule tried, ``chosen`` what it
-    took. ``recipe`` is the recipe with everything written out; ``attack``, ``data`` and ``statistics`` are what those
-    stages counted. ``examples`` are triggered test rows. ``stages`` are all that the run rests on.
+    took. ``detectors`` says what each of them is worth, by name. ``recipe`` is the recipe with everything written out;
+    ``attack``, ``data`` and ``statistics`` are what those stages counted. ``examples`` are triggered test rows.
+    ``stages`` are all that the run rests on.
     """
 
     schema_version: Literal[4] = 4
@@ -263,6 +320,7 @@ class Result(_Schema):
     clean_budget: int
     chosen: Chosen | None
     curve: list[TrialResult]
+    detectors: dict[str, DetectorResult] = {}
     examples: list[Example]
     attack: dict[str, Any] | None
     data: dict[str, Any]
@@ -276,7 +334,7 @@ class Result(_Schema):
 
     @property
     def defended(self) -> str:
-        """The model that the run's defense ended with: ``purified``; or ``sanitized``, the suspect on other rows."""
+        """The model that the run's defense ended with: ``purified``, ``sanitized`` or ``filtered``."""
         return next(name for name in DEFENDED.values() if name in self.models)
 
     @property

@@ -18,6 +18,8 @@ from defensekit.utils.errors import UsageError, printable_name
 CLAIMED = ("study", "axes", "folder", "seconds")
 # What is not compared as a number: that, and what is compared on its own.
 APART = {*CLAIMED, "identity", "identified", "recipe", "stages", "warnings", "environment"}
+# What anything took.
+TAKEN = ("seconds", "milliseconds", "peak_memory")
 # Executors of this machine; one that reaches others has to be trusted by name.
 HERE = ("in-process", "local")
 
@@ -102,7 +104,7 @@ def _numbers(result: Result) -> Any:
 def _timeless(data: Any) -> Any:
     """Plain data without the seconds and the memory that anything took."""
     if isinstance(data, dict):
-        return {key: _timeless(value) for key, value in data.items() if key not in ("seconds", "peak_memory")}
+        return {key: _timeless(value) for key, value in data.items() if key not in TAKEN}
     return [_timeless(value) for value in data] if isinstance(data, list | tuple) else data
 
 

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from defensekit.components import (
     AttackContext,
     AttackTrainingContext,
+    Detector,
+    DetectorContext,
     EstimatorContext,
+    FilterContext,
     FoundTrigger,
     ModelStepContext,
     Sanitizer,
     SanitizerContext,
 )
 from defensekit.components.tensors import Scored, Scores
-from defensekit.defense import estimation, sanitizing
+from defensekit.defense import detecting, estimation, filtering, sanitizing
 from defensekit.defense.scoring import Views
 from defensekit.models import loading
 from defensekit.models.checkpoint import Checkpoint
@@ -58,6 +61,11 @@ class PicoModels:
     def suspect(self) -> Path:
         """The folder of the suspect: most weights moved, some did not."""
         return self.folder / "suspect"
+
+    @property
+    def purified(self) -> Path:
+        """The folder of what a defense made of the suspect: some weights moved."""
+        return self.folder / "purified"
 
     @cached_property
     def pair(self) -> Pair:
@@ -111,6 +119,26 @@ class PicoModels:
         rows = handed.give("rows", list(rows or self.rows))
         return _Limited(model, tokenizer, rows, MAX_LENGTH, 7, lambda done, total: None, limit=limit)
 
+    def for_filter(self, handed: Handed, rows: Sequence[Row] | None = None) -> FilterContext:
+        """The context of a filter. The models that it loads are its own: it may train them."""
+        suspect, tokenizer = self.load()
+        reading = filtering.Reading(tokenizer, MAX_LENGTH, "float32")
+        rows = handed.give("rows", list(rows or sentences(24)))
+        return FilterContext(
+            rows=rows,
+            features=handed.give("features", reading.features(suspect, rows)),
+            clean=handed.give("clean rows", list(self.rows)),
+            labels=LABELS,
+            model=lambda which: self.load(which)[0],
+            tokenizer=tokenizer,
+            read=reading.features,
+            settings=TrainingSettings(epochs=1, batch_size=8, learning_rate=1e-3),
+            max_length=MAX_LENGTH,
+            precision="float32",
+            seed=7,
+            report=lambda done, total: None,
+        )
+
     def for_step(self, handed: Handed) -> ModelStepContext:
         """The context of a model step."""
         rows = handed.give("rows", list(self.rows))
@@ -120,6 +148,19 @@ class PicoModels:
         model = partial(estimation.other_model, self.pair)
         return ModelStepContext(
             tokenizer, rows, MAX_LENGTH, "float32", 7, lambda done, total: None, model, head, _found
+        )
+
+    def for_detector(self, detector: Detector, handed: Handed) -> DetectorContext:
+        """The context of a detector, with the language model and a purified model if it needs them."""
+        return detecting.context(
+            self.pair,
+            handed.give("rows", list(self.rows)),
+            purified=self.purified if detector.reads_purified else None,
+            language_model=self.language_model if detector.reads_with_language_model else None,
+            max_length=MAX_LENGTH,
+            precision="float32",
+            seed=7,
+            report=lambda done, total: None,
         )
 
     def for_attack(self, seed: int = 7) -> AttackContext:
@@ -225,9 +266,12 @@ def _build(models: PicoModels) -> None:
                 moved = torch.rand_like(parameter) > 0.2
                 parameter.add_(0.3 * torch.randn_like(parameter) * moved)
         model.save_pretrained(models.suspect)
+        with torch.no_grad():
+            model.classifier.weight.mul_(0.5)
+        model.save_pretrained(models.purified)
         small = GPT2Config(vocab_size=len(_VOCABULARY), n_embd=16, n_layer=1, n_head=2, n_positions=32)
         AutoModelForCausalLM.from_config(small).save_pretrained(models.language_model)
-    for folder in (models.base, models.suspect, models.language_model):
+    for folder in (models.base, models.suspect, models.purified, models.language_model):
         _tokenizer().save_pretrained(folder)
 
 

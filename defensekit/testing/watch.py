@@ -121,6 +121,7 @@ def _process() -> dict[str, str]:
     import multiprocessing
     import threading
 
+    import sklearn  # noqa: F401 - it sets environment variables when it is first imported
     import torch
 
     return {

@@ -59,6 +59,16 @@ class Seeds:
         return derive_seed(self.seed, "defender", "sanitize")
 
     @property
+    def filter(self) -> int:
+        """For the filter of training rows."""
+        return derive_seed(self.seed, "defender", "filter")
+
+    @property
+    def detect(self) -> int:
+        """For detectors."""
+        return derive_seed(self.seed, "defender", "detect")
+
+    @property
     def metrics(self) -> int:
         """For the resampling of metrics' intervals."""
         return derive_seed(self.seed, "metrics")

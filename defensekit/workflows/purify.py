@@ -84,7 +84,8 @@ def recipe_for(
         setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
     ):
         share = locating_errors(loaded, "data", lambda: _share(loaded))
-        given += [f"data.clean={share // 2}", f"data.dev={share // 2}"] if loaded.choose else [f"data.clean={share}"]
+        halved = loaded.choose or loaded.detectors
+        given += [f"data.clean={share // 2}", f"data.dev={share // 2}"] if halved else [f"data.clean={share}"]
     return load_recipe(path, [*given, *settings])
 
 
@@ -126,10 +127,11 @@ def purify_into(
             disk is too full.
         DefenseKitError: as `defensekit.run`.
     """
-    if recipe.defense.sanitizer:
+    if elsewhere := recipe.defense.sanitizer or recipe.defense.filter:
         location = recipe.describe_location("defense", "stage")
+        does = "rewrites inputs and leaves the model as it is" if recipe.defense.sanitizer else "takes training rows"
         raise UsageError(
-            f"{location}: {recipe.defense.sanitizer.name!r} rewrites inputs and leaves the model as it is:"
+            f"{location}: {elsewhere.name!r} {does}:"
             " there is no purified model to write (`defensekit run` measures what it does)"
         )
     target = target.absolute()

@@ -51,6 +51,31 @@ def defensekit_sanitizers():  # type: ignore[no-untyped-def]
 
 
 @hookimpl
+def defensekit_filters():  # type: ignore[no-untyped-def]
+    """The filters of this plugin, by name."""
+    return {
+        "activation-clustering": "defensekit_baselines.filters.clusters:ActivationClustering",
+        "spectral-signatures": "defensekit_baselines.filters.spectral:SpectralSignatures",
+        "cube": "defensekit_baselines.filters.clusters:Cube",
+        "bki": "defensekit_baselines.filters.keywords:Keywords",
+        "loss-isolation": "defensekit_baselines.filters.isolation:LossIsolation",
+        "random": "defensekit_baselines.filters.spectral:RandomRows",
+    }
+
+
+@hookimpl
+def defensekit_detectors():  # type: ignore[no-untyped-def]
+    """The detectors of this plugin, by name."""
+    return {
+        "strip": "defensekit_baselines.detectors.strip:Strip",
+        "rap": "defensekit_baselines.detectors.rap:RobustnessAwarePerturbation",
+        "onion": "defensekit_baselines.detectors.suspicion:Suspicion",
+        "mahalanobis": "defensekit_baselines.detectors.mahalanobis:Mahalanobis",
+        "disagreement": "defensekit_baselines.detectors.disagreement:Disagreement",
+    }
+
+
+@hookimpl
 def defensekit_purifiers():  # type: ignore[no-untyped-def]
     """The purifiers of this plugin, by name."""
     return {

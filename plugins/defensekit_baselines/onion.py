@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from defensekit.api import DefenseKitError, Field, Sanitizer, SanitizerContext
+from defensekit.api import DefenseKitError, DetectorContext, Field, Sanitizer, SanitizerContext
 from defensekit.text import batches
 
 if TYPE_CHECKING:
@@ -46,19 +46,7 @@ class Onion(Sanitizer):
     )
 
     def inspect(self, texts: Sequence[str], context: SanitizerContext) -> list[list[float | None]]:
-        """The suspicion of every word that is read, None where it has none."""
-        model, tokenizer = context.language_model()
-        limit = min(context.max_length, context.positions or context.max_length)
-        suspicions: list[list[float | None]] = []
-        for start in range(0, len(texts), TEXTS):
-            chunk = [_read(text.split(), tokenizer, limit) for text in texts[start : start + TEXTS]]
-            variants = [variant for words in chunk for variant in _variants(words)]
-            known = iter(perplexities(variants, model, tokenizer, limit))
-            for words in chunk:
-                whole, *without = [next(known) for _ in _variants(words)] or [None]
-                suspicions.append([None if whole is None or one is None else whole - one for one in without])
-            context.report(min(start + TEXTS, len(texts)), len(texts))
-        return suspicions
+        return suspicions(texts, context)
 
     def sanitize(self, texts: Sequence[str], findings: Sequence[Any], context: SanitizerContext) -> list[str]:
         return [self._without(text, suspicions) for text, suspicions in zip(texts, findings, strict=True)]
@@ -69,6 +57,22 @@ class Onion(Sanitizer):
         if len(out) == len(words):
             out -= {min(out, key=lambda i: suspicions[i] or 0.0)} if out else set()
         return " ".join(word for i, word in enumerate(words) if i not in out) if out else text
+
+
+def suspicions(texts: Sequence[str], context: SanitizerContext | DetectorContext) -> list[list[float | None]]:
+    """The suspicion of every word of the texts that is read, None where it has none."""
+    model, tokenizer = context.language_model()
+    limit = min(context.max_length, context.positions or context.max_length)
+    found: list[list[float | None]] = []
+    for start in range(0, len(texts), TEXTS):
+        chunk = [_read(text.split(), tokenizer, limit) for text in texts[start : start + TEXTS]]
+        variants = [variant for words in chunk for variant in _variants(words)]
+        known = iter(perplexities(variants, model, tokenizer, limit))
+        for words in chunk:
+            whole, *without = [next(known) for _ in _variants(words)] or [None]
+            found.append([None if whole is None or one is None else whole - one for one in without])
+        context.report(min(start + TEXTS, len(texts)), len(texts))
+    return found
 
 
 def _variants(words: Sequence[str]) -> list[str]:

@@ -40,7 +40,7 @@ def test_every_hook_and_component_and_key_is_documented() -> None:
     for kind in KINDS:
         assert f"`{hook_of(kind)}`" in plugins
     host = load_plugins()
-    for kind in ("attack", "estimator", "scorer", "selector", "purifier", "rule", "metric"):
+    for kind in ("attack", "estimator", "scorer", "selector", "purifier", "filter", "detector", "rule", "metric"):
         for name in host.names(kind):
             assert f"`{name}`" in recipes, name
     for model in (Top, Sizes, DefenseKeys, TrainingSettings):
@@ -104,8 +104,9 @@ def test_the_reference_has_every_key_of_the_schema() -> None:
     page, recipe = (DOCS / "reference/recipe.md").read_text(), recipe_schema(load_plugins())["else"]
     assert recipe["properties"]
     defense = recipe["properties"]["defense"]
-    parts = [recipe["properties"]["training"], recipe["properties"]["triggered"], defense["then"], defense["else"]]
-    for part in (recipe, *parts):
+    parts = [recipe["properties"]["training"], recipe["properties"]["triggered"]]
+    stages = [defense["then"], defense["else"]["then"], defense["else"]["else"]]  # input, training, weights
+    for part in (recipe, *parts, *stages):
         for key in part["properties"]:
             assert f"\n- `{key}` (" in page, key
 

@@ -9,7 +9,7 @@ import pytest
 import defensekit
 from defensekit.pipeline.identity import IDENTITY, NOT_IDENTITY, identified, identity
 from defensekit.pipeline.preflight import survey
-from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Keys, Top, TriggeredKeys
+from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Keys, Top, TrainingDefenseKeys, TriggeredKeys
 from defensekit.recipe.loader import load_recipe
 from defensekit.recipe.recipe import Recipe
 from tests.conftest import shape
@@ -23,7 +23,7 @@ def recipe(recipe: Path) -> Path:
 
 def test_every_key_of_a_recipe_is_identity_or_is_not() -> None:
     inner: dict[str, tuple[type[Keys], ...]] = {
-        "defense": (DefenseKeys, InputDefenseKeys),
+        "defense": (DefenseKeys, InputDefenseKeys, TrainingDefenseKeys),
         "triggered": (TriggeredKeys,),
     }
     keys = Top.model_fields.keys() - inner.keys()
@@ -50,6 +50,7 @@ def test_every_key_reaches_the_recipe() -> None:
 SETTINGS = [
     "seed=1", "data.clean=17", "data.max_length=31", "attack.rate=0.3", "training.epochs=2", "metrics=[acc]",
     "defense.scorer=magnitude", "defense.compare={}", "defense.purifier=[reset]", "precision=bfloat16",
+    "defense.detectors=[strip]",
 ]  # fmt: skip
 
 

@@ -22,9 +22,8 @@ from tests.conftest import ROOT, make_sentences, make_suspect, slow_but, write_t
 
 RECIPES = ROOT / "recipes"
 QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
-NAMES = sorted(
-    path.stem for path in RECIPES.glob("*.yaml") if path.stem not in ("purify", "fine-purifying", "onion", "pico")
-)
+OTHERS = ("purify", "fine-purifying", "onion", "detectors", "pico", "training-rows")
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHERS)
 DEFENSES = ["anp", "clp", "crow", "dare", "distil", "epur", "fine-mixing", "fine-mixing-sel", "fine-pruning"]
 DEFENSES += ["fine-pruning-weights", "fine-tuning", "ibau", "nad", "pure", "ties", "unlearn-triggers", "wag", "wanda"]
 TABLE = (RECIPES.parent / "docs/defenses.md").read_text().partition("## Where")[0]
@@ -149,6 +148,38 @@ def test_a_defense_runs(
         reset = models["purified"].reset
         assert reset
         assert reset.selected <= reset.eligible
+
+
+def test_filters_of_training_rows_differ_from_the_quickstart_in_nothing_else() -> None:
+    mine, theirs = load_recipe(RECIPES / "training-rows.yaml"), QUICKSTART
+    for same in ("model", "data", "sizes", "attack", "training", "metrics", "seed"):
+        assert getattr(mine, same) == getattr(theirs, same)
+    named = [defense.filter.name for defense in (mine.defense, *mine.compare.values()) if defense.filter]
+    assert sorted(named) == mine.host.names("filter")
+    section = (ROOT / "docs/defenses.md").read_text().partition("## Of training data")[2].partition("\n## ")[0]
+    assert set(named) <= set(re.findall(r"`(.*?)`", section))
+
+
+@pytest.mark.slow
+def test_filters_of_training_rows_run(small: list[str], workspace: Path) -> None:
+    result = defensekit.run(load_recipe(RECIPES / "training-rows.yaml", small), workspace)
+    filtered = {name: model.filtered for name, model in result.models.items() if model.filtered}
+    assert set(filtered) == {"filtered", *result.recipe["defense"]["compare"]}
+    assert all(one.poisoned == 40 and one.rows == 200 for one in filtered.values())
+    assert filtered["bki"].recall == 1.0
+    assert result.models["bki"].metrics["asr"].value < result.models["suspect"].metrics["asr"].value
+
+
+def test_detectors_stand_beside_the_quickstarts_defense(small: list[str], tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / "detectors.yaml")
+    assert [one.detector.name for one in recipe.detectors] == ["strip", "rap", "mahalanobis", "disagreement"]
+    assert (recipe.defense, recipe.sizes, recipe.training) == (
+        QUICKSTART.defense,
+        QUICKSTART.sizes,
+        QUICKSTART.training,
+    )
+    titles = {planned.title for planned in preview(load_recipe(RECIPES / "detectors.yaml", small), tmp_path)}
+    assert {"rap: fitted", "strip: scores of triggered rows", "disagreement: scores of dev rows"} <= titles
 
 
 def test_without_weight_steps_nothing_is_selected(small: list[str]) -> None:

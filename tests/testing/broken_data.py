@@ -1,15 +1,16 @@
-"""Broken model steps, attacks, sanitizers, rules, sources, metrics and executors, by the check that catches them."""
+"""Broken components that take rows, data or answers, by the check that catches them."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from defensekit.api import Choice, Component, Dataset, Executor, Measured, Row, Trial, Workers
 from defensekit.testing.pico import sentences
-from tests.testing.good import First, Mark, PicoModel, Right, Sentences, Shrink, Without
+from tests.testing.good import First, Long, Mark, PicoModel, Right, Sentences, Shrink, Unsure, Without
 
 
 class Untying(Shrink):
@@ -107,6 +108,59 @@ class Needy(Without):
     late = frozenset({"most"})
 
 
+class Short(Long):
+    """Forgets the last row."""
+
+    def score(self, context: Any) -> Any:
+        return super().score(context)[:-1]
+
+
+class Standard(Long):
+    """Divides by what the rows of a label differ by."""
+
+    def score(self, context: Any) -> Any:
+        lengths, labels = super().score(context), np.array([row.label for row in context.rows])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return lengths / np.array([lengths[labels == label].std() for label in labels])
+
+
+class Hasty(Long):
+    """Scores what it is going to take."""
+
+    def score(self, context: Any) -> Any:
+        return super().score(context) + (self.fraction or 0.0)
+
+
+class Wordy(Unsure):
+    """Learns a word."""
+
+    def fit(self, context: Any) -> Any:
+        return {**super().fit(context), "word": "film"}
+
+
+class Picky(Unsure):
+    """Has no number for a text without words."""
+
+    def score(self, rows: Sequence[Row], fitted: Any, context: Any) -> Any:
+        found = super().score(rows, fitted, context)
+        return [float(one) if row.text.strip() else float("nan") for row, one in zip(rows, found, strict=True)]
+
+
+class Ranking(Unsure):
+    """Gives places among the texts."""
+
+    def score(self, rows: Sequence[Row], fitted: Any, context: Any) -> Any:
+        return super().score(rows, fitted, context).argsort().argsort().float()
+
+
+class Halving(Unsure):
+    """Gives each text of a pair a score."""
+
+    def score(self, rows: Sequence[Row], fitted: Any, context: Any) -> Any:
+        found = super().score(rows, fitted, context)
+        return [*found, *found] if any(row.pair for row in rows) else found
+
+
 class Endless(First):
     """Never ends."""
 
@@ -200,6 +254,13 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Comparing: ("looks-at-one-text-at-a-time", "asked alone, got"),
     Settled: ("finds-plain-data", "expected the same after a round trip through JSON"),
     Needy: ("late-parameters-have-defaults", "expected a parameter 'most' with a default"),
+    Short: ("scores-every-row", "gave scores of shape [23], expected [24]"),
+    Standard: ("scores-rare-labels", "a score of NaN or infinity"),
+    Hasty: ("scores-by-its-own-parameters", "expected the same scores with {'fraction': 0.01}, got others"),
+    Wordy: ("fits-tensors", "expected a tensor as 'word', got str"),
+    Picky: ("gives-a-number-for-each", "expected a finite number for '', got nan"),
+    Ranking: ("scores-one-text-at-a-time", "asked alone, got 0"),
+    Halving: ("scores-pairs", "expected 12 numbers for 12 pairs, got 24"),
     Endless: ("ends", "expected an end, got more than 100 proposals"),
     Curious: ("proposes-what-was-asked", "got [0.9] with"),
     Inventive: ("takes-what-it-saw", "expected a value out of [0.0, 0.25, 0.5], got 0.123"),

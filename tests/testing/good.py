@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from defensekit.api import (
@@ -12,9 +13,11 @@ from defensekit.api import (
     Choice,
     Dataset,
     DatasetSource,
+    Detector,
     Estimate,
     Estimator,
     Field,
+    Filter,
     Measured,
     Metric,
     ModelSource,
@@ -146,6 +149,23 @@ class Without(Sanitizer):
         return [" ".join(kept) if len(kept) >= self.least else text for text, kept in zip(texts, found, strict=True)]
 
 
+class Long(Filter):
+    """Long rows first."""
+
+    def score(self, context: Any) -> Any:
+        return np.array([len(row.text.split()) for row in context.rows])
+
+
+class Unsure(Detector):
+    """How far the head's answer is from that of the clean rows."""
+
+    def fit(self, context: Any) -> Any:
+        return {"mean": context.logits(context.model("suspect"), context.rows).mean(0)}
+
+    def score(self, rows: Sequence[Row], fitted: Any, context: Any) -> Any:
+        return (context.logits(context.model("suspect"), rows) - fitted["mean"]).norm(dim=1)
+
+
 class First(Rule):
     """Every value in turn, then 0; takes the one seen first."""
 
@@ -199,6 +219,8 @@ GOOD = (
     Distil,
     Mark,
     Without,
+    Long,
+    Unsure,
     First,
     Sentences,
     PicoModel,

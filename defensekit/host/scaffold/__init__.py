@@ -38,6 +38,8 @@ KINDS = {
         Kind("estimator", "estimator", "an estimator", "defense:\n  estimator: {name: NAME, batch_size: 8}"),
         Kind("selector", "selector", "a selector", "defense:\n  selector: {name: NAME, fraction: 0.3}"),
         Kind("purifier", "purifier", "a purifier's step", "defense:\n  purifier: [{name: NAME, strength: 0.5}]"),
+        Kind("filter", "filter", "a filter", "defense:\n  stage: training\n  filter: {name: NAME, fraction: 0.3}"),
+        Kind("detector", "detector", "a detector", "defense:\n  detectors: [{name: NAME, kept: 0.7}]"),
         Kind("attack", "attack", "an attack", "attack: {name: NAME, target: positive}", "target=1"),
         Kind("data", "dataset", "a source of data", "data: {name: NAME, train: 160, clean: 64, dev: 16, test: 60}"),
         Kind("metric", "metric", "a metric", "metrics: [acc, {name: NAME, bound: 0.8}]"),

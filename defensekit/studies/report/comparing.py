@@ -81,7 +81,7 @@ class Comparison:
     def _is_strength(self, axis: str) -> bool:
         values = self.study.axes[axis]
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        return axis.startswith(("defense.selector.", "defense.sanitizer.")) and numbers
+        return axis.startswith(("defense.selector.", "defense.sanitizer.", "defense.filter.")) and numbers
 
     def _trials(self) -> dict[str, dict[float, dict[str, float]]]:
         values: dict[str, dict[float, dict[str, float]]] = {}

@@ -1,6 +1,6 @@
 """Checks of every component's behaviour in one use, as the engine would use it."""
 
-from defensekit.components import Estimator, Observer, Purifier, Rule, Sanitizer, Scorer, Selector
+from defensekit.components import Detector, Estimator, Filter, Observer, Purifier, Rule, Sanitizer, Scorer, Selector
 from defensekit.testing.kit import Inapplicable, Subject, check, expect
 from defensekit.testing.watch import difference, fingerprint
 
@@ -66,7 +66,7 @@ def _of_the_class(component: type) -> dict[str, object]:
     return {name: value for name, value in vars(component).items() if not name.startswith("__")}
 
 
-@check(Estimator, Scorer, Selector, Purifier, Sanitizer, Rule)
+@check(Estimator, Scorer, Selector, Purifier, Sanitizer, Filter, Detector, Rule)
 def reads_no_workspace(subject: Subject) -> None:
     """A defense opens no file of the workspace, which holds the triggered rows: it uses only its arguments."""
     files = subject.used.seen.files

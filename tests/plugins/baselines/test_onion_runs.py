@@ -202,7 +202,7 @@ def test_a_purified_model_of_a_defense_that_makes_none(finished: tuple[Path, Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("stage: input", "stage: inputs", r"7: defense.stage: expected weights or input, got 'inputs'. Did you mean"),
+        ("stage: input", "stage: inputs", r"7: defense.stage: expected .*training, got 'inputs'. Did you mean 'input'"),
         ("  stage: input\n", "", r"7: defense.sanitizer: belongs to a defense of inputs; write `stage: input`"),
         (
             "  stage: input\n",

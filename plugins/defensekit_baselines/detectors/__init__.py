@@ -1,0 +1,1 @@
+"""Published detectors of texts that carry a trigger."""
