@@ -26,7 +26,7 @@ EXPECTED = {
 }
 SLOW = {"ripple", "hutchinson", "fisher-mc", "attention-distillation", "local"}
 # They need a network, or a package that not everybody has.
-NOT_CALLED = {("dataset", "hub"), ("model", "hub"), ("executor", "ray"), ("observer", "mlflow")}
+NOT_CALLED = {("dataset", "hub"), ("model", "hub"), ("model", "smollm2"), ("executor", "ray"), ("observer", "mlflow")}
 
 # Single dimensions from the one that a scorer takes last to the one that it takes first.
 ORDER: dict[str, list[dict[str, float]]] = {
