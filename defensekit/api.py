@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from defensekit.components import (
+    Answers,
     Attack,
     AttackContext,
     AttackTrainingContext,
@@ -15,6 +16,7 @@ from defensekit.components import (
     EstimatorContext,
     Executor,
     FoundTrigger,
+    Generations,
     Measured,
     Metric,
     ModelSource,
@@ -42,12 +44,13 @@ from defensekit.host.tables import read_table
 from defensekit.models.inference import predict
 from defensekit.pipeline.executors import compute
 from defensekit.pipeline.remote_store import RemoteStore
-from defensekit.text import Row, changed, label_number
+from defensekit.text import Row, TaskKind, answer_of, changed, label_number
 from defensekit.utils.errors import DefenseKitError, UsageError, nearest
 from defensekit.utils.files import cache_folder, file_digest
 from defensekit.utils.order_statistics import cutoff
 
 __all__ = [
+    "Answers",
     "Attack",
     "AttackContext",
     "AttackTrainingContext",
@@ -63,6 +66,7 @@ __all__ = [
     "Executor",
     "Field",
     "FoundTrigger",
+    "Generations",
     "Measured",
     "Metric",
     "ModelSource",
@@ -80,11 +84,13 @@ __all__ = [
     "Scorer",
     "Scores",
     "Selector",
+    "TaskKind",
     "TensorView",
     "Trial",
     "UsageError",
     "WeightStep",
     "Workers",
+    "answer_of",
     "cache_folder",
     "changed",
     "compute",

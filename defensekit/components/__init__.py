@@ -3,7 +3,7 @@
 from defensekit.components.attack import Attack, AttackContext, AttackTrainingContext
 from defensekit.components.base import Component, call_component, component_error
 from defensekit.components.estimator import Estimate, Estimator, EstimatorContext
-from defensekit.components.metric import Measured, Metric, Predictions
+from defensekit.components.metric import Answers, Generations, Measured, Metric, Predictions
 from defensekit.components.purifier import FoundTrigger, ModelStep, ModelStepContext, Purifier, WeightStep
 from defensekit.components.rule import Choice, Rule, Trial
 from defensekit.components.runtime import Executor, Observer, Planned, Workers
@@ -33,6 +33,7 @@ KINDS: dict[str, type[Component]] = {
 
 __all__ = [
     "KINDS",
+    "Answers",
     "Attack",
     "AttackContext",
     "AttackTrainingContext",
@@ -45,6 +46,7 @@ __all__ = [
     "EstimatorContext",
     "Executor",
     "FoundTrigger",
+    "Generations",
     "Measured",
     "Metric",
     "ModelSource",
