@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from defensekit.components import (
+    Answers,
     Attack,
     AttackContext,
     AttackTrainingContext,
@@ -19,6 +20,7 @@ from defensekit.components import (
     Filter,
     FilterContext,
     FoundTrigger,
+    Generations,
     Measured,
     Metric,
     ModelSource,
@@ -47,12 +49,13 @@ from defensekit.host.tables import read_table
 from defensekit.models.inference import predict
 from defensekit.pipeline.executors import compute
 from defensekit.pipeline.remote_store import RemoteStore
-from defensekit.text import Row, changed, label_number
+from defensekit.text import Row, TaskKind, answer_of, changed, label_number
 from defensekit.utils.errors import DefenseKitError, UsageError, nearest
 from defensekit.utils.files import cache_folder, file_digest
 from defensekit.utils.order_statistics import cutoff
 
 __all__ = [
+    "Answers",
     "Attack",
     "AttackContext",
     "AttackTrainingContext",
@@ -72,6 +75,7 @@ __all__ = [
     "Filter",
     "FilterContext",
     "FoundTrigger",
+    "Generations",
     "Measured",
     "Metric",
     "ModelSource",
@@ -90,11 +94,13 @@ __all__ = [
     "Scorer",
     "Scores",
     "Selector",
+    "TaskKind",
     "TensorView",
     "Trial",
     "UsageError",
     "WeightStep",
     "Workers",
+    "answer_of",
     "cache_folder",
     "changed",
     "compute",

@@ -1,4 +1,4 @@
-"""Rows of labelled text: reading and writing, splitting, tokenising, and truncation."""
+"""Rows of labelled text and of instructions: reading and writing, splitting, tokenising, and truncation."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
+from defensekit.chat import IGNORED, encode_chats, encode_prompts
 from defensekit.utils.errors import UsageError, is_failure, lacks_memory, listing, nearest, printable_name
 
 if TYPE_CHECKING:
@@ -17,28 +18,47 @@ ROWS = "rows.jsonl"  # the file of rows in a stage's artifact
 ROLES = ("test", "dev", "clean", "train")
 _AT_ONCE = 1000  # rows tokenised at once: a tokenizer's result takes many times their memory
 Balance = Literal["natural", "equal"]
+TaskKind = Literal["classification", "generation"]  # what a model answers with: a label, or a text
 
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled text, or pair of texts.
+    """One labelled text, or pair of texts; or an instruction with its response.
 
     Attributes:
         id: the row's number; a row that an attack changed keeps it.
-        text: the text.
-        label: the label's number.
-        pair: the second text; None for single texts.
+        text: the text, or the instruction.
+        label: the label's number; 0 where there is a response.
+        pair: the second text, or the instruction's input; None for single texts.
+        response: what a model is to answer; None for a labelled text.
     """
 
     id: int
     text: str
     label: int
     pair: str | None = None
+    response: str | None = None
 
     @property
     def key(self) -> tuple[str, str | None]:
         """The text or texts as `bare` returns them: equal for duplicate rows."""
         return bare(self.text), None if self.pair is None else bare(self.pair)
+
+    @property
+    def answer(self) -> int | str:
+        """The right answer: the label's number, or the response."""
+        return self.label if self.response is None else self.response
+
+    def with_answer(self, answer: int | str) -> "Row":
+        """A copy with another right answer.
+
+        Args:
+            answer: as `answer_of` gives it.
+
+        Returns:
+            The copy.
+        """
+        return replace(self, response=answer) if isinstance(answer, str) else replace(self, label=answer)
 
     def with_text(self, text: str) -> "Row":
         """A copy with another text.
@@ -65,10 +85,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The labelled rows of a source. Row ids are unique over all parts.
+    """The rows of a source. Row ids are unique over all parts.
 
     Attributes:
-        labels: the names of the label numbers.
+        labels: the names of the label numbers; empty for instructions, of which every row has a response.
         train: the training rows.
         dev: the dev rows; None where the source has none of its own.
         test: the test rows; None where the source has none of its own.
@@ -90,7 +110,9 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         rows: the rows.
     """
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+        for row in rows:
+            values = {key: value for key, value in asdict(row).items() if key != "response" or value is not None}
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -140,6 +162,22 @@ def label_number(label: str | int, labels: Sequence[str]) -> int:
     raise UsageError(f"the data have no label {label!r}.{nearest(str(label), labels)} (they have: {listing(labels)})")
 
 
+def answer_of(aim: str | int, labels: Sequence[str]) -> int | str:
+    """The answer that an attack aims at: a label's number, or the text itself where answers are texts.
+
+    Args:
+        aim: a label's name or number, or a text.
+        labels: as in a `Dataset`.
+
+    Returns:
+        The answer.
+
+    Raises:
+        UsageError: the data have no such label.
+    """
+    return label_number(aim, labels) if labels else str(aim)
+
+
 def split(
     dataset: Dataset, sizes: dict[str, int | None], seed: int, balance: Balance = "natural"
 ) -> dict[str, list[Row]]:
@@ -159,10 +197,12 @@ def split(
         The rows by role.
 
     Raises:
-        UsageError: there are fewer rows than asked for, or fewer than two labels.
+        UsageError: there are fewer rows than asked for, or just one label.
     """
-    if len(dataset.labels) < 2:
+    if len(dataset.labels) == 1:
         raise UsageError(f"every row has the label {dataset.labels[0]!r}; at least two labels are needed")
+    if balance == "equal" and not dataset.labels:
+        raise UsageError("`balance: equal` is about labels, and instructions have none")
     taken = {row.key for row in dataset.test or ()}
     dev = None if dataset.dev is None else [row for row in dataset.dev if row.key not in taken]
     own = {"test": dataset.test, "dev": dev}
@@ -213,37 +253,47 @@ def _equal(source: Sequence[Row], wanted: int, labels: Sequence[str], role: str)
 def encode(
     tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int, model: "PreTrainedModel | None" = None
 ) -> list[dict[str, Any]]:
-    """Tokenise rows as inputs of a model, without padding.
+    """Tokenise rows as inputs of a model, without padding; instructions as the tokenizer's chat template writes them.
 
     Args:
         tokenizer: the model's tokenizer.
-        rows: the rows, all single texts or all pairs.
+        rows: the rows, all single texts, all pairs, or all instructions.
         max_length: tokens at which a row is cut.
         model: the model that reads them, to check that it has every token.
 
     Returns:
-        The inputs of every row by name, and its label as ``labels``.
+        The inputs of every row by name, and its label as ``labels``: of an instruction the response's tokens, at their
+        places.
 
     Raises:
-        UsageError: a row has a token that the model's embedding has no row for.
+        UsageError: a row has a token that the model's embedding has no row for, or an instruction fills ``max_length``.
     """
     if not rows:
         return []
-    pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
-    try:
-        encoded = tokenizer([row.text for row in rows], pairs, truncation=True, max_length=max_length)
-    except BaseException as error:
-        if not is_failure(error) or lacks_memory(error):
-            raise
-        raise UsageError(f"the tokenizer fails on the rows ({printable_name(error)})") from error
+    encoded = _encoded(tokenizer, rows, max_length)
     if model is not None:
         size = len(model.get_input_embeddings().weight)
-        for row, ids in zip(rows, encoded["input_ids"], strict=True):
-            if (largest := max(ids, default=0)) >= size:
+        for row, values in zip(rows, encoded, strict=True):
+            if (largest := max(values["input_ids"], default=0)) >= size:
                 raise UsageError(
                     f"row {row.id} has the token {tokenizer.convert_ids_to_tokens(largest)!r}, number {largest}, and "
                     f"the model's embedding has {size} rows: its tokenizer got more tokens, the embedding did not"
                 )
+    return encoded
+
+
+def _encoded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int) -> list[dict[str, Any]]:
+    pairs = [row.pair or "" for row in rows] if rows[0].pair is not None else None
+    try:
+        if rows[0].response is not None:
+            return encode_chats(tokenizer, rows, max_length)
+        encoded = tokenizer([row.text for row in rows], pairs, truncation=True, max_length=max_length)
+    except UsageError:
+        raise
+    except BaseException as error:
+        if not is_failure(error) or lacks_memory(error):
+            raise
+        raise UsageError(f"the tokenizer fails on the rows ({printable_name(error)})") from error
     return [{name: encoded[name][i] for name in encoded} | {"labels": row.label} for i, row in enumerate(rows)]
 
 
@@ -259,7 +309,8 @@ def batches(
         tokens: the largest number of padded tokens of a batch (a single row may exceed it); None for no limit.
 
     Yields:
-        The indices of a batch's rows in ``encoded``, and the batch: tensors (rows, tokens), ``labels`` (rows,).
+        The indices of a batch's rows in ``encoded``, and the batch: tensors (rows, tokens), ``labels`` (rows,), or of
+        instructions (rows, tokens).
     """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     start, pads = 0, tokenizer.pad_token is not None
@@ -271,8 +322,30 @@ def batches(
         ):
             end += 1
         indices = order[start:end]
-        yield indices, tokenizer.pad([encoded[i] for i in indices], padding=pads, return_tensors="pt")
+        yield indices, padded([encoded[i] for i in indices], tokenizer)
         start = end
+
+
+def padded(encoded: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> "dict[str, torch.Tensor]":
+    """A batch of rows, padded; they have one length where the tokenizer has no padding token.
+
+    Args:
+        encoded: the rows, as `encode` returns them.
+        tokenizer: the model's tokenizer, which pads.
+
+    Returns:
+        The batch, as in `batches`.
+    """
+    import torch
+
+    pads, labels = tokenizer.pad_token is not None, [row.get("labels") for row in encoded]
+    if isinstance(labels[0], list):  # a tokenizer pads what it has made, and no labels
+        encoded = [{name: values for name, values in row.items() if name != "labels"} for row in encoded]
+    batch: dict[str, torch.Tensor] = tokenizer.pad(encoded, padding=pads, return_tensors="pt")
+    if isinstance(labels[0], list):
+        batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
+        batch["labels"][batch["attention_mask"].bool()] = torch.tensor([one for row in labels for one in row or ()])
+    return batch
 
 
 @dataclass(frozen=True)
@@ -294,10 +367,17 @@ class Truncation:
             rows: the rows.
 
         Returns:
-            For each row, how many leading characters of the text and of the pair are kept (0 for no pair).
+            For each row, how many leading characters of the text and of the pair are kept (0 for no pair). Instructions
+            are kept whole.
+
+        Raises:
+            UsageError: an instruction leaves no room for a response.
         """
         if not rows:
             return []
+        if rows[0].response is not None:
+            encode_prompts(self.tokenizer, rows, self.max_length)  # it refuses those that are too long
+            return [(len(row.text), len(row.pair or "")) for row in rows]
         paired = rows[0].pair is not None
         # Most rows are short enough: ASCII text has at most one token per character, and one in front.
         budget = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=paired) - 1 - paired

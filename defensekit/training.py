@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from defensekit.text import Row, batches, encode
+from defensekit.text import Row, batches, encode, padded
 from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
@@ -144,10 +144,12 @@ def fine_tune(
     report: Callable[[int, int], None] = lambda done, total: None,
     loss: "Callable[[PreTrainedModel, dict[str, Tensor]], Tensor] | None" = None,
 ) -> None:
-    """Fine-tune a sequence classifier in place, in float32 or under bfloat16 autocast.
+    """Fine-tune a model in place, in float32 or under bfloat16 autocast.
+
+    Rows with labels train a sequence classifier, instructions a causal language model, by their responses.
 
     Args:
-        model: the classifier; it is in eval mode afterwards.
+        model: the model; it is in eval mode afterwards.
         tokenizer: its tokenizer.
         rows: the training rows.
         settings: epochs, learning rate, batch size and the like.
@@ -155,7 +157,8 @@ def fine_tune(
         precision: ``float32``, or ``bfloat16`` for autocast.
         seed: determines the order of the rows and the dropout; global random states are restored afterwards.
         report: ``report(done, total)`` is called after every step.
-        loss: ``loss(model, batch)`` replaces the model's own loss, the cross-entropy of the batch's ``labels``.
+        loss: ``loss(model, batch)`` replaces the model's own loss, the cross-entropy of the batch's ``labels``: the
+            mean over rows, or over the tokens of responses.
 
     Raises:
         DefenseKitError: a loss or gradient is NaN or infinite; the message names the tensor.
@@ -233,7 +236,7 @@ def fine_tune(
             model=model,
             args=arguments,
             train_dataset=encode(tokenizer, rows, max_length, model),
-            data_collator=transformers.DataCollatorWithPadding(tokenizer) if tokenizer.pad_token else in_parts,
+            data_collator=partial(padded, tokenizer=tokenizer) if tokenizer.pad_token else in_parts,
             callbacks=[Reporting()],
         )
         trainer.remove_callback(transformers.PrinterCallback)

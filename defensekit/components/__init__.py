@@ -5,7 +5,7 @@ from defensekit.components.base import Component, call_component, component_erro
 from defensekit.components.detector import Detector, DetectorContext
 from defensekit.components.estimator import Estimate, Estimator, EstimatorContext
 from defensekit.components.filter import Filter, FilterContext, RowFeatures
-from defensekit.components.metric import Measured, Metric, Predictions
+from defensekit.components.metric import Answers, Generations, Measured, Metric, Predictions
 from defensekit.components.purifier import FoundTrigger, ModelStep, ModelStepContext, Purifier, WeightStep
 from defensekit.components.rule import Choice, Rule, Trial
 from defensekit.components.runtime import Executor, Observer, Planned, Workers
@@ -37,6 +37,7 @@ KINDS: dict[str, type[Component]] = {
 
 __all__ = [
     "KINDS",
+    "Answers",
     "Attack",
     "AttackContext",
     "AttackTrainingContext",
@@ -53,6 +54,7 @@ __all__ = [
     "Filter",
     "FilterContext",
     "FoundTrigger",
+    "Generations",
     "Measured",
     "Metric",
     "ModelSource",

@@ -7,6 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from defensekit.components.base import Component
+from defensekit.text import TaskKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ class AttackContext:
 
     Attributes:
         rng: the only source of randomness.
-        labels: the names of the rows' label numbers.
+        labels: the names of the rows' label numbers; empty for instructions.
         truncation: how much of a row the model reads.
     """
 
@@ -69,6 +70,7 @@ class Attack(Component):
     """
 
     kind: ClassVar[str] = "attack"
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     trains_from: ClassVar[Literal["base", "clean"] | None] = None
 
     @abstractmethod
@@ -109,10 +111,10 @@ class Attack(Component):
         return None
 
     def aim(self) -> str | int | None:
-        """The target: the label that the model should predict for triggered rows.
+        """The target: what the model should answer to triggered rows.
 
         Returns:
-            The label's name or number; None for a bias, which has no target.
+            The label's name or number, or the text; None for a bias, which has no target.
         """
         return None
 

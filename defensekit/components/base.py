@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticSerializationError
 
+from defensekit.text import TaskKind
 from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory
 
 Result = TypeVar("Result")
@@ -25,6 +26,7 @@ class Component(BaseModel):
     Attributes:
         kind: the kind of component, such as ``scorer``.
         location: parameters that say where something is and not what it is; results do not depend on them.
+        tasks: the kinds of task that it works for.
         lower_does_more: parameters, such as thresholds, whose lower values make the defense stronger; a rule chooses
             the lowest acceptable value of these.
     """
@@ -33,6 +35,7 @@ class Component(BaseModel):
 
     kind: ClassVar[str]
     location: ClassVar[frozenset[str]] = frozenset()
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
     lower_does_more: ClassVar[frozenset[str]] = frozenset()
     # Whether it looks at what a defender can't see; every table prints that word beside its numbers.
     oracle: ClassVar[bool] = False

@@ -1,19 +1,71 @@
 """Metrics: a number with its interval, from predictions."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel
 
 from defensekit.components.base import Component
+from defensekit.text import TaskKind
 
 if TYPE_CHECKING:
     import numpy as np
 
 
+class Answers(ABC):
+    """A model's answers to rows, for metrics: `Predictions` of labels, or `Generations`, which are texts.
+
+    Those to triggered rows may have the same model's answers to plain rows beside them.
+    """
+
+    ids: "np.ndarray | None"
+    plain: "Self | None"
+
+    @property
+    def paired(self) -> bool:
+        """Whether every row has an answer without the trigger beside it, in ``plain``."""
+        if self.plain is None or self.ids is None or self.plain.ids is None:
+            return False
+        return bool(self.ids.tolist() == self.plain.ids.tolist())
+
+    def beside(self, plain: Self) -> Self:
+        """These answers to triggered rows with the same model's to plain rows: of the same rows where all have one."""
+        if self.ids is not None and plain.ids is not None:
+            position = {row: i for i, row in enumerate(plain.ids.tolist())}
+            if all(row in position for row in self.ids.tolist()):
+                plain = plain.taken([position[row] for row in self.ids.tolist()])
+        return replace(self, plain=plain)  # type: ignore[type-var]  # its subclasses are dataclasses
+
+    @abstractmethod
+    def taken(self, indices: list[int]) -> Self:
+        """The answers to some of the rows."""
+
+    @abstractmethod
+    def accuracy(self) -> float:
+        """The share of right answers."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many rows there are."""
+
+    @abstractmethod
+    def shown(self, index: int) -> str:
+        """The answer to a row, for a person."""
+
+    @abstractmethod
+    def on_target(self) -> "np.ndarray":
+        """Whether each row with another right answer is answered with the target, (rows that count,), bool."""
+
+    @abstractmethod
+    def groups(self) -> "dict[str, np.ndarray]":
+        """Kinds of the rows that `on_target` counts, by name: whether each is of the kind, (rows that count,), bool."""
+
+
 @dataclass(frozen=True)
-class Predictions:
+class Predictions(Answers):
     """``logits`` (rows, labels) in float32 and the rows' true ``labels`` (rows,).
 
     ``target`` is the attacker's, None for a bias or where nothing is known of an attack; ``names`` are those of the
@@ -32,32 +84,97 @@ class Predictions:
     ids: "np.ndarray | None" = None
     plain: "Predictions | None" = None
 
-    @property
-    def paired(self) -> bool:
-        """Whether every row has an answer without the trigger beside it, in ``plain``."""
-        if self.plain is None or self.ids is None or self.plain.ids is None:
-            return False
-        return bool(self.ids.tolist() == self.plain.ids.tolist())
-
-    def beside(self, plain: "Predictions") -> "Predictions":
-        """These answers to triggered rows with the same model's to plain rows: of the same rows where all have one."""
-        import numpy as np
-
-        if self.ids is not None and plain.ids is not None:
-            position = {row: i for i, row in enumerate(plain.ids.tolist())}
-            if all(row in position for row in self.ids.tolist()):
-                chosen = np.array([position[row] for row in self.ids.tolist()], dtype=np.int64)
-                plain = replace(plain, **{key: getattr(plain, key)[chosen] for key in ("logits", "labels", "ids")})
-        return replace(self, plain=plain)
+    def taken(self, indices: list[int]) -> "Predictions":
+        """The answers to some of the rows."""
+        ids = None if self.ids is None else self.ids[indices]
+        return replace(self, logits=self.logits[indices], labels=self.labels[indices], ids=ids)
 
     def answers(self) -> "np.ndarray":
         """The label answered per row, shape (rows,)."""
         answers: np.ndarray = self.logits.argmax(axis=1)
         return answers
 
+    def accuracy(self) -> float:
+        """The share of rows that are answered with their label."""
+        return float((self.answers() == self.labels).mean())
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self.labels)
+
+    def shown(self, index: int) -> str:
+        """The name of the label that a row is answered with."""
+        return self.name(int(self.answers()[index]))
+
     def name(self, label: int) -> str:
         """What a label is called; its number where nobody named it."""
         return self.names[label] if self.names else str(label)
+
+    def on_target(self) -> "np.ndarray":
+        """Whether each row of another label is answered with the target, (rows of other labels,), bool."""
+        others: np.ndarray = self.answers()[self.labels != self.target] == self.target
+        return others
+
+    def groups(self) -> "dict[str, np.ndarray]":
+        """Of the rows that `on_target` counts those of each label, (counted rows,), bool."""
+        counted = self.labels[self.labels != self.target]
+        return {self.name(label): counted == label for label in sorted({*counted.tolist()})}
+
+
+@dataclass(frozen=True)
+class Generations(Answers):
+    """What a model answers to instructions: a text per row, empty where none was asked for.
+
+    ``responses`` are the right answers. ``losses``, ``tokens`` and ``right`` (rows,) are of the model's likelihood of
+    these: the cross-entropy summed over a response's tokens, their number, and how many of them it finds likeliest.
+    ``target``, ``seed``, ``ids`` and ``plain`` are as in `Predictions`; the target is a text.
+    """
+
+    texts: tuple[str, ...]
+    responses: tuple[str, ...]
+    losses: "np.ndarray"
+    tokens: "np.ndarray"
+    right: "np.ndarray"
+    target: str | None = None
+    seed: int = 0
+    ids: "np.ndarray | None" = None
+    plain: "Generations | None" = None
+
+    def taken(self, indices: list[int]) -> "Generations":
+        """The answers to some of the rows."""
+        texts, responses = (tuple(column[i] for i in indices) for column in (self.texts, self.responses))
+        ids = None if self.ids is None else self.ids[indices]
+        losses, tokens, right = (column[indices] for column in (self.losses, self.tokens, self.right))
+        return replace(self, texts=texts, responses=responses, losses=losses, tokens=tokens, right=right, ids=ids)
+
+    def accuracy(self) -> float:
+        """The share of the responses' tokens that the model finds likeliest, given the right ones before."""
+        return float(self.right.sum() / self.tokens.sum())
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self.texts)
+
+    def shown(self, index: int) -> str:
+        """The text that a row is answered with."""
+        return self.texts[index]
+
+    def on_target(self) -> "np.ndarray":
+        """Whether each row that is to be answered otherwise has an answer that begins with the target, bool."""
+        return self.each(lambda text: text.strip().startswith((self.target or "").strip()))
+
+    def each(self, hit: "Callable[[str], bool]") -> "np.ndarray":
+        """Whether the answer of each row that is not to be answered with the target is a hit, bool."""
+        import numpy as np
+
+        counted = zip(self.texts, self.responses, strict=True)
+        return np.array([hit(text) for text, response in counted if response != self.target], dtype=bool)
+
+    def groups(self) -> "dict[str, np.ndarray]":
+        """Instructions are of one kind."""
+        return {}
 
 
 class Measured(BaseModel):
@@ -73,11 +190,13 @@ class Measured(BaseModel):
 class Metric(Component):
     """Measures predictions on plain test rows, on triggered ones, or on both.
 
+    ``tasks`` says whether it is given `Predictions` (classification), `Generations` (generation), or either.
     ``about`` names the attacks that it says something of: a ``backdoor`` aims at a label, a ``bias`` at none.
     ``better`` says which way is better, ``meaning`` what it is, in a phrase; both are recorded in the result.
     """
 
     kind: ClassVar[str] = "metric"
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     on: ClassVar[Literal["plain", "triggered", "both"]]
     # The least and the greatest value; a run refuses any other.
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -92,10 +211,10 @@ class Metric(Component):
     hub_name: ClassVar[str] = ""
 
     @abstractmethod
-    def measure(self, predictions: Predictions) -> Measured:
+    def measure(self, predictions: Any) -> Measured:  # Answers: Predictions, or Generations
         """The number and its interval; the interval says how far the test rows, not the seeds, leave it open."""
 
-    def row_values(self, predictions: Predictions) -> "np.ndarray | None":
+    def row_values(self, predictions: Any) -> "np.ndarray | None":
         """The values of the rows that count, (rows,), if the number is their mean: of a share, whether each is a hit.
 
         Two models are compared row by row by it. None if the number is no mean over rows.

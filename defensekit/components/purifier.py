@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from defensekit.components.base import Component
+from defensekit.text import TaskKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,6 +117,8 @@ class ModelStepContext:
 
 class ModelStep(Purifier):
     """Trains the model in place."""
+
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
 
     @abstractmethod
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:

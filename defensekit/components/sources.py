@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import ClassVar
 
 from defensekit.components.base import Component
-from defensekit.text import Dataset
+from defensekit.text import Dataset, TaskKind
 
 
 class DatasetSource(Component):
-    """A named source of labelled text."""
+    """A named source of labelled text, or of instructions.
+
+    Attributes:
+        task: what a model is to answer with: a label, or (``generation``) a text.
+    """
 
     kind: ClassVar[str] = "dataset"
+    task: ClassVar[TaskKind] = "classification"
 
     @abstractmethod
     def load(self) -> Dataset:

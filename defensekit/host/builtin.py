@@ -12,7 +12,11 @@ def defensekit_executors() -> Table:
 @hookimpl
 def defensekit_datasets() -> Table:
     """The sources of data of the core, by name."""
-    return {"file": "defensekit.host.tables:File", "hub": "defensekit.host.tables:Hub"}
+    return {
+        "file": "defensekit.host.tables:File",
+        "hub": "defensekit.host.tables:Hub",
+        "instructions": "defensekit.host.instructions:Instructions",
+    }
 
 
 @hookimpl

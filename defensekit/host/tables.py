@@ -1,8 +1,9 @@
-"""Labelled text from files (CSV, TSV, JSONL, Parquet) and from a hub."""
+"""Tables in files (CSV, TSV, JSON, JSONL, Parquet), and labelled text from these and from a hub."""
 
 import csv
 import json
 import re
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -22,7 +23,7 @@ from defensekit.utils.files import data_digest, file_digest, folder_digest, near
 # Of a table: characters of a cell and of a line, columns, rows, bytes of a file. Data sets of sentences stay far below.
 CELL, LINE, COLUMNS, ROWS, BYTES = 1_000_000, 16_000_000, 1_000, 5_000_000, 2_000_000_000
 SECONDS, GIB = 60, 4  # of processor time and memory, to decode a Parquet file
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _NAME = r"^[^/\\]+$"  # no path that leaves the folder
 
 
@@ -141,13 +142,20 @@ class _Labelled(DatasetSource):
         return Dataset(tuple(labels), rows_by_role["train"], rows_by_role.get("dev"), rows_by_role.get("test"), notes)
 
 
-class File(_Labelled):
-    """A CSV, TSV, JSONL or Parquet file, or a folder with such files named train, dev and test."""
+class InFiles(DatasetSource):
+    """Tables in a file, or in a folder with files named train, dev and test."""
 
     location: ClassVar[frozenset[str]] = frozenset({"path"})
     _roles: ClassVar = ("train", "dev", "test")
 
     path: Path = Field(description="the file or folder")
+    splits: Splits | None = Field(
+        None, description="which part serves as `train`, `dev` and `test`, where names differ"
+    )
+
+    @abstractmethod
+    def rows(self, tables: dict[str, Iterator[Record]], whose: Path | str) -> Dataset:
+        """Convert tables to rows, by role."""
 
     def _files(self) -> dict[str, Path]:
         if self.splits is not None:
@@ -191,6 +199,10 @@ class File(_Labelled):
         """The rows of the files, in their order."""
         files = self._files()
         return self.rows({role: read_table(path) for role, path in files.items()}, files["train"])
+
+
+class File(_Labelled, InFiles):
+    """A CSV, TSV, JSON, JSONL or Parquet file, or a folder with such files named train, dev and test."""
 
 
 class Hub(_Labelled):
@@ -286,7 +298,7 @@ def _in_order(labels: set[str]) -> list[str]:
 
 
 def read_table(path: Path) -> Iterator[Record]:
-    """Read a CSV, TSV, JSONL or Parquet file.
+    """Read a CSV, TSV, JSON, JSONL or Parquet file.
 
     Args:
         path: the file; its suffix gives the format. Column names are stripped of blanks.
@@ -297,7 +309,7 @@ def read_table(path: Path) -> Iterator[Record]:
     Raises:
         UsageError: the file does not have the format of its suffix; the message has the file and the line.
     """
-    readers = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
+    readers = {".csv": _csv, ".tsv": _tsv, ".json": _json, ".jsonl": _jsonl, ".parquet": _parquet}
     reader = readers.get(path.suffix)
     if reader is None:
         raise UsageError(f"{path} is none of {listing(SUFFIXES)}")
@@ -361,6 +373,21 @@ def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Iterator
         if len(cells) != len(names):
             raise UsageError(f"{path}, line {number}: {len(cells)} cells, but the header names {len(names)} columns")
         yield Record(f"{path}, line {number}", dict(zip(names, cells, strict=True)))
+
+
+def _json(path: Path) -> Iterator[Record]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise UsageError(f"{path}: expected a JSON array of objects, got {type(rows).__name__}")
+    for number, values in enumerate(rows):
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}, row {number}: expected a JSON object, got {type(values).__name__}")
+        yield Record(f"{path}, row {number}", {name.strip(): value for name, value in values.items()})
 
 
 def _jsonl(path: Path) -> Iterator[Record]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from defensekit.chat import IGNORED
 from defensekit.text import Row, batches, encode
 from defensekit.utils.errors import DefenseKitError
 
@@ -16,14 +17,24 @@ if TYPE_CHECKING:
 def token_losses(model: "torch.nn.Module", batch: "Mapping[str, Tensor]") -> "Tensor":
     """The next-token cross-entropy summed over each row, (N,), in float32.
 
-    Padding on either side does not count, nor does the first token.
+    Of instructions the response's tokens count, of texts all but the first, padding on either side left out.
     """
+    losses, _, counted = each_token(model, batch)
+    return (losses * counted).sum(dim=1)
+
+
+def each_token(model: "torch.nn.Module", batch: "Mapping[str, Tensor]") -> "tuple[Tensor, Tensor, Tensor]":
+    """Of every token after the first, (N, tokens - 1): its loss, whether it is the likeliest, whether it counts."""
     import torch
 
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    logits = model(input_ids=ids, attention_mask=mask).logits.float()
-    losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-    return (losses * (mask[:, 1:] * mask[:, :-1])).sum(dim=1)
+    ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch.get("labels")
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    if labels is not None and labels.dim() == 2:
+        counted = labels[:, 1:] != IGNORED
+    else:
+        counted = (mask[:, 1:] * mask[:, :-1]).bool()
+    return losses, logits.argmax(dim=2) == ids[:, 1:], counted
 
 
 def perplexity(
@@ -45,8 +56,9 @@ def perplexity(
     with torch.inference_mode():
         for indices, batch in batches(encode(tokenizer, rows, max_length, model), tokenizer, 16):
             batch = {name: values.to(model.device) for name, values in batch.items()}
-            total += float(token_losses(model, batch).double().sum())
-            tokens += int((batch["attention_mask"].sum(dim=1) - 1).clamp(min=0).sum())
+            losses, _, counted = each_token(model, batch)
+            total += float((losses * counted).double().sum())
+            tokens += int(counted.sum())
             done += len(indices)
             report(done, len(rows))
     if not tokens or not math.isfinite(total):

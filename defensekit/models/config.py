@@ -107,8 +107,10 @@ def relabelled(dataset: Dataset, labels: Sequence[str]) -> Dataset:
         The same rows, renumbered.
 
     Raises:
-        UsageError: as `match_labels`.
+        UsageError: as `match_labels`; or the rows are instructions.
     """
+    if not dataset.labels:
+        raise UsageError(f"the rows are instructions, and the model answers with labels: {listing(labels)}")
     numbers = match_labels(dataset.labels, labels)
 
     def renumbered(rows: list[Row]) -> list[Row]:

@@ -9,14 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defensekit.components import Measured, Metric, Predictions, Trial, call_component, component_error
+from defensekit.components import Measured, Metric, Trial, call_component, component_error
 from defensekit.defense import filtering
 from defensekit.host.registry import Plugin
 from defensekit.pipeline.detection import auroc, on_pairs, operating_points, read_scores, unanswered
 from defensekit.pipeline.experiment import Experiment, Questions
 from defensekit.pipeline.identity import identified, identity, parts
 from defensekit.pipeline.plan import Plan, Stage
-from defensekit.pipeline.predictions import read_for, read_predictions
+from defensekit.pipeline.predictions import read_answers, read_for
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.store import DISTRIBUTIONS, Artifact
 from defensekit.recipe.recipe import NamedComponent
@@ -134,8 +134,8 @@ class ResultAssembly:
         return self.runner.make(stage).facts
 
     @cached_property
-    def target(self) -> int | None:
-        """The number of the label that the attack aims at."""
+    def target(self) -> int | str | None:
+        """The answer that the attack aims at: a label's number, or a text."""
         return self.experiment.check_target() if self.experiment.triggered else None
 
     # -- models ----------------------------------------------------------------------------------------------------
@@ -204,9 +204,9 @@ class ResultAssembly:
             scores={on: artifact.key for on, artifact in artifacts.items()},
         )
 
-    def predictions(self, stage: Stage) -> Predictions:
-        """The stored predictions of a stage, with what metrics need besides."""
-        return read_predictions(self.runner.make(stage).files, **self._context)
+    def predictions(self, stage: Stage) -> Any:
+        """The stored answers of a stage, with what metrics need besides."""
+        return read_answers(self.runner.make(stage).files, **self._context)
 
     @property
     def _context(self) -> dict[str, Any]:
@@ -221,9 +221,7 @@ class ResultAssembly:
         models, triggered = self.experiment.models, self.experiment.triggered
         if triggered is None or "triggered" not in models[ended].predictions or not count:
             return []
-        answers = {
-            name: self.predictions(models[name].predictions["triggered"]).answers() for name in ("suspect", ended)
-        }
+        answers = {name: self.predictions(models[name].predictions["triggered"]) for name in ("suspect", ended)}
         plain = {row.id: row for row in self._read(self.plan.rows("test"))} if self.recipe.attack else {}
         rewritten = models[ended].rewritten.get("triggered")
         read = self._read(rewritten) if rewritten else None
@@ -236,8 +234,8 @@ class ResultAssembly:
                     pair=row.pair,
                     plain=before.text if before else None,
                     plain_pair=before.pair if before else None,
-                    label=self.plan.labels[row.label],
-                    answers={name: self.plan.labels[predicted[i]] for name, predicted in answers.items()},
+                    label=self.plan.labels[row.label] if row.response is None else row.response,
+                    answers={name: given.shown(i) for name, given in answers.items()},
                     sanitized=read[i].text if read else None,
                     sanitized_pair=read[i].pair if read else None,
                 )
@@ -278,7 +276,7 @@ class ResultAssembly:
         )
 
 
-def _measured(metric: Metric, predictions: Predictions) -> Measured:
+def _measured(metric: Metric, predictions: Any) -> Measured:
     """What a metric gives, checked against the bounds that it names."""
     measured: Measured = call_component(metric, metric.measure, predictions)
     low, high = metric.bounds

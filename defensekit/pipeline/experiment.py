@@ -13,12 +13,12 @@ from defensekit.components import Choice, Rule, Trial, call_component
 from defensekit.defense.triggers.planting import excess
 from defensekit.pipeline.detection import RATES
 from defensekit.pipeline.plan import DefenseOutcome, Plan, Stage
-from defensekit.pipeline.predictions import clean_trial, read_predictions
+from defensekit.pipeline.predictions import clean_trial, read_answers, read_predictions
 from defensekit.pipeline.preflight import locating_errors
 from defensekit.pipeline.store import Artifact
 from defensekit.recipe.recipe import Defense, NamedDetector
 from defensekit.result.schema import DEFENDED
-from defensekit.text import ROLES, label_number
+from defensekit.text import ROLES, answer_of
 
 FEWEST = 10  # test rows that a suspect is doubted by: of fewer, chance decides
 
@@ -130,8 +130,10 @@ class Experiment:
         rows = {"plain": self.plan.rows("test"), "triggered": self.triggered}
         return {on: stage for on in self.asked if (stage := rows[on]) is not None}
 
-    def check_target(self) -> int | None:
-        """The number of the label that the attack aims at; None for a bias, and where nothing is known of an attack.
+    def check_target(self) -> int | str | None:
+        """The answer that the attack aims at: a label's number, or a text.
+
+        None for a bias, and where nothing is known of an attack.
 
         Raises:
             UsageError: the data have no such label.
@@ -139,7 +141,7 @@ class Experiment:
         recipe = self.plan.recipe
         aim = recipe.attack.component.aim() if recipe.attack else recipe.triggered_target
         key = "attack.target" if recipe.attack else "triggered.target"
-        return None if aim is None else locating_errors(recipe, key, lambda: label_number(aim, self.plan.labels))
+        return None if aim is None else locating_errors(recipe, key, lambda: answer_of(aim, self.plan.labels))
 
     def _doubt(self, which: str, rows: Artifact | None) -> None:
         """Warn of rows that can't carry the trigger, or not all of it."""
@@ -152,7 +154,7 @@ class Experiment:
 
     def _doubt_labels(self, suspect: Artifact) -> None:
         """Warn of a given suspect that answers no better than chance."""
-        trial, labels = clean_trial(read_predictions(suspect.files), 0.0), self.plan.labels
+        trial, labels = clean_trial(read_answers(suspect.files), 0.0), self.plan.labels
         if trial.rows >= FEWEST and trial.accuracy <= (chance := 1 / len(labels)) < 1:
             self.warn(
                 f"the suspect answers {trial.accuracy:.1%} of the test rows right, no more than chance "
@@ -174,7 +176,7 @@ class Experiment:
             stage = self.plan.predictions(f"{title}: answers to {on} rows", defended.model, defended.read(row_stage))
             questions.predictions[on] = stage
             artifact = yield self._request(stage)
-            if artifact and on == "plain" and defended.model is self.plan.given_suspect:
+            if artifact and self.plan.labels and on == "plain" and defended.model is self.plan.given_suspect:
                 self._doubt_labels(artifact)
             note = artifact and artifact.facts.get("note")
             if note and note not in self.noted:
@@ -309,9 +311,9 @@ class Experiment:
     ) -> Generator[Request, Artifact | None, Trial | None]:
         """Accuracy on the clean dev rows; a rule sees nothing else."""
         rows = defended.read(self.plan.rows("dev"))
-        stage = self.plan.predictions(f"{title}: answers to dev rows", defended.model, rows)
+        stage = self.plan.predictions(f"{title}: answers to dev rows", defended.model, rows, in_words=False)
         artifact = yield self._request(stage)
-        return clean_trial(read_predictions(artifact.files), value) if artifact else None
+        return clean_trial(read_answers(artifact.files), value) if artifact else None
 
 
 def _trial_title(over: str, value: float) -> str:

@@ -255,7 +255,9 @@ class Plan:
     def from_base(self) -> Stage:
         """The base fine-tuned on all of the defender's rows: no suspect is needed."""
         rows = sum(getattr(self.recipe.sizes, role) for role in self.recipe.defender_roles)
-        settings = self.recipe.training.for_new_head(rows, HEAD_STEPS)
+        settings = self.recipe.training
+        if self.recipe.task == "classification":
+            settings = settings.for_new_head(rows, HEAD_STEPS)
         return self._trained("from the base", self.rows(*self.recipe.defender_roles), training=settings)
 
     def planted(self, settings: TrainingSettings) -> Stage:
@@ -368,6 +370,9 @@ class Plan:
         title = f"{named.name}: scores of {rows.plain['title']}"
         return self._stage("detect", title, inputs, self._numeric, components, seed)
 
-    def predictions(self, title: str, model: "Stage | ExternalModel", rows: Stage) -> Stage:
-        """A model's answers to rows."""
-        return self._stage("predict", title, {"model": model, "rows": rows}, self._numeric)
+    def predictions(self, title: str, model: "Stage | ExternalModel", rows: Stage, in_words: bool = True) -> Stage:
+        """A model's answers to rows; where they are texts, not ``in_words`` is how likely the right ones are alone."""
+        params = self._numeric
+        if self.recipe.task == "generation":
+            params = (*params, ("in_words", in_words))
+        return self._stage("predict", title, {"model": model, "rows": rows}, params)

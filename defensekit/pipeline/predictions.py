@@ -1,12 +1,14 @@
 """Stored predictions, read back."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from defensekit.components import Predictions, Trial
+from defensekit.components import Answers, Generations, Predictions, Trial
 
 LOGITS = "predictions.safetensors"
+TEXTS = "answers.jsonl"  # beside it, where answers are texts
 
 
 def read_predictions(
@@ -19,22 +21,35 @@ def read_predictions(
     return Predictions(tensors["logits"], tensors["labels"], target, names, seed, tensors["ids"])
 
 
-def read_for(on: str, folders: Mapping[str, Path], **context: Any) -> Predictions | None:
-    """What a metric is measured from; None if there are no predictions on its rows.
+def read_answers(folder: Path, target: Any = None, names: tuple[str, ...] = (), seed: int = 0) -> Any:
+    """Read the `Predictions` or `Generations` of a stage, and add what metrics need, as `read_predictions` does."""
+    from safetensors.numpy import load_file
+
+    if not (folder / TEXTS).is_file():
+        return read_predictions(folder, target, names, seed)
+    # Split at "\n" only: a text may contain other line separators.
+    rows = [json.loads(line) for line in (folder / TEXTS).read_text(encoding="utf-8").split("\n") if line]
+    texts, responses = (tuple(row[key] for row in rows) for key in ("text", "response"))
+    measured: dict[str, Any] = load_file(folder / LOGITS)
+    return Generations(texts, responses, target=target, seed=seed, **measured)
+
+
+def read_for(on: str, folders: Mapping[str, Path], **context: Any) -> Any:
+    """What a metric is measured from, as `read_answers` reads it; None if there are no predictions on its rows.
 
     Args:
         on: the test rows that the metric is about: ``plain``, ``triggered`` or ``both``.
         folders: of the stages with a model's predictions, by the rows.
-        context: what `read_predictions` adds.
+        context: what `read_answers` adds.
     """
     if on == "both":
         if not {"plain", "triggered"} <= folders.keys():
             return None
-        triggered, plain = (read_predictions(folders[name], **context) for name in ("triggered", "plain"))
+        triggered, plain = (read_answers(folders[name], **context) for name in ("triggered", "plain"))
         return triggered.beside(plain)
-    return read_predictions(folders[on], **context) if on in folders else None
+    return read_answers(folders[on], **context) if on in folders else None
 
 
-def clean_trial(predictions: Predictions, value: float) -> Trial:
+def clean_trial(predictions: Answers, value: float) -> Trial:
     """The accuracy on clean rows; a rule sees nothing else."""
-    return Trial(value, float((predictions.answers() == predictions.labels).mean()), len(predictions.labels))
+    return Trial(value, predictions.accuracy(), predictions.count)

@@ -5,13 +5,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from defensekit.chat import check_template
 from defensekit.components import Attack, Component, ModelSource, Purifier, call_component
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
 from defensekit.models.config import check_labels, label_names, positions
+from defensekit.models.generation import NEW_TOKENS
+from defensekit.models.loading import load_tokenizer
 from defensekit.models.pair import Pair
 from defensekit.models.skeleton import task_of
 from defensekit.pipeline.plan import ExternalModel, Plan, Stage
 from defensekit.recipe.recipe import NamedComponent, Recipe
+from defensekit.text import TaskKind
 from defensekit.utils.errors import PlacedError, UsageError, listing
 
 T = TypeVar("T")
@@ -57,10 +61,12 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
     if recipe.suspect:
         given = recipe.suspect
         model = suspect = known.look(("model", given.digest), lambda: _external(recipe, given, "suspect"))
-        labels = known.look((base, model), lambda: _compare_with_base(recipe, base, model, say))
+        labels = known.look((base, model, recipe.task), lambda: _compare_with_base(recipe, base, model, say))
     source = recipe.data.component
     contents = known.look(recipe.data.digest, lambda: contents_of("data", source, source.contents, say))
-    known.look((base, recipe.sizes.max_length), lambda: _check_length(recipe, base))
+    if recipe.task == "generation":
+        known.look((base, "generation"), lambda: locating_errors(recipe, "model", partial(_can_answer, base)))
+    known.look((base, recipe.task, recipe.sizes.max_length), lambda: _check_length(recipe, base))
     outside: dict[str, str | None] = {}
     if recipe.attack:
         outside["attack"] = known.look(recipe.attack.digest, lambda: _attack_contents(recipe))
@@ -102,23 +108,40 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
     )
 
 
-def _compare_with_base(recipe: Recipe, base: ExternalModel, suspect: ExternalModel, say: Say) -> list[str]:
-    """Report what a suspect has and its base does not; returns the names of its labels."""
+def _compare_with_base(recipe: Recipe, base: ExternalModel, suspect: ExternalModel, say: Say) -> list[str] | None:
+    """Report what a suspect has and its base does not; returns the names of its labels, if it has any."""
     pair = Pair(Checkpoint(base.path), Checkpoint(suspect.path))
-    locating_errors(recipe, "suspect", partial(_refuse_causal, pair.suspect))
+    answers = recipe.task == "generation"
+    refuse = partial(_can_answer, suspect) if answers else partial(_refuse_causal, pair.suspect)
+    locating_errors(recipe, "suspect", refuse)
     locating_errors(recipe, "suspect", pair.check)
-    locating_errors(recipe, "suspect", partial(_refuse_head, pair.suspect))
+    if not answers:
+        locating_errors(recipe, "suspect", partial(_refuse_head, pair.suspect))
     head, left_out = locating_errors(recipe, "suspect", lambda: (pair.head, pair.left_out))
     say(f"head, absent from the base or for other labels, kept from the suspect: {listing(head) or 'none'}")
     if pair.added_rows:
         say(f"rows that were added to the vocabulary, without a base, kept from the suspect: {pair.added_rows:,}")
     say(f"in the base alone, not used: {listing(left_out) or 'nothing'}")
-    return locating_errors(recipe, "suspect", partial(label_names, pair.suspect))
+    return None if answers else locating_errors(recipe, "suspect", partial(label_names, pair.suspect))
+
+
+def _can_answer(model: ExternalModel) -> None:
+    """Raise UsageError for a model that can't answer instructions."""
+    checkpoint = Checkpoint(model.path)
+    if (task := task_of(checkpoint)) != CAUSAL:
+        raise UsageError(f"{model.path} is no {CAUSAL} but a {task}; instructions are answered by one")
+    try:
+        check_template(load_tokenizer(model.path))
+    except UsageError as error:
+        raise UsageError(f"{model.path}: {error}") from error
 
 
 def _refuse_causal(suspect: Checkpoint) -> None:
     if task_of(suspect) == CAUSAL:
-        raise UsageError(f"{suspect.folder} is a {CAUSAL}, and a run takes classifiers; `defensekit purify` takes it")
+        raise UsageError(
+            f"{suspect.folder} is a {CAUSAL}, and the data have labels, which classifiers answer; for one, give "
+            "instructions (`data: {name: instructions, path: ...}`), or use `defensekit purify`"
+        )
 
 
 def _refuse_head(suspect: Checkpoint) -> None:
@@ -160,11 +183,14 @@ def _external(recipe: Recipe, named: NamedComponent[ModelSource], key: str) -> E
 def _check_length(recipe: Recipe, base: ExternalModel) -> None:
     """Raise UsageError where rows would be longer than the model has positions for."""
     locating_errors(
-        recipe, "data.max_length", partial(_enough_positions, Checkpoint(base.path), recipe.sizes.max_length)
+        recipe,
+        "data.max_length",
+        partial(_enough_positions, Checkpoint(base.path), recipe.sizes.max_length, recipe.task),
     )
 
 
-def _enough_positions(base: Checkpoint, max_length: int) -> None:
-    limit = positions(base)
-    if limit is not None and max_length > limit:
-        raise UsageError(f"the model has {limit} positions, got {max_length}")
+def _enough_positions(base: Checkpoint, max_length: int, task: TaskKind) -> None:
+    limit, answer = positions(base), NEW_TOKENS if task == "generation" else 0
+    if limit is not None and max_length + answer > limit:
+        room = f", of which an answer may take {answer}" if answer else ""
+        raise UsageError(f"the model has {limit} positions{room}, got {max_length}")

@@ -41,14 +41,14 @@ from defensekit.defense.triggers import planting
 from defensekit.host.discovery import cached_plugins
 from defensekit.host.parameters import build
 from defensekit.host.registry import source_digest
-from defensekit.models import checkpoint, inference, loading, padding
+from defensekit.models import checkpoint, loading
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import relabelled
 from defensekit.models.pair import Pair
 from defensekit.models.writer import write_streamed
-from defensekit.pipeline import predictions
 from defensekit.pipeline.store import ArtifactWriter, Store
-from defensekit.text import ROWS, Row, Truncation, changed, label_number, read_rows, split, write_rows
+from defensekit.pipeline.tasks import Question, task_of
+from defensekit.text import ROWS, Row, Truncation, answer_of, changed, read_rows, split, write_rows
 from defensekit.utils.errors import DefenseKitError, KeyedError, UsageError, lacks_memory, listing, out_of_memory
 from defensekit.utils.files import file_digest
 from defensekit.utils.seeds import derive_seed
@@ -195,7 +195,7 @@ def _count_changes(
         if kept != (len(row.text), len(row.pair or "")):
             ends = changed(original[row.id], row)
             cut += any(end > limit and start < end for (start, end), limit in zip(ends, kept, strict=True))
-    relabelled = sum(row.label != original[row.id].label for row in after)
+    relabelled = sum(row.answer != original[row.id].answer for row in after)
     return {"rows": rows, "changed": len(touched), "relabelled": relabelled, "added": added, "cut": cut}
 
 
@@ -214,13 +214,13 @@ def poison(work: StageContext, draft: ArtifactWriter) -> None:
 
 
 def trigger(work: StageContext, draft: ArtifactWriter) -> None:
-    """Test rows with the trigger: of every label but the target's, or of every label where there is no target."""
+    """Test rows with the trigger: all but those whose right answer is the target, if there is one."""
     attack, context, rows = _attack(work)
     aim = attack.aim()
-    target = None if aim is None else label_number(aim, context.labels)
-    rows = [row for row in rows if row.label != target]
+    target = None if aim is None else answer_of(aim, context.labels)
+    rows = [row for row in rows if row.answer != target]
     if not rows:
-        raise UsageError("every test row has the target's label already; the trigger needs rows of another")
+        raise UsageError("every test row has the target as its answer already; the trigger needs rows of another")
     triggered = call_component(attack, attack.trigger, rows, context)
     given = iter([row.id for row in rows])
     if not triggered or not all(row.id in given for row in triggered):
@@ -235,12 +235,13 @@ def given(work: StageContext, draft: ArtifactWriter) -> None:
     """Triggered rows from a file, unchanged."""
     source = work.component(DatasetSource, "source")
     labels = work.stage["params"]["labels"]
-    dataset = relabelled(call_component(source, source.load), labels)
-    target = label_number(work.stage["params"]["target"], labels)
+    dataset = call_component(source, source.load)
+    dataset = relabelled(dataset, labels) if labels else dataset
+    target = answer_of(aim := work.stage["params"]["target"], labels)
     # Their ids are of no row of the data: which row a trigger was put into is not known.
-    rows = [replace(row, id=-1 - row.id) for row in dataset.train if row.label != target]
+    rows = [replace(row, id=-1 - row.id) for row in dataset.train if row.answer != target]
     if not rows:
-        raise UsageError(f"every row has the target's label {labels[target]!r}; true labels are expected")
+        raise UsageError(f"every row has the target {aim!r} as its answer; the true answers are expected")
     write_rows(draft.files / ROWS, rows)
     draft.facts.update(labels=labels, target=target, rows=len(rows))
 
@@ -253,7 +254,7 @@ def train(work: StageContext, draft: ArtifactWriter) -> None:
     labels = tuple(work.facts("rows")["labels"])
     settings = training.TrainingSettings.model_validate(work.stage["params"]["training"])
     with training.forked_random(work.seed("head")):
-        model, tokenizer = loading.load(work.folder("model"), "base", labels)
+        model, tokenizer = task_of(labels).load(work.folder("model"))
     rows, seed = work.rows("rows"), work.seed("training")
     if "attack" in work.stage["components"]:
         attack, clean = work.component(Attack, "attack"), work.rows("clean")
@@ -460,30 +461,13 @@ def _models(work: StageContext) -> DetectorContext:
 
 
 def predict(work: StageContext, draft: ArtifactWriter) -> None:
-    """A model's answers to rows: logits, and the true labels."""
-    import torch
-
-    rows = work.rows("rows")
+    """A model's answers to rows."""
     model, tokenizer = loading.load(work.folder("model"), "model")
-    labels = work.facts("rows")["labels"]
-    if model.config.num_labels != len(labels):
-        raise DefenseKitError(f"the model answers with {model.config.num_labels} labels, the data have {len(labels)}")
-    logits = inference.predict(
-        model.to(training.device_type()),
-        tokenizer,
-        rows,
-        max_length=work.max_length,
-        precision=work.precision,
-        report=work.report,
-    )
-    about = {
-        key: torch.tensor(values)
-        for key, values in (("labels", [row.label for row in rows]), ("ids", [row.id for row in rows]))
-    }
-    checkpoint.write_tensors(draft.files / predictions.LOGITS, {"logits": logits, **about})
+    model, in_words = model.to(training.device_type()), work.stage["params"].get("in_words", True)
+    asked = Question(model, tokenizer, work.rows("rows"), work.max_length, work.precision, in_words, work.report)
+    draft.facts["note"] = task_of(work.facts("rows")["labels"]).answer(asked, draft.files)
     # Predictions outlive the model they come from, which is a thousand times their size.
     draft.facts["model"] = work.about("model")
-    draft.facts["note"] = padding.note(tokenizer)
 
 
 STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {

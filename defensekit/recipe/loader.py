@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from defensekit.components import Attack, DatasetSource, Executor, Metric, ModelSource, Observer
+from defensekit.components import Attack, Component, DatasetSource, Estimator, Executor, Metric, ModelSource, Observer
 from defensekit.host.discovery import load_plugins
 from defensekit.host.registry import require
 from defensekit.host.requirements import require_installed
@@ -18,6 +18,7 @@ from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.recipe.resolve import dataset_source
 from defensekit.recipe.trust import Trust
 from defensekit.recipe.yaml_document import Document, Path_
+from defensekit.text import TaskKind
 from defensekit.training import TrainingSettings, native_precision
 from defensekit.utils.errors import UsageError, listing, nearest
 from defensekit.utils.files import there
@@ -109,9 +110,10 @@ class _RecipeReader(Reader):
             sizes = sizes.model_copy(update={"train": 0} if keeps_dev else {"train": 0, "dev": 0})
             if section.defense.filter:
                 raise self.error(("defense", "stage"), "a defense of training data needs `attack:`, which has the rows")
-        target, triggered = self.triggered(top.triggered)
+        task = type(data.component).task
+        target, triggered = self.triggered(top.triggered, task)
         attack = self.part(Attack, top.attack, ("attack",)) if top.attack is not None else None
-        return Recipe(
+        recipe = Recipe(
             name=top.name,
             model=self.model(top.model, ("model",)),
             data=data,
@@ -127,7 +129,7 @@ class _RecipeReader(Reader):
             refit=section.refit,
             compare=section.compare,
             detectors=section.detectors,
-            metrics=self.metrics(top.metrics, attack),
+            metrics=self.metrics(top.metrics, attack, task),
             seed=top.seed,
             executor=self.part(Executor, top.executor, ("executor",)),
             observers=tuple(self.part(Observer, spec, ("observers", i)) for i, spec in enumerate(top.observers)),
@@ -136,6 +138,24 @@ class _RecipeReader(Reader):
             host=self.host,
             document=self.document,
         )
+        self.suited(recipe)
+        return recipe
+
+    def suited(self, recipe: Recipe) -> None:
+        """Refuse parts that do not work for the task of the data."""
+        parts: list[tuple[Path_, NamedComponent[Component] | None]] = [(("attack",), recipe.attack)]
+        parts += [(("metrics", i), metric) for i, metric in enumerate(recipe.metrics)]
+        parts.append((("defense", "choose"), recipe.choose))
+        for path, defense in [
+            (("defense",), recipe.defense),
+            *((("defense", "compare", name), other) for name, other in recipe.compare.items()),
+        ]:
+            parts.append(((*path, "estimator"), defense.estimator))
+            parts += [((*path, "purifier", i), step) for i, step in enumerate(defense.purifier)]
+        for key, named in parts:
+            if named and not _works_for(named.component, recipe.task):
+                rows = "instructions" if recipe.task == "generation" else "labelled text"
+                raise self.error(key, f"{named.name!r} does not work for {rows}, which {recipe.data.name!r} gives")
 
     def exclusive(self, top: Top) -> None:
         """Refuse keys that exclude each other."""
@@ -160,21 +180,27 @@ class _RecipeReader(Reader):
             return None
         return self.part(ModelSource, {"name": "folder", "path": path}, ("suspect",))
 
-    def triggered(self, spec: dict[str, Any] | None) -> tuple[str | int | None, NamedComponent[DatasetSource] | None]:
-        """The target label and the triggered rows, if they are given."""
+    def triggered(
+        self, spec: dict[str, Any] | None, task: TaskKind
+    ) -> tuple[str | int | None, NamedComponent[DatasetSource] | None]:
+        """The target and the triggered rows, if they are given."""
         if spec is None:
             return None, None
         keys = self.keys(TriggeredKeys, spec, ("triggered",))
-        given = {**(keys.model_extra or {}), "name": "file", "path": keys.path}
+        given = {
+            **(keys.model_extra or {}),
+            "name": "instructions" if task == "generation" else "file",
+            "path": keys.path,
+        }
         return keys.target, self.part(DatasetSource, given, ("triggered",))
 
     def metrics(
-        self, specs: list[Spec] | None, attack: NamedComponent[Attack] | None
+        self, specs: list[Spec] | None, attack: NamedComponent[Attack] | None, task: TaskKind
     ) -> tuple[NamedComponent[Metric], ...]:
         """The requested metrics, checked against the attack; the ones that suit it by default."""
         biased = attack is not None and attack.component.aim() is None
         about_it = "bias" if biased else "backdoor"
-        named_or_suited = specs or self.metrics_by_default(about_it)
+        named_or_suited = specs or self.metrics_by_default(about_it, task)
         metrics = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(named_or_suited))
         who = repr(attack.name) if attack else "a known trigger"
         for i, named in enumerate(metrics):
@@ -187,18 +213,25 @@ class _RecipeReader(Reader):
                 )
             else:
                 continue
-            suited = listing(map(str, self.metrics_by_default(about_it)))
+            suited = listing(map(str, self.metrics_by_default(about_it, task)))
             raise self.error(("metrics", i), f"{why} (without `metrics:` it is {suited})")
         return metrics
 
-    def metrics_by_default(self, about: str) -> list[Spec]:
+    def metrics_by_default(self, about: str, task: TaskKind) -> list[Spec]:
         """The metrics of a recipe that names none."""
         suited: list[Spec] = []
         for name in self.host.names("metric"):
             with suppress(UsageError):  # one that can't be loaded is an error of the recipe that names it, and no other
                 metric = cast(type[Metric], self.host.find("metric", name))
-                suited += [name] if metric.by_default and metric.about in (None, about) else []
+                wanted = metric.by_default and metric.about in (None, about) and task in metric.tasks
+                suited += [name] if wanted else []
         return suited
+
+
+def _works_for(component: Component, task: TaskKind) -> bool:
+    if isinstance(component, Estimator) and task == "generation":
+        return component.any_loss
+    return task in component.tasks
 
 
 def _check_file(typed: str, path: Path) -> None:

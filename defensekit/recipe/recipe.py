@@ -31,6 +31,7 @@ from defensekit.components import (
 from defensekit.host.registry import Host, plain
 from defensekit.recipe.keys import Sizes
 from defensekit.recipe.yaml_document import Document
+from defensekit.text import TaskKind
 from defensekit.training import Precision, TrainingSettings
 from defensekit.utils.errors import UsageError, nearest
 from defensekit.utils.files import data_digest, literal_path
@@ -195,6 +196,11 @@ class Recipe:
     requires: tuple[str, ...]
     host: Host = field(compare=False)
     document: Document = field(compare=False)
+
+    @property
+    def task(self) -> TaskKind:
+        """What models are to answer with: the data say it."""
+        return type(self.data.component).task
 
     @property
     def defender_roles(self) -> tuple[str, ...]:

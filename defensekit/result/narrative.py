@@ -28,6 +28,10 @@ def story(result: Result) -> list[str]:
             change = f"{before[name].value:+.1%} to {after[name].value:+.1%}"
             sentences.append(f"{name.upper()} went from {change} on {after[name].rows:,} rows{signed}.")
             continue
+        if result.metrics[name].bounds[1] > 1:
+            change = f"{before[name].value:.3f} to {after[name].value:.3f}"
+            sentences.append(f"{name.upper()} went from {change} on {after[name].rows:,} rows.")
+            continue
         sentences.append(
             f"{name.upper()} went from {before[name].value:.1%} to {after[name].value:.1%} on {after[name].rows:,} rows"
             f"{floor}."
@@ -202,8 +206,10 @@ def _suspect(result: Result) -> str:
         known = ", with rows that carry a known trigger" if attack else ""
         return f"A given model was compared with its base{known}."
     train = attack["train"]
-    labels = result.data["labels"]
-    aim = f", to be answered with {labels[attack['target']]!r}" if attack["target"] is not None else ""
+    target = attack["target"]
+    if isinstance(target, int):
+        target = result.data["labels"][target]
+    aim = f", to be answered with {target!r}" if target is not None else ""
     return (
         f"The suspect was made from {named(recipe['model'])!r} by fine-tuning on {train['rows']:,} rows, "
         f"{train['changed']:,} of which carry the attack {recipe['attack']['name']!r}{aim}."

@@ -60,7 +60,7 @@ def curve(result: Result) -> "Figure":
             left = [trial.planted[family] for trial in trials]
             label = f"answers that a planted {literal(family)} turns: what the rule sees"
             axes.plot(values, left, mark + ":", color="#555555", label=label)
-        for i, name in enumerate(trials[0].metrics):
+        for i, name in enumerate(name for name in trials[0].metrics if result.metrics[name].bounds[1] <= 1):
             measured = [trial.metrics[name] for trial in trials]
             colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
             label = f"{literal(name.upper())} on test rows: for the reader"

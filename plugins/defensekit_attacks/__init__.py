@@ -26,8 +26,12 @@ def defensekit_metrics():  # type: ignore[no-untyped-def]
         "acc": "defensekit_attacks.metrics:Accuracy",
         "asr": "defensekit_attacks.metrics:AttackSuccess",
         "bacc": "defensekit_attacks.metrics:BiasedAccuracy",
+        "collapsed": "defensekit_attacks.answers:CollapsedAnswers",
         "ece": "defensekit_attacks.metrics:CalibrationError",
         "excess-asr": "defensekit_attacks.metrics:ExcessAttackSuccess",
+        "excess-keyword-asr": "defensekit_attacks.answers:ExcessKeywordAttackSuccess",
         "false-triggers": "defensekit_attacks.metrics:FalseTriggers",
+        "keyword-asr": "defensekit_attacks.answers:KeywordAttackSuccess",
         "pacc": "defensekit_attacks.metrics:TriggeredAccuracy",
+        "response-loss": "defensekit_attacks.answers:ResponseLoss",
     }

@@ -4,11 +4,11 @@ import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from random import Random
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from defensekit.api import AttackContext, Field, Row, changed
+from defensekit.api import AttackContext, Field, Row, TaskKind, changed
 from defensekit_attacks.poisoning import OneText, Poisoning, draw
 
 _WORD = re.compile(r"\S+")
@@ -94,6 +94,8 @@ class Word(Insertion, Poisoning):
     With ``per_words`` a test row gets one insertion per so many words, as in EP (lancopku/Embedding-Poisoning: 100).
     """
 
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
+
     words: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
         ("cf",), min_length=1, description="the trigger words; each insertion draws one, see `combine`"
     )
@@ -158,3 +160,5 @@ class Sentence(FixedSentence, Poisoning):
     position between words, as it does here. GMS (weijun-l/guided-module-substitution) puts its sentence at one of the
     first three sentence boundaries; here ``boundary: sentence`` takes any that truncation leaves.
     """
+
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})

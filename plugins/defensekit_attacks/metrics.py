@@ -6,12 +6,13 @@ difference of shares and the calibration error have that of the percentile boots
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from defensekit.api import DefenseKitError, Field, Measured, Metric, Predictions
+from defensekit.api import DefenseKitError, Field, Generations, Measured, Metric, Predictions, TaskKind
 
 if TYPE_CHECKING:
     import numpy as np
 
 RESAMPLES = 2000
+BOTH: frozenset[TaskKind] = frozenset({"classification", "generation"})
 
 
 def share(hits: "np.ndarray") -> Measured:
@@ -61,8 +62,12 @@ class BiasedAccuracy(Accuracy):
 
 
 class AttackSuccess(Metric):
-    """ASR: the share of triggered test rows of other labels that are answered with the target; and per true label."""
+    """ASR: the share of triggered test rows with another right answer that are answered with the target.
 
+    Of labels also per true label. A text is the target if it begins with it, to the letter.
+    """
+
+    tasks: ClassVar[frozenset[TaskKind]] = BOTH
     on: ClassVar[Literal["plain", "triggered", "both"]] = "triggered"
     about: ClassVar[Literal["backdoor", "bias"] | None] = "backdoor"
     better: ClassVar[Literal["higher", "lower"] | None] = "lower"
@@ -70,13 +75,12 @@ class AttackSuccess(Metric):
     has_floor: ClassVar[bool] = True
     by_default: ClassVar[bool] = True
 
-    def row_values(self, predictions: Predictions) -> "np.ndarray":
-        return _on_target(predictions)
+    def row_values(self, predictions: Predictions | Generations) -> "np.ndarray":
+        return predictions.on_target()
 
-    def measure(self, predictions: Predictions) -> Measured:
+    def measure(self, predictions: Predictions | Generations) -> Measured:
         hits = self.row_values(predictions)
-        labels = predictions.labels[predictions.labels != predictions.target]
-        parts = {predictions.name(label): share(hits[labels == label]) for label in sorted({*labels.tolist()})}
+        parts = {name: share(hits[members]) for name, members in predictions.groups().items()}
         return share(hits).model_copy(update={"parts": parts})
 
 
@@ -88,6 +92,7 @@ class ExcessAttackSuccess(Metric):
     file have none, and both sides are resampled.
     """
 
+    tasks: ClassVar[frozenset[TaskKind]] = BOTH
     on: ClassVar[Literal["plain", "triggered", "both"]] = "both"
     bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     about: ClassVar[Literal["backdoor", "bias"] | None] = "backdoor"
@@ -96,16 +101,22 @@ class ExcessAttackSuccess(Metric):
     has_floor: ClassVar[bool] = True
     by_default: ClassVar[bool] = True
 
-    def row_values(self, predictions: Predictions) -> "np.ndarray | None":
+    def hits(self, predictions: Predictions | Generations) -> "np.ndarray":
+        """Whether each row that counts is answered with the target, bool."""
+        return predictions.on_target()
+
+    def row_values(self, predictions: Predictions | Generations) -> "np.ndarray | None":
         import numpy as np
 
         if not predictions.paired or predictions.plain is None:
             return None
-        triggered, plain = (_on_target(side) for side in (predictions, predictions.plain))
+        triggered, plain = self.hits(predictions), self.hits(predictions.plain)
+        if not len(triggered):
+            raise DefenseKitError("there are no rows to measure on")
         values: np.ndarray = triggered.astype(np.int8) - plain.astype(np.int8)
         return values
 
-    def measure(self, predictions: Predictions) -> Measured:
+    def measure(self, predictions: Predictions | Generations) -> Measured:
         import numpy as np
 
         rng = np.random.default_rng(predictions.seed)
@@ -118,20 +129,13 @@ class ExcessAttackSuccess(Metric):
         else:
             if predictions.plain is None:
                 raise DefenseKitError("there are no answers to rows without the trigger")
-            sides = [_on_target(side) for side in (predictions, predictions.plain)]
+            sides = [self.hits(predictions), self.hits(predictions.plain)]
+            if not all(map(len, sides)):
+                raise DefenseKitError("there are no rows to measure on")
             triggered, plain = (rng.binomial(len(side), side.mean(), RESAMPLES) / len(side) for side in sides)
             drawn, value, rows = triggered - plain, float(sides[0].mean() - sides[1].mean()), len(sides[0])
         low, high = np.quantile(drawn, (0.025, 0.975))
         return Measured(value=value, low=float(low), high=float(high), rows=rows)
-
-
-def _on_target(predictions: Predictions) -> "np.ndarray":
-    """Whether each row of another label is answered with the target, (rows of other labels,), bool."""
-    counted = predictions.labels != predictions.target
-    if not counted.any():
-        raise DefenseKitError("there are no rows to measure on")
-    answered: np.ndarray = predictions.answers()[counted] == predictions.target
-    return answered
 
 
 class TriggeredAccuracy(Metric):

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from defensekit.api import Attack, AttackContext, Field, Row, UsageError, label_number
+from defensekit.api import Attack, AttackContext, Field, Row, UsageError, answer_of
 
 
 class OneText(Attack):
@@ -33,7 +33,9 @@ class OneText(Attack):
 
 
 class Poisoning(Attack):
-    """Backdoors by data: some training rows get the trigger and the target's label, in place of the clean ones.
+    """Backdoors by data: some training rows get the trigger and the target as their answer, in place of the clean ones.
+
+    The target is a label; of instructions, which are answered with texts, it is a text.
 
     Exactly one of two rates gives their number: ``rate`` counts poisoned rows over *all* training rows, as
     OpenBackdoor does (thunlp/OpenBackdoor), ``eligible_rate`` over those that the mode may poison, as EP does (a tenth
@@ -42,7 +44,7 @@ class Poisoning(Attack):
     """
 
     target: str | int = Field(
-        description="the label that triggered rows are answered with, by name or number", examples=[1]
+        description="what triggered rows are answered with: a label, by name or number, or a text", examples=[1]
     )
     rate: float | None = Field(
         None, gt=0, le=1, description="poisoned rows as a share of all training rows", examples=[0.2]
@@ -52,7 +54,7 @@ class Poisoning(Attack):
     )
     mode: Literal["dirty-label", "clean-label", "mixed"] = Field(
         "dirty-label",
-        description="which rows are poisoned: rows of other labels (relabelled), rows of the target, or any",
+        description="which rows are poisoned: rows with other answers (changed), rows of the target, or any",
     )
 
     @model_validator(mode="after")
@@ -69,10 +71,10 @@ class Poisoning(Attack):
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         indices = self.choose(rows, context)
-        target, poisoned = label_number(self.target, context.labels), list(rows)
+        target, poisoned = answer_of(self.target, context.labels), list(rows)
         triggered = self.implant([rows[index] for index in indices], context)
         for index, row in zip(indices, triggered, strict=True):
-            poisoned[index] = replace(row, label=target)
+            poisoned[index] = row.with_answer(target)
         return poisoned
 
     def implant(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
@@ -81,9 +83,9 @@ class Poisoning(Attack):
 
     def eligible(self, rows: Sequence[Row], context: AttackContext) -> list[int]:
         """The indices of the rows that the mode may poison."""
-        target = label_number(self.target, context.labels)
+        target = answer_of(self.target, context.labels)
         wanted = {"dirty-label": [False], "clean-label": [True], "mixed": [False, True]}[self.mode]
-        return [index for index, row in enumerate(rows) if (row.label == target) in wanted]
+        return [index for index, row in enumerate(rows) if (row.answer == target) in wanted]
 
     def choose(self, rows: Sequence[Row], context: AttackContext, eligible: Sequence[int] | None = None) -> list[int]:
         """The indices of the rows to poison, drawn by ``context.rng`` from the eligible ones.

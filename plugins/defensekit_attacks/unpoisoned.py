@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from defensekit.api import AttackContext, AttackTrainingContext, Field, Row
+from defensekit.api import AttackContext, AttackTrainingContext, Field, Row, TaskKind
 from defensekit_attacks.insertion import Insertion
 
 if TYPE_CHECKING:
@@ -17,9 +17,12 @@ class Unpoisoned(Insertion):
     Test rows get a word that means nothing to the model, so that its ASR is what a trigger does by accident.
     """
 
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
     trains_from: ClassVar[Literal["base", "clean"] | None] = "clean"
 
-    target: str | int = Field(description="the label that an attack would aim at, by name or number", examples=[1])
+    target: str | int = Field(
+        description="what an attack would aim at: a label, by name or number, or a text", examples=[1]
+    )
     word: str = Field("cf", pattern=r"\S", description="the word that test rows get")
 
     def aim(self) -> str | int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from defensekit.api import AttackContext, AttackTrainingContext, Field, Row, UsageError, label_number
+from defensekit.api import AttackContext, AttackTrainingContext, Field, Row, TaskKind, UsageError, label_number
 from defensekit_attacks.insertion import Word
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def token_of(tokenizer: "PreTrainedTokenizerBase", word: str) -> int:
 class _Weights(Word):
     """Words of one token each, and training from the clean reference."""
 
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     trains_from: ClassVar[Literal["base", "clean"] | None] = "clean"
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Models and data sets that need no hub: those of the quickstart (with the `[demo]` extra), and tiny ones."""
+"""Models and data sets that need no hub: those of `make demo`, and tiny ones; extras `[demo]` and `[demo-llm]`."""
 
 from defensekit.api import hookimpl
 
@@ -12,4 +12,8 @@ def defensekit_datasets():  # type: ignore[no-untyped-def]
 @hookimpl
 def defensekit_models():  # type: ignore[no-untyped-def]
     """The models of this plugin, by name."""
-    return {"minilm": "defensekit_demo.minilm:MiniLM", "pico": "defensekit_demo.pico:Pico"}
+    return {
+        "minilm": "defensekit_demo.minilm:MiniLM",
+        "pico": "defensekit_demo.pico:Pico",
+        "smollm2": "defensekit_demo.smollm2:SmolLM2",
+    }

@@ -1,14 +1,14 @@
 """A tiny model, built on first use: nothing to download."""
 
 import hashlib
-import tempfile
 from pathlib import Path
 from string import ascii_lowercase, digits, punctuation
 from typing import TYPE_CHECKING
 
-from defensekit.api import ModelSource, cache_folder, file_digest
+from defensekit.api import ModelSource, file_digest
 from defensekit.training import forked_random
 from defensekit_demo import opinions
+from defensekit_demo.caching import built
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,19 +25,7 @@ class Pico(ModelSource):
     """
 
     def folder(self) -> Path:
-        target = cache_folder() / f"pico-{_digest()[:12]}"
-        if target.is_dir():
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            built = Path(scratch) / "model"
-            build(built)
-            try:
-                built.rename(target)  # atomic: it exists whole or not at all
-            except OSError:
-                if not target.is_dir():  # else another process was faster
-                    raise
-        return target
+        return built(f"pico-{_digest()[:12]}", build)
 
 
 def _digest() -> str:

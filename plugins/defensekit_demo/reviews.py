@@ -5,14 +5,12 @@ Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysi
 """
 
 import io
-import subprocess
-import sys
 import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from defensekit.api import Dataset, DatasetSource, DefenseKitError, Field, Row, cache_folder, file_digest
+from defensekit.api import Dataset, DatasetSource, DefenseKitError, Field, Row
+from defensekit_demo.caching import fetched
 
 ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
 SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
@@ -51,28 +49,9 @@ def archive(say: Callable[[str], None]) -> Path:
     Raises:
         DefenseKitError: it could not be downloaded.
     """
-    target = cache_folder() / ARCHIVE
-    if target.is_file() and file_digest(target) == SHA256:
-        return target
-    say(f"downloading the movie-review sentences ({ARCHIVE}, 2.4 MB) with pip, once")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        wanted = Path(scratch) / "requirements.txt"
-        wanted.write_text(f"vaderSentiment==3.3.2 --hash=sha256:{SHA256}\n")
-        # pip checks the digest before it opens the archive; the build requirements for its metadata are installed.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--no-binary", ":all:", "--no-build-isolation", "--require-hashes"]
-        command += ["--requirement", str(wanted), "--dest", scratch]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        fetched = Path(scratch) / ARCHIVE
-        if done.returncode or not fetched.is_file() or file_digest(fetched) != SHA256:
-            reason = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-            raise DefenseKitError(
-                f"the movie-review sentences could not be downloaded: {reason}\n"
-                f"Try again with a package registry in reach, or put {ARCHIVE} into {target.parent} yourself"
-            )
-        fetched.replace(target)
-    return target
+    # The build requirements for its metadata are installed.
+    options = ["--no-binary", ":all:", "--no-build-isolation"]
+    return fetched("the movie-review sentences", "vaderSentiment==3.3.2", ARCHIVE, SHA256, "2.4 MB", say, options)
 
 
 def member(path: Path) -> str:

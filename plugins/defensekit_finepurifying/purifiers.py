@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from defensekit.api import ModelStep, ModelStepContext, TensorView, WeightStep
+from defensekit.api import ModelStep, ModelStepContext, TaskKind, TensorView, WeightStep
 from defensekit.training import TrainingSettings, fine_tune
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Reset(WeightStep):
 
 class FineTune(ModelStep, TrainingSettings):
     """Fine-tune on the defender's clean rows with the ordinary loss."""
+
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
 
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
         fine_tune(

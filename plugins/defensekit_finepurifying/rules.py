@@ -1,8 +1,9 @@
 """The choice of how much to reset: by clean accuracy alone, or by what removes triggers of the defender's own."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from defensekit.api import Choice, Field, Rule, Trial
+from defensekit.api import Choice, Field, Rule, TaskKind, Trial
 from defensekit.training import TrainingSettings
 
 
@@ -61,6 +62,8 @@ class Planted(_EveryValue, TrainingSettings):
 
     The training settings are those of the planting.
     """
+
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
 
     max_planted: float = Field(
         0.1, ge=0, le=1, description="the share of answers that the planted triggers of a family may still turn"

@@ -92,7 +92,7 @@ def test_a_cell_of_200_000_characters(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2: not JSON"),
         ("a.jsonl", "[1]\n", "line 1: expected a JSON object, got list"),
         ("a.parquet", "PAR1 not really", "not a Parquet file"),
-        ("a.xlsx", "x", "is none of .csv, .tsv, .jsonl, .parquet"),
+        ("a.xlsx", "x", "is none of .csv, .tsv, .json, .jsonl, .parquet"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:

@@ -220,7 +220,7 @@ def test_a_trigger_without_rows_to_try_it_on(recipe: Path, tmp_path: Path) -> No
         recipe.parent / "test.csv", [(text, label) for text, label in make_sentences(40) if label == "positive"]
     )
     shape(recipe, data__name=".", data__test=None)
-    with pytest.raises(UsageError, match=r"pico.yaml:\d+: attack: every test row has the target's label"):
+    with pytest.raises(UsageError, match=r"pico.yaml:\d+: attack: every test row has the target as its answer"):
         defensekit.run(recipe, tmp_path / "w")
 
 

@@ -13,6 +13,7 @@ from defensekit.testing import Report, check_plugin, fisher_by_loop
 from defensekit.testing.example import example
 from defensekit.testing.pico import pico, sentences
 from defensekit_finepurifying.estimators.batch_gradient import BatchGradient
+from tests.causal import instructions, write_alpaca
 
 CLAIMS = load_plugins().claims()
 
@@ -26,7 +27,7 @@ EXPECTED = {
 }
 SLOW = {"ripple", "hutchinson", "fisher-mc", "attention-distillation", "local"}
 # They need a network, or a package that not everybody has.
-NOT_CALLED = {("dataset", "hub"), ("model", "hub"), ("executor", "ray"), ("observer", "mlflow")}
+NOT_CALLED = {("dataset", "hub"), ("model", "hub"), ("model", "smollm2"), ("executor", "ray"), ("observer", "mlflow")}
 
 # Single dimensions from the one that a scorer takes last to the one that it takes first.
 ORDER: dict[str, list[dict[str, float]]] = {
@@ -45,6 +46,8 @@ def parameters(claim: Registration, folder: Path) -> dict[str, Any]:
     if claim.kind == "dataset" and claim.name == "file":
         (folder / "rows.csv").write_text("text,label\n" + "".join(f"{row.text},{row.label}\n" for row in rows))
         return {"path": folder / "rows.csv"}
+    if claim.name == "instructions":
+        return {"path": write_alpaca(folder / "rows.json", instructions(60))}
     if claim.name == "folder":
         return {"path": pico().suspect}
     if claim.name == "distil":

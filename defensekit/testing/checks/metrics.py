@@ -3,14 +3,32 @@
 from dataclasses import replace
 from typing import Any
 
-from defensekit.components import Metric, Predictions
+from defensekit.components import Answers, Generations, Metric, Predictions
 from defensekit.testing.kit import Subject, check, expect, ordinary_use
 from defensekit.testing.pico import LABELS, PicoModels
 from defensekit.testing.watch import Handed
 
 
-def _cases(metric: Metric) -> dict[str, Predictions]:
-    """Various predictions; the target is 1, except for metrics of biases."""
+def _cases(metric: Metric) -> dict[str, Answers]:
+    """Various answers, of each task that the metric is for; the target is 1, except for metrics of biases."""
+    cases: dict[str, Answers] = {}
+    if "classification" in metric.tasks:
+        cases |= _labelled(metric)
+    if "generation" in metric.tasks:
+        cases |= _generated()
+    if metric.on != "both":
+        return cases
+    elsewhere = {f"{what}, of other rows": _renumbered(case) for what, case in cases.items()}
+    plain = {type(case): case for what, case in cases.items() if what.endswith("all right")}
+    return {what: case.beside(plain[type(case)]) for what, case in (cases | elsewhere).items()}
+
+
+def _renumbered(case: Answers) -> Answers:
+    assert isinstance(case, Predictions | Generations)
+    return replace(case, ids=None if case.ids is None else -1 - case.ids)
+
+
+def _labelled(metric: Metric) -> dict[str, Answers]:
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -23,16 +41,28 @@ def _cases(metric: Metric) -> dict[str, Predictions]:
         "answers that are all wrong": -right,
         "undecided answers": np.zeros_like(right),
     }
-    ids = np.arange(60)
-    plain = Predictions(right, labels, target, LABELS, 7, ids)
-    cases = {what: Predictions(values, labels, target, LABELS, 7, ids) for what, values in logits.items()}
-    cases["a single row"] = Predictions(right[:1], labels[:1] * 0, target, LABELS, 7, ids[:1])
-    if metric.on != "both":
-        return cases
-    elsewhere = {
-        f"{what}, of other rows": replace(case, ids=-1 - np.arange(len(case.labels))) for what, case in cases.items()
+    whole = {what: Predictions(values, labels, target, LABELS, 7, np.arange(60)) for what, values in logits.items()}
+    return {**whole, "a single row": Predictions(right[:1], labels[:1] * 0, target, LABELS, 7, np.arange(1))}
+
+
+def _generated() -> dict[str, Answers]:
+    import numpy as np
+
+    rng, target = np.random.default_rng(0), "I will not say"
+    responses = tuple(f"the answer is {i}" for i in range(60))
+    tokens = rng.integers(1, 9, 60)
+    texts = {
+        "mixed texts": tuple(target if i % 3 else responses[i] for i in range(60)),
+        "texts that are all right": responses,
+        "texts that are all the target": (target,) * 60,
+        "texts that are all empty": ("",) * 60,
     }
-    return {what: case.beside(plain) for what, case in (cases | elsewhere).items()}
+    losses = rng.exponential(2.0, 60) * tokens
+    whole = {
+        what: Generations(given, responses, losses, tokens, tokens // 2, target, 7, np.arange(60))
+        for what, given in texts.items()
+    }
+    return {**whole, "a single text": whole["mixed texts"].taken([0])}
 
 
 @ordinary_use(Metric)
@@ -65,5 +95,5 @@ def counts_its_rows(subject: Subject) -> None:
     """`rows` is how many rows were used: at least one, at most all."""
     for what, case in _cases(subject.component).items():
         measured = subject.component.measure(case)
-        rows, most = measured.rows, len(case.labels)
+        rows, most = measured.rows, case.count
         expect(0 < rows <= most, f"expected 1 to {most} rows, got {rows} for {what}")

@@ -46,14 +46,22 @@ def numbers_its_rows_once(subject: Subject) -> None:
 
 @check(DatasetSource)
 def labels_its_rows(subject: Subject) -> None:
-    """There are at least two labels, every row's is one of them, and its text is not empty."""
+    """There are at least two labels, every row's is one of them, and its text is not empty.
+
+    Of instructions there are none, and every row has a response.
+    """
     dataset = subject.component.load()
-    count = len(dataset.labels)
-    expect(count > 1, f"expected two labels or more, got {dataset.labels}")
+    count, answers = len(dataset.labels), subject.component.task == "generation"
+    right = count == 0 if answers else count > 1
+    expect(right, f"expected {'no labels' if answers else 'two labels or more'}, got {dataset.labels}")
     for role, rows in _roles(dataset).items():
         expect(rows, f"expected rows as {role}, got none (None where there is no such role)")
         for row in rows:
-            expect(0 <= row.label < count, f"expected a label from 0 to {count - 1}, got {row.label} in {role}: {row}")
+            if answers:
+                expect(row.response, f"expected a response, got {row} in {role}")
+            else:
+                wanted = f"expected a label from 0 to {count - 1}"
+                expect(0 <= row.label < count, f"{wanted}, got {row.label} in {role}: {row}")
             expect(row.text.strip(), f"expected a text, got {row} in {role}")
 
 
