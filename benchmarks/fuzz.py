@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,14 +165,15 @@ def damaged(good: Any, rng: random.Random) -> Any:
         if what == 0:
             del within[key]
         elif what == 1 and isinstance(within, dict):
-            within[rng.choice(["", "a", "\ud800", "x" * 300, "auto_map", "quantization_config"])] = rng.choice(ODD)
+            key = rng.choice(["", "a", "\ud800", "x" * 300, "auto_map", "quantization_config"])
+            within[key] = deepcopy(rng.choice(ODD))
         elif what == 2:
             other, own = rng.choice(places)
             within[key] = json.loads(json.dumps(other[own]))
         elif what == 3 and isinstance(within[key], int | float):
             within[key] = within[key] * rng.choice([-1, 2, 1_000, 1 << 40]) + rng.choice([0, 1])
         else:
-            within[key] = rng.choice(ODD)
+            within[key] = deepcopy(rng.choice(ODD))
     return data
 
 
