@@ -1,8 +1,7 @@
 """Attacks on training data: which rows, how many, and the very same bytes for the same seed."""
 
 import hashlib
-import json
-from dataclasses import asdict
+from pathlib import Path
 from random import Random
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ from defensekit.components import Attack, AttackContext, DatasetSource, ModelSou
 from defensekit.host.discovery import load_plugins
 from defensekit.models.loading import load_tokenizer
 from defensekit.recipe.loader import load_recipe
-from defensekit.text import ROLES, Row, Truncation, split
+from defensekit.text import ROLES, Row, Truncation, split, write_rows
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import data_digest
 from defensekit.utils.seeds import derive_seed
@@ -182,7 +181,7 @@ def test_a_bias_ties_a_pattern_to_one_label_and_changes_none(attack: BiasWord | 
     assert {row.label for row in triggered} == {0, 1}
 
 
-def test_the_quickstarts_bytes() -> None:
+def test_the_quickstarts_bytes(tmp_path: Path) -> None:
     """Published numbers rest on them."""
     recipe = load_recipe(ROOT / "recipes/quickstart.yaml")
     assert recipe.attack
@@ -192,8 +191,8 @@ def test_the_quickstarts_bytes() -> None:
     truncation = Truncation(load_tokenizer(folder), recipe.sizes.max_length)
 
     def written(made: list[Row]) -> str:
-        text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in made)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        write_rows(tmp_path / "rows.jsonl", made)
+        return hashlib.sha256((tmp_path / "rows.jsonl").read_bytes()).hexdigest()[:16]
 
     found = []
     for role, purpose in (("train", "poison"), ("test", "trigger")):
