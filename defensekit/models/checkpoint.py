@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class Checkpoint:
             for name in names:
                 if Path(name).name != name or not name.endswith(".safetensors"):
                     raise UsageError(f"{self.folder / INDEX}: refused {name!r}; a weight file lies in the same folder")
-                if not (self.folder / name).is_file():
+                if not os.path.isfile(self.folder / name):  # unlike Path's, False of a name that no file can have
                     raise UsageError(f"{self.folder / INDEX} names {name}, which is not there")
             return [self.folder / name for name in names]
         if pickles := sorted(p.name for pattern in PICKLES for p in self.folder.glob(pattern)):

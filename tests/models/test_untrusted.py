@@ -142,6 +142,7 @@ def test_a_header_takes_bounded_memory(tmp_path: Path, monkeypatch: pytest.Monke
 @settings(deadline=None, max_examples=100)
 @example(index={"weight_map": {"a": "model-1.safetensors\0"}})
 @example(index={"weight_map": {"a": ".."}})
+@example(index={"weight_map": {"a": "a" * 300 + ".safetensors"}})
 @example(index={"weight_map": {}})
 @example(index={"weight_map": {"b": "model-1.safetensors"}})
 def test_any_index_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, index: dict[str, Any]) -> None:
