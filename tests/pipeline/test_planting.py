@@ -60,15 +60,15 @@ def test_excess_counts_answers_that_a_trigger_turns() -> None:
 
 
 def test_a_run_plants_tries_and_chooses(recipe: Path, tmp_path: Path) -> None:
-    rule = {"rule": "planted", "values": [0.3, 1.0], "max_planted": 0.3}
-    rule |= {"epochs": 60, "learning_rate": 5e-3, "batch_size": 16, "dropout": False}
+    rule = {"rule": "planted", "values": [1.0], "max_planted": 0.3}
+    rule |= {"epochs": 20, "learning_rate": 5e-3, "batch_size": 16, "dropout": False}
     rows = {"data__train": 200, "data__clean": 60, "data__dev": 60}
     shape(recipe, **rows, defense__purifier=["reset"], defense__choose=rule, defense__compare={})
     planned = {stage.title for stage in preview(load_recipe(recipe), tmp_path / "w")}
     result = defensekit.run(recipe, tmp_path / "w")
     assert planned >= {stage.title for stage in result.stages if "planted" in stage.title} != set()
     left = {trial.value: trial.planted for trial in result.curve}
-    assert set(left) == {0.0, 0.3, 1.0}
+    assert set(left) == {0.0, 1.0}
     assert all(set(planted) == {"word", "phrase"} for planted in left.values())
     # They are in the copy, and a model of which everything is reset has nothing of them.
     assert result.chosen is not None

@@ -245,7 +245,7 @@ def test_every_architecture_runs(architecture: str, recipe: Path, tmp_path: Path
     assert purified.selected == round(0.5 * purified.eligible)
 
 
-@pytest.mark.parametrize("labels", [2, 3])
+@pytest.mark.parametrize("labels", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_pairs_and_many_labels(labels: int, recipe: Path, tmp_path: Path) -> None:
     lines = [
         f"{text},{other},class{i % labels}"

@@ -19,6 +19,7 @@ from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.studies.helpers import study
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_steps")
 def test_a_row_is_run_again_from_its_file_alone(recipe: Path, base: Path, tmp_path: Path) -> None:
     found = run_study(load_study(study(recipe, matrix={"defense.scorer": ["magnitude"]})), tmp_path / "w")
