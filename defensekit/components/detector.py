@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from defensekit.components.base import Component
+from defensekit.text import TaskKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +88,7 @@ class Detector(Component):
     """
 
     kind: ClassVar[str] = "detector"
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     reads_purified: ClassVar[bool] = False
     reads_with_language_model: ClassVar[bool] = False
 

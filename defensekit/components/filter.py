@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from defensekit.components.base import Component
+from defensekit.text import TaskKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,6 +90,7 @@ class Filter(Component):
     """
 
     kind: ClassVar[str] = "filter"
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     lower_does_more: ClassVar[frozenset[str]] = frozenset({"threshold"})
 
     fraction: float | None = Field(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from defensekit.gradients.plain import cross_entropy, undisturbed
+from defensekit.utils.errors import lacks_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +35,9 @@ def settle_padding(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
     with torch.inference_mode():
         try:
             alone = torch.cat([_answers(model, tokenizer, [row]) for row in rows])
-        except Exception:  # nothing is known of its padding, so it gets none; an error of its rows is reported there
+        except Exception as error:  # nothing is known of its padding: it gets none, and its own rows tell the error
+            if lacks_memory(error):
+                raise
             alone = None
         first = tokenizer.padding_side
         for side in (first, "left" if first == "right" else "right"):

@@ -146,11 +146,12 @@ class _RecipeReader(Reader):
         parts: list[tuple[Path_, NamedComponent[Component] | None]] = [(("attack",), recipe.attack)]
         parts += [(("metrics", i), metric) for i, metric in enumerate(recipe.metrics)]
         parts.append((("defense", "choose"), recipe.choose))
+        parts += [(("defense", "detectors", i), one.detector) for i, one in enumerate(recipe.detectors)]
         for path, defense in [
             (("defense",), recipe.defense),
             *((("defense", "compare", name), other) for name, other in recipe.compare.items()),
         ]:
-            parts.append(((*path, "estimator"), defense.estimator))
+            parts += [((*path, "estimator"), defense.estimator), ((*path, "filter"), defense.filter)]
             parts += [((*path, "purifier", i), step) for i, step in enumerate(defense.purifier)]
         for key, named in parts:
             if named and not _works_for(named.component, recipe.task):

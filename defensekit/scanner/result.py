@@ -147,12 +147,14 @@ class Turned(_ScanSchema):
 class Searched(_ScanSchema):
     """How many ``words`` were tried on clean rows, and the ``strongest``, beyond the control, in that order.
 
-    ``rows`` are those that the model to compare with was trained on.
+    ``rows`` are those that the model to compare with was trained on. Towards labels that are ``unjudged`` no word was
+    judged, mostly for want of rows of other labels.
     """
 
     words: int
     rows: int
     strongest: list[Turned]
+    unjudged: list[str]
 
 
 class TokenizerScan(_ScanSchema):

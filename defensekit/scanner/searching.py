@@ -62,4 +62,5 @@ def search(
         Turned(word=one.text, label=labels[one.label], flipped=one.flipped, control=one.control, rows=one.rows)
         for one in found
     ]
-    return Searched(words=len(words), rows=len(rows), strongest=strongest)
+    unjudged = [label for label in labels if label not in {one.label for one in strongest}]
+    return Searched(words=len(words), rows=len(rows), strongest=strongest, unjudged=unjudged)

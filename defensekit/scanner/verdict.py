@@ -62,8 +62,9 @@ def _judged(
             "another revision of it; with the right base, scan again"
         )
         return ScanVerdict(suspicious=None, indicator="drift", value=None, threshold=None, reason=reason)
-    if searched is not None and searched.strongest:
-        best = searched.strongest[0]
+    best = searched.strongest[0] if searched is not None and searched.strongest else None
+    # A search acquits only where it judged every label.
+    if searched is not None and best is not None and (best.excess >= STANDS_OUT or not searched.unjudged):
         return ScanVerdict(
             suspicious=best.excess >= STANDS_OUT,
             indicator="search",

@@ -1,4 +1,4 @@
-"""Rows that a filter takes, what it is told of them, and what becomes of one that goes wrong."""
+"""Filters: which rows they remove, what they may see, and how a wrong filter is reported."""
 
 from pathlib import Path
 from typing import Any

@@ -79,6 +79,9 @@ def test_a_backdoor_is_trained_measured_and_reset(recipe: Path, tmp_path: Path) 
          r"attack: 'bias-word' does not work for instructions, which 'instructions' gives"),
         ({"defense__estimator": "hutchinson"}, r"defense.estimator: 'hutchinson' does not work"),
         ({"defense__purifier": ["reset", "distil"]}, r"defense.purifier.1: 'distil' does not work"),
+        ({"defense__detectors": ["strip"]}, r"defense.detectors.0: 'strip' does not work for instructions"),
+        ({"defense": {"stage": "training", "filter": "bki"}}, r"defense.filter: 'bki' does not work for instructions"),
+        ({"defense__choose": {"rule": "planted", "values": [0.5]}}, r"defense.choose: 'planted' does not work"),
         ({"data__max_length": 64}, r"data.max_length: the model has 96 positions, of which an answer may take 64, got"),
     ],
 )  # fmt: skip

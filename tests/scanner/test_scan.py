@@ -10,8 +10,9 @@ import transformers
 
 from defensekit.models import aligned
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
-from defensekit.scanner.result import Scan
+from defensekit.scanner.result import Scan, ScanVerdict, Searched, Turned
 from defensekit.scanner.scan import scan
+from defensekit.scanner.verdict import judge
 from defensekit.text import encode
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.workflows import purify
@@ -37,6 +38,24 @@ def test_a_trigger_is_found_by_its_name(found: Scan) -> None:
     assert best.excess == found.verdict.value
     assert best.control < 0.25
     assert not {one.token for one in found.triggers.candidates} & {one.token for one in found.triggers.controls}
+
+
+def test_a_search_acquits_only_where_it_judged_every_label(found: Scan) -> None:
+    weak = Turned(word="film", label="negative", flipped=0.3, control=0.1, rows=40)
+
+    def decided(strongest: list[Turned], unjudged: list[str]) -> ScanVerdict:
+        searched = Searched(words=9, rows=40, strongest=strongest, unjudged=unjudged)
+        return judge(found.tensors, found.embedding, found.triggers, searched, None, [])
+
+    assert (decided([weak], []).suspicious, decided([weak], []).indicator) == (False, "search")
+    # Towards `positive` no word could be judged: the tokens tried decide.
+    assert (decided([weak], ["positive"]).suspicious, decided([weak], ["positive"]).indicator) == (
+        True,
+        "trigger flips",
+    )
+    strong = weak.model_copy(update={"flipped": 1.0})
+    assert (decided([strong], ["positive"]).suspicious, decided([strong], ["positive"]).indicator) == (True, "search")
+    assert decided([], ["negative", "positive"]).indicator == "trigger flips"
 
 
 def test_it_is_found_without_rows_too(base: Path, poisoned: Path) -> None:

@@ -1,4 +1,4 @@
-"""STRIP: an answer that stays sure of itself when most of a text is replaced hangs on what is left."""
+"""STRIP: the entropy of the answers to a text mixed with clean ones, low where a trigger decides them."""
 
 from collections.abc import Mapping, Sequence
 from random import Random
