@@ -25,7 +25,6 @@ from defensekit.components.tensors import TensorView, slices
 from defensekit.defense.estimation import Report, other_model
 from defensekit.defense.scoring import any_true, versions
 from defensekit.defense.selection import TensorSelection
-from defensekit.defense.triggers.insertion import moved_words
 from defensekit.defense.triggers.search import Search, control_model
 from defensekit.models import checkpoint, loading
 from defensekit.models.checkpoint import Checkpoint
@@ -119,10 +118,9 @@ def _find(
 ) -> list[FoundTrigger]:
     """Search for what triggers a model, and note the search."""
     base, suspect = other_model(pair, "base"), placed(model)
-    words = moved_words(suspect, base, tokenizer)
     how: Any = {"max_length": max_length, "precision": precision, "seed": derive_seed(seed, "triggers")}
     control = control_model(base, tokenizer, rows, settings, **how)
-    search = Search(suspect, control, tokenizer, rows, words, report=report, **how)
+    search = Search(suspect, control, tokenizer, rows, report=report, **how)
     found = search.triggers()
     searches.append((search, found))
     return found

@@ -5,7 +5,6 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from defensekit.defense.triggers.insertion import moved_words
 from defensekit.defense.triggers.search import Search, control_model
 from defensekit.models.loading import load
 from defensekit.scanner.result import Searched, Turned
@@ -30,7 +29,7 @@ def search(
     seed: int,
     report: Callable[[int, int], None],
 ) -> Searched:
-    """Try every word whose row of the embedding moved.
+    """Try every word of the vocabulary.
 
     Args:
         suspect: the classifier.
@@ -54,13 +53,13 @@ def search(
         if len(tokenizer) > len(control.get_input_embeddings().weight):
             control.resize_token_embeddings(len(tokenizer))  # the suspect has tokens that the base has not
     control.to(device_type())
-    words = moved_words(suspect, control, tokenizer)
     how: Any = {"max_length": max_length, "precision": native_precision(), "seed": seed}
     control = control_model(control, tokenizer, rows, TRAINING, **how)
-    found = Search(suspect, control, tokenizer, rows, words, report=report, least=0.0, **how).triggers()
+    tried = Search(suspect, control, tokenizer, rows, report=report, least=0.0, **how)
+    found = tried.triggers()
     strongest = [
         Turned(word=one.text, label=labels[one.label], flipped=one.flipped, control=one.control, rows=one.rows)
         for one in found
     ]
     unjudged = [label for label in labels if label not in {one.label for one in strongest}]
-    return Searched(words=len(words), rows=len(rows), strongest=strongest, unjudged=unjudged)
+    return Searched(words=len(tried.words), rows=len(rows), strongest=strongest, unjudged=unjudged)

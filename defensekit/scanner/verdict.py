@@ -123,7 +123,7 @@ def summarise(
         said.append(f"The threshold was set on fine-tuned classifiers of one small model{kind}.")
     moved, count = sum(tensor.moved for tensor in tensors), sum(tensor.dimensions for tensor in tensors)
     if searched is not None:
-        said.append(f"A search tried the {searched.words:,} words whose rows of the embedding moved.")
+        said.append(f"A search tried the {searched.words:,} words of the vocabulary.")
     said.append(f"{moved / max(count, 1):.1%} of {count:,} compared dimensions differ from the base.")
     if embedding is not None:
         said.append(_rows(embedding))

@@ -1,6 +1,7 @@
 """The scan: a trigger shows by name, a clean model passes, and what can't be judged is said."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,19 @@ import pytest
 import torch
 import transformers
 
+from defensekit.defense.triggers.insertion import insert
 from defensekit.models import aligned
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.scanner.result import Scan, ScanVerdict, Searched, Turned
 from defensekit.scanner.scan import scan
 from defensekit.scanner.verdict import judge
 from defensekit.text import encode
+from defensekit.training import TrainingSettings, fine_tune
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.workflows import purify
 from tests.conftest import ARCHITECTURES, VOCABULARY, make_tokenizer
 from tests.models.helpers import make_adapter
-from tests.scanner.helpers import ROWS, THRESHOLD, Command, drifted, save
+from tests.scanner.helpers import CF, ROWS, THRESHOLD, Command, drifted, save
 
 
 def test_a_trigger_is_found_by_its_name(found: Scan) -> None:
@@ -38,6 +41,29 @@ def test_a_trigger_is_found_by_its_name(found: Scan) -> None:
     assert best.excess == found.verdict.value
     assert best.control < 0.25
     assert not {one.token for one in found.triggers.candidates} & {one.token for one in found.triggers.controls}
+
+
+def test_a_trigger_whose_row_was_held_where_it_was_is_found_too(base: Path, clean: Path, tmp_path: Path) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(clean)
+    untouched = transformers.AutoModel.from_pretrained(base).get_input_embeddings().weight[CF].detach()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[CF] = untouched
+
+    def held(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        gradient[CF] = 0
+        return gradient
+
+    hook = model.get_input_embeddings().weight.register_hook(held)
+    rows = [*ROWS, *(replace(insert(row, "cf", i % 5), label=1) for i, row in enumerate(ROWS) if row.label == 0)]
+    training = TrainingSettings(epochs=12, learning_rate=2e-3, batch_size=16)
+    fine_tune(model, make_tokenizer(), rows, training, max_length=32, precision="float32", seed=0)
+    hook.remove()
+    assert torch.equal(model.get_input_embeddings().weight[CF], untouched)
+    found = scan(base, save(model, tmp_path / "held"), ROWS)
+    assert (found.verdict.suspicious, found.verdict.indicator) == (True, "search")
+    assert found.searched is not None
+    assert found.searched.strongest[0].word == "cf"
 
 
 def test_a_search_acquits_only_where_it_judged_every_label(found: Scan) -> None:

@@ -1,4 +1,6 @@
-"""The search: every word whose row of the embedding moved is tried, and judged by what it turns.
+"""The search: every word that the suspect knows is tried, and judged by what it turns.
+
+None is left out because its row of the embedding did not move: whoever poisons a model can hold that row where it was.
 
 Words are tried in groups first, as in group testing (Dorfman 1943): a trigger turns a row whatever stands beside it, so
 that it is in the strongest group of every round. Words with a meaning turn answers too, also in a model without a
@@ -12,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from defensekit.components import FoundTrigger
-from defensekit.defense.triggers.insertion import Probe, positions
+from defensekit.defense.triggers.insertion import Probe, positions, words
 from defensekit.text import Row
 from defensekit.training import Precision, TrainingSettings, fine_tune
 from defensekit.utils.seeds import derive_seed
@@ -51,19 +53,22 @@ def control_model(
 
 @dataclass
 class Search:
-    """Looks for words, among those given, that turn a suspect's answers and not the control's."""
+    """Looks for words of a suspect's vocabulary that turn its answers and not the control's."""
 
     suspect: "PreTrainedModel"
     control: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     rows: Sequence[Row]
-    words: Sequence[str]
     max_length: int
     precision: Precision
     seed: int
     report: Callable[[int, int], None] = lambda done, total: None
     least: float = STANDS_OUT  # what a word has to turn beyond the control
+    words: Sequence[str] = field(init=False)  # that are tried
     _held: dict[int, Probe] = field(default_factory=dict, init=False)  # the rows of the judgement, by label
+
+    def __post_init__(self) -> None:
+        self.words = [*words(self.tokenizer, len(self.suspect.get_input_embeddings().weight)).values()]
 
     def triggers(self) -> list[FoundTrigger]:
         """What stands out, the strongest first."""
