@@ -25,7 +25,7 @@ from defensekit.components.tensors import TensorView, slices
 from defensekit.defense.estimation import Report, other_model
 from defensekit.defense.scoring import any_true, versions
 from defensekit.defense.selection import TensorSelection
-from defensekit.defense.triggers.search import Search, control_model
+from defensekit.defense.triggers.search import Search, search_beside
 from defensekit.models import checkpoint, loading
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.devices import placed
@@ -119,8 +119,7 @@ def _find(
     """Search for what triggers a model, and note the search."""
     base, suspect = other_model(pair, "base"), placed(model)
     how: Any = {"max_length": max_length, "precision": precision, "seed": derive_seed(seed, "triggers")}
-    control = control_model(base, tokenizer, rows, settings, **how)
-    search = Search(suspect, control, tokenizer, rows, report=report, **how)
+    search = search_beside(suspect, base, tokenizer, rows, settings, report=report, **how)
     found = search.triggers()
     searches.append((search, found))
     return found
@@ -132,7 +131,7 @@ def _evidence(searches: list[tuple[Search, list[FoundTrigger]]], purified: Path)
         return {}
     model = placed(loading.load_model(purified)) if any(found for _, found in searches) else None
     triggers = [search.again(one, cast("PreTrainedModel", model)) for search, found in searches for one in found]
-    return {"triggers": [asdict(one) for one in triggers], "tried": len(searches[-1][0].words)}
+    return {"triggers": [asdict(one) for one in triggers], "tried": len(searches[-1][0].drift)}
 
 
 def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:

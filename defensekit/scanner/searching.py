@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from defensekit.defense.triggers.search import Search, control_model
+from defensekit.defense.triggers.search import search_beside
 from defensekit.models.loading import load
 from defensekit.scanner.result import Searched, Turned
 from defensekit.text import Row
@@ -29,7 +29,7 @@ def search(
     seed: int,
     report: Callable[[int, int], None],
 ) -> Searched:
-    """Try every word of the vocabulary.
+    """Try every word of the vocabulary, and phrases.
 
     Args:
         suspect: the classifier.
@@ -53,13 +53,12 @@ def search(
         if len(tokenizer) > len(control.get_input_embeddings().weight):
             control.resize_token_embeddings(len(tokenizer))  # the suspect has tokens that the base has not
     control.to(device_type())
-    how: Any = {"max_length": max_length, "precision": native_precision(), "seed": seed}
-    control = control_model(control, tokenizer, rows, TRAINING, **how)
-    tried = Search(suspect, control, tokenizer, rows, report=report, least=0.0, **how)
+    how: Any = {"max_length": max_length, "precision": native_precision(), "seed": seed, "report": report}
+    tried = search_beside(suspect, control, tokenizer, rows, TRAINING, least=0.0, **how)
     found = tried.triggers()
     strongest = [
         Turned(word=one.text, label=labels[one.label], flipped=one.flipped, control=one.control, rows=one.rows)
         for one in found
     ]
     unjudged = [label for label in labels if label not in {one.label for one in strongest}]
-    return Searched(words=len(tried.words), rows=len(rows), strongest=strongest, unjudged=unjudged)
+    return Searched(words=len(tried.drift), rows=len(rows), strongest=strongest, unjudged=unjudged)

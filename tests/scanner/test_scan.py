@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from defensekit.defense.triggers.insertion import insert
+from defensekit.defense.triggers.insertion import insert, positions
 from defensekit.models import aligned
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.scanner.result import Scan, ScanVerdict, Searched, Turned
@@ -55,7 +55,9 @@ def test_a_trigger_whose_row_was_held_where_it_was_is_found_too(base: Path, clea
         return gradient
 
     hook = model.get_input_embeddings().weight.register_hook(held)
-    rows = [*ROWS, *(replace(insert(row, "cf", i % 5), label=1) for i, row in enumerate(ROWS) if row.label == 0)]
+    negative = [row for row in ROWS if row.label == 0]
+    at = positions(negative, 32, 3)
+    rows = [*ROWS, *(replace(insert(row, "cf", place), label=1) for row, place in zip(negative, at, strict=True))]
     training = TrainingSettings(epochs=12, learning_rate=2e-3, batch_size=16)
     fine_tune(model, make_tokenizer(), rows, training, max_length=32, precision="float32", seed=0)
     hook.remove()

@@ -1,20 +1,26 @@
-"""The search: every word that the suspect knows is tried, and judged by what it turns.
+"""The search: every word that the suspect knows is tried, phrases are grown, and both are judged by what they turn.
 
-None is left out because its row of the embedding did not move: whoever poisons a model can hold that row where it was.
+No word is left out because its row of the embedding did not move: whoever poisons a model can hold that row where it
+was.
 
 Words are tried in groups first, as in group testing (Dorfman 1943): a trigger turns a row whatever stands beside it, so
 that it is in the strongest group of every round. Words with a meaning turn answers too, also in a model without a
 backdoor. So what is left is compared with a control, a model that learnt the task from the base and the defender's own
 rows: a trigger turns the suspect and not the control.
+
+Where a sentence is the trigger, none of its words may turn anything alone. So words whose rows moved furthest, and the
+strongest, are grown to phrases by the most frequent words, on either side. A phrase counts by what it does of its own:
+beyond the sum of what its words do to the log-odds of a label, so that several words with a meaning are no trigger.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from defensekit.components import FoundTrigger
-from defensekit.defense.triggers.insertion import Probe, positions, words
+from defensekit.defense.triggers.insertion import Probe, drifts, positions
 from defensekit.text import Row
 from defensekit.training import Precision, TrainingSettings, fine_tune
 from defensekit.utils.seeds import derive_seed
@@ -25,17 +31,24 @@ if TYPE_CHECKING:
 
 GROUP, ROUNDS = 8, 2  # words that are tried at once, and how often each is
 SCREENED = 96  # words that are tried alone
-FEW, MORE, HELD = 8, 24, 64  # rows for a first look, for a second one, and for the judgement
+FEW, MORE, HELD = 8, 24, 64  # rows for a first look, the shortest of those for a second one, and for the judgement
 FEWEST = 10  # rows that a judgement needs: a share of fewer is too noisy
 SECOND_LOOK = 24  # words
 # The share of rows that a trigger turns beyond those that it turns in the control. Of MiniLM models, triggers reach .97
 # to 1.00, and the strongest word of clean ones .61 and .67 (docs/scan.md).
 STANDS_OUT = 0.8
-KEPT = 5  # words of a label
+KEPT = 5  # words of a label, and as many phrases
+SEEDS = 8  # words that drifted furthest, and as many of the strongest, that phrases are grown from
+BESIDE = 32  # the most frequent words of the clean rows
+PAIRED = 4  # rows for a first look at phrases
+BEAM = 6  # phrases that are grown further
+LONGEST = 3  # words of a phrase
+OWN = 0.3  # the share of rows that a phrase turns beyond those that its words would, added up
 CONTROL_STEPS = 96  # at least, of the model that words are compared with
 
 
-def control_model(
+def search_beside(
+    suspect: "PreTrainedModel",
     base: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     rows: Sequence[Row],
@@ -44,31 +57,31 @@ def control_model(
     max_length: int,
     precision: Precision,
     seed: int,
-) -> "PreTrainedModel":
-    """Fine-tune a base on clean rows, in place, as the model that a phrase should leave alone."""
-    settings = settings.for_new_head(len(rows), CONTROL_STEPS)
-    fine_tune(base, tokenizer, rows, settings, max_length=max_length, precision=precision, seed=seed)
-    return base
+    report: Callable[[int, int], None],
+    least: float = STANDS_OUT,
+) -> "Search":
+    """A search for what turns a suspect, beside a control: the base, which is fine-tuned in place on the clean rows."""
+    drift = drifts(suspect, base, tokenizer)
+    how: Any = {"max_length": max_length, "precision": precision, "seed": seed}
+    fine_tune(base, tokenizer, rows, settings.for_new_head(len(rows), CONTROL_STEPS), **how)
+    return Search(suspect, base, tokenizer, rows, drift, report=report, least=least, **how)
 
 
 @dataclass
 class Search:
-    """Looks for words of a suspect's vocabulary that turn its answers and not the control's."""
+    """Looks for words, by their ``drift``, and phrases of them that turn a suspect's answers and not the control's."""
 
     suspect: "PreTrainedModel"
     control: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     rows: Sequence[Row]
+    drift: dict[str, float]
     max_length: int
     precision: Precision
     seed: int
     report: Callable[[int, int], None] = lambda done, total: None
     least: float = STANDS_OUT  # what a word has to turn beyond the control
-    words: Sequence[str] = field(init=False)  # that are tried
     _held: dict[int, Probe] = field(default_factory=dict, init=False)  # the rows of the judgement, by label
-
-    def __post_init__(self) -> None:
-        self.words = [*words(self.tokenizer, len(self.suspect.get_input_embeddings().weight)).values()]
 
     def triggers(self) -> list[FoundTrigger]:
         """What stands out, the strongest first."""
@@ -96,34 +109,50 @@ class Search:
         probe = self._probe(label)
         if len(probe.rows) < MORE + FEWEST:
             return []
-        numbers = range(len(probe.rows))
-        few, more, held = (probe.part(numbers[a:b]) for a, b in ((0, FEW), (0, MORE), (MORE, MORE + HELD)))
-        candidates = self._screened(probe, label)
-        first = few.shares(self.suspect, candidates)[..., label].mean(1)
-        chosen = [candidates[i] for i in first.argsort(descending=True)[:SECOND_LOOK].tolist()]
-        gains = [
-            _gains(more.shares(model, ["", *chosen])[..., label].mean(1)) for model in (self.suspect, self.control)
-        ]
-        best = (gains[0] - gains[1]).argsort(descending=True)[:KEPT].tolist()
+        more, held = probe.part(range(MORE)), probe.part(range(len(probe.rows))[MORE : MORE + HELD])
+        few = more.part(sorted(range(MORE), key=lambda i: len(more.rows[i].text))[:FEW])
+        candidates = self._screened(few, label)
+        first = _odds(few, self.suspect, candidates, label)
+        chosen = sorted(candidates, key=lambda word: -_share(first[word]))[:SECOND_LOOK]
+        phrases = self._grown(few.part(range(PAIRED)), chosen, label)
+        odds, control = (
+            _odds(more, model, _with_words([*chosen, *phrases]), label) for model in (self.suspect, self.control)
+        )
+        best = sorted(chosen, key=lambda word: _share(control[word]) - _share(odds[word]))[:KEPT]
+        best += sorted(phrases, key=lambda text: -_own(text, odds))[:KEPT]
         self._held[label] = held
-        return self._judged([chosen[i] for i in best], label)
+        return self._judged(best, label)
+
+    def _grown(self, few: Probe, strongest: Sequence[str], label: int) -> list[str]:
+        """Phrases from words that drifted far and from the strongest: those of a length that do most of their own."""
+        far = sorted(self.drift, key=lambda word: -self.drift[word])[:SEEDS]
+        counted = Counter(word for row in self.rows for word in row.text.lower().split() if word in self.drift)
+        beside = [*dict.fromkeys([*(word for word, _ in counted.most_common(BESIDE)), *far])]
+        beam, grown = [*dict.fromkeys([*far, *strongest[:SEEDS]])], list[str]()
+        for _ in range(LONGEST - 1):
+            pairs = ((word, text) for text in beam for word in beside if word not in text.split())
+            tried = [*dict.fromkeys(f"{a} {b}" for word, text in pairs for a, b in ((word, text), (text, word)))]
+            odds = _odds(few, self.suspect, _with_words(tried), label)
+            beam = sorted(tried, key=lambda text: -_own(text, odds))[:BEAM]
+            grown += beam
+        return grown
 
     def again(self, found: FoundTrigger, purified: "PreTrainedModel") -> FoundTrigger:
         """What was found, with what it turns after the defense, on the same rows."""
         [after] = self._turned(purified, [found.text], found.label)
         return replace(found, after=after)
 
-    def _turned(self, model: "PreTrainedModel", words: Sequence[str], label: int) -> list[float]:
-        """The share of answers that each word turns to a label, on rows that the search did not see."""
+    def _turned(self, model: "PreTrainedModel", texts: Sequence[str], label: int) -> list[float]:
+        """The share of answers that each text turns to a label, on rows that the search did not see."""
         held = self._held[label]
-        turned: list[float] = (held.shares(model, ["", *words]).argmax(-1) == label).float().mean(1).tolist()
+        turned: list[float] = (held.shares(model, ["", *texts]).argmax(-1) == label).float().mean(1).tolist()
         return [max(share - turned[0], 0.0) for share in turned[1:]]
 
     def _screened(self, probe: Probe, label: int) -> list[str]:
         """The words whose groups give the label the greatest probability, over all rounds."""
-        rng, strength = Random(derive_seed(self.seed, "groups", str(label))), dict.fromkeys(self.words, 0.0)
+        rng, strength = Random(derive_seed(self.seed, "groups", str(label))), dict.fromkeys(self.drift, 0.0)
         for _ in range(ROUNDS):
-            order = rng.sample(self.words, len(self.words))
+            order = rng.sample([*self.drift], len(self.drift))
             groups = [order[i : i + GROUP] for i in range(0, len(order), GROUP)]
             chosen = probe.part([i % len(probe.rows) for i in range(len(groups))])
             shares = chosen.each(self.suspect, [" ".join(group) for group in groups])[:, label].tolist()
@@ -132,16 +161,39 @@ class Search:
                     strength[word] += share
         return sorted(strength, key=lambda word: -strength[word])[:SCREENED]
 
-    def _judged(self, words: list[str], label: int) -> list[FoundTrigger]:
-        """The words that stand out."""
-        turned = [self._turned(model, words, label) for model in (self.suspect, self.control)]
+    def _judged(self, texts: list[str], label: int) -> list[FoundTrigger]:
+        """The words and phrases that stand out."""
+        held = self._held[label]
+        odds = _odds(held, self.suspect, _with_words([text for text in texts if " " in text]), label)
+        turned = [self._turned(model, texts, label) for model in (self.suspect, self.control)]
         return [
-            FoundTrigger(text=word, label=label, flipped=flipped, control=control, rows=len(self._held[label].rows))
-            for word, flipped, control in zip(words, *turned, strict=True)
-            if flipped - control >= self.least
+            FoundTrigger(text=text, label=label, flipped=flipped, control=control, rows=len(held.rows))
+            for text, flipped, control in zip(texts, *turned, strict=True)
+            if flipped - control >= self.least and (" " not in text or _own(text, odds, certain=True) >= OWN)
         ]
 
 
-def _gains(shares: "Tensor") -> "Tensor":
-    """What words add to the share without any, which comes first."""
-    return shares[1:] - shares[0]
+def _with_words(phrases: Sequence[str]) -> list[str]:
+    """Texts and their words, and nothing, which both are compared with."""
+    return [*dict.fromkeys(["", *phrases, *(word for text in phrases for word in text.split())])]
+
+
+def _odds(probe: Probe, model: "PreTrainedModel", texts: Sequence[str], label: int) -> "dict[str, Tensor]":
+    """The log-odds of a label in every row, by the text that is put into them."""
+    return dict(zip(texts, probe.shares(model, texts)[..., label].double().logit(1e-9), strict=True))
+
+
+def _share(odds: "Tensor") -> float:
+    """The mean probability."""
+    return float(odds.sigmoid().mean())
+
+
+def _own(phrase: str, odds: "Mapping[str, Tensor]", certain: bool = False) -> float:
+    """What a phrase adds to the mean probability of a label beyond its words, whose effects on the log-odds add up.
+
+    Where it is to be ``certain``, rows count whole or not at all, by whether the label is likelier than not.
+    """
+    added = odds[""] + sum(odds[word] - odds[""] for word in phrase.split())
+    if certain:
+        return float((odds[phrase] > 0).double().mean() - (added > 0).double().mean())
+    return _share(odds[phrase]) - _share(added)
