@@ -1,7 +1,7 @@
 """The default executor: how many threads a stage gets, and when one is computed beside another."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from defensekit.utils import memory
 
 
 @pytest.fixture
-def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets what torch takes for the number of cores, without starting its threads."""
     number = [1]
     monkeypatch.setattr(torch, "get_num_threads", lambda: number[0])
     monkeypatch.setattr(torch, "set_num_threads", lambda value: number.__setitem__(0, value))
-    yield lambda value: number.__setitem__(0, value)
+    return lambda value: number.__setitem__(0, value)
 
 
 @pytest.mark.parametrize(

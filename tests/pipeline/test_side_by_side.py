@@ -40,7 +40,7 @@ def defensekit_rules():
 def test_what_comes_out_is_the_same(finished: Finished, tmp_path: Path) -> None:
     both = threading.Barrier(2, timeout=300)
     workers = Two(lambda title: both.wait() and None if title in TRIALS else None)  # one does not wait for the other
-    workspace = workspace_without(finished, tmp_path / "w", "statistics", "trial", "random", "purified", "fine-tuned:")
+    workspace = workspace_without(finished, tmp_path / "w", "statistics", "trial fraction 0.", "purified")
     result = defensekit.run(workers.take(finished[0]), workspace)
     assert len(set(workers.begun.values())) == 2
     assert timeless(result.model_dump(mode="json")) == timeless(finished[2].model_dump(mode="json"))
@@ -73,7 +73,7 @@ def test_the_error_is_the_first_that_the_run_meets_and_what_was_begun_is_kept(
             assert failed.wait(300)
 
     workers = Two(before)
-    workspace = workspace_without(finished, tmp_path / "w", *TRIALS, "random")
+    workspace = workspace_without(finished, tmp_path / "w", *TRIALS)
     with pytest.raises(DefenseKitError, match=r"^the second trial failed$"):
         defensekit.run(workers.take(finished[0]), workspace)
     assert f"{TRIALS[0]}: answers to triggered rows" in workers.begun  # the run asked for it before
