@@ -27,7 +27,7 @@ class Progress(Observer):
     _tasks: dict[str, TaskID] = PrivateAttr(default_factory=dict)
     _started: dict[str, float] = PrivateAttr(default_factory=dict)
     _totals: dict[str, int] = PrivateAttr(default_factory=dict)
-    _said: float = PrivateAttr(default=0.0)
+    _said: dict[str, float] = PrivateAttr(default_factory=dict)
     _eta: RunEta = PrivateAttr(default_factory=RunEta)
 
     def model_post_init(self, context: Any, /) -> None:
@@ -65,7 +65,7 @@ class Progress(Observer):
 
     def stage_started(self, title: str) -> None:
         """Show a stage."""
-        self._started[title] = self._said = time.monotonic()
+        self._started[title] = self._said[title] = time.monotonic()
         if self._live:
             self._tasks[title] = self._bars.add_task(title, total=None, left="")
             self._show(title, 0, 0)
@@ -77,8 +77,8 @@ class Progress(Observer):
             self._totals[title], self._started[title] = total, now
         if self._live:
             self._show(title, done, total)
-        elif now - self._said > EVERY:
-            self._said = now
+        elif now - self._said[title] > EVERY:
+            self._said[title] = now
             elapsed, share = now - self._started[title], done / total if total else 0.0
             if left := self._eta.left(title, elapsed, share):
                 left = f", {left} in all"
@@ -89,13 +89,21 @@ class Progress(Observer):
     def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
         """Print a line for a finished stage."""
         self._eta.finish(title, seconds, reused)
-        if title in self._tasks:
-            self._bars.remove_task(self._tasks.pop(title))
+        self._hide(title)
         count = f"[{len(self._eta.done)}/{self._eta.total}] " if self._eta.stages else ""
         self.message(f"{count}{title}: " + ("cached" if reused else f"{seconds:.1f} s"))
         if self._whole is not None:
             self._bars.update(self._whole, total=self._eta.total, left=self._eta.left())
             self._bars.update(self._whole, completed=len(self._eta.done))
+
+    def stage_failed(self, title: str, error: str) -> None:
+        """Show a stage no longer: others may go on for a while."""
+        self._eta.running.pop(title, None)
+        self._hide(title)
+
+    def _hide(self, title: str) -> None:
+        if title in self._tasks:
+            self._bars.remove_task(self._tasks.pop(title))
 
     def _show(self, title: str, done: int, total: int) -> None:
         elapsed, share = time.monotonic() - self._started[title], done / total if total else 0.0

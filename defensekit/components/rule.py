@@ -64,9 +64,11 @@ class Rule(Component):
         """
         return None
 
-    @abstractmethod
     def propose(self, seen: Sequence[Trial]) -> float | None:
-        """Propose the next value.
+        """Propose the next value: 0 and every one of the recipe's, the lowest first.
+
+        As it is here it does not depend on what was seen, so that values are tried side by side. Those that a rule
+        proposes by a method of its own are tried one after the other.
 
         Args:
             seen: the trials so far.
@@ -74,6 +76,8 @@ class Rule(Component):
         Returns:
             The value to try next, or None to stop.
         """
+        tried = {trial.value for trial in seen}
+        return next((value for value in sorted({0.0, *self.values}) if value not in tried), None)
 
     @abstractmethod
     def choose(self, seen: Sequence[Trial], suspect: Trial) -> Choice:

@@ -170,6 +170,10 @@ class Workers(ABC):
         """How many stages run at the same time; further calls of `execute` wait."""
         return 1
 
+    def prepare(self) -> None:
+        """Start what one more thread needs; called by each thread but the first, before it takes a stage."""
+        return
+
     @abstractmethod
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
         """Compute one stage into a store, by a call of `defensekit.api.compute` in any process.

@@ -1,4 +1,4 @@
-"""The core's own components: the in-process executor, and data and models in files or on a hub."""
+"""The core's own components: executors, and data and models in files or on a hub."""
 
 from defensekit.host.hookspecs import Table, hookimpl
 
@@ -6,7 +6,7 @@ from defensekit.host.hookspecs import Table, hookimpl
 @hookimpl
 def defensekit_executors() -> Table:
     """The executors of the core, by name."""
-    return {"in-process": "defensekit.pipeline.executors:InProcess"}
+    return {"auto": "defensekit.pipeline.executors:Auto", "in-process": "defensekit.pipeline.executors:InProcess"}
 
 
 @hookimpl

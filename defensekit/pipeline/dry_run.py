@@ -1,6 +1,7 @@
 """The stages of a run, and which of them are cached, without computing anything."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from defensekit.components import Planned
@@ -38,38 +39,40 @@ def stages_ahead(plan: Plan, store: Store) -> list[Planned]:
     """The stages of a plan; those that depend on an unknown choice have no key."""
     planned: dict[str, Planned] = {}
 
-    def stored(stage: Stage) -> Artifact | None:
-        try:
-            return store.open(stage.key) if store.has(stage.key) else None
-        except Damaged:
-            return None
-
     def visit(stage: Stage) -> None:
         """Add a stage, after its inputs unless it is cached."""
         if stage.key in planned:
             return
-        artifact = stored(stage)
+        artifact = stored(store, stage)
         if artifact is None:
             for needed in stage.inputs:
                 visit(needed)
         seconds = artifact.seconds if artifact else None
         planned[stage.key] = Planned(stage.plain["title"], stage.plain["kind"], stage.key, seconds)
 
-    asked = requested(Experiment(plan).requests(), stored)
+    asked = requested(Experiment(plan).requests(), partial(stored, store))
     for request in asked:
         if request.stage:
             visit(request.stage)
     return [*planned.values(), *(Planned(one.title, one.kind, None, None) for one in asked if not one.stage)]
 
 
-def requested(requests: Requests, stored: Callable[[Stage], Artifact | None] = lambda stage: None) -> list[Request]:
-    """Every request of a run, each answered from the store without computing."""
+def stored(store: Store, stage: Stage) -> Artifact | None:
+    """The artifact of a stage; None if it is not there, or damaged."""
+    try:
+        return store.open(stage.key) if store.has(stage.key) else None
+    except Damaged:
+        return None
+
+
+def requested(requests: Requests, answer: Callable[[Stage], Artifact | None] = lambda stage: None) -> list[Request]:
+    """Every request of a run, each answered without computing."""
     asked: list[Request] = []
     artifact = None
     try:
         while True:
             asked.append(requests.send(artifact))
             stage = asked[-1].stage
-            artifact = stored(stage) if stage else None
+            artifact = answer(stage) if stage else None
     except StopIteration:
         return asked

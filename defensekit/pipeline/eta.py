@@ -10,10 +10,14 @@ from defensekit.components.runtime import Planned
 
 @dataclass
 class RunEta:
-    """The progress of a run, and its remaining time, estimated from finished stages of the same kind."""
+    """The progress of a run, and its remaining time, estimated from finished stages of the same kind.
+
+    ``running`` has the seconds and the share done of the stages that are computed.
+    """
 
     stages: Sequence[Planned] = ()
     done: set[str] = field(default_factory=set)
+    running: dict[str, tuple[float, float]] = field(default_factory=dict)
     took: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -25,6 +29,7 @@ class RunEta:
     def finish(self, title: str, seconds: float, reused: bool) -> None:
         """Record a finished stage."""
         self.done.add(title)
+        self.running.pop(title, None)
         if title in self.kinds and not reused:
             self.took.setdefault(self.kinds[title], []).append(seconds)
 
@@ -35,17 +40,21 @@ class RunEta:
 
     def left(self, title: str = "", elapsed: float = 0.0, share: float = 0.0) -> str:
         """The remaining time in words; ``share`` of the stage ``title`` took ``elapsed`` seconds."""
+        if title:
+            self.running[title] = (elapsed, share)
         seconds, known = 0.0, True
         for stage in self.stages:
             if stage.cached or stage.title in self.done:
                 continue
             took = self.took.get(stage.kind)
-            if stage.title == title and share > 0:
+            elapsed, share = self.running.get(stage.title, (0.0, 0.0))
+            if share > 0:
                 seconds += elapsed * (1 - share) / share
             elif took:
-                seconds += max(fmean(took) - (elapsed if stage.title == title else 0.0), 0.0)
+                seconds += max(fmean(took) - elapsed, 0.0)
             else:
                 known = False  # no stage of its kind has finished yet
+        seconds /= max(len(self.running), 1)
         if not self.stages or (not known and seconds < 1):
             return ""
         return f"{'about' if known else 'more than'} {duration(seconds)} left"

@@ -60,12 +60,13 @@ class Experiment:
 
     ``models`` are the models by the names that a result gives them, ``trials`` the values that the rule tried, in its
     order, with what it saw of each, ``scores`` the stages with each detector's scores, by the rows. ``message`` and
-    ``warn`` take lines for the user.
+    ``warn`` take lines for the user. Where an answer is not known, ``certain`` leaves out what only may follow.
     """
 
     plan: Plan
     message: Callable[[str], None] = lambda text: None
     warn: Callable[[str], None] = lambda text: None
+    certain: bool = False
     models: dict[str, Questions] = field(default_factory=dict)
     trials: list[tuple[Trial, Questions]] = field(default_factory=list)
     suspect_trial: Trial | None = None
@@ -196,7 +197,9 @@ class Experiment:
             yield from self._unknown(name, defense, rule.component)
 
     def _unknown(self, name: str, defense: Defense, rule: Rule) -> Requests:
-        """The stages that any value shares; the others have a title alone."""
+        """The stages that values share; the others have a title alone."""
+        if self.certain:
+            return
         refit = self.plan.recipe.refits
         defended = self.plan.defended(name, defense.at(rule.over, rule.values[-1]), refit)
         changed = [cast(Stage, defended.model)]
@@ -273,8 +276,9 @@ class Experiment:
             if self.choice.warning:
                 self.warn(self.choice.warning)
             return self.choice.value
-        for candidate in dict.fromkeys((0.0, *rule.values)):
-            yield from self._try(rule, candidate)
+        if not self.certain or type(rule).propose is Rule.propose:
+            for candidate in dict.fromkeys((0.0, *rule.values)):
+                yield from self._try(rule, candidate)
         return None
 
     def _try(self, rule: Rule, value: float) -> Generator[Request, Artifact | None, Trial | None]:

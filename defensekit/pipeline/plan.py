@@ -1,6 +1,6 @@
 """The graph of a run's stages: plain data, planned without computing anything."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from pathlib import Path
@@ -56,6 +56,22 @@ class DefenseOutcome:
     model: Model
     read: Callable[[Stage], Stage] = lambda rows: rows
     kept: Stage | None = None
+
+
+def closure(stages: Iterable[Stage], cached: set[str] | frozenset[str] = frozenset()) -> dict[str, Stage]:
+    """Stages and their inputs, by key, inputs first; without cached stages and the inputs of these alone."""
+    stages_by_key: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.key in stages_by_key or stage.key in cached:
+            return
+        for needed in stage.inputs:
+            visit(needed)
+        stages_by_key[stage.key] = stage
+
+    for stage in stages:
+        visit(stage)
+    return stages_by_key
 
 
 Params = tuple[tuple[str, Any], ...]

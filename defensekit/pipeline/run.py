@@ -1,7 +1,7 @@
 """A run: from a recipe to a result."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -9,11 +9,12 @@ from typing import cast
 from defensekit.components import Observer
 from defensekit.pipeline import run_folder
 from defensekit.pipeline.assembly import ResultAssembly
-from defensekit.pipeline.dry_run import stages_ahead
+from defensekit.pipeline.dry_run import requested, stages_ahead, stored
 from defensekit.pipeline.experiment import Experiment, Requests
 from defensekit.pipeline.plan import Plan, Stage
 from defensekit.pipeline.preflight import locating_errors, survey
 from defensekit.pipeline.runner import Runner
+from defensekit.pipeline.side_by_side import SideBySide
 from defensekit.pipeline.store import Store
 from defensekit.recipe.loader import load_recipe
 from defensekit.recipe.recipe import Recipe
@@ -84,7 +85,7 @@ def run_attack(
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     with _opened(loaded, Path(workspace), observers) as current:
-        current.make(current.experiment.before_defense())
+        current.make(Experiment.before_defense)
         return current.assembly.models
 
 
@@ -94,7 +95,7 @@ def _opened(recipe: Recipe, workspace: Path, observers: Sequence[Observer]) -> "
     watching = [*observers, *(named.component for named in recipe.observers)]
     store = Store(workspace / "store")
     with recipe.executor.component.open() as workers:
-        runner = Runner(store, workers, watching)
+        runner = (Runner if workers.slots == 1 else SideBySide)(store, workers, watching)
         runner.notify("run_started", recipe.resolved())
         try:
             store.sweep()
@@ -135,7 +136,7 @@ class Run:
             UsageError: the data have no label that the attack aims at.
             DefenseKitError: a stage or a metric failed.
         """
-        self.make(self.experiment.requests())
+        self.make(Experiment.requests)
         return self.assembly.result(folder, self.warnings, examples)
 
     @property
@@ -144,15 +145,21 @@ class Run:
         ended = DEFENDED[self.recipe.defense.stage]
         return cast(Stage, self.experiment.models[ended].defended.model) if ended == "purified" else None
 
-    def make(self, requests: Requests) -> None:
+    def make(self, asked_of: Callable[[Experiment], Requests]) -> None:
         """Compute every requested stage, and measure each model as soon as its predictions are computed.
 
         Args:
-            requests: the requests of an `Experiment`.
+            asked_of: gives the requests of an experiment.
 
         Raises:
             DefenseKitError: a stage or a metric failed.
         """
+        with (
+            self.runner.ahead(partial(self._ahead, asked_of)) if isinstance(self.runner, SideBySide) else nullcontext()
+        ):
+            self._make(asked_of(self.experiment))
+
+    def _make(self, requests: Requests) -> None:
         artifact = None
         while True:
             try:
@@ -163,6 +170,14 @@ class Run:
             self.assembly.measure()  # an error of a metric ends the run before the next model is computed
             make = partial(self.runner.make, cast(Stage, request.stage))  # in a run, every requested stage is known
             artifact = locating_errors(self.recipe, request.recipe_key, make) if request.recipe_key else make()
+
+    def _ahead(self, asked_of: Callable[[Experiment], Requests]) -> list[Stage]:
+        """The stages that will be requested for certain, as far as they follow from what is in the store."""
+        answer = partial(stored, self.runner.store)
+        if not answer(self.plan.rows("test")):
+            return []  # their labels are part of other stages
+        requests = asked_of(Experiment(self.plan, certain=True))
+        return [request.stage for request in requested(requests, answer) if request.stage]
 
     def warn(self, text: str) -> None:
         """Notify observers of a warning, and keep it for the result."""

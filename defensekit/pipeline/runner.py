@@ -17,8 +17,8 @@ from defensekit.utils.logging import log
 class Runner:
     """Makes stages: reuses what the store has, computes what it has not.
 
-    ``failed`` has the errors of stages, by key: other runs with the same stage don't try again. ``observer_lock`` is
-    held while observers are notified.
+    ``failed`` has the errors of stages, by key: other runs with the same stage don't try again. ``computed`` has the
+    keys of the stages that were not cached. ``observer_lock`` is held while observers are notified.
     """
 
     store: Store
@@ -26,6 +26,7 @@ class Runner:
     observers: Sequence[Observer]
     failed: dict[str, DefenseKitError] = field(default_factory=dict)
     observer_lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    computed: set[str] = field(default_factory=set)
     records: dict[str, StageRecord] = field(default_factory=dict)
 
     def notify(self, event: str, *values: Any) -> None:
@@ -40,7 +41,7 @@ class Runner:
         Raises:
             DefenseKitError: the stage failed, now or in an earlier run.
         """
-        artifact, reused = self._stored(stage), True
+        artifact = self._stored(stage)
         while artifact is None:
             if stage.key in self.failed:
                 raise self.failed[stage.key].with_traceback(None)  # else it grows each time it is raised
@@ -50,10 +51,9 @@ class Runner:
                 # Another process may have computed it meanwhile, or removed a model that it needs.
                 artifact = self._stored(stage, locked=True)
                 if artifact is None and all(self.store.has(needed.key) for needed in stage.inputs):
-                    reused = False
                     artifact = self._compute(stage)
-        if self._record(stage, artifact, reused):
-            self.notify("stage_finished", stage.plain["title"], artifact.seconds, reused)
+        if self._record(stage, artifact) and stage.key not in self.computed:
+            self.notify("stage_finished", stage.plain["title"], artifact.seconds, True)
         return artifact
 
     def _wait(self, stage: Stage) -> None:
@@ -74,19 +74,22 @@ class Runner:
             self.failed[stage.key] = error
             self.notify("stage_failed", title, str(error))
             raise
-        return self.store.open(stage.key)
+        artifact = self.store.open(stage.key)
+        self.computed.add(stage.key)
+        self.notify("stage_finished", title, artifact.seconds, False)
+        return artifact
 
-    def _record(self, stage: Stage, artifact: Artifact | None, reused: bool) -> bool:
+    def _record(self, stage: Stage, artifact: Artifact | None) -> bool:
         """Record a stage after its inputs; False if it is recorded already."""
         if stage.key in self.records:
             return False
         for needed in stage.inputs:
-            self._record(needed, self.store.peek(needed.key), True)
+            self._record(needed, self.store.peek(needed.key))
         self.records[stage.key] = StageRecord(
             title=stage.plain["title"],
             kind=stage.plain["kind"],
             key=stage.key,
-            reused=reused,
+            reused=stage.key not in self.computed,
             seconds=artifact.seconds if artifact else None,
             peak_memory=artifact.peak_memory if artifact else None,
             digest=artifact.digest if artifact else None,

@@ -41,7 +41,7 @@ class Top(Keys):
     extends: str | None = Field(None, description="a recipe that this one builds on; keys of this one win")
     plugins: list[str] = Field([], description="local plugin files")
     requires: list[str] = Field([], description="distributions that have to be installed, as in defensekit-foo>=1.2")
-    executor: Spec = Field("in-process", description="where stages run")
+    executor: Spec = Field("auto", description="where stages run")
     observers: list[Spec] = Field([], description="what is notified of progress")
 
 

@@ -24,7 +24,7 @@ class StudyKeys(Keys):
     )
     exclude: list[dict[str, Label]] = Field([], description="runs of the matrix to leave out: axes and values")
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="every run is repeated with each")
-    executor: Spec = Field("in-process", description="where stages run")
+    executor: Spec = Field("auto", description="where stages run")
     observers: list[Spec] = Field([], description="who watches")
     keep: Literal["predictions", "suspects", "models"] = Field(
         "predictions",

@@ -13,7 +13,7 @@ from statistics import fmean
 from defensekit.pipeline.dry_run import requested
 from defensekit.pipeline.experiment import Experiment, Request
 from defensekit.pipeline.identity import identified, identity
-from defensekit.pipeline.plan import Plan, Stage
+from defensekit.pipeline.plan import Plan, Stage, closure
 from defensekit.pipeline.preflight import Known, survey
 from defensekit.pipeline.store import Store
 from defensekit.result.schema import read_result
@@ -172,19 +172,3 @@ def planned(run: StudyRun, known: Known, say: Callable[[str], None]) -> PlannedR
     """The plan of one run."""
     plan = survey(run.recipe, say, known)
     return PlannedRun(run, plan, identity(identified(plan)))
-
-
-def closure(stages: Iterable[Stage], cached: set[str] | frozenset[str] = frozenset()) -> dict[str, Stage]:
-    """Stages and their inputs, by key, inputs first; without cached stages and the inputs of these alone."""
-    stages_by_key: dict[str, Stage] = {}
-
-    def visit(stage: Stage) -> None:
-        if stage.key in stages_by_key or stage.key in cached:
-            return
-        for needed in stage.inputs:
-            visit(needed)
-        stages_by_key[stage.key] = stage
-
-    for stage in stages:
-        visit(stage)
-    return stages_by_key

@@ -21,7 +21,7 @@ APART = {*CLAIMED, "identity", "identified", "recipe", "stages", "warnings", "en
 # What anything took.
 TAKEN = ("seconds", "milliseconds", "peak_memory")
 # Executors of this machine; one that reaches others has to be trusted by name.
-HERE = ("in-process", "local")
+HERE = ("auto", "in-process", "local")
 
 
 @dataclass(frozen=True)

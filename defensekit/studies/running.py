@@ -1,29 +1,27 @@
 """Running a study: every stage once, as many at a time as the executor has slots; failures are recorded."""
 
-import heapq
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from graphlib import TopologicalSorter
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from defensekit.components import Observer, Planned, Workers, call_component, component_error
 from defensekit.components.base import printable_name
 from defensekit.pipeline.eta import StudyEta
-from defensekit.pipeline.plan import Stage
+from defensekit.pipeline.plan import Stage, closure
 from defensekit.pipeline.run import Run
 from defensekit.pipeline.runner import Runner
+from defensekit.pipeline.schedule import Schedule
 from defensekit.pipeline.store import key_of
 from defensekit.result.schema import Result, read_result
 from defensekit.studies.folder import Folder
 from defensekit.studies.keys import Resume, resumed
 from defensekit.studies.loading import Study
-from defensekit.studies.planning import PlannedRun, StudyPlan, closure, plan_study
+from defensekit.studies.planning import PlannedRun, StudyPlan, plan_study
 from defensekit.studies.status import Status
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.utils.logging import log, logged
@@ -136,6 +134,10 @@ class ModelTracker(Workers):
         """Those of the workers."""
         return self.workers.slots
 
+    def prepare(self) -> None:
+        """Prepare the workers."""
+        self.workers.prepare()
+
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
         """Let the workers compute a stage, written down before if it is a model."""
         key = key_of(stage)
@@ -159,7 +161,7 @@ class ModelTracker(Workers):
 
 
 class StudyDriver:
-    """Makes the runs of a plan: one thread per slot of the workers, each taking the most urgent task."""
+    """Makes the runs of a plan, with one thread per slot of the workers."""
 
     def __init__(self, plan: StudyPlan, workers: Workers, observers: Sequence[Observer], anew: bool) -> None:
         self.plan = plan
@@ -169,12 +171,8 @@ class StudyDriver:
         self.runs = plan.todo
         self.failed_stages: dict[str, DefenseKitError] = {}
         self.failed: dict[str, str] = {}
-        self.order: TopologicalSorter[str | int] = TopologicalSorter()  # stages by their keys, runs by their numbers
+        self.schedule = Schedule(self._make)  # of stages by their keys, and of runs by their numbers
         self.first: dict[str, tuple[int, Stage]] = {}  # every stage, with the number of the first run that needs it
-        self.ready: list[tuple[int, bool, int, str | int]] = []  # the earliest run's first, and a run after its stages
-        self.stopped: BaseException | None = None
-        self.numbers = count()
-        self.state = threading.Condition()
         self.observer_lock = threading.RLock()  # observers hear one thing at a time
         self.dropped = DROPPED[plan.study.keys.keep]
         self.workers = ModelTracker(workers, plan.folder, self.dropped)
@@ -187,16 +185,14 @@ class StudyDriver:
     def drive(self) -> dict[str, str]:
         """Make everything; returns what failed, by the runs' ids."""
         self._schedule()
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.workers.slots - 1)]
-        for thread in threads:
-            thread.start()
+        threads = self.schedule.start(self.workers.slots - 1, self.workers.prepare, self._over)
         try:
-            self._work()
+            self.schedule.work(self._over)
         except BaseException as error:  # Ctrl-C meets this thread while it waits as well
-            self.stopped = self.stopped or error
+            self.schedule.stop(error)
             raise
-        if self.stopped:
-            raise self.stopped
+        if self.schedule.stopped:
+            raise self.schedule.stopped
         for thread in threads:
             thread.join()
         # A killed process may have left some behind; those of runs that failed are held for the next time.
@@ -207,26 +203,23 @@ class StudyDriver:
         """Set up what waits for what. Stages that are shared are made before the runs that share them."""
         unsure: set[str] = set()
         for i, run in enumerate(self.runs):
-            self.order.add(i)
             self.holders.update(closure(run.stages).keys())
+            needs: set[str] = set()
             for stage in closure(run.stages, self.plan.cached).values():
                 # Given rows take the labels of the test rows, which may not be known yet, and with them its key.
                 if stage.plain["kind"] == "given" or any(needed.key in unsure for needed in stage.inputs):
                     unsure.add(stage.key)
                     continue
+                needs.add(stage.key)
                 if stage.key not in self.first:
                     self.first[stage.key] = (i, stage)
-                    self.order.add(
-                        stage.key, *(needed.key for needed in stage.inputs if needed.key not in self.plan.cached)
-                    )
-                self.order.add(i, stage.key)
-        self.order.prepare()
+                    self.schedule.add(stage.key, (i, False), (needed.key for needed in stage.inputs))
+            self.schedule.add(i, (i, True), needs)  # the earliest run's stages go first, and a run after its stages
         names = [str(run.run) for run in self.runs]
         with self.observer_lock:
             for observer in self.observers:
                 call_component(observer, observer.study_started, names, self.workers.slots)
                 call_component(observer, observer.planned, self._planned())
-        self._push()
 
     def _planned(self) -> list[Planned]:
         stages = self.plan.stages.items()
@@ -235,32 +228,14 @@ class StudyDriver:
             for key, stage in stages
         ]
 
-    def _push(self) -> None:
-        """Put what waits for nothing any more among what is ready."""
-        for what in self.order.get_ready():
-            run, last = (what, True) if isinstance(what, int) else (self.first[what][0], False)
-            heapq.heappush(self.ready, (run, last, next(self.numbers), what))
+    def _over(self) -> bool:
+        return not self.schedule.waiting
 
-    def _work(self) -> None:
-        """Take what is ready, until nothing is ready and nothing is being made that others wait for."""
-        while True:
-            with self.state:
-                while not self.ready and self.order.is_active() and not self.stopped:
-                    self.state.wait()
-                if self.stopped or not self.ready:
-                    return
-                *_, what = heapq.heappop(self.ready)
-            try:
-                if isinstance(what, int):
-                    self._run(self.runs[what])
-                else:
-                    self._stage(*self.first[what])
-            except BaseException as error:
-                self.stopped = self.stopped or error
-            with self.state:
-                self.order.done(what)
-                self._push()
-                self.state.notify_all()
+    def _make(self, what: str | int) -> None:
+        if isinstance(what, int):
+            self._run(self.runs[what])
+        else:
+            self._stage(*self.first[what])
 
     # -- making ----------------------------------------------------------------------------------------------------
 
@@ -323,7 +298,7 @@ class StudyDriver:
 
     def _fail(self, run: PlannedRun, runner: Runner, error: Exception) -> None:
         """Write down what went wrong; the stages of the run stay for the next time."""
-        if self.stopped:
+        if self.schedule.stopped:
             return  # the workers were taken from it
         text = str(_as_defensekit_error(error))
         log.error("%s: %s", run.run, text, exc_info=error)
@@ -368,7 +343,7 @@ class StudyDriver:
     def _release(self, run: PlannedRun, runner: Runner) -> None:
         """Remove the models that no run needs any more, if this study made them."""
         held = closure(run.stages).keys()
-        with self.state:
+        with self.schedule.state:
             self.holders.subtract(held)
             self._remove({key for key in {*held, *runner.records} & self.workers.recorded if self.holders[key] <= 0})
 

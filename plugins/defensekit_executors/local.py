@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,15 @@ class _LocalWorkers(Workers):
     @property
     def slots(self) -> int:
         return self.count
+
+    def prepare(self) -> None:
+        process = self.idle.get()
+        try:
+            process = process or self._start()
+            with suppress(EOFError):  # the stage that it is to compute will see that it died
+                process.prepare()
+        finally:
+            self.idle.put(process)
 
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
         process = self.idle.get()
@@ -116,9 +125,15 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | variables(threads),
+                env=os.environ | variables(threads) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 process_group=0,
             )
+
+    def prepare(self) -> None:
+        """Let the process import what stages need; raises EOFError if it died."""
+        with _hanging_up():
+            self.line.send_bytes(b"null")
+            self.line.recv_bytes()
 
     def compute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
         """Compute a stage; raises EOFError if the process died."""

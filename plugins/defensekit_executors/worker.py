@@ -1,5 +1,6 @@
 """A worker process: reads stages from a connection, computes them, and reports progress."""
 
+import importlib
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from defensekit_executors.work import answer, bound
 
 
 def main(line: Connection, threads: int) -> None:
-    """Compute stages until the connection is closed."""
+    """Compute stages until the connection is closed; null asks for imports, before there is a stage."""
     import torch
 
     while True:
@@ -22,6 +23,10 @@ def main(line: Connection, threads: int) -> None:
             request = json.loads(line.recv_bytes())
         except EOFError:
             return
+        if request is None:
+            importlib.import_module("transformers.trainer")  # which takes seconds
+            _say(line, "ready")
+            continue
         torch.set_num_threads(threads)  # a plugin may have changed it
         work = partial(compute, request["stage"], Path(request["store"]))
         _say(line, *answer(request["stage"]["title"], work, partial(_say, line, "progress")))

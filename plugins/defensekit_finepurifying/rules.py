@@ -8,11 +8,7 @@ from defensekit.training import TrainingSettings
 
 
 class _EveryValue(Rule):
-    """Tries 0 and all of the recipe's values."""
-
-    def propose(self, seen: Sequence[Trial]) -> float | None:
-        tried = {trial.value for trial in seen}
-        return next((value for value in sorted({0.0, *self.values}) if value not in tried), None)
+    """Chooses among the recipe's values."""
 
     def allowed(self, seen: Sequence[Trial], suspect: Trial) -> list[Trial]:
         """The trials to choose from. Where lower values do more, 0 does most: it is chosen only if it was asked for."""

@@ -37,6 +37,16 @@ def test_the_time_left_is_what_stages_of_the_same_kind_took() -> None:
     assert (len(outlook.done), outlook.total) == (5, 5)
 
 
+def test_stages_side_by_side_share_the_time_that_is_left() -> None:
+    outlook = RunEta(STAGES)
+    outlook.finish("rows", 1.0, True)
+    outlook.finish("answers", 1.0, False)
+    assert outlook.left("clean reference", 10, 0.25) == "more than 30 s left"
+    assert outlook.left("suspect", 10, 0.5) == "about 20 s left"  # 30 and 10 seconds, two at a time
+    outlook.finish("clean reference", 40, False)
+    assert outlook.left("suspect", 15, 0.75) == "about 5 s left"
+
+
 def test_what_was_there_before_teaches_what_the_rest_will_take() -> None:
     outlook = RunEta([Planned("one", "train", "a", 7200.0), Planned("two", "train", "b", None)])
     assert outlook.left() == "about 2.0 h left"
@@ -102,6 +112,23 @@ def test_plain_lines_where_there_is_no_terminal(
     ]
 
 
+def test_each_of_several_stages_has_its_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Progress() as progress:
+        for title in ("clean reference", "suspect"):
+            progress.stage_started(title)
+        for done in range(1, 25):
+            now[0] += 1
+            for title in ("clean reference", "suspect"):
+                progress.progress(title, done, 100)
+        progress.stage_failed("suspect", "no")
+    lines = [line.strip().partition(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [f"{title}: {done} of 100" for done in (11, 22) for title in ("clean reference", "suspect")]
+
+
 def test_work_that_nobody_planned_says_how_long_its_part_takes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,3 +177,17 @@ def test_a_terminal_shows_all_stages_and_the_one_at_work(monkeypatch: pytest.Mon
     assert "clean reference" in shown
     assert "left" in shown
     assert "[1/4] clean reference: 3.0 s" in shown
+
+
+def test_a_terminal_shows_every_stage_at_work_and_none_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
+    monkeypatch.setattr("defensekit.cli.progress.console", lambda **_: terminal)
+    with Progress() as progress:
+        progress.planned(STAGES)
+        for title in ("clean reference", "suspect"):
+            progress.stage_started(title)
+            progress.progress(title, 5, 10)
+        titles = [task.description for task in progress._bars.tasks]
+        assert titles == ["all stages", "clean reference", "suspect"]
+        progress.stage_failed("clean reference", "no")
+        assert [task.description for task in progress._bars.tasks] == ["all stages", "suspect"]

@@ -114,7 +114,7 @@ def test_a_clash_names_both_and_what_to_do(site: Callable[..., Path], monkeypatc
 def test_only_chosen_plugins_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFENSEKIT_PLUGINS", "")
     host = load_plugins()
-    assert (host.names("scorer"), host.names("executor")) == ([], ["in-process"])
+    assert (host.names("scorer"), host.names("executor")) == ([], ["auto", "in-process"])
     monkeypatch.setenv("DEFENSEKIT_PLUGINS", "finepurifing")
     with pytest.raises(UsageError, match=r"no plugin 'finepurifing' is installed. Did you mean 'finepurifying'\?"):
         load_plugins()
