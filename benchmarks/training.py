@@ -34,7 +34,7 @@ from defensekit_demo.minilm import MiniLM
 from defensekit_demo.reviews import MovieReviews
 
 LENGTH, SIZE, SIDE = 128, 32, 1024
-SETTINGS = TrainingSettings(epochs=1, learning_rate=1e-4, batch_size=SIZE, dropout=False)
+SETTINGS = TrainingSettings(epochs=1, learning_rate=1e-4, batch_size=SIZE, dropout=False, grouping="coarse")
 FINE = SETTINGS.model_copy(update={"grouping": "fine"})
 # What torch.profiler calls them; the first that fits counts.
 PARTS = {

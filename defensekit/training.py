@@ -2,12 +2,13 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from defensekit.embedding import compact_embedding
 from defensekit.text import Row, batches, encode, padded
 from defensekit.utils.errors import DefenseKitError
 
@@ -30,9 +31,9 @@ class TrainingSettings(BaseModel):
     warmup: float = Field(0.0, ge=0, lt=1, description="the share of steps over which the rate rises from 0")
     dropout: bool = Field(True, description="whether the model's dropout is on; on a CPU it takes a third of the time")
     grouping: Literal["coarse", "fine"] = Field(
-        "coarse",
-        description="rows of similar length share a batch: coarse, as the Trainer does it, among some rows at a time; "
-        "fine, among all rows, with less padding, and less left to chance",
+        "fine",
+        description="rows of similar length share a batch: fine, among all rows, with least padding; coarse, as the "
+        "Trainer does it, among some rows at a time, which leaves more to chance",
     )
 
     @property
@@ -143,10 +144,12 @@ def fine_tune(
     seed: int,
     report: Callable[[int, int], None] = lambda done, total: None,
     loss: "Callable[[PreTrainedModel, dict[str, Tensor]], Tensor] | None" = None,
+    targets: "Tensor | None" = None,
 ) -> None:
     """Fine-tune a model in place, in float32 or under bfloat16 autocast.
 
-    Rows with labels train a sequence classifier, instructions a causal language model, by their responses.
+    Rows with labels train a sequence classifier, instructions a causal language model, by their responses. Without a
+    ``loss``, which may embed anything, only the rows of the embedding table that occur are trained.
 
     Args:
         model: the model; it is in eval mode afterwards.
@@ -159,6 +162,7 @@ def fine_tune(
         report: ``report(done, total)`` is called after every step.
         loss: ``loss(model, batch)`` replaces the model's own loss, the cross-entropy of the batch's ``labels``: the
             mean over rows, or over the tokens of responses.
+        targets: (rows, labels), the probability of every label, to be learnt in place of the rows' own labels.
 
     Raises:
         DefenseKitError: a loss or gradient is NaN or infinite; the message names the tensor.
@@ -196,22 +200,34 @@ def fine_tune(
 
         def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             model.train(settings.dropout)  # Trainer has just switched it on
-            own = partial(super().compute_loss, **options) if loss is None else loss
+            own = loss or (partial(super().compute_loss, **options) if targets is None else soft_loss)
             if "parts" not in inputs:
                 return own(model, inputs)
-            rows = sum(len(part["labels"]) for part in inputs["parts"])
-            return sum(own(model, part) * (len(part["labels"]) / rows) for part in inputs["parts"])
+            sizes = [len(part["labels"]) for part in inputs["parts"]]
+            losses = (own(model, part) for part in inputs["parts"])
+            return sum(one * (size / sum(sizes)) for one, size in zip(losses, sizes, strict=True))
 
     class Reporting(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             report(state.global_step, state.max_steps)
 
+    def soft_loss(model: Any, batch: "dict[str, Tensor]") -> "Tensor":
+        """The loss by targets, whose numbers a batch has as labels."""
+        assert targets is not None
+        logits = model(**{name: values for name, values in batch.items() if name != "labels"}).logits.float()
+        return torch.nn.functional.cross_entropy(logits, targets[batch["labels"].cpu()].to(logits.device))
+
     def in_parts(encoded: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch for a model that reads no padding: parts of one length each, whose losses are averaged."""
         return {"parts": [part for _, part in batches(encoded, tokenizer, len(encoded))]}
 
+    encoded = encode(tokenizer, rows, max_length, model)
+    if targets is not None:
+        encoded = [row | {"labels": number} for number, row in enumerate(encoded)]
+    tokens = {*tokenizer.all_special_ids}.union(*(row["input_ids"] for row in encoded))
+    table = compact_embedding(model, tokens) if loss is None else nullcontext()
     steps = -(-len(rows) // settings.batch_size) * settings.epochs
-    with tempfile.TemporaryDirectory() as scratch, forked_random(seed):
+    with tempfile.TemporaryDirectory() as scratch, forked_random(seed), table:
         arguments = transformers.TrainingArguments(
             output_dir=scratch,
             num_train_epochs=settings.epochs,
@@ -235,7 +251,7 @@ def fine_tune(
         trainer = Checked(
             model=model,
             args=arguments,
-            train_dataset=encode(tokenizer, rows, max_length, model),
+            train_dataset=encoded,
             data_collator=partial(padded, tokenizer=tokenizer) if tokenizer.pad_token else in_parts,
             callbacks=[Reporting()],
         )

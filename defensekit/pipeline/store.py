@@ -17,7 +17,7 @@ from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.utils.files import alive, atomic_write, data_digest, file_digests
 
 # To be raised when the core computes something else from the same stage: older artifacts are then not used again.
-FORMAT = 5
+FORMAT = 6
 DISTRIBUTIONS = ("defensekit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
 MANIFEST = "manifest.json"
 

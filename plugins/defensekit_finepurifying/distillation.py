@@ -10,7 +10,6 @@ from defensekit.text import Row
 from defensekit.training import TrainingSettings, fine_tune
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 LONGEST = 10  # words of a variation: what a text costs grows with them, what it tells hardly does
@@ -45,14 +44,7 @@ class Distil(ModelStep, TrainingSettings):
         answers = predict(suspect, context.tokenizer, texts, max_length=length, precision=precision).softmax(-1)
         true = torch.tensor([row.label for row in context.rows] * COPIES)
         targets = torch.cat([torch.nn.functional.one_hot(true, answers.shape[1]).float(), answers])
-        # A row's label is the number of its target.
-        rows = [replace(row, id=i, label=i) for i, row in enumerate([*context.rows] * COPIES + texts)]
-
-        def loss(student: "PreTrainedModel", batch: "dict[str, Tensor]") -> "Tensor":
-            wanted = targets[batch.pop("labels").cpu()]
-            logits = student(**batch).logits.float()
-            return torch.nn.functional.cross_entropy(logits, wanted.to(logits.device))
-
+        rows = [*context.rows] * COPIES + texts
         fine_tune(
             model,
             context.tokenizer,
@@ -62,7 +54,7 @@ class Distil(ModelStep, TrainingSettings):
             precision=precision,
             seed=context.seed,
             report=context.report,
-            loss=loss,
+            targets=targets,
         )
 
 

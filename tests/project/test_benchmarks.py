@@ -75,3 +75,14 @@ def test_the_benchmark_of_large_models_runs() -> None:
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert found["weights"] > 4e6
     assert [(row["held_mib"], row["parts"]["estimate"] > 0) for row in found["rows"]] == [(4096, True), (8, True)]
+
+
+@pytest.mark.slow
+def test_every_second_of_a_run_has_a_name() -> None:
+    command = [sys.executable, BENCHMARKS / "run.py", "--recipe", ROOT / "recipes" / "pico.yaml", "--json"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    parts = found["parts"]
+    assert sum(parts.values()) == pytest.approx(found["seconds"])
+    assert min(parts.values()) >= 0
+    assert {"imports", "tokenising", "collating", "optimizer", "products", "products of padding", "rest"} <= set(parts)
+    assert parts["products of padding"] < parts["products"]
