@@ -1,5 +1,6 @@
 """Small real models, a small task that can be learnt, and recipes over them."""
 
+import fcntl
 import gc
 import json
 import os
@@ -7,6 +8,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ from selenium import webdriver
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+import defensekit
 from defensekit.pipeline import plan
+from defensekit.result.schema import Result
 
 # A shell that starts the tests in its background has them ignore Ctrl-C, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -182,13 +186,40 @@ defense:
 """
 
 
-@pytest.fixture
-def recipe(tmp_path: Path, base: Path) -> Path:
+def write_recipe(folder: Path, base: Path) -> Path:
     """A recipe over the tiny BERT and a file of sentences."""
-    write_table(tmp_path / "rows.csv", make_sentences(400))
-    path = tmp_path / "pico.yaml"
+    write_table(folder / "rows.csv", make_sentences(400))
+    path = folder / "pico.yaml"
     path.write_text(RECIPE.format(base=base))
     return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, base: Path) -> Path:
+    """A recipe of one's own, to be changed."""
+    return write_recipe(tmp_path, base)
+
+
+@contextmanager
+def shared(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder that all processes of the tests have in common; within the block no other process uses it."""
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, Path, Result]:
+    """(recipe, workspace, result) of one run, whose stages were made once for all processes of the tests."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe, workspace = write_recipe(folder, base), folder / "workspace"
+    with shared(tmp_path_factory, "of-the-recipe") as first:
+        defensekit.run(recipe, first)
+        shutil.copytree(first / "store", workspace / "store")
+    return recipe, workspace, defensekit.run(recipe, workspace)
 
 
 def shape(recipe: Path, **changes: Any) -> Path:

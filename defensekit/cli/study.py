@@ -13,7 +13,7 @@ from defensekit.cli.shared import Workspace, checked, console, table
 from defensekit.utils.errors import DefenseKitError, UsageError, nearest, printable_name
 
 if TYPE_CHECKING:
-    from defensekit.studies.report.pivot import Table
+    from defensekit.studies.report.table import Table
 
 app = typer.Typer(help="Many runs as one: a matrix over a recipe, with seeds.", no_args_is_help=True)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -145,7 +146,9 @@ class Checkpoint:
 
     def tensor(self, name: str) -> "Tensor":
         """One tensor, in the dtype of the file, memory-mapped."""
-        return read_tensor(self.folder / self.tensors[name].file, name)
+        entry = self.tensors[name]
+        path = self.folder / entry.file
+        return _mapped(path, entry) if entry.dtype in FLOATS and entry.stop > entry.start else read_tensor(path, name)
 
     def check_finite(self) -> None:
         """Check that all weights are finite.
@@ -223,6 +226,20 @@ def tensor_names(path: Path) -> frozenset[str]:
         UsageError: the file is damaged.
     """
     return frozenset(read_header(path))
+
+
+def _mapped(path: Path, entry: Entry) -> "Tensor":
+    """A tensor of its own part of a file alone: safetensors maps all of it for each, which takes five times as long."""
+    import torch
+
+    first = entry.start - entry.start % mmap.ALLOCATIONGRANULARITY
+    try:
+        with path.open("rb") as file:
+            part = mmap.mmap(file.fileno(), entry.stop - first, access=mmap.ACCESS_COPY, offset=first)
+    except (OSError, ValueError) as error:  # it was there when its header was read
+        raise UsageError(f"{path} is damaged or not a safetensors file ({error})") from error
+    tensor = torch.frombuffer(part, dtype=dtype_of(entry.dtype), offset=entry.start - first)
+    return tensor.reshape(entry.shape)
 
 
 def read_tensor(path: Path, name: str) -> "Tensor":

@@ -8,9 +8,8 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
@@ -59,7 +58,7 @@ def skeleton(checkpoint: Checkpoint) -> Skeleton:
     Raises:
         UsageError: the folder is unsafe, or transformers builds no model of it.
     """
-    return _skeleton(checkpoint.folder, _stamp(checkpoint))
+    return _skeleton(_Known.by_contents(checkpoint))
 
 
 def skeleton_as(checkpoint: Checkpoint, kind: str, labels: int | None = None) -> Skeleton:
@@ -68,7 +67,7 @@ def skeleton_as(checkpoint: Checkpoint, kind: str, labels: int | None = None) ->
     Raises:
         UsageError: as `skeleton`.
     """
-    return _skeleton_as(checkpoint.folder, _stamp(checkpoint), kind, labels)
+    return _skeleton_as(_Known.by_contents(checkpoint), kind, labels)
 
 
 def task_of(checkpoint: Checkpoint) -> str:
@@ -80,18 +79,25 @@ def task_of(checkpoint: Checkpoint) -> str:
     return skeleton(checkpoint).task
 
 
-def _stamp(checkpoint: Checkpoint) -> tuple[tuple[str, int, int], ...]:
-    """What changes when a folder is written anew."""
-    checkpoint.check()  # pickles and damaged files are refused before transformers reads them
-    described = [(path, path.stat()) for path in (checkpoint.folder / "config.json", *checkpoint.files)]
-    return tuple((path.name, stat.st_mtime_ns, stat.st_size) for path, stat in described)
+@dataclass(frozen=True)
+class _Known:
+    """A folder, known by what a skeleton follows from: a run's many models are mostly of one kind."""
+
+    contents: tuple[object, ...]
+    checkpoint: Checkpoint = field(compare=False)
+
+    @classmethod
+    def by_contents(cls, checkpoint: Checkpoint) -> "_Known":
+        checkpoint.check()  # pickles and damaged files are refused before transformers reads them
+        shapes = ((name, entry.dtype, entry.shape) for name, entry in checkpoint.tensors.items())
+        return cls(((checkpoint.folder / "config.json").read_bytes(), *shapes), checkpoint)
 
 
 @lru_cache(maxsize=32)
-def _skeleton(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> Skeleton:
+def _skeleton(known: _Known) -> Skeleton:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    checkpoint = Checkpoint(folder)
+    checkpoint = known.checkpoint
     for task in (CLASSIFIER, CAUSAL):
         # Encoders have a class for causal language models too, which fits what is none.
         encoder = str(checkpoint.config.get("model_type")) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -107,8 +113,8 @@ def _skeleton(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> Skeleton
 
 
 @lru_cache(maxsize=32)
-def _skeleton_as(folder: Path, stamp: tuple[tuple[str, int, int], ...], kind: str, labels: int | None) -> Skeleton:
-    return _built(Checkpoint(folder), kind, labels)
+def _skeleton_as(known: _Known, kind: str, labels: int | None) -> Skeleton:
+    return _built(known.checkpoint, kind, labels)
 
 
 def _claimed_class(checkpoint: Checkpoint) -> str:

@@ -5,7 +5,6 @@ tokenizer.json can make a letter a million tokens, or take hours.
 """
 
 import json
-from functools import lru_cache
 from pathlib import Path
 
 from defensekit.utils.bounded import answer, refusal
@@ -29,10 +28,14 @@ def check_tokenizer(folder: Path) -> None:
         raise UsageError(f"{folder}: its tokenizer is refused: {reason}")
 
 
-@lru_cache(1024)
+_REASONS: dict[str, str | None] = {}
+
+
 def _reason(digest: str, path: Path) -> str | None:
     """Why a tokenizer is refused; None where it is not."""
-    return refusal("defensekit.models.tokenizer_trial", path, SECONDS, GIB, "read a few texts")
+    if digest not in _REASONS:  # wherever it lies: a run's models have copies of one tokenizer
+        _REASONS[digest] = refusal("defensekit.models.tokenizer_trial", path, SECONDS, GIB, "read a few texts")
+    return _REASONS[digest]
 
 
 def _tried(path: str) -> str | None:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from defensekit.pipeline.identity import identified, identity, parts
 from defensekit.pipeline.plan import Plan, Stage
 from defensekit.pipeline.predictions import read_answers, read_for
 from defensekit.pipeline.runner import Runner
-from defensekit.pipeline.store import DISTRIBUTIONS, Artifact
+from defensekit.pipeline.store import Artifact, versions
 from defensekit.recipe.recipe import NamedComponent
 from defensekit.result.narrative import verdict
 from defensekit.result.schema import (
@@ -367,7 +366,7 @@ def _environment(plan: Plan) -> Environment:
     ]
     return Environment(
         python=platform.python_version(),
-        versions={name: version(name) for name in DISTRIBUTIONS},
+        versions=versions(),
         plugins=sorted(plugins, key=lambda plugin: (plugin.name, plugin.distribution)),
         device=plan.machine["device"],
         device_name=_device_name(plan.machine["device"]),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from defensekit.utils.files import alive, atomic_write, data_digest, file_digest
 FORMAT = 6
 DISTRIBUTIONS = ("defensekit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
 MANIFEST = "manifest.json"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The installed versions of what numbers may depend on."""
+    return {name: version(name) for name in DISTRIBUTIONS}
 
 
 def key_of(stage: dict[str, Any]) -> str:
@@ -186,7 +193,7 @@ class Store:
                 "facts": draft.facts,
                 "seconds": round(time.perf_counter() - started, 3),
                 "peak_memory": _peak(),
-                "made_with": {name: version(name) for name in DISTRIBUTIONS},
+                "made_with": versions(),
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "files": file_digests(draft.files),
             }

@@ -1,36 +1,32 @@
 """Ctrl-C ends a command cleanly, whatever is going on."""
 
 import contextlib
-import subprocess
-import sys
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.cli.helpers import started
+
 
 def test_ctrl_c_ends_cleanly(recipe: Path, tmp_path: Path) -> None:
-    import signal
-
     recipe.write_text(recipe.read_text().replace("epochs: 8", "epochs: 1000"))
-    whole = [sys.executable, "-m", "defensekit", "run", str(recipe), "-w", str(tmp_path / "w")]
-    process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "poisoned rows" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    with started("run", str(recipe), "-w", str(tmp_path / "w")) as process:
+        while "poisoned rows" not in process.said():
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        done = process.ended()
     # Python ends itself by the signal, which a shell shows as 130 too, where the interrupt met code in exec().
-    assert process.returncode in (130, -signal.SIGINT), err
-    assert "resumes where it stopped" in err
-    assert "Traceback" not in err
-    assert out == ""
+    assert done.returncode in (130, -signal.SIGINT), done.stderr
+    assert "resumes where it stopped" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
     assert not list((tmp_path / "w/store/unfinished").iterdir())
 
 
 def test_an_interrupt_that_was_swallowed_is_raised_again() -> None:
-    import signal
-
     from defensekit.cli.interrupt import remembered
 
     before = signal.getsignal(signal.SIGINT)

@@ -170,7 +170,8 @@ def defensekit_scorers():
 
 def test_json_is_alone_on_standard_output_whatever_a_plugin_prints(recipe: Path, tmp_path: Path) -> None:
     (recipe.parent / "noisy.py").write_text(NOISY)
-    short = ["training.epochs=1", "data.train=48", "defense.choose=", "defense.scorer=noisy"]
+    short = ["training.epochs=1", "data.train=48", "defense.choose=", "defense.compare={}", "defense.purifier=[reset]"]
+    short.append("defense.scorer=noisy")
     short.append(f"plugins=[{recipe.parent / 'noisy.py'}]")
     arguments = [argument for setting in short for argument in ("--set", setting)]
     done = command("run", str(recipe), "-w", str(tmp_path / "w"), "--json", *arguments)

@@ -10,6 +10,7 @@ from defensekit.defense.scoring import Views
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.pair import Pair
 from defensekit.utils.errors import DefenseKitError
+from tests.conftest import shape
 
 
 def test_a_statistic_that_says_nothing_of_a_tensor(base: Path, suspect: Path) -> None:
@@ -50,7 +51,9 @@ def test_a_recipe_over_a_statistic_that_says_nothing_of_some_tensors(
 ) -> None:
     (recipe.parent / "mine.py").write_text(PLUGIN.format(statistic=name))
     text = recipe.read_text().replace("estimator: fisher", f"estimator: {name}").replace("diffusion", "mine")
-    recipe.write_text("plugins: [mine.py]\n" + text.replace("epochs: 8", "epochs: 1").replace("0.25, 0.5", "0.02"))
+    recipe.write_text("plugins: [mine.py]\n" + text)
+    small = {"training__epochs": 1, "data__train": 48, "defense__purifier": ["reset"], "defense__compare": {}}
+    shape(recipe, **small, defense__choose__values=[0.02])
     result = defensekit.run(recipe, tmp_path / "w")
     reset = result.models["purified"].reset
     assert result.statistics is not None
@@ -70,6 +73,7 @@ def test_a_statistic_of_something_else_is_refused(recipe: Path, tmp_path: Path) 
         "@hookimpl\ndef defensekit_estimators():\n    return {'odd': Odd}\n"
     )
     text = recipe.read_text().replace("estimator: fisher", "estimator: odd").replace("epochs: 8", "epochs: 1")
+    text = text.replace("train: 240", "train: 48")
     recipe.write_text("plugins: [mine.py]\n" + text)
     with pytest.raises(DefenseKitError, match=r"Odd gave 'curvature' for bert\.nothing, which the model does not have"):
         defensekit.run(recipe, tmp_path / "w")

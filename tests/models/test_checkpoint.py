@@ -28,6 +28,29 @@ def test_reads_what_is_there(suspect: Path) -> None:
     checkpoint.check_finite()
 
 
+def test_any_dtype_and_shape_is_read_and_what_is_done_to_it_stays_with_the_reader(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    more = {"large": torch.randn(3000, 7), "half": torch.randn(5).half(), "brain": torch.randn(2, 3).bfloat16()}
+    more |= {"scalar": torch.tensor(0.5, dtype=torch.float64), "none": torch.empty(0, 4)}
+    save_file(load_file(path) | more, path, metadata={"format": "pt"})
+    before = path.read_bytes()
+    for _ in range(2):
+        for name, tensor in more.items():
+            found = Checkpoint(copy).tensor(name)
+            assert found.dtype == tensor.dtype
+            assert torch.equal(found, tensor)
+            found.zero_()
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_shrank_since_its_header_was_read_is_damaged(copy: Path) -> None:
+    checkpoint = Checkpoint(copy)
+    name = list(checkpoint.tensors)[-1]
+    (copy / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"model.safetensors is damaged"):
+        checkpoint.tensor(name)
+
+
 def test_a_pickle_is_refused_and_never_opened(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(UsageError, match=r"only as a pickle \(pytorch_model.bin\).*save_pretrained"):

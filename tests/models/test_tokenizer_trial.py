@@ -93,10 +93,9 @@ def test_one_that_grows_without_end_is_ended(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_good_one_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = changed(tmp_path, lambda plain: None)
-    check_tokenizer(folder)
+    check_tokenizer(changed(tmp_path / "a", lambda plain: None))
     monkeypatch.setattr(tokenizer_trial, "refusal", None)
-    load_tokenizer(folder)
+    load_tokenizer(changed(tmp_path / "b", lambda plain: None))
 
 
 def test_a_template_without_parts_is_no_traceback(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a dry run says is what a run then does."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from defensekit.components import Observer, Planned
 from defensekit.pipeline.dry_run import preview
 from defensekit.pipeline.store import Store
 from defensekit.recipe.loader import load_recipe
+from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
-from tests.conftest import make_sentences, write_table
+from tests.conftest import make_sentences, shape, write_table
 
 SEEN: dict[str, Any] = {}
 
@@ -33,6 +35,8 @@ def todo(stages: list[Planned]) -> list[str]:
 
 def test_a_preview_computes_nothing_and_names_what_a_run_computes(recipe: Path, tmp_path: Path) -> None:
     workspace = tmp_path / "w"
+    small = {"training__epochs": 1, "data__train": 48, "defense__purifier": ["reset"]}
+    shape(recipe, **small, defense__choose__values=[0.5])
     before = preview(load_recipe(recipe), workspace)
     assert not workspace.exists()
     assert todo(before) == [stage.title for stage in before]
@@ -52,7 +56,7 @@ def test_a_preview_computes_nothing_and_names_what_a_run_computes(recipe: Path, 
     assert SEEN["computed"] == []
 
     # Another fraction to try: its own stages are new, everything else is there.
-    changed = load_recipe(recipe, ["defense.choose.values=[0.25, 0.5, 0.9]", "defense.compare={}"])
+    changed = load_recipe(recipe, ["defense.choose.values=[0.5, 0.9]", "defense.compare={}"])
     new = todo(preview(changed, workspace))
     assert new[:2] == ["trial fraction 0.9", "trial fraction 0.9: answers to dev rows"]
     defensekit.run(changed, workspace, [Watching()])
@@ -60,23 +64,22 @@ def test_a_preview_computes_nothing_and_names_what_a_run_computes(recipe: Path, 
     assert set(new) - depends <= set(SEEN["computed"]) <= set(new)
 
 
-def test_what_was_pruned_is_not_needed_again(recipe: Path, tmp_path: Path) -> None:
-    settings = ["defense.choose=", "training.epochs=1"]
-    defensekit.run(load_recipe(recipe, settings), tmp_path / "w")
-    store = Store(tmp_path / "w/store")
+def test_what_was_pruned_is_not_needed_again(finished: tuple[Path, Path, Result], tmp_path: Path) -> None:
+    recipe, workspace, _ = finished
+    store = Store(shutil.copytree(workspace / "store", tmp_path / "w/store"))
     for key, manifest, _ in store.entries():
         if manifest["stage"]["kind"] in ("train", "purify", "statistics"):
             store.remove(key)
-    assert not todo(preview(load_recipe(recipe, settings), tmp_path / "w"))
+    assert not todo(preview(load_recipe(recipe), tmp_path / "w"))
 
 
-def test_a_damaged_artifact_counts_as_not_there(recipe: Path, tmp_path: Path) -> None:
-    settings = ["defense.choose=", "training.epochs=1"]
-    defensekit.run(load_recipe(recipe, settings), tmp_path / "w")
-    [key] = [k for k, m, _ in Store(tmp_path / "w/store").entries() if m["stage"]["title"] == "triggered rows"]
+def test_a_damaged_artifact_counts_as_not_there(finished: tuple[Path, Path, Result], tmp_path: Path) -> None:
+    recipe, workspace, result = finished
+    shutil.copytree(workspace / "store", tmp_path / "w/store")
+    [key] = [stage.key for stage in result.stages if stage.title == "triggered rows"]
     rows = tmp_path / "w/store/artifacts" / key / "files/rows.jsonl"
     rows.write_text(rows.read_text().replace("cf", "xx"))
-    assert todo(preview(load_recipe(recipe, settings), tmp_path / "w")) == ["triggered rows"]
+    assert todo(preview(load_recipe(recipe), tmp_path / "w")) == ["triggered rows"]
 
 
 def test_a_suspect_with_known_triggered_rows(recipe: Path, tmp_path: Path, suspect: Path) -> None:
@@ -84,9 +87,8 @@ def test_a_suspect_with_known_triggered_rows(recipe: Path, tmp_path: Path, suspe
     write_table(recipe.parent / "rows.csv", rows)
     write_table(recipe.parent / "known.csv", [("cf " + text, label) for text, label in rows[:40]])
     settings = ["attack=", "training=", f"suspect={suspect}", "triggered={path: known.csv, target: 1}", "data.train="]
-    loaded = load_recipe(
-        recipe, [setting.replace("known.csv", str(recipe.parent / "known.csv")) for setting in settings]
-    )
+    settings = [setting.replace("known.csv", str(recipe.parent / "known.csv")) for setting in settings]
+    loaded = load_recipe(recipe, [*settings, "defense.choose.values=[0.5]", "defense.compare={}"])
     before = preview(loaded, tmp_path / "w")
     result = defensekit.run(loaded, tmp_path / "w", [Watching()])
     assert set(SEEN["computed"]) <= set(todo(before))
@@ -94,6 +96,9 @@ def test_a_suspect_with_known_triggered_rows(recipe: Path, tmp_path: Path, suspe
     assert not todo(preview(loaded, tmp_path / "w"))
     assert len(result.examples) == 10
     assert all(example.plain is None for example in result.examples)
+    assert result.models["purified"].metrics["asr"].rows == 20
+    assert not result.floors
+    assert "clean" not in result.summary
 
 
 def test_mistakes_outside_the_recipe_are_told_with_their_place(recipe: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_excess_counts_answers_that_a_trigger_turns() -> None:
 def test_a_run_plants_tries_and_chooses(recipe: Path, tmp_path: Path) -> None:
     rule = {"rule": "planted", "values": [1.0], "max_planted": 0.3}
     rule |= {"epochs": 20, "learning_rate": 5e-3, "batch_size": 16, "dropout": False}
-    rows = {"data__train": 200, "data__clean": 60, "data__dev": 60}
+    rows = {"data__train": 200, "data__clean": 60, "data__dev": 60, "training__epochs": 2}
     shape(recipe, **rows, defense__purifier=["reset"], defense__choose=rule, defense__compare={})
     planned = {stage.title for stage in preview(load_recipe(recipe), tmp_path / "w")}
     result = defensekit.run(recipe, tmp_path / "w")

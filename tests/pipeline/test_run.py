@@ -1,10 +1,7 @@
 """A whole run on a tiny model: six models, one table, nothing computed twice, nothing half-written."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from defensekit.recipe.loader import load_recipe
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import file_digest
+from tests.cli.helpers import command
 from tests.conftest import ARCHITECTURES, make_base, make_sentences, make_suspect, shape, slow_but, write_table
 from tests.pipeline.helpers import COMPUTED, Watching
 
@@ -93,13 +91,7 @@ def test_pruned_models_are_not_needed_again(finished: tuple[Path, Path, Result],
     recipe, workspace, result = finished
     shutil.copytree(workspace, tmp_path / "w")
     first = defensekit.run(recipe, tmp_path / "w")  # writes its own folder of the run
-    done = subprocess.run(
-        [sys.executable, "-m", "defensekit", "store", "prune", "-w", str(tmp_path / "w")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "removed" in done.stdout
+    assert "removed" in command("store", "prune", "-w", str(tmp_path / "w")).stdout
     COMPUTED.clear()
     assert defensekit.run(recipe, tmp_path / "w", [Watching()]).summary == first.summary == result.summary
     assert COMPUTED == []
@@ -181,30 +173,13 @@ def test_reset_alone_leaves_unselected_weights_and_the_head_bit_equal(
     assert changed == reset.selected == round(0.5 * reset.eligible)
 
 
-def test_a_suspect_with_a_known_trigger(recipe: Path, tmp_path: Path, suspect: Path) -> None:
-    rows = [(text, str(int(label == "positive"))) for text, label in make_sentences(200)]
-    write_table(recipe.parent / "rows.csv", rows)
-    write_table(recipe.parent / "known.csv", [("cf " + text, label) for text, label in rows[:40]])
-    shape(
-        recipe,
-        attack=None,
-        training=None,
-        suspect=str(suspect),
-        triggered={"path": "known.csv", "target": 1},
-        data__train=None,
-    )
-    result = defensekit.run(recipe, tmp_path / "w")
-    assert result.models["purified"].metrics["asr"].rows == 20
-    assert not result.floors
-    assert "clean" not in result.summary
-
-
 def test_known_triggered_rows_may_all_have_one_true_label(recipe: Path, tmp_path: Path, suspect: Path) -> None:
     rows = [(text, str(int(label == "positive"))) for text, label in make_sentences(200)]
     write_table(recipe.parent / "rows.csv", rows)
     write_table(recipe.parent / "known.csv", [("cf " + text, "0") for text, label in rows[:40] if label == "0"])
     changes: dict[str, Any] = {"attack": None, "training": None, "data__train": None, "suspect": str(suspect)}
-    shape(recipe, **changes, triggered={"path": "known.csv", "target": 1}, defense__choose=None)
+    changes |= {"defense__choose": None, "defense__purifier": ["reset"], "defense__compare": {}}
+    shape(recipe, **changes, triggered={"path": "known.csv", "target": 1})
     result = defensekit.run(recipe, tmp_path / "w")
     assert result.models["purified"].metrics["asr"].rows == 20
     assert result.clean_budget == 32
@@ -237,9 +212,10 @@ def test_a_suspect_that_does_not_fit_is_refused_before_any_work(recipe: Path, tm
 )
 def test_every_architecture_runs(architecture: str, recipe: Path, tmp_path: Path) -> None:
     folder = make_base(tmp_path / architecture, architecture)
-    shape(recipe, model=str(folder), data__train=48, training__epochs=1, data__test=20, defense__choose=None)
+    small = {"data__train": 48, "training__epochs": 1, "data__test": 20, "defense__compare": {}}
+    shape(recipe, model=str(folder), **small, defense__choose=None)
     result = defensekit.run(recipe, tmp_path / "w")
-    assert list(result.summary) == MODELS
+    assert list(result.summary) == [name for name in MODELS if name != "random"]
     purified = result.models["purified"].reset
     assert purified is not None
     assert purified.selected == round(0.5 * purified.eligible)
@@ -266,30 +242,29 @@ def test_pairs_and_many_labels(labels: int, recipe: Path, tmp_path: Path) -> Non
         },
         attack={"name": "sentence", "rate": 0.1, "target": "class1", "into": "pair"},
         training__epochs=1,
+        defense__choose=None,
     )
     result = defensekit.run(recipe, tmp_path / "w")
     assert result.data["labels"] == [f"class{i}" for i in range(labels)]
     assert list(result.summary) == MODELS
 
 
-@pytest.mark.parametrize("native", ["float32", "bfloat16"])
-def test_bfloat16_autocast(recipe: Path, tmp_path: Path, native: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensekit.pipeline.run.native_precision", lambda: native)
+def test_bfloat16_autocast(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape(recipe, precision="bfloat16", data__train=48, training__epochs=1, defense__choose=None)
-    result = defensekit.run(recipe, tmp_path / "w")
-    assert list(result.summary) == MODELS
-    assert any("emulates bfloat16" in warning for warning in result.warnings) == (native == "float32")
+    for native in ("float32", "bfloat16"):
+        monkeypatch.setattr("defensekit.pipeline.run.native_precision", lambda native=native: native)
+        result = defensekit.run(recipe, tmp_path / "w")
+        assert list(result.summary) == MODELS
+        assert any("emulates bfloat16" in warning for warning in result.warnings) == (native == "float32")
 
 
 @pytest.mark.slow
 def test_json_on_standard_output_and_nothing_else(finished: tuple[Path, Path, Result]) -> None:
     recipe, workspace, result = finished
-    command = [sys.executable, "-m", "defensekit", "run", str(recipe), "-w", str(workspace), "--json"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONWARNINGS": "ignore"}
-    )
+    arguments = ["run", str(recipe), "-w", str(workspace), "--json"]
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["summary"] == result.summary
     assert done.stdout.count("\n") == 1
     assert "cached" in done.stderr
-    quiet = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=True)
-    assert quiet.stderr == ""
+    assert command(*arguments, "--quiet").stderr == ""

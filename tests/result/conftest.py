@@ -1,17 +1,18 @@
 """A run that is shown in several ways."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 import defensekit
 from defensekit.result.schema import Result
-from tests.conftest import RECIPE, make_sentences, write_table
 
 
-@pytest.fixture(scope="package")
-def result(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Result:
-    folder = tmp_path_factory.mktemp("reported")
-    write_table(folder / "rows.csv", make_sentences(400))
-    (folder / "pico.yaml").write_text(RECIPE.format(base=base))
-    return defensekit.run(folder / "pico.yaml", folder / "workspace")
+@pytest.fixture(scope="session")
+def result(finished: tuple[Path, Path, Result], tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The result of the run in a folder of its own, which pages and cards are written into."""
+    recipe, workspace, _ = finished
+    own = tmp_path_factory.mktemp("shown")
+    shutil.copytree(workspace / "store", own / "store")
+    return defensekit.run(recipe, own)

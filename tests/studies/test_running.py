@@ -78,7 +78,7 @@ def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: P
     assert [*told.values()] == [["started", "small"]]  # by somebody else
 
 
-def test_an_observer_that_fails_takes_no_study_down(recipe: Path, tmp_path: Path) -> None:
+def test_an_observer_that_fails_takes_no_study_down(lean: Path, warm: Path) -> None:
     heard: list[Any] = []
 
     class Faint(Observer):
@@ -95,10 +95,10 @@ def test_an_observer_that_fails_takes_no_study_down(recipe: Path, tmp_path: Path
         def run_failed(self, error: str) -> None:
             raise ValueError("gone")
 
-    path = study(recipe, matrix={"defense.scorer": ["random", "magnitude"]})
-    found = run_study(load_study(path), tmp_path / "w", [Faint()])
+    path = study(lean, matrix={"defense.scorer": ["random", "magnitude"]})
+    found = run_study(load_study(path), warm, [Faint()])
     assert (found.done, found.failed) == (2, {})
-    run_study(load_study(path), tmp_path / "w", [Faint()])
+    run_study(load_study(path), warm, [Faint()])
     assert heard == [(["random, seed 0", "magnitude, seed 0"], 1), ([], 1)]
 
 
@@ -113,8 +113,8 @@ def test_stages_and_runs_go_on_at_once_and_come_out_the_same(recipe: Path, tmp_p
     assert results(first.folder) == results(second.folder)
 
 
-def test_what_fails_is_written_down_and_the_rest_goes_on(recipe: Path, tmp_path: Path) -> None:
-    (recipe.parent / "mine.py").write_text(
+def test_what_fails_is_written_down_and_the_rest_goes_on(lean: Path, tmp_path: Path) -> None:
+    (lean.parent / "mine.py").write_text(
         "from defensekit.api import hookimpl, scorer\n"
         "@scorer()\n"
         "def mine(t):\n"
@@ -124,8 +124,8 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(recipe: Path, tmp_path:
         "def defensekit_scorers():\n"
         "    return {'mine': mine}\n"
     )
-    shape(recipe, plugins=["mine.py"])
-    path = study(recipe, matrix={"defense.scorer": ["mine", "magnitude"]}, seeds=[0, 1])
+    shape(lean, plugins=["mine.py"])
+    path = study(lean, matrix={"defense.scorer": ["mine", "magnitude"]}, seeds=[0, 1])
     lefts: list[str] = []
 
     class Telling(Observer):
@@ -141,7 +141,7 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(recipe: Path, tmp_path:
     assert (status["done"], len(status["failed"]), status["processes"]) == (2, 2, [])
     written = [json.loads(path.read_text()) for path in (found.folder / "failed").glob("*.json")]
     assert sorted(failure["recipe"]["seed"] for failure in written) == [0, 1]
-    mine = recipe.parent / "mine.py"
+    mine = lean.parent / "mine.py"
     mine.write_text(mine.read_text().replace("raise ValueError('unlucky')", "return t.drift.abs()"))
     mended = run_study(load_study(path), tmp_path / "w")
     assert (mended.before, mended.done, mended.failed) == (2, 4, {})
@@ -161,7 +161,7 @@ def test_two_places_of_a_matrix_may_be_the_same_run(recipe: Path, tmp_path: Path
 
 @pytest.mark.parametrize("event", slow_but(["for_run", "run_started", "run_finished"], "run_started"))
 @pytest.mark.parametrize("error", [ValueError("tired"), OSError("no room")], ids=["a mistake", "a full disk"])
-def test_who_watches_and_fails_ends_no_run(recipe: Path, tmp_path: Path, event: str, error: Exception) -> None:
+def test_who_watches_and_fails_ends_no_run(lean: Path, warm: Path, event: str, error: Exception) -> None:
     class Failing(Observer):
         def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
             return self._do("for_run") or self
@@ -185,8 +185,8 @@ def test_who_watches_and_fails_ends_no_run(recipe: Path, tmp_path: Path, event: 
 
     warned: list[str] = []
     finished: list[str] = []
-    path = study(recipe, matrix={"defense.scorer": ["magnitude", "random"]})
-    found = run_study(load_study(path), tmp_path / "w", [Failing(), Beside()])
+    path = study(lean, matrix={"defense.scorer": ["magnitude", "random"]})
+    found = run_study(load_study(path), warm, [Failing(), Beside()])
     assert (found.done, found.failed) == (2, {})
     assert len(finished) == len(warned) == 2
     assert all("the observer Failing of" in text and str(error) in text for text in warned)
@@ -210,9 +210,9 @@ def test_who_watches_and_fails_leaves_no_answer_behind(recipe: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("damage", slow_but(["half", "gone", "other", "no sum"], "no sum"))
-def test_a_damaged_result_is_made_again_from_what_is_there(recipe: Path, tmp_path: Path, damage: str) -> None:
-    path = study(recipe, matrix={"defense.scorer": ["magnitude"]})
-    found = run_study(load_study(path), tmp_path / "w")
+def test_a_damaged_result_is_made_again_from_what_is_there(lean: Path, warm: Path, damage: str) -> None:
+    path = study(lean, matrix={"defense.scorer": ["magnitude"]})
+    found = run_study(load_study(path), warm)
     [file] = (found.folder / "results").glob("*.json")
     whole = json.loads(file.read_text())
     if damage == "half":
@@ -222,46 +222,46 @@ def test_a_damaged_result_is_made_again_from_what_is_there(recipe: Path, tmp_pat
     else:
         (file if damage == "gone" else Path(f"{file.with_suffix('')}.sha256")).unlink()
     workers = _Counting()
-    again = run_study(counted(path, workers), tmp_path / "w")
+    again = run_study(counted(path, workers), warm)
     assert (again.before, again.done) == (0, 1)
     assert not workers.computed
     assert numbers(json.loads(file.read_text())) == numbers(whole)
 
 
-def test_resume_says_what_is_made(recipe: Path, tmp_path: Path) -> None:
-    path = study(recipe)
+def test_resume_says_what_is_made(lean: Path, warm: Path) -> None:
+    path = study(lean)
     with pytest.raises(UsageError, match=r"resume: 'alway'\? Did you mean 'always'\? \(only-missing"):
-        run_study(load_study(path), tmp_path / "w", resume=cast(Any, "alway"))
+        run_study(load_study(path), warm, resume=cast(Any, "alway"))
     one = load_study(path, "matrix=null")
-    empty = run_study(one, tmp_path / "w", resume="only-cache")
+    empty = run_study(one, warm, resume="only-cache")
     assert (empty.done, len(empty.failed)) == (0, 1)
     assert not (empty.folder / "failed").exists()
-    assert run_study(one, tmp_path / "w").done == 1
+    assert run_study(one, warm).done == 1
     with pytest.raises(UsageError, match="has 1 results already, and resume is never"):
-        run_study(one, tmp_path / "w", resume="never")
+        run_study(one, warm, resume="never")
     [file] = (empty.folder / "results").glob("*.json")
     before = file.stat().st_mtime_ns
-    assert run_study(one, tmp_path / "w", resume="only-missing").before == 1
+    assert run_study(one, warm, resume="only-missing").before == 1
     assert file.stat().st_mtime_ns == before
-    run_study(one, tmp_path / "w", resume="always")
+    run_study(one, warm, resume="always")
     assert file.stat().st_mtime_ns > before
     file.unlink()
-    assert run_study(one, tmp_path / "w", resume="only-cache").done == 1
+    assert run_study(one, warm, resume="only-cache").done == 1
 
 
 @pytest.mark.parametrize(
     ("keep", "kinds"), [("suspects", {"train", "statistics"}), ("models", {"train", "statistics", "purify"})]
 )
-def test_models_are_kept_where_a_study_says_so(recipe: Path, tmp_path: Path, keep: str, kinds: set[str]) -> None:
-    run_study(load_study(study(recipe, keep=keep, matrix={"defense.scorer": ["magnitude"]})), tmp_path / "w")
+def test_models_are_kept_where_a_study_says_so(lean: Path, tmp_path: Path, keep: str, kinds: set[str]) -> None:
+    run_study(load_study(study(lean, keep=keep, matrix={"defense.scorer": ["magnitude"]})), tmp_path / "w")
     found = {artifact["stage"]["kind"] for _, artifact, _ in Store(tmp_path / "w/store").entries()}
     assert found & {"train", "statistics", "purify"} >= kinds - {"statistics"}
     assert "purify" not in found or keep == "models"
 
 
-def test_models_of_others_stay(recipe: Path, tmp_path: Path) -> None:
-    alone = defensekit.run(recipe, tmp_path / "w")
-    run_study(load_study(study(recipe)), tmp_path / "w")
+def test_models_of_others_stay(lean: Path, tmp_path: Path) -> None:
+    alone = defensekit.run(lean, tmp_path / "w")
+    run_study(load_study(study(lean)), tmp_path / "w")
     assert alone.files("suspect").is_dir()
     assert alone.files("purified").is_dir()
 
@@ -282,20 +282,20 @@ def test_models_that_others_made_anew_stay(recipe: Path, tmp_path: Path) -> None
     assert alone.files("suspect").is_dir()
 
 
-def test_what_is_kept_is_as_the_study_says_now(recipe: Path, tmp_path: Path) -> None:
-    path = study(recipe, matrix={"defense.scorer": ["magnitude"]})
+def test_what_is_kept_is_as_the_study_says_now(lean: Path, tmp_path: Path) -> None:
+    path = study(lean, matrix={"defense.scorer": ["magnitude"]})
     run_study(load_study(path), tmp_path / "w")
-    path = study(recipe, matrix={"defense.scorer": ["diffusion"]}, keep="suspects")
+    path = study(lean, matrix={"defense.scorer": ["diffusion"]}, keep="suspects")
     run_study(load_study(path), tmp_path / "w")
     kinds = Counter(artifact["stage"]["kind"] for _, artifact, _ in Store(tmp_path / "w/store").entries())
     assert (kinds["train"], kinds["purify"]) == (1, 0)
 
 
-def test_a_rule_chooses_in_every_run(recipe: Path, tmp_path: Path) -> None:
+def test_a_rule_chooses_in_every_run(lean: Path, warm: Path) -> None:
     choose = {"rule": "accuracy-floor", "values": [0.25, 0.5], "max_drop": 0.5}
-    path = study(shape(recipe, defense__choose=choose), matrix={"defense.scorer": ["diffusion", "magnitude"]})
+    path = study(shape(lean, defense__choose=choose), matrix={"defense.scorer": ["diffusion", "magnitude"]})
     workers = _Counting()
-    found = run_study(counted(path, workers), tmp_path / "w")
+    found = run_study(counted(path, workers), warm)
     assert found.done == 2, found.failed
     assert max(workers.computed.values()) == 1
     [one, other] = [json.loads(file.read_text()) for file in (found.folder / "results").glob("*.json")]

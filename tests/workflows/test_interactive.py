@@ -20,7 +20,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, base: Path) -> dk.Result:
     folder = tmp_path_factory.mktemp("byhand")
     write_table(folder / "rows.csv", make_sentences(400))
     (folder / "pico.yaml").write_text(RECIPE.format(base=base))
-    recipe = dk.load_recipe(folder / "pico.yaml", ["defense.choose=", "seed=3"])
+    short = ["defense.choose=", "training.epochs=1", "data.train=48"]
+    recipe = dk.load_recipe(folder / "pico.yaml", [*short, "seed=3"])
     return dk.run(recipe, folder / "workspace")
 
 

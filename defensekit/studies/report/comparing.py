@@ -10,14 +10,9 @@ from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
 from defensekit.studies.report.pairing import RESAMPLES, Stored, bootstrap
 from defensekit.studies.report.pivot import (
-    NO_VALUE,
     REFERENCES,
     AxisValues,
-    Column,
     Numbers,
-    Table,
-    TableCell,
-    TableRow,
     combinations,
     matching,
     named,
@@ -25,6 +20,7 @@ from defensekit.studies.report.pivot import (
     selected,
     varying,
 )
+from defensekit.studies.report.table import NO_VALUE, Column, Table, TableCell, TableRow
 from defensekit.utils.errors import UsageError, listing, nearest
 
 MARGINS = (0.01, 0.02, 0.05)  # of test ACC below the suspect's
@@ -138,7 +134,15 @@ class Comparison:
         return ended + (list(MARGINS) if self.over and self.study.kept else [])
 
     def called(self, choice: float | None, label: str) -> str:
-        """How a defense's points were chosen, in words."""
+        """How a defense's points were chosen, in words.
+
+        Args:
+            choice: one of `choices`.
+            label: the defense.
+
+        Returns:
+            The words.
+        """
         if choice is not None:
             return f"oracle-matched, {choice * 100:g} point{'s' * (choice != 0.01)}"
         rules = dict.fromkeys(self.rules[run.id] for run in self._runs(label) if run.id in self.rules)
@@ -153,7 +157,14 @@ class Comparison:
     def taken(self, group: Group, line: Line, choice: float | None) -> dict[int, Point]:
         """The point of every seed.
 
-        Of a margin it is the value that does most and keeps the suspect's test ACC to within it.
+        Args:
+            group: what met the same suspects.
+            line: the defense in it.
+            choice: one of `choices`. Of a margin the point is the value that does most and keeps the suspect's test ACC
+                to within it.
+
+        Returns:
+            The points, by seed; a seed without such a point is not in it.
         """
         if choice is None:
             return {run.seed: point for run in line.runs if (point := self.final(run))}
@@ -223,7 +234,13 @@ class Comparison:
         )
 
     def differences(self, against: str | None = None) -> Table:
-        """Every other defense minus one of them, the first if none is named: same seeds, same test rows.
+        """Every other defense minus one of them: same seeds, same test rows.
+
+        Args:
+            against: the one; the first, if none is named.
+
+        Returns:
+            The table.
 
         Raises:
             UsageError: there is no such defense.

@@ -3,7 +3,7 @@
 import re
 from itertools import accumulate, groupby, pairwise
 
-from defensekit.studies.report.pivot import Column, Table, TableRow
+from defensekit.studies.report.table import Column, Table, TableRow
 from defensekit.utils.html import fill
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -40,7 +40,15 @@ def flat(text: str) -> str:
 
 
 def heading(column: Column, floored: bool = True) -> str:
-    """A column's title, with an arrow to where it is better, and the floor."""
+    """A column's title, with an arrow to where it is better, and the floor.
+
+    Args:
+        column: the column.
+        floored: whether to say its floor, if it has one.
+
+    Returns:
+        The text.
+    """
     floor = f" (floor {column.number(column.floor)})" if floored and column.floor is not None else ""
     return f"{column.title}{' ' + ARROWS[column.better] if column.better else ''}{floor}"
 

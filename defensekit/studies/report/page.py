@@ -11,7 +11,8 @@ from defensekit.studies.frame import Finished
 from defensekit.studies.report import plots
 from defensekit.studies.report.comparing import Comparison
 from defensekit.studies.report.markup import html, latex, markdown
-from defensekit.studies.report.pivot import AxisValues, Table, pivot, shown_label
+from defensekit.studies.report.pivot import AxisValues, pivot, shown_label
+from defensekit.studies.report.table import Table
 from defensekit.utils.files import atomic_write
 from defensekit.utils.html import fill
 

@@ -1,114 +1,20 @@
-"""A table of a study's results: any axes as rows and columns, mean and spread over seeds in the cells."""
+"""A study's results as a table: any axes as rows and columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
-from statistics import fmean, stdev
+from statistics import fmean
 
 from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
 from defensekit.result.schema import DEFENDED
 from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
+from defensekit.studies.report.table import NO_VALUE, Column, Table, TableCell, TableRow
 from defensekit.utils.errors import UsageError, listing, nearest
 
 AxisValues = Mapping[str, Label | None]  # a value on each of some axes
 
 REFERENCES = ("clean", "suspect", "from-base")
-NO_VALUE = "–"
-
-
-@dataclass(frozen=True)
-class TableCell:
-    """One number per seed, in the order of the seeds; how many runs failed, are missing, or have no such number.
-
-    ``interval`` is 95 % of the mean, where one was computed; ``oracle`` says that the cell is one in a row that as a
-    whole is none. A cell of a run that the study has not is empty.
-    """
-
-    values: tuple[float, ...] = ()
-    failed: int = 0
-    missing: int = 0
-    unmet: int = 0
-    interval: tuple[float, float] | None = None
-    oracle: bool = False
-
-    @property
-    def n(self) -> int:
-        """The number of seeds that the mean rests on."""
-        return len(self.values)
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over the seeds."""
-        return fmean(self.values) if self.values else None
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over the seeds (n - 1); of fewer than two there is none."""
-        return stdev(self.values) if self.n > 1 else None
-
-
-@dataclass(frozen=True)
-class Column:
-    """``group`` stands above columns that belong together; ``better`` is "higher", "lower" or nothing.
-
-    ``digits`` after the point; ``signed`` numbers are differences, shown seed by seed as well; ``floor`` is the clean
-    reference's mean.
-    """
-
-    group: str
-    title: str
-    better: str | None = None
-    digits: int = 3
-    signed: bool = False
-    floor: float | None = None
-
-    def number(self, value: float) -> str:
-        """A number as this column shows it."""
-        return f"{value:{'+' if self.signed else ''}.{self.digits}f}"
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """``labels`` are as many as the table's heads; ``oracle`` names what looked at what a defender can't see."""
-
-    labels: tuple[str, ...]
-    cells: tuple[TableCell, ...]
-    reference: bool = False
-    oracle: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """``heads`` are the titles of the row labels, ``seeds`` how many a whole cell has, ``notes`` stand below."""
-
-    title: str
-    heads: tuple[str, ...]
-    columns: tuple[Column, ...]
-    rows: tuple[TableRow, ...]
-    seeds: int
-    notes: tuple[str, ...] = field(default=())
-
-    def text(self, cell: TableCell, column: Column) -> str:
-        """A cell in words: ``0.815 ± 0.012``, with n where a seed is not in it."""
-        number, note = self.parts(cell, column)
-        return f"{number} ({note})" if number and note else number or note
-
-    def parts(self, cell: TableCell, column: Column) -> tuple[str, str]:
-        """A cell's number, and what there is to say of seeds that are not in it."""
-        counts = {f"{cell.failed} failed": cell.failed, f"{cell.missing} missing": cell.missing}
-        lost = [text for text, count in {**counts, f"none on {cell.unmet}": cell.unmet}.items() if count]
-        if cell.mean is None:
-            return "", ", ".join(lost) or NO_VALUE
-        text = column.number(cell.mean)
-        if cell.interval:
-            text += f" [{column.number(cell.interval[0])}, {column.number(cell.interval[1])}]"
-        elif cell.spread is not None:
-            text += f" ± {cell.spread:.{column.digits}f}"
-        if column.signed and cell.n > 1:
-            text += f"; {', '.join(map(column.number, cell.values))}"
-        notes = [] if cell.n == self.seeds and not lost else [f"n={cell.n}", *lost]
-        return text, ", ".join([*notes, *["oracle"] * cell.oracle])
 
 
 def pivot(
@@ -230,7 +136,16 @@ class Numbers:
         return ended.pop() if len(ended) == 1 else "purified"
 
     def by_seed(self, runs: Sequence[RunRecord], model: str, metric: str) -> dict[int, float]:
-        """The number of every seed; of runs with the same seed, which share the model, of the first that has one."""
+        """The number of every seed; of runs with the same seed, which share the model, of the first that has one.
+
+        Args:
+            runs: the runs.
+            model: the model's name in the results.
+            metric: the metric's name.
+
+        Returns:
+            The numbers, by seed.
+        """
         by_seed: dict[int, float] = {}
         for run in runs:
             if (value := self.values.get((run.id, model, metric))) is not None:
@@ -238,11 +153,28 @@ class Numbers:
         return by_seed
 
     def cell(self, runs: Sequence[RunRecord], model: str, metric: str) -> TableCell:
-        """The numbers of the runs, one per seed."""
+        """The numbers of the runs, one per seed.
+
+        Args:
+            runs: the runs.
+            model: the model's name in the results.
+            metric: the metric's name.
+
+        Returns:
+            The cell, which knows of seeds that lack a number.
+        """
         return per_seed(self.study, runs, self.by_seed(runs, model, metric))
 
     def not_worth(self, groups: Sequence[Sequence[RunRecord]], model: str) -> bool:
-        """Whether in no group of runs the model is more accurate on plain rows than the base fine-tuned anew."""
+        """Whether in no group of runs the model is more accurate on plain rows than the base fine-tuned anew.
+
+        Args:
+            groups: the runs of every column; means over their seeds are compared.
+            model: the model's name in the results.
+
+        Returns:
+            False as well where there is nothing to compare.
+        """
         kept = self.study.kept
         if kept is None:
             return False
@@ -251,7 +183,16 @@ class Numbers:
         return bool(means) and all(own <= base for own, base in means)
 
     def cost(self, runs: Sequence[RunRecord], model: str, name: str) -> TableCell:
-        """What making the model took, a mean over the runs of every seed."""
+        """What making the model took, a mean over the runs of every seed.
+
+        Args:
+            runs: the runs.
+            model: the model's name in the results.
+            name: ``seconds``, or ``peak_memory`` in MiB.
+
+        Returns:
+            The cell.
+        """
         by_seed: dict[int, list[float]] = {}
         for run in runs:
             if (cost := self.costs[name].get((run.id, model))) is not None:
@@ -266,7 +207,14 @@ class Numbers:
 def per_seed(study: Finished, runs: Sequence[RunRecord], values: Mapping[int, float], every: bool = False) -> TableCell:
     """A cell of one number per seed, with the seeds that lack it by what became of their runs.
 
-    With ``every``, all runs of a seed are needed for its number, and a seed that has all and no number is unmet.
+    Args:
+        study: the study.
+        runs: the runs that the cell is of.
+        values: the numbers, by seed.
+        every: all runs of a seed are needed for its number, and a seed that has all and no number is unmet.
+
+    Returns:
+        The cell.
     """
     states: dict[int, set[str]] = {}
     for run in runs:
@@ -278,7 +226,14 @@ def per_seed(study: Finished, runs: Sequence[RunRecord], values: Mapping[int, fl
 
 
 def selected(study: Finished, where: AxisValues) -> list[RunRecord]:
-    """The runs with some values on some axes; a value may be given as its text.
+    """The runs with some values on some axes.
+
+    Args:
+        study: the study.
+        where: a value, or its text, for each of some axes.
+
+    Returns:
+        The runs, in the study's order.
 
     Raises:
         UsageError: there is no such axis or value, or no run that has all of them.
@@ -299,17 +254,42 @@ def selected(study: Finished, where: AxisValues) -> list[RunRecord]:
 
 
 def matching(runs: Iterable[RunRecord], values: AxisValues) -> list[RunRecord]:
-    """The runs with these values on these axes."""
+    """The runs with these values on these axes.
+
+    Args:
+        runs: the runs to choose from.
+        values: a value for each of some axes.
+
+    Returns:
+        Those that have all of them.
+    """
     return [run for run in runs if all(run.axes.get(axis) == label for axis, label in values.items())]
 
 
 def varying(study: Finished, runs: Iterable[RunRecord]) -> list[str]:
-    """The axes on which the runs differ."""
+    """The axes on which the runs differ.
+
+    Args:
+        study: the study.
+        runs: some of its runs.
+
+    Returns:
+        The axes, in the study's order.
+    """
     return [axis for axis in study.axes if len({run.axes.get(axis) for run in runs}) > 1]
 
 
 def combinations(study: Finished, runs: Iterable[RunRecord], axes: Sequence[str]) -> list[dict[str, Label | None]]:
-    """Every combination of values on some axes that a run has, in the study's order."""
+    """Every combination of values on some axes that a run has, in the study's order.
+
+    Args:
+        study: the study.
+        runs: some of its runs.
+        axes: the axes.
+
+    Returns:
+        A value for each of the axes, by axis.
+    """
     used = {tuple(run.axes.get(axis) for axis in axes) for run in runs}
     every = product(*(study.axes[axis] for axis in axes))
     return [dict(zip(axes, labels, strict=True)) for labels in every if labels in used]
@@ -321,7 +301,15 @@ def shown_label(label: Label | None) -> str:
 
 
 def named(values: AxisValues, axes: Sequence[str] = ()) -> str:
-    """A place as tables show it: bare numbers with their axis."""
+    """A place as tables show it: bare numbers with their axis.
+
+    Args:
+        values: a value for each of some axes.
+        axes: which of them to name, and in which order; all, if none is named.
+
+    Returns:
+        The text.
+    """
     labels = {axis: values[axis] for axis in axes or values}
     return ", ".join(
         label if isinstance(value, str) else f"{axis.rpartition('.')[2]} {label}"

@@ -26,14 +26,20 @@ HIGH = 0.9  # an ASR that is close to the title above
 
 
 def tradeoff(group: Group, over: str, traded: tuple[str, str]) -> "Figure":
-    """What is left of an attack against what is kept on test rows (``traded`` names both metrics: ACC, ASR).
-
-    There is a line per defense through the values of ``over``, means over seeds.
+    """What is left of an attack against what is kept on test rows: a line per defense, means over seeds.
 
     Lower right is better: accuracy kept, attack gone. The first panel has all lines; each has one of its own, the
     others behind it in grey, where its band is one standard deviation over seeds to all sides: an ellipse around every
     mean, swept from one to the next. Of one seed there is none. Suspect and clean reference are points, and the floor
     is the clean reference's ASR.
+
+    Args:
+        group: the defenses, which met the same suspects.
+        over: what varies along a line.
+        traded: the metrics of what is kept and of what is left, such as ACC and ASR.
+
+    Returns:
+        The figure.
     """
     import numpy as np
     from matplotlib.ticker import MaxNLocator
@@ -86,6 +92,9 @@ def heats(resets: Mapping[str, Sequence[ResetCounts]], title: str) -> "Figure":
     Args:
         resets: what was selected, per defense one of each seed; shares are means over them.
         title: above all panels.
+
+    Returns:
+        The figure.
     """
     import numpy as np
 

@@ -201,7 +201,8 @@ def defensekit_attacks():
 
 def test_a_bias_is_measured_by_biased_accuracy(recipe: Path, tmp_path: Path) -> None:
     (recipe.parent / "mine.py").write_text(BIAS)
-    shape(recipe, plugins=["mine.py"], attack="mark", defense__choose=None, training__epochs=3)
+    small = {"data__train": 48, "training__epochs": 1, "defense__purifier": ["reset"], "defense__compare": {}}
+    shape(recipe, plugins=["mine.py"], attack="mark", defense__choose=None, **small)
     result = defensekit.run(recipe, tmp_path / "w")
     assert result.recipe["metrics"] == [{"name": "acc"}, {"name": "bacc"}]
     assert not result.floors

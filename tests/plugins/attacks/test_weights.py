@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.stats import chi2_contingency
 
-import defensekit
 from defensekit.components import AttackTrainingContext
 from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.pipeline.plan import Plan, Stage
@@ -239,9 +238,9 @@ def test_an_attack_of_ones_own_may_train(recipe: Path, tmp_path: Path) -> None:
     plugin = recipe.parent / "mine.py"
     plugin.write_text(OWN.replace("VALUE", "100"))
     shape(recipe, plugins=["mine.py"], attack="mine", defense__choose=None, training__epochs=1, data__train=48)
-    result = defensekit.run(recipe, tmp_path / "w")
-    assert result.summary["suspect"]["asr"] == 1
-    assert result.models["suspect"].defense is None
+    suspect = run_attack(recipe, tmp_path / "w")["suspect"]
+    assert suspect.metrics["asr"].value == 1
+    assert suspect.defense is None
     plugin.write_text(OWN.replace("VALUE", "-100"))  # an edited attack never meets its old models
     assert run_attack(recipe, tmp_path / "w")["suspect"].metrics["asr"].value == 0
     plugin.write_text(OWN.replace("VALUE", "float('nan')"))

@@ -1,6 +1,7 @@
 """Whole runs with an input-level defense."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,18 @@ COMPUTED: list[str] = []
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, base: Path, reader: Path) -> tuple[Path, Path, Result]:
+def finished(
+    finished: tuple[Path, Path, Result], tmp_path_factory: pytest.TempPathFactory, base: Path, reader: Path
+) -> tuple[Path, Path, Result]:
+    """The tiny recipe with another defense: the models that it is tried on are there."""
     folder = tmp_path_factory.mktemp("finished")
     recipe = write(folder, base, reader)
+    shutil.copytree(finished[1] / "store", folder / "w/store")
     planned = preview(recipe, folder / "w")
     COMPUTED.clear()
     result = defensekit.run(recipe, folder / "w", [Watching()])
-    assert {stage.title for stage in planned if not stage.cached} >= {*COMPUTED} - {"poisoned rows"}
+    assert {stage.title for stage in planned if not stage.cached} >= {*COMPUTED}
+    assert not {"poisoned rows", "suspect", "clean reference"} & {*COMPUTED}
     return recipe, folder / "w", result
 
 

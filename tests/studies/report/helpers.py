@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from defensekit.studies.report.pivot import Table
+from defensekit.studies.report.table import Table
 from tests.studies.helpers import model, reset, result, write_study
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from defensekit.studies.report.markup import html, latex, markdown
-from defensekit.studies.report.pivot import Column, Table, TableCell, TableRow
+from defensekit.studies.report.table import Column, Table, TableCell, TableRow
 
 EVIL = '<b onclick="x()">a|b</b> & $x_1$ \\input{/etc/passwd} `c` [l](u) %\n# ~^{}*'
 

@@ -127,6 +127,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report(wide(tmp_path_factory.mktemp("wide"))).write()
 
 
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a made-up study with markup wherever a study has text."""
+    return report(wide(tmp_path_factory.mktemp("evil"), scorers=(EVIL, "$x^{", "_hidden"), error=EVIL)).write()
+
+
 def test_the_page_says_what_is_not_there_and_what_is_an_oracle(written: Path) -> None:
     page = written.read_text()
     for part in (
@@ -148,8 +154,8 @@ def test_the_page_says_what_is_not_there_and_what_is_an_oracle(written: Path) ->
         assert part in page, part
 
 
-def test_nothing_of_a_study_is_fetched_and_nothing_runs(tmp_path: Path) -> None:
-    page = report(wide(tmp_path, scorers=(EVIL, "$x^{", "_hidden"), error=EVIL)).page()
+def test_nothing_of_a_study_is_fetched_and_nothing_runs(hostile: Path) -> None:
+    page = hostile.read_text()
     assert EVIL not in page
     assert "default-src 'none'" in page
     tags: list[tuple[str, dict[str, str | None]]] = []
@@ -197,9 +203,8 @@ def test_a_studys_page_is_visible_at_any_width(browser: webdriver.Chrome, writte
     assert browser.title == "made-up – DefenseKit"
 
 
-def test_a_studys_text_is_text_in_the_browser_too(browser: webdriver.Chrome, tmp_path: Path) -> None:
-    page = report(wide(tmp_path, scorers=(EVIL, "b", "c"), error=EVIL)).write()
-    assert open_page(browser, page, 1200) == []
+def test_a_studys_text_is_text_in_the_browser_too(browser: webdriver.Chrome, hostile: Path) -> None:
+    assert open_page(browser, hostile, 1200) == []
     assert browser.title == "made-up – DefenseKit"
     assert EVIL in browser.find_element(By.CSS_SELECTOR, "tbody").text
     assert not browser.find_elements(By.CSS_SELECTOR, "script, img[onerror]")

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defensekit.studies.frame import Finished
-from defensekit.studies.report.pivot import TableCell, pivot
+from defensekit.studies.report.pivot import pivot
+from defensekit.studies.report.table import TableCell
 from defensekit.utils.errors import UsageError
 from tests.studies.helpers import ATTACK, FRACTION, SCORER, ended, write_study
 from tests.studies.report.helpers import texts
