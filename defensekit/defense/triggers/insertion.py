@@ -31,18 +31,19 @@ def spell(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
     return str(tokenizer.decode([token])).strip()
 
 
-def words(tokenizer: "PreTrainedTokenizerBase", size: int) -> dict[int, str]:
+def words(tokenizer: "PreTrainedTokenizerBase", size: int, special: bool = False) -> dict[int, str]:
     """The tokens that are words: written between two words they give themselves again, unlike pieces of words.
 
     Args:
         tokenizer: of the model.
         size: rows of its embedding; tokens beyond have none.
+        special: special tokens as well: a text can hold them, spelled out.
 
     Returns:
         Each word by its token.
     """
-    special = {*tokenizer.all_special_ids}
-    spelled = {token: spell(tokenizer, token) for token in range(min(size, len(tokenizer))) if token not in special}
+    out = set() if special else {*tokenizer.all_special_ids}
+    spelled = {token: spell(tokenizer, token) for token in range(min(size, len(tokenizer))) if token not in out}
     spelled = {token: text for token, text in spelled.items() if text and len(text.split()) == 1}
     encoded = tokenizer([f"a {text} a" for text in spelled.values()], add_special_tokens=False)["input_ids"]
     return {token: text for (token, text), ids in zip(spelled.items(), encoded, strict=True) if token in ids}

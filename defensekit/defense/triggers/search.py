@@ -68,7 +68,8 @@ class Search:
     _held: dict[int, Probe] = field(default_factory=dict, init=False)  # the rows of the judgement, by label
 
     def __post_init__(self) -> None:
-        self.words = [*words(self.tokenizer, len(self.suspect.get_input_embeddings().weight)).values()]
+        size = len(self.suspect.get_input_embeddings().weight)
+        self.words = [*words(self.tokenizer, size, special=True).values()]
 
     def triggers(self) -> list[FoundTrigger]:
         """What stands out, the strongest first."""
