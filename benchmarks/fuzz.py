@@ -301,8 +301,8 @@ def fuzz(kind: Kind, folder: Path, seed: int, inputs: int, seconds: float = floa
             if "\n" in str(error):
                 crashes.append(f"more than one line: {error!r}"[:300])
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
+            if isinstance(error, KeyboardInterrupt):  # goes on to the next kind
+                break
             crashes.append(f"{type(error).__name__}: {error} in {path.read_bytes()[:2_000]!r}")
         tried, worst = tried + 1, max(worst, time.perf_counter() - started)
     usage = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
