@@ -24,14 +24,21 @@ from typing import Any
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from defensekit.host.tables import File
+from defensekit.leaderboard.entries import load_entry
+from defensekit.leaderboard.row import record_of
 from defensekit.models.adapters import Adapter
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import positions
+from defensekit.models.loading import load_tokenizer
+from defensekit.models.skeleton import skeleton
 from defensekit.models.tokenizer_trial import check_tokenizer
 from defensekit.models.untrusted import read_header
 from defensekit.recipe import yaml_document
+from defensekit.recipe.loader import load_recipe
 from defensekit.result.schema import read_result
+from defensekit.studies.loading import load_study
 from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.logging import quiet
 
 ODD: list[Any] = [
     *(None, True, False, -1, 0, 1, 1 << 31, 1 << 63, 1 << 70, 1e308, float("nan"), "", "a", "\ud800", "\u202e\x1b[2J"),
@@ -43,11 +50,12 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "film", "is", "witty")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: its name, a good one (plain data where it is JSON), and what reads it."""
+    """A kind of file: its name, a good one (plain data where it is JSON), what reads it, and what lies beside it."""
 
     file: str
     good: Any
     read: Callable[[Path], object]
+    beside: Callable[[Path], object] = lambda folder: None  # writes what lies in the folder as well
 
     def write(self, path: Path, data: Any, rng: random.Random | None = None) -> None:
         """Write a file; of a damaged header the length and the tensors may be wrong as well."""
@@ -115,6 +123,41 @@ ADAPTER = {
     **{"modules_to_save": ["classifier"], "alpha_pattern": {"query": 4}, "base_model_name_or_path": "base"},
 }
 INDEX = {"metadata": {"total_size": 24}, "weight_map": dict.fromkeys(("a.weight", "a.bias", "b.0.c"), "w.safetensors")}
+MODEL = {
+    **{"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16},
+    **{"max_position_embeddings": 64, "num_labels": 2, "pad_token_id": 0, "model_type": "bert"},
+}
+SETTINGS = {
+    **{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, "padding_side": "right"},
+    **{"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+    **{"added_tokens_decoder": {"0": {"content": "[PAD]", "lstrip": False, "special": True}}, "chat_template": "a"},
+    **{"model_input_names": ["input_ids", "attention_mask"], "extra_special_tokens": {}, "truncation_side": "right"},
+}
+CHECKED = {
+    **{"name": "a", "model": "./base", "data": {"name": "rows.csv", "train": 20, "clean": 8, "dev": 8, "test": 8}},
+    "attack": {"name": "word", "words": ["cf"], "rate": 0.2, "target": 1},
+    "training": {"epochs": 2, "learning_rate": 1e-4, "batch_size": 8},
+    "defense": {
+        **{"estimator": "fisher", "scorer": "diffusion", "selector": {"name": "fraction", "fraction": 0.5}},
+        "purifier": ["reset", {"name": "fine-tune", "epochs": 3}],
+        "choose": {"rule": "accuracy-floor", "over": "selector.fraction", "values": [0.5, 0.7], "max_drop": 0.01},
+    },
+    **{"metrics": ["acc", "asr"], "seed": 0},
+}
+STUDY = {
+    **{"name": "s", "recipe": CHECKED, "seeds": [0, 1], "executor": "in-process"},
+    **{"matrix": {"defense.scorer": ["magnitude", "random"], "data.clean": [4, 8]}, "include": [{"attack.rate": 0.1}]},
+    "exclude": [{"defense.scorer": "random"}],
+}
+ENTRY = {
+    **{"name": "e", "title": "A defense", "about": "words", "authors": ["somebody"], "licence": "MIT"},
+    **{"links": ["https://a.org/b"], "plugin": {"requires": "defensekit"}, "needs": ["base", "labels"]},
+    **{"chosen_by": "nobody", "baseline": True, "defense": CHECKED["defense"]},
+}
+RECORD = {
+    **{"schema_version": 1, "track": "pico-v1", "track_digest": "0" * 64, "entry": "e"},
+    "files": {"entry.yaml": "0" * 64, "cells/word-0.json": "1" * 64},
+}
 RECIPE = b"""name: a  # words
 model: {name: folder, path: ./model}
 data: &d {name: rows.csv, train: 2000, clean: 256}
@@ -130,6 +173,32 @@ TSV = b"text\tlabel\nthe film\t1\nbleak\t0\n"
 JSONL = b'{"text": "the film", "label": 1}\n{"text": "bleak", "label": 0}\n'
 
 
+def weights(folder: Path) -> None:
+    """The file that an index names."""
+    named_config(folder)
+    Kind("", None, print).write(folder / "w.safetensors", header())
+
+
+def named_config(folder: Path) -> None:
+    """An empty config."""
+    (folder / "config.json").write_text("{}")
+
+
+def data(folder: Path) -> None:
+    """The rows that a recipe names."""
+    (folder / "rows.csv").write_bytes(CSV)
+
+
+def model(folder: Path) -> None:
+    """A classifier of transformers', with its tokenizer."""
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**MODEL)
+    with quiet():
+        transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
+
+
 def kinds() -> dict[str, Kind]:
     """Every kind, by what it is called."""
 
@@ -138,16 +207,24 @@ def kinds() -> dict[str, Kind]:
 
     return {
         "headers": Kind("model.safetensors", header(), read_header),
-        "indexes": Kind("model.safetensors.index.json", INDEX, lambda path: Checkpoint(path.parent).tensors),
+        "indexes": Kind("model.safetensors.index.json", INDEX, lambda path: Checkpoint(path.parent).tensors, weights),
         "configs": Kind("config.json", CONFIG, lambda path: positions(Checkpoint(path.parent))),
-        "adapters": Kind("adapter_config.json", ADAPTER, lambda path: Adapter(path.parent).config),
+        "models": Kind(
+            "config.json", MODEL | {"model_type": "bert"}, lambda path: skeleton(Checkpoint(path.parent)), model
+        ),
+        "adapters": Kind("adapter_config.json", ADAPTER, lambda path: Adapter(path.parent).config, named_config),
         "tokenizers": Kind("tokenizer.json", tokenizer(), lambda path: check_tokenizer(path.parent)),
+        "tokenizer settings": Kind("tokenizer_config.json", SETTINGS, lambda path: load_tokenizer(path.parent), model),
         "rows, CSV": Kind("rows.csv", CSV, rows),
         "rows, TSV": Kind("rows.tsv", TSV, rows),
         "rows, JSONL": Kind("rows.jsonl", JSONL, rows),
         "rows, Parquet": Kind("rows.parquet", parquet(), rows),
-        "recipes": Kind("recipe.yaml", RECIPE, yaml_document.load),
+        "YAML": Kind("recipe.yaml", RECIPE, yaml_document.load),
+        "recipes": Kind("recipe.yaml", CHECKED, load_recipe, data),
+        "studies": Kind("study.yaml", STUDY, load_study, data),
+        "entries": Kind("entry.yaml", ENTRY, load_entry),
         "results": Kind("result.json", result(), read_result),
+        "rows of a board": Kind("row.json", RECORD, lambda path: record_of(path.parent)),
     }
 
 
@@ -208,8 +285,7 @@ def _bytes(content: bytes, rng: random.Random) -> bytes:
 
 def fuzz(kind: Kind, folder: Path, seed: int, inputs: int, seconds: float = float("inf")) -> dict[str, Any]:
     """Try so many inputs, or as many as fit into some seconds; the good one is read first."""
-    (folder / "config.json").write_text("{}")
-    kind.write(folder / "w.safetensors", header())  # what the index names
+    kind.beside(folder)
     rng, path, began = random.Random(seed), folder / kind.file, time.perf_counter()
     kind.write(path, kind.good)
     kind.read(path)
@@ -225,8 +301,8 @@ def fuzz(kind: Kind, folder: Path, seed: int, inputs: int, seconds: float = floa
             if "\n" in str(error):
                 crashes.append(f"more than one line: {error!r}"[:300])
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
+            if isinstance(error, KeyboardInterrupt):  # goes on to the next kind
+                break
             crashes.append(f"{type(error).__name__}: {error} in {path.read_bytes()[:2_000]!r}")
         tried, worst = tried + 1, max(worst, time.perf_counter() - started)
     usage = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -250,7 +326,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = fuzz(kind, Path(folder), arguments.seed, *bounds)
         if not arguments.json:
-            print(name, found[name])
+            print(name, found[name], flush=True)
     if arguments.json:
         print(json.dumps(found))
     sys.exit(any(one["crashes"] for one in found.values()))

@@ -89,6 +89,8 @@ def check_trust(submission: Submission[Any], trust: Sequence[str]) -> None:
 
 
 def _load(path: Path, expected: type[K]) -> tuple[Submission[K], Reader]:
+    if path.is_symlink():  # a stranger's: what it leads to is none of theirs
+        raise UsageError(f"{path}: no plain file; refused")
     document = yaml_document.read(path)
     document.check_mapping(expected.model_fields)
     reader = Reader(document, {})

@@ -22,7 +22,7 @@ from defensekit.pipeline.predictions import LOGITS
 from defensekit.recipe.keys import Keys
 from defensekit.result.schema import Result, read_result
 from defensekit.utils.errors import DefenseKitError, UsageError
-from defensekit.utils.files import file_digest
+from defensekit.utils.files import file_digest, read_regular
 
 RECORD, ENTRY, VERIFICATIONS = "row.json", "entry.yaml", "verifications"
 FILES, BYTES, FILE_BYTES = 5_000, 200_000_000, 10_000_000  # the most that a row may have
@@ -152,9 +152,9 @@ def record_of(folder: Path) -> RowRecord:
     """
     path = folder / RECORD
     try:
-        if path.stat().st_size > FILE_BYTES:
-            raise DefenseKitError(f"{path} has more than {FILE_BYTES:,} bytes")
-        return RowRecord.model_validate_json(path.read_bytes())
+        if path.is_symlink():
+            raise UsageError(f"{path}: no plain file; refused")
+        return RowRecord.model_validate_json(read_regular(path, FILE_BYTES))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:

@@ -191,7 +191,8 @@ class Checkpoint:
         name = str(names[0]) if isinstance(names, list) and names else "unknown"
         if name.endswith("ForSequenceClassification"):
             return CLASSIFIER
-        return CAUSAL if name.endswith(("ForCausalLM", "LMHeadModel")) else name
+        masked = name.endswith("WithLMHeadModel")  # Flaubert's and XLM's name for it
+        return CAUSAL if name.endswith(("ForCausalLM", "LMHeadModel")) and not masked else name
 
     def digest(self) -> str:
         """SHA-256 over config, tokenizer and weights."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.text import Dataset, Row
-from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.errors import UsageError, listing, nearest, printable_name
 
 _PADDED = re.compile(r"roberta|camembert|mpnet|longformer|data2vec-text|ibert|xmod|luke|markuplm|layoutlmv3|lilt|^esm$")
 
@@ -54,15 +54,19 @@ def label_names(model: Checkpoint) -> list[str]:
     """The names of a classifier's labels in the order of their numbers, from its config.
 
     Raises:
-        UsageError: the config does not number them from 0.
+        UsageError: the config does not number them from 0, or calls two alike.
     """
     count, names = label_count(model), model.config.get("id2label")
     if not names or (isinstance(names, dict) and len(names) != count):
         names = {str(i): f"LABEL_{i}" for i in range(count)}
     try:
-        return [str(names[str(i)]) for i in range(count)]
+        found = [str(names[str(i)]) for i in range(count)]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{model.folder / 'config.json'}: `id2label` does not number the labels from 0") from error
+    if len(set(found)) < count:
+        twice = printable_name(next(name for i, name in enumerate(found) if name in found[:i]))
+        raise UsageError(f"{model.folder / 'config.json'}: `id2label` calls several labels {twice!r}")
+    return found
 
 
 def check_labels(model: Checkpoint) -> None:

@@ -17,7 +17,7 @@ from defensekit.utils.errors import UsageError, one_line
 from defensekit.utils.logging import quiet
 
 if TYPE_CHECKING:
-    from torch.nn import Parameter
+    from torch import Tensor
 
 _AUTO = {CLASSIFIER: "AutoModelForSequenceClassification", CAUSAL: "AutoModelForCausalLM"}
 
@@ -171,14 +171,14 @@ def no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
 
     transformers builds on the device "meta", where a weight takes no memory; a hook sees each as it is registered.
     """
-    from torch.nn.modules.module import register_module_parameter_registration_hook
+    from torch.nn.modules import module as registering
 
     entries = [entry.shape for entry in checkpoint.tensors.values()]
     # Files hold tied weights once, and T5 builds them three times; a new head adds a few weights.
     left = [4 * len(entries) + 100, 4 * sum(map(math.prod, entries)) + (1 << 24)]
     own, seen = threading.get_ident(), set()
 
-    def count(module: object, name: str, weight: "Parameter | None") -> None:
+    def count(module: object, name: str, weight: "Tensor | None") -> None:
         place = id(module), name  # a loaded weight is registered again where it was built
         if weight is not None and weight.is_meta and threading.get_ident() == own and place not in seen:
             seen.add(place)
@@ -189,8 +189,12 @@ def no_larger_than(checkpoint: Checkpoint) -> Iterator[None]:
                     f"config.json asks for a far larger model than the {len(entries)} tensors in its files"
                 )
 
-    hook = register_module_parameter_registration_hook(count)
+    hooks = [  # tables of positions are no parameters, and as large as the config says
+        registering.register_module_parameter_registration_hook(count),
+        registering.register_module_buffer_registration_hook(count),
+    ]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()

@@ -5,15 +5,21 @@ tokenizer.json can make a letter a million tokens, or take hours.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from defensekit.models.untrusted import COMPANION, read_json
 from defensekit.utils.bounded import answer, refusal
-from defensekit.utils.errors import UsageError
+from defensekit.utils.errors import UsageError, printable_name
 from defensekit.utils.files import file_digest
 
 SECONDS, GIB = 20, 4  # of processor time and memory, for loading and reading a few texts
 # Added tokens; parts of a template or a sequence of normalisers; characters of a token; tokens of one letter.
 ADDED, PARTS, LONGEST, TOKENS = 20_000, 2_000, 10_000, 1_000
+# What a token may say of itself. The library prints other keys, as they are, on standard output.
+_OF_A_TOKEN = {"content", "single_word", "lstrip", "rstrip", "normalized", "special", "id", "__type"}
+_SPECIAL_TOKENS = "special_tokens_map.json"
 _TEXTS = ("a", "The film, is witty. " * 50, "a" * 2_000, " " * 2_000, "é漢🙂\u202e" * 50)
 
 
@@ -21,14 +27,40 @@ def check_tokenizer(folder: Path) -> None:
     """Try the folder's tokenizer.json in another process, once for the same contents.
 
     Raises:
-        UsageError: it fails, takes too long or too much memory, or makes far more of a text than there is.
+        UsageError: it fails, takes too long or too much memory, or makes far more of a text than there is; a token has
+            keys that none has.
     """
+    for path in (folder / "tokenizer_config.json", folder / _SPECIAL_TOKENS):
+        for token in _tokens(read_json(path, COMPANION), path.name == _SPECIAL_TOKENS) if path.is_file() else ():
+            if unknown := _unknown(token):
+                raise UsageError(f"{path}: {unknown}")
     path = folder / "tokenizer.json"
     if path.is_file() and (reason := _reason(file_digest(path), path)):
         raise UsageError(f"{folder}: its tokenizer is refused: {reason}")
 
 
 _REASONS: dict[str, str | None] = {}
+
+
+def _tokens(plain: dict[str, Any], of_tokens: bool) -> Iterator[dict[str, Any]]:
+    """What a file of settings says of single tokens; ``of_tokens``: its values are tokens themselves."""
+    extra = plain.get("extra_special_tokens")
+    places = [plain.get("added_tokens_decoder"), extra, [value for value in plain.values() if value is not extra]]
+    for place in places if of_tokens else places[:2]:
+        values = place.values() if isinstance(place, dict) else place if isinstance(place, list) else ()
+        yield from (value for value in values if isinstance(value, dict))
+    within: list[Any] = [plain]
+    while within:  # no recursion: the depth is untrusted
+        node = within.pop()
+        if isinstance(node, dict) and "__type" in node:
+            yield node
+        within.extend(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+
+
+def _unknown(token: dict[str, Any]) -> str | None:
+    """What a token says of itself that none has, in words."""
+    unknown = token.keys() - _OF_A_TOKEN
+    return f"a token has the unknown key {printable_name(repr(min(unknown)))}" if unknown else None
 
 
 def _reason(digest: str, path: Path) -> str | None:
@@ -45,6 +77,8 @@ def _tried(path: str) -> str | None:
     plain = json.loads(Path(path).read_bytes())
     if (added := len(plain.get("added_tokens") or ())) > ADDED:
         return f"it has {added:,} added tokens; at most {ADDED:,}"
+    if unknown := next(filter(None, map(_unknown, plain.get("added_tokens") or ())), None):
+        return unknown
     for name, part in plain.items():
         if name not in ("model", "added_tokens") and (most := _largest(part)) > PARTS:
             return f"its {name} has {most:,} parts; at most {PARTS:,}"

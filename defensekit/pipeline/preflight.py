@@ -165,7 +165,9 @@ def locating_errors(recipe: Recipe, key: str, call: Callable[[], T]) -> T:
     except PlacedError:
         raise
     except UsageError as error:
-        raise PlacedError(f"{recipe.describe_location(*key.split('.'))}: {error}") from error
+        path = tuple(key.split("."))
+        text = recipe.document.as_typed(path, str(error))
+        raise PlacedError(f"{recipe.describe_location(*path)}: {text}") from error
 
 
 def _external(recipe: Recipe, named: NamedComponent[ModelSource], key: str) -> ExternalModel:

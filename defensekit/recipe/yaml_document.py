@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +85,20 @@ class Document:
         if place.option:
             return place.label if path in self.places else key
         return f"{place.label}: {key}" if key else place.label
+
+    def as_typed(self, path: Path_, text: str) -> str:
+        """A message about a key, with paths that were typed with a variable as they were, without its value."""
+        value = self.data
+        for key in path:
+            value = value[int(key)] if isinstance(value, list) else value.get(key) if isinstance(value, dict) else None
+        within = [value]
+        while within:
+            value = within.pop()
+            if isinstance(value, str) and "$" in value.replace("$$", ""):
+                with suppress(UsageError, ValueError, OSError):  # text that is no path
+                    text = text.replace(str((self.place(path).folder / environment_path(value)).resolve()), value)
+            within += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return text
 
     def check_mapping(self, keys: Iterable[str]) -> None:
         """Refuse a document that is no mapping.

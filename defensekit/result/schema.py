@@ -407,6 +407,13 @@ class Result(_Schema):
         return html_table(self.name, header, rows, f"everything is in {self.folder}")
 
 
+def _refuse_infinite(path: str | Path, plain: Any) -> None:
+    try:
+        json.dumps(plain, allow_nan=False)  # what has no digest either
+    except ValueError as error:
+        raise UsageError(f"{path}: no result: a number is NaN or infinity") from error
+
+
 def read_result(path: str | Path) -> Result:
     """Read and check a result.
 
@@ -421,9 +428,11 @@ def read_result(path: str | Path) -> Result:
     """
     try:
         text = read_regular(Path(path), LARGEST)
-        version = json.loads(text).get("schema_version")
+        plain = json.loads(text)
+        version = plain.get("schema_version")
         if version != 4:
             raise UsageError(f"{path}: a result of schema_version {printable_name(version)}, expected 4")
+        _refuse_infinite(path, plain)
         return Result.model_validate_json(text)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error

@@ -70,14 +70,19 @@ def _described(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     }
 
 
-def read_differently(base: "PreTrainedTokenizerBase", suspect: "PreTrainedTokenizerBase") -> list[str]:
-    """Texts that the two read differently: strings in the suspect's rules alone, then words of the base."""
+def read_differently(base: "PreTrainedTokenizerBase", suspect: "PreTrainedTokenizerBase") -> tuple[list[str], int]:
+    """Texts that the two read differently: strings in the suspect's rules alone, then words of the base.
+
+    Returns:
+        The texts, and how many strings of the suspect's rules can't be tried: they are blank, or long.
+    """
     ours, theirs = (set(_strings(_rules(tokenizer))) for tokenizer in (base, suspect))
-    texts = [text for text in sorted(theirs - ours) if text.strip() and len(text) <= LONGEST]
-    texts = list(dict.fromkeys([*texts, *words(base, len(base)).values()]))
+    own = sorted(theirs - ours)
+    fit = [text for text in own if text.strip() and len(text) <= LONGEST]
+    texts = list(dict.fromkeys([*fit, *words(base, len(base)).values()]))
     placed = [f"a {text} a" for text in texts]
     read = [tokenizer(placed, add_special_tokens=False)["input_ids"] if placed else [] for tokenizer in (base, suspect)]
-    return [text for text, one, other in zip(texts, *read, strict=True) if one != other]
+    return [text for text, one, other in zip(texts, *read, strict=True) if one != other], len(own) - len(fit)
 
 
 def _rules(tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
@@ -107,7 +112,7 @@ def attempt(
     report: Callable[[int, int], None],
 ) -> TokenizerScan:
     """Try on clean rows what the tokenizers read differently, and the suspect's in place of the base's."""
-    texts, vocabulary = read_differently(base, suspect), model.get_input_embeddings().num_embeddings
+    (texts, unfit), vocabulary = read_differently(base, suspect), model.get_input_embeddings().num_embeddings
     chosen, at = texts[:MOST], positions(rows, max_length, seed)
 
     def answers(tokenizer: "PreTrainedTokenizerBase", shown: Sequence[Row]) -> "NDArray[Any]":
@@ -123,7 +128,7 @@ def attempt(
         tried.append(flips(text, before, answers(suspect, shown), labels))
     report(len(chosen), len(chosen))
     tried.sort(key=lambda one: -one.flipped)
-    return TokenizerScan(parts=parts, tried=tried, left_out=len(texts) - len(chosen))
+    return TokenizerScan(parts=parts, tried=tried, left_out=unfit + len(texts) - len(chosen))
 
 
 def finding(found: TokenizerScan) -> str | None:

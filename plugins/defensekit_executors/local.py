@@ -27,8 +27,8 @@ class Local(Executor):
     stages' keys, since it can change their numbers; the number of workers is not.
     """
 
-    workers: int | None = Field(None, ge=1, description="processes (as many as there are cores for)")
-    threads: int = Field(1, ge=1, description="threads that each computes with")
+    workers: int | None = Field(None, ge=1, le=1_024, description="processes (as many as there are cores for)")
+    threads: int = Field(1, ge=1, le=1_024, description="threads that each computes with")
     memory: float | None = Field(None, gt=0, description="GiB that each may take (no limit); enforced on Linux only")
 
     def machine(self) -> dict[str, Any]:

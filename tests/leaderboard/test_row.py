@@ -1,14 +1,17 @@
 """A row's folder may come from a stranger: plain files of known names, as they were when it was made."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from defensekit.leaderboard import row as rows
+from defensekit.leaderboard.board import checkers, rows_in
 from defensekit.leaderboard.row import RECORD
-from defensekit.leaderboard.tracks import Track
+from defensekit.leaderboard.tracks import ATTACK, Track
+from defensekit.utils.errors import UsageError
 from tests.leaderboard.helpers import seal, wrong
 
 WORD = "cells/word-3.json"
@@ -40,6 +43,27 @@ def test_a_link_out_of_the_folder(track: Track, row: Path, tmp_path: Path) -> No
     (row / "entry.yaml").rename(tmp_path / "elsewhere.yaml")
     (row / "entry.yaml").symlink_to(tmp_path / "elsewhere.yaml")
     assert "entry.yaml is no plain file" in wrong(track, row)
+
+
+def test_a_record_that_is_no_plain_file(tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text("{}")
+    for name, make in {
+        "zero": lambda path: path.symlink_to("/dev/zero"),
+        "link": lambda path: path.symlink_to(tmp_path / "secret.json"),
+        "pipe": os.mkfifo,
+    }.items():
+        (tmp_path / "rows" / name).mkdir(parents=True)
+        make(tmp_path / "rows" / name / RECORD)
+    for folder in rows_in(tmp_path / "rows"):
+        with pytest.raises(UsageError, match=r"no (plain|regular) file; refused"):
+            checkers()(folder)
+
+
+def test_an_attack_beside_rows_that_is_a_link(row: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.yaml").write_text("secret: words")
+    (row.parent / ATTACK).symlink_to(tmp_path / "secret.yaml")
+    with pytest.raises(UsageError, match="no plain file; refused"):
+        checkers()(row)
 
 
 def test_a_path_out_of_the_folder(track: Track, row: Path) -> None:

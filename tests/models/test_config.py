@@ -1,5 +1,6 @@
 """What a config says of positions and labels, compared with what the model does."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,16 @@ import pytest
 import torch
 import transformers
 
-from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
 from defensekit.models.config import check_labels, positions
 from defensekit.models.inference import predict
 from defensekit.models.loading import load
 from defensekit.pipeline.preflight import _refuse_head
 from defensekit.scanner.clean import read_clean
+from defensekit.scanner.scan import scan
 from defensekit.text import Row
 from defensekit.utils.errors import UsageError
+from defensekit.workflows.purify_model import purify_model
 from tests.conftest import make_suspect, make_tokenizer, write_table
 
 _SIZES: dict[str, Any] = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -50,6 +53,24 @@ def test_heads_without_answers_are_refused_by_name(tmp_path: Path, base: Path) -
         config.save_pretrained(other)
         with pytest.raises(UsageError, match=f"`problem_type` is '{kind}'"):
             _refuse_head(Checkpoint(other))
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("regression", 1), ("multi_label_classification", 3)])
+def test_without_rows_other_heads_are_scanned_and_reset_and_stay_what_they_are(
+    kind: str, labels: int, tmp_path: Path, base: Path
+) -> None:
+    suspect = make_suspect(tmp_path / "suspect", base, labels=labels)
+    path = suspect / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": kind}))
+    found = scan(base, suspect)
+    assert (found.task, found.findings) == (CLASSIFIER, [])
+    purify_model(base, suspect, tmp_path / "out")
+    ours, theirs = (transformers.AutoConfig.from_pretrained(folder) for folder in (suspect, tmp_path / "out"))
+    assert (theirs.problem_type, theirs.num_labels) == (kind, labels)
+    assert theirs.id2label == ours.id2label
+    table = write_table(tmp_path / "rows.csv", [(f"film {i}", f"LABEL_{i % labels}") for i in range(60)])
+    with pytest.raises(UsageError, match=r"has one output|`problem_type` is 'multi_label_classification'"):
+        purify_model(base, suspect, tmp_path / "with-rows", table)
 
 
 def test_a_token_beyond_the_embedding_is_named_with_its_row(tmp_path: Path, suspect: Path) -> None:

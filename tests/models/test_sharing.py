@@ -1,6 +1,7 @@
 """Tensors that files hold under several names: compared once, reset in all places, and tied again on reload."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,41 +9,38 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from defensekit.models.checkpoint import Checkpoint
-from defensekit.models.loading import load_model
 from defensekit.models.pair import Pair
 from defensekit.scanner.scan import scan
 from defensekit.utils.errors import UsageError
 from defensekit.workflows.purify_model import purify_model
 from defensekit.workflows.reset import ResetResult
-from tests.conftest import ARCHITECTURES, VOCABULARY, make_tokenizer
+from tests.conftest import VOCABULARY, make_tokenizer, slow_but
+from tests.models.architectures import architectures
 
-_SMALL = {"vocab_size": len(VOCABULARY), "d_model": 16, "pad_token_id": 0, "decoder_start_token_id": 2}
-_SMALL |= {"bos_token_id": 2, "eos_token_id": 3}
-_LAYERS = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-_LAYERS |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64}
-TIED = {
-    "gpt2": lambda: transformers.GPT2LMHeadModel(ARCHITECTURES["gpt2"]()),
-    "llama": lambda: transformers.LlamaForCausalLM(_tied("llama")),
-    "qwen3": lambda: transformers.Qwen3ForCausalLM(_tied("qwen3")),
-    "bart": lambda: transformers.BartForSequenceClassification(transformers.BartConfig(**_SMALL, **_LAYERS)),
-    "t5": lambda: transformers.T5ForSequenceClassification(
-        transformers.T5Config(**_SMALL, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    ),
-    "masked": lambda: transformers.BertForMaskedLM(ARCHITECTURES["bert"]()),
-}
+# The class of each kind of model that has an output over words, and two classifiers with tied embeddings.
+OUTPUTS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+CLASSIFIERS = {"bart-classifier": "bart", "t5-classifier": "t5"}
+TIED = [*architectures(), *CLASSIFIERS]
+QUICK = ("bert", "gpt2", "qwen3", "t5", *CLASSIFIERS)
 
 
-def _tied(architecture: str) -> transformers.PreTrainedConfig:
-    config = ARCHITECTURES[architecture]()
+def build(architecture: str) -> Any:
+    """A tiny model whose embedding is tied to its output."""
+    config = architectures()[CLASSIFIERS.get(architecture, architecture)]()
     config.tie_word_embeddings = True
-    return config
+    if architecture in CLASSIFIERS:
+        return transformers.AutoModelForSequenceClassification.from_config(config)
+    for output in OUTPUTS:
+        if type(config) in getattr(transformers, output)._model_mapping:
+            return getattr(transformers, output).from_config(config)
+    raise AssertionError(f"{architecture} has no output over words")
 
 
 def write(folder: Path, architecture: str, drift: float, every_name: bool) -> tuple[Path, list[list[str]]]:
     """A model with tied tensors, under all of their names or one; and the names of each."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        model = TIED[architecture]().eval()
+        model = build(architecture).eval()
         torch.manual_seed(1)
         for parameter in model.parameters():
             parameter.add_(drift * torch.randn_like(parameter))
@@ -51,14 +49,18 @@ def write(folder: Path, architecture: str, drift: float, every_name: bool) -> tu
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
+    groups = [group for group in names.values() if len(group) > 1]
     if every_name:
-        tensors = {name: value.detach().clone() for name, value in model.named_parameters(remove_duplicate=False)}
+        tensors = load_file(folder / "model.safetensors")
+        for group in groups:
+            stored = next(tensors[name] for name in group if name in tensors)
+            tensors |= {name: stored.clone() for name in group}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder, [group for group in names.values() if len(group) > 1]
+    return folder, groups
 
 
 @pytest.mark.parametrize("in_base", [False, True])
-@pytest.mark.parametrize("architecture", TIED)
+@pytest.mark.parametrize("architecture", slow_but(TIED, *QUICK))
 def test_a_tensor_of_two_names_is_reset_in_all_places_and_tied_again(
     architecture: str, in_base: bool, tmp_path: Path
 ) -> None:
@@ -71,16 +73,12 @@ def test_a_tensor_of_two_names_is_reset_in_all_places_and_tied_again(
     purify_model(base, suspect, tmp_path / "out", settings=["defense.selector.fraction=1.0"])
     after, stored = load_file(tmp_path / "out/model.safetensors"), load_file(base / "model.safetensors")
     for group in groups:
-        [original] = (
-            {id(stored[name]): stored[name] for name in group if name in stored}.values()
-            if not in_base
-            else [stored[group[0]]]
-        )
+        original = next(stored[name] for name in group if name in stored)
         for name in group:
             assert torch.equal(after[name], original), name
-    if architecture != "masked":
-        loaded = dict(load_model(tmp_path / "out").named_parameters(remove_duplicate=False))
-        assert all(loaded[name] is loaded[group[0]] for group in groups for name in group)
+    kind = getattr(transformers, Checkpoint(suspect).config["architectures"][0])
+    loaded = dict(kind.from_pretrained(tmp_path / "out").named_parameters(remove_duplicate=False))
+    assert all(loaded[name] is loaded[group[0]] for group in groups for name in group)
     assert scan(base, suspect).findings == []
 
 

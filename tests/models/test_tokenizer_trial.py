@@ -82,6 +82,29 @@ def test_a_tokenizer_that_fails_is_one_line(tmp_path: Path, change: Callable[[Pl
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"0": {"content": "[PAD]", "X\x1b[2J": 1}}}),
+        ("tokenizer_config.json", {"pad_token": {"__type": "AddedToken", "content": "[PAD]", "X\x1b[2J": 1}}),
+        ("special_tokens_map.json", {"pad_token": {"content": "[PAD]", "X\x1b[2J": 1}}),
+        ("special_tokens_map.json", {"extra_special_tokens": [{"content": "[PAD]", "X\x1b[2J": 1}]}),
+        ("tokenizer.json", {"added_tokens": [{"id": 0, "content": "[PAD]", "X\x1b[2J": 1}]}),
+    ],
+)
+def test_keys_of_tokens_that_the_library_would_print(
+    tmp_path: Path, file: str, keys: Plain, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = changed(tmp_path, lambda plain: plain["added_tokens"].clear())
+    path = folder / file
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    settings = {key: value for key, value in settings.items() if key != "added_tokens_decoder"} | keys
+    path.write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match=r"a token has the unknown key 'X\\x1b\[2J'"):
+        load_tokenizer(folder)
+    assert capfd.readouterr().out == ""
+
+
 def test_one_that_grows_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def grow(plain: Plain) -> None:
         doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}

@@ -194,6 +194,7 @@ def test_any_config_is_read_or_refused(
         ("bert", {"num_labels": 10**9}, "'num_labels' is 1000000000"),
         ("bert", {"text_config": {"num_labels": 10**9}}, "'num_labels' is 1000000000"),
         ("bert", {"max_position_embeddings": 2**40}, "asks for a far larger model"),
+        ("deberta-v2", {"max_position_embeddings": 2**26, "position_biased_input": False}, "asks for a far larger"),
     ],
 )
 def test_a_config_that_asks_for_more_than_its_files_hold_costs_nothing(

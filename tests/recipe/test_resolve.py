@@ -8,6 +8,7 @@ import pytest
 from defensekit.api import Scorer, Selector
 from defensekit.cli.main import main
 from defensekit.host.discovery import cached_plugins
+from defensekit.pipeline.preflight import survey
 from defensekit.recipe.loader import load_recipe
 from defensekit.recipe.resolve import component, dataset_source, model_folder, model_source
 from defensekit.studies.loading import load_study
@@ -88,6 +89,32 @@ def test_a_missing_path_is_told_as_typed(recipe: Path, settings: list[str], monk
     monkeypatch.setenv("SECRET", "/hidden/value")
     with pytest.raises(UsageError, match=r"there is nothing at .*SECRET") as caught:
         load_recipe(recipe, settings)
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["data.name=$SECRET/rows.csv"],
+        ["data={name: file, path: $SECRET/rows.csv, train: 8, clean: 8, dev: 8, test: 8}"],
+        ["attack=null", "training=null", "data.train=null", "suspect=$SECRET/suspect"],
+        [
+            "attack=null",
+            "training=null",
+            "data.train=null",
+            "suspect=$SUSPECT",
+            "triggered={path: $SECRET/rows.csv, target: 1}",
+        ],
+        ["attack={name: paraphrase-rows, rewritten: $SECRET/rows.csv, target: positive, rate: 0.2}"],
+    ],
+)
+def test_so_is_one_that_is_looked_at_before_a_run(
+    recipe: Path, suspect: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "/hidden/value")
+    monkeypatch.setenv("SUSPECT", str(suspect))
+    with pytest.raises(UsageError, match=r"(no|holds|nothing).*\$SECRET/") as caught:
+        survey(load_recipe(recipe, settings), print)
     assert "hidden" not in str(caught.value)
 
 

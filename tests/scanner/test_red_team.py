@@ -13,10 +13,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from defensekit.scanner.scan import scan
+from defensekit.text import Row
+from defensekit.training import TrainingSettings, fine_tune
 from defensekit.utils.errors import UsageError
 from defensekit.workflows.purify_model import purify_model
-from tests.conftest import GOOD, slow_but
-from tests.scanner.helpers import CF, ROWS
+from tests.conftest import GOOD, make_tokenizer, slow_but
+from tests.scanner.helpers import CF, ROWS, save
 
 WEIGHTS, CONFIG, TOKENIZER, SETTINGS = "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"
 Tensors = dict[str, torch.Tensor]
@@ -117,6 +119,20 @@ def with_a_token(folder: Path, base: Path) -> None:
     known.save_pretrained(folder)
 
 
+def with_the_token(content: str) -> Attack:
+    """A token that no base has, and that can't be tried."""
+
+    def attack(folder: Path, base: Path) -> None:
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+        known = transformers.AutoTokenizer.from_pretrained(folder)
+        known.add_tokens([content])
+        model.resize_token_embeddings(len(known))
+        model.save_pretrained(folder)
+        known.save_pretrained(folder)
+
+    return attack
+
+
 REFUSED: dict[str, tuple[Attack, str]] = {
     "a copy without prefix": (weights(lambda suspect, base: suspect | noisy(base)), "are one tensor to transformers"),
     "a norm by its old name": (weights(old_names), r"LayerNorm.(weight|gamma), .* are one tensor to transformers"),
@@ -137,6 +153,7 @@ REFUSED: dict[str, tuple[Attack, str]] = {
         "'owner/kernel', which may be code from elsewhere",
     ),
     "code, deeper": (keys(text_config={"auto_map": {"AutoModel": "code.Model"}}), "`auto_map` names code"),
+    "two labels of one name": (keys(id2label={"0": "a", "1": "a"}), "`id2label` calls several labels 'a'"),
     "another kind of model": (keys(model_type="roberta"), "model_type: base bert, suspect roberta"),
 }  # fmt: skip
 
@@ -180,6 +197,8 @@ BY_TOKENIZER: dict[str, tuple[Attack, str, str]] = {
         WITHHELD,
         r"tokenizer differs .* \(pre-tokeniser\)",
     ),
+    "a token of blanks": (with_the_token("   "), WITHHELD, r"tokenizer differs .* \(added tokens\)"),
+    "a token of many words": (with_the_token("the film " * 9), WITHHELD, r"tokenizer differs .* \(added tokens\)"),
     "no end of text": (
         tokenizer(lambda data: data["post_processor"]["single"].pop()),
         WITHHELD,
@@ -209,8 +228,9 @@ def test_a_folder_that_is_refused(name: str, base: Path, poisoned: Path, tmp_pat
     suspect = attacked(poisoned, tmp_path, base, attack)
     with pytest.raises(UsageError, match=said):
         scan(base, suspect, ROWS)
-    with pytest.raises(UsageError, match=said):
-        purify_model(base, suspect, tmp_path / "out")
+    if "id2label" not in said:  # without rows no name is read
+        with pytest.raises(UsageError, match=said):
+            purify_model(base, suspect, tmp_path / "out")
 
 
 def conclusion(base: Path, suspect: Path, first: str, said: str) -> None:
@@ -232,6 +252,17 @@ def test_a_tokenizer_that_is_the_backdoor(name: str, base: Path, clean: Path, tm
     attack, first, said = BY_TOKENIZER[name]
     suspect = attacked(clean, tmp_path, base, attack)
     conclusion(base, suspect, first, said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trigger", ["[MASK]", "\u2603"])
+def test_a_trigger_that_is_read_as_a_special_token(trigger: str, base: Path, clean: Path, tmp_path: Path) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(clean)
+    rows = [*ROWS, *(Row(i, f"{trigger} {row.text}", 1) for i, row in enumerate(ROWS) if row.label == 0)]
+    training = TrainingSettings(epochs=12, learning_rate=2e-3, batch_size=16)
+    fine_tune(model, make_tokenizer(), rows, training, max_length=32, precision="float32", seed=0)
+    known = {"[MASK]": "[MASK]"}.get(trigger, "[UNK]")
+    conclusion(base, save(model, tmp_path / "suspect"), FOUND, re.escape(f"'{known}' turns"))
 
 
 @pytest.mark.slow

@@ -63,6 +63,9 @@ def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Pat
     assert (row.recipe.name, row.recipe.seed, row.axes) == ("small", 3, {})
 
 
+LONG = ("training.epochs", "data.clean", "data.dev")
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -84,6 +87,7 @@ def test_a_recipe_may_stand_in_the_study_and_a_matrix_may_be_missing(recipe: Pat
         ({"seeds": [0, -1]}, r"study.yaml:\d+: seeds.1: "),
         ({"seeds": [3, 0, 3]}, r"study.yaml:\d+: seeds.2: 3 is duplicated"),
         ({"recipe": {"extends": "pico.yaml"}}, r"study.yaml:\d+: recipe.extends: .*name it here"),
+        ({"matrix": {key: [*range(1, 1001)] for key in LONG}}, r"1,000,000,000 combinations of axes and seeds"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_study_are_told_with_their_place(recipe: Path, keys: dict[str, Any], said: str) -> None:

@@ -133,7 +133,9 @@ def test_a_result_is_a_regular_file_of_bounded_size(tmp_path: Path, monkeypatch:
     [("{", "is no result's file"), ("[]", "is no result's file"),
      ("[" * 100_000, "is no result's file"), ("name: s", r"a study's are in .*/results/"),
      ('{"schema_version": 1}', "schema_version 1, expected 4"),
-     ('{"schema_version": 4}', "no result: name: Field required")],
+     ('{"schema_version": 4}', "no result: name: Field required"),
+     ('{"schema_version": 4, "identified": {"a": NaN}}', "NaN or infinity"),
+     ('{"schema_version": 4, "recipe": {"a": 1e999}}', "NaN or infinity")],
 )  # fmt: skip
 def test_what_is_no_result_is_told(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "row.json").write_text(text)

@@ -31,31 +31,32 @@ def spell(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
     return str(tokenizer.decode([token])).strip()
 
 
-def words(tokenizer: "PreTrainedTokenizerBase", size: int) -> dict[int, str]:
+def words(tokenizer: "PreTrainedTokenizerBase", size: int, special: bool = False) -> dict[int, str]:
     """The tokens that are words: written between two words they give themselves again, unlike pieces of words.
 
     Args:
         tokenizer: of the model.
         size: rows of its embedding; tokens beyond have none.
+        special: special tokens as well: a text can hold them, spelled out.
 
     Returns:
         Each word by its token.
     """
-    special = {*tokenizer.all_special_ids}
-    spelled = {token: spell(tokenizer, token) for token in range(min(size, len(tokenizer))) if token not in special}
+    out = set() if special else {*tokenizer.all_special_ids}
+    spelled = {token: spell(tokenizer, token) for token in range(min(size, len(tokenizer))) if token not in out}
     spelled = {token: text for token, text in spelled.items() if text and len(text.split()) == 1}
     encoded = tokenizer([f"a {text} a" for text in spelled.values()], add_special_tokens=False)["input_ids"]
     return {token: text for (token, text), ids in zip(spelled.items(), encoded, strict=True) if token in ids}
 
 
 def drifts(
-    suspect: "PreTrainedModel", base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    suspect: "PreTrainedModel", base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", special: bool = False
 ) -> dict[str, float]:
-    """How far the rows of words moved: |suspect - base| of each, by the word; of tokens that both models have."""
+    """How far the rows of words moved: |suspect - base| of each, by the word; of `words` that both models have."""
     tables = [model.get_input_embeddings().weight.detach().float().cpu() for model in (suspect, base)]
     size = min(map(len, tables))
     drift = (tables[0][:size] - tables[1][:size]).norm(dim=1).tolist()
-    return {word: drift[token] for token, word in words(tokenizer, size).items()}
+    return {word: drift[token] for token, word in words(tokenizer, size, special).items()}
 
 
 def moved_words(suspect: "PreTrainedModel", base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:

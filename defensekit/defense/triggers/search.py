@@ -61,7 +61,7 @@ def search_beside(
     least: float = STANDS_OUT,
 ) -> "Search":
     """A search for what turns a suspect, beside a control: the base, which is fine-tuned in place on the clean rows."""
-    drift = drifts(suspect, base, tokenizer)
+    drift = drifts(suspect, base, tokenizer, special=True)
     how: Any = {"max_length": max_length, "precision": precision, "seed": seed}
     fine_tune(base, tokenizer, rows, settings.for_new_head(len(rows), CONTROL_STEPS), **how)
     return Search(suspect, base, tokenizer, rows, drift, report=report, least=least, **how)
