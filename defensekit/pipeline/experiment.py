@@ -17,6 +17,7 @@ from defensekit.pipeline.predictions import clean_trial, read_answers, read_pred
 from defensekit.pipeline.preflight import locating_errors
 from defensekit.pipeline.store import Artifact
 from defensekit.recipe.recipe import Defense, NamedDetector
+from defensekit.recipe.vocabulary import retuned
 from defensekit.result.schema import DEFENDED
 from defensekit.text import ROLES, answer_of
 
@@ -118,6 +119,10 @@ class Experiment:
             self._doubt_thresholds()
         for one in recipe.detectors:
             yield from self._detect(one, value)
+        if recipe.retuning:
+            for name in ("clean", "from-base", DEFENDED[recipe.defense.stage]):
+                for rows in recipe.retuning.rows:
+                    yield from self._retune(name, rows)
 
     @cached_property
     def triggered(self) -> Stage | None:
@@ -214,6 +219,18 @@ class Experiment:
             yield Request(stage.plain["title"], stage.plain["kind"], None)
         for on in self.test_rows:
             yield Request(f"{name}: answers to {on} rows", "predict", None)
+
+    def _retune(self, name: str, rows: int) -> Requests:
+        """A model after the attacker's further training; the stages have a title alone where the model is unknown."""
+        title = retuned(name, rows)
+        if name not in self.models:
+            yield Request(title, "retune", None)
+            for on in self.test_rows:
+                yield Request(f"{title}: answers to {on} rows", "predict", None)
+            return
+        stage = self.plan.retuned(title, self.models[name].defended.model, rows)
+        yield self._request(stage, "retuning.rows")
+        yield from self._measure(title, title, DefenseOutcome(stage))
 
     # -- detectors -------------------------------------------------------------------------------------------------
 

@@ -55,6 +55,7 @@ from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 C = TypeVar("C", bound=Component)
@@ -274,11 +275,42 @@ def train(work: StageContext, draft: ArtifactWriter) -> None:
             seed=seed,
             report=work.report,
         )
+    _save_trained(work, draft, model)
+
+
+def _save_trained(work: StageContext, draft: ArtifactWriter, model: "PreTrainedModel") -> None:
     loading.save_model(model.cpu(), draft.files)
     Checkpoint(draft.files).check_finite()
     loading.load_tokenizer(work.folder("model")).save_pretrained(
         draft.files
     )  # with the padding token that it came with
+
+
+def retune(work: StageContext, draft: ArtifactWriter) -> None:
+    """Fine-tune a model on a few of the poisoned rows, and on the rows that they were made of.
+
+    Without these a model would learn to give the target always, which is no backdoor.
+    """
+    before, rows = {row.id: row for row in work.rows("clean")}, work.rows("rows")
+    relabelled = [row for row in rows if row.id not in before or row.answer != before[row.id].answer]
+    poisoned = relabelled or [row for row in rows if row != before[row.id]]  # some attacks change no answer
+    count = work.stage["params"]["count"]
+    if count > len(poisoned):
+        raise UsageError(f"asks for {count:,} poisoned rows, and the attacker has {len(poisoned):,}")
+    Random(work.seed("rows")).shuffle(poisoned)  # fewer rows are the first of more
+    some = poisoned[:count]
+    model, tokenizer = task_of(work.facts("rows")["labels"]).load(work.folder("model"))
+    training.fine_tune(
+        model,
+        tokenizer,
+        [*some, *(before[row.id] for row in some if row.id in before)],
+        training.TrainingSettings.model_validate(work.stage["params"]["training"]),
+        max_length=work.max_length,
+        precision=work.precision,
+        seed=work.seed("training"),
+        report=work.report,
+    )
+    _save_trained(work, draft, model)
 
 
 def plant(work: StageContext, draft: ArtifactWriter) -> None:
@@ -473,7 +505,7 @@ def predict(work: StageContext, draft: ArtifactWriter) -> None:
 STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {
     stage.__name__: stage
     for stage in (
-        *(data, poison, trigger, given, train, plant, carry, statistics, purify, inspect, sanitize),
+        *(data, poison, trigger, given, train, retune, plant, carry, statistics, purify, inspect, sanitize),
         *(features, score, keep, fit, detect, predict),
     )
 }

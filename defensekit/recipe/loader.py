@@ -12,7 +12,7 @@ from defensekit.host.registry import require
 from defensekit.host.requirements import require_installed
 from defensekit.recipe import yaml_document
 from defensekit.recipe.defense_section import DefenseSection
-from defensekit.recipe.keys import Sizes, Spec, Top, TriggeredKeys
+from defensekit.recipe.keys import RetuningKeys, Sizes, Spec, Top, TriggeredKeys
 from defensekit.recipe.reader import Reader
 from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.recipe.resolve import dataset_source
@@ -98,6 +98,7 @@ class _RecipeReader(Reader):
         self.exclusive(top)
         settings = self.keys(TrainingSettings, top.training or {}, ("training",))
         section = DefenseSection(self, top.defense)
+        retuning = self.retuning(top, section)
         sizes, data = self.data(top.data)
         if top.suspect is not None:
             # There is no training: every row is the defender's, and dev rows are for a rule and for thresholds alone.
@@ -123,6 +124,7 @@ class _RecipeReader(Reader):
             triggered=triggered,
             triggered_target=target,
             training=settings,
+            retuning=retuning,
             precision=native_precision() if top.precision == "auto" else top.precision,
             defense=section.defense,
             choose=section.choose,
@@ -166,6 +168,16 @@ class _RecipeReader(Reader):
             raise self.error(("training",), "is how the attacker trains; with `suspect:` there is no training")
         if top.attack is not None and top.triggered is not None:
             raise self.error(("triggered",), "belongs to `suspect:`; an attack makes its own triggered rows")
+
+    def retuning(self, top: Top, section: DefenseSection) -> RetuningKeys | None:
+        """The attacker's further training, if there is any."""
+        if top.retuning is None:
+            return None
+        if top.attack is None:
+            raise self.error(("retuning",), "is training on poisoned rows, which `attack:` makes")
+        if section.defense.sanitizer:
+            raise self.error(("retuning",), "trains what a defense made, and a defense of inputs makes no model")
+        return self.keys(RetuningKeys, top.retuning, ("retuning",))
 
     def data(self, spec: Spec) -> tuple[Sizes, NamedComponent[DatasetSource]]:
         """The sizes under `data`, and the source."""

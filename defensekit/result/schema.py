@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from defensekit.components.metric import Measured
+from defensekit.recipe.vocabulary import is_retuned
 from defensekit.text import ROWS, Row, read_rows
 from defensekit.utils.errors import UsageError, listing, nearest, printable_name
 from defensekit.utils.files import read_regular
@@ -353,6 +354,7 @@ class Result(_Schema):
             return []
         limit = self.models["from-base"].metrics[kept].value
         defenses = [name for name in self.models if name not in ("clean", "suspect", "from-base")]
+        defenses = [name for name in defenses if not is_retuned(name)]
         return [name for name in defenses if self.models[name].metrics[kept].value <= limit]
 
     def files(self, title: str) -> Path:
