@@ -226,6 +226,10 @@ def trigger(work: StageContext, draft: ArtifactWriter) -> None:
     given = iter([row.id for row in rows])
     if not triggered or not all(row.id in given for row in triggered):
         raise component_error(attack, "gave other test rows, or moved them, or gave none")
+    if attack.aims_by_row and not all(
+        row.aim in range(len(context.labels)) and row.aim != row.label for row in triggered
+    ):
+        raise component_error(attack, "aims by row, and gave a row without the number of another label as its `aim`")
     write_rows(draft.files / ROWS, triggered)
     counts = _count_changes(attack, rows, triggered, context.truncation)
     counts["left_out"] = len(rows) - len(triggered)

@@ -211,7 +211,7 @@ class _RecipeReader(Reader):
         self, specs: list[Spec] | None, attack: NamedComponent[Attack] | None, task: TaskKind
     ) -> tuple[NamedComponent[Metric], ...]:
         """The requested metrics, checked against the attack; the ones that suit it by default."""
-        biased = attack is not None and attack.component.aim() is None
+        biased = attack is not None and attack.component.aim() is None and not attack.component.aims_by_row
         about_it = "bias" if biased else "backdoor"
         named_or_suited = specs or self.metrics_by_default(about_it, task)
         metrics = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(named_or_suited))
