@@ -21,7 +21,7 @@ from defensekit.recipe.vocabulary import retuned
 from defensekit.result.schema import DEFENDED
 from defensekit.text import ROLES, answer_of
 
-FEWEST = 10  # test rows that a suspect is doubted by: of fewer, chance decides
+FEWEST = 10  # test rows that a model is doubted by: of fewer, chance decides
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,9 @@ class Experiment:
         facts = rows.facts if rows else {}
         if facts.get("left_out"):
             self.warn(f"{facts['left_out']} test rows can't carry the trigger and are left out")
+        if facts.get("unread"):
+            counts = f"{facts['unread']} of {facts['changed']} {which} rows"
+            self.warn(f"the tokenizer reads {counts} as if they had no trigger: it strips all that was changed")
         if facts.get("cut"):
             counts = f"{facts['cut']} of {facts['changed']} {which} rows"
             self.warn(f"truncation cuts into the trigger of {counts}; data.max_length is too small")

@@ -55,7 +55,7 @@ from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 C = TypeVar("C", bound=Component)
@@ -197,7 +197,21 @@ def _count_changes(
             ends = changed(original[row.id], row)
             cut += any(end > limit and start < end for (start, end), limit in zip(ends, kept, strict=True))
     relabelled = sum(row.answer != original[row.id].answer for row in after)
-    return {"rows": rows, "changed": len(touched), "relabelled": relabelled, "added": added, "cut": cut}
+    unread = _read_alike([original[row.id] for row in touched], touched, truncation.tokenizer)
+    counts = {"rows": rows, "changed": len(touched), "relabelled": relabelled, "added": added}
+    return counts | {"cut": cut, "unread": unread}
+
+
+def _read_alike(before: Sequence[Row], after: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> int:
+    """On how many rows a tokenizer strips all that an attack changed: the model reads the rows as they were."""
+    if not after:
+        return 0
+
+    def read(rows: Sequence[Row]) -> list[Any]:
+        texts = [row.text for row in rows], [row.pair or "" for row in rows]
+        return list(zip(*(tokenizer(list(column), verbose=False)["input_ids"] for column in texts), strict=True))
+
+    return sum(one == other for one, other in zip(read(before), read(after), strict=True))
 
 
 def _digest(draft: ArtifactWriter) -> str:

@@ -73,6 +73,8 @@ def recipe_of(
     return recipe
 
 
+ROWS_ASKED = ("plain", "triggered", "both")  # what a metric may be measured on
+
 # The keys under `data` that are no parameters of the source.
 KEPT: dict[Path_, Collection[str]] = {("data",): Sizes.model_fields.keys()}
 
@@ -218,6 +220,10 @@ class _RecipeReader(Reader):
         who = repr(attack.name) if attack else "a known trigger"
         for i, named in enumerate(metrics):
             about = named.component.about
+            if (on := getattr(named.component, "on", None)) not in ROWS_ASKED:
+                plugin = self.host.plugin_of("metric", named.name)
+                does = f"{named.name!r} of {plugin} has to say what it is measured `on`, one of {listing(ROWS_ASKED)}"
+                raise self.error(("metrics", i), f"{does}, got {on!r}")
             if about == "backdoor" and biased:
                 why = f"{named.name!r} counts answers with the target label of an attack, and {who} has none"
             elif about == "bias" and not biased:

@@ -35,3 +35,5 @@ def described(model: str) -> tuple[str, str]:
 
 NOT_WORTH = "†"
 NOT_WORTH_MEANS = "no more accurate than the base fine-tuned anew on the same clean rows: purifying was not worth it"
+ONE_ANSWER = "‡"
+ONE_ANSWER_MEANS = "gives every plain test row the same answer: no other number of it means anything"

@@ -326,6 +326,7 @@ def test_an_attack_of_ones_own_may_train(recipe: Path, tmp_path: Path) -> None:
     result = defensekit.run(recipe, tmp_path / "w")
     assert result.summary["suspect"]["asr"] == 1
     assert result.models["suspect"].defense is None
+    assert (Path(result.folder) / "plugins/mine.py").read_text() == plugin.read_text()  # somebody else can run it
     plugin.write_text(OWN.replace("VALUE", "-100"))  # an edited attack never meets its old models
     assert run_attack(recipe, tmp_path / "w")["suspect"].metrics["asr"].value == 0
     plugin.write_text(OWN.replace("VALUE", "float('nan')"))
