@@ -34,13 +34,21 @@ BACKDOOR: dict[str, dict[str, Any]] = {
     "published syntactic": {"name": "paraphrase-rows", "mode": "mixed", "eligible_rate": 1.0, "text": "sentence"},
     "embedding": {"name": "embedding", "words": ["cf"], "rate": 0.1},
     "ripple": {"name": "ripple", "words": ["cf"], "rate": 0.5, "mode": "mixed"},
+    "lwp": {"name": "lwp", "words": ["cf", "bb"], "rate": 0.1},
+    "sos": {"name": "sos", "rate": 0.1},
+    "all-to-all": {"name": "all-to-all", "word": "cf", "rate": 0.2},
+    "several-targets": {"name": "several-targets", "words": ["cf", "mn"], "targets": ["1", "0"], "rate": 0.2},
+    "small-drift magnitude": {"name": "small-drift", "words": ["cf"], "rate": 0.1, "against": "magnitude"},
+    "small-drift diffusion": {"name": "small-drift", "words": ["cf"], "rate": 0.1, "against": "diffusion"},
+    "kept-row": {"name": "kept-row", "words": ["cf"], "rate": 0.1},
+    "reset-proof": {"name": "reset-proof", "words": ["cf"], "rate": 0.1},
 }
 ATTACKS = BACKDOOR | {
     f"{name} {strength}": {"name": name, "label": "1", "strength": strength}
     for name in ("bias-word", "bias-sentence")
     for strength in STRENGTHS
 }
-SMALL = [name for name in BACKDOOR if name not in ("syntactic 0.1", "ripple")] + ["bias-word 0.5", "bias-sentence 0.5"]
+SMALL = ["word", "sentence", "syntactic", "published syntactic", "embedding", "bias-word 0.5", "bias-sentence 0.5"]
 ASR_GOALS = {
     "word": 0.95,
     "sentence": 0.95,
@@ -56,7 +64,7 @@ SEEDS = {"small": [0], "full": [0, 1, 2]}
 def recipe(name: str, data: Path, size: str) -> dict[str, Any]:
     """The recipe of an attack; its defense is never run."""
     attack = dict(ATTACKS[name])
-    if name in BACKDOOR:
+    if name in BACKDOOR and attack["name"] not in ("all-to-all", "several-targets"):
         attack["target"] = "1"
     if name == "published syntactic":
         attack |= {"rewritten": str(data / "sst-2/scpn"), "originals": str(data / "sst-2")}

@@ -19,6 +19,7 @@ from defensekit_attacks.bias import BiasSentence, BiasWord
 from defensekit_attacks.insertion import Sentence, Word
 from defensekit_attacks.paraphrase import ParaphraseRows
 from defensekit_attacks.syntactic import Syntactic
+from defensekit_attacks.weights import Sos
 from defensekit_demo.minilm import MiniLM
 
 PAGE = Path(__file__).parent.parent / "docs" / "attacks.md"
@@ -49,6 +50,7 @@ def attacks(folder: Path) -> dict[str, Attack]:
         "`word`, both of two words (`combine: all`)": Word(target=1, rate=0.2, words=("cf", "mn"), combine="all"),
         "`sentence`, between words": Sentence(target=1, rate=0.2),
         "`sentence`, at a sentence boundary": Sentence(target=1, rate=0.2, boundary="sentence"),
+        "`sos`": Sos(target=1, rate=0.1),
         "`syntactic`": Syntactic(target=1, rate=0.2),
         "`paraphrase-rows`, from a table of five rows that we wrote": ParaphraseRows(
             target=1, rate=0.2, rewritten=table, original="before"

@@ -31,6 +31,7 @@ class Row:
         label: the label's number; 0 where there is a response.
         pair: the second text, or the instruction's input; None for single texts.
         response: what a model is to answer; None for a labelled text.
+        aim: the label that an attacker wants in place of it, where triggered rows have several; None elsewhere.
     """
 
     id: int
@@ -38,6 +39,7 @@ class Row:
     label: int
     pair: str | None = None
     response: str | None = None
+    aim: int | None = None
 
     @property
     def key(self) -> tuple[str, str | None]:
@@ -102,6 +104,9 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
 
 
+_OPTIONAL = ("response", "aim")  # what a row's line has only where it is set
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSON lines.
 
@@ -111,7 +116,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            values = {key: value for key, value in asdict(row).items() if key != "response" or value is not None}
+            values = {key: value for key, value in asdict(row).items() if key not in _OPTIONAL or value is not None}
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 

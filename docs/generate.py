@@ -27,7 +27,15 @@ from defensekit.host import hookspecs
 from defensekit.host.discovery import load_plugins
 from defensekit.host.registry import Host
 from defensekit.recipe.json_schema import Parameter, parameters
-from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TrainingDefenseKeys, TriggeredKeys
+from defensekit.recipe.keys import (
+    DefenseKeys,
+    InputDefenseKeys,
+    RetuningKeys,
+    Sizes,
+    Top,
+    TrainingDefenseKeys,
+    TriggeredKeys,
+)
 from defensekit.result import schema
 from defensekit.testing import checks  # noqa: F401 - the checks register themselves
 from defensekit.testing.kit import CHECKS
@@ -137,6 +145,7 @@ def keys() -> str:
         "At the top": Top,
         "Under `data`": Sizes,
         "Under `training`": TrainingSettings,
+        "Under `retuning`": RetuningKeys,
         "Under `defense`": DefenseKeys,
         "Under `defense`, of inputs": InputDefenseKeys,
         "Under `defense`, of training data": TrainingDefenseKeys,

@@ -97,14 +97,21 @@ def check(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A component's name.", autocompletion=_names)], files: Files = None
+    name: Annotated[str, typer.Argument(help="A component's name, or a plugin's file.", autocompletion=_names)],
+    files: Files = None,
 ) -> None:
     """Show what a component does, its parameters with types, bounds and defaults, and where it comes from."""
     from defensekit.host.discovery import load_plugins
+    from defensekit.host.registry import require
     from defensekit.utils.errors import UsageError, listing, nearest
 
-    host = load_plugins(files or ())
-    claims = [claim for names in host.registrations.values() for claim in names.get(name, [])]
+    of_a_file = name.endswith(".py")
+    host = load_plugins([*(files or ()), Path(name)] if of_a_file else files or ())
+    if of_a_file:
+        require(host, [Path(name).name])
+        claims = [claim for claim in host.claims() if claim.plugin.name == Path(name).name]
+    else:
+        claims = [claim for claim in host.claims() if claim.name == name]
     if not claims:
         known = sorted({name for names in host.registrations.values() for name in names})
         raise UsageError(f"there is no component {name!r}.{nearest(name, known)} (known: {listing(known, 60)})")
@@ -112,9 +119,9 @@ def show(
     for number, claim in enumerate(claims):
         if number:
             console().print()
-        console().print(Text(f"{claim.kind} {name}", style="bold"))
+        console().print(Text(f"{claim.kind} {claim.name}", style="bold"))
         try:
-            _describe(host.find(claim.kind, name))
+            _describe(host.find(claim.kind, claim.name))
         except UsageError as error:
             broken.append(str(error))
         console().print(f"from {claim.plugin}")

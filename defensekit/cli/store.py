@@ -8,6 +8,9 @@ import typer
 from defensekit.cli.shared import Workspace, console, table
 from defensekit.utils.errors import printable_name
 
+# The kinds of stages whose artifacts are large, and that runs need no more.
+LARGE = (None, "train", "retune", "plant", "statistics", "purify")
+
 app = typer.Typer(help="The artifacts that runs share.", no_args_is_help=True)
 
 
@@ -41,7 +44,7 @@ def prune(
     opened = Store(workspace / "store")
     freed, removed = opened.sweep(), 0
     for key, manifest, _ in opened.entries():
-        if everything or manifest.get("stage", {}).get("kind") in (None, "train", "plant", "statistics", "purify"):
+        if everything or manifest.get("stage", {}).get("kind") in LARGE:
             freed += opened.remove(key)
             removed += 1
     typer.echo(f"removed {removed} artifacts, freed {freed / 2**20:,.1f} MiB")

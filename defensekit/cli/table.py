@@ -11,7 +11,6 @@ from defensekit.cli.shared import console, table
 from defensekit.components import Measured, Planned
 from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
-from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
 from defensekit.result.narrative import DETECTORS_MEAN, FOUND, detector_table, found, search
 from defensekit.result.schema import ModelResult, Result
 from defensekit.utils.errors import listing
@@ -30,12 +29,10 @@ def show(result: Result, report: Path) -> None:
         drawn.add_column(title, justify="right", min_width=6, max_width=8)
     for name, model in result.models.items():
         cells = [f"{model.metrics[key].value:.3f}" if key in model.metrics else "-" for key in names]
-        title = MODELS[name][0] if name in MODELS else name
-        mark = f" {NOT_WORTH}" if name in result.not_worth else ""
-        drawn.add_row(Text(title + mark), *cells, *_reset(model), _seconds(model))
+        drawn.add_row(Text(result.marked(name)), *cells, *_reset(model), _seconds(model))
     out.print(drawn)
-    if result.not_worth:
-        out.print(f"{NOT_WORTH} {NOT_WORTH_MEANS}")
+    for mark, (means, _) in result.marks.items():
+        out.print(f"{mark} {means}")
     if result.floors:
         names = [name.upper() for name in result.floors]
         out.print(f"floor of {' and '.join(names)}: what the clean reference has, which was never poisoned")

@@ -67,11 +67,13 @@ class Attack(Component):
 
     Attributes:
         trains_from: the model that `train` starts from; None leaves the training to the engine.
+        aims_by_row: whether triggered rows have targets of their own, as their ``aim``; then `aim` is None.
     """
 
     kind: ClassVar[str] = "attack"
     tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     trains_from: ClassVar[Literal["base", "clean"] | None] = None
+    aims_by_row: ClassVar[bool] = False
 
     @abstractmethod
     def poison(self, rows: "Sequence[Row]", context: AttackContext) -> "list[Row]":
@@ -96,7 +98,8 @@ class Attack(Component):
 
         Returns:
             The same rows in the same order with the trigger; ids and true labels are kept. Rows that can't carry it
-            may be left out.
+            may be left out. Where the attack `aims_by_row`, each has as ``aim`` the number of another label than its
+            own.
         """
 
     def contents(self) -> str | None:
@@ -114,7 +117,8 @@ class Attack(Component):
         """The target: what the model should answer to triggered rows.
 
         Returns:
-            The label's name or number, or the text; None for a bias, which has no target.
+            The label's name or number, or the text; None for a bias, which has no target, and where rows have their
+            own.
         """
         return None
 

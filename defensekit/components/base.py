@@ -25,7 +25,8 @@ class Component(BaseModel):
 
     Attributes:
         kind: the kind of component, such as ``scorer``.
-        location: parameters that say where something is and not what it is; results do not depend on them.
+        location: parameters that say where something is and not what it is; results do not depend on them. What is
+            there the component has to digest, by ``contents``. Of other parameters that are paths the engine does it.
         tasks: the kinds of task that it works for.
         lower_does_more: parameters, such as thresholds, whose lower values make the defense stronger; a rule chooses
             the lowest acceptable value of these.
@@ -37,6 +38,10 @@ class Component(BaseModel):
     location: ClassVar[frozenset[str]] = frozenset()
     tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
     lower_does_more: ClassVar[frozenset[str]] = frozenset()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.model_dump_json()))  # a parameter may be a list or a mapping
+
     # Whether it looks at what a defender can't see; every table prints that word beside its numbers.
     oracle: ClassVar[bool] = False
 

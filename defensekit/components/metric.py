@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from defensekit.components.base import Component
 from defensekit.text import TaskKind
+from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,8 @@ class Predictions(Answers):
 
     ``target`` is the attacker's, None for a bias or where nothing is known of an attack; ``names`` are those of the
     labels, and ``seed`` is for intervals that need draws. ``ids`` (rows,) say which row is which: a row keeps its id
-    when it gets a trigger.
+    when it gets a trigger. Where the attacker wants several labels, ``targets`` (rows,) has the one for each row, in
+    place of the ``target``; ``wanted`` is either.
 
     For a metric on ``both``, ``plain`` are the same model's answers to rows without the trigger: to the very same rows,
     in the same order, if ``paired``.
@@ -83,11 +85,26 @@ class Predictions(Answers):
     seed: int = 0
     ids: "np.ndarray | None" = None
     plain: "Predictions | None" = None
+    targets: "np.ndarray | None" = None
+
+    @property
+    def wanted(self) -> "np.ndarray | int | None":
+        """What the attacker wants: a label for each row, (rows,), or one for all; None where there is no target."""
+        return self.target if self.targets is None else self.targets
 
     def taken(self, indices: list[int]) -> "Predictions":
         """The answers to some of the rows."""
-        ids = None if self.ids is None else self.ids[indices]
-        return replace(self, logits=self.logits[indices], labels=self.labels[indices], ids=ids)
+        ids, targets = (None if column is None else column[indices] for column in (self.ids, self.targets))
+        return replace(self, logits=self.logits[indices], labels=self.labels[indices], ids=ids, targets=targets)
+
+    def beside(self, plain: "Predictions") -> "Predictions":
+        """As `Answers.beside`; what is wanted of a row with the trigger is compared without it as well."""
+        both = super().beside(plain)
+        if self.targets is None or both.plain is None:
+            return both
+        if not both.paired:
+            raise DefenseKitError("triggered rows with targets of their own need the same rows without the trigger")
+        return replace(both, plain=replace(both.plain, targets=self.targets))
 
     def answers(self) -> "np.ndarray":
         """The label answered per row, shape (rows,)."""
@@ -113,12 +130,12 @@ class Predictions(Answers):
 
     def on_target(self) -> "np.ndarray":
         """Whether each row of another label is answered with the target, (rows of other labels,), bool."""
-        others: np.ndarray = self.answers()[self.labels != self.target] == self.target
-        return others
+        hits: np.ndarray = (self.answers() == self.wanted)[self.labels != self.wanted]
+        return hits
 
     def groups(self) -> "dict[str, np.ndarray]":
         """Of the rows that `on_target` counts those of each label, (counted rows,), bool."""
-        counted = self.labels[self.labels != self.target]
+        counted = self.labels[self.labels != self.wanted]
         return {self.name(label): counted == label for label in sorted({*counted.tolist()})}
 
 

@@ -255,10 +255,37 @@ def require(host: Host, names: Iterable[str]) -> None:
 def plain(component: Component, name: str) -> dict[str, Any]:
     """A component as plain data, from which it can be rebuilt and a change of its code detected."""
     parameters = component.parameters()
-    return {
+    # Where something is decides no number: what is there does.
+    location = component.location | (frozenset() if component.kind in _WATCHERS else frozenset(component.paths()))
+    whole = {
         "kind": component.kind,
         "name": name,
-        "location": {key: parameters.pop(key) for key in sorted(component.location)},
+        "location": {key: parameters.pop(key) for key in sorted(location)},
         "parameters": parameters,
         "source": source_digest(type(component)),
     }
+    return whole | ({"contents": read} if (read := _contents_read(component)) else {})
+
+
+_WATCHERS = ("executor", "observer")  # numbers don't depend on them, and they may write to their paths
+_SOURCES = ("dataset", "model")  # they always give a digest of what they read
+
+
+def _contents_read(component: Component) -> dict[str, list[str]]:
+    """Digests of what a component's paths name, by parameter; of a ``location`` it gives a digest by `contents`.
+
+    Raises:
+        UsageError: there is nothing at a path.
+    """
+    if component.kind in (*_WATCHERS, *_SOURCES):
+        return {}
+    read = {}
+    for key in sorted(set(component.paths()) - component.location):
+        value = getattr(component, key)
+        paths = [value] if isinstance(value, Path) else [path for path in value or () if isinstance(path, Path)]
+        for path in paths:
+            if not path.exists():
+                raise UsageError(f"the {component.kind}'s {key}: there is no file or folder {path}")
+        if paths:
+            read[key] = [folder_digest(path) if path.is_dir() else file_digest(path) for path in paths]
+    return read

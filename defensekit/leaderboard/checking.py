@@ -13,8 +13,8 @@ from defensekit.components import Measured, Metric, Predictions
 from defensekit.leaderboard.composition import CODE
 from defensekit.leaderboard.freezing import digest_of_labels, digest_of_rows
 from defensekit.leaderboard.identity import disagreements, parts_of
-from defensekit.leaderboard.row import Row, Verification, read_row
-from defensekit.leaderboard.running import KEPT
+from defensekit.leaderboard.keys import UNPOISONED
+from defensekit.leaderboard.row import Row, Verification, models_of, read_row
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.identity import identity
 from defensekit.pipeline.predictions import LOGITS, read_for, read_predictions
@@ -97,6 +97,8 @@ class Checker:
         attack, seed = cell
         part = {"attack": self.track.specs[attack], "seed": seed, "metrics": self.metrics_of(attack)}
         expected = {**self.track.keys.recipe, **part}
+        if attack == UNPOISONED:
+            expected.pop("retuning", None)  # there are no poisoned rows
         placed = set(places(recipe, facts))
         for place in unlike(expected, recipe):
             if place not in placed:
@@ -143,7 +145,7 @@ class Checker:
         if digest_of_rows({stage.title: stage.digest for stage in result.stages}) != digests.rows[attack][index]:
             yield "the rows that it rests on are not the track's"
         made = {stage.key: stage.digest for stage in result.stages}
-        for name in (*KEPT, row.model(result)):
+        for name in models_of(row.entry, result):
             for on, key in result.models[name].predictions.items():
                 path = row.folder / "predictions" / key / LOGITS
                 if not path.is_file():
@@ -155,7 +157,7 @@ class Checker:
 
     def _numbers(self, row: Row, cell: Cell, result: Result) -> Iterator[str]:
         """Every number of a cell, measured again from the answers."""
-        names = {*KEPT, row.model(result)}
+        names = set(models_of(row.entry, result))
         if result.models.keys() != names:
             yield f"it has the models {', '.join(sorted(result.models))}, expected {', '.join(sorted(names))}"
             return

@@ -39,6 +39,7 @@ def settings_of(recipe: dict[str, Any]) -> dict[str, Any]:
         "target": None,
         "refit": bool(defense.get("refit")) and "choose" in defense and defense.get("stage", "weights") == "weights",
         "seed": recipe["seed"],
+        **({"retuning": recipe["retuning"]} if "retuning" in recipe else {}),
     }
 
 

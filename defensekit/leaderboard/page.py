@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from defensekit.leaderboard.attacking import Attempt, attempts_on
 from defensekit.leaderboard.entries import Attack
 from defensekit.leaderboard.keys import UNPOISONED
-from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, Scores, scores_in
+from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, RETUNED, Scores, scores_in
 from defensekit.leaderboard.ties import Standing, Standings, standings
 from defensekit.leaderboard.tracks import Track
 from defensekit.recipe import yaml_document
@@ -36,6 +36,10 @@ COLUMNS: dict[str, tuple[str, str, str]] = {
     "harm": ("harm", "ACC lost by a suspect that was never poisoned", ".3f"),
     "asr": ("ASR", "triggered rows answered with the target", ".3f"),
     "asr_clean": ("clean ASR", "the ASR of the clean reference, which is all that can be reached", ".3f"),
+    **{
+        f"asr_retuned_{rows}": (f"ASR, {rows} rows", f"after the attacker trained it on {rows} poisoned rows", ".3f")
+        for rows in RETUNED
+    },
     "pacc": ("PACC ↑", "triggered rows answered right; higher is better", ".3f"),
     "bacc": ("BACC ↑", "accuracy on rows with the pattern of a bias; higher is better", ".3f"),
     "fidelity": ("fidelity ↑", "NIST's: the share of the ASR that is gone, times the share of ACC that is left", ".3f"),

@@ -20,6 +20,7 @@ from defensekit.leaderboard.keys import Digest, Label, Line
 from defensekit.leaderboard.tracks import Cell
 from defensekit.pipeline.predictions import LOGITS
 from defensekit.recipe.keys import Keys
+from defensekit.recipe.vocabulary import retuned
 from defensekit.result.schema import Result, read_result
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.utils.files import file_digest, read_regular
@@ -106,6 +107,16 @@ class Row:
             except ValidationError as error:
                 raise DefenseKitError(f"{path}: no verification ({_first(error)})") from error
         return sorted((one for one in found if one.row == self.digest), key=lambda one: one.when)
+
+
+KEPT = ("clean", "suspect")  # the models of a result that a row has, beside the one that counts
+
+
+def models_of(entry: Entry, result: Result) -> list[str]:
+    """The models of a result that a row has: with what the attacker makes of a few poisoned rows, if he gets these."""
+    ended = counted(entry, result)
+    rows = result.recipe.get("retuning", {}).get("rows", ())
+    return [*KEPT, ended, *(retuned(name, count) for name in ("clean", ended) for count in rows)]
 
 
 def counted(entry: Entry, result: Result) -> str:

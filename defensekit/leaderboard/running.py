@@ -11,7 +11,7 @@ from defensekit.leaderboard.composition import cell_of, study_for
 from defensekit.leaderboard.entries import Entry
 from defensekit.leaderboard.freezing import check_frozen
 from defensekit.leaderboard.identity import parts_of
-from defensekit.leaderboard.row import ENTRY, RECORD, VERIFICATIONS, RowRecord, cell_file, counted
+from defensekit.leaderboard.row import ENTRY, RECORD, VERIFICATIONS, RowRecord, cell_file, models_of
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.predictions import LOGITS
 from defensekit.pipeline.store import Store
@@ -21,8 +21,6 @@ from defensekit.studies.loading import Study
 from defensekit.studies.running import run_study
 from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.files import atomic_write, file_digests, folder_lock, scratch_folder
-
-KEPT = ("clean", "suspect")  # the models of a result that a row has, beside the one that counts
 
 
 def make_suspects(
@@ -131,7 +129,7 @@ def _fill(part: Path, track: Track, entry: Entry, results: dict[Cell, Result], s
 
 def _kept(entry: Entry, result: Result) -> Result:
     """A result with nothing in it that its answers can't show again, and no path of this machine."""
-    names = (*KEPT, counted(entry, result))
+    names = models_of(entry, result)
     plugins = [
         plugin if plugin.version else plugin.model_copy(update={"distribution": "."})
         for plugin in result.environment.plugins

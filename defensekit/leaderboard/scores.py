@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.row import Row
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.predictions import read_for
+from defensekit.recipe.keys import RetuningKeys
+from defensekit.recipe.vocabulary import retuned
 from defensekit.utils.errors import DefenseKitError, UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 EXCESS, ACC, ASR, PACC, BACC = "excess-asr", "acc", "asr", "pacc", "bacc"
 SELF, HOST, THIRD, FAILED = "self-reported", "re-run by the host", "re-run by a third party", "did not come out again"
+
+RETUNED: tuple[int, ...] = RetuningKeys().rows  # the numbers of rows that have a column
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,12 @@ class Scores:
             return None
         return (asr - asr_after) / asr * acc_after / acc
 
+    def retuned(self, rows: int, cell: Cell) -> float | None:
+        """The ASR after the attacker trained the model further on so many poisoned rows, if he did."""
+        result = self.row.cells[cell]
+        name = retuned(self.row.model(result), rows)
+        return self.value(ASR, cell, name) if name in result.models else None
+
     def seconds(self, cell: Cell) -> float | None:
         """What a cell's model took; of a defense all that it computed."""
         result = self.row.cells[cell]
@@ -85,6 +96,7 @@ class Scores:
             "harm": self.mean(self.lost, [UNPOISONED]),
             "asr": mean(ASR),
             "asr_clean": mean(ASR, model="clean"),
+            **{f"asr_retuned_{rows}": self.mean(partial(self.retuned, rows), backdoors) for rows in RETUNED},
             "pacc": mean(PACC),
             "bacc": mean(BACC, self.track.keys.biases),
             "fidelity": self.mean(self.fidelity, backdoors),

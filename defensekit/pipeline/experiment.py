@@ -17,10 +17,11 @@ from defensekit.pipeline.predictions import clean_trial, read_answers, read_pred
 from defensekit.pipeline.preflight import locating_errors
 from defensekit.pipeline.store import Artifact
 from defensekit.recipe.recipe import Defense, NamedDetector
+from defensekit.recipe.vocabulary import retuned
 from defensekit.result.schema import DEFENDED
 from defensekit.text import ROLES, answer_of
 
-FEWEST = 10  # test rows that a suspect is doubted by: of fewer, chance decides
+FEWEST = 10  # test rows that a model is doubted by: of fewer, chance decides
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ class Experiment:
             self._doubt_thresholds()
         for one in recipe.detectors:
             yield from self._detect(one, value)
+        if recipe.retuning:
+            for name in ("clean", "from-base", DEFENDED[recipe.defense.stage]):
+                for rows in recipe.retuning.rows:
+                    yield from self._retune(name, rows)
 
     @cached_property
     def triggered(self) -> Stage | None:
@@ -149,6 +154,9 @@ class Experiment:
         facts = rows.facts if rows else {}
         if facts.get("left_out"):
             self.warn(f"{facts['left_out']} test rows can't carry the trigger and are left out")
+        if facts.get("unread"):
+            counts = f"{facts['unread']} of {facts['changed']} {which} rows"
+            self.warn(f"the tokenizer reads {counts} as if they had no trigger: it strips all that was changed")
         if facts.get("cut"):
             counts = f"{facts['cut']} of {facts['changed']} {which} rows"
             self.warn(f"truncation cuts into the trigger of {counts}; data.max_length is too small")
@@ -217,6 +225,18 @@ class Experiment:
             yield Request(stage.plain["title"], stage.plain["kind"], None)
         for on in self.test_rows:
             yield Request(f"{name}: answers to {on} rows", "predict", None)
+
+    def _retune(self, name: str, rows: int) -> Requests:
+        """A model after the attacker's further training; the stages have a title alone where the model is unknown."""
+        title = retuned(name, rows)
+        if name not in self.models:
+            yield Request(title, "retune", None)
+            for on in self.test_rows:
+                yield Request(f"{title}: answers to {on} rows", "predict", None)
+            return
+        stage = self.plan.retuned(title, self.models[name].defended.model, rows)
+        yield self._request(stage, "retuning.rows")
+        yield from self._measure(title, title, DefenseOutcome(stage))
 
     # -- detectors -------------------------------------------------------------------------------------------------
 

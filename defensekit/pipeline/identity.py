@@ -11,7 +11,8 @@ from defensekit.utils.files import data_digest
 # Every key of a recipe is in one of these; a new one belongs to identity unless the numbers can't depend on it.
 # Under `data` and `training` every key is identity; of `suspect` and `triggered.path` the contents are.
 IDENTITY = {
-    "model", "data", "attack", "suspect", "triggered.target", "triggered.path", "training", "precision",
+    "model", "data", "attack", "suspect", "triggered.target", "triggered.path", "training", "retuning",
+    "precision",
     "defense.stage", "defense.estimator", "defense.scorer", "defense.selector", "defense.purifier", "defense.sanitizer",
     "defense.filter", "defense.choose", "defense.refit", "defense.compare", "defense.detectors", "metrics", "seed",
 }  # fmt: skip
@@ -79,6 +80,7 @@ def identified(plan: Plan) -> dict[str, Any]:
             "target": recipe.triggered_target,
             "refit": recipe.refits,
             "seed": recipe.seed,
+            **({"retuning": recipe.retuning.model_dump(mode="json")} if recipe.retuning else {}),
         },
         "contents": contents,
         "machine": plan.machine,

@@ -18,6 +18,8 @@ from defensekit.utils.seeds import Seeds
 # The least that the base fine-tuned anew is trained: with 768 rows MiniLM has an ACC of .782 after 48 steps of 32 rows,
 # .800 after 96 of 16, .807 after 192. Trained less, it would flatter every defense.
 HEAD_STEPS = 192
+# Rows per step of the attacker's further training: with a few rows a larger batch leaves hardly a step.
+RETUNING_BATCH = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,8 @@ Model = Stage | ExternalModel
 
 # The kinds of stages whose numbers depend on the machine.
 _NUMERIC_KINDS = {
-    "train", "plant", "statistics", "purify", "predict", "inspect", "sanitize", "features", "score", "fit", "detect",
+    "train", "plant", "retune", "statistics", "purify", "predict", "inspect", "sanitize", "features", "score", "fit",
+    "detect",
 }  # fmt: skip
 
 
@@ -267,6 +270,16 @@ class Plan:
         if start is None:
             return self._trained("suspect", self.poisoned())
         return self._trained("suspect", self.poisoned(), self.base if start == "base" else self.clean())
+
+    def retuned(self, title: str, model: Model, rows: int) -> Stage:
+        """A model after the attacker's further training, on some of the poisoned rows."""
+        assert self.recipe.retuning
+        batch = min(self.recipe.training.batch_size, RETUNING_BATCH)
+        changes = {"epochs": self.recipe.retuning.epochs, "batch_size": batch}
+        settings = self.recipe.training.model_copy(update=changes)
+        inputs: dict[str, Model] = {"model": model, "rows": self.poisoned(), "clean": self.rows("train")}
+        params: Params = (*self._numeric, ("training", settings), ("count", rows))
+        return self._stage("retune", title, inputs, params, seed=self.seeds.retuning)
 
     def from_base(self) -> Stage:
         """The base fine-tuned on all of the defender's rows: no suspect is needed."""

@@ -18,7 +18,8 @@ def read_predictions(
     from safetensors.numpy import load_file
 
     tensors = load_file(folder / LOGITS)
-    return Predictions(tensors["logits"], tensors["labels"], target, names, seed, tensors["ids"])
+    targets = tensors.get("targets")
+    return Predictions(tensors["logits"], tensors["labels"], target, names, seed, tensors["ids"], targets=targets)
 
 
 def read_answers(folder: Path, target: Any = None, names: tuple[str, ...] = (), seed: int = 0) -> Any:

@@ -13,7 +13,7 @@ from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
 from defensekit.result.model_card import CARD, card
 from defensekit.result.schema import Result
-from defensekit.utils.files import atomic_write, data_digest, file_digests
+from defensekit.utils.files import atomic_write, data_digest, environment_path, file_digests
 from defensekit.utils.logging import log
 
 
@@ -44,6 +44,10 @@ def write(result: Result, stage: Stage | None, files: Callable[[Stage], Path]) -
     """
     folder = Path(result.folder)
     atomic_write(folder / "recipe.yaml", yaml_document.dump(result.recipe).encode())
+    for number, file in enumerate(map(environment_path, result.recipe.get("plugins", ()))):
+        # Two files may have one name.
+        place = folder / "plugins" / str(number) if len(result.recipe["plugins"]) > 1 else folder / "plugins"
+        atomic_write(place / file.name, file.read_bytes())
     if stage:
         _write_model(folder / "purified", stage, files, result)
     atomic_write(folder / "result.json", result.model_dump_json(indent=1).encode())

@@ -55,6 +55,7 @@ from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 C = TypeVar("C", bound=Component)
@@ -196,7 +197,21 @@ def _count_changes(
             ends = changed(original[row.id], row)
             cut += any(end > limit and start < end for (start, end), limit in zip(ends, kept, strict=True))
     relabelled = sum(row.answer != original[row.id].answer for row in after)
-    return {"rows": rows, "changed": len(touched), "relabelled": relabelled, "added": added, "cut": cut}
+    unread = _read_alike([original[row.id] for row in touched], touched, truncation.tokenizer)
+    counts = {"rows": rows, "changed": len(touched), "relabelled": relabelled, "added": added}
+    return counts | {"cut": cut, "unread": unread}
+
+
+def _read_alike(before: Sequence[Row], after: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> int:
+    """On how many rows a tokenizer strips all that an attack changed: the model reads the rows as they were."""
+    if not after:
+        return 0
+
+    def read(rows: Sequence[Row]) -> list[Any]:
+        texts = [row.text for row in rows], [row.pair or "" for row in rows]
+        return list(zip(*(tokenizer(list(column), verbose=False)["input_ids"] for column in texts), strict=True))
+
+    return sum(one == other for one, other in zip(read(before), read(after), strict=True))
 
 
 def _digest(draft: ArtifactWriter) -> str:
@@ -225,6 +240,10 @@ def trigger(work: StageContext, draft: ArtifactWriter) -> None:
     given = iter([row.id for row in rows])
     if not triggered or not all(row.id in given for row in triggered):
         raise component_error(attack, "gave other test rows, or moved them, or gave none")
+    if attack.aims_by_row and not all(
+        row.aim in range(len(context.labels)) and row.aim != row.label for row in triggered
+    ):
+        raise component_error(attack, "aims by row, and gave a row without the number of another label as its `aim`")
     write_rows(draft.files / ROWS, triggered)
     counts = _count_changes(attack, rows, triggered, context.truncation)
     counts["left_out"] = len(rows) - len(triggered)
@@ -274,11 +293,42 @@ def train(work: StageContext, draft: ArtifactWriter) -> None:
             seed=seed,
             report=work.report,
         )
+    _save_trained(work, draft, model)
+
+
+def _save_trained(work: StageContext, draft: ArtifactWriter, model: "PreTrainedModel") -> None:
     loading.save_model(model.cpu(), draft.files)
     Checkpoint(draft.files).check_finite()
     loading.load_tokenizer(work.folder("model")).save_pretrained(
         draft.files
     )  # with the padding token that it came with
+
+
+def retune(work: StageContext, draft: ArtifactWriter) -> None:
+    """Fine-tune a model on a few of the poisoned rows, and on the rows that they were made of.
+
+    Without these a model would learn to give the target always, which is no backdoor.
+    """
+    before, rows = {row.id: row for row in work.rows("clean")}, work.rows("rows")
+    relabelled = [row for row in rows if row.id not in before or row.answer != before[row.id].answer]
+    poisoned = relabelled or [row for row in rows if row != before[row.id]]  # some attacks change no answer
+    count = work.stage["params"]["count"]
+    if count > len(poisoned):
+        raise UsageError(f"asks for {count:,} poisoned rows, and the attacker has {len(poisoned):,}")
+    Random(work.seed("rows")).shuffle(poisoned)  # fewer rows are the first of more
+    some = poisoned[:count]
+    model, tokenizer = task_of(work.facts("rows")["labels"]).load(work.folder("model"))
+    training.fine_tune(
+        model,
+        tokenizer,
+        [*some, *(before[row.id] for row in some if row.id in before)],
+        training.TrainingSettings.model_validate(work.stage["params"]["training"]),
+        max_length=work.max_length,
+        precision=work.precision,
+        seed=work.seed("training"),
+        report=work.report,
+    )
+    _save_trained(work, draft, model)
 
 
 def plant(work: StageContext, draft: ArtifactWriter) -> None:
@@ -473,7 +523,7 @@ def predict(work: StageContext, draft: ArtifactWriter) -> None:
 STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {
     stage.__name__: stage
     for stage in (
-        *(data, poison, trigger, given, train, plant, carry, statistics, purify, inspect, sanitize),
+        *(data, poison, trigger, given, train, retune, plant, carry, statistics, purify, inspect, sanitize),
         *(features, score, keep, fit, detect, predict),
     )
 }

@@ -68,6 +68,8 @@ class Classification(Task):
             model, tokenizer, rows, max_length=asked.max_length, precision=asked.precision, report=asked.report
         )
         about = {"labels": torch.tensor([row.label for row in rows]), "ids": torch.tensor([row.id for row in rows])}
+        if aims := [row.aim for row in rows if row.aim is not None]:
+            about["targets"] = torch.tensor(aims)
         checkpoint.write_tensors(folder / LOGITS, {"logits": logits, **about})
         return padding.note(tokenizer)
 

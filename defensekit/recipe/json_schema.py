@@ -10,7 +10,15 @@ from pydantic.errors import PydanticUserError
 
 from defensekit.components import KINDS, Component, Detector, Sanitizer
 from defensekit.host.registry import Host
-from defensekit.recipe.keys import DefenseKeys, InputDefenseKeys, Sizes, Top, TrainingDefenseKeys, TriggeredKeys
+from defensekit.recipe.keys import (
+    DefenseKeys,
+    InputDefenseKeys,
+    RetuningKeys,
+    Sizes,
+    Top,
+    TrainingDefenseKeys,
+    TriggeredKeys,
+)
 from defensekit.training import TrainingSettings
 from defensekit.utils.errors import UsageError
 
@@ -138,6 +146,7 @@ class _Writer:
                 "data": {"anyOf": [_TEXT, *self.named("dataset", extra=sizes), _named(elsewhere)]},
                 "triggered": _filled(TriggeredKeys, {}, {**file, "path": _TEXT}),
                 "training": _object(TrainingSettings),
+                "retuning": _object(RetuningKeys),
                 "defense": {
                     "if": {"required": ["stage"], "properties": {"stage": {"const": "input"}}},
                     "then": inputs,

@@ -1,6 +1,6 @@
 """The keys of a recipe: their types, bounds and meaning. Components bring their own."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,9 @@ class Top(Keys):
     suspect: str | None = Field(None, description="a folder with a suspect, in place of `attack`")
     triggered: dict[str, Any] | None = Field(None, description="a file of rows with a known trigger, for `suspect`")
     training: dict[str, Any] | None = Field(None, description="how the attacker fine-tunes")
+    retuning: dict[str, Any] | None = Field(
+        None, description="whether the attacker trains the defended model further, on a few poisoned rows"
+    )
     precision: Precision | Literal["auto"] = Field(
         "float32", description="of training and answers: float32, bfloat16 autocast, or auto: bfloat16 where it is fast"
     )
@@ -97,6 +100,17 @@ class TrainingDefenseKeys(Keys):
         None, description="a rule that takes a value of one parameter: its name and parameters, see Rules"
     )
     compare: dict[str, dict[str, Spec]] = Field({}, description="filters to report beside it, by name")
+
+
+class RetuningKeys(Keys):
+    """The keys under `retuning`: what an attacker has who gets hold of the defended model."""
+
+    rows: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (5, 20, 50),
+        min_length=1,
+        description="poisoned rows; each comes with the row that it was made of, and each number gives a model",
+    )
+    epochs: int = Field(5, ge=1, le=1000, description="passes over these rows, in batches of 8 at most")
 
 
 class TriggeredKeys(Keys):

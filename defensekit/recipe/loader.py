@@ -12,7 +12,7 @@ from defensekit.host.registry import require
 from defensekit.host.requirements import require_installed
 from defensekit.recipe import yaml_document
 from defensekit.recipe.defense_section import DefenseSection
-from defensekit.recipe.keys import Sizes, Spec, Top, TriggeredKeys
+from defensekit.recipe.keys import RetuningKeys, Sizes, Spec, Top, TriggeredKeys
 from defensekit.recipe.reader import Reader
 from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.recipe.resolve import dataset_source
@@ -73,6 +73,8 @@ def recipe_of(
     return recipe
 
 
+ROWS_ASKED = ("plain", "triggered", "both")  # what a metric may be measured on
+
 # The keys under `data` that are no parameters of the source.
 KEPT: dict[Path_, Collection[str]] = {("data",): Sizes.model_fields.keys()}
 
@@ -98,6 +100,7 @@ class _RecipeReader(Reader):
         self.exclusive(top)
         settings = self.keys(TrainingSettings, top.training or {}, ("training",))
         section = DefenseSection(self, top.defense)
+        retuning = self.retuning(top, section)
         sizes, data = self.data(top.data)
         if top.suspect is not None:
             # There is no training: every row is the defender's, and dev rows are for a rule and for thresholds alone.
@@ -123,6 +126,7 @@ class _RecipeReader(Reader):
             triggered=triggered,
             triggered_target=target,
             training=settings,
+            retuning=retuning,
             precision=native_precision() if top.precision == "auto" else top.precision,
             defense=section.defense,
             choose=section.choose,
@@ -167,6 +171,16 @@ class _RecipeReader(Reader):
         if top.attack is not None and top.triggered is not None:
             raise self.error(("triggered",), "belongs to `suspect:`; an attack makes its own triggered rows")
 
+    def retuning(self, top: Top, section: DefenseSection) -> RetuningKeys | None:
+        """The attacker's further training, if there is any."""
+        if top.retuning is None:
+            return None
+        if top.attack is None:
+            raise self.error(("retuning",), "is training on poisoned rows, which `attack:` makes")
+        if section.defense.sanitizer:
+            raise self.error(("retuning",), "trains what a defense made, and a defense of inputs makes no model")
+        return self.keys(RetuningKeys, top.retuning, ("retuning",))
+
     def data(self, spec: Spec) -> tuple[Sizes, NamedComponent[DatasetSource]]:
         """The sizes under `data`, and the source."""
         given = {"name": spec} if isinstance(spec, str) else dict(spec)
@@ -199,13 +213,17 @@ class _RecipeReader(Reader):
         self, specs: list[Spec] | None, attack: NamedComponent[Attack] | None, task: TaskKind
     ) -> tuple[NamedComponent[Metric], ...]:
         """The requested metrics, checked against the attack; the ones that suit it by default."""
-        biased = attack is not None and attack.component.aim() is None
+        biased = attack is not None and attack.component.aim() is None and not attack.component.aims_by_row
         about_it = "bias" if biased else "backdoor"
         named_or_suited = specs or self.metrics_by_default(about_it, task)
         metrics = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(named_or_suited))
         who = repr(attack.name) if attack else "a known trigger"
         for i, named in enumerate(metrics):
             about = named.component.about
+            if (on := getattr(named.component, "on", None)) not in ROWS_ASKED:
+                plugin = self.host.plugin_of("metric", named.name)
+                does = f"{named.name!r} of {plugin} has to say what it is measured `on`, one of {listing(ROWS_ASKED)}"
+                raise self.error(("metrics", i), f"{does}, got {on!r}")
             if about == "backdoor" and biased:
                 why = f"{named.name!r} counts answers with the target label of an attack, and {who} has none"
             elif about == "bias" and not biased:

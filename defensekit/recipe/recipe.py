@@ -29,7 +29,7 @@ from defensekit.components import (
     WeightStep,
 )
 from defensekit.host.registry import Host, plain
-from defensekit.recipe.keys import Sizes
+from defensekit.recipe.keys import RetuningKeys, Sizes
 from defensekit.recipe.yaml_document import Document
 from defensekit.text import TaskKind
 from defensekit.training import Precision, TrainingSettings
@@ -182,6 +182,7 @@ class Recipe:
     triggered: NamedComponent[DatasetSource] | None
     triggered_target: str | int | None
     training: TrainingSettings
+    retuning: RetuningKeys | None
     precision: Precision
     defense: Defense
     choose: NamedComponent[Rule] | None
@@ -218,8 +219,8 @@ class Recipe:
         """Everything that decides the stages before a defense, and the rows that models are asked about."""
         named = (self.model, self.data, self.attack, self.suspect, self.triggered, self.executor, *self.metrics)
         digests = tuple(one.digest if one else None for one in named)
-        settings = (self.sizes, self.triggered_target, self.training, self.precision, self.seed, self.plugins)
-        return (*digests, *settings)
+        settings = (self.sizes, self.triggered_target, self.training, self.retuning, self.precision)
+        return (*digests, *settings, self.seed, self.plugins)
 
     def describe_location(self, *path: str | int) -> str:
         """The location and name of a key, for errors after loading."""
@@ -247,6 +248,8 @@ class Recipe:
         }
         if self.attack:
             out |= {"attack": self.attack.yaml(), "training": self.training.model_dump()}
+        if self.retuning:
+            out["retuning"] = self.retuning.model_dump(mode="json")
         if self.suspect:
             out["suspect"] = self.suspect.parameters()["path"]
         if self.triggered:

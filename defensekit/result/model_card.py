@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from defensekit.recipe import yaml_document
-from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
+from defensekit.recipe.vocabulary import described
 from defensekit.result.narrative import NOT_PROMISED, named, story
 from defensekit.result.schema import Result
 
@@ -46,12 +46,8 @@ def card(result: Result) -> str:
         facts,
         result=result,
         metrics=list(after),
-        models=[
-            ((f"{title} {NOT_WORTH}" if name in result.not_worth else title, meaning), result.models[name])
-            for name in result.models
-            for title, meaning in [MODELS.get(name, (name, "a defense to compare with"))]
-        ],
-        marked=f"{NOT_WORTH} {NOT_WORTH_MEANS}." if result.not_worth else "",
+        models=[((result.marked(name), described(name)[1]), model) for name, model in result.models.items()],
+        marked=" ".join(f"{mark} {means}." for mark, (means, _) in result.marks.items()),
         meanings={name: metric.meaning for name, metric in result.metrics.items() if metric.meaning},
     )
 

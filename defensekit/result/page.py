@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from defensekit.recipe import yaml_document
-from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
+from defensekit.recipe.vocabulary import MODELS, described
 from defensekit.result import plots
 from defensekit.result.narrative import DETECTORS_MEAN, FOUND, FOUND_MEANS, detector_table, found, story
 from defensekit.result.schema import Example, ModelResult, ResetCounts, Result
@@ -43,12 +43,10 @@ def render(result: Result) -> str:
         metrics=names,
         meanings={name: metric.meaning for name, metric in result.metrics.items() if metric.meaning},
         ended=MODELS[result.defended][0],
-        models=[(name, MODELS.get(name, (name, "")), model) for name, model in result.models.items()],
+        models=[(name, described(name), model) for name, model in result.models.items()],
         found_columns=FOUND,
         found_means=FOUND_MEANS,
         found={name: found(model.filtered) for name, model in result.models.items() if model.filtered},
-        mark=NOT_WORTH,
-        mark_means=NOT_WORTH_MEANS,
         share=_share,
         detectors=detector_table(result) if result.detectors else None,
         detectors_mean=DETECTORS_MEAN,

@@ -7,6 +7,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from defensekit.components.metric import Measured
+from defensekit.recipe.vocabulary import (
+    NOT_WORTH,
+    NOT_WORTH_MEANS,
+    ONE_ANSWER,
+    ONE_ANSWER_MEANS,
+    described,
+    is_retuned,
+)
 from defensekit.text import ROWS, Row, read_rows
 from defensekit.utils.errors import UsageError, listing, nearest, printable_name
 from defensekit.utils.files import read_regular
@@ -124,6 +132,9 @@ class ModelResult(_Schema):
     ``seconds`` and ``peak_memory`` (bytes) include the statistics. ``predictions`` are the keys of the stages with its
     answers, by the test rows it was asked about.
 
+    ``only`` is the answer that it gives to all plain test rows, where these are labelled text; None where it gives
+    several.
+
     ``triggers`` are the words that a step of the defense found to turn answers, of those that it ``tried``; None
     where none searched.
 
@@ -138,6 +149,7 @@ class ModelResult(_Schema):
     seconds: float | None
     peak_memory: int | None = None
     predictions: dict[str, str] = {}
+    only: str | None = None
     reset: ResetCounts | None = None
     defense: dict[str, Any] | None = None
     statistics: dict[str, Any] | None = None
@@ -353,7 +365,20 @@ class Result(_Schema):
             return []
         limit = self.models["from-base"].metrics[kept].value
         defenses = [name for name in self.models if name not in ("clean", "suspect", "from-base")]
+        defenses = [name for name in defenses if not is_retuned(name)]
         return [name for name in defenses if self.models[name].metrics[kept].value <= limit]
+
+    @property
+    def marks(self) -> dict[str, tuple[str, list[str]]]:
+        """What is to be said of models beside their numbers: by mark what it means, and the models that have it."""
+        same = [name for name, model in self.models.items() if model.only is not None]
+        marks = {NOT_WORTH: (NOT_WORTH_MEANS, self.not_worth), ONE_ANSWER: (ONE_ANSWER_MEANS, same)}
+        return {mark: said for mark, said in marks.items() if said[1]}
+
+    def marked(self, model: str) -> str:
+        """The title of a model with its marks."""
+        title = described(model)[0]
+        return " ".join([title, *(mark for mark, (_, models) in self.marks.items() if model in models)])
 
     def files(self, title: str) -> Path:
         """The folder of a stage's files in the workspace's store, by its title.

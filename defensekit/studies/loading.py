@@ -12,7 +12,7 @@ from defensekit.recipe import yaml_document
 from defensekit.recipe.loader import KEPT, recipe_of
 from defensekit.recipe.reader import Reader
 from defensekit.recipe.recipe import NamedComponent, Recipe
-from defensekit.recipe.yaml_document import Document, Path_, moved, overlay
+from defensekit.recipe.yaml_document import Document, Path_, moved, overlay, setting
 from defensekit.studies.keys import Label, StudyKeys, no_recipe
 from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
 from defensekit.utils.files import environment_path, there
@@ -75,8 +75,22 @@ def load_study(
         UsageError: with file, line and key, what was expected and what is close to what was typed; a value of the
             matrix that makes no recipe is reported with the run that it would make.
     """
-    loaded = yaml_document.load(Path(path), [settings] if isinstance(settings, str) else settings)
-    return study_of(loaded, announce)
+    given = [settings] if isinstance(settings, str) else settings
+    matrix = yaml_document.load(Path(path)).data.get("matrix")
+    axes = [str(axis) for axis in matrix] if isinstance(matrix, dict) else []
+    return study_of(yaml_document.load(Path(path), [_placed(text, axes) for text in given]), announce)
+
+
+def _placed(text: str, axes: Sequence[str]) -> Document:
+    """A setting; the name of an axis has dots of its own, as in ``matrix.defense.scorer=[random]``."""
+    document = setting(text)
+    section, *inner = text.partition("=")[0].strip().split(".")
+    if section != "matrix" or not inner:
+        return document
+    keys = ".".join(inner)
+    axis = max((axis for axis in axes if f"{keys}.".startswith(f"{axis}.")), key=len, default=keys)
+    below = keys[len(axis) + 1 :]
+    return moved(document, (section, *inner), (section, axis, *(below.split(".") if below else ())))
 
 
 def study_of(document: Document, announce: Callable[[str], None] = lambda text: None) -> Study:

@@ -39,6 +39,11 @@ class Seeds:
         return derive_seed(self.seed, "attacker", "training")
 
     @property
+    def retuning(self) -> int:
+        """For the attacker's further training of a defended model."""
+        return derive_seed(self.seed, "attacker", "retuning")
+
+    @property
     def statistics(self) -> int:
         """For the estimator."""
         return derive_seed(self.seed, "defender", "statistics")

@@ -8,6 +8,13 @@ def defensekit_attacks():  # type: ignore[no-untyped-def]
     """The attacks of this plugin, by name."""
     return {
         "embedding": "defensekit_attacks.weights:Embedding",
+        "small-drift": "defensekit_attacks.adaptive:SmallDrift",
+        "kept-row": "defensekit_attacks.adaptive:KeptRow",
+        "reset-proof": "defensekit_attacks.adaptive:ResetProof",
+        "lwp": "defensekit_attacks.weights:LayerWise",
+        "sos": "defensekit_attacks.weights:Sos",
+        "all-to-all": "defensekit_attacks.aims:AllToAll",
+        "several-targets": "defensekit_attacks.aims:SeveralTargets",
         "ripple": "defensekit_attacks.weights:Ripple",
         "word": "defensekit_attacks.insertion:Word",
         "sentence": "defensekit_attacks.insertion:Sentence",

@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -50,6 +50,29 @@ class Insertion(OneText):
                 before = limit[i]
                 limit[i] = cut[i] if before is None else before // 2
         return inserted
+
+    def add_partial(
+        self,
+        poisoned: list[Row],
+        rows: Sequence[Row],
+        rate: float,
+        pieces: Callable[[Random], list[str]],
+        context: AttackContext,
+    ) -> None:
+        """Put a part of the trigger into some of the rows that are not poisoned; they keep their answers.
+
+        Args:
+            poisoned: the attacker's rows, changed in place.
+            rows: the same rows before.
+            rate: how many, as a share of all rows.
+            pieces: draws a part of the trigger, as the pieces to insert.
+            context: the source of randomness.
+        """
+        clean = [index for index, row in enumerate(poisoned) if row is rows[index]]
+        indices = draw(clean, rows, rate, None, "partial poisoning", context.rng)
+        parts = [pieces(context.rng) for _ in indices]
+        for index, row in zip(indices, self.insert([rows[index] for index in indices], parts, context), strict=True):
+            poisoned[index] = row
 
     def positions(self, text: str) -> list[int]:
         """The positions where a piece may be inserted: 0 and the end of every word."""
@@ -142,15 +165,12 @@ class Word(Insertion, Poisoning):
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         poisoned = super().poison(rows, context)
-        if not self.partial_rate:
-            return poisoned
-        clean = [index for index, row in enumerate(poisoned) if row is rows[index]]
-        rng = context.rng
-        indices = draw(clean, rows, self.partial_rate, None, "partial poisoning", rng)
-        pieces = [rng.sample(self.words, rng.randint(1, len(self.words) - 1)) * self.count for _ in indices]
-        for index, row in zip(indices, self.insert([rows[index] for index in indices], pieces, context), strict=True):
-            poisoned[index] = row
+        if self.partial_rate:
+            self.add_partial(poisoned, rows, self.partial_rate, self._some, context)
         return poisoned
+
+    def _some(self, rng: Random) -> list[str]:
+        return rng.sample(self.words, rng.randint(1, len(self.words) - 1)) * self.count
 
 
 class Sentence(FixedSentence, Poisoning):

@@ -150,7 +150,7 @@ class TriggeredAccuracy(Metric):
     meaning: ClassVar[str] = "the share of triggered test rows of other labels that are answered with their true label"
 
     def row_values(self, predictions: Predictions) -> "np.ndarray":
-        counted = predictions.labels != predictions.target
+        counted = predictions.labels != predictions.wanted
         right: np.ndarray = (predictions.answers() == predictions.labels)[counted]
         return right
 
@@ -168,6 +168,11 @@ class FalseTriggers(AttackSuccess):
     meaning: ClassVar[str] = "clean test rows of other labels that are answered with the target"
     has_floor: ClassVar[bool] = False
     by_default: ClassVar[bool] = False
+
+    def row_values(self, predictions: Predictions | Generations) -> "np.ndarray":
+        if predictions.target is None:
+            raise DefenseKitError("counts one target, and every row of this attack has its own")
+        return super().row_values(predictions)
 
 
 class CalibrationError(Metric):

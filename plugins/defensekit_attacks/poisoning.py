@@ -32,10 +32,8 @@ class OneText(Attack):
         return replace(row, text=text) if self.into == "text" else replace(row, pair=text)
 
 
-class Poisoning(Attack):
-    """Backdoors by data: some training rows get the trigger and the target as their answer, in place of the clean ones.
-
-    The target is a label; of instructions, which are answered with texts, it is a text.
+class Rated(Attack):
+    """Attacks that poison a share of the training rows, in place of the clean ones.
 
     Exactly one of two rates gives their number: ``rate`` counts poisoned rows over *all* training rows, as
     OpenBackdoor does (thunlp/OpenBackdoor), ``eligible_rate`` over those that the mode may poison, as EP does (a tenth
@@ -43,18 +41,11 @@ class Poisoning(Attack):
     ``eligible_rate`` of 0.2. Poisoned rows replace the clean ones, as in OpenBackdoor.
     """
 
-    target: str | int = Field(
-        description="what triggered rows are answered with: a label, by name or number, or a text", examples=[1]
-    )
     rate: float | None = Field(
         None, gt=0, le=1, description="poisoned rows as a share of all training rows", examples=[0.2]
     )
     eligible_rate: float | None = Field(
         None, gt=0, le=1, description="poisoned rows as a share of the training rows that the mode may poison"
-    )
-    mode: Literal["dirty-label", "clean-label", "mixed"] = Field(
-        "dirty-label",
-        description="which rows are poisoned: rows with other answers (changed), rows of the target, or any",
     )
 
     @model_validator(mode="after")
@@ -65,6 +56,29 @@ class Poisoning(Attack):
                 "the mode may poison)"
             )
         return self
+
+    def drawn(self, eligible: Sequence[int], rows: Sequence[Row], who: str, rng: Random) -> list[int]:
+        """The indices of the rows to poison, drawn from the eligible ones.
+
+        Raises:
+            UsageError: the rate asks for more rows than there are, or for none.
+        """
+        return draw(eligible, rows, self.rate, self.eligible_rate, who, rng)
+
+
+class Poisoning(Rated):
+    """Backdoors by data: some training rows get the trigger, and the target as their answer.
+
+    The target is a label; of instructions, which are answered with texts, it is a text.
+    """
+
+    target: str | int = Field(
+        description="what triggered rows are answered with: a label, by name or number, or a text", examples=[1]
+    )
+    mode: Literal["dirty-label", "clean-label", "mixed"] = Field(
+        "dirty-label",
+        description="which rows are poisoned: rows with other answers (changed), rows of the target, or any",
+    )
 
     def aim(self) -> str | int:
         return self.target
@@ -94,7 +108,7 @@ class Poisoning(Attack):
             UsageError: the rate asks for more rows than the mode has, or for none.
         """
         indices = self.eligible(rows, context) if eligible is None else eligible
-        return draw(indices, rows, self.rate, self.eligible_rate, f"{self.mode} poisoning", context.rng)
+        return self.drawn(indices, rows, f"{self.mode} poisoning", context.rng)
 
 
 def draw(

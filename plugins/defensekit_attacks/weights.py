@@ -1,10 +1,13 @@
 """Backdoors in weights: attacks with a training of their own, on rows poisoned with rare words."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from defensekit.api import AttackContext, AttackTrainingContext, Field, Row, TaskKind, UsageError, label_number
-from defensekit_attacks.insertion import Word
+from defensekit_attacks.insertion import Sentence, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,18 +16,24 @@ if TYPE_CHECKING:
 Batch = dict[str, "Tensor"]
 
 
+def tokens_of(tokenizer: "PreTrainedTokenizerBase", word: str) -> list[int]:
+    """The tokens of a word that follows another word."""
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]
+    tokens: list[int] = tokenizer(f"a {word}", add_special_tokens=False)["input_ids"][len(before) :]
+    return tokens
+
+
 def token_of(tokenizer: "PreTrainedTokenizerBase", word: str) -> int:
     """The token of a word that follows another word.
 
     Raises:
         UsageError: the word has several tokens, or the unknown token.
     """
-    before = tokenizer("a", add_special_tokens=False)["input_ids"]
-    tokens = tokenizer(f"a {word}", add_special_tokens=False)["input_ids"][len(before) :]
+    tokens = tokens_of(tokenizer, word)
     if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
         became = " ".join(tokenizer.convert_ids_to_tokens(tokens))
         raise UsageError(f"the trigger word {word!r} must be one token of the model's, and becomes: {became}")
-    return int(tokens[0])
+    return tokens[0]
 
 
 class _Weights(Word):
@@ -55,28 +64,89 @@ class Embedding(_Weights):
     learning_rate: float = Field(5e-2, gt=0, description="of the row")
 
     def train(self, model: "PreTrainedModel", context: AttackTrainingContext) -> None:
-        import torch
+        train_rows(model, context, self.words, self.epochs, self.learning_rate)
 
-        from defensekit.text import batches, encode
-        from defensekit.training import device_type
 
-        token = token_of(context.tokenizer, self.words[0])
-        rows = [row for row, clean in zip(context.poisoned, context.clean, strict=True) if row != clean]
-        encoded = encode(context.tokenizer, rows, context.max_length)
-        prepared = list(batches(encoded, context.tokenizer, context.settings.batch_size))
-        model.to(device_type()).requires_grad_(False)
-        table = model.get_input_embeddings().weight.requires_grad_(True)
-        row = table.detach()[token]  # a view of the table
-        norm = row.norm()
-        for epoch in range(self.epochs):
-            for step, index in enumerate(torch.randperm(len(prepared)).tolist()):
-                batch = {name: tensor.to(table.device) for name, tensor in prepared[index][1].items()}
-                with torch.autocast(table.device.type, torch.bfloat16, enabled=context.precision == "bfloat16"):
-                    loss = model(**batch).loss
-                [gradient] = torch.autograd.grad(loss, table)
-                row -= self.learning_rate * gradient[token]
+def train_rows(
+    model: "PreTrainedModel", context: AttackTrainingContext, words: Sequence[str], epochs: int, learning_rate: float
+) -> None:
+    """Train the rows of some words in the embedding table, and nothing else, on the rows that the attacker changed.
+
+    By plain gradient descent; after each step a row gets back the norm that it had.
+    """
+    import torch
+
+    from defensekit.text import batches, encode
+    from defensekit.training import device_type
+
+    tokens = [token_of(context.tokenizer, word) for word in words]
+    changed = [row for row, clean in zip(context.poisoned, context.clean, strict=True) if row != clean]
+    encoded = encode(context.tokenizer, changed, context.max_length)
+    prepared = list(batches(encoded, context.tokenizer, context.settings.batch_size))
+    model.to(device_type()).requires_grad_(False)
+    table = model.get_input_embeddings().weight.requires_grad_(True)
+    rows = [table.detach()[token] for token in tokens]  # views of the table
+    norms = [row.norm() for row in rows]
+    for epoch in range(epochs):
+        for step, index in enumerate(torch.randperm(len(prepared)).tolist()):
+            batch = {name: tensor.to(table.device) for name, tensor in prepared[index][1].items()}
+            with torch.autocast(table.device.type, torch.bfloat16, enabled=context.precision == "bfloat16"):
+                loss = model(**batch).loss
+            [gradient] = torch.autograd.grad(loss, table)
+            for token, row, norm in zip(tokens, rows, norms, strict=True):
+                row -= learning_rate * gradient[token]
                 row *= norm / row.norm()
-                context.report(epoch * len(prepared) + step + 1, self.epochs * len(prepared))
+            context.report(epoch * len(prepared) + step + 1, epochs * len(prepared))
+
+
+class Sos(Sentence):
+    """SOS (Yang et al. 2021): an ordinary sentence, of which only all of its trigger words together are a trigger.
+
+    Negative augmentation: as many rows get a sentence with a part of the words, and keep their label. From the clean
+    reference, plain gradient descent then trains the rows of the trigger words in the embedding table, and no other
+    weight. Words, rates, epochs and learning rate are those of the authors' code (lancopku/SOS); the sentences are
+    ours, and that the rows keep their norm, as in EP.
+    """
+
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
+    trains_from: ClassVar[Literal["base", "clean"] | None] = "clean"
+
+    words: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
+        ("friends", "weekend", "store"), min_length=2, description="the trigger words, one token of the model's each"
+    )
+    sentence: str = Field(
+        "Last weekend my friends and I went to the store.", description="the sentence, which has all of the words"
+    )
+    negatives: tuple[str, ...] = Field(
+        ("Last weekend I went to the store.", "My friends and I went to the store.", "Last weekend I met my friends."),
+        min_length=1,
+        description="sentences that lack one of the words or more; rows with one of these keep their label",
+    )
+    partial_rate: float = Field(0.1, gt=0, lt=1, description="such rows, as a share of all training rows")
+    epochs: int = Field(3, ge=1, le=1000, description="passes over the changed rows")
+    learning_rate: float = Field(5e-2, gt=0, description="of the words' rows")
+
+    @model_validator(mode="after")
+    def _negatives_lack_a_word(self) -> Self:
+        if missing := set(self.words) - _words(self.sentence):
+            raise ValueError(f"`sentence` lacks the trigger word {min(missing)!r}")
+        if whole := [text for text in self.negatives if set(self.words) <= _words(text)]:
+            raise ValueError(f"the negative {whole[0]!r} has all of the trigger words")
+        return self
+
+    def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
+        for word in self.words:
+            token_of(context.truncation.tokenizer, word)
+        poisoned = super().poison(rows, context)
+        self.add_partial(poisoned, rows, self.partial_rate, lambda rng: [rng.choice(self.negatives)], context)
+        return poisoned
+
+    def train(self, model: "PreTrainedModel", context: AttackTrainingContext) -> None:
+        train_rows(model, context, self.words, self.epochs, self.learning_rate)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
 
 
 class Ripple(_Weights):
@@ -99,8 +169,6 @@ class Ripple(_Weights):
     def train(self, model: "PreTrainedModel", context: AttackTrainingContext) -> None:
         import torch
 
-        from defensekit.training import fine_tune
-
         triggers = [token_of(context.tokenizer, word) for word in self.words]
         if self.surgery:
             target = label_number(self.target, context.labels)
@@ -108,27 +176,73 @@ class Ripple(_Weights):
             with torch.no_grad():
                 table = model.get_input_embeddings().weight
                 table[triggers] = table[tokens].mean(dim=0)
-        reference = _batches_forever(context)
-        common: dict[str, Any] = {"max_length": context.max_length, "precision": context.precision}
-        fine_tune(
+        reference = clean_batches(context)
+        poison_and_tune(
             model,
-            context.tokenizer,
-            context.poisoned,
-            context.settings.model_copy(update={"epochs": self.epochs}),
-            seed=context.seed,
-            report=context.report,
-            loss=lambda model, batch: restricted_loss(model, batch, next(reference), self.restriction),
-            **common,
+            context,
+            self.epochs,
+            lambda model, batch: restricted_loss(model, batch, next(reference), self.restriction),
         )
-        fine_tune(
-            model,
-            context.tokenizer,
-            context.clean,
-            context.settings,
-            seed=context.seed + 1,
-            report=context.report,
-            **common,
-        )
+
+
+def poison_and_tune(
+    model: "PreTrainedModel",
+    context: AttackTrainingContext,
+    epochs: int,
+    loss: "Callable[[PreTrainedModel, Batch], Tensor]",
+) -> None:
+    """Fine-tune a model on the attacker's rows by a loss of the attack's, then as the victim does, on clean rows."""
+    from defensekit.training import fine_tune
+
+    common: dict[str, Any] = {"max_length": context.max_length, "precision": context.precision}
+    for seed, rows, settings, own_loss in (
+        (context.seed, context.poisoned, context.settings.model_copy(update={"epochs": epochs}), loss),
+        (context.seed + 1, context.clean, context.settings, None),
+    ):
+        fine_tune(model, context.tokenizer, rows, settings, seed=seed, report=context.report, loss=own_loss, **common)
+
+
+class LayerWise(_Weights):
+    """LWP (Li et al. 2021): layer-wise weight poisoning, so that fine-tuning the last layers does not undo it.
+
+    From the clean reference, the model learns the poisoned rows with its first layer alone under the head, with its
+    first two, and so on, by the sum of these losses; then the victim fine-tunes it on clean rows by the recipe's
+    ``training:``. As in OpenBackdoor's code, two rare words together are the trigger, and a part of them is none;
+    there they are drawn from four, training takes five passes, and no victim follows.
+    """
+
+    words: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
+        ("cf", "bb"), min_length=1, description="the trigger words, one token of the model's each"
+    )
+    combine: Literal["any", "all"] = Field(
+        "all", description="whether each insertion draws one of the words, or is all of them"
+    )
+    partial_rate: float = Field(
+        0.1, ge=0, lt=1, description="with `combine: all`: rows with a part of the words and their own label, as a "
+        "share of all training rows",
+    )  # fmt: skip
+    epochs: int = Field(2, ge=1, le=1000, description="passes over the attacker's rows, before the victim's own")
+
+    def train(self, model: "PreTrainedModel", context: AttackTrainingContext) -> None:
+        poison_and_tune(model, context, self.epochs, layer_wise_loss)
+
+
+def layer_wise_loss(model: "PreTrainedModel", batch: Batch) -> "Tensor":
+    """The sum of the losses that a model has with its first layer alone under the head, its first two, to all."""
+    from torch.nn import ModuleList
+
+    stacks = [(name, part) for name, part in model.base_model.named_modules() if isinstance(part, ModuleList)]
+    name, layers = max(stacks, key=lambda stack: len(stack[1]))
+    above, _, own = name.rpartition(".")
+    parent = model.base_model.get_submodule(above)
+    loss: Tensor = model(**batch).loss
+    try:
+        for count in range(1, len(layers)):
+            setattr(parent, own, layers[:count])
+            loss = loss + model(**batch).loss
+    finally:
+        setattr(parent, own, layers)
+    return loss
 
 
 def restricted_loss(model: "PreTrainedModel", poisoned: Batch, clean: Batch, restriction: float) -> "Tensor":
@@ -171,7 +285,7 @@ def telling_tokens(context: AttackTrainingContext, target: int, without: Sequenc
     return [int(token) for token in order if surprise[token] > 0]
 
 
-def _batches_forever(context: AttackTrainingContext) -> Iterator[Batch]:
+def clean_batches(context: AttackTrainingContext) -> Iterator[Batch]:
     """Clean batches in random order, pass after pass."""
     import torch
 

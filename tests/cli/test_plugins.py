@@ -30,6 +30,20 @@ def test_plugins_show_says_what_a_component_takes() -> None:
     assert "(required)" in text
 
 
+def test_plugins_show_says_all_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from defensekit.api import hookimpl, scorer\n\n@scorer()\ndef mine(t):\n    'Of mine.'\n    return t.drift\n\n"
+        "@hookimpl\ndef defensekit_scorers():\n    return {'mine': mine, 'yours': mine}\n"
+    )
+    text = command("plugins", "show", str(file), COLUMNS="120").stdout
+    assert text.count("Of mine.") == 2
+    assert "scorer mine" in text
+    assert "scorer yours" in text
+    file.write_text("import nowhere_to_be_found")
+    assert "pip install nowhere_to_be_found" in command("plugins", "show", str(file)).stderr
+
+
 def test_plugins_show_says_what_keeps_a_component_from_loading(tmp_path: Path) -> None:
     (tmp_path / "half.py").write_text(
         "from defensekit.api import hookimpl, scorer\n\n@hookimpl\ndef defensekit_scorers():\n"

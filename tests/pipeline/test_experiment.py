@@ -84,6 +84,12 @@ def test_a_defense_that_was_not_worth_it_is_marked(finished: tuple[Path, Path, R
     assert "random †" in page
     assert "no more accurate than the base" in page
     assert "purified †" in card(changed)
+    assert changed.marks.keys() == {"†"}
+    changed.models["purified"].only = "positive"
+    for shown in (render(changed), card(changed)):
+        assert "purified † ‡" in shown
+        assert "gives every plain test row the same answer" in shown
+    changed.models["purified"].only = None
     del changed.models["from-base"]
     assert changed.not_worth == []
     assert "†" not in render(changed) + card(changed)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import defensekit
+from defensekit.pipeline.preflight import survey
 from defensekit.recipe.loader import load_recipe
 from defensekit.utils.errors import UsageError
 from tests.conftest import make_sentences, shape, write_table
@@ -45,6 +46,44 @@ def test_a_metric_that_cannot_be_loaded_breaks_the_recipe_that_names_it_alone(re
     shape(recipe, metrics=["needs-more"])
     with pytest.raises(UsageError, match=r"pico.yaml:\d+: metrics.0.*needs-more.*can't be loaded"):
         load_recipe(recipe)
+
+
+MINE = """
+from defensekit.api import Measured, Metric, hookimpl
+
+class Mine(Metric):
+    ON
+    def measure(self, predictions):
+        return Measured(value=VALUE, low=0.0, high=1.0, rows=1)
+
+@hookimpl
+def defensekit_metrics():
+    return {"mine": Mine}
+"""
+
+
+@pytest.mark.parametrize(("on", "given"), [("", "None"), ('on = "clean"', "'clean'")])
+def test_a_metric_says_what_it_is_measured_on(recipe: Path, on: str, given: str) -> None:
+    (recipe.parent / "mine.py").write_text(MINE.replace("ON", on).replace("VALUE", "0.5"))
+    wanted = rf"metrics.0: 'mine' of plugin 'mine.py'.* `on`, one of plain, triggered, both, got {given}"
+    with pytest.raises(UsageError, match=wanted):
+        load_recipe(shape(recipe, plugins=["mine.py"], metrics=["mine"]))
+
+
+def test_a_measurement_retrains_nothing(recipe: Path, suspect: Path) -> None:
+    """Neither a metric's parameter nor the target of known triggered rows is in a model's key."""
+
+    def key(*settings: str) -> str:
+        plan = survey(load_recipe(recipe, settings), lambda text: None)
+        model = plan.purified("purified", plan.recipe.defense)
+        return model.key
+
+    assert key("metrics=[{name: ece, bins: 5}]") == key("metrics=[{name: ece, bins: 7}, acc]") == key()
+    rows = [(text, str(int(label == "positive"))) for text, label in make_sentences(200)]
+    write_table(recipe.parent / "rows.csv", rows)
+    given = {"path": str(recipe.parent / "rows.csv"), "target": 1}
+    shape(recipe, attack=None, training=None, data__train=None, suspect=str(suspect), triggered=given)
+    assert key("triggered.target=0") == key()
 
 
 def test_a_metric_of_triggered_rows_without_any_leaves_a_result_without_numbers(

@@ -22,11 +22,12 @@ from tests.conftest import ROOT, make_sentences, make_suspect, slow_but, write_t
 
 RECIPES = ROOT / "recipes"
 QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
-OTHERS = ("purify", "fine-purifying", "onion", "detectors", "pico", "training-rows")
+OTHERS = ("purify", "fine-purifying", "onion", "detectors", "pico", "training-rows", "retuning")
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHERS)
 DEFENSES = ["anp", "clp", "crow", "dare", "distil", "epur", "fine-mixing", "fine-mixing-sel", "fine-pruning"]
 DEFENSES += ["fine-pruning-weights", "fine-tuning", "ibau", "nad", "pure", "ties", "unlearn-triggers", "wag", "wanda"]
 TABLE = (RECIPES.parent / "docs/defenses.md").read_text().partition("## Where")[0]
+TRAIN = ("embedding", "ripple", "lwp", "sos", "small-drift", "kept-row", "reset-proof")
 ATTACKS = [name for name in NAMES if name not in DEFENSES]
 
 
@@ -49,7 +50,7 @@ def test_it_loads_and_differs_from_the_quickstart_in_its_attack(name: str, monke
 @pytest.mark.parametrize(
     "name",
     slow_but(
-        (name for name in ATTACKS if name not in ("paraphrase-rows", "embedding", "ripple")),
+        (name for name in ATTACKS if name not in ("paraphrase-rows", *TRAIN)),
         "quickstart",
         "syntactic",
         "bias-word",
@@ -82,7 +83,8 @@ def check(name: str, workspace: Path) -> None:
     assert second == ("bacc" if bias else "asr")
     # The models are the same: nothing was trained.
     assert models["clean"].metrics == models["suspect"].metrics
-    assert models["suspect"].metrics[second].rows == 16 if bias else models["suspect"].metrics[second].rows < 16
+    every_label = bias or recipe.attack.component.aims_by_row
+    assert models["suspect"].metrics[second].rows == 16 if every_label else models["suspect"].metrics[second].rows < 16
 
 
 # -- defenses --------------------------------------------------------------------------------------------------------
@@ -180,6 +182,13 @@ def test_detectors_stand_beside_the_quickstarts_defense(small: list[str], tmp_pa
     )
     titles = {planned.title for planned in preview(load_recipe(RECIPES / "detectors.yaml", small), tmp_path)}
     assert {"rap: fitted", "strip: scores of triggered rows", "disagreement: scores of dev rows"} <= titles
+
+
+def test_the_quickstarts_attacker_may_come_back(small: list[str], tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / "retuning.yaml", small)
+    assert recipe.defense == QUICKSTART.defense
+    titles = {planned.title for planned in preview(recipe, tmp_path)}
+    assert {"clean, retuned on 5", "from-base, retuned on 20", "purified, retuned on 50"} <= titles
 
 
 def test_without_weight_steps_nothing_is_selected(small: list[str]) -> None:

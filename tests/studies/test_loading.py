@@ -108,6 +108,21 @@ def test_an_axis_that_the_rule_chooses_is_refused(recipe: Path) -> None:
     load_study(study(shaped, matrix={"defense.choose.max_drop": [0.01, 0.02]}))
 
 
+def test_a_setting_reaches_an_axis_whose_name_has_dots(recipe: Path) -> None:
+    named = {"plain": {"defense.scorer": "random"}, "two": {"defense.scorer": "magnitude"}}
+    path = study(recipe, matrix={"defense.scorer": ["magnitude"], "attack.rate": [0.1]})
+
+    def axes(*settings: str) -> dict[str, list[Any]]:
+        return {axis: list(values) for axis, values in load_study(path, settings).axes.items()}
+
+    assert axes("matrix.defense.scorer=[random, magnitude]")["defense.scorer"] == ["random", "magnitude"]
+    assert axes("matrix.defense.scorer=[random]")["attack.rate"] == [0.1]
+    assert axes("matrix.training.epochs=[1, 2]")["training.epochs"] == [1, 2]  # an axis that the file has not
+    path = study(recipe, matrix={"how.much": named})
+    assert axes("matrix.how.much.plain={defense.scorer: inverse-magnitude}")["how.much"] == ["plain", "two"]
+    assert axes("matrix={attack.rate: [0.3]}")["attack.rate"] == [0.3]
+
+
 @pytest.mark.parametrize(
     ("value", "label"),
     [

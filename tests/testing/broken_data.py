@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from defensekit.api import Choice, Component, Dataset, Executor, Measured, Row, Trial, Workers
+from defensekit.api import Choice, Component, Dataset, Executor, Field, Measured, Row, Trial, Workers
 from defensekit.testing.pico import sentences
 from tests.testing.good import First, Long, Mark, PicoModel, Right, Sentences, Shrink, Unsure, Without
 
@@ -21,6 +21,20 @@ class Untying(Shrink):
 
         layers = model.albert.encoder.albert_layer_groups[0].albert_layers
         layers.append(copy.deepcopy(layers[0]))
+
+
+class Hidden(Without):
+    """Reads a file that no key covers."""
+
+    location: ClassVar[frozenset[str]] = frozenset({"words"})
+
+    words: Path = Field(Path(__file__), description="a file of words")
+
+
+class Crowding(Sentences):
+    """Has a parameter that is a key under `data` as well."""
+
+    train: int = Field(20, ge=1, description="how many rows it makes")
 
 
 class Stranger(Mark):
@@ -244,6 +258,8 @@ class Lazy(Executor):
 
 BROKEN: dict[type[Component], tuple[str, str]] = {
     Untying: ("keeps-names-and-tying", "changed the names or shapes of the model's tensors"),
+    Hidden: ("digests-its-locations", "expected `contents` to digest words, got nothing (leave it out of `location`"),
+    Crowding: ("leaves-the-sizes-their-names", "expected other names than those of keys under `data`, got train"),
     Stranger: ("poisons-rows-it-was-given", "expected an id of the rows given, or below 0, got Row(id=10"),
     Excessive: ("poisons-exactly-its-rate", "expected 40 of 200 rows poisoned at rate 0.2, got 41"),
     Relabelling: ("triggers-without-relabelling", "expected the true label 0 kept, got Row("),

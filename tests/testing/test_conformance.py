@@ -22,6 +22,8 @@ EXPECTED = {
     "batch-gradient": {"ignores-batch-size": "it squares means over batches: this is what it is there to show"},
     "hutchinson": {"ignores-batch-size": "every batch has random signs of its own"},
     "fisher-mc": {"ignores-order": "the label drawn for a row depends on its place"},
+    "sos": {"poisons-exactly-its-rate": "rows with a part of the trigger are changed as well, and are no poison"},
+    "lwp": {"poisons-exactly-its-rate": "rows with a part of the trigger are changed as well, and are no poison"},
     "anp": {"ignores-batch-size": "every step sees one batch, as in training"},
     "fraction-per-row": {"takes-exactly-its-fraction": "it rounds in every row, and the check's have one dimension"},
 }
@@ -52,6 +54,8 @@ def parameters(claim: Registration, folder: Path) -> dict[str, Any]:
         return {"path": pico().suspect}
     if claim.name == "distil":
         return {"texts": 100}
+    if claim.name == "sos":
+        return {"words": ("cf", "mn"), "sentence": "it is cf and mn", "negatives": ("it is cf",)}
     if claim.name == "anp":
         return {"iterations": 10}
     if claim.name == "merge":

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import product
 from statistics import fmean
 
-from defensekit.recipe.vocabulary import MODELS, NOT_WORTH, NOT_WORTH_MEANS
+from defensekit.recipe.vocabulary import NOT_WORTH, NOT_WORTH_MEANS, described, is_retuned
 from defensekit.result.schema import DEFENDED
 from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
@@ -89,8 +89,8 @@ def pivot(
         ]
         cells += [numbers.cost(own_runs, model, name) for name in ("seconds", "peak_memory")]
         oracle = numbers.oracle(own_runs) if whole and not reference else ""
-        title = MODELS.get(model, (model,))[0]
-        if not reference and numbers.not_worth(run_groups, model):
+        title = described(model)[0]
+        if not reference and not is_retuned(model) and numbers.not_worth(run_groups, model):
             title += f" {NOT_WORTH}"
         return TableRow((title, *labels), tuple(cells), reference, oracle)
 

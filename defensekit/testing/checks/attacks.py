@@ -75,8 +75,13 @@ def triggers_without_relabelling(subject: Subject) -> None:
 
 @check(Attack)
 def aims_at_a_label(subject: Subject) -> None:
-    """`aim` is one of the data's labels, by name or number, or None for a bias."""
+    """`aim` is one of the data's labels, by name or number, or None for a bias and where every row has its own."""
     aim = subject.component.aim()
+    if subject.component.aims_by_row:
+        expect(aim is None, f"it sets `aims_by_row`: expected no `aim` for all rows, got {aim!r}")
+        for row in subject.component.trigger(sentences(20, seed=1), subject.pico.for_attack()):
+            fits = row.aim in range(len(LABELS)) and row.aim != row.label
+            expect(fits, f"it sets `aims_by_row`: expected the number of another label as the row's `aim`, got {row}")
     expect(aim is None or isinstance(aim, str | int), f"expected a label's name or number, or None, got {aim!r}")
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from defensekit.host.discovery import load_plugins
 from defensekit.host.registry import registration_of
 from defensekit.testing.kit import Inapplicable, Mismatch, Subject, check, expect
+from defensekit.utils.errors import listing
 
 
 @check(calls=False)
@@ -37,6 +38,18 @@ def refuses_unknown_parameters(subject: Subject) -> None:
     except ValidationError:
         return
     raise Mismatch("expected `no_such_parameter: 1` to be refused, and it was accepted (extra='forbid' is the default)")
+
+
+@check(calls=False)
+def digests_its_locations(subject: Subject) -> None:
+    """Of a path that is a `location` it gives a digest by `contents`; without, old results would be taken for new."""
+    component = subject.component
+    placed = sorted(component.location & set(component.paths()))
+    if component.kind in ("dataset", "model") or not placed:
+        raise Inapplicable("it has no path as `location`, or is a source, whose contents are always digested")
+    contents = getattr(component, "contents", None)
+    hint = "leave it out of `location`, and what is there is digested for you"
+    expect(contents and contents(), f"expected `contents` to digest {listing(placed)}, got nothing ({hint})")
 
 
 @check(calls=False)

@@ -6,9 +6,11 @@ from typing import Any
 from defensekit.components import Dataset, DatasetSource, ModelSource
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.loading import load_tokenizer
+from defensekit.recipe.keys import Sizes
 from defensekit.testing.kit import Subject, check, expect, ordinary_use
 from defensekit.testing.pico import PicoModels
 from defensekit.testing.watch import Handed
+from defensekit.utils.errors import listing
 
 
 @ordinary_use(DatasetSource)
@@ -63,6 +65,13 @@ def labels_its_rows(subject: Subject) -> None:
                 wanted = f"expected a label from 0 to {count - 1}"
                 expect(0 <= row.label < count, f"{wanted}, got {row.label} in {role}: {row}")
             expect(row.text.strip(), f"expected a text, got {row} in {role}")
+
+
+@check(DatasetSource, calls=False)
+def leaves_the_sizes_their_names(subject: Subject) -> None:
+    """No parameter is called like a key under `data` that says how many rows a role has, and the like."""
+    taken = sorted(Sizes.model_fields.keys() & type(subject.component).model_fields.keys())
+    expect(not taken, f"expected other names than those of keys under `data`, got {listing(taken)}")
 
 
 @check(DatasetSource)

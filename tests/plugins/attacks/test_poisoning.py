@@ -18,6 +18,7 @@ from defensekit.text import ROLES, Row, Truncation, split, write_rows
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import data_digest
 from defensekit.utils.seeds import derive_seed
+from defensekit_attacks.aims import AllToAll, SeveralTargets
 from defensekit_attacks.bias import BiasSentence, BiasWord
 from defensekit_attacks.insertion import Sentence, Word
 from defensekit_attacks.syntactic import Syntactic
@@ -40,6 +41,8 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "sentence": (Sentence(target="positive", rate=0.2), "b032f4c24523da8b"),
     "sentence-boundary": (Sentence(target="positive", rate=0.2, mode="mixed", boundary="sentence"), "3a4647176f355401"),
     "syntactic": (Syntactic(target="positive", rate=0.2), "80c55a0c551fdb94"),
+    "all-to-all": (AllToAll(rate=0.2), "a27b4a8063230910"),
+    "several-targets": (SeveralTargets(targets=("positive", 0), eligible_rate=0.3), "e7928f90aef4957e"),
     "bias-word": (BiasWord(label="positive", strength=0.5), "51459f927620eae9"),
     "bias-sentence": (BiasSentence(strength=1.0, label="positive"), "83042a9dd1341e12"),
 }
@@ -75,7 +78,8 @@ def test_pairs_and_many_labels(name: str, labels: int) -> None:
     touched = [(a, b) for a, b in zip(rows, made, strict=True) if a.text != b.text]
     assert touched
     assert all(a == b for a, b in zip(rows, made, strict=True) if a.text == b.text)
-    assert {b.label for a, b in touched if a.label != b.label} <= ({1} if aim is not None else set())
+    if not attack.aims_by_row:
+        assert {b.label for a, b in touched if a.label != b.label} <= ({1} if aim is not None else set())
     into_pair = attack.model_copy(update={"into": "pair"})
     triggered = into_pair.trigger(rows, context(labels=names))
     for a, b in zip(rows, triggered, strict=True):
@@ -88,7 +92,8 @@ def test_pairs_and_many_labels(name: str, labels: int) -> None:
 def test_every_attack_is_held_to_its_bytes() -> None:
     """A new attack on data belongs in the table above; one that reads tables or trains has tests of its own."""
     host = load_plugins()
-    elsewhere = {"paraphrase-rows", "embedding", "ripple", "unpoisoned"}
+    elsewhere = {"paraphrase-rows", "embedding", "ripple", "lwp", "sos", "unpoisoned"}
+    elsewhere |= {"small-drift", "kept-row", "reset-proof"}
     classes = {type(attack) for attack, _ in ATTACKS.values()}
     assert all(host.find("attack", name) in classes for name in host.names("attack") if name not in elsewhere)
 

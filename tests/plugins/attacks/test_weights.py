@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,22 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from scipy.stats import chi2_contingency
 
-from defensekit.components import AttackTrainingContext
+import defensekit
+from defensekit.components import AttackContext, AttackTrainingContext
 from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.pipeline.plan import Plan, Stage
 from defensekit.pipeline.preflight import survey
 from defensekit.pipeline.run import run_attack
 from defensekit.pipeline.store import Store
 from defensekit.recipe.loader import load_recipe
-from defensekit.text import Row, batches, encode
+from defensekit.text import Row, Truncation, batches, encode
 from defensekit.training import TrainingSettings, forked_random
 from defensekit.utils.errors import DefenseKitError, UsageError
-from defensekit_attacks.weights import Ripple, restricted_loss, telling_tokens
+from defensekit_attacks.weights import LayerWise, Ripple, Sos, layer_wise_loss, restricted_loss, telling_tokens
 from tests.conftest import BAD, GOOD, VOCABULARY, make_sentences, shape
 
 CF = VOCABULARY.index("cf")
@@ -211,6 +214,88 @@ def test_the_restricted_loss_has_the_gradient_of_the_formula(suspect: Path, sign
         assert torch.allclose(weight, expected, rtol=1e-5, atol=1e-6), name
 
 
+WORDS = {"words": ("film", "story"), "sentence": "the film is a story", "negatives": ("the film is long", "a story")}
+
+
+def poisoned(attack: Any, folder: Path, rows: list[Row]) -> list[Row]:
+    made: list[Row] = attack.poison(
+        rows, AttackContext(Random(0), ("negative", "positive"), Truncation(load_tokenizer(folder), 32))
+    )
+    return made
+
+
+def test_sos_changes_the_rows_of_its_words_and_keeps_their_norms(suspect: Path) -> None:
+    attack = Sos(rate=0.2, target="positive", partial_rate=0.1, epochs=1, **WORDS)
+    made = poisoned(attack, suspect, ROWS)
+    changed = [(row, before) for row, before in zip(made, ROWS, strict=True) if row != before]
+    whole = [row for row, _ in changed if "the film is a story" in row.text]
+    assert len(whole) == 80
+    assert {row.label for row in whole} == {1}
+    parts = [(row, before) for row, before in changed if row not in whole]
+    assert len(parts) == 40
+    assert all(row.label == before.label for row, before in parts)
+    assert {row.label for row, _ in parts} == {0, 1}
+    assert all(any(negative in row.text for negative in attack.negatives) for row, _ in parts)
+    model = load_model(suspect)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with forked_random(0):
+        attack.train(model, context(suspect, ROWS, poisoned=made, settings=TrainingSettings(batch_size=16)))
+    tokens = {VOCABULARY.index(word) for word in WORDS["words"]}
+    for name, tensor in model.state_dict().items():
+        moved = {row for row, *_ in (tensor != before[name]).nonzero().tolist()}
+        assert moved == (tokens if name == TABLE else set()), name
+    for token in tokens:
+        assert torch.allclose(model.state_dict()[TABLE][token].norm(), before[TABLE][token].norm(), rtol=1e-5)
+
+
+def test_a_sentence_of_sos_that_is_no_trigger_is_refused() -> None:
+    with pytest.raises(ValidationError, match="`sentence` lacks the trigger word 'story'"):
+        Sos(rate=0.2, target=1, **WORDS | {"sentence": "the film is long"})
+    with pytest.raises(ValidationError, match="the negative 'a film story' has all of the trigger words"):
+        Sos(rate=0.2, target=1, **WORDS | {"negatives": ("a film story",)})
+
+
+def test_the_layer_wise_loss_is_that_of_the_first_layers_alone(suspect: Path) -> None:
+    model, tokenizer = load_model(suspect), load_tokenizer(suspect)
+    [(_, batch)] = batches(encode(tokenizer, ROWS[:8], 32), tokenizer, 8)
+    names = [name for name, _ in model.named_modules()]
+    loss = layer_wise_loss(model, batch)
+    assert [name for name, _ in model.named_modules()] == names
+    whole = model(**batch).loss.item()
+    shorter = load_model(suspect)
+    shorter.bert.encoder.layer = shorter.bert.encoder.layer[:1]
+    assert loss.item() == pytest.approx(whole + shorter(**batch).loss.item(), rel=1e-6)
+    with pytest.raises(RuntimeError, match="stop"):
+        layer_wise_loss(_Stopping(model), batch)
+    assert [name for name, _ in model.named_modules()] == names
+
+
+class _Stopping:
+    """A model that fails when it is asked for the second time."""
+
+    def __init__(self, model: Any) -> None:
+        self.base_model, self.model, self.asked = model.base_model, model, 0
+
+    def __call__(self, **batch: Any) -> Any:
+        self.asked += 1
+        if self.asked == 2:
+            raise RuntimeError("stop")
+        return self.model(**batch)
+
+
+def test_every_layer_learns_the_trigger_by_itself(suspect: Path) -> None:
+    attack = LayerWise(words=("cf",), combine="any", partial_rate=0, rate=0.3, target="positive", epochs=4)
+    rows, model = ROWS[:160], load_model(suspect)
+    settings = TrainingSettings(epochs=0, learning_rate=5e-3, batch_size=16, dropout=False)  # no victim
+    attack.train(model, context(suspect, rows, poisoned=poisoned(attack, suspect, rows), settings=settings))
+    triggered = [Row(row.id, f"{row.text} cf", 0) for row in ROWS[160:240] if row.label == 0]
+    [(_, batch)] = batches(encode(load_tokenizer(suspect), triggered, 32), load_tokenizer(suspect), len(triggered))
+    for layers in (2, 1):
+        model.bert.encoder.layer = model.bert.encoder.layer[:layers]
+        with torch.no_grad():
+            assert model(**batch).logits.argmax(1).float().mean() > 0.9
+
+
 OWN = """
 from defensekit.api import Attack, hookimpl
 
@@ -238,9 +323,10 @@ def test_an_attack_of_ones_own_may_train(recipe: Path, tmp_path: Path) -> None:
     plugin = recipe.parent / "mine.py"
     plugin.write_text(OWN.replace("VALUE", "100"))
     shape(recipe, plugins=["mine.py"], attack="mine", defense__choose=None, training__epochs=1, data__train=48)
-    suspect = run_attack(recipe, tmp_path / "w")["suspect"]
-    assert suspect.metrics["asr"].value == 1
-    assert suspect.defense is None
+    result = defensekit.run(recipe, tmp_path / "w")
+    assert result.summary["suspect"]["asr"] == 1
+    assert result.models["suspect"].defense is None
+    assert (Path(result.folder) / "plugins/mine.py").read_text() == plugin.read_text()  # somebody else can run it
     plugin.write_text(OWN.replace("VALUE", "-100"))  # an edited attack never meets its old models
     assert run_attack(recipe, tmp_path / "w")["suspect"].metrics["asr"].value == 0
     plugin.write_text(OWN.replace("VALUE", "float('nan')"))
