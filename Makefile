@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 QUICK := $(addprefix tests/,recipe/test_loader.py recipe/test_yaml_document.py host/test_discovery.py host/test_tables.py \
 	utils project/test_layout.py)
 
-.PHONY: setup demo check lint types quick test test-all clean
+.PHONY: setup demo check lint types quick test test-all board clean
 
 setup: $(VENV)/.installed
 
@@ -42,6 +42,13 @@ test: setup
 
 test-all: setup
 	$(PYTEST)
+
+# Rows of every entry for the smallest track, from nothing: a store does not know which version of the core filled it.
+board: setup
+	rm -rf build/board
+	OMP_NUM_THREADS=1 $(BIN)/defensekit leaderboard run pico-v1 leaderboard/entries/*.yaml leaderboard/entries/pico/*.yaml \
+		--workspace build/board --rows leaderboard/rows
+	$(BIN)/defensekit leaderboard check leaderboard/rows
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist site

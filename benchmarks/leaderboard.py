@@ -24,7 +24,7 @@ from defensekit.leaderboard.board import checkers
 from defensekit.leaderboard.checking import Checker
 from defensekit.leaderboard.entries import load_entry
 from defensekit.leaderboard.page import build
-from defensekit.leaderboard.row import ENTRY, RECORD, Row, read_row
+from defensekit.leaderboard.row import ENTRY, PACK, RECORD, Row, pack, read_row
 from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.tracks import load_track
 from defensekit.pipeline.predictions import LOGITS
@@ -37,7 +37,8 @@ TRIVIAL = 4  # rows of a board that are baselines
 def copy(row: Row, checker: Checker, target: Path, number: int) -> None:
     """A row of another name whose defense gave other answers."""
     rng, name = np.random.default_rng(number), f"made-up-{number}"
-    shutil.copytree(row.folder, target)
+    shutil.copytree(row.folder, target, ignore=shutil.ignore_patterns(PACK))
+    shutil.copytree(row.contents, target, dirs_exist_ok=True)
     text = (target / ENTRY).read_text(encoding="utf-8").replace("name: nothing", f"name: {name}", 1)
     (target / ENTRY).write_text(text if number < TRIVIAL else text.replace("baseline: true", "baseline: false"))
     share, harm = rng.uniform(0, 1, size=2) * (1.0, 0.1)
@@ -63,6 +64,7 @@ def copy(row: Row, checker: Checker, target: Path, number: int) -> None:
     record: dict[str, Any] = json.loads((target / RECORD).read_text()) | {"entry": name}
     (target / RECORD).unlink()
     (target / RECORD).write_text(json.dumps(record | {"files": file_digests(target)}))
+    pack(target)
 
 
 def timed(count: int, row: Row, folder: Path) -> dict[str, float]:

@@ -85,18 +85,19 @@ def suspects(
 @app.command()
 def run(
     track: Track,
-    entry: Annotated[Path, typer.Argument(help="An entry, as YAML.")],
+    entries: Annotated[list[Path], typer.Argument(metavar="ENTRY...", help="Entries, as YAML.")],
     rows: Annotated[Path, typer.Option(help="The folder that rows go into.")] = Path("rows"),
     only: Only = None,
     workspace: Workspace = Path("workspace"),
     executor: Executor = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run an entry on every cell of a track, and write its row into ROWS/TRACK/ENTRY.
+    """Run entries on every cell of a track, and write a row of each into ROWS/TRACK/ENTRY.
 
     What was computed before is not computed again: the same command goes on after any interruption.
     """
-    checked(entry, "entry")
+    for entry in entries:
+        checked(entry, "entry")
     with _at_work(quiet) as observers:
         from defensekit.leaderboard.entries import load_entry
         from defensekit.leaderboard.running import make_row
@@ -104,8 +105,10 @@ def run(
 
         loaded = load_track(track)
         cells = [loaded.cell(text) for text in only] if only else None
-        row = make_row(loaded, load_entry(entry), workspace, rows, observers, cells, executor)
-    console().print(f"row: {row}")
+        given = [load_entry(entry) for entry in entries]
+        made = [make_row(loaded, entry, workspace, rows, observers, cells, executor) for entry in given]
+    for row in made:
+        console().print(f"row: {row}")
 
 
 @app.command()

@@ -231,7 +231,9 @@ def rerun(
 
 @app.command()
 def report(
-    study: Which,
+    studies: Annotated[
+        list[Path], typer.Argument(metavar="STUDY...", help="Studies as YAML, or folders: of studies, or of rows.")
+    ],
     rows: Annotated[Names, typer.Option("--rows", metavar="AXIS", help="An axis as rows; may be repeated.")] = None,
     cols: Annotated[Names, typer.Option("--cols", metavar="AXIS", help="An axis as columns; may be repeated.")] = None,
     metric: Annotated[Names, typer.Option("--metric", help="A metric to show; all, if none is named.")] = None,
@@ -245,20 +247,51 @@ def report(
         str | None,
         typer.Option(metavar="DEFENSE", help="The defense that others are compared with; the first if not named."),
     ] = None,
+    track: Annotated[
+        str | None, typer.Option(help="The track's file of rows, if it is none of the shipped ones.")
+    ] = None,
     out: Out = None,
     workspace: Workspace = Path("workspace"),
 ) -> None:
-    """Show a study's results as a table, and write the report.
+    """Show results as a table, and write the report.
 
     Writes report.html, tables.md, tables.tex and plots/ into the study's folder, or into --out. It runs nothing.
+    Several studies, and rows of leaderboards, come into one table, which is written into --out alone.
     """
-    folder = study_folder(study, workspace)
     fixed = dict(_setting(text) for text in where or ())
-    from defensekit.studies.report.page import report as read
+    options = (rows or (), cols or (), metric or (), model or ("purified",), fixed)
+    boards = [place for place in studies if _has_rows(place)]
+    folders = [place if place in boards else study_folder(place, workspace) for place in studies]
+    if len(studies) == 1 and not boards:
+        from defensekit.studies.report.page import report as read
 
-    tables = read(folder, rows or (), cols or (), metric or (), model or ("purified",), fixed, against)
-    show(tables.main)
-    console().print(f"report: {tables.write(out)}")
+        tables = read(folders[0], *options, against)
+        show(tables.main)
+        console().print(f"report: {tables.write(out)}")
+        return
+    if against:
+        raise UsageError("--against compares the defenses of one study")
+    from tempfile import TemporaryDirectory
+
+    from defensekit.leaderboard.as_study import studies_of
+    from defensekit.studies.frame import Finished
+    from defensekit.studies.report.page import joint_report
+
+    with TemporaryDirectory() as scratch:
+        found = [
+            study
+            for i, place in enumerate(folders)
+            for study in (studies_of(place, Path(scratch, str(i)), track) if place in boards else [Finished(place)])
+        ]
+        tables = joint_report(found, folders, *options)
+        show(tables.main)
+        if out:
+            console().print(f"report: {tables.write(out)}")
+
+
+def _has_rows(place: Path) -> bool:
+    """Whether a folder is a leaderboard's row, or has some."""
+    return any(True for depth in ("", "*/", "*/*/") for _ in place.glob(f"{depth}row.json"))
 
 
 @app.command()

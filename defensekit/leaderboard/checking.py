@@ -69,7 +69,7 @@ class Checker:
         yield from self._one_defense(row)
         yield from self._verifications(row)
         wanted = {key for result in row.cells.values() for key in _keys(result)}
-        if extra := sorted(path.name for path in row.folder.glob("predictions/*") if path.name not in wanted):
+        if extra := sorted(path.name for path in row.contents.glob("predictions/*") if path.name not in wanted):
             yield f"predictions/{extra[0]} belongs to no cell"
 
     # -- one cell ------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class Checker:
         made = {stage.key: stage.digest for stage in result.stages}
         for name in models_of(row.entry, result):
             for on, key in result.models[name].predictions.items():
-                path = row.folder / "predictions" / key / LOGITS
+                path = row.contents / "predictions" / key / LOGITS
                 if not path.is_file():
                     yield f"the answers of {name} to {on} rows are missing"
                 elif made.get(key) != data_digest({LOGITS: file_digest(path)}):

@@ -16,6 +16,12 @@ from defensekit.utils.errors import UsageError
 
 OURS = "defensekit"  # the distribution whose plugins are trusted as the program itself is
 K = TypeVar("K", bound=SubmissionKeys)
+# What of a recipe's `defense:` no row can have, and why.
+_NOT_IN_A_ROW = {
+    "compare": "a row is one defense; another one is another entry",
+    "detectors": "a row is what a model answers, and a detector changes no answer; `defensekit run` measures it",
+    "filter": "a filter is handed the attacker's training rows, which no track hands out; `defensekit run` measures it",
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,9 @@ def load_entry(path: Path) -> Entry:
         UsageError: it can't be read, or a key is wrong.
     """
     entry, reader = _load(path, EntryKeys)
-    if "compare" in entry.keys.defense:
-        raise reader.error(("defense", "compare"), "a row is one defense; another one is another entry")
+    for key, why in _NOT_IN_A_ROW.items():
+        if key in entry.keys.defense:
+            raise reader.error(("defense", key), why)
     return entry
 
 

@@ -1,11 +1,18 @@
 """A row's folder: the entry, a result per cell, the answers behind it, and the digests of all.
 
-It may come from a stranger: names, sizes and kinds of files are checked before anything is read, and nothing is run.
+Results and answers may be packed in one file, as they are written. A row may come from a stranger: names, sizes and
+kinds of files are checked before anything is read, and nothing is run.
 """
 
+import io
+import lzma
 import os
 import re
+import shutil
 import stat
+import tarfile
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,13 +30,16 @@ from defensekit.recipe.keys import Keys
 from defensekit.recipe.vocabulary import retuned
 from defensekit.result.schema import Result, read_result
 from defensekit.utils.errors import DefenseKitError, UsageError
-from defensekit.utils.files import file_digest, read_regular
+from defensekit.utils.files import atomic_write, file_digest, read_regular
 
-RECORD, ENTRY, VERIFICATIONS = "row.json", "entry.yaml", "verifications"
+RECORD, ENTRY, VERIFICATIONS, PACK = "row.json", "entry.yaml", "verifications", "contents.tar.xz"
 FILES, BYTES, FILE_BYTES = 5_000, 200_000_000, 10_000_000  # the most that a row may have
-_KNOWN = re.compile(
-    r"row\.json|entry\.yaml|[A-Za-z0-9_][A-Za-z0-9_-]{0,59}\.py|cells/[a-z0-9-]{1,60}\.json"
-    rf"|predictions/[0-9a-f]{{64}}/{re.escape(LOGITS)}|verifications/[a-z0-9-]{{1,60}}\.json"
+_UNPACKING = 100_000_000  # bytes of memory that unpacking may take
+_PARTS = ("cells", "predictions")  # what is packed
+_PACKED = rf"cells/[a-z0-9-]{{1,60}}\.json|predictions/[0-9a-f]{{64}}/{re.escape(LOGITS)}"
+_KNOWN = (
+    rf"row\.json|entry\.yaml|{re.escape(PACK)}|[A-Za-z0-9_][A-Za-z0-9_-]{{0,59}}\.py"
+    rf"|{_PACKED}|verifications/[a-z0-9-]{{1,60}}\.json"
 )
 
 
@@ -72,9 +82,13 @@ class Verification(Keys):
 
 @dataclass(frozen=True)
 class Row:
-    """A row, read: ``digest`` is that of its record, by which verifications know it."""
+    """A row, read: ``digest`` is that of its record, by which verifications know it.
+
+    Results and answers are in ``contents``; if they were packed, that is there for as long as the row is in use.
+    """
 
     folder: Path
+    contents: Path
     record: RowRecord
     entry: Entry
     cells: Mapping[Cell, Result]
@@ -91,7 +105,7 @@ class Row:
 
     def answers(self, result: Result, model: str) -> dict[str, Path]:
         """The folders with a model's answers, by the rows it was asked about."""
-        return {on: self.folder / "predictions" / key for on, key in result.models[model].predictions.items()}
+        return {on: self.contents / "predictions" / key for on, key in result.models[model].predictions.items()}
 
     @cached_property
     def verifications(self) -> list[Verification]:
@@ -130,7 +144,24 @@ def read_row(folder: Path) -> Row:
     Raises:
         DefenseKitError: a file is missing, was changed, is of another kind, or is too many or too much.
     """
-    files = dict(_files(folder))
+    files = dict(_files(folder, _KNOWN))
+    if PACK not in files:
+        return _read(folder, folder, files)
+    contents = Path(tempfile.mkdtemp(prefix="defensekit-row-"))
+    try:
+        unpack(files.pop(PACK), contents)
+        packed = dict(_files(contents, _PACKED))
+        if twice := sorted(packed.keys() & files.keys()):
+            raise DefenseKitError(f"{folder}: {twice[0]} is there packed and unpacked")
+        row = _read(folder, contents, files | packed)
+    except BaseException:
+        shutil.rmtree(contents, ignore_errors=True)
+        raise
+    weakref.finalize(row, shutil.rmtree, contents, ignore_errors=True)
+    return row
+
+
+def _read(folder: Path, contents: Path, files: Mapping[str, Path]) -> Row:
     for needed in (RECORD, ENTRY):
         if needed not in files:
             raise UsageError(f"{folder} is no row: it has no {needed}")
@@ -152,7 +183,44 @@ def read_row(folder: Path) -> Row:
     entry = load_entry(files[ENTRY])
     if entry.name != record.entry:
         raise DefenseKitError(f"{folder}: the entry is called {entry.name}, and the row {record.entry}")
-    return Row(folder, record, entry, cells, file_digest(files[RECORD]))
+    return Row(folder, contents, record, entry, cells, file_digest(files[RECORD]))
+
+
+def pack(folder: Path) -> None:
+    """Put the results and answers in a row's folder into one file, a fifth of their size."""
+    tarred = io.BytesIO()
+    with tarfile.open(fileobj=tarred, mode="w") as tar:
+        for path in sorted(path for part in _PARTS for path in (folder / part).rglob("*") if path.is_file()):
+            member = tarfile.TarInfo(path.relative_to(folder).as_posix())
+            member.size = path.stat().st_size
+            tar.addfile(member, io.BytesIO(path.read_bytes()))
+    atomic_write(folder / PACK, lzma.compress(tarred.getvalue()))
+    for part in _PARTS:
+        shutil.rmtree(folder / part)
+
+
+def unpack(packed: Path, folder: Path) -> None:
+    """Write what was packed into a folder.
+
+    Raises:
+        DefenseKitError: it is damaged, or has anything but files of known names, or too much.
+    """
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_UNPACKING)
+    try:
+        data = decompressor.decompress(packed.read_bytes(), BYTES)
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            members = tar.getmembers()
+            for member in members:
+                if member.type != tarfile.REGTYPE or not re.fullmatch(_PACKED, member.name):
+                    raise DefenseKitError(f"{packed}: {member.name!r} has no place in it")
+            if not decompressor.eof or len(members) > FILES or sum(member.size for member in members) > BYTES:
+                raise DefenseKitError(f"{packed} has more than {FILES:,} files, or {BYTES:,} bytes")
+            for member in members:
+                source, path = tar.extractfile(member), folder / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(source.read() if source else b"")
+    except (lzma.LZMAError, tarfile.TarError, EOFError) as error:
+        raise DefenseKitError(f"{packed} can't be unpacked ({error})") from error
 
 
 def record_of(folder: Path) -> RowRecord:
@@ -177,8 +245,8 @@ def cell_file(cell: Cell) -> str:
     return f"cells/{cell[0]}-{cell[1]}.json"
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every file of a row by its path within it; nothing but plain files of known names and sizes."""
+def _files(folder: Path, known: str) -> Iterator[tuple[str, Path]]:
+    """Every file in a row's folder by its path within it; nothing but plain files of known names and sizes."""
     count = total = 0
     for top, folders, names in os.walk(folder):
         for name in [*folders, *names]:
@@ -188,7 +256,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
                 continue
             if not stat.S_ISREG(about.st_mode):
                 raise DefenseKitError(f"{folder}: {inner} is no plain file")
-            if not _KNOWN.fullmatch(inner):
+            if not re.fullmatch(known, inner):
                 raise DefenseKitError(f"{folder}: {inner} has no place in a row")
             count, total = count + 1, total + about.st_size
             if count > FILES or total > BYTES or about.st_size > FILE_BYTES:

@@ -11,7 +11,7 @@ from defensekit.leaderboard.composition import cell_of, study_for
 from defensekit.leaderboard.entries import Entry
 from defensekit.leaderboard.freezing import check_frozen
 from defensekit.leaderboard.identity import parts_of
-from defensekit.leaderboard.row import ENTRY, RECORD, VERIFICATIONS, RowRecord, cell_file, models_of
+from defensekit.leaderboard.row import ENTRY, RECORD, VERIFICATIONS, RowRecord, cell_file, models_of, pack
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.predictions import LOGITS
 from defensekit.pipeline.store import Store
@@ -125,6 +125,7 @@ def _fill(part: Path, track: Track, entry: Entry, results: dict[Cell, Result], s
             shutil.copyfile(store.open(key).files / LOGITS, answers / LOGITS)
     record = RowRecord(track=track.name, track_digest=track.digest, entry=entry.name, files=file_digests(part))
     atomic_write(part / RECORD, record.model_dump_json(indent=1).encode() + b"\n")
+    pack(part)
 
 
 def _kept(entry: Entry, result: Result) -> Result:

@@ -1,6 +1,5 @@
 """A small track, and a row of it that is made once and forged many times."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from defensekit.leaderboard.freezing import freeze
 from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.tracks import Track, load_track
 from tests.conftest import make_sentences, write_table
-from tests.leaderboard.helpers import ENTRY, PLUGIN, TRACK
+from tests.leaderboard.helpers import ENTRY, PLUGIN, TRACK, loose
 
 
 @pytest.fixture(scope="session")
@@ -48,4 +47,4 @@ def made(place: Path, track: Track, entry: Entry) -> Path:
 @pytest.fixture
 def row(made: Path, tmp_path: Path) -> Path:
     """A copy of the row, to be changed."""
-    return shutil.copytree(made, tmp_path / "rows/tiny-v1/twelve")
+    return loose(made, tmp_path / "rows/tiny-v1/twelve")

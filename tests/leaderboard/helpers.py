@@ -1,6 +1,7 @@
 """A track, an entry and its plugin as data; and forgeries of a row."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from defensekit.cli.leaderboard import app
 from defensekit.leaderboard.checking import Checker
-from defensekit.leaderboard.row import RECORD
+from defensekit.leaderboard.row import PACK, RECORD, unpack
 from defensekit.leaderboard.tracks import Track
 from defensekit.pipeline.identity import identity
 from defensekit.pipeline.predictions import LOGITS
@@ -85,6 +86,14 @@ def said(*arguments: Any) -> tuple[str, str]:
     """What `defensekit leaderboard` prints here, and the error that it ends with."""
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     return done.stdout, str(done.exception or "")
+
+
+def loose(row: Path, target: Path) -> Path:
+    """A copy of a row that is not packed, to be changed."""
+    shutil.copytree(row, target)
+    unpack(target / PACK, target)
+    (target / PACK).unlink()
+    return target
 
 
 def seal(row: Path) -> None:

@@ -20,7 +20,7 @@ from defensekit.leaderboard.scores import EXCESS, SELF, THIRD, Scores, score
 from defensekit.leaderboard.tracks import Track, attacked
 from defensekit.leaderboard.verifying import repeat
 from defensekit.utils.errors import DefenseKitError, UsageError
-from tests.leaderboard.helpers import ENTRY, edit, said, seal, wrong
+from tests.leaderboard.helpers import ENTRY, edit, loose, said, seal, wrong
 from tests.leaderboard.test_page import EVIL, verified
 
 ATTACK: dict[str, Any] = {
@@ -80,8 +80,9 @@ def attempted(place: Path, track: Track, entry: Entry, made: Path, file: Path) -
 @pytest.fixture
 def board(made: Path, attempted: Path, tmp_path: Path) -> Path:
     """A copy of the row and of what the attack did to it, to be changed."""
-    shutil.copytree(made, tmp_path / "rows/tiny-v1/twelve")
-    shutil.copytree(attempted, tmp_path / "rows" / attempted.name)
+    loose(made, tmp_path / "rows/tiny-v1/twelve")
+    shutil.copytree(attempted, tmp_path / "rows" / attempted.name, ignore=lambda *_: {made.name})
+    loose(attempted / made.name, tmp_path / "rows" / attempted.name / made.name)
     return tmp_path / "rows"
 
 

@@ -8,12 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from defensekit.leaderboard.row import RECORD
+from defensekit.cli.main import app as main
+from defensekit.leaderboard.as_study import studies_of
+from defensekit.leaderboard.row import RECORD, read_row
 from defensekit.leaderboard.ties import differences
+from defensekit.studies.frame import Finished
+from defensekit.studies.report.page import joint_report
 from tests.conftest import ROOT
 from tests.leaderboard.helpers import said, seal
 from tests.leaderboard.test_page import made_up
+from tests.studies.helpers import model, result, write_study
+from tests.studies.report.helpers import texts
 
 
 def test_differences() -> None:
@@ -44,6 +51,22 @@ def test_the_command(row: Path, track: object, place: Path) -> None:
         "",
     )
     assert said("compare", row, row, *options) == ("twelve on tiny-v1: there is no other row.\n\n", "")
+
+
+def test_rows_beside_a_study(made: Path, place: Path, tmp_path: Path) -> None:
+    models = {"clean": model({"acc": 0.9, "asr": 0.1}), "purified": model({"acc": 0.75, "asr": 0.25})}
+    study = write_study(tmp_path / "w/studies/mine", [({"attack": "word", "defense": "mine"}, 3, result(models))])
+    given = [str(study), str(made), "--metric", "asr", "--track", str(place / "tiny-v1.yaml")]
+    done = CliRunner().invoke(main, ["study", "report", *given, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "tiny-v1" in (tmp_path / "out/tables.md").read_text()
+    rows = studies_of(made, tmp_path / "scratch", str(place / "tiny-v1.yaml"))
+    table = joint_report([Finished(study), *rows], [], metrics=["asr"]).main
+    found = texts(table)
+    assert table.heads == ("model", "study", "defense")
+    asr = read_row(made).cells["word", 3].models["purified"].metrics["asr"].value
+    assert found["purified", "mine", "mine"][0] == "0.250"
+    assert found["purified", "tiny-v1", "twelve"][0] == f"{asr:.3f}"
 
 
 # -- what a pull request runs ------------------------------------------------------------------------------------------

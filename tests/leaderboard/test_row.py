@@ -1,17 +1,22 @@
 """A row's folder may come from a stranger: plain files of known names, as they were when it was made."""
 
+import io
 import json
+import lzma
 import os
 import shutil
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from defensekit.leaderboard import row as rows
 from defensekit.leaderboard.board import checkers, rows_in
-from defensekit.leaderboard.row import RECORD
+from defensekit.leaderboard.checking import Checker
+from defensekit.leaderboard.row import PACK, RECORD, pack, read_row
 from defensekit.leaderboard.tracks import ATTACK, Track
-from defensekit.utils.errors import UsageError
+from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.leaderboard.helpers import seal, wrong
 
 WORD = "cells/word-3.json"
@@ -93,3 +98,74 @@ def test_what_a_terminal_would_obey(track: Track, row: Path) -> None:
     entry.write_text(entry.read_text().replace("Twelve <b>lines</b>", '"\\e[2J"'))
     seal(row)
     assert "title: string should match pattern" in wrong(track, row)
+
+
+# -- packed ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_packed(track: Track, made: Path, row: Path) -> None:
+    assert {path.name for path in made.iterdir()} == {"entry.yaml", "row.json", "twelve.py", PACK}
+    size = (made / PACK).stat().st_size
+    pack(row)
+    assert (row / PACK).read_bytes() == (made / PACK).read_bytes()
+    read = Checker(track).check(row)
+    assert size < sum(path.stat().st_size for path in read.contents.rglob("*") if path.is_file()) / 3
+    contents = read.contents
+    del read
+    assert not contents.exists()
+
+
+def test_a_pack_that_was_changed(track: Track, row: Path) -> None:
+    (row / WORD).write_text((row / WORD).read_text().replace("0.5", "0.4", 1))
+    pack(row)
+    assert f"{WORD} is not what its digest in row.json says" in wrong(track, row)
+    (row / "cells").mkdir()
+    (row / WORD).write_text("{}")
+    assert f"{WORD} is there packed and unpacked" in wrong(track, row)
+
+
+def tarred(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for member, data in members:
+            tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def member(name: str, data: bytes = b"", **about: Any) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    for key, value in {"size": len(data), **about}.items():
+        setattr(info, key, value)
+    return info, data
+
+
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (b"no xz", "can't be unpacked"),
+        (lzma.compress(b"no tar" * 200), "can't be unpacked"),
+        (lzma.compress(tarred(member(WORD, b"{}")))[:-8], "has more than"),
+        (lzma.compress(tarred(member("../../evil.json"))), "'../../evil.json' has no place in it"),
+        (lzma.compress(tarred(member("entry.yaml"))), "'entry.yaml' has no place in it"),
+        (lzma.compress(tarred(member("\x1b[2J.json"))), r"'\x1b[2J.json' has no place in it"),
+        (lzma.compress(tarred(member(WORD, type=tarfile.SYMTYPE, linkname="/etc/passwd"))), f"'{WORD}' has no place"),
+        (lzma.compress(tarred(member(WORD, b"0" * 20_000))), "goes beyond what a row may have"),
+        (lzma.compress(tarred(*[member(f"cells/{i}.json") for i in range(20)])), "has more than 10 files"),
+        (lzma.compress(b"\0" * 200_000), "has more than 10 files, or 100,000 bytes"),
+        (lzma.compress(tarred(), preset=9), "emory usage limit"),
+    ],
+)
+def test_a_pack_of_a_stranger(
+    packed: bytes, message: str, row: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit in {"FILES": 10, "BYTES": 100_000, "FILE_BYTES": 10_000, "_UNPACKING": 20_000_000}.items():
+        monkeypatch.setattr(rows, name, limit)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    for part in ("cells", "predictions"):
+        shutil.rmtree(row / part)
+    (row / PACK).write_bytes(packed)
+    with pytest.raises(DefenseKitError) as error:
+        read_row(row)
+    assert message in str(error.value)
+    assert not list(tmp_path.glob("defensekit-row-*"))

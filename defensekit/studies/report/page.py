@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from defensekit.result.plots import image
 from defensekit.studies.frame import Finished
+from defensekit.studies.joining import STUDY, Joined
 from defensekit.studies.report import plots
 from defensekit.studies.report.comparing import Comparison
 from defensekit.studies.report.markup import html, latex, markdown
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 class StudyReport:
     """What a study's results say: ``main`` is the pivot that was asked for, ``tables`` has it and the comparisons.
 
-    ``options`` are those of the command that makes it.
+    ``places`` and ``options`` are those of the command that makes it.
     """
 
     study: Finished
+    places: Sequence[Path]
     main: Table
     matched: Table | None
     differences: Table | None
@@ -63,7 +65,7 @@ class StudyReport:
             meanings={name: metric.meaning for name, metric in self.study.metrics.items() if metric.meaning},
             machines=sorted(set(frame["machine"].dropna())),
             failures=[(run, self.study.failures[run.id]) for run in self.study.runs if run.id in self.study.failures],
-            command=shlex.join(["defensekit", "study", "report", str(self.study.path), *self.options]),
+            command=shlex.join(["defensekit", "study", "report", *map(str, self.places), *self.options]),
         )
 
     def _named(self) -> dict[str, Table | None]:
@@ -115,14 +117,6 @@ def report(
         UsageError: there is no such axis, value, metric, model or defense.
         DefenseKitError: there is no study in the folder, or one of its files is damaged.
     """
-    option_values = {
-        "--rows": rows,
-        "--cols": cols,
-        "--metric": metrics,
-        "--model": models,
-        "--where": [f"{axis}={shown_label(label)}" for axis, label in (where or {}).items()],
-        "--against": [against] if against else (),
-    }
     study = Finished(Path(folder))
     main = pivot(study, rows, cols, metrics, models, where)
     comparison = Comparison(study, where)
@@ -131,6 +125,7 @@ def report(
     heats = [(group.label, comparison.resets(group)) for group in comparison.groups]
     return StudyReport(
         study=study,
+        places=[study.path],
         main=main,
         matched=comparison.matched() if comparison.over else None,
         differences=comparison.differences(against) if several or against else None,
@@ -138,5 +133,64 @@ def report(
         heats=[(label, plots.heats(resets, label)) for label, resets in heats if resets],
         over=comparison.over,
         at=f"{comparison.over} = {comparison.middle}" if comparison.axis else "",
-        options=[text for option, values in option_values.items() for value in values for text in (option, value)],
+        options=_options(rows, cols, metrics, models, where, against),
     )
+
+
+def joint_report(
+    studies: Sequence[Finished],
+    places: Sequence[Path],
+    rows: Sequence[str] = (),
+    cols: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    models: Sequence[str] = ("purified",),
+    where: AxisValues | None = None,
+) -> StudyReport:
+    """One table of several studies, which are rows, unless they are named as columns. See `report`.
+
+    Args:
+        studies: those that were read.
+        places: where, for the command that makes it.
+        rows: axes.
+        cols: axes.
+        metrics: which.
+        models: of a result, which.
+        where: values of axes to hold fixed.
+
+    Raises:
+        UsageError: two studies have the same name; or as `report` does.
+    """
+    study = Joined(studies)
+    down = rows if STUDY in (*rows, *cols) else (STUDY, *rows)
+    return StudyReport(
+        study=study,
+        places=places,
+        main=pivot(study, down, cols, metrics, models, where),
+        matched=None,
+        differences=None,
+        tradeoffs=(),
+        heats=(),
+        over="",
+        at="",
+        options=_options(rows, cols, metrics, models, where),
+    )
+
+
+def _options(
+    rows: Sequence[str],
+    cols: Sequence[str],
+    metrics: Sequence[str],
+    models: Sequence[str],
+    where: AxisValues | None,
+    against: str | None = None,
+) -> list[str]:
+    """The options of the command line that say the same."""
+    values = {
+        "--rows": rows,
+        "--cols": cols,
+        "--metric": metrics,
+        "--model": models,
+        "--where": [f"{axis}={shown_label(label)}" for axis, label in (where or {}).items()],
+        "--against": [against] if against else (),
+    }
+    return [text for option, given in values.items() for value in given for text in (option, value)]

@@ -1,0 +1,85 @@
+"""The entries that ship, and what no entry can have."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from defensekit.leaderboard.composition import study_for
+from defensekit.leaderboard.entries import load_entry
+from defensekit.leaderboard.tracks import Track, load_track
+from defensekit.recipe import shipped, yaml_document
+from defensekit.utils.errors import UsageError
+from tests.conftest import ROOT
+from tests.leaderboard.helpers import ENTRY, said
+
+ENTRIES = ROOT / "leaderboard/entries"
+SHARED = sorted(ENTRIES.glob("*.yaml"))
+OF_MODELS = {name: [*SHARED, *sorted((ENTRIES / name).glob("*.yaml"))] for name in ("pico", "minilm")}
+# Recipes that are no defense of their own, or one that no row of a shipped track can have.
+NO_ENTRY = {
+    *("quickstart", "pico", "purify"),  # of defenses that have an entry
+    *("sentence", "syntactic", "embedding", "ripple", "paraphrase-rows", "bias-word", "bias-sentence"),  # of attacks
+    *("onion", "wag"),  # another model
+    *("detectors", "training-rows"),  # nothing is answered, or the attacker's rows are needed
+}
+
+
+@pytest.mark.parametrize(("model", "track"), [("pico", "pico-v1"), ("minilm", "sst2-minilm-v1")])
+def test_every_entry_is_a_study_of_its_track(
+    model: str, track: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
+    data: Any = yaml_document.load(ROOT / f"leaderboard/tracks/{track}.yaml").data
+    part = {"attacks": {"word": data["attacks"]["word"]}, "biases": {}, "seeds": [0], "digests": None}
+    (tmp_path / "part-v1.yaml").write_text(yaml.safe_dump({**data, **part}))
+    one = load_track(str(tmp_path / "part-v1.yaml"))
+    for path in OF_MODELS[model]:
+        entry = load_entry(path)
+        assert entry.name == path.stem
+        assert len(study_for(one, entry).runs) == 2
+
+
+@pytest.mark.parametrize("model", OF_MODELS)
+def test_every_defense_that_ships_has_an_entry(model: str) -> None:
+    assert {path.stem for path in OF_MODELS[model]} >= {*shipped.names()} - NO_ENTRY
+    trivial = {path.stem for path in OF_MODELS[model] if load_entry(path).keys.baseline}
+    assert trivial == {"nothing", "fine-tuning", "random-reset", "from-base"}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in OF_MODELS["minilm"] if path not in SHARED))
+def test_an_entry_has_the_settings_that_it_says(name: str) -> None:
+    """Those of the recipe of that name, as `chosen_by` has it."""
+    entry = load_entry(ENTRIES / f"minilm/{name}.yaml").keys
+    if name == "random-reset":
+        assert "Half" in entry.chosen_by
+        return
+    recipe = "quickstart" if name == "fine-purifying" else name
+    data: Any = yaml_document.load(ROOT / f"recipes/{recipe}.yaml").data
+    assert entry.defense == {key: part for key, part in data["defense"].items() if key != "compare"}
+    assert ("quickstart" if recipe == "quickstart" else "of that name") in entry.chosen_by
+
+
+@pytest.mark.parametrize(
+    ("defense", "message"),
+    [
+        ({"compare": {"random": {"scorer": "random"}}}, "defense.compare: a row is one defense"),
+        ({"detectors": ["strip"]}, "defense.detectors: a row is what a model answers, and a detector"),
+        ({"stage": "training", "filter": "cube"}, "defense.filter: a filter is handed the attacker's training rows"),
+    ],
+)
+def test_what_no_row_can_have(defense: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "entry.yaml"
+    path.write_text(yaml.safe_dump({**ENTRY, "plugin": {"requires": "defensekit"}, "defense": defense}))
+    with pytest.raises(UsageError, match=message):
+        load_entry(path)
+
+
+def test_several_entries_are_run_one_after_the_other(place: Path, track: Track, made: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({**ENTRY, "name": "other"}))
+    (tmp_path / "twelve.py").write_bytes((place / "twelve.py").read_bytes())
+    options = ("--rows", tmp_path / "rows", "-w", place / "workspace", "-q", "--only", "word:3")
+    out, error = said("run", track.document.name, place / "entry.yaml", other, *options)
+    assert ([line.rpartition("/")[2] for line in out.splitlines()], error) == (["twelve", "other"], "")
