@@ -153,7 +153,7 @@ class ResetProof(Adaptive):
             gradients = torch.autograd.grad(loss, changed, materialize_grads=True)
             for name, weight, gradient in zip(base, changed, gradients, strict=True):
                 weights[name] = weight - self.step * gradient
-            defended: Tensor = functional_call(model, weights, kwargs=batch).loss
-            return model(**batch).loss + defended
+            total: Tensor = model(**batch).loss + functional_call(model, weights, kwargs=batch).loss
+            return total
 
         return after_defense
