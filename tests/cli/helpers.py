@@ -61,6 +61,8 @@ def _become(arguments: list[str], environment: dict[str, str], out: int, err: in
         encoding, _, errors = os.environ.get("PYTHONIOENCODING", "utf-8").partition(":")
         for fd, made in (1, out), (2, err):
             os.dup2(made, fd)
+        if torch.cuda.is_initialized():  # no copy of a process can use it
+            os.execv(sys.executable, [sys.executable, "-m", "defensekit", *arguments[1:]])
         sys.argv = arguments
         sys.stdout = open(1, "w", encoding=encoding, errors=errors or "strict", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
