@@ -115,8 +115,8 @@ def test_a_study_killed_and_on_a_full_disk_ends_as_an_undisturbed_one(recipe: Pa
 
 
 @pytest.mark.slow
-def test_a_study_killed_fifty_times_ends_as_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
-    for i in range(5):
+def test_a_study_killed_a_hundred_times_ends_as_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
+    for i in range(10):
         (tmp_path / str(i)).mkdir()
         disturbed(recipe, tmp_path / str(i), 10, ("in-process", "local")[i % 2], scorers=5)
 
