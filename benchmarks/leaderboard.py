@@ -24,7 +24,7 @@ from defensekit.leaderboard.board import checkers
 from defensekit.leaderboard.checking import Checker
 from defensekit.leaderboard.entries import load_entry
 from defensekit.leaderboard.page import build
-from defensekit.leaderboard.row import ENTRY, PACK, RECORD, Row, pack, read_row
+from defensekit.leaderboard.row import ENTRY, PACK, RECORD, Row, pack, read_row, unpacked
 from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.tracks import load_track
 from defensekit.pipeline.predictions import LOGITS
@@ -38,7 +38,9 @@ def copy(row: Row, checker: Checker, target: Path, number: int) -> None:
     """A row of another name whose defense gave other answers."""
     rng, name = np.random.default_rng(number), f"made-up-{number}"
     shutil.copytree(row.folder, target, ignore=shutil.ignore_patterns(PACK))
-    shutil.copytree(row.contents, target, dirs_exist_ok=True)
+    for inner, data in unpacked((row.folder / PACK).read_bytes(), row.folder / PACK).items():
+        (target / inner).parent.mkdir(parents=True, exist_ok=True)
+        (target / inner).write_bytes(data)
     text = (target / ENTRY).read_text(encoding="utf-8").replace("name: nothing", f"name: {name}", 1)
     (target / ENTRY).write_text(text if number < TRIVIAL else text.replace("baseline: true", "baseline: false"))
     share, harm = rng.uniform(0, 1, size=2) * (1.0, 0.1)
@@ -57,14 +59,25 @@ def copy(row: Row, checker: Checker, target: Path, number: int) -> None:
             for stage in data["stages"]:
                 if stage["key"] == key:
                     stage["digest"] = data_digest({LOGITS: file_digest(answers)})
-        folders = {on: target / "predictions" / key for on, key in model["predictions"].items()}
-        for spec in checker.metrics_of(cell[0]):
-            model["metrics"][spec["name"]] = checker.measure(spec, folders, result).model_dump()
         path.write_text(json.dumps(data))
+    seal(target, name)
+    changed = read_row(target)
+    for cell, result in changed.cells.items():
+        path = target / f"cells/{cell[0]}-{cell[1]}.json"
+        data, model = json.loads(path.read_text()), row.model(result)
+        specs = checker.metrics_of(cell[0])
+        measured = {spec["name"]: checker.measure(spec, changed, result, model).model_dump() for spec in specs}
+        data["models"][model]["metrics"] = measured
+        path.write_text(json.dumps(data))
+    seal(target, name)
+    pack(target)
+
+
+def seal(target: Path, name: str) -> None:
+    """Write a row's record anew."""
     record: dict[str, Any] = json.loads((target / RECORD).read_text()) | {"entry": name}
     (target / RECORD).unlink()
     (target / RECORD).write_text(json.dumps(record | {"files": file_digests(target)}))
-    pack(target)
 
 
 def timed(count: int, row: Row, folder: Path) -> dict[str, float]:

@@ -3,8 +3,8 @@
     python docs/site.py [FOLDER] [--serve]
 
 In the repository a link goes to a file and works wherever the repository is shown. The site has the pages alone: README
-is its first page, and a link to a file that is no page becomes its text and path. FOLDER (`build/site` by default)
-gets `docs/`, `mkdocs.yml` and `site/`; `--serve` shows the site on this machine.
+is its first page, the leaderboard's rows are the board, and a link to a file that is no page becomes its text and path.
+FOLDER (`build/site` by default) gets `docs/`, `mkdocs.yml` and `site/`; `--serve` shows the site on this machine.
 """
 
 import argparse
@@ -16,6 +16,8 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
+from defensekit.leaderboard.page import build
+
 ROOT = Path(__file__).parent.parent
 PAGES = {
     "README.md": "index.md",
@@ -24,6 +26,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 API = "reference/api.md"
+ROWS, BOARD = "leaderboard/rows", "board"
 
 _PICTURE = r"!\[[^\]]*\]\([^)\s]+\)"
 _LINK = re.compile(rf"\[({_PICTURE}|[^\[\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
@@ -41,6 +44,7 @@ def gather(folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(relinked((ROOT / source).read_text(encoding="utf-8"), source), encoding="utf-8")
     (folder / "docs" / API).write_text(_api(), encoding="utf-8")
+    build([ROOT / ROWS], folder / "docs" / BOARD)
     shutil.copytree(ROOT / "docs/images", folder / "docs/images")
     shutil.copy(ROOT / "docs/style.css", folder / "docs")
     shutil.copy(ROOT / "mkdocs.yml", folder)
@@ -54,7 +58,7 @@ def sources() -> dict[str, str]:
 
 def relinked(markdown: str, source: str) -> str:
     """Turn links between files of the repository into links between pages."""
-    folder, pages = (ROOT / source).parent, sources() | {"docs/api.txt": API}
+    folder, pages = (ROOT / source).parent, sources() | {"docs/api.txt": API, ROWS: f"{BOARD}/index.html"}
     here = Path(pages[source]).parent
 
     def link(match: re.Match[str]) -> str:

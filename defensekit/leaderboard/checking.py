@@ -3,7 +3,7 @@
 What can't be seen here is left to `verifying`: answers that were made up with everything else of the row to fit them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isclose
 from pathlib import Path
@@ -14,10 +14,10 @@ from defensekit.leaderboard.composition import CODE
 from defensekit.leaderboard.freezing import digest_of_labels, digest_of_rows
 from defensekit.leaderboard.identity import disagreements, parts_of
 from defensekit.leaderboard.keys import UNPOISONED
-from defensekit.leaderboard.row import Row, Verification, models_of, read_row
+from defensekit.leaderboard.row import Row, Verification, answers_file, models_of, read_row
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.identity import identity
-from defensekit.pipeline.predictions import LOGITS, read_for, read_predictions
+from defensekit.pipeline.predictions import LOGITS
 from defensekit.recipe.keys import Sizes
 from defensekit.recipe.resolve import component
 from defensekit.result.schema import Result
@@ -69,8 +69,8 @@ class Checker:
         yield from self._one_defense(row)
         yield from self._verifications(row)
         wanted = {key for result in row.cells.values() for key in _keys(result)}
-        if extra := sorted(path.name for path in row.contents.glob("predictions/*") if path.name not in wanted):
-            yield f"predictions/{extra[0]} belongs to no cell"
+        if extra := sorted(row.predictions.keys() - {answers_file(key) for key in wanted}):
+            yield f"{extra[0].rpartition('/')[0]} belongs to no cell"
 
     # -- one cell ------------------------------------------------------------------------------------------------------
 
@@ -147,10 +147,10 @@ class Checker:
         made = {stage.key: stage.digest for stage in result.stages}
         for name in models_of(row.entry, result):
             for on, key in result.models[name].predictions.items():
-                path = row.contents / "predictions" / key / LOGITS
-                if not path.is_file():
+                digest = row.record.files.get(answers_file(key))
+                if digest is None:
                     yield f"the answers of {name} to {on} rows are missing"
-                elif made.get(key) != data_digest({LOGITS: file_digest(path)}):
+                elif made.get(key) != data_digest({LOGITS: digest}):
                     yield f"the answers of {name} to {on} rows are not those of its stage"
 
     # -- numbers -------------------------------------------------------------------------------------------------------
@@ -167,11 +167,10 @@ class Checker:
         frozen = self.track.digests.labels[cell[0]][self.track.keys.seeds.index(cell[1])]
         metrics = self.metrics_of(cell[0])
         for name, model in result.models.items():
-            folders = row.answers(result, name)
-            if folders.keys() != {"plain", "triggered"}:
+            asked = row.answers(result, name)
+            if asked.keys() != {"plain", "triggered"}:
                 yield f"{name} has no answers to plain and to triggered rows"
                 continue
-            asked = {on: read_predictions(folder) for on, folder in folders.items()}
             if problem := next((text for some in asked.values() if (text := malformed(some))), None):
                 yield f"the answers of {name} are damaged ({problem})"
             elif digest_of_labels({on: _labels(some) for on, some in asked.items()}) != frozen:
@@ -180,7 +179,7 @@ class Checker:
                 yield f"the metrics of {name} are not the track's"
             else:
                 for spec in metrics:
-                    here, there = self.measure(spec, folders, result), model.metrics[spec["name"]]
+                    here, there = self.measure(spec, row, result, name), model.metrics[spec["name"]]
                     if not _same(here, there):
                         said = f"{spec['name']} of {name} is {there.value:.4f} in the row"
                         yield f"{said}, and {here.value:.4f} by its answers"
@@ -197,20 +196,19 @@ class Checker:
         specs = keys.bias_metrics if attack in keys.biases else keys.recipe["metrics"]
         return [{"name": spec} if isinstance(spec, str) else spec for spec in specs]
 
-    def measure(self, spec: dict[str, Any], folders: Mapping[str, Path], result: Result) -> Measured:
-        """A metric of answers."""
+    def measure(self, spec: dict[str, Any], row: Row, result: Result, model: str) -> Measured:
+        """A metric of a model's answers."""
         context = {
             "target": (result.attack or {}).get("target"),
             "names": tuple(result.data["labels"]),
             "seed": Seeds(result.recipe["seed"]).metrics,
         }
-        digests = tuple((on, file_digest(folder / LOGITS)) for on, folder in sorted(folders.items()))
+        keys = sorted(result.models[model].predictions.items())
+        digests = tuple((on, row.record.files[answers_file(key)]) for on, key in keys)
         wanted = (spec["name"], digests, *context.values())
         if wanted not in self.measured:
             metric = self.metric(spec)
-            predictions = read_for(metric.on, folders, **context)
-            assert predictions is not None  # there are answers to plain and to triggered rows
-            self.measured[wanted] = metric.measure(predictions)
+            self.measured[wanted] = metric.measure(row.asked(metric.on, result, model, **context))
         return self.measured[wanted]
 
     # -- the row -------------------------------------------------------------------------------------------------------

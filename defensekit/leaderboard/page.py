@@ -7,8 +7,10 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
+from statistics import fmean
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from defensekit.leaderboard.attacking import Attempt, attempts_on
 from defensekit.leaderboard.entries import Attack
 from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, RETUNED, Scores, scores_in
-from defensekit.leaderboard.ties import Standing, Standings, standings
+from defensekit.leaderboard.ties import Standing, Standings, interval, standings
 from defensekit.leaderboard.tracks import Track
 from defensekit.recipe import yaml_document
 from defensekit.result.plots import COLOURS, MARKS, canvas, image
@@ -45,7 +47,7 @@ COLUMNS: dict[str, tuple[str, str, str]] = {
     "fidelity": ("fidelity ↑", "NIST's: the share of the ASR that is gone, times the share of ACC that is left", ".3f"),
     "seconds": ("seconds", "all that the defense computed for one suspect, on the machine of the row", ".0f"),
     "memory_mib": ("MiB", "of memory, at the peak of making the model", ",.0f"),
-    "labelled_rows": ("rows", "clean labelled rows that it was handed", ".0f"),
+    "labelled_rows": ("labelled rows", "clean rows with labels that it was handed", ".0f"),
 }  # fmt: skip
 
 
@@ -67,7 +69,7 @@ class TrackTable:
         """The attacks that were submitted, by name."""
         return {one.attack.name: one.attack for one in self.attempts}
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, tuple[str, str, str]]:
         """The columns that some row has a number in."""
         numbers = [one.scores.numbers() for one in self.standings.rows]
@@ -170,6 +172,7 @@ def card(table: TrackTable, standing: Standing) -> str:
         table=table,
         measures=measures,
         attacks=[(attack, label, row) for (attack, label), row in zip(_attacks(track), values, strict=True)],
+        fails=fails(scores),
         attempts=table.attempts_at(scores.name),
         worst=scores.numbers()["excess_asr_worst"],
         shown=shown,
@@ -179,6 +182,16 @@ def card(table: TrackTable, standing: Standing) -> str:
         verifications=scores.row.verifications,
         cells=len(cells),
     )
+
+
+def fails(scores: Scores) -> list[tuple[str, float]]:
+    """The backdoors that still work, by more than chance, and the excess ASR that is left; the worst first."""
+    left = []
+    for attack in {cell[0]: None for cell in scores.paired[EXCESS]}:
+        values = {cell: rows for cell, rows in scores.paired[EXCESS].items() if cell[0] == attack}
+        if interval(values)[0] > 0:
+            left.append((attack, fmean(float(rows.mean()) for rows in values.values())))
+    return sorted(left, key=lambda pair: -pair[1])
 
 
 MEASURES: dict[str, Callable[[Scores, Any], float | None]] = {

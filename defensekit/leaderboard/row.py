@@ -11,26 +11,26 @@ import re
 import shutil
 import stat
 import tarfile
-import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from defensekit.components import Predictions
 from defensekit.leaderboard.composition import AXIS
 from defensekit.leaderboard.entries import Entry, load_entry
 from defensekit.leaderboard.keys import Digest, Label, Line
 from defensekit.leaderboard.tracks import Cell
-from defensekit.pipeline.predictions import LOGITS
+from defensekit.pipeline.predictions import LOGITS, parse_predictions
 from defensekit.recipe.keys import Keys
 from defensekit.recipe.vocabulary import retuned
-from defensekit.result.schema import Result, read_result
+from defensekit.result.schema import Result, parse_result
 from defensekit.utils.errors import DefenseKitError, UsageError
-from defensekit.utils.files import atomic_write, file_digest, read_regular
+from defensekit.utils.files import atomic_write, read_regular
 
 RECORD, ENTRY, VERIFICATIONS, PACK = "row.json", "entry.yaml", "verifications", "contents.tar.xz"
 FILES, BYTES, FILE_BYTES = 5_000, 200_000_000, 10_000_000  # the most that a row may have
@@ -84,14 +84,14 @@ class Verification(Keys):
 class Row:
     """A row, read: ``digest`` is that of its record, by which verifications know it.
 
-    Results and answers are in ``contents``; if they were packed, that is there for as long as the row is in use.
+    ``predictions`` are the files of answers, by their path within it.
     """
 
     folder: Path
-    contents: Path
     record: RowRecord
     entry: Entry
     cells: Mapping[Cell, Result]
+    predictions: Mapping[str, bytes]
     digest: str
 
     @property
@@ -103,9 +103,15 @@ class Row:
         """The model of a cell that counts."""
         return counted(self.entry, result)
 
-    def answers(self, result: Result, model: str) -> dict[str, Path]:
-        """The folders with a model's answers, by the rows it was asked about."""
-        return {on: self.contents / "predictions" / key for on, key in result.models[model].predictions.items()}
+    def answers(self, result: Result, model: str, **context: Any) -> dict[str, Predictions]:
+        """A model's answers, by the rows it was asked about; ``context`` is what `read_predictions` adds."""
+        keys = result.models[model].predictions
+        return {on: parse_predictions(self.predictions[answers_file(key)], **context) for on, key in keys.items()}
+
+    def asked(self, on: str, result: Result, model: str, **context: Any) -> Predictions:
+        """What a metric is measured from: a model's answers to its rows."""
+        answers = self.answers(result, model, **context)
+        return answers["triggered"].beside(answers["plain"]) if on == "both" else answers[on]
 
     @cached_property
     def verifications(self) -> list[Verification]:
@@ -144,46 +150,35 @@ def read_row(folder: Path) -> Row:
     Raises:
         DefenseKitError: a file is missing, was changed, is of another kind, or is too many or too much.
     """
-    files = dict(_files(folder, _KNOWN))
-    if PACK not in files:
-        return _read(folder, folder, files)
-    contents = Path(tempfile.mkdtemp(prefix="defensekit-row-"))
-    try:
-        unpack(files.pop(PACK), contents)
-        packed = dict(_files(contents, _PACKED))
-        if twice := sorted(packed.keys() & files.keys()):
-            raise DefenseKitError(f"{folder}: {twice[0]} is there packed and unpacked")
-        row = _read(folder, contents, files | packed)
-    except BaseException:
-        shutil.rmtree(contents, ignore_errors=True)
-        raise
-    weakref.finalize(row, shutil.rmtree, contents, ignore_errors=True)
-    return row
-
-
-def _read(folder: Path, contents: Path, files: Mapping[str, Path]) -> Row:
+    files = {name: path.read_bytes() for name, path in _files(folder)}
     for needed in (RECORD, ENTRY):
         if needed not in files:
             raise UsageError(f"{folder} is no row: it has no {needed}")
+    if PACK in files:
+        for name, data in unpacked(files.pop(PACK), folder / PACK).items():
+            if name in files:
+                raise DefenseKitError(f"{folder}: {name} is there packed and unpacked")
+            files[name] = data
     record = record_of(folder)
     listed = {name for name in files if name != RECORD and not name.startswith(VERIFICATIONS)}
     if difference := sorted(listed ^ record.files.keys()):
         which = "is listed and not there" if difference[0] in record.files else "is there and not listed"
         raise DefenseKitError(f"{folder}: {difference[0]} {which}")
     for name, digest in record.files.items():
-        if file_digest(files[name]) != digest:
+        if sha256(files[name]).hexdigest() != digest:
             raise DefenseKitError(f"{folder}: {name} is not what its digest in {RECORD} says")
     cells: dict[Cell, Result] = {}
     for name in sorted(name for name in files if name.startswith("cells/")):
-        result = read_result(files[name])
+        result = parse_result(files[name], folder / name)
         attack, seed = result.axes.get(AXIS), result.recipe.get("seed")
         if not isinstance(attack, str) or not isinstance(seed, int) or name != cell_file((attack, seed)):
             raise DefenseKitError(f"{folder}: {name} is of another cell (attack {attack!r}, seed {seed!r})")
         cells[attack, seed] = result
-    entry = load_entry(files[ENTRY])
+    entry = load_entry(folder / ENTRY)
     if entry.name != record.entry:
         raise DefenseKitError(f"{folder}: the entry is called {entry.name}, and the row {record.entry}")
-    return Row(folder, contents, record, entry, cells, file_digest(files[RECORD]))
+    predictions = {name: data for name, data in files.items() if name.startswith("predictions/")}
+    return Row(folder, record, entry, cells, predictions, sha256(files[RECORD]).hexdigest())
 
 
 def pack(folder: Path) -> None:
@@ -199,28 +194,31 @@ def pack(folder: Path) -> None:
         shutil.rmtree(folder / part)
 
 
-def unpack(packed: Path, folder: Path) -> None:
-    """Write what was packed into a folder.
+def unpacked(packed: bytes, path: Path) -> dict[str, bytes]:
+    """What was packed, by its path within the row.
 
     Raises:
         DefenseKitError: it is damaged, or has anything but files of known names, or too much.
     """
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_UNPACKING)
     try:
-        data = decompressor.decompress(packed.read_bytes(), BYTES)
+        data = decompressor.decompress(packed, BYTES)
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             members = tar.getmembers()
             for member in members:
                 if member.type != tarfile.REGTYPE or not re.fullmatch(_PACKED, member.name):
-                    raise DefenseKitError(f"{packed}: {member.name!r} has no place in it")
-            if not decompressor.eof or len(members) > FILES or sum(member.size for member in members) > BYTES:
-                raise DefenseKitError(f"{packed} has more than {FILES:,} files, or {BYTES:,} bytes")
-            for member in members:
-                source, path = tar.extractfile(member), folder / member.name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(source.read() if source else b"")
+                    raise DefenseKitError(f"{path}: {member.name!r} has no place in it")
+            total, largest = sum(member.size for member in members), max((member.size for member in members), default=0)
+            if not decompressor.eof or len(members) > FILES or total > BYTES or largest > FILE_BYTES:
+                raise DefenseKitError(f"{path} goes beyond {_limits()}")
+            files = {member.name: tar.extractfile(member) for member in members}
+            return {name: file.read() for name, file in files.items() if file}
     except (lzma.LZMAError, tarfile.TarError, EOFError) as error:
-        raise DefenseKitError(f"{packed} can't be unpacked ({error})") from error
+        raise DefenseKitError(f"{path} can't be unpacked ({error})") from error
+
+
+def _limits() -> str:
+    return f"what a row may have ({FILES:,} files, {BYTES:,} bytes in all, {FILE_BYTES:,} in one)"
 
 
 def record_of(folder: Path) -> RowRecord:
@@ -240,12 +238,17 @@ def record_of(folder: Path) -> RowRecord:
         raise DefenseKitError(f"{path}: {_first(error)}") from error
 
 
+def answers_file(key: str) -> str:
+    """The file of a stage's answers."""
+    return f"predictions/{key}/{LOGITS}"
+
+
 def cell_file(cell: Cell) -> str:
     """The file of a cell's result."""
     return f"cells/{cell[0]}-{cell[1]}.json"
 
 
-def _files(folder: Path, known: str) -> Iterator[tuple[str, Path]]:
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Every file in a row's folder by its path within it; nothing but plain files of known names and sizes."""
     count = total = 0
     for top, folders, names in os.walk(folder):
@@ -256,12 +259,11 @@ def _files(folder: Path, known: str) -> Iterator[tuple[str, Path]]:
                 continue
             if not stat.S_ISREG(about.st_mode):
                 raise DefenseKitError(f"{folder}: {inner} is no plain file")
-            if not re.fullmatch(known, inner):
+            if not re.fullmatch(_KNOWN, inner):
                 raise DefenseKitError(f"{folder}: {inner} has no place in a row")
             count, total = count + 1, total + about.st_size
             if count > FILES or total > BYTES or about.st_size > FILE_BYTES:
-                limits = f"{FILES:,} files, {BYTES:,} bytes in all, {FILE_BYTES:,} in one"
-                raise DefenseKitError(f"{folder}: {inner} goes beyond what a row may have ({limits})")
+                raise DefenseKitError(f"{folder}: {inner} goes beyond {_limits()}")
             yield inner, path
 
 

@@ -1,8 +1,8 @@
 """What a row says, in numbers: measured from its answers, as a check leaves them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -12,7 +12,6 @@ from defensekit.leaderboard.checking import Checker, cost
 from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.row import Row
 from defensekit.leaderboard.tracks import Cell, Track
-from defensekit.pipeline.predictions import read_for
 from defensekit.recipe.keys import RetuningKeys
 from defensekit.recipe.vocabulary import retuned
 from defensekit.utils.errors import DefenseKitError, UsageError
@@ -81,6 +80,10 @@ class Scores:
 
     def numbers(self) -> dict[str, float | None]:
         """Every number of the table, by its column."""
+        return self._numbers
+
+    @cached_property
+    def _numbers(self) -> dict[str, float | None]:
         backdoors, attacked = list(self.track.keys.attacks), [*self.track.keys.attacks, *self.track.keys.biases]
 
         def mean(metric: str, attacks: Iterable[str] = backdoors, model: str | None = None) -> float | None:
@@ -146,15 +149,14 @@ def score(row: Row, checker: Checker) -> Scores:
         for metric in (EXCESS, ACC)
     }
     clean = {cell: _values(row, checker, cell, EXCESS, "clean") for cell, _ in cells} if track.attack else {}
-    return Scores(row, track, paired, clean)
+    return Scores(replace(row, predictions={}), track, paired, clean)  # of a board of many rows it would be a lot
 
 
 def _values(row: Row, checker: Checker, cell: Cell, name: str, model: str) -> "np.ndarray":
     """A metric of a cell's model, test row by test row."""
     result = row.cells[cell]
     metric = checker.metric(next(spec for spec in checker.metrics_of(cell[0]) if spec["name"] == name))
-    predictions = read_for(metric.on, row.answers(result, model), target=(result.attack or {}).get("target"))
-    values = metric.row_values(predictions) if predictions else None
+    values = metric.row_values(row.asked(metric.on, result, model, target=(result.attack or {}).get("target")))
     if values is None:
         raise DefenseKitError(f"{row.folder}: {name} has no values of single rows to compare")
     return values.astype(int)

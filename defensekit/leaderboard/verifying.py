@@ -19,7 +19,6 @@ from defensekit.leaderboard.entries import check_trust
 from defensekit.leaderboard.freezing import check_frozen
 from defensekit.leaderboard.row import VERIFICATIONS, Row, Verification, VerifiedCell, read_row
 from defensekit.leaderboard.tracks import Cell, Track
-from defensekit.pipeline.predictions import read_predictions
 from defensekit.result.schema import Result
 from defensekit.studies.rerun import differences
 from defensekit.utils.errors import DefenseKitError
@@ -123,7 +122,7 @@ def _compared(cell: Cell, row: Row, again: Row) -> VerifiedCell:
     for model in before.models:
         answers, repeated = row.answers(before, model), again.answers(after, model)
         for on in answers:
-            one, other = (read_predictions(folder[on]).answers() for folder in (answers, repeated))
+            one, other = (asked[on].answers() for asked in (answers, repeated))
             differing = float((one != other).mean()) if len(one) == len(other) else 1.0
             shares[on] = max(differing, shares.get(on, 0.0))
     return VerifiedCell(attack=cell[0], seed=cell[1], differing=shares, inputs=inputs[:20])

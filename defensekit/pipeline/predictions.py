@@ -15,9 +15,16 @@ def read_predictions(
     folder: Path, target: int | None = None, names: tuple[str, ...] = (), seed: int = 0
 ) -> Predictions:
     """Read the predictions of a stage, and add what metrics need: the target, label names and a seed."""
-    from safetensors.numpy import load_file
+    return parse_predictions((folder / LOGITS).read_bytes(), target, names, seed)
 
-    tensors = load_file(folder / LOGITS)
+
+def parse_predictions(
+    data: bytes, target: int | None = None, names: tuple[str, ...] = (), seed: int = 0
+) -> Predictions:
+    """What `read_predictions` gives, from a file's bytes."""
+    from safetensors.numpy import load
+
+    tensors = load(data)
     targets = tensors.get("targets")
     return Predictions(tensors["logits"], tensors["labels"], target, names, seed, tensors["ids"], targets=targets)
 
@@ -43,12 +50,11 @@ def read_for(on: str, folders: Mapping[str, Path], **context: Any) -> Any:
         folders: of the stages with a model's predictions, by the rows.
         context: what `read_answers` adds.
     """
-    if on == "both":
-        if not {"plain", "triggered"} <= folders.keys():
-            return None
-        triggered, plain = (read_answers(folders[name], **context) for name in ("triggered", "plain"))
-        return triggered.beside(plain)
-    return read_answers(folders[on], **context) if on in folders else None
+    needed = ("triggered", "plain") if on == "both" else (on,)
+    if not folders.keys() >= {*needed}:
+        return None
+    answers = [read_answers(folders[name], **context) for name in needed]
+    return answers[0].beside(answers[1]) if on == "both" else answers[0]
 
 
 def clean_trial(predictions: Answers, value: float) -> Trial:

@@ -452,15 +452,20 @@ def read_result(path: str | Path) -> Result:
         UsageError: the file is missing, or is no result of this schema version.
     """
     try:
-        text = read_regular(Path(path), LARGEST)
+        return parse_result(read_regular(Path(path), LARGEST), path)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+
+
+def parse_result(text: bytes, path: str | Path) -> Result:
+    """Check a result that was read from a path; see `read_result`."""
+    try:
         plain = json.loads(text)
         version = plain.get("schema_version")
         if version != 4:
             raise UsageError(f"{path}: a result of schema_version {printable_name(version)}, expected 4")
         _refuse_infinite(path, plain)
         return Result.model_validate_json(text)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(

@@ -1,8 +1,12 @@
 """Pages from templates and small tables for notebooks, with every text escaped."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> str:
@@ -19,8 +23,12 @@ def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object
 
 def fill(package: str, template: str, **values: Any) -> str:
     """Render a template of a package, with every text escaped; it may extend the templates beside this module."""
+    return _environment(package).get_template(template).render(**values)
+
+
+@cache  # it keeps templates compiled
+def _environment(package: str) -> "Environment":
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("defensekit.utils", ".")])
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template(template).render(**values)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)

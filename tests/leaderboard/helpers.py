@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from defensekit.cli.leaderboard import app
 from defensekit.leaderboard.checking import Checker
-from defensekit.leaderboard.row import PACK, RECORD, unpack
+from defensekit.leaderboard.row import PACK, RECORD, unpacked
 from defensekit.leaderboard.tracks import Track
 from defensekit.pipeline.identity import identity
 from defensekit.pipeline.predictions import LOGITS
@@ -91,7 +91,9 @@ def said(*arguments: Any) -> tuple[str, str]:
 def loose(row: Path, target: Path) -> Path:
     """A copy of a row that is not packed, to be changed."""
     shutil.copytree(row, target)
-    unpack(target / PACK, target)
+    for name, data in unpacked((target / PACK).read_bytes(), target / PACK).items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(data)
     (target / PACK).unlink()
     return target
 

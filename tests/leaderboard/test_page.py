@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from defensekit.leaderboard.checking import Checker
-from defensekit.leaderboard.page import build, letters, shown, tradeoff
+from defensekit.leaderboard.page import build, fails, letters, shown, tradeoff
 from defensekit.leaderboard.row import RECORD, Verification, VerifiedCell, read_row
 from defensekit.leaderboard.scores import ACC, EXCESS, FAILED, HOST, SELF, THIRD, score
 from defensekit.leaderboard.ties import interval, standings
@@ -140,6 +140,14 @@ def test_every_point_has_a_label() -> None:
     assert [(label.get_text(), label.xy) for label in labels] == [("A", points[0]), ("B, C", points[1])]
 
 
+def test_where_it_fails() -> None:
+    row = made_up("a", 0.5, 0.9)
+    assert fails(row) == [("word", 0.5), ("sentence", 0.5)]
+    for cell, rows in row.paired[EXCESS].items():
+        rows[:] = cell[0] == "sentence" and np.arange(400) < 300
+    assert fails(row) == [("sentence", 0.75)]
+
+
 # -- the site ----------------------------------------------------------------------------------------------------------
 
 EVIL = "<script>alert(1)</script>"
@@ -183,7 +191,9 @@ def test_data_beside_it(site: Path) -> None:
     assert {one["group"] for one in records.values()} == {"A"}
     assert records["twelve"]["no_better_than"] == "trivial"
     assert records["twelve"]["badge"] == THIRD
-    assert "0 of 2 neighbours" in (site / "index.html").read_text()
+    page = (site / "index.html").read_text()
+    assert "0 of 2 neighbours" in page
+    assert "No trivial baseline" not in page
 
 
 def test_two_rows_of_one_name(row: Path, track: Track, tmp_path: Path) -> None:
@@ -194,6 +204,7 @@ def test_two_rows_of_one_name(row: Path, track: Track, tmp_path: Path) -> None:
 def test_the_command(row: Path, track: Track, tmp_path: Path) -> None:
     page = tmp_path / "site/index.html"
     assert said("build", row, "--out", page.parent, "--track", track.document.name) == (f"page: {page}\n", "")
+    assert "No trivial baseline is among these rows" in page.read_text()
     (row / "entry.yaml").write_text("name: other\n")
     assert (
         "entry.yaml is not what its digest"

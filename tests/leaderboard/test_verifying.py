@@ -83,7 +83,7 @@ def measure_again(track: Track, row: Path) -> None:
     for cell, result in read.cells.items():
         numbers = {
             name: {
-                spec["name"]: checker.measure(spec, read.answers(result, name), result).model_dump()
+                spec["name"]: checker.measure(spec, read, result, name).model_dump()
                 for spec in checker.metrics_of(cell[0])
             }
             for name in result.models
