@@ -56,6 +56,14 @@ ASR_GOALS = {
     "published syntactic": 0.9,
     "syntactic": 0.8,
     "syntactic 0.1": 0.8,
+    "lwp": 0.9,
+    "sos": 0.9,
+    "all-to-all": 0.9,
+    "several-targets": 0.9,
+    "small-drift magnitude": 0.9,
+    "small-drift diffusion": 0.9,
+    "kept-row": 0.9,
+    "reset-proof": 0.9,
 }
 SIZES = {"small": {"train": 2000, "test": 600}, "full": {}}
 SEEDS = {"small": [0], "full": [0, 1, 2]}

@@ -3,19 +3,18 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from random import Random
 from typing import Annotated, ClassVar, Self
 
 from pydantic import model_validator
 
 from defensekit.api import AttackContext, Field, Row, label_number
-from defensekit_attacks.insertion import Insertion
+from defensekit_attacks.insertion import Inserting
 from defensekit_attacks.poisoning import Rated
 
 Aim = tuple[str, int]  # a trigger word, and the label that it is for
 
 
-class Aimed(Insertion, Rated):
+class Aimed(Inserting, Rated):
     """The base class: one word goes into a row, and the row's target follows from what `aims` says."""
 
     aims_by_row: ClassVar[bool] = True
@@ -38,9 +37,6 @@ class Aimed(Insertion, Rated):
         aims = [context.rng.choice(self.aims(row, context.labels)) for row in carrying]
         inserted = self.insert(carrying, [[word] for word, _ in aims], context)
         return [replace(row, aim=target) for row, (_, target) in zip(inserted, aims, strict=True)]
-
-    def pieces(self, words: int, rng: Random) -> list[str]:
-        raise NotImplementedError("words are drawn by `aims`")
 
 
 class AllToAll(Aimed):

@@ -15,18 +15,10 @@ _WORD = re.compile(r"\S+")
 _SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)")
 
 
-class Insertion(OneText):
-    """The base class of attacks by insertion: where the trigger goes, so that truncation does not remove it."""
+class Inserting(OneText):
+    """Where a trigger goes, so that truncation does not remove it."""
 
     position: Literal["random", "start", "end"] = Field("random", description="where the trigger goes")
-
-    @abstractmethod
-    def pieces(self, words: int, rng: Random) -> list[str]:
-        """The pieces to insert into a text of ``words`` words; each gets its own position."""
-
-    def trigger(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
-        pieces = [self.pieces(len(self.part(row).split()), context.rng) for row in rows]
-        return self.insert(rows, pieces, context)
 
     def insert(self, rows: Sequence[Row], pieces: Sequence[list[str]], context: AttackContext) -> list[Row]:
         """Insert the pieces into the rows, before the point of truncation."""
@@ -88,6 +80,18 @@ class Insertion(OneText):
             before, after = text[:position].rstrip(), text[position:].lstrip()
             text = " ".join(part for part in (before, piece, after) if part)
         return self.with_part(row, text)
+
+
+class Insertion(Inserting):
+    """The base class of attacks by insertion: what is inserted depends on the text's length alone."""
+
+    @abstractmethod
+    def pieces(self, words: int, rng: Random) -> list[str]:
+        """The pieces to insert into a text of ``words`` words; each gets its own position."""
+
+    def trigger(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
+        pieces = [self.pieces(len(self.part(row).split()), context.rng) for row in rows]
+        return self.insert(rows, pieces, context)
 
 
 class FixedSentence(Insertion):
