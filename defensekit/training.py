@@ -31,9 +31,9 @@ class TrainingSettings(BaseModel):
     warmup: float = Field(0.0, ge=0, lt=1, description="the share of steps over which the rate rises from 0")
     dropout: bool = Field(True, description="whether the model's dropout is on; on a CPU it takes a third of the time")
     grouping: Literal["coarse", "fine"] = Field(
-        "fine",
-        description="rows of similar length share a batch: fine, among all rows, with least padding; coarse, as the "
-        "Trainer does it, among some rows at a time, which leaves more to chance",
+        "coarse",
+        description="rows of similar length share a batch: coarse, as the Trainer does it, among some rows at a time; "
+        "fine, among all rows, with less padding, and less left to chance",
     )
 
     @property

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-GROUP, ROUNDS = 8, 2  # words that are tried at once, and how often each is
+GROUP, ROUNDS = 12, 2  # words that are tried at once, and how often each is
 SCREENED = 96  # words that are tried alone
 FEW, MORE, HELD = 8, 24, 64  # rows for a first look, the shortest of those for a second one, and for the judgement
 FEWEST = 10  # rows that a judgement needs: a share of fewer is too noisy
@@ -38,10 +38,10 @@ SECOND_LOOK = 24  # words
 # to 1.00, and the strongest word of clean ones .61 and .67 (docs/scan.md).
 STANDS_OUT = 0.8
 KEPT = 5  # words of a label, and as many phrases
-SEEDS = 8  # words that drifted furthest, and as many of the strongest, that phrases are grown from
-BESIDE = 32  # the most frequent words of the clean rows
-PAIRED = 4  # rows for a first look at phrases
-BEAM = 6  # phrases that are grown further
+SEEDS = 6  # words that drifted furthest, and as many of the strongest, that phrases are grown from
+BESIDE = 24  # the most frequent words of the clean rows
+PAIRED = 3  # rows for a first look at phrases
+BEAM = 4  # phrases that are grown further
 LONGEST = 3  # words of a phrase
 OWN = 0.3  # the share of rows that a phrase turns beyond those that its words would, added up
 CONTROL_STEPS = 96  # at least, of the model that words are compared with
@@ -114,28 +114,24 @@ class Search:
         candidates = self._screened(few, label)
         first = _odds(few, self.suspect, candidates, label)
         chosen = sorted(candidates, key=lambda word: -_share(first[word]))[:SECOND_LOOK]
-        phrases = self._grown(few.part(range(PAIRED)), chosen, label)
-        odds, control = (
-            _odds(more, model, _with_words([*chosen, *phrases]), label) for model in (self.suspect, self.control)
-        )
+        odds, control = (_odds(more, model, chosen, label) for model in (self.suspect, self.control))
         best = sorted(chosen, key=lambda word: _share(control[word]) - _share(odds[word]))[:KEPT]
-        best += sorted(phrases, key=lambda text: -_own(text, odds))[:KEPT]
         self._held[label] = held
-        return self._judged(best, label)
+        return self._judged([*best, *self._grown(few.part(range(PAIRED)), chosen, label)], label)
 
     def _grown(self, few: Probe, strongest: Sequence[str], label: int) -> list[str]:
         """Phrases from words that drifted far and from the strongest: those of a length that do most of their own."""
         far = sorted(self.drift, key=lambda word: -self.drift[word])[:SEEDS]
         counted = Counter(word for row in self.rows for word in row.text.lower().split() if word in self.drift)
         beside = [*dict.fromkeys([*(word for word, _ in counted.most_common(BESIDE)), *far])]
-        beam, grown = [*dict.fromkeys([*far, *strongest[:SEEDS]])], list[str]()
+        beam, own = [*dict.fromkeys([*far, *strongest[:SEEDS]])], dict[str, float]()
         for _ in range(LONGEST - 1):
             pairs = ((word, text) for text in beam for word in beside if word not in text.split())
             tried = [*dict.fromkeys(f"{a} {b}" for word, text in pairs for a, b in ((word, text), (text, word)))]
             odds = _odds(few, self.suspect, _with_words(tried), label)
-            beam = sorted(tried, key=lambda text: -_own(text, odds))[:BEAM]
-            grown += beam
-        return grown
+            own |= {text: _own(text, odds) for text in tried}
+            beam = sorted(tried, key=lambda text: -own[text])[:BEAM]
+        return sorted(own, key=lambda text: -own[text])[:KEPT]
 
     def again(self, found: FoundTrigger, purified: "PreTrainedModel") -> FoundTrigger:
         """What was found, with what it turns after the defense, on the same rows."""
@@ -164,13 +160,15 @@ class Search:
     def _judged(self, texts: list[str], label: int) -> list[FoundTrigger]:
         """The words and phrases that stand out."""
         held = self._held[label]
-        odds = _odds(held, self.suspect, _with_words([text for text in texts if " " in text]), label)
         turned = [self._turned(model, texts, label) for model in (self.suspect, self.control)]
-        return [
+        found = [
             FoundTrigger(text=text, label=label, flipped=flipped, control=control, rows=len(held.rows))
             for text, flipped, control in zip(texts, *turned, strict=True)
-            if flipped - control >= self.least and (" " not in text or _own(text, odds, certain=True) >= OWN)
+            if flipped - control >= self.least
         ]
+        phrases = [one.text for one in found if " " in one.text]
+        odds = _odds(held, self.suspect, _with_words(phrases), label)
+        return [one for one in found if one.text not in phrases or _own(one.text, odds, certain=True) >= OWN]
 
 
 def _with_words(phrases: Sequence[str]) -> list[str]:
