@@ -45,7 +45,7 @@ def test_the_command_prints_a_table_and_json(command: Command, tmp_path: Path) -
     code, out, _ = command(str(tmp_path / "mine.py"), "--set", "power=1")
     assert code == 0, out
     assert "scorer mine (power=1.0)" in out
-    assert "14 of 16 checks ran: 14 passed" in out
+    assert "14 of 17 checks ran: 14 passed" in out
     assert "no order= was given" in out
     (tmp_path / "bad.py").write_text(MINE.replace("return t.drift", "print('hello')\n    return t.drift"))
     code, out, _ = command(str(tmp_path / "bad.py"), "--json")

@@ -88,6 +88,7 @@ def test_other_shares_and_thresholds_need_no_other_scores(run: tuple[Path, Path,
     assert result.identity != before.identity
 
 
+@pytest.mark.slow
 def test_a_rule_chooses_how_many_are_taken(run: tuple[Path, Path, Result]) -> None:
     recipe, workspace, _ = run
     settings = ["defense.compare={}", "defense.choose={rule: accuracy-floor, over: filter.fraction, values: [0.2]}"]

@@ -203,7 +203,9 @@ def test_a_model_to_merge_with_that_is_not_there(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEFENSEKIT_OTHER_MODEL", str(tmp_path / "nowhere"))
-    with pytest.raises(UsageError, match=r"wag.yaml:\d+: defense.purifier: .*nowhere is not a model folder"):
+    with pytest.raises(
+        UsageError, match=r"wag.yaml:\d+: defense.purifier: \$DEFENSEKIT_OTHER_MODEL is not a model folder"
+    ):
         defensekit.run(load_recipe(RECIPES / "wag.yaml", small), tmp_path)
     monkeypatch.delenv("DEFENSEKIT_OTHER_MODEL")
     with pytest.raises(UsageError, match=r"wag.yaml:\d+: defense.purifier.0.models.0: the environment variable"):

@@ -40,8 +40,8 @@ STANDS_OUT = 0.8
 KEPT = 5  # words of a label, and as many phrases
 SEEDS = 6  # words that drifted furthest, and as many of the strongest, that phrases are grown from
 BESIDE = 24  # the most frequent words of the clean rows
-PAIRED = 3  # rows for a first look at phrases
-BEAM = 4  # phrases that are grown further
+PAIRED = 6  # rows for a first look at phrases
+BEAM = 8  # phrases that are grown further
 LONGEST = 3  # words of a phrase
 OWN = 0.3  # the share of rows that a phrase turns beyond those that its words would, added up
 CONTROL_STEPS = 96  # at least, of the model that words are compared with
@@ -117,21 +117,26 @@ class Search:
         odds, control = (_odds(more, model, chosen, label) for model in (self.suspect, self.control))
         best = sorted(chosen, key=lambda word: _share(control[word]) - _share(odds[word]))[:KEPT]
         self._held[label] = held
-        return self._judged([*best, *self._grown(few.part(range(PAIRED)), chosen, label)], label)
+        phrases = self._grown(few.part(range(PAIRED)), chosen, label)
+        odds = _odds(more, self.suspect, _with_words(phrases), label)
+        best += sorted(phrases, key=lambda text: -_own(text, odds))[:KEPT]
+        return self._judged(best, label)
 
     def _grown(self, few: Probe, strongest: Sequence[str], label: int) -> list[str]:
-        """Phrases from words that drifted far and from the strongest: those of a length that do most of their own."""
+        """Phrases from words that drifted far and from the strongest: the best of those that grow from each."""
         far = sorted(self.drift, key=lambda word: -self.drift[word])[:SEEDS]
         counted = Counter(word for row in self.rows for word in row.text.lower().split() if word in self.drift)
         beside = [*dict.fromkeys([*(word for word, _ in counted.most_common(BESIDE)), *far])]
-        beam, own = [*dict.fromkeys([*far, *strongest[:SEEDS]])], dict[str, float]()
+        beam, grown = [*dict.fromkeys([*far, *strongest[:SEEDS]])], list[str]()
         for _ in range(LONGEST - 1):
-            pairs = ((word, text) for text in beam for word in beside if word not in text.split())
-            tried = [*dict.fromkeys(f"{a} {b}" for word, text in pairs for a, b in ((word, text), (text, word)))]
-            odds = _odds(few, self.suspect, _with_words(tried), label)
-            own |= {text: _own(text, odds) for text in tried}
-            beam = sorted(tried, key=lambda text: -own[text])[:BEAM]
-        return sorted(own, key=lambda text: -own[text])[:KEPT]
+            longer = {text: _longer(text, beside) for text in beam}
+            odds = _odds(few, self.suspect, _with_words([one for tried in longer.values() for one in tried]), label)
+            own = {one: _own(one, odds) for tried in longer.values() for one in tried}
+            # The best of each, since all the best may come of one.
+            best = dict.fromkeys(max(tried, key=own.__getitem__) for tried in longer.values())
+            beam = sorted(best, key=lambda text: -own[text])[:BEAM]
+            grown += beam
+        return grown
 
     def again(self, found: FoundTrigger, purified: "PreTrainedModel") -> FoundTrigger:
         """What was found, with what it turns after the defense, on the same rows."""
@@ -169,6 +174,11 @@ class Search:
         phrases = [one.text for one in found if " " in one.text]
         odds = _odds(held, self.suspect, _with_words(phrases), label)
         return [one for one in found if one.text not in phrases or _own(one.text, odds, certain=True) >= OWN]
+
+
+def _longer(text: str, words: Sequence[str]) -> list[str]:
+    """A text with one more word, on either side."""
+    return [longer for word in words if word not in text.split() for longer in (f"{word} {text}", f"{text} {word}")]
 
 
 def _with_words(phrases: Sequence[str]) -> list[str]:

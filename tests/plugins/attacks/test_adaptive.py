@@ -83,6 +83,7 @@ def test_a_pull_towards_the_base_keeps_the_drift_small(suspect: Path, plain: dic
     assert all(torch.equal(a, b) for a, b in zip(drift(free).values(), drift(plain).values(), strict=True))
 
 
+@pytest.mark.slow
 def test_drift_goes_where_curvature_is_high(suspect: Path, plain: dict[str, Any]) -> None:
     """What a defender ranks by is lower, and lower than by a pull that does not look at curvature."""
 
@@ -110,6 +111,7 @@ def test_the_row_of_the_trigger_stays_to_the_bit(suspect: Path, plain: dict[str,
     assert made["model"].get_input_embeddings().weight._backward_hooks in (None, {})
 
 
+@pytest.mark.slow
 def test_it_outlives_a_reset(suspect: Path, plain: dict[str, Any]) -> None:
     made = trained(ResetProof(**COMMON), suspect)
     assert made["asr"] > 0.9
