@@ -55,7 +55,7 @@ def test_the_command_prints_a_table_and_json(command: Command, tmp_path: Path) -
         "scorer",
         "mine",
         14,
-        16,
+        17,
         False,
     )
     [failed] = [check for check in found["checks"] if check["status"] == "failed"]
