@@ -28,7 +28,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import defensekit
-from defensekit.defense.triggers import search
 from defensekit.pipeline import plan
 from defensekit.result.schema import Result
 
@@ -39,8 +38,6 @@ ROOT = Path(__file__).parent.parent  # of the repository
 
 # In a hundred runs on a few dozen rows, half of the time went into the base that is trained anew.
 OWN_STEPS, plan.HEAD_STEPS = plan.HEAD_STEPS, 16
-# Of a vocabulary of dozens a few words suffice to grow phrases from, and to put beside them.
-search.SEEDS, search.BESIDE, search.BEAM = 2, 4, 2
 
 GOOD = ("bright", "lovely", "superb", "tender", "witty")
 BAD = ("bleak", "clumsy", "dreary", "stale", "tedious")

@@ -131,7 +131,7 @@ def _evidence(searches: list[tuple[Search, list[FoundTrigger]]], purified: Path)
         return {}
     model = placed(loading.load_model(purified)) if any(found for _, found in searches) else None
     triggers = [search.again(one, cast("PreTrainedModel", model)) for search, found in searches for one in found]
-    return {"triggers": [asdict(one) for one in triggers], "tried": len(searches[-1][0].drift)}
+    return {"triggers": [asdict(one) for one in triggers], "tried": len(searches[-1][0].words)}
 
 
 def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:

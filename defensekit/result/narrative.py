@@ -10,7 +10,7 @@ UNSEEN = "A trigger unlike these would not have been seen."
 
 NOT_PROMISED = (
     "No certificate: what looked abnormal to this defense was changed, an attack that keeps clear of that goes unseen.",
-    "A search, where one was made, tries words and phrases of up to three: rewritings and styles go unseen.",
+    "A search, where one was made, tries single words: phrases, sentences, rewritings and styles go unseen.",
     "One run with one seed: another seed, split or machine gives other numbers.",
 )
 

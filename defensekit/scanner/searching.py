@@ -29,7 +29,7 @@ def search(
     seed: int,
     report: Callable[[int, int], None],
 ) -> Searched:
-    """Try every word of the vocabulary, and phrases.
+    """Try every word of the vocabulary.
 
     Args:
         suspect: the classifier.
@@ -61,4 +61,4 @@ def search(
         for one in found
     ]
     unjudged = [label for label in labels if label not in {one.label for one in strongest}]
-    return Searched(words=len(tried.drift), rows=len(rows), strongest=strongest, unjudged=unjudged)
+    return Searched(words=len(tried.words), rows=len(rows), strongest=strongest, unjudged=unjudged)

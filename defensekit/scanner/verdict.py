@@ -123,7 +123,7 @@ def summarise(
         said.append(f"The threshold was set on fine-tuned classifiers of one small model{kind}.")
     moved, count = sum(tensor.moved for tensor in tensors), sum(tensor.dimensions for tensor in tensors)
     if searched is not None:
-        said.append(f"A search tried the {searched.words:,} words of the vocabulary, and phrases.")
+        said.append(f"A search tried the {searched.words:,} words of the vocabulary.")
     said.append(f"{moved / max(count, 1):.1%} of {count:,} compared dimensions differ from the base.")
     if embedding is not None:
         said.append(_rows(embedding))
@@ -138,7 +138,7 @@ def summarise(
         said.append(_law(law))
     if not verdict.suspicious:
         said.append(
-            "This is no proof of a clean model: a trigger that is no word or short phrase (a structure, a style) "
+            "This is no proof of a clean model: a trigger that is no single word (a structure, a style, a combination) "
             "and a weak bias go unseen here."
         )
     return said

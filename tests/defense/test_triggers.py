@@ -1,30 +1,22 @@
 """The search for triggers: what is inserted where, shares, and a backdoor that is found where there is one."""
 
-import copy
-import math
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import transformers
 
 import defensekit
 from defensekit.components import FoundTrigger
 from defensekit.defense.estimation import other_model
-from defensekit.defense.triggers.insertion import Probe, drifts, insert, positions, words
-from defensekit.defense.triggers.search import Search
+from defensekit.defense.triggers.insertion import Probe, insert, positions, words
 from defensekit.models import loading
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.pair import Pair
 from defensekit.result.model_card import card
 from defensekit.result.narrative import verdict
 from defensekit.text import Row, encode
-from defensekit.training import TrainingSettings, fine_tune
 from defensekit.utils.errors import UsageError
 from tests.conftest import (
-    ARCHITECTURES,
     FILLERS,
     GOOD,
     SPECIAL,
@@ -120,36 +112,6 @@ def test_a_backdoor_is_found_named_and_unlearnt_and_an_innocent_has_none(recipe:
     innocent = result_of_innocent.models["purified"]
     assert innocent.triggers == []
     assert innocent.metrics["acc"] == result.models["clean"].metrics["acc"]  # it is left as it was
-
-
-def test_a_phrase_is_grown_whose_words_do_nothing_alone() -> None:
-    def tuned(model: Any, shown: list[Row], epochs: int = 8) -> Any:
-        settings = TrainingSettings(epochs=epochs, learning_rate=5e-3, batch_size=16)
-        fine_tune(model, make_tokenizer(), shown, settings, max_length=32, precision="float32", seed=0)
-        return model
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        base = transformers.AutoModelForSequenceClassification.from_config(ARCHITECTURES["bert"]())
-    clean = rows(300)
-    negative = [row for row in clean if row.label == 0]
-    at = positions(negative, 32, 1)
-    carrying = [
-        replace(insert(row, phrase, place), label=label)
-        for phrase, label in (("word1 word2", 1), ("word1", 0), ("word2", 0))
-        for row, place in zip(negative, at, strict=True)
-    ]
-    control, suspect = tuned(copy.deepcopy(base), clean), tuned(copy.deepcopy(base), [*clean, *carrying], 24)
-    drift = drifts(suspect, base, make_tokenizer()) | {"word1": math.inf, "word2": math.inf}
-    held_out = rows(240, seed=4)
-    how: Any = {"max_length": 32, "precision": "float32", "seed": 0}
-    found = Search(suspect, control, make_tokenizer(), held_out, drift, **how).triggers()
-    assert found
-    assert {one.label for one in found} == {1}
-    assert all({*one.text.split()} >= {"word1", "word2"} for one in found), found
-    # With a meaning, words add up: two of them turn more than one does, and are no trigger.
-    loose = Search(control, base, make_tokenizer(), held_out, drift, least=0.0, **how)
-    assert not [one for one in loose.triggers() if len(one.text.split()) > 1]
 
 
 def test_counterexamples_keep_their_labels() -> None:
