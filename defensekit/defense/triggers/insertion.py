@@ -49,16 +49,6 @@ def words(tokenizer: "PreTrainedTokenizerBase", size: int, special: bool = False
     return {token: text for (token, text), ids in zip(spelled.items(), encoded, strict=True) if token in ids}
 
 
-def drifts(
-    suspect: "PreTrainedModel", base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", special: bool = False
-) -> dict[str, float]:
-    """How far the rows of words moved: |suspect - base| of each, by the word; of `words` that both models have."""
-    tables = [model.get_input_embeddings().weight.detach().float().cpu() for model in (suspect, base)]
-    size = min(map(len, tables))
-    drift = (tables[0][:size] - tables[1][:size]).norm(dim=1).tolist()
-    return {word: drift[token] for token, word in words(tokenizer, size, special).items()}
-
-
 def moved_words(suspect: "PreTrainedModel", base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """The words that a suspect was trained on: their rows of its embedding differ from the base's.
 
@@ -70,8 +60,11 @@ def moved_words(suspect: "PreTrainedModel", base: "PreTrainedModel", tokenizer: 
     Returns:
         The words, by token; all words, where no row moved, as with adapters.
     """
-    drift = drifts(suspect, base, tokenizer)
-    return [word for word, distance in drift.items() if distance > 0] or list(drift)
+    tables = [model.get_input_embeddings().weight.detach().cpu() for model in (suspect, base)]
+    size = min(map(len, tables))
+    moved = (tables[0][:size] != tables[1][:size]).any(1).tolist()
+    known = words(tokenizer, size)
+    return [word for token, word in known.items() if moved[token]] or list(known.values())
 
 
 BATCH = 128  # rows that a model answers at once

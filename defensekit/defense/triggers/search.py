@@ -15,13 +15,12 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from defensekit.components import FoundTrigger
-from defensekit.defense.triggers.insertion import Probe, drifts, positions
+from defensekit.defense.triggers.insertion import Probe, positions, words
 from defensekit.text import Row
 from defensekit.training import Precision, TrainingSettings, fine_tune
 from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GROUP, ROUNDS = 12, 2  # words that are tried at once, and how often each is
@@ -50,7 +49,8 @@ def search_beside(
     least: float = STANDS_OUT,
 ) -> "Search":
     """A search for what turns a suspect, beside a control: the base, which is fine-tuned in place on the clean rows."""
-    known = [*drifts(suspect, base, tokenizer, special=True)]
+    size = min(len(model.get_input_embeddings().weight) for model in (suspect, base))
+    known = [*words(tokenizer, size, special=True).values()]
     how: Any = {"max_length": max_length, "precision": precision, "seed": seed}
     fine_tune(base, tokenizer, rows, settings.for_new_head(len(rows), CONTROL_STEPS), **how)
     return Search(suspect, base, tokenizer, rows, known, report=report, least=least, **how)
@@ -101,22 +101,22 @@ class Search:
         more, held = probe.part(range(MORE)), probe.part(range(len(probe.rows))[MORE : MORE + HELD])
         few = more.part(sorted(range(MORE), key=lambda i: len(more.rows[i].text))[:FEW])
         candidates = self._screened(few, label)
-        first = _odds(few, self.suspect, candidates, label)
-        chosen = sorted(candidates, key=lambda word: -_share(first[word]))[:SECOND_LOOK]
-        odds, control = (_odds(more, model, chosen, label) for model in (self.suspect, self.control))
-        best = sorted(chosen, key=lambda word: _share(control[word]) - _share(odds[word]))[:KEPT]
+        first = few.shares(self.suspect, candidates)[..., label].mean(1)
+        chosen = [candidates[i] for i in first.argsort(descending=True)[:SECOND_LOOK].tolist()]
+        shares, control = (more.shares(model, chosen)[..., label].mean(1) for model in (self.suspect, self.control))
+        best = (shares - control).argsort(descending=True)[:KEPT].tolist()
         self._held[label] = held
-        return self._judged(best, label)
+        return self._judged([chosen[i] for i in best], label)
 
     def again(self, found: FoundTrigger, purified: "PreTrainedModel") -> FoundTrigger:
         """What was found, with what it turns after the defense, on the same rows."""
         [after] = self._turned(purified, [found.text], found.label)
         return replace(found, after=after)
 
-    def _turned(self, model: "PreTrainedModel", texts: Sequence[str], label: int) -> list[float]:
-        """The share of answers that each text turns to a label, on rows that the search did not see."""
+    def _turned(self, model: "PreTrainedModel", words: Sequence[str], label: int) -> list[float]:
+        """The share of answers that each word turns to a label, on rows that the search did not see."""
         held = self._held[label]
-        turned: list[float] = (held.shares(model, ["", *texts]).argmax(-1) == label).float().mean(1).tolist()
+        turned: list[float] = (held.shares(model, ["", *words]).argmax(-1) == label).float().mean(1).tolist()
         return [max(share - turned[0], 0.0) for share in turned[1:]]
 
     def _screened(self, probe: Probe, label: int) -> list[str]:
@@ -132,22 +132,12 @@ class Search:
                     strength[word] += share
         return sorted(strength, key=lambda word: -strength[word])[:SCREENED]
 
-    def _judged(self, texts: list[str], label: int) -> list[FoundTrigger]:
+    def _judged(self, words: list[str], label: int) -> list[FoundTrigger]:
         """The words that stand out."""
         held = self._held[label]
-        turned = [self._turned(model, texts, label) for model in (self.suspect, self.control)]
+        turned = [self._turned(model, words, label) for model in (self.suspect, self.control)]
         return [
-            FoundTrigger(text=text, label=label, flipped=flipped, control=control, rows=len(held.rows))
-            for text, flipped, control in zip(texts, *turned, strict=True)
+            FoundTrigger(text=word, label=label, flipped=flipped, control=control, rows=len(held.rows))
+            for word, flipped, control in zip(words, *turned, strict=True)
             if flipped - control >= self.least
         ]
-
-
-def _odds(probe: Probe, model: "PreTrainedModel", texts: Sequence[str], label: int) -> "dict[str, Tensor]":
-    """The log-odds of a label in every row, by the text that is put into them."""
-    return dict(zip(texts, probe.shares(model, texts)[..., label].double().logit(1e-9), strict=True))
-
-
-def _share(odds: "Tensor") -> float:
-    """The mean probability."""
-    return float(odds.sigmoid().mean())
