@@ -21,35 +21,35 @@ STAGES = [
 
 
 def test_the_time_left_is_what_stages_of_the_same_kind_took() -> None:
-    outlook = RunEta(STAGES)
-    assert outlook.left() == ""  # nothing like it was seen
-    assert outlook.left("clean reference", 10, 0.25) == "more than 30 s left"
-    outlook.finish("rows", 1.0, True)
-    outlook.finish("clean reference", 100, False)
-    assert outlook.left() == "more than 2 min left"
-    assert outlook.left("suspect", 20, 0) == "more than 80 s left"
-    assert outlook.left("suspect", 20, 0.5) == "more than 20 s left"
-    outlook.finish("suspect", 200, False)
-    outlook.finish("answers", 5, False)
-    assert outlook.left() == "about 0 s left"
-    assert (len(outlook.done), outlook.total) == (4, 4)
-    outlook.finish("a stage that nobody planned", 5, False)
-    assert (len(outlook.done), outlook.total) == (5, 5)
+    eta = RunEta(STAGES)
+    assert eta.left() == ""  # nothing like it was seen
+    assert eta.left("clean reference", 10, 0.25) == "more than 30 s left"
+    eta.finish("rows", 1.0, True)
+    eta.finish("clean reference", 100, False)
+    assert eta.left() == "more than 2 min left"
+    assert eta.left("suspect", 20, 0) == "more than 80 s left"
+    assert eta.left("suspect", 20, 0.5) == "more than 20 s left"
+    eta.finish("suspect", 200, False)
+    eta.finish("answers", 5, False)
+    assert eta.left() == "about 0 s left"
+    assert (len(eta.done), eta.total) == (4, 4)
+    eta.finish("a stage that nobody planned", 5, False)
+    assert (len(eta.done), eta.total) == (5, 5)
 
 
 def test_stages_side_by_side_share_the_time_that_is_left() -> None:
-    outlook = RunEta(STAGES)
-    outlook.finish("rows", 1.0, True)
-    outlook.finish("answers", 1.0, False)
-    assert outlook.left("clean reference", 10, 0.25) == "more than 30 s left"
-    assert outlook.left("suspect", 10, 0.5) == "about 20 s left"  # 30 and 10 seconds, two at a time
-    outlook.finish("clean reference", 40, False)
-    assert outlook.left("suspect", 15, 0.75) == "about 5 s left"
+    eta = RunEta(STAGES)
+    eta.finish("rows", 1.0, True)
+    eta.finish("answers", 1.0, False)
+    assert eta.left("clean reference", 10, 0.25) == "more than 30 s left"
+    assert eta.left("suspect", 10, 0.5) == "about 20 s left"  # 30 and 10 seconds, two at a time
+    eta.finish("clean reference", 40, False)
+    assert eta.left("suspect", 15, 0.75) == "about 5 s left"
 
 
 def test_what_was_there_before_teaches_what_the_rest_will_take() -> None:
-    outlook = RunEta([Planned("one", "train", "a", 7200.0), Planned("two", "train", "b", None)])
-    assert outlook.left() == "about 2.0 h left"
+    eta = RunEta([Planned("one", "train", "a", 7200.0), Planned("two", "train", "b", None)])
+    assert eta.left() == "about 2.0 h left"
     assert RunEta().left() == ""
 
 
