@@ -9,10 +9,10 @@ from defensekit.components import Observer
 from defensekit.leaderboard.board import rows_in
 from defensekit.leaderboard.entries import Attack, Entry, check_trust, load_attack, load_entry
 from defensekit.leaderboard.freezing import freeze, unfrozen
+from defensekit.leaderboard.redraw import interval, redrawn
 from defensekit.leaderboard.row import ENTRY, record_of
 from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.scores import EXCESS, Scores
-from defensekit.leaderboard.ties import interval
 from defensekit.leaderboard.tracks import ATTACK, ON, Cell, Track, attacked
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.utils.files import file_digest
@@ -57,7 +57,7 @@ def _attempt(attack: Attack, tried: Scores, row: Scores) -> Attempt:
     made, given = ({k: v for k, v in one.row.record.files.items() if "/" not in k} for one in (tried, row))
     if made != given:
         raise DefenseKitError(f"{tried.row.folder}: the entry of {row.row.folder} is another one; run the attack again")
-    low, high = interval(tried.paired[EXCESS], tried.reference)
+    low, high = interval(tried.redrawn[EXCESS] - redrawn(tried.reference))
     worst = row.numbers()["excess_asr_worst"]
     return Attempt(attack, tried, (low, high), worst is not None and low > worst)
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from defensekit.leaderboard.attacking import Attempt, attempts_on
 from defensekit.leaderboard.entries import Attack
 from defensekit.leaderboard.keys import UNPOISONED
+from defensekit.leaderboard.redraw import interval, redrawn
 from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, RETUNED, Scores, scores_in
-from defensekit.leaderboard.ties import Standing, Standings, interval, standings
+from defensekit.leaderboard.ties import Standing, Standings, standings
 from defensekit.leaderboard.tracks import Track
 from defensekit.recipe import yaml_document
 from defensekit.result.plots import COLOURS, MARKS, canvas, image
@@ -189,7 +190,7 @@ def fails(scores: Scores) -> list[tuple[str, float]]:
     left = []
     for attack in {cell[0]: None for cell in scores.paired[EXCESS]}:
         values = {cell: rows for cell, rows in scores.paired[EXCESS].items() if cell[0] == attack}
-        if interval(values)[0] > 0:
+        if interval(redrawn(values))[0] > 0:
             left.append((attack, fmean(float(rows.mean()) for rows in values.values())))
     return sorted(left, key=lambda pair: -pair[1])
 

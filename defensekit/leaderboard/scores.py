@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from defensekit.leaderboard.board import checkers, rows_in
 from defensekit.leaderboard.checking import Checker, cost
 from defensekit.leaderboard.keys import UNPOISONED
+from defensekit.leaderboard.redraw import redrawn
 from defensekit.leaderboard.row import Row
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.recipe.keys import RetuningKeys
@@ -36,6 +37,11 @@ class Scores:
     track: Track
     paired: Mapping[str, Mapping[Cell, "np.ndarray"]]
     reference: Mapping[Cell, "np.ndarray"]
+
+    @cached_property
+    def redrawn(self) -> Mapping[str, "np.ndarray"]:
+        """What chance does to the mean of each metric, (seeds, draws)."""
+        return {metric: redrawn(values) for metric, values in self.paired.items()}
 
     @property
     def name(self) -> str:

@@ -1,20 +1,11 @@
 """Which rows of a track can be told apart, and which can't: groups in place of ranks."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
+from defensekit.leaderboard.redraw import interval
 from defensekit.leaderboard.scores import ACC, EXCESS, Scores
-from defensekit.leaderboard.tracks import Cell
-from defensekit.studies.report.pairing import resampled
-
-if TYPE_CHECKING:
-    import numpy as np
-
-DRAWS = 2_000
-Values = Mapping[Cell, "np.ndarray"]
 
 
 @dataclass(frozen=True)
@@ -35,24 +26,6 @@ class Standings:
     apart: int
 
 
-def interval(values: Values, others: Values | None = None) -> tuple[float, float]:
-    """95 % of a mean, or of the difference of two, over attacks and seeds.
-
-    The percentile bootstrap: test rows are drawn anew within every cell, in pairs where two are compared, and then
-    seeds. Within a seed attacks count alike.
-    """
-    import numpy as np
-
-    rng, by_seed = np.random.default_rng(0), defaultdict(list)
-    for cell in sorted(values):
-        difference = values[cell] - others[cell] if others is not None else values[cell]
-        by_seed[cell[1]].append(resampled(difference, rng, DRAWS))
-    means = np.array([np.mean(attacks, axis=0) for attacks in by_seed.values()])
-    drawn = rng.integers(len(means), size=means.shape)
-    low, high = np.quantile(np.take_along_axis(means, drawn, axis=0).mean(axis=0), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def standings(rows: Sequence[Scores]) -> Standings:
     """Rows in the order of their excess ASR, in groups.
 
@@ -69,7 +42,7 @@ def standings(rows: Sequence[Scores]) -> Standings:
         if i and _worse(one, ordered[i - 1]):
             apart += 1
         beaten_by = [] if one in baselines else [base.name for base in baselines if not _better(one, base)]
-        placed.append(Standing(one, interval(one.paired[EXCESS]), group, beaten_by))
+        placed.append(Standing(one, interval(one.redrawn[EXCESS]), group, beaten_by))
     return Standings(placed, apart)
 
 
@@ -89,7 +62,7 @@ def differences(row: Scores, others: Sequence[Scores]) -> list[Difference]:
 
 
 def _difference(one: Scores, other: Scores, metric: str) -> tuple[float, float, float]:
-    return _mean(one, metric) - _mean(other, metric), *interval(one.paired[metric], other.paired[metric])
+    return _mean(one, metric) - _mean(other, metric), *interval(one.redrawn[metric] - other.redrawn[metric])
 
 
 def _mean(one: Scores, metric: str) -> float:
@@ -99,10 +72,10 @@ def _mean(one: Scores, metric: str) -> float:
 
 def _worse(one: Scores, other: Scores) -> bool:
     """Whether a row's excess ASR is higher than another's, by more than chance."""
-    return interval(one.paired[EXCESS], other.paired[EXCESS])[0] > 0
+    return interval(one.redrawn[EXCESS] - other.redrawn[EXCESS])[0] > 0
 
 
 def _better(one: Scores, other: Scores) -> bool:
     """Whether a row has less excess ASR or more ACC than another, by more than chance."""
-    less = interval(one.paired[EXCESS], other.paired[EXCESS])[1] < 0
-    return less or interval(one.paired[ACC], other.paired[ACC])[0] > 0
+    less = interval(one.redrawn[EXCESS] - other.redrawn[EXCESS])[1] < 0
+    return less or interval(one.redrawn[ACC] - other.redrawn[ACC])[0] > 0

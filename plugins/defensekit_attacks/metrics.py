@@ -4,6 +4,7 @@ The interval is for other draws of the test rows, not for other seeds. Shares ha
 difference of shares and the calibration error have that of the percentile bootstrap (Efron 1979).
 """
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from defensekit.api import DefenseKitError, Field, Generations, Measured, Metric, Predictions, TaskKind
@@ -21,15 +22,21 @@ def share(hits: "np.ndarray") -> Measured:
     Raises:
         DefenseKitError: there are no rows.
     """
-    from scipy.stats import binomtest
-
     rows, count = len(hits), int(hits.sum())
     if not rows:
         raise DefenseKitError("there are no rows to measure on")
-    value = count / rows
+    low, high = _wilson(count, rows)
+    return Measured(value=count / rows, low=low, high=high, rows=rows)
+
+
+@lru_cache(maxsize=10_000)
+def _wilson(count: int, rows: int) -> tuple[float, float]:
+    """Kept, since a board asks for the same shares again and again, and scipy tests a hypothesis beside each."""
+    from scipy.stats import binomtest
+
     # The interval does not depend on the tested share; with this one the test is cheapest.
-    low, high = binomtest(count, rows, value).proportion_ci(method="wilson")
-    return Measured(value=value, low=float(low), high=float(high), rows=rows)
+    low, high = binomtest(count, rows, count / rows).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 class Accuracy(Metric):

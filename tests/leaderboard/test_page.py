@@ -17,9 +17,10 @@ from selenium.webdriver.common.keys import Keys
 
 from defensekit.leaderboard.checking import Checker
 from defensekit.leaderboard.page import build, fails, letters, shown, tradeoff
+from defensekit.leaderboard.redraw import interval, redrawn
 from defensekit.leaderboard.row import RECORD, Verification, VerifiedCell, read_row
 from defensekit.leaderboard.scores import ACC, EXCESS, FAILED, HOST, SELF, THIRD, score
-from defensekit.leaderboard.ties import interval, standings
+from defensekit.leaderboard.ties import standings
 from defensekit.leaderboard.tracks import Track
 from defensekit.utils.errors import UsageError
 from tests.conftest import open_page
@@ -63,14 +64,14 @@ def test_a_row_is_marked_that_a_trivial_one_is_as_good_as() -> None:
 
 
 def test_an_interval_is_that_of_rows_and_of_seeds() -> None:
-    low, high = interval(made_up("a", 0.25, 1.0, seeds=1, rows=400).paired[EXCESS])
+    low, high = interval(made_up("a", 0.25, 1.0, seeds=1, rows=400).redrawn[EXCESS])
     # Of one seed it is the rows' alone; the mean of two attacks of 400 rows each.
     wanted = 1.96 * (0.25 * 0.75 / 800) ** 0.5
     assert (0.25 - low, high - 0.25) == (pytest.approx(wanted, rel=0.1), pytest.approx(wanted, rel=0.1))
     values = {("word", seed): np.array([seed % 2] * 100) for seed in range(10)}  # rows say nothing, seeds do
-    low, high = interval(values)
+    low, high = interval(redrawn(values))
     assert (0.5 - low, high - 0.5) == (pytest.approx(0.31, abs=0.1), pytest.approx(0.31, abs=0.1))
-    assert interval(values, values) == (0, 0)
+    assert interval(redrawn(values) - redrawn(values)) == (0, 0)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

@@ -89,16 +89,15 @@ def bootstrap(differences: "Sequence[np.ndarray]", seed: int = 0) -> tuple[float
     return float(low), float(high)
 
 
-def resampled(values: "np.ndarray", rng: "np.random.Generator", count: int = RESAMPLES) -> "np.ndarray":
-    """The means of rows that are drawn anew, (count,).
+def resampled(values: "np.ndarray", rng: "np.random.Generator") -> "np.ndarray":
+    """The means of rows that are drawn anew, (RESAMPLES,).
 
     Args:
         values: (rows,) of whole numbers.
         rng: draws.
-        count: how often.
     """
     import numpy as np
 
     levels, counts = np.unique(values, return_counts=True)
-    means: np.ndarray = rng.multinomial(len(values), counts / len(values), count) @ levels / len(values)
+    means: np.ndarray = rng.multinomial(len(values), counts / len(values), RESAMPLES) @ levels / len(values)
     return means
