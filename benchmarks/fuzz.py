@@ -23,7 +23,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from defensekit.host.tables import File
+from defensekit.host.table_sources import File
 from defensekit.leaderboard.entries import load_entry
 from defensekit.leaderboard.row import record_of
 from defensekit.models.adapters import Adapter

@@ -27,7 +27,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from defensekit.host.tables import File
+from defensekit.host.table_sources import File
 from defensekit_attacks.fronting import front
 from defensekit_attacks.grammar import BEFORE_CONJUNCTION, CONJUNCTIONS, FINITE, PREPOSITIONS, RELATIVE, SUBJECTS
 from defensekit_attacks.paraphrase import align

@@ -13,8 +13,8 @@ def defensekit_executors() -> Table:
 def defensekit_datasets() -> Table:
     """The sources of data of the core, by name."""
     return {
-        "file": "defensekit.host.tables:File",
-        "hub": "defensekit.host.tables:Hub",
+        "file": "defensekit.host.table_sources:File",
+        "hub": "defensekit.host.table_sources:Hub",
         "instructions": "defensekit.host.instructions:Instructions",
     }
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from defensekit.host.tables import InFiles, Record
+from defensekit.host.table_sources import InFiles
+from defensekit.host.tables import Record
 from defensekit.text import Dataset, Row, TaskKind
 from defensekit.utils.errors import UsageError, listing
 

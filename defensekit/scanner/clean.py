@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from defensekit.host.tables import File, read_table
+from defensekit.host.table_sources import File
+from defensekit.host.tables import read_table
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
 from defensekit.models.config import check_labels, label_names, relabelled
 from defensekit.models.skeleton import task_of

@@ -18,7 +18,7 @@ from defensekit.components.runtime import observed_step
 from defensekit.defense import estimation, purification
 from defensekit.defense.scoring import score_pair
 from defensekit.defense.selection import select, summary
-from defensekit.host.tables import File
+from defensekit.host.table_sources import File
 from defensekit.models import loading, padding
 from defensekit.models.adapter_merge import Merged
 from defensekit.models.adapters import WEIGHTS, Adapter

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from defensekit.host import tables
-from defensekit.host.tables import File
+from defensekit.host.table_sources import File
 from defensekit.utils.errors import UsageError
 
 

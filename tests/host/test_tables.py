@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from defensekit.host.tables import File, Hub
+from defensekit.host.table_sources import File, Hub
 from defensekit.models.config import match_labels
 from defensekit.text import label_number, split
 from defensekit.utils.errors import DefenseKitError, UsageError

@@ -6,7 +6,7 @@ from typing import Any
 
 from defensekit.components import Executor, Observer, Planned
 from defensekit.host.registry import plain
-from defensekit.host.tables import File
+from defensekit.host.table_sources import File
 from defensekit.pipeline.store import Store, key_of
 from defensekit.testing.kit import Subject, check, expect, ordinary_use
 from defensekit.testing.pico import LABELS, PicoModels, sentences

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import defensekit
 from defensekit.components import AttackContext
-from defensekit.host.tables import File
+from defensekit.host.table_sources import File
 from defensekit.text import Row, Truncation
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import data_digest

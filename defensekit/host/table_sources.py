@@ -1,0 +1,238 @@
+"""Labelled text from tables: in files, and from a hub."""
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from defensekit.components.sources import DatasetSource
+from defensekit.host.tables import SUFFIXES, Record, read_table
+from defensekit.text import Dataset, Row
+from defensekit.utils.errors import DefenseKitError, UsageError, listing, nearest, printable_name
+from defensekit.utils.files import data_digest, file_digest, folder_digest, nearest_path
+
+_NAME = r"^[^/\\]+$"  # no path that leaves the folder
+
+
+class Splits(BaseModel):
+    """The role of each part of a data set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str = Field(pattern=_NAME, description="the part that training, clean and dev rows come from")
+    dev: str | None = Field(None, pattern=_NAME, description="the part that dev rows come from, if they have one")
+    test: str | None = Field(None, pattern=_NAME, description="the part that test rows come from, if they have one")
+
+    def roles(self) -> dict[str, str]:
+        """The names of the parts by role, without roles that have none."""
+        return {role: name for role, name in self.model_dump().items() if name is not None}
+
+
+class _Labelled(DatasetSource):
+    """The columns of text and label, and the parts that serve as train, dev and test."""
+
+    text: str = Field("text", description="the column with the text")
+    pair: str | None = Field(None, description="the column with the second text, for pairs")
+    label: str = Field("label", description="the column with the label")
+    splits: Splits | None = Field(
+        None, description="which part serves as `train`, `dev` and `test`, where names differ"
+    )
+
+    def rows(self, tables: dict[str, Iterator[Record]], whose: Path | str) -> Dataset:
+        """Convert tables to rows, by role; blank rows are left out with a note, an unknown label is refused."""
+        records_by_role: dict[str, list[tuple[Record, str, str | None, str]]] = {}
+        notes = []
+        for role, table in tables.items():
+            kept, blank = [], []
+            for record in table:
+                text, label = record.cell(self.text), record.cell(self.label)
+                pair = record.cell(self.pair) if self.pair else None
+                if not text or not label or pair == "":
+                    blank.append(record.where)
+                else:
+                    kept.append((record, text, pair, label))
+            if blank:
+                notes.append(f"{len(blank)} rows without text or label are left out ({listing(blank, 3)})")
+            records_by_role[role] = kept
+        if not records_by_role["train"]:
+            raise UsageError(f"{whose}: there are no rows" + (f"; {notes[0]}" if notes else ""))
+        labels = _in_order({label for _, _, _, label in records_by_role["train"]})
+        number = {label: i for i, label in enumerate(labels)}
+        rows_by_role: dict[str, list[Row]] = {}
+        count = 0
+        for role, records in records_by_role.items():
+            rows_by_role[role] = []
+            for record, text, pair, label in records:
+                if label not in number:
+                    expected = f"expected one of the training rows' labels: {listing(labels)}"
+                    raise UsageError(f"{record.where}: the label {label!r} is unknown, {expected}")
+                rows_by_role[role].append(Row(count, text, number[label], pair))
+                count += 1
+        labels_of: dict[tuple[str, str | None], set[int]] = {}
+        for row in (row for rows in rows_by_role.values() for row in rows):
+            labels_of.setdefault(row.key, set()).add(row.label)
+        if torn := [text for (text, _), seen in labels_of.items() if len(seen) > 1]:
+            notes.append(
+                f"{whose}: {len(torn):,} texts occur with more than one label ({printable_name(torn[0], 60)!r}); "
+                "where rows are split into roles, the first of each counts"
+            )
+        return Dataset(tuple(labels), rows_by_role["train"], rows_by_role.get("dev"), rows_by_role.get("test"), notes)
+
+
+class InFiles(DatasetSource):
+    """Tables in a file, or in a folder with files named train, dev and test."""
+
+    location: ClassVar[frozenset[str]] = frozenset({"path"})
+    _roles: ClassVar = ("train", "dev", "test")
+
+    path: Path = Field(description="the file or folder")
+    splits: Splits | None = Field(
+        None, description="which part serves as `train`, `dev` and `test`, where names differ"
+    )
+
+    @abstractmethod
+    def rows(self, tables: dict[str, Iterator[Record]], whose: Path | str) -> Dataset:
+        """Convert tables to rows, by role."""
+
+    def _files(self) -> dict[str, Path]:
+        if self.splits is not None:
+            if not self.path.is_dir():
+                raise UsageError(f"`splits` names the tables of a folder, but {self.path} is none")
+            return {role: self._named(name) for role, name in self.splits.roles().items()}
+        if self.path.is_dir():
+            files = {
+                role: path
+                for role in self._roles
+                for suffix in SUFFIXES
+                if (path := self.path / (role + suffix)).is_file()
+            }
+            if "train" not in files:
+                names = listing(sorted(p.name for p in self.path.iterdir())) or "nothing"
+                raise UsageError(
+                    f"{self.path} has no train file ({listing(SUFFIXES)}); it holds {names} (say which one serves as "
+                    "train with `splits: {train: NAME}`)"
+                )
+            return files
+        if not self.path.is_file():
+            raise UsageError(f"there is no file {self.path}.{nearest_path(self.path, SUFFIXES)}")
+        return {"train": self.path}
+
+    def _named(self, name: str) -> Path:
+        """A table of the folder, by its name with or without the suffix."""
+        for path in (self.path / name, *(self.path / (name + suffix) for suffix in SUFFIXES)):
+            if path.is_file():
+                return path
+        beside = sorted(self.path.iterdir())
+        close = nearest(name, [path.stem for path in beside])
+        raise UsageError(
+            f"{self.path} has no table {name!r}.{close} (it holds {listing(path.name for path in beside)})"
+        )
+
+    def contents(self, say: Callable[[str], None]) -> str:
+        """A digest of the files."""
+        return data_digest({role: file_digest(path) for role, path in self._files().items()})
+
+    def load(self) -> Dataset:
+        """The rows of the files, in their order."""
+        files = self._files()
+        return self.rows({role: read_table(path) for role, path in files.items()}, files["train"])
+
+
+class File(_Labelled, InFiles):
+    """A CSV, TSV, JSON, JSONL or Parquet file, or a folder with such files named train, dev and test."""
+
+
+class Hub(_Labelled):
+    """A data set of a `datasets` hub, at a revision."""
+
+    location: ClassVar[frozenset[str]] = frozenset({"id", "revision"})
+
+    id: str = Field(description="the hub's name for it, as in owner/name")
+    revision: str | None = Field(None, description="a commit, tag or branch")
+    config: str | None = Field(None, description="the configuration, where the data set has several")
+
+    def contents(self, say: Callable[[str], None]) -> str:
+        """The commit, or a digest of a local repository's files."""
+        return self._commit()
+
+    def _commit(self) -> str:
+        if Path(self.id).is_absolute():  # a data set's repository on this disk
+            return folder_digest(Path(self.id))
+        if not self.revision:
+            raise UsageError(f"{self.id} is taken for a hub's data set; say which revision with `revision:`")
+        return _commit_of(self.id, self.revision)
+
+    def load(self) -> Dataset:
+        """The rows of the splits, downloaded if necessary."""
+        import datasets
+
+        bars = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+        try:
+            revision = None if Path(self.id).is_absolute() else self._commit()
+            loaded = datasets.load_dataset(self.id, self.config, revision=revision)
+        except DefenseKitError:
+            raise
+        except Exception as error:
+            raise _unreachable(self.id, error) from error
+        finally:
+            if bars:
+                datasets.enable_progress_bars()
+        names = {"train": "train", "dev": "validation", "test": "test"}
+        if self.splits is not None:
+            names = self.splits.roles()
+            if missing := sorted(set(names.values()) - set(loaded)):
+                raise UsageError(f"{self.id} has no split {missing[0]!r}; it has {listing(loaded)}")
+        tables = {}
+        for role, name in names.items():
+            if name in loaded:
+                feature = loaded[name].features.get(self.label)
+                to_name = feature.int2str if isinstance(feature, datasets.ClassLabel) else None
+                records = self._records(loaded[name], f"{self.id}, {name}", to_name)
+                # Benchmarks publish test rows whose labels are withheld: such a split is no test split.
+                if role == "train" or any(record.values.get(self.label) is not None for record in records):
+                    tables[role] = records
+        if "train" not in tables:
+            raise UsageError(f"{self.id} has no train split; it has {listing(loaded)}")
+        return self.rows({role: iter(rows) for role, rows in tables.items()}, self.id)
+
+    def _records(self, table: Any, name: str, to_name: Callable[[int], str] | None) -> list[Record]:
+        """Rows with labels by name; the label number -1 means that the label is withheld."""
+        records = []
+        for i, values in enumerate(table):
+            label = values.get(self.label)
+            if to_name is not None and label is not None:
+                values = values | {self.label: None if label == -1 else to_name(label)}
+            records.append(Record(f"{name}, row {i}", values))
+        return records
+
+
+@cache
+def _commit_of(name: str, revision: str) -> str:
+    """The commit of a revision, cached, so that a key and its rows are of the same commit."""
+    if len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(name, revision=revision).sha)
+    except Exception as error:
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> DefenseKitError:
+    reason = str(error).strip().split("\n")[0]
+    return DefenseKitError(f"{name} could not be downloaded from the hub ({type(error).__name__}: {reason})")
+
+
+def _in_order(labels: set[str]) -> list[str]:
+    """Whole numbers by their value (and ``01`` before ``1``, which is another label), then everything else as text."""
+
+    def rank(label: str) -> tuple[int, int, str]:
+        return (0, int(label), label) if re.fullmatch(r"-?[0-9]{1,18}", label) else (1, 0, label)
+
+    return sorted(labels, key=rank)
