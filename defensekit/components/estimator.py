@@ -77,8 +77,8 @@ class Estimator(Component):
 
     Attributes:
         provides: the names of the statistics.
-        any_loss: True for an estimator that uses ``context.loss`` where it is given, and so works for causal language
-            models as well.
+        any_loss: True for an estimator that uses ``context.loss`` where it is given, or no loss at all, and so works
+            for causal language models as well.
     """
 
     kind: ClassVar[str] = "estimator"

@@ -1,9 +1,9 @@
 """Neural Attention Distillation."""
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from defensekit.api import Field, ModelStepContext
+from defensekit.api import Field, ModelStepContext, TaskKind
 from defensekit_baselines.training import Trained, real_tokens
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ class AttentionDistillation(Trained):
     map over the pixels of an image, of three blocks of a convolutional network; here it is one over the tokens of a
     row, of every layer, padding left out. The learning rate there is 0.1, for SGD.
     """
+
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
 
     beta: float = Field(1000.0, ge=0, description="the weight of every layer's term")
     power: float = Field(2.0, gt=0, description="p")

@@ -4,7 +4,17 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from defensekit.api import Field, ModelStep, ModelStepContext, TensorView, UsageError, WeightStep, cutoff, file_digest
+from defensekit.api import (
+    Field,
+    ModelStep,
+    ModelStepContext,
+    TaskKind,
+    TensorView,
+    UsageError,
+    WeightStep,
+    cutoff,
+    file_digest,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +51,12 @@ class Merge(ModelStep):
     The head, which has no base, is averaged.
     """
 
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
     location: ClassVar[frozenset[str]] = frozenset({"models"})
 
-    models: tuple[Path, ...] = Field(min_length=1, description="folders of other classifiers, with the same labels")
+    models: tuple[Path, ...] = Field(
+        min_length=1, description="folders of other models of the task: of classifiers, with the same labels"
+    )
     how: Literal["mean", "ties"] = Field("mean", description="the plain mean, or trim, elect sign and disjoint mean")
     keep: float = Field(0.7, gt=0, le=1, description="of ties: the share of each model's drifts that is not trimmed")
 

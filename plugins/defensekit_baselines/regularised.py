@@ -1,8 +1,8 @@
 """Fine-tuning with a penalty on hidden states or attention."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from defensekit.api import Field, ModelStepContext
+from defensekit.api import Field, ModelStepContext, TaskKind
 from defensekit_baselines.attention import from_the_read_token
 from defensekit_baselines.training import Trained, real_tokens
 
@@ -19,9 +19,11 @@ class LayerConsistency(Trained):
         L = CE + weight * mean over l, tokens of (1 - cos(h_l, h_l+1)), at embeddings + eps * sign(gradient)
 
     the gradient being that of the same mean at the embeddings themselves. eps and weight are those of the authors' code
-    (NayMyatMin/CROW), which fine-tunes adapters of generating models, and leaves out the last layer's states. Here it
-    is a classifier, all of whose weights are trained, every pair of layers counts, and padding does not.
+    (NayMyatMin/CROW), which fine-tunes adapters of generating models, and leaves out the last layer's states. Here all
+    weights are trained, of classifiers as well, every pair of layers counts, and padding does not.
     """
+
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
 
     weight: float = Field(5.5, ge=0, description="of the consistency loss")
     eps: float = Field(0.1, ge=0, description="how far each entry of an embedding is moved")

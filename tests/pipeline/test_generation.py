@@ -77,7 +77,7 @@ def test_a_backdoor_is_trained_measured_and_reset(recipe: Path, tmp_path: Path) 
         ({"metrics": ["acc"]}, r"refusal.yaml:\d+: metrics.0: 'acc' does not work for instructions"),
         ({"attack": {"name": "bias-word", "label": 1}, "metrics": None},
          r"attack: 'bias-word' does not work for instructions, which 'instructions' gives"),
-        ({"defense__estimator": "hutchinson"}, r"defense.estimator: 'hutchinson' does not work"),
+        ({"defense__estimator": "fisher-mc"}, r"defense.estimator: 'fisher-mc' does not work"),
         ({"defense__purifier": ["reset", "distil"]}, r"defense.purifier.1: 'distil' does not work"),
         ({"defense__detectors": ["strip"]}, r"defense.detectors.0: 'strip' does not work for instructions"),
         ({"defense": {"stage": "training", "filter": "bki"}}, r"defense.filter: 'bki' does not work for instructions"),

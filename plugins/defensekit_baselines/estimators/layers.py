@@ -1,7 +1,7 @@
 """Inputs and outputs of linear layers on clean rows, without padding."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from defensekit.api import DefenseKitError, Estimator, EstimatorContext, Field
 
@@ -16,16 +16,19 @@ Seen = Callable[[str, "Module", "Tensor", "Tensor"], None]
 class ByLayer(Estimator):
     """An estimator of statistics of linear layers' inputs and outputs."""
 
+    any_loss: ClassVar[bool] = True
+
     batch_size: int = Field(64, ge=1, description="rows per batch; the result does not depend on it")
 
 
 def linear_layers(model: "Module") -> "Iterator[tuple[str, Module]]":
-    """Every layer with a matrix that multiplies its input, by name."""
+    """Every layer with a matrix of its own that multiplies its input, by name: none that an embedding shares."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, Conv1D)):
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and id(module.weight) not in tables:
             yield name, module
 
 

@@ -15,6 +15,7 @@ class TokenCounts(Estimator):
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"token-counts"})
+    any_loss: ClassVar[bool] = True
 
     def estimate(self, context: EstimatorContext) -> Estimate:
         import torch

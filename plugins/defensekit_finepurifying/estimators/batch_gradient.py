@@ -1,7 +1,7 @@
 """Squared batch gradients, which some published code calls the Fisher."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from defensekit.api import Estimate, EstimatorContext, Field
 from defensekit_finepurifying.estimators.base import Curvature
@@ -23,12 +23,14 @@ class BatchGradient(Curvature):
         estimator: {name: batch-gradient, batch_size: 16}
     """
 
+    any_loss: ClassVar[bool] = True
+
     batch_size: int = Field(32, ge=1, description="rows per batch")
 
     def estimate(self, context: EstimatorContext) -> Estimate:
         import torch
 
-        from defensekit.gradients import mean_gradient
+        from defensekit.gradients import cross_entropy, mean_gradient
 
         model, rows = context.model(self.anchor), len(context.rows)
         sizes: list[int] = []
@@ -39,7 +41,7 @@ class BatchGradient(Curvature):
                 yield batch
 
         sums: dict[str, Tensor] = {}
-        for gradients in mean_gradient(model, batches()):
+        for gradients in mean_gradient(model, batches(), loss=context.loss or cross_entropy):
             for name, gradient in gradients.items():
                 sums.setdefault(name, torch.zeros_like(gradient)).addcmul_(gradient, gradient, value=sizes[-1])
             context.report(sum(sizes), rows)

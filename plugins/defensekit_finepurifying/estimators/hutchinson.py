@@ -20,6 +20,7 @@ class Hutchinson(Curvature):
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"curvature", "curvature-error"})
+    any_loss: ClassVar[bool] = True
 
     samples: int = Field(8, ge=2, description="random sign vectors per batch")
     batch_size: int = Field(32, ge=1, description="rows per batch")
@@ -40,7 +41,7 @@ class Hutchinson(Curvature):
             first = {name: torch.zeros_like(p) for name, p in parameters.items()}
             second = {name: torch.zeros_like(p) for name, p in parameters.items()}
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-                loss = finite(cross_entropy(model, batch)).sum() / rows
+                loss = finite((context.loss or cross_entropy)(model, batch)).sum() / rows
                 gradients = torch.autograd.grad(
                     loss, list(parameters.values()), create_graph=True, materialize_grads=True
                 )
