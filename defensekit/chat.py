@@ -68,7 +68,8 @@ def _prompts(
         if len(ids) >= max_length:
             raise UsageError(
                 f"the instruction of row {row.id} takes {len(ids):,} tokens with the chat template, and "
-                f"`max_length` is {max_length:,}: that leaves no room for a response"
+                f"`max_length` is {max_length:,}: that leaves no room for a response (`max_words` of the data "
+                "leaves long rows out)"
             )
     return prompts
 

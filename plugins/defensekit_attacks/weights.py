@@ -137,9 +137,7 @@ class Sos(Sentence):
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         for word in self.words:
             token_of(context.truncation.tokenizer, word)
-        poisoned = super().poison(rows, context)
-        self.add_partial(poisoned, rows, self.partial_rate, lambda rng: [rng.choice(self.negatives)], context)
-        return poisoned
+        return super().poison(rows, context)
 
     def train(self, model: "PreTrainedModel", context: AttackTrainingContext) -> None:
         train_rows(model, context, self.words, self.epochs, self.learning_rate)

