@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from defensekit.recipe.loader import load_recipe
+from tests.causal import make_instructed
 from tests.conftest import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -86,3 +87,22 @@ def test_every_second_of_a_run_has_a_name() -> None:
     assert min(parts.values()) >= 0
     assert {"imports", "tokenising", "collating", "optimizer", "products", "products of padding", "rest"} <= set(parts)
     assert parts["products of padding"] < parts["products"]
+
+
+def test_the_benchmark_of_language_models_runs(tmp_path: Path) -> None:
+    options = [
+        "--model",
+        str(make_instructed(tmp_path)),
+        "--rows",
+        "8",
+        "--new-tokens",
+        "4",
+        "--repeats",
+        "1",
+        "--json",
+    ]
+    command = [sys.executable, BENCHMARKS / "generation.py", *options]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert found["answered"].keys() == {"one length", "row by row"}
+    assert found["curvature"].keys() == {"64"}  # of 96 positions
+    assert found["trained_tokens_per_second"] > 0 < found["trained"]
