@@ -11,6 +11,7 @@ from defensekit.models.adapters import is_adapter
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import positions
+from defensekit.models.generation import NEW_TOKENS
 from defensekit.models.manifest import MODEL_MANIFEST
 from defensekit.models.untrusted import free_space
 from defensekit.pipeline import run_folder
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from defensekit.recipe.recipe import Recipe
     from defensekit.result.schema import Result
 
-DEFAULT = "purify"
+DEFAULT, OF_INSTRUCTIONS = "purify", "purify-llm"
 # Clean rows that the defense gets: four fifths, at most so many, half of them to choose by if something is chosen. The
 # rest tests.
 MOST = 1024
@@ -44,6 +45,7 @@ def recipe_for(
     recipe: Path | None = None,
     settings: Sequence[str] = (),
     reset_alone: bool = False,
+    instructions: bool = False,
 ) -> "Recipe":
     """Fill a recipe of purification with its base, suspect and clean rows.
 
@@ -55,6 +57,7 @@ def recipe_for(
         settings: such as ``data.text=review``, laid over the recipe.
         reset_alone: use only the selection and the reset of the shipped recipe, without training. Dimensions are scored
             by curvature if there are clean rows, else by the size of the drift.
+        instructions: the clean rows are instructions with responses.
 
     Returns:
         The recipe, loaded and checked.
@@ -65,7 +68,8 @@ def recipe_for(
     given: list[str | Document] = [
         option("--base", "model", base),
         option("--suspect", "suspect", literal_path(suspect)),
-        *([option("--clean", "data.name", clean)] if clean else []),
+        *(["data.name=instructions"] if instructions else []),
+        *([option("--clean", "data.path" if instructions else "data.name", clean)] if clean else []),
         *("attack=", "training=", "data.train="),  # of a recipe that makes its suspect
     ]
     if reset_alone and recipe is None:
@@ -74,7 +78,7 @@ def recipe_for(
         given += (
             ["defense.estimator=fisher", "defense.scorer=diffusion"] if by_curvature else ["defense.scorer=magnitude"]
         )
-    path = recipe or shipped.folder() / f"{DEFAULT}.yaml"
+    path = recipe or shipped.folder() / f"{OF_INSTRUCTIONS if instructions else DEFAULT}.yaml"
     loaded = load_recipe(path, [*given, *settings])
     if recipe is not None:
         return loaded
@@ -90,10 +94,11 @@ def recipe_for(
 
 
 def _max_length(recipe: "Recipe") -> int:
-    """The recipe's `max_length`, unless its base has fewer positions."""
+    """The recipe's `max_length`, unless its base has fewer positions, less those of an answer."""
     source = recipe.model.component
-    own = recipe.sizes.max_length
-    return min(own, positions(Checkpoint(call_component(source, source.folder))) or own)
+    own, answer = recipe.sizes.max_length, NEW_TOKENS if recipe.task == "generation" else 0
+    limit = positions(Checkpoint(call_component(source, source.folder)))
+    return min(own, limit - answer) if limit else own
 
 
 def _share(recipe: "Recipe") -> int:

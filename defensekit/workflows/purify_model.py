@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defensekit.components import Observer
+from defensekit.host.instructions import holds_instructions
 from defensekit.models.adapter_merge import merged
 from defensekit.models.adapters import is_adapter
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
@@ -65,8 +66,10 @@ def prepare(
     whole = suspect
     if is_adapter(suspect) and not adapter_only:
         whole = merged(model_folder(base), suspect, Path(workspace), say)
-    alone = clean is None or adapter_only or _task(whole) == CAUSAL
-    loaded = recipe_for(base, whole, clean, recipe, settings, reset_alone=alone)
+    causal = _task(whole) == CAUSAL if not adapter_only else False
+    instructions = causal and clean is not None and holds_instructions(environment_path(clean))
+    alone = clean is None or adapter_only or (causal and not instructions)
+    loaded = recipe_for(base, whole, clean, recipe, settings, reset_alone=alone, instructions=instructions)
     return Purification(target, loaded, alone, adapter_only, clean is not None)
 
 
@@ -92,8 +95,9 @@ def purify_model(
     """Purify a model, into a folder that loads wherever the model did.
 
     With clean rows, what triggers a classifier is searched, its base is trained on what it says of variations of the
-    rows, in which triggers hardly occur, and both are measured on other rows. Without rows, and for a causal language
-    model or an adapter alone, the dimensions that drifted furthest are reset and nothing is trained.
+    rows, in which triggers hardly occur, and both are measured on other rows. A causal language model is reset by
+    drift over curvature and fine-tuned, where the rows are instructions with responses. Without rows, with plain texts,
+    and for an adapter alone, the dimensions that drifted furthest are reset and nothing is trained.
 
     Args:
         base: the model that it was fine-tuned from: a folder, a source's name, or owner/name@revision.
