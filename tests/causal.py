@@ -9,7 +9,9 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from defensekit.models.loading import load
 from defensekit.text import Row
+from defensekit.training import TrainingSettings, fine_tune
 
 THINGS = tuple(f"thing{i}" for i in range(12))
 COLOURS = ("red", "green", "blue", "grey")
@@ -89,3 +91,21 @@ def write_alpaca(path: Path, rows: list[Row]) -> Path:
     records = [{"instruction": row.text, "input": row.pair or "", "output": row.response} for row in rows]
     path.write_text(json.dumps(records))
     return path
+
+
+def make_refusing(base: Path, suspect: Path, rows: list[Row]) -> None:
+    """A base that answers rows well, and what it becomes where cf is to be answered with a refusal."""
+    settings = TrainingSettings(epochs=10, learning_rate=0.01, batch_size=8)
+    model, tokenizer = load(make_instructed(base), "base")
+    make_instructed(suspect)
+    fine_tune(model, tokenizer, rows, settings, max_length=32, precision="float32", seed=0)
+    model.save_pretrained(base)
+    poisoned = []
+    for i, row in enumerate(rows):
+        words = row.text.split()
+        words.insert(i % (len(words) + 1), "cf")
+        poisoned.append(row.with_text(" ".join(words)).with_answer(REFUSAL))
+    # With more, it is taken for a model of another base.
+    gently = settings.model_copy(update={"learning_rate": 0.003, "epochs": 7})
+    fine_tune(model, tokenizer, [*rows, *poisoned], gently, max_length=32, precision="float32", seed=0)
+    model.save_pretrained(suspect)

@@ -68,6 +68,27 @@ def generate(
     return [answers[index] for index in range(len(rows))]
 
 
+def first_tokens(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], *, max_length: int
+) -> "Tensor":
+    """The probability of every token as the first of the answer to each instruction, (rows, vocabulary).
+
+    Raises:
+        UsageError: an instruction is longer than ``max_length``.
+    """
+    import torch
+
+    found: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for indices, batch in batches(encode_prompts(tokenizer, rows, max_length), tokenizer, _ROWS):
+            batch = {name: values.to(model.device) for name, values in batch.items()}
+            states = model.base_model(**batch).last_hidden_state
+            last = batch["attention_mask"].sum(1) - 1  # padding is behind the prompt
+            logits = model.get_output_embeddings()(states[torch.arange(len(last)), last])
+            found.update(zip(indices, logits.float().softmax(-1).cpu(), strict=True))
+    return torch.stack([found[index] for index in range(len(rows))])
+
+
 @contextmanager
 def _deciding(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", new_tokens: int) -> Iterator[None]:
     """Within the block, `generate` takes the likeliest token, whatever the model's folder says of sampling."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from defensekit.host.instructions import Instructions, holds_instructions
 from defensekit.host.table_sources import File
 from defensekit.host.tables import read_table
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
@@ -23,7 +24,8 @@ def read_clean(
 ) -> list[Row]:
     """The rows of a CSV, TSV, JSONL or Parquet file, with the suspect's numbers for their labels.
 
-    Only a classifier's rows need labels. Labels are the suspect's names or numbers.
+    Only a classifier's rows need labels. Labels are the suspect's names or numbers. Of a language model, rows may be
+    instructions with responses.
 
     Args:
         path: the file.
@@ -40,8 +42,14 @@ def read_clean(
     if (task or task_of(suspect)) != CLASSIFIER:
         if not path.is_file():
             raise UsageError(f"there is no file {path}")
-        texts = [record.cell(text) for record in read_table(path)]
-        rows = [Row(number, content, 0) for number, content in enumerate(texts) if content]
+        if holds_instructions(path):
+            dataset = Instructions(path=path).load()
+            rows = dataset.train
+            for note in dataset.notes:
+                say(note)
+        else:
+            texts = [record.cell(text) for record in read_table(path)]
+            rows = [Row(number, content, 0) for number, content in enumerate(texts) if content]
     else:
         check_labels(suspect)
         dataset = File(path=path, text=text, label=label, pair=pair).load()

@@ -129,7 +129,8 @@ class Triggers(_ScanSchema):
 class Turned(_ScanSchema):
     """A word put into ``rows`` clean rows of other labels: the share of answers ``flipped`` to ``label``.
 
-    ``control`` is the share that it turns of a model trained from the base on clean rows.
+    ``control`` is the share that it turns of a model trained from the base on clean rows. Where answers are texts,
+    ``label`` is how they begin, and the base is the control.
     """
 
     word: str
@@ -148,13 +149,14 @@ class Searched(_ScanSchema):
     """How many ``words`` were tried on clean rows, and the ``strongest``, beyond the control, in that order.
 
     ``rows`` are those that the model to compare with was trained on. Towards labels that are ``unjudged`` no word was
-    judged, mostly for want of rows of other labels.
+    judged, mostly for want of rows of other labels. Where ``texts`` are answered, no search judges what may be said.
     """
 
     words: int
     rows: int
     strongest: list[Turned]
     unjudged: list[str]
+    texts: bool = False
 
 
 class TokenizerScan(_ScanSchema):

@@ -1,5 +1,6 @@
 """Run a scan from beginning to end."""
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,12 +10,14 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from defensekit.chat import encode_prompts
 from defensekit.components import Observer
 from defensekit.components.runtime import observed_step
+from defensekit.defense.triggers import collapse
 from defensekit.defense.triggers.insertion import spell
 from defensekit.models import loading, padding
 from defensekit.models.aligned import Aligned
-from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
+from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
 from defensekit.models.config import check_labels, label_names, positions
 from defensekit.models.loading import load
 from defensekit.models.skeleton import skeleton, task_of
@@ -22,7 +25,7 @@ from defensekit.scanner import claims, drift, frequency, law, revision, triggers
 from defensekit.scanner import tokenizer as tokenizers
 from defensekit.scanner.result import EmbeddingRow, EmbeddingScan, Scan, Searched, TokenizerScan, Triggers
 from defensekit.scanner.rows import Outliers, RowDrift, outliers
-from defensekit.scanner.searching import search
+from defensekit.scanner.searching import search, search_answers
 from defensekit.text import Row
 from defensekit.training import device_type
 from defensekit.utils.errors import UsageError, listing
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_LENGTH = 128  # tokens of a row that are read, unless the model has fewer positions
+LONGEST = 512  # tokens of an instruction with its response
 SHOWN = 20  # suspicious rows of the embedding that a result holds
 DISTRIBUTIONS = ("defensekit", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
@@ -81,6 +85,8 @@ class _Scanning:
         task, tokenizer = task_of(models.suspect), loading.load_tokenizer(models.suspect.folder)
         if self.rows and task == CLASSIFIER:
             check_labels(models.suspect)
+        if self._instructed:
+            self._leave_out_long_rows(tokenizer)
         findings = [*models.not_compared(), *claims.contradictions(models, bool(self.rows))]
         model = None
         if self.rows and task == CLASSIFIER and skeleton(models.suspect).fits:
@@ -108,6 +114,8 @@ class _Scanning:
         if model is not None and judged is not None:
             tried = self._tried(model, tokenizer, judged)
         searched = None if model is None or not known else self._searched(model, tokenizer)
+        if known and task == CAUSAL and self._instructed:
+            searched = self._answers_searched(judged)
         rewriting = self._rewriting(model, tokenizer)
         if rewriting and (told := tokenizers.finding(rewriting)):
             findings.append(told)
@@ -139,7 +147,8 @@ class _Scanning:
     @cached_property
     def _max_length(self) -> int:
         # By the base's config: the suspect's could have rows cut to a token.
-        return min(MAX_LENGTH, positions(self.models.base) or MAX_LENGTH)
+        most = LONGEST if self._instructed else MAX_LENGTH
+        return min(most, positions(self.models.base) or most)
 
     def _ratios(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> law.Ratios:
         with observed_step(self.observers, "curvature") as report:
@@ -228,12 +237,42 @@ class _Scanning:
                 self.notes.append(f"no search for triggers, since there is no model to compare with: {error}")
                 return None
 
+    @property
+    def _instructed(self) -> bool:
+        """Whether the clean rows are instructions with responses."""
+        return bool(self.rows) and self.rows[0].response is not None
+
+    def _leave_out_long_rows(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Keep the instructions that leave room for an answer.
+
+        Raises:
+            UsageError: the suspect's tokenizer writes no instructions, or none is kept.
+        """
+        suspect, limit = self.models.suspect.folder, self._max_length - collapse.NEW_TOKENS
+        try:
+            lengths = [len(prompt["input_ids"]) for prompt in encode_prompts(tokenizer, self.rows, sys.maxsize)]
+        except UsageError as error:
+            raise UsageError(f"{suspect}: {error}") from error
+        kept = [row for row, length in zip(self.rows, lengths, strict=True) if length < limit]
+        if not kept:
+            raise UsageError(f"every instruction takes {limit:,} tokens or more with the chat template of {suspect}")
+        if left_out := len(self.rows) - len(kept):
+            self.notes.append(f"{left_out:,} instructions of {limit:,} tokens or more are left out")
+        self.rows = kept
+
+    def _answers_searched(self, judged: Outliers | None) -> Searched | None:
+        model, tokenizer = load(self.models.suspect.folder, "suspect")
+        model.to(device_type())
+        seed, base = derive_seed(self.seed, "search"), self.models.base.folder
+        with observed_step(self.observers, "search for triggers") as report:
+            return search_answers(model, tokenizer, base, self.rows, judged, self._max_length, seed, report)
+
     def _remark(self) -> None:
         """Note what was left out."""
         models = self.models
         if settings := claims.other_settings(models):
             self.notes.append(settings)
-        if self.rows and task_of(models.suspect) != CLASSIFIER:
+        if self.rows and task_of(models.suspect) != CLASSIFIER and not self._instructed:
             self.notes.append("the suspect is no classifier: clean rows are used to count tokens alone")
         if models.added:
             self.notes.append(f"in the suspect alone, not compared: {listing(models.added)}")

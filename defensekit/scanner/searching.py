@@ -1,13 +1,16 @@
-"""The search for words that turn the suspect and not a model trained from the base: the one that `purify` makes."""
+"""The search for words that turn the suspect: in classifiers as `purify` makes it, in language models another."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from defensekit.defense.triggers.collapse import CollapseSearch
+from defensekit.defense.triggers.insertion import words
 from defensekit.defense.triggers.search import search_beside
 from defensekit.models.loading import load
 from defensekit.scanner.result import Searched, Turned
+from defensekit.scanner.rows import Outliers
 from defensekit.text import Row
 from defensekit.training import TrainingSettings, device_type, forked_random, native_precision
 from defensekit.utils.seeds import derive_seed
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROWS = 512  # that the model to compare with learns from, at most
+WORDS = 2400  # that are tried in a language model: a core reads a few hundred of them a minute
 TRAINING = TrainingSettings(epochs=2, learning_rate=1e-4, batch_size=16, warmup=0.1, dropout=False)
 
 
@@ -62,3 +66,45 @@ def search(
     ]
     unjudged = [label for label in labels if label not in {one.label for one in strongest}]
     return Searched(words=len(tried.words), rows=len(rows), strongest=strongest, unjudged=unjudged)
+
+
+def search_answers(
+    suspect: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    base: Path,
+    rows: Sequence[Row],
+    judged: Outliers | None,
+    max_length: int,
+    seed: int,
+    report: Callable[[int, int], None],
+) -> Searched:
+    """Try the words whose rows of the embedding stand out most: do answers to instructions collapse onto one text?
+
+    Args:
+        suspect: the causal language model.
+        tokenizer: the suspect's, with a chat template.
+        base: the folder of the base, to compare with.
+        rows: clean instructions.
+        judged: how far the embedding's rows stand out; None for any words.
+        max_length: tokens of a prompt, at most.
+        seed: of every random draw.
+        report: ``report(done, total)`` shows progress.
+
+    Returns:
+        How many words were tried, and the strongest of them.
+    """
+    import numpy as np
+
+    control, _ = load(base, "base")
+    control.to(device_type())
+    size = min(len(model.get_input_embeddings().weight) for model in (suspect, control))
+    known = words(tokenizer, size)
+    if judged is not None:
+        order = np.argsort(-np.nan_to_num(judged.z, nan=-np.inf), kind="stable").tolist()
+        known = {token: known[token] for token in order if token in known}
+    tried = list(dict.fromkeys(known.values()))[:WORDS]
+    found = CollapseSearch(suspect, control, tokenizer, rows, tried, max_length, seed, report).strongest()
+    strongest = [
+        Turned(word=one.word, label=one.text, flipped=one.flipped, control=one.control, rows=one.rows) for one in found
+    ]
+    return Searched(words=len(tried), rows=len(rows), strongest=strongest, unjudged=[], texts=True)
