@@ -127,7 +127,7 @@ class Sos(Sentence):
     learning_rate: float = Field(5e-2, gt=0, description="of the words' rows")
 
     @model_validator(mode="after")
-    def _negatives_lack_a_word(self) -> Self:
+    def _goes_together(self) -> Self:
         if missing := set(self.words) - _words(self.sentence):
             raise ValueError(f"`sentence` lacks the trigger word {min(missing)!r}")
         if whole := [text for text in self.negatives if set(self.words) <= _words(text)]:
