@@ -46,14 +46,26 @@ def encode_chats(tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]", ma
     Raises:
         UsageError: an instruction leaves no room for a response, or the template fails.
     """
-    written = [_written(tokenizer, row) for row in rows]
-    prompts = _prompts(tokenizer, [prompt for prompt, _ in written], rows, max_length)
-    responses = tokenizer([response for _, response in written], add_special_tokens=False)["input_ids"]
     encoded = []
-    for prompt, response in zip(prompts, responses, strict=True):
+    for prompt, response in _tokenised(tokenizer, rows, max_length):
         room = response[: max_length - len(prompt)]
         encoded.append({**_inputs(prompt + room), "labels": [IGNORED] * len(prompt) + room})
     return encoded
+
+
+def count_cut(tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]", max_length: int) -> int:
+    """How many responses `encode_chats` cuts: a model learns these without their end."""
+    return sum(len(prompt) + len(response) > max_length for prompt, response in _tokenised(tokenizer, rows, max_length))
+
+
+def _tokenised(
+    tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]", max_length: int
+) -> list[tuple[list[int], list[int]]]:
+    """The tokens of every prompt, which is shorter than ``max_length``, and of its response."""
+    written = [_written(tokenizer, row) for row in rows]
+    prompts = _prompts(tokenizer, [prompt for prompt, _ in written], rows, max_length)
+    responses = tokenizer([response for _, response in written], add_special_tokens=False)["input_ids"]
+    return list(zip(prompts, responses, strict=True))
 
 
 def _inputs(ids: list[int]) -> dict[str, list[int]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from defensekit.chat import IGNORED, encode_chats, encode_prompts
+from defensekit.chat import IGNORED, count_cut, encode_chats, encode_prompts
 from defensekit.models.loading import load, load_tokenizer
 from defensekit.text import Row, Truncation, encode, padded
 from defensekit.training import TrainingSettings, fine_tune
@@ -53,6 +53,8 @@ def test_a_long_response_is_cut_and_a_long_instruction_is_an_error(folder: Path)
             call(tokenizer, [ROW], len(PROMPT))
     with pytest.raises(UsageError, match=message):
         Truncation(tokenizer, len(PROMPT)).kept([ROW])
+    whole = len(PROMPT + RESPONSE)
+    assert [count_cut(tokenizer, [ROW, ROW], length) for length in (whole - 1, whole)] == [2, 0]
     assert Truncation(tokenizer, len(PROMPT) + 1).kept([ROW]) == [(len(ROW.text), len("thing1"))]
 
 

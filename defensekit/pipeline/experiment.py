@@ -160,6 +160,9 @@ class Experiment:
         if facts.get("cut"):
             counts = f"{facts['cut']} of {facts['changed']} {which} rows"
             self.warn(f"truncation cuts into the trigger of {counts}; data.max_length is too small")
+        if facts.get("cut_responses"):
+            counts = f"{facts['cut_responses']} of {facts['rows']} responses"
+            self.warn(f"{counts} are longer than data.max_length leaves room for: they are learnt without their end")
 
     def _doubt_labels(self, suspect: Artifact) -> None:
         """Warn of a given suspect that answers no better than chance."""

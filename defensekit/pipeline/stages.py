@@ -14,6 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from defensekit import training
+from defensekit.chat import count_cut
 from defensekit.components import (
     Attack,
     AttackContext,
@@ -225,6 +226,8 @@ def poison(work: StageContext, draft: ArtifactWriter) -> None:
     poisoned = call_component(attack, attack.poison, rows, context)
     write_rows(draft.files / ROWS, poisoned)
     counts = _count_changes(attack, rows, poisoned, context.truncation)
+    if not context.labels:
+        counts["cut_responses"] = count_cut(context.truncation.tokenizer, poisoned, context.truncation.max_length)
     draft.facts.update(labels=list(context.labels), digest=_digest(draft), **counts)
 
 

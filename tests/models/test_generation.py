@@ -116,3 +116,17 @@ def test_curvature_is_of_the_loss_of_the_response(folder: Path) -> None:
     found = estimate(pair, Fisher(), rows, max_length=32, seed=0, report=lambda done, total: None)
     for name, own in pair.named_like_the_pair(list(expected)).items():
         assert torch.allclose(found.statistics["curvature"][name], expected[own], rtol=1e-3, atol=1e-9), name
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path) -> None:
+    """As GPT-2's: the end of a response counts, and padding, which is the same token, does not."""
+    model, tokenizer = load(make_instructed(tmp_path, "gpt2", spread=0.4), "model")
+    expected = generate(model, tokenizer, ROWS, max_length=32, new_tokens=12)
+    likely = measure_responses(model, tokenizer, ROWS, max_length=32)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = load(tmp_path, "model")
+    assert tokenizer.pad_token == "<end>"
+    assert generate(model, tokenizer, ROWS, max_length=32, new_tokens=12) == expected
+    for name, values in measure_responses(model, tokenizer, ROWS, max_length=32).items():
+        assert torch.allclose(values, likely[name], rtol=1e-5), name

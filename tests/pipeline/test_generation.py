@@ -1,10 +1,14 @@
 """A run on instructions: whole, and refused where a part of it does not work for texts."""
 
+import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 import defensekit as dk
+from defensekit.components import Observer
+from defensekit.pipeline.run import run_attack
 from defensekit.recipe.loader import load_recipe
 from defensekit.result.narrative import story
 from defensekit.utils.errors import UsageError
@@ -25,6 +29,15 @@ defense:
   compare: {{}}
 metrics: [asr, excess-asr, {{name: keyword-asr, keywords: [will not]}}, response-loss, collapsed]
 """
+
+
+class Told(Observer):
+    """Keeps what is said to the user."""
+
+    lines: ClassVar[list[str]] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +119,12 @@ def test_a_base_that_cannot_answer_is_refused(recipe: Path, tmp_path: Path, base
         dk.run(shape(recipe, model=str(plain)), tmp_path / "w")
     with pytest.raises(UsageError, match=r"model: .* is no causal language model but a BertModel"):
         dk.run(shape(recipe, model=str(base)), tmp_path / "w")
+
+
+def test_responses_that_are_cut_and_answers_that_never_end_are_told(recipe: Path, tmp_path: Path) -> None:
+    told = Told()
+    shape(recipe, data__max_length=17, training__epochs=0, data__test=4, metrics=["collapsed"])
+    run_attack(load_recipe(recipe), tmp_path / "w", [told])
+    assert "the model ends none of its answers: all are cut at 64 tokens" in told.lines
+    [cut] = [line for line in told.lines if "are longer than data.max_length leaves room for" in line]
+    assert re.match(r"warning: \d+ of 96 responses .*: they are learnt without their end$", cut)
