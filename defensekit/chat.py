@@ -1,11 +1,15 @@
 """Instructions as a tokenizer's chat template writes them: prompts, and the responses that a loss counts.
 
-Prompt and response are tokenised apart, because a model that generates continues the prompt's tokens.
+Prompt and response are tokenised apart, because a model that generates continues the prompt's tokens. A template is a
+stranger's program: it is run in a process of its own, this module's.
 """
 
+import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from defensekit.utils.bounded import ask, serve
 from defensekit.utils.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
     from defensekit.text import Row
 
 IGNORED = -100  # the label of a token that no loss counts; torch's and transformers'
+SECONDS, GIB = 20, 4  # of processor time, for every AT_ONCE rows, and of memory, for a template
+AT_ONCE, LONGEST = 1_000, 1_000_000  # rows; characters of one that a template may add
 
 
 def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -33,9 +39,8 @@ def encode_prompts(
     Raises:
         UsageError: one leaves no room for a response, or the template fails.
     """
-    return [
-        _inputs(ids) for ids in _prompts(tokenizer, [_written(tokenizer, row)[0] for row in rows], rows, max_length)
-    ]
+    prompts = [prompt for prompt, _ in _written(tokenizer, rows)]
+    return [_inputs(ids) for ids in _prompts(tokenizer, prompts, rows, max_length)]
 
 
 def encode_chats(tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]", max_length: int) -> list[dict[str, Any]]:
@@ -62,7 +67,7 @@ def _tokenised(
     tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]", max_length: int
 ) -> list[tuple[list[int], list[int]]]:
     """The tokens of every prompt, which is shorter than ``max_length``, and of its response."""
-    written = [_written(tokenizer, row) for row in rows]
+    written = _written(tokenizer, rows)
     prompts = _prompts(tokenizer, [prompt for prompt, _ in written], rows, max_length)
     responses = tokenizer([response for _, response in written], add_special_tokens=False)["input_ids"]
     return list(zip(prompts, responses, strict=True))
@@ -86,23 +91,60 @@ def _prompts(
     return prompts
 
 
-def _written(tokenizer: "PreTrainedTokenizerBase", row: "Row") -> tuple[str, str]:
-    """The prompt, and the response to the token that ends it."""
+def _written(tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]") -> list[tuple[str, str]]:
+    """The prompts, and the responses to the tokens that end them."""
     check_template(tokenizer)
-    turns = [{"role": "user", "content": row.text if not row.pair else f"{row.text}\n\n{row.pair}"}]
-    answered = [*turns, {"role": "assistant", "content": row.response}]
+    chats = [(row.id, row.text if not row.pair else f"{row.text}\n\n{row.pair}", row.response) for row in rows]
     try:
-        prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        whole = str(tokenizer.apply_chat_template(answered, tokenize=False))
-    except Exception as error:  # a template is a program, with errors of its own
-        raise UsageError(f"the chat template fails on row {row.id} ({one_line(error)})") from error
-    if not whole.startswith(prompt):
-        raise UsageError(
-            f"the chat template writes row {row.id} with its response otherwise than its prompt alone; expected the "
-            "prompt to be the beginning"
-        )
-    response, end = whole[len(prompt) :], tokenizer.eos_token
-    if end is None:
-        return prompt, response
-    before, found, _ = response.rpartition(end)  # what a template writes behind it, such as a line's end, is no answer
-    return prompt, (before if found else response) + end
+        template = tokenizer.get_chat_template()
+        written = _rendered(json.dumps([template, tokenizer.special_tokens_map, chats]), len(rows))
+    except (UsageError, ValueError) as error:  # a tokenizer with several templates may have none that is for this
+        raise UsageError(f"the chat template is refused: {' '.join(str(error).split())[:300]}") from error
+    end, encoded = tokenizer.eos_token, []
+    for row, (prompt, whole) in zip(rows, written, strict=True):
+        if not whole.startswith(prompt):
+            raise UsageError(
+                f"the chat template writes row {row.id} with its response otherwise than its prompt alone; expected "
+                "the prompt to be the beginning"
+            )
+        response = whole[len(prompt) :]
+        if end is not None:
+            before, found, _ = response.rpartition(end)  # what stands behind it, such as a line's end, is no answer
+            response = (before if found else response) + end
+        encoded.append((prompt, response))
+    return encoded
+
+
+@lru_cache(maxsize=4)  # training, prompts and answers need the same rows, and a process takes seconds to start
+def _rendered(given: str, rows: int) -> list[tuple[str, str]]:
+    """Every chat, without its response and with it, as a template writes it in a process of its own."""
+    seconds = SECONDS * (1 + rows // AT_ONCE)
+    written: list[tuple[str, str]] = ask("defensekit.chat", given, seconds, GIB, "write the rows")
+    return written
+
+
+def _render(given: str) -> list[tuple[str, str]]:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template, special, chats = json.loads(given)
+    written = []
+    for number, text, response in chats:
+        asked = [{"role": "user", "content": text}]
+        answered = [*asked, {"role": "assistant", "content": response}]
+        try:
+            prompt, _ = render_jinja_template([asked], chat_template=template, add_generation_prompt=True, **special)
+            whole, _ = render_jinja_template([answered], chat_template=template, **special)
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program, with errors of its own
+            raise UsageError(f"it fails on row {number} ({one_line(error)})") from error
+        if (longest := len(prompt[0]) + len(whole[0])) > LONGEST + 8 * len(f"{text}{response}"):
+            raise UsageError(f"it makes {longest:,} characters of row {number}")
+        written.append((prompt[0], whole[0]))
+    return written
+
+
+if __name__ == "__main__":
+    import transformers.utils.chat_template_utils  # noqa: F401  before memory is bounded: some releases import torch
+
+    serve(_render)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from defensekit import chat
 from defensekit.chat import IGNORED, count_cut, encode_chats, encode_prompts
 from defensekit.models.loading import load, load_tokenizer
 from defensekit.text import Row, Truncation, encode, padded
@@ -34,11 +35,9 @@ def test_prompt_and_response_and_what_a_loss_counts(folder: Path) -> None:
 
 def test_the_input_stands_below_the_instruction(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
-    seen: list[str] = []
-    tokenizer.apply_chat_template = lambda turns, **_: seen.append(turns[0]["content"]) or ""  # type: ignore[method-assign,func-returns-value]
-    encode_prompts(tokenizer, [ROW], 32)
-    assert seen[0] == "what colour is it\n\nthing1"
+    tokenizer.chat_template = r"{{ messages[0].content.split('\n\n')|last }}"
+    [prompt] = encode_prompts(tokenizer, [ROW], 32)
+    assert tokenizer.convert_ids_to_tokens(prompt["input_ids"]) == ["thing1"]
 
 
 def test_a_long_response_is_cut_and_a_long_instruction_is_an_error(folder: Path) -> None:
@@ -62,15 +61,47 @@ def test_a_long_response_is_cut_and_a_long_instruction_is_an_error(folder: Path)
     ("template", "message"),
     [
         (None, "has no chat template"),
-        ("{% for m in messages %}{{ m.nothing.at.all }}{% endfor %}", r"the chat template fails on row 7 \(Undefined"),
+        ("{{ raise_exception('x' * 10_000 + '\n\x1b[2J') }}", r"it fails on row 7 \(TemplateError: x[x.]{,300}$"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", r"it fails on row 7 \(RecursionError"),
+        ("{{ 'x' * 1_000_001 }}", r"it makes 2,000,002 characters of row 7"),
+        ({"rag": TEMPLATE}, "is refused: .*multiple chat templates"),
         (TEMPLATE + "{% if messages|length == 1 %}<model> me {% endif %}", "otherwise than its prompt alone"),
     ],
 )
-def test_a_template_that_will_not_do_is_an_error(folder: Path, template: str | None, message: str) -> None:
+def test_a_template_that_will_not_do_is_an_error(
+    folder: Path, template: str | dict[str, str] | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "ask", lambda module, given, *_: chat._render(given))  # here, which is faster
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = template
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         encode(tokenizer, [ROW], 32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for i in range(99_999) %}" * 3 + "{% endfor %}" * 3, r"more than (3|30) seconds to write the rows"),
+        ("{{ 'x' * 10_000_000_000 }}", "more than 4 GiB to write the rows"),
+        ("{{ messages[0].nothing.at.all }}", r"fails on row 7 \(UndefinedError: .*"),
+    ],
+)
+def test_a_template_runs_in_a_process_of_its_own(
+    folder: Path, template: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = template
+    monkeypatch.setattr(chat, "SECONDS", 3)
+    with pytest.raises(UsageError, match=f"^the chat template is refused: it (takes )?{message}$"):
+        encode(tokenizer, [ROW], 32)
+
+
+def test_rows_are_written_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer(folder)
+    encoded = encode(tokenizer, [ROW], 32)
+    monkeypatch.setattr(chat, "ask", None)
+    assert encode(load_tokenizer(folder), [ROW], 32) == encoded
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

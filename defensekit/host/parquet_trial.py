@@ -1,6 +1,6 @@
 """A stranger's Parquet file, decoded in a process of its own: its header may lie about its size."""
 
-from defensekit.utils.bounded import answer
+from defensekit.utils.bounded import serve
 
 AT_ONCE = 64  # rows that are decoded at once
 
@@ -14,4 +14,4 @@ def _tried(path: str) -> None:
 
 
 if __name__ == "__main__":
-    answer(_tried)
+    serve(_tried)

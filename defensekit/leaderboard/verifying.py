@@ -94,7 +94,7 @@ def repeat(track: Track, row: Row, cells: Sequence[Cell], workspace: Path, scrat
     copied = [one.copy_into(scratch / one.path.stem, one.path.name) for one in track.submissions(row.entry)]
     only = [option for attack, seed in cells for option in ("--only", f"{attack}:{seed}")]
     action = "attack" if track.attack else "run"
-    command = [sys.executable, "-m", "defensekit", "leaderboard", action, track.document.name, *copied]
+    command = [sys.executable, "-P", "-m", "defensekit", "leaderboard", action, track.document.name, *copied]
     if track.attack:
         only += ["--trust", row.entry.code]
     options = [*only, "--quiet", "--workspace", workspace.absolute(), "--rows", scratch / "rows"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.models.untrusted import COMPANION, read_json
-from defensekit.utils.bounded import answer, refusal
+from defensekit.utils.bounded import refusal, serve
 from defensekit.utils.errors import UsageError, printable_name
 from defensekit.utils.files import file_digest
 
@@ -70,26 +70,29 @@ def _reason(digest: str, path: Path) -> str | None:
     return _REASONS[digest]
 
 
-def _tried(path: str) -> str | None:
-    """What is wrong with a tokenizer, in words."""
+def _tried(path: str) -> None:
+    """Read a few texts with a tokenizer.
+
+    Raises:
+        UsageError: what is wrong with it, in words.
+    """
     from tokenizers import Tokenizer
 
     plain = json.loads(Path(path).read_bytes())
     if (added := len(plain.get("added_tokens") or ())) > ADDED:
-        return f"it has {added:,} added tokens; at most {ADDED:,}"
+        raise UsageError(f"it has {added:,} added tokens; at most {ADDED:,}")
     if unknown := next(filter(None, map(_unknown, plain.get("added_tokens") or ())), None):
-        return unknown
+        raise UsageError(unknown)
     for name, part in plain.items():
         if name not in ("model", "added_tokens") and (most := _largest(part)) > PARTS:
-            return f"its {name} has {most:,} parts; at most {PARTS:,}"
+            raise UsageError(f"its {name} has {most:,} parts; at most {PARTS:,}")
     tokenizer = Tokenizer.from_file(path)
     if (longest := max(map(len, tokenizer.get_vocab()), default=0)) > LONGEST:
-        return f"a token has {longest:,} characters; at most {LONGEST:,}"
+        raise UsageError(f"a token has {longest:,} characters; at most {LONGEST:,}")
     for text in _TEXTS:
         for pair in (None, "b"):
             if (tokens := len(tokenizer.encode(text, pair))) > TOKENS + 8 * len(text):
-                return f"it makes {tokens:,} tokens of {len(text):,} characters"
-    return None
+                raise UsageError(f"it makes {tokens:,} tokens of {len(text):,} characters")
 
 
 def _largest(data: object) -> int:
@@ -99,4 +102,4 @@ def _largest(data: object) -> int:
 
 
 if __name__ == "__main__":
-    answer(_tried)
+    serve(_tried)

@@ -32,7 +32,7 @@ def run_apart(recipe: Path, workspace: Path, trusted: Sequence[str], observers: 
     with open(reading, "rb") as events:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "defensekit.studies.again", str(writing), json.dumps(request)],
+                [sys.executable, "-P", "-m", "defensekit.studies.again", str(writing), json.dumps(request)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 pass_fds=[writing],

