@@ -13,7 +13,7 @@ from defensekit.host.registry import Registration, require, resolve
 from defensekit.recipe.yaml_document import setting
 from defensekit.testing import Report, check_plugin
 from defensekit.testing.example import example
-from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.errors import UsageError, choices
 
 STYLES = {"passed": "green", "failed": "red", "expected": "yellow", "skipped": "dim"}
 
@@ -34,7 +34,7 @@ def reports(what: str, kind: str | None, settings: list[str], call: bool) -> lis
         UsageError: there is no such component, the file is no plugin, or a parameter is not what was expected.
     """
     if kind is not None and kind not in KINDS:
-        raise UsageError(f"--kind: there is no kind {kind!r}.{nearest(kind, KINDS)} (known: {listing(KINDS)})")
+        raise UsageError(f"--kind: there is no kind {kind!r}.{choices(kind, KINDS)}")
     given, file = _parameters(settings), Path(what) if what.endswith(".py") else None
     host = load_plugins([file] if file else [])
     every = host.claims()
@@ -46,13 +46,12 @@ def reports(what: str, kind: str | None, settings: list[str], call: bool) -> lis
     claims = [claim for claim in claims if kind in (None, claim.kind)]
     if not claims:
         known = sorted({claim.name for claim in every if kind in (None, claim.kind)})
-        raise UsageError(
-            f"there is no {kind or 'component'} {what!r}.{nearest(what, known)} (known: {listing(known, 60)})"
-        )
+        instead = choices(what, known, "defensekit plugins list")
+        raise UsageError(f"there is no {kind or 'component'} {what!r}.{instead}")
     chosen = [(claim, resolve(claim)) for claim in claims]
     fields = {name for _, component in chosen for name in component.model_fields}
     for name in given.keys() - fields:
-        raise UsageError(f"--set: {what} has no parameter {name!r}.{nearest(name, fields)} (known: {listing(fields)})")
+        raise UsageError(f"--set: {what} has no parameter {name!r}.{choices(name, sorted(fields))}")
     return [_report(claim, component, given, call) for claim, component in chosen]
 
 

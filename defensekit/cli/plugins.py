@@ -43,7 +43,11 @@ def new(
     name: Annotated[str, typer.Argument(help="What it is called in YAML; the package is defensekit-NAME.")],
     kind: Annotated[
         str,
-        typer.Option("--kind", help="scorer, estimator, selector, purifier, filter, detector, attack, data or metric."),
+        typer.Option(
+            "--kind",
+            help="scorer, estimator, selector, purifier, sanitizer, filter, detector, rule, attack, data, model, "
+            "metric, executor or observer.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The folder that the package's folder is written into.")] = Path(),
 ) -> None:
@@ -103,7 +107,7 @@ def show(
     """Show what a component does, its parameters with types, bounds and defaults, and where it comes from."""
     from defensekit.host.discovery import load_plugins
     from defensekit.host.registry import require
-    from defensekit.utils.errors import UsageError, listing, nearest
+    from defensekit.utils.errors import UsageError, choices
 
     of_a_file = name.endswith(".py")
     host = load_plugins([*(files or ()), Path(name)] if of_a_file else files or ())
@@ -114,7 +118,7 @@ def show(
         claims = [claim for claim in host.claims() if claim.name == name]
     if not claims:
         known = sorted({name for names in host.registrations.values() for name in names})
-        raise UsageError(f"there is no component {name!r}.{nearest(name, known)} (known: {listing(known, 60)})")
+        raise UsageError(f"there is no component {name!r}.{choices(name, known, 'defensekit plugins list')}")
     broken = []
     for number, claim in enumerate(claims):
         if number:

@@ -1,12 +1,13 @@
 """Views of a model's tensors for scorers, selectors and weight steps, and the cut that a selector may return."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from defensekit.models.names import is_embedding
+from defensekit.models.parts import Role, block_of, output_axis_of, role_of
 from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.order_statistics import kth_largest
 from defensekit.utils.parallel import concurrently
@@ -44,6 +45,21 @@ class TensorView:
     def drift(self) -> "Tensor":
         """The change by fine-tuning: suspect - base, in float32."""
         return self.suspect - self.base
+
+    @property
+    def role(self) -> Role:
+        """What the tensor is part of, as its name says: attention, feed-forward, embedding, norm, head, or other."""
+        return role_of(self.name)
+
+    @property
+    def block(self) -> int | None:
+        """The number of the tensor's layer, counted from 0; None where it belongs to none."""
+        return block_of(self.name)
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of a whole matrix along which its outputs lie: 0, but 1 of GPT-2's; of an embedding table 0."""
+        return output_axis_of(self.name, self.suspect.shape)
 
     def __getitem__(self, statistic: str) -> "Tensor":
         if statistic not in self.statistics:
@@ -118,6 +134,42 @@ class Scores(Mapping[str, Scored]):
             The layer's name, such as ``encoder.layer.3``.
         """
         return self._tensors[name].layer
+
+    def role(self, name: str) -> Role:
+        """What a tensor is part of, as its name says.
+
+        Args:
+            name: the tensor's name.
+
+        Returns:
+            ``attention``, ``feed-forward``, ``embedding``, ``norm``, ``head``, or ``other``.
+        """
+        return role_of(name)
+
+    def block(self, name: str) -> int | None:
+        """The number of a tensor's layer.
+
+        Args:
+            name: the tensor's name.
+
+        Returns:
+            The number, counted from 0; None where it belongs to no layer.
+        """
+        return block_of(name)
+
+    def output_axis(self, name: str) -> int:
+        """The axis of a matrix along which its outputs lie.
+
+        Args:
+            name: the tensor's name.
+
+        Returns:
+            0, but 1 of GPT-2's matrices; of an embedding table, whose rows are tokens, 0.
+        """
+        return output_axis_of(name, self._shape(name))
+
+    def _shape(self, name: str) -> Sequence[int]:
+        return self[name].score.shape
 
     def embedding(self, name: str) -> bool:
         """Whether a tensor belongs to the embeddings of tokens, positions or segments, norms included.

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -121,6 +121,9 @@ class Computed(Scores):
     def layer(self, name: str) -> str:
         """The layer that a tensor belongs to."""
         return layer_of(name)
+
+    def _shape(self, name: str) -> Sequence[int]:
+        return self.views.pair.shape(name)
 
     def parts(self, name: str) -> Iterator[Scored]:
         """The scores of a tensor, flattened, in parts."""

@@ -6,7 +6,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
-from defensekit.utils.errors import KeyedError, listing, nearest
+from defensekit.utils.errors import KeyedError, choices
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -56,7 +56,7 @@ def _explain(error: Any, model: type[BaseModel]) -> str:
     """The message for an error of pydantic: what was expected, what was given, and a similar key."""
     if error["type"] == "extra_forbidden":
         typed, known = str(error["loc"][-1]), _section(model, error["loc"][:-1]).model_fields
-        return f"unknown key.{nearest(typed, known)} (known: {listing(known, 20)})"
+        return f"unknown key.{choices(typed, known)}"
     if error["type"] == "missing":
         return "this key is missing"
     text = str(error["msg"]).removeprefix("Value error, ")

@@ -18,7 +18,7 @@ import pluggy
 from defensekit.components import KINDS, Component
 from defensekit.components.base import ORIGINS, Origin
 from defensekit.host.hookspecs import PROJECT, hook_of, kind_of_hook, specifications
-from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.errors import UsageError, choices, nearest
 from defensekit.utils.files import data_digest, file_digest, folder_digest
 
 C = TypeVar("C", bound=Component)
@@ -177,8 +177,8 @@ class Host:
         if not claims:
             known = self.names(kind)
             broken = "".join(f" ({problem})" for problem in self.problems)
-            known_line = f"known: {listing(known)}" if known else "none is installed"
-            raise UsageError(f"there is no {kind} {name!r}.{nearest(name, known)} ({known_line}){broken}")
+            instead = choices(name, known, "defensekit plugins list") if known else " (none is installed)"
+            raise UsageError(f"there is no {kind} {name!r}.{instead}{broken}")
         if len(claims) > 1:
             both = " and ".join(str(claim.plugin) for claim in claims)
             fix = "uninstall one of them, or name those to load in DEFENSEKIT_PLUGINS"

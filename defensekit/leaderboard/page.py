@@ -90,6 +90,7 @@ class TrackTable:
             "needs": ", ".join(keys.needs) or "nothing",
             "badge": scores.badge(self.host),
             "baseline": keys.baseline,
+            "of_one_answer": len(scores.of_one_answer),
             "no_better_than": ", ".join(standing.no_better_than),
             "lowered_by": ", ".join(one.attack.name for one in self.attempts_at(scores.name) if one.lowers),
         }

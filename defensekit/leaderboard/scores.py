@@ -48,6 +48,12 @@ class Scores:
         """The entry's."""
         return self.row.name
 
+    @property
+    def of_one_answer(self) -> list[Cell]:
+        """The cells whose model gives every plain test row the same answer."""
+        cells = self.row.cells.items()
+        return [cell for cell, result in cells if result.models[self.row.model(result)].only is not None]
+
     def value(self, metric: str, cell: Cell, model: str | None = None) -> float | None:
         """A metric of a cell's model: of the one that counts, if none is named."""
         result = self.row.cells[cell]

@@ -178,8 +178,11 @@ class Pair:
 
     def dimensions(self, name: str | None = None) -> int:
         """The number of dimensions (scalar weights) of the suspect, head included, or of one tensor."""
-        names = self._names[1].values() if name is None else [self._names[1][name]]
-        return sum(prod(self.suspect.tensors[own].shape) for own in names)
+        return sum(map(prod, map(self.shape, self._names[1] if name is None else [name])))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor in the suspect."""
+        return self.suspect.tensors[self._names[1][name]].shape
 
     def stored(self, name: str) -> "tuple[Tensor, Tensor]":
         """One tensor in scope, (base, suspect), as in their files; the suspect's may have more rows."""

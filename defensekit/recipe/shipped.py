@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.errors import UsageError, choices
 
 
 def folder() -> Path:
@@ -24,7 +24,7 @@ def text(name: str) -> str:
         UsageError: there is no shipped recipe of that name.
     """
     if name not in names():
-        raise UsageError(f"there is no recipe {name!r}.{nearest(name, names())} (known: {listing(names(), 60)})")
+        raise UsageError(f"there is no recipe {name!r}.{choices(name, names(), 'defensekit recipes list')}")
     return (folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 

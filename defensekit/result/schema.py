@@ -404,7 +404,9 @@ class Result(_Schema):
         """The rows of a stage, by its title.
 
         Args:
-            title: as `stages` has it: "test rows", "triggered rows", "poisoned rows", ...
+            title: as `stages` has it: ``train rows``, ``clean rows``, ``dev rows`` or ``test rows``; ``poisoned rows``,
+                the attacker's training rows, and ``triggered rows``, his test rows; of a filter ``MODEL: rows kept``,
+                and of a sanitizer ``MODEL: test rows`` and ``MODEL: triggered rows``, what the suspect was asked.
 
         Returns:
             The rows.

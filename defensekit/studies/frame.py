@@ -32,6 +32,7 @@ _COLUMNS = {
     "rows": "Int64",
     "seconds": "Float64",
     "peak_memory": "Int64",
+    "only": "string",
     "reset_of_eligible": "Float64",
     "reset_of_all": "Float64",
     "dev_accuracy": "Float64",
@@ -56,7 +57,8 @@ def results(folder: str | Path) -> "DataFrame":
     models of a result: ``frame[frame.trial.isna()]`` leaves the trials out. ``value``, ``low`` and ``high`` are the
     metric with its 95 % interval over ``rows`` test rows, ``floor`` is the clean reference's value of a metric that has
     a floor; ``seconds`` is what making the model took, statistics included, and ``peak_memory`` the bytes of memory at
-    the peak of that (neither is known of trials); ``chosen`` is the value of ``over`` that ``rule`` took;
+    the peak of that; ``only`` is the answer of a model that gives all plain test rows the same one (none of these is
+    known of trials); ``chosen`` is the value of ``over`` that ``rule`` took;
     ``dev_accuracy`` is what it saw of a trial, and ``planted``, where it planted triggers, what the family that is left
     with most still turns; ``oracle`` names what looked at what a defender can't see; ``machine``
     made the numbers.
@@ -234,7 +236,7 @@ def _rows(result: Result) -> Iterator[dict[str, Any]]:
     if result.chosen:
         about |= {"rule": result.chosen.rule, "over": result.chosen.over, "chosen": result.chosen.value}
     for name, model in result.models.items():
-        columns: dict[str, Any] = {"model": name, "seconds": model.seconds, "peak_memory": model.peak_memory}
+        columns: dict[str, Any] = {"model": name, **model.model_dump(include={"seconds", "peak_memory", "only"})}
         if model.reset:
             columns |= {"reset_of_eligible": model.reset.of_eligible, "reset_of_all": model.reset.of_all}
         for metric, measured in model.metrics.items():

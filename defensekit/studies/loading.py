@@ -14,7 +14,7 @@ from defensekit.recipe.reader import Reader
 from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.recipe.yaml_document import Document, Path_, moved, overlay, setting
 from defensekit.studies.keys import Label, StudyKeys, no_recipe
-from defensekit.utils.errors import PlacedError, UsageError, listing, nearest
+from defensekit.utils.errors import PlacedError, UsageError, choices, listing, nearest
 from defensekit.utils.files import environment_path, there
 
 Axes = dict[str, Label]
@@ -232,8 +232,7 @@ class _Matrix:
                 if axis in axes and label in axes[axis]:
                     over = axes[axis][label]
                 elif axis in axes and isinstance(self.keys.matrix[axis], dict):
-                    known, hint = listing(map(str, axes[axis]), 20), nearest(str(label), map(str, axes[axis]))
-                    raise self.reader.error(path, f"unknown variant.{hint} (known: {known})")
+                    raise self.reader.error(path, f"unknown variant.{choices(str(label), map(str, axes[axis]))}")
                 else:
                     self.reader.at(path, partial(self.may_change, _path(axis)))
                     over = [moved(self.document, path, _path(axis))]

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 WORD = 500  # characters of a name for which similar ones are looked up
+FEW = 12  # names that a message lists; of more than these, half as many
 
 
 class DefenseKitError(Exception):
@@ -73,6 +74,24 @@ def nearest(typed: str, known: Iterable[str]) -> str:
     """
     close = get_close_matches(typed[:WORD], [name for name in known if len(name) <= WORD], n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def choices(typed: str, known: Iterable[str], command: str = "") -> str:
+    """Say what could have been typed: the closest name, and the known ones, of many of them the closest few.
+
+    Args:
+        typed: the name that was given.
+        known: the names that exist.
+        command: the command that shows all of them.
+
+    Returns:
+        ``" Did you mean 'a'? (known: a, b)"`` or the like, with the blank in front.
+    """
+    names = list(known)
+    few = names if len(names) <= FEW else get_close_matches(typed[:WORD], names, n=FEW // 2, cutoff=0)
+    more = f" … {len(names) - len(few)} more" if len(few) < len(names) else ""
+    shown = f"; `{command}` shows them" if more and command else ""
+    return f"{nearest(typed, names)} (known: {listing(few)}{more}{shown})"
 
 
 def printable(text: str, keep: str = "\n\t") -> str:

@@ -311,7 +311,14 @@ def purify(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's answers to rows, and their metrics."""
+    """A model's answers to rows, and their metrics.
+
+    Attributes:
+        model: the name of the model's folder.
+        predictions: the answers, in the order of the rows: ``logits`` (rows, labels) in float32, the true ``labels``,
+            and the rows' ``ids``, to measure anything else by.
+        metrics: every metric with its 95 % interval, by name.
+    """
 
     model: str
     predictions: Predictions = field(repr=False)

@@ -11,5 +11,3 @@ NEURONS_OUT = re.compile(r"((?<!attention\.)output\.dense|ffn\.lin2|ffn_output|m
 HEADS_OUT = re.compile(
     r"(attention\.output\.dense|attention\.out_lin|attention\.dense|self_attn\.o_proj|\battn\.c_proj)" + _END
 )
-# GPT-2 stores its matrices as (inputs, outputs), every other as (outputs, inputs): what is a column elsewhere is a row.
-INPUTS_FIRST = re.compile(r"\b(attn\.(c_attn|c_proj)|mlp\.(c_fc|c_proj))" + _END)

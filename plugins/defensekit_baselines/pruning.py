@@ -7,7 +7,7 @@ neuron has no effect. (GPT-2's matrices are transposed; the selector `units` tak
 from typing import TYPE_CHECKING, ClassVar
 
 from defensekit.api import Scorer, TensorView
-from defensekit_baselines.layout import INPUTS_FIRST, NEURONS_IN
+from defensekit_baselines.layout import NEURONS_IN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,8 +76,7 @@ class Lipschitz(Scorer):
         return torch.full(t.suspect.shape, bool(NEURONS_IN.search(t.name)))
 
     def score(self, t: TensorView) -> "Tensor":
-        neuron = 0 if INPUTS_FIRST.search(t.name) else 1
-        norms = t.suspect.double().norm(dim=neuron, keepdim=True)
+        norms = t.suspect.double().norm(dim=1 - t.output_axis, keepdim=True)
         spread = norms.std() if norms.numel() > 1 else norms.new_zeros(())
         score: Tensor = ((norms - norms.mean()) / spread.clamp(min=1e-12)).float().expand(t.suspect.shape)
         return score

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from defensekit.api import DefenseKitError, Field, Scores, Selector
-from defensekit_baselines.layout import INPUTS_FIRST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +66,7 @@ class Units(Selector):
 
         scored = scores[name]
         stored = scored.score.shape
-        turned = len(stored) == 2 and bool(INPUTS_FIRST.search(name))
+        turned = scores.output_axis(name) == 1
         shape = stored[::-1] if turned else stored
         if self.unit == "tensor" or not shape:
             numbers = torch.zeros(shape, dtype=torch.long)
@@ -133,7 +132,7 @@ class FractionPerRow(Selector):
         selection = {}
         for name, scored in scores.items():
             eligible, score = scored.eligible, scored.score
-            if turned := eligible.dim() == 2 and bool(INPUTS_FIRST.search(name)):
+            if turned := scores.output_axis(name) == 1:
                 eligible, score = eligible.T, score.T
             rows = eligible.reshape(-1, eligible.shape[-1]) if eligible.dim() else eligible[None]
             values = score.reshape(rows.shape).masked_fill(~rows, -torch.inf)

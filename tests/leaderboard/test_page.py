@@ -19,7 +19,7 @@ from defensekit.leaderboard.checking import Checker
 from defensekit.leaderboard.page import build, fails, letters, shown, tradeoff
 from defensekit.leaderboard.redraw import interval, redrawn
 from defensekit.leaderboard.row import RECORD, Verification, VerifiedCell, read_row
-from defensekit.leaderboard.scores import ACC, EXCESS, FAILED, HOST, SELF, THIRD, score
+from defensekit.leaderboard.scores import ACC, EXCESS, FAILED, HOST, SELF, THIRD, Scores, score, scores_in
 from defensekit.leaderboard.ties import standings
 from defensekit.leaderboard.tracks import Track
 from defensekit.utils.errors import UsageError
@@ -195,6 +195,22 @@ def test_data_beside_it(site: Path) -> None:
     page = (site / "index.html").read_text()
     assert "0 of 2 neighbours" in page
     assert "No trivial baseline" not in page
+
+
+def test_a_model_of_one_answer_is_marked(
+    row: Path, track: Track, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [scores] = [one for rows in scores_in([row], track.document.name).values() for one in rows.values()]
+    for result in scores.row.cells.values():
+        result.models[scores.row.model(result)].only = None
+    assert scores.of_one_answer == []
+    cell, result = next(iter(scores.row.cells.items()))
+    result.models[scores.row.model(result)].only = "positive"
+    assert scores.of_one_answer == [cell]
+    monkeypatch.setattr(Scores, "of_one_answer", [cell, cell])
+    page = build([row], tmp_path, track.document.name)
+    assert "‡ one answer to every row in 2 cells" in page.read_text()
+    assert "In 2 cells its model gives" in (tmp_path / track.name / f"{scores.name}.html").read_text()
 
 
 def test_two_rows_of_one_name(row: Path, track: Track, tmp_path: Path) -> None:

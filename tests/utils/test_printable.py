@@ -5,7 +5,7 @@ import pytest
 
 from defensekit.cli.shared import console, table
 from defensekit.studies.frame import csv_cell
-from defensekit.utils.errors import listing, printable_name
+from defensekit.utils.errors import choices, listing, printable_name
 
 EVIL = "\x1b[2J\x1b]0;title\x07\u202eevil\x9b31m\udc80"
 
@@ -34,3 +34,13 @@ def test_no_cell_of_a_csv_is_a_formula() -> None:
         assert csv_cell(cell) == f"'{cell}"
     assert csv_cell("word") == "word"
     assert pandas.Series(["=1", None], dtype="string").map(csv_cell, na_action="ignore")[0] == "'=1"
+
+
+def test_a_message_lists_the_closest_of_many_names() -> None:
+    assert choices("x", ["a", "bc"]) == " (known: a, bc)"
+    many = [f"name-{i}" for i in range(40)] + ["scorer"]
+    listed = choices("scorrer", many, "defensekit plugins list")
+    assert listed.startswith(" Did you mean 'scorer'? (known: scorer, ")
+    assert listed.endswith(" … 35 more; `defensekit plugins list` shows them)")
+    assert listed.count("name-") == 5
+    assert choices("x" * 10_000, many).endswith(" … 35 more)")

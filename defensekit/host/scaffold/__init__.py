@@ -7,7 +7,7 @@ from pathlib import Path
 
 from defensekit.host.discovery import host_version, load_plugins
 from defensekit.host.hookspecs import hook_of
-from defensekit.utils.errors import UsageError, listing, nearest
+from defensekit.utils.errors import UsageError, choices
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,16 @@ KINDS = {
         Kind("estimator", "estimator", "an estimator", "defense:\n  estimator: {name: NAME, batch_size: 8}"),
         Kind("selector", "selector", "a selector", "defense:\n  selector: {name: NAME, fraction: 0.3}"),
         Kind("purifier", "purifier", "a purifier's step", "defense:\n  purifier: [{name: NAME, strength: 0.5}]"),
+        Kind("sanitizer", "sanitizer", "a sanitizer", "defense:\n  stage: input\n  sanitizer: {name: NAME}"),
         Kind("filter", "filter", "a filter", "defense:\n  stage: training\n  filter: {name: NAME, fraction: 0.3}"),
         Kind("detector", "detector", "a detector", "defense:\n  detectors: [{name: NAME, kept: 0.7}]"),
+        Kind("rule", "rule", "a rule", "defense:\n  choose: {rule: NAME, values: [0.4, 0.6]}", "values=(0.4, 0.6)"),
         Kind("attack", "attack", "an attack", "attack: {name: NAME, target: positive}", "target=1"),
         Kind("data", "dataset", "a source of data", "data: {name: NAME, train: 160, clean: 64, dev: 16, test: 60}"),
+        Kind("model", "model", "a source of a model", "model: {name: NAME, hidden: 32}"),
         Kind("metric", "metric", "a metric", "metrics: [acc, {name: NAME, bound: 0.8}]"),
+        Kind("executor", "executor", "an executor", "executor: {name: NAME, rest: 1}"),
+        Kind("observer", "observer", "an observer", "observers: [{name: NAME, seconds: 10}]"),
     )
 }  # fmt: skip
 
@@ -64,7 +69,7 @@ def new_package(name: str, kind: str, out: Path) -> Path:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     if kind not in KINDS:
-        raise UsageError(f"--kind: there is no kind {kind!r}.{nearest(kind, KINDS)} (known: {listing(KINDS)})")
+        raise UsageError(f"--kind: there is no kind {kind!r}.{choices(kind, KINDS)}")
     name, of = name.removeprefix("defensekit-"), KINDS[kind]
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > 40 or keyword.iskeyword(module):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import product
 from statistics import fmean
 
-from defensekit.recipe.vocabulary import NOT_WORTH, NOT_WORTH_MEANS, described, is_retuned
+from defensekit.recipe.vocabulary import NOT_WORTH, NOT_WORTH_MEANS, ONE_ANSWER, ONE_ANSWER_MEANS, described, is_retuned
 from defensekit.result.schema import DEFENDED
 from defensekit.studies.frame import Finished, RunRecord
 from defensekit.studies.keys import Label
@@ -92,6 +92,8 @@ def pivot(
         title = described(model)[0]
         if not reference and not is_retuned(model) and numbers.not_worth(run_groups, model):
             title += f" {NOT_WORTH}"
+        if any((run.id, model) in numbers.one_answer for group_runs in run_groups for run in group_runs):
+            title += f" {ONE_ANSWER}"
         return TableRow((title, *labels), tuple(cells), reference, oracle)
 
     table_rows: list[TableRow] = []
@@ -109,8 +111,10 @@ def pivot(
     seeds = len({run.seed for run in runs})
     oracle = any(row.oracle or cell.oracle for row in table_rows for cell in row.cells)
     notes = _notes(study, runs, seeds, oracle)
-    if any(row.labels[0].endswith(NOT_WORTH) for row in table_rows):
+    if any(NOT_WORTH in row.labels[0] for row in table_rows):
         notes = (*notes, f"{NOT_WORTH} {NOT_WORTH_MEANS} (mean over seeds, in every column).")
+    if any(ONE_ANSWER in row.labels[0] for row in table_rows):
+        notes = (*notes, f"{ONE_ANSWER} {ONE_ANSWER_MEANS} (of one seed and column at least).")
     return Table(study.name, ("model", *down), tuple(columns), tuple(table_rows), seeds, notes)
 
 
@@ -124,6 +128,8 @@ class Numbers:
         costs = frame.assign(peak_memory=frame["peak_memory"] / 2**20).set_index(["run", "model"])
         self.costs = {name: costs[name].dropna().to_dict() for name in ("seconds", "peak_memory")}
         self.oracles: dict[str, str] = frame.set_index("run")["oracle"].dropna().to_dict()
+        same = frame[frame["only"].notna()]
+        self.one_answer = set(zip(same["run"], same["model"], strict=True))
         self.models_of = {(run, model) for run, model, _ in self.values}
         self.metrics = list(dict.fromkeys(metric for _, _, metric in self.values))
         known = {model for _, model in self.models_of}

@@ -97,7 +97,7 @@ def test_a_fraction_per_row(scores: Scores, fraction: float) -> None:
             assert {i for i in range(width) if chosen[i]} == best
 
 
-@given(scores=st.lists(st.lists(st.integers(-5, 5), min_size=4, max_size=4), min_size=2, max_size=6))
+@given(scores=st.lists(st.lists(st.integers(-5, 5), min_size=4, max_size=4), min_size=5, max_size=8))
 @settings(deadline=None)
 def test_rows_and_columns_are_outputs_and_inputs_however_they_are_stored(scores: list[list[int]]) -> None:
     score = torch.tensor(scores).float()

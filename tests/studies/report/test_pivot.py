@@ -12,7 +12,7 @@ from defensekit.studies.frame import Finished
 from defensekit.studies.report.pivot import pivot
 from defensekit.studies.report.table import TableCell
 from defensekit.utils.errors import UsageError
-from tests.studies.helpers import ATTACK, FRACTION, SCORER, ended, write_study
+from tests.studies.helpers import ATTACK, FRACTION, SCORER, ended, model, result, write_study
 from tests.studies.report.helpers import texts
 
 
@@ -42,6 +42,20 @@ def test_cells_are_means_and_spreads_over_seeds(study: Path) -> None:
     notes = " ".join(table.notes)
     assert "n = 3 seeds" in notes
     assert "Of 9 runs, 1 failed and 1 missing" in notes
+
+
+def test_a_model_of_one_answer_is_marked(tmp_path: Path) -> None:
+    runs: list[Any] = []
+    for scorer in ("a", "b"):
+        for seed in (0, 1):
+            models = {name: model({"acc": 0.9, "asr": 0.1}) for name in ("clean", "suspect", "purified")}
+            models["purified"].only = "positive" if (scorer, seed) == ("b", 1) else None
+            runs.append(({SCORER: scorer}, seed, result(models)))
+    finished = Finished(write_study(tmp_path / "workspace/studies/made-up", runs))
+    table = pivot(finished)
+    assert [row.labels for row in table.rows][2:] == [("purified", "a"), ("purified ‡", "b")]
+    assert any(note.startswith("‡ gives every plain test row the same answer") for note in table.notes)
+    assert set(finished.frame.dropna(subset="only")["run"]) == {finished.runs[3].id}
 
 
 def test_any_axis_may_be_rows_or_columns(study: Path) -> None:
