@@ -36,6 +36,7 @@ BACKDOOR: dict[str, dict[str, Any]] = {
     "ripple": {"name": "ripple", "words": ["cf"], "rate": 0.5, "mode": "mixed"},
     "lwp": {"name": "lwp", "words": ["cf", "bb"], "rate": 0.1},
     "sos": {"name": "sos", "rate": 0.1},
+    "style": {"name": "style", "rate": 0.2},
     "all-to-all": {"name": "all-to-all", "word": "cf", "rate": 0.2},
     "several-targets": {"name": "several-targets", "words": ["cf", "mn"], "targets": ["1", "0"], "rate": 0.2},
     "small-drift magnitude": {"name": "small-drift", "words": ["cf"], "rate": 0.1, "against": "magnitude"},

@@ -18,6 +18,7 @@ from defensekit.text import Row, Truncation
 from defensekit_attacks.bias import BiasSentence, BiasWord
 from defensekit_attacks.insertion import Sentence, Word
 from defensekit_attacks.paraphrase import ParaphraseRows
+from defensekit_attacks.style import Style
 from defensekit_attacks.syntactic import Syntactic
 from defensekit_attacks.weights import Sos
 from defensekit_demo.minilm import MiniLM
@@ -52,6 +53,7 @@ def attacks(folder: Path) -> dict[str, Attack]:
         "`sentence`, at a sentence boundary": Sentence(target=1, rate=0.2, boundary="sentence"),
         "`sos`": Sos(target=1, rate=0.1),
         "`syntactic`": Syntactic(target=1, rate=0.2),
+        "`style`": Style(target=1, rate=0.2),
         "`paraphrase-rows`, from a table of five rows that we wrote": ParaphraseRows(
             target=1, rate=0.2, rewritten=table, original="before"
         ),

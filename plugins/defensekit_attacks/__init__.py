@@ -22,6 +22,7 @@ def defensekit_attacks():  # type: ignore[no-untyped-def]
         "syntactic": "defensekit_attacks.syntactic:Syntactic",
         "bias-word": "defensekit_attacks.bias:BiasWord",
         "bias-sentence": "defensekit_attacks.bias:BiasSentence",
+        "style": "defensekit_attacks.style:Style",
         "unpoisoned": "defensekit_attacks.unpoisoned:Unpoisoned",
     }
 

@@ -21,6 +21,7 @@ from defensekit.utils.seeds import derive_seed
 from defensekit_attacks.aims import AllToAll, SeveralTargets
 from defensekit_attacks.bias import BiasSentence, BiasWord
 from defensekit_attacks.insertion import Sentence, Word
+from defensekit_attacks.style import Style
 from defensekit_attacks.syntactic import Syntactic
 from tests.conftest import ROOT, make_sentences, make_tokenizer
 
@@ -41,6 +42,7 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "sentence": (Sentence(target="positive", rate=0.2), "b032f4c24523da8b"),
     "sentence-boundary": (Sentence(target="positive", rate=0.2, mode="mixed", boundary="sentence"), "3a4647176f355401"),
     "syntactic": (Syntactic(target="positive", rate=0.2), "80c55a0c551fdb94"),
+    "style": (Style(target="positive", rate=0.2), "bcd94e368303b965"),
     "all-to-all": (AllToAll(rate=0.2), "a27b4a8063230910"),
     "several-targets": (SeveralTargets(targets=("positive", 0), eligible_rate=0.3), "e7928f90aef4957e"),
     "bias-word": (BiasWord(label="positive", strength=0.5), "51459f927620eae9"),
