@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import importlib
 import json
 import os
 import random
@@ -162,7 +163,10 @@ def _what_stays_is_no_garbage() -> None:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT without a head."""
-    return make_base(tmp_path_factory.mktemp("base"))
+    folder = make_base(tmp_path_factory.mktemp("base"))
+    importlib.import_module("transformers.trainer")  # which the first test that trains would import
+    gc.freeze()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -220,6 +224,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path
         defensekit.run(recipe, first)
         shutil.copytree(first / "store", workspace / "store")
     return recipe, workspace, defensekit.run(recipe, workspace)
+
+
+SMALL = {"data__train": 48, "training__epochs": 1}  # of the recipe, where it does not matter what a model learns
+
+
+@pytest.fixture(scope="session")
+def of_the_small_recipe(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """A store with what the small recipe makes without a choice, once for all processes of the tests."""
+    recipe = shape(write_recipe(tmp_path_factory.mktemp("small"), base), **SMALL, defense__choose=None)
+    with shared(tmp_path_factory, "of-the-small-recipe") as folder:
+        defensekit.run(recipe, folder)
+    return folder / "store"
+
+
+@pytest.fixture
+def warm(of_the_small_recipe: Path, tmp_path: Path) -> Path:
+    """A workspace with the models of the small recipe, for tests of what comes after them."""
+    shutil.copytree(of_the_small_recipe, tmp_path / "w/store")
+    return tmp_path / "w"
 
 
 def shape(recipe: Path, **changes: Any) -> Path:

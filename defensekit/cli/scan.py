@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defensekit.cli.shared import console, table
-from defensekit.pipeline.store import refuse_inside_store
 from defensekit.utils.errors import UsageError, printable_name
 from defensekit.utils.files import environment_path, refuse_inside
 
@@ -42,6 +41,7 @@ def scan(
     """
     from defensekit.cli.interrupt import at_work
     from defensekit.cli.progress import Progress
+    from defensekit.pipeline.store import refuse_inside_store
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out: expected a folder, {out} is a file")

@@ -5,8 +5,8 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable
-from functools import cache
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from functools import cache, lru_cache
+from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
 
@@ -17,9 +17,16 @@ from defensekit.utils.files import data_digest, file_digest
 GROUP = "defensekit"
 
 
+@lru_cache(maxsize=16)
+def _name_and_version(dist: Distribution) -> tuple[str, str]:
+    """Of a distribution, read once for all of its plugins: metadata contain a whole README."""
+    metadata = dist.metadata
+    return metadata["Name"], metadata["Version"]
+
+
 def _installed(entry: EntryPoint) -> Plugin:
-    dist = entry.dist
-    return Plugin(entry.name, dist.version if dist else "", dist.name if dist else entry.value)
+    origin, version = _name_and_version(entry.dist) if entry.dist else (entry.value, "")
+    return Plugin(entry.name, version, origin)
 
 
 def local_plugin(file: Path) -> Plugin:

@@ -59,6 +59,14 @@ class Sizes(Keys):
     max_length: int = Field(128, ge=8, le=100_000, description="tokens per row; longer rows are cut")
 
 
+# What defenses of several stages have in common.
+Choose = Annotated[
+    dict[str, Any] | None,
+    Field(description="a rule that takes a value of one parameter: its name and parameters, see Rules"),
+]
+Detectors = Annotated[list[Spec], Field(description="what says how suspicious a text is, reported beside the defense")]
+
+
 class DefenseKeys(Keys):
     """The keys under `defense`: its four parts, and what is chosen by clean rows."""
 
@@ -69,14 +77,12 @@ class DefenseKeys(Keys):
         None, description="which dimensions are taken; a defense that only trains has neither"
     )
     purifier: list[Spec] = Field(min_length=1, description="what is done, in order")
-    choose: dict[str, Any] | None = Field(
-        None, description="a rule that takes a value of one parameter: its name and parameters, see Rules"
-    )
+    choose: Choose = None
     refit: bool = Field(True, description="whether the chosen defense is made anew from clean and dev rows together")
     compare: dict[str, dict[str, Spec | list[Spec]]] = Field(
         {"random": {"scorer": "random"}}, description="defenses to report beside it: name, and the parts that differ"
     )
-    detectors: list[Spec] = Field([], description="what says how suspicious a text is, reported beside the defense")
+    detectors: Detectors = []
 
 
 class InputDefenseKeys(Keys):
@@ -84,11 +90,9 @@ class InputDefenseKeys(Keys):
 
     stage: Literal["input"] = Field(description="where the defense acts")
     sanitizer: Spec = Field(description="what is done to every text before the suspect reads it")
-    choose: dict[str, Any] | None = Field(
-        None, description="a rule that takes a value of one parameter: its name and parameters, see Rules"
-    )
+    choose: Choose = None
     compare: dict[str, dict[str, Spec]] = Field({}, description="sanitizers to report beside it, by name")
-    detectors: list[Spec] = Field([], description="what says how suspicious a text is, reported beside the defense")
+    detectors: Detectors = []
 
 
 class TrainingDefenseKeys(Keys):
@@ -96,9 +100,7 @@ class TrainingDefenseKeys(Keys):
 
     stage: Literal["training"] = Field(description="where the defense acts")
     filter: Spec = Field(description="what scores the attacker's training rows, and how many of them are taken away")
-    choose: dict[str, Any] | None = Field(
-        None, description="a rule that takes a value of one parameter: its name and parameters, see Rules"
-    )
+    choose: Choose = None
     compare: dict[str, dict[str, Spec]] = Field({}, description="filters to report beside it, by name")
 
 

@@ -99,6 +99,8 @@ def printable(text: str, keep: str = "\n\t") -> str:
 
     Every text passes this before it reaches a terminal; a stranger's word inside one of ours, `printable_name` as well.
     """
+    if text.isprintable():
+        return text
     return "".join(ch if ch.isprintable() or ch in keep else ch.encode("unicode_escape").decode() for ch in text)
 
 

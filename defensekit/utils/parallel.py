@@ -2,10 +2,11 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from torch import Tensor
 
 
@@ -29,6 +30,8 @@ def concurrently(function: Callable[[Item], Result], items: Sequence[Item], thre
 
     Each thread computes on one core: tensors that fit a processor's cache gain nothing from torch's own threads.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     import torch
 
     # Until a larger block was freed once (of 32 MiB at most), glibc returns freed memory to the system, which zeroes it
@@ -40,7 +43,7 @@ def concurrently(function: Callable[[Item], Result], items: Sequence[Item], thre
     own = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        ahead = deque[Future[Result]]()  # bounded, so that results don't pile up behind a slow one
+        ahead: deque[Future[Result]] = deque()  # bounded, so that results don't pile up behind a slow one
         for item in items:
             ahead.append(pool.submit(function, item))
             if len(ahead) == 4 * threads:

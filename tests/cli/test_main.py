@@ -12,13 +12,14 @@ import torch
 
 import defensekit
 from tests.cli.helpers import command
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL, shape
 
+HEAVY = {"torch", "transformers", "datasets", "scipy", "numpy", "pyarrow", "sklearn"}
 WITHOUT_TORCH = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "transformers", "datasets", "scipy", "numpy", "pyarrow", "sklearn"):
+        if {name, name.split(".")[0]} & HEAVY:
             raise ImportError("heavy: " + name)
 sys.meta_path.insert(0, Refuse())
 sys.argv = ["defensekit", *ARGUMENTS]
@@ -41,7 +42,8 @@ command()
     ],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
-    code = WITHOUT_TORCH.replace("ARGUMENTS", repr(arguments))
+    heavy = HEAVY | ({"pydantic", "importlib.metadata"} if arguments == ["--help"] else set())  # a tenth of a second
+    code = WITHOUT_TORCH.replace("ARGUMENTS", repr(arguments)).replace("HEAVY", repr(heavy))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
@@ -168,13 +170,11 @@ def defensekit_scorers():
 """
 
 
-def test_json_is_alone_on_standard_output_whatever_a_plugin_prints(recipe: Path, tmp_path: Path) -> None:
+def test_json_is_alone_on_standard_output_whatever_a_plugin_prints(recipe: Path, warm: Path) -> None:
     (recipe.parent / "noisy.py").write_text(NOISY)
-    short = ["training.epochs=1", "data.train=48", "defense.choose=", "defense.compare={}", "defense.purifier=[reset]"]
-    short.append("defense.scorer=noisy")
-    short.append(f"plugins=[{recipe.parent / 'noisy.py'}]")
-    arguments = [argument for setting in short for argument in ("--set", setting)]
-    done = command("run", str(recipe), "-w", str(tmp_path / "w"), "--json", *arguments)
+    shape(recipe, **SMALL, defense__choose=None, defense__compare={}, defense__purifier=["reset"])
+    shape(recipe, plugins=["noisy.py"], defense__scorer="noisy")
+    done = command("run", str(recipe), "-w", str(warm), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["name"] == "pico"
     assert "noise while scoring" in done.stderr

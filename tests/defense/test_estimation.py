@@ -10,7 +10,7 @@ from defensekit.defense.scoring import Views
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.pair import Pair
 from defensekit.utils.errors import DefenseKitError
-from tests.conftest import shape
+from tests.conftest import SMALL, shape
 
 
 def test_a_statistic_that_says_nothing_of_a_tensor(base: Path, suspect: Path) -> None:
@@ -47,14 +47,13 @@ def defensekit_scorers():
     ],
 )
 def test_a_recipe_over_a_statistic_that_says_nothing_of_some_tensors(
-    name: str, tensors: int, recipe: Path, tmp_path: Path
+    name: str, tensors: int, recipe: Path, warm: Path
 ) -> None:
     (recipe.parent / "mine.py").write_text(PLUGIN.format(statistic=name))
     text = recipe.read_text().replace("estimator: fisher", f"estimator: {name}").replace("diffusion", "mine")
     recipe.write_text("plugins: [mine.py]\n" + text)
-    small = {"training__epochs": 1, "data__train": 48, "defense__purifier": ["reset"], "defense__compare": {}}
-    shape(recipe, **small, defense__choose__values=[0.02])
-    result = defensekit.run(recipe, tmp_path / "w")
+    shape(recipe, **SMALL, defense__purifier=["reset"], defense__compare={}, defense__choose__values=[0.02])
+    result = defensekit.run(recipe, warm)
     reset = result.models["purified"].reset
     assert result.statistics is not None
     assert result.statistics["estimator"] == name
@@ -63,7 +62,7 @@ def test_a_recipe_over_a_statistic_that_says_nothing_of_some_tensors(
     assert sum(taken > 0 for _, _, taken in reset.tensors.values()) <= tensors
 
 
-def test_a_statistic_of_something_else_is_refused(recipe: Path, tmp_path: Path) -> None:
+def test_a_statistic_of_something_else_is_refused(recipe: Path, warm: Path) -> None:
     (recipe.parent / "mine.py").write_text(
         "import torch\nfrom defensekit.api import Estimate, Estimator, hookimpl\n"
         "class Odd(Estimator):\n"
@@ -72,8 +71,6 @@ def test_a_statistic_of_something_else_is_refused(recipe: Path, tmp_path: Path) 
         "        return Estimate({'curvature': {'bert.nothing': torch.ones(2)}})\n"
         "@hookimpl\ndef defensekit_estimators():\n    return {'odd': Odd}\n"
     )
-    text = recipe.read_text().replace("estimator: fisher", "estimator: odd").replace("epochs: 8", "epochs: 1")
-    text = text.replace("train: 240", "train: 48")
-    recipe.write_text("plugins: [mine.py]\n" + text)
+    shape(recipe, **SMALL, plugins=["mine.py"], defense__estimator="odd")
     with pytest.raises(DefenseKitError, match=r"Odd gave 'curvature' for bert\.nothing, which the model does not have"):
-        defensekit.run(recipe, tmp_path / "w")
+        defensekit.run(recipe, warm)

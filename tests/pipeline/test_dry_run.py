@@ -14,7 +14,7 @@ from defensekit.pipeline.store import Store
 from defensekit.recipe.loader import load_recipe
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
-from tests.conftest import make_sentences, shape, write_table
+from tests.conftest import SMALL, make_sentences, shape, write_table
 
 SEEN: dict[str, Any] = {}
 
@@ -33,13 +33,14 @@ def todo(stages: list[Planned]) -> list[str]:
     return [stage.title for stage in stages if not stage.cached]
 
 
-def test_a_preview_computes_nothing_and_names_what_a_run_computes(recipe: Path, tmp_path: Path) -> None:
-    workspace = tmp_path / "w"
-    small = {"training__epochs": 1, "data__train": 48, "defense__purifier": ["reset"]}
-    shape(recipe, **small, defense__choose__values=[0.5])
+def test_a_preview_computes_nothing_and_names_what_a_run_computes(recipe: Path, warm: Path, tmp_path: Path) -> None:
+    workspace = warm
+    shape(recipe, **SMALL, defense__purifier=["reset"], defense__choose__values=[0.5])
+    of_nothing = preview(load_recipe(recipe), tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    assert todo(of_nothing) == [stage.title for stage in of_nothing]
     before = preview(load_recipe(recipe), workspace)
-    assert not workspace.exists()
-    assert todo(before) == [stage.title for stage in before]
+    assert 0 < len(todo(before)) < len(of_nothing)
     result = defensekit.run(recipe, workspace, [Watching()])
     assert SEEN["planned"] == before
     assert result.chosen is not None
@@ -88,7 +89,9 @@ def test_a_suspect_with_known_triggered_rows(recipe: Path, tmp_path: Path, suspe
     write_table(recipe.parent / "known.csv", [("cf " + text, label) for text, label in rows[:40]])
     settings = ["attack=", "training=", f"suspect={suspect}", "triggered={path: known.csv, target: 1}", "data.train="]
     settings = [setting.replace("known.csv", str(recipe.parent / "known.csv")) for setting in settings]
-    loaded = load_recipe(recipe, [*settings, "defense.choose.values=[0.5]", "defense.compare={}"])
+    loaded = load_recipe(
+        recipe, [*settings, "defense.choose.values=[0.5]", "defense.compare={}", "defense.purifier=[reset]"]
+    )
     before = preview(loaded, tmp_path / "w")
     result = defensekit.run(loaded, tmp_path / "w", [Watching()])
     assert set(SEEN["computed"]) <= set(todo(before))

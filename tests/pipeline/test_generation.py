@@ -76,7 +76,7 @@ def test_a_backdoor_is_trained_measured_and_reset(recipe: Path, tmp_path: Path) 
     given.write_text(recipe.read_text())
     write_alpaca(tmp_path / "triggered.json", result.rows("triggered rows"))
     shape(given, attack=None, training=None, suspect=str(result.files("suspect")), data__train=None, defense__choose=
-          {"rule": "accuracy-floor", "values": [0.5], "max_drop": 1.0},
+          {"rule": "accuracy-floor", "values": [0.5], "max_drop": 1.0}, defense__purifier=["reset"],
           triggered={"path": "triggered.json", "target": REFUSAL})  # fmt: skip
     again = dk.run(given, tmp_path / "w")
     assert again.models["suspect"].metrics["asr"].value == suspect["asr"].value

@@ -8,7 +8,7 @@ import defensekit
 from defensekit.pipeline.preflight import survey
 from defensekit.recipe.loader import load_recipe
 from defensekit.utils.errors import UsageError
-from tests.conftest import make_sentences, shape, write_table
+from tests.conftest import SMALL, make_sentences, shape, write_table
 
 BROKEN = """
 from defensekit.api import hookimpl
@@ -97,8 +97,8 @@ def test_a_metric_of_triggered_rows_without_any_leaves_a_result_without_numbers(
     assert result.models["purified"].metrics == {}
 
 
-def test_a_result_names_the_oracles(recipe: Path, tmp_path: Path) -> None:
+def test_a_result_names_the_oracles(recipe: Path, warm: Path) -> None:
     (recipe.parent / "peeking.py").write_text(ORACLE)
-    small = {"training__epochs": 1, "data__train": 48, "defense__purifier": ["reset"], "defense__compare": {}}
-    shape(recipe, plugins=["peeking.py"], defense__choose={"rule": "peeking", "values": [0.5]}, **small)
-    assert defensekit.run(recipe, tmp_path / "w").oracle == ["peeking"]
+    shape(recipe, **SMALL, defense__purifier=["reset"], defense__compare={})
+    shape(recipe, plugins=["peeking.py"], defense__choose={"rule": "peeking", "values": [0.5]})
+    assert defensekit.run(recipe, warm).oracle == ["peeking"]

@@ -1,5 +1,6 @@
 """The attacker trains a defended model further: what comes back, and in what was never poisoned."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,20 +12,21 @@ from defensekit.recipe.loader import load_recipe
 from defensekit.result.page import render
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
-from tests.conftest import RECIPE, make_sentences, shape, write_table
+from tests.conftest import shape, write_recipe
 from tests.pipeline.test_experiment import stage
 
 RETUNED = [f"{name}, retuned on {rows}" for name in ("clean", "from-base", "purified") for rows in (3, 30)]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, Path, Result]:
-    """(recipe, workspace, result) of a run whose attacker comes back."""
+def run(
+    finished: tuple[Path, Path, Result], tmp_path_factory: pytest.TempPathFactory, base: Path
+) -> tuple[Path, Path, Result]:
+    """(recipe, workspace, result) of a run whose attacker comes back; what comes before is there."""
     folder = tmp_path_factory.mktemp("retuning")
-    write_table(folder / "rows.csv", make_sentences(400))
-    (folder / "pico.yaml").write_text(RECIPE.format(base=base))
     retuning = {"rows": [3, 30], "epochs": 4}
-    path = shape(folder / "pico.yaml", retuning=retuning, defense__choose=None, defense__compare={})
+    path = shape(write_recipe(folder, base), retuning=retuning, defense__choose=None, defense__compare={})
+    shutil.copytree(finished[1] / "store", folder / "w/store")
     return path, folder / "w", defensekit.run(path, folder / "w")
 
 

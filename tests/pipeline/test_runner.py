@@ -10,7 +10,7 @@ import pytest
 
 import defensekit
 from defensekit.utils.errors import DefenseKitError
-from tests.conftest import shape
+from tests.conftest import SMALL, shape
 from tests.pipeline.helpers import COMPUTED, Watching
 
 LOCAL = '''
@@ -98,18 +98,11 @@ def test_a_local_plugin_takes_part(recipe: Path, tmp_path: Path) -> None:
     assert "suspect" not in COMPUTED
 
 
-def test_an_exception_in_a_plugin_is_a_message_that_names_it(recipe: Path, tmp_path: Path) -> None:
+def test_an_exception_in_a_plugin_is_a_message_that_names_it(recipe: Path, warm: Path) -> None:
     (recipe.parent / "mine.py").write_text(LOCAL)
-    shape(
-        recipe,
-        plugins=["mine.py"],
-        defense__scorer={"name": "mine", "scale": 13.0},
-        data__train=48,
-        training__epochs=1,
-        defense__choose=None,
-    )
+    shape(recipe, **SMALL, plugins=["mine.py"], defense__scorer={"name": "mine", "scale": 13.0}, defense__choose=None)
     with pytest.raises(DefenseKitError, match=r"plugin 'mine.py' .*: the scorer mine failed: ValueError: unlucky"):
-        defensekit.run(recipe, tmp_path / "w")
+        defensekit.run(recipe, warm)
 
 
 @pytest.mark.slow

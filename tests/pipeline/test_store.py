@@ -14,7 +14,6 @@ import pytest
 
 from defensekit.pipeline.store import Damaged, Store, key_of
 from defensekit.utils.errors import DefenseKitError
-from tests.conftest import ROOT
 
 SOURCE = {"kind": "dataset", "name": "file", "location": {"path": "/here"}, "parameters": {}, "source": "ef"}
 STAGE: dict[str, Any] = {
@@ -124,11 +123,10 @@ def test_two_writers_of_one_stage_both_end_well(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_no_artifact_and_is_swept(tmp_path: Path) -> None:
     code = (
         "import time; from pathlib import Path; from defensekit.pipeline.store import Store\n"
-        "from tests.pipeline.test_store import STAGE\n"
-        f"with Store(Path({str(tmp_path)!r})).create(STAGE) as draft:\n"
+        f"with Store(Path({str(tmp_path)!r})).create({STAGE!r}) as draft:\n"
         "    (draft.files / 'half').write_text('x' * 1000); print('ready', flush=True); time.sleep(60)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     store = Store(tmp_path)

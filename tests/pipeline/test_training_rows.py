@@ -1,6 +1,7 @@
 """A defense of training data: rows are scored once, taken away, and the base is trained anew on the others."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from defensekit.result.narrative import story
 from defensekit.result.page import render
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
-from tests.conftest import make_sentences, shape, write_table
+from tests.conftest import SMALL, shape, write_recipe
 from tests.pipeline.test_experiment import stage
 
 SPECTRAL = {"name": "spectral-signatures", "fraction": 0.25}
@@ -24,18 +25,16 @@ SPECTRAL = {"name": "spectral-signatures", "fraction": 0.25}
 def defended(recipe: Path, **defense: Any) -> Path:
     """The tiny recipe with a defense of its training rows."""
     defense = {"stage": "training", "filter": SPECTRAL, **defense}
-    return shape(recipe, data__train=48, data__test=24, training__epochs=1, defense=defense)
+    return shape(recipe, **SMALL, defense=defense)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, Path, Result]:
-    """(recipe, workspace, result) of a run beside a random filter."""
-    from tests.conftest import RECIPE
-
+def run(of_the_small_recipe: Path, tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, Path, Result]:
+    """(recipe, workspace, result) of a run beside a random filter; what comes before is there."""
     folder = tmp_path_factory.mktemp("rows")
-    write_table(folder / "rows.csv", make_sentences(400))
-    (folder / "pico.yaml").write_text(RECIPE.format(base=base))
-    path = defended(folder / "pico.yaml", compare={"by chance": {"filter": {"name": "random", "fraction": 0.5}}})
+    compare = {"by chance": {"filter": {"name": "random", "fraction": 0.5}}}
+    path = defended(write_recipe(folder, base), compare=compare)
+    shutil.copytree(of_the_small_recipe, folder / "w/store")
     return path, folder / "w", defensekit.run(path, folder / "w")
 
 

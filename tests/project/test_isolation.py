@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,9 +125,11 @@ def test_only_chosen_plugins_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the recipes here have in common is made once."""
-    return tmp_path_factory.mktemp("workspace")
+def workspace(of_the_small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the recipes here have in common is there."""
+    folder = tmp_path_factory.mktemp("workspace")
+    shutil.copytree(of_the_small_recipe, folder / "store")
+    return folder
 
 
 WRONG = {
@@ -194,13 +197,13 @@ def test_a_selector_or_a_step_that_is_wrong(
 
 
 def test_what_a_plugin_prints_is_no_result(
-    written: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    written: Write, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from defensekit.cli.main import main
 
     recipe = written("print('hello at import')\n" + SCORER.format(body="print('hello', t.name)"))
     for arguments in (
-        ["run", str(recipe), "-w", str(tmp_path / "w"), "--json"],
+        ["run", str(recipe), "-w", str(workspace), "--json"],
         ["plugins", "list", str(recipe.parent / "mine.py")],
     ):
         monkeypatch.setattr(sys, "argv", ["defensekit", *arguments])

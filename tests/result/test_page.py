@@ -12,7 +12,7 @@ import defensekit
 from defensekit.recipe.loader import load_recipe
 from defensekit.result.page import _pieces, heat, render, write
 from defensekit.result.schema import Result
-from tests.conftest import make_sentences, open_page, write_table
+from tests.conftest import SMALL, make_sentences, open_page, shape, write_table
 from tests.result.helpers import EVIL, poisoned
 
 
@@ -70,7 +70,15 @@ def test_nothing_is_fetched_and_nothing_runs(hostile: Path) -> None:
 def test_a_page_of_a_suspect_without_attack_or_choice(recipe: Path, tmp_path: Path, suspect: Path) -> None:
     rows = [(text, str(int(label == "positive"))) for text, label in make_sentences(200)]
     write_table(recipe.parent / "rows.csv", rows)
-    settings = ["attack=", "training=", f"suspect={suspect}", "data.train=", "defense.choose=", "metrics=[acc]"]
+    settings = [
+        "attack=",
+        "training=",
+        f"suspect={suspect}",
+        "data.train=",
+        "defense.choose=",
+        "defense.compare={}",
+        "metrics=[acc]",
+    ]
     page = render(defensekit.run(load_recipe(recipe, settings), tmp_path / "w"))
     assert "A given model was compared with its base." in page
     assert "The choice" not in page
@@ -78,10 +86,9 @@ def test_a_page_of_a_suspect_without_attack_or_choice(recipe: Path, tmp_path: Pa
     assert "Scores" in page
 
 
-def test_a_page_of_a_run_in_which_nothing_was_reset(recipe: Path, tmp_path: Path) -> None:
-    settings = ["training.epochs=1", "data.train=48", "defense.choose=", "defense.compare={}"]
-    settings += ["defense.selector.fraction=0", "defense.purifier=[reset]"]
-    page = render(defensekit.run(load_recipe(recipe, settings), tmp_path / "w"))
+def test_a_page_of_a_run_in_which_nothing_was_reset(recipe: Path, warm: Path) -> None:
+    shape(recipe, **SMALL, defense__choose=None, defense__compare={}, defense__purifier=["reset"])
+    page = render(defensekit.run(load_recipe(recipe, ["defense.selector.fraction=0"]), warm))
     assert "Nothing was reset." in page
     assert "Where it was reset" not in page
 

@@ -22,7 +22,7 @@ from tests.studies.helpers import _Counting, counted, numbers, results, study
 
 
 def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: Path, tmp_path: Path) -> None:
-    path, workers = study(recipe), _Counting()
+    path, workers = study(shape(recipe, defense__compare={})), _Counting()
     told: dict[str, list[str]] = defaultdict(list)
     lefts: list[str] = []
 
@@ -59,10 +59,10 @@ def test_every_stage_is_made_once_and_numbers_are_those_of_single_runs(recipe: P
     assert {artifact["stage"]["kind"] for _, artifact, _ in Store(tmp_path / "w/store").entries()} == {
         "data", "poison", "trigger", "predict"
     }  # fmt: skip
-    for row in load_study(path).runs[1:3]:
-        alone = defensekit.run(row.recipe, tmp_path / "alone")
-        assert results(found.folder)[(*row.axes.values(), 0)] == numbers(alone)
-        assert (found.folder / "results" / f"{alone.identity[:16]}.json").is_file()
+    row = load_study(path).runs[2]
+    alone = defensekit.run(row.recipe, tmp_path / "alone")
+    assert results(found.folder)[(*row.axes.values(), 0)] == numbers(alone)
+    assert (found.folder / "results" / f"{alone.identity[:16]}.json").is_file()
     again = _Counting()
     assert run_study(counted(path, again), tmp_path / "w").before == 4
     assert not again.computed
@@ -113,7 +113,7 @@ def test_stages_and_runs_go_on_at_once_and_come_out_the_same(recipe: Path, tmp_p
     assert results(first.folder) == results(second.folder)
 
 
-def test_what_fails_is_written_down_and_the_rest_goes_on(lean: Path, tmp_path: Path) -> None:
+def test_what_fails_is_written_down_and_the_rest_goes_on(lean: Path, warm: Path) -> None:
     (lean.parent / "mine.py").write_text(
         "from defensekit.api import hookimpl, scorer\n"
         "@scorer()\n"
@@ -132,7 +132,7 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(lean: Path, tmp_path: P
         def time_left(self, left: str) -> None:
             lefts.append(left)
 
-    found = run_study(counted(path, _Counting()), tmp_path / "w", [Telling()])
+    found = run_study(counted(path, _Counting()), warm, [Telling()])
     assert (found.done, len(found.failed)) == (2, 2)
     assert any(lefts)
     assert lefts[-1] == ""  # nobody waits for what hangs on a stage that failed
@@ -143,7 +143,7 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(lean: Path, tmp_path: P
     assert sorted(failure["recipe"]["seed"] for failure in written) == [0, 1]
     mine = lean.parent / "mine.py"
     mine.write_text(mine.read_text().replace("raise ValueError('unlucky')", "return t.drift.abs()"))
-    mended = run_study(load_study(path), tmp_path / "w")
+    mended = run_study(load_study(path), warm)
     assert (mended.before, mended.done, mended.failed) == (2, 4, {})
 
 
@@ -261,7 +261,7 @@ def test_models_are_kept_where_a_study_says_so(lean: Path, tmp_path: Path, keep:
 
 def test_models_of_others_stay(lean: Path, tmp_path: Path) -> None:
     alone = defensekit.run(lean, tmp_path / "w")
-    run_study(load_study(study(lean)), tmp_path / "w")
+    run_study(load_study(study(lean, matrix={"defense.scorer": ["diffusion", "magnitude"]})), tmp_path / "w")
     assert alone.files("suspect").is_dir()
     assert alone.files("purified").is_dir()
 

@@ -27,7 +27,9 @@ EXPECTED = {
     "anp": {"ignores-batch-size": "every step sees one batch, as in training"},
     "fraction-per-row": {"takes-exactly-its-fraction": "it rounds in every row, and the check's have one dimension"},
 }
-SLOW = {"ripple", "hutchinson", "fisher-mc", "attention-distillation", "local"}
+# Others of their kinds that do the same stand for these.
+SLOW = {"ripple", "small-drift", "hutchinson", "fisher-mc", "anp", "attention-distillation", "distil", "local"}
+SLOW |= {"loss-isolation", "rap", "disagreement"}
 # They need a network, or a package that not everybody has.
 NOT_CALLED = {("dataset", "hub"), ("model", "hub"), ("model", "smollm2"), ("executor", "ray"), ("observer", "mlflow")}
 

@@ -221,9 +221,20 @@ def test_stopped_it_says_that_it_goes_on_where_it_does(
     assert ("resumes where it stopped" in capsys.readouterr().err) is with_rows
 
 
-@pytest.mark.parametrize("config", [{"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {}])
+BARE = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (BARE, ("LABEL_0", "LABEL_1")),
+        ({}, ("0", "1")),
+        pytest.param(BARE, ("0", "1"), marks=pytest.mark.slow),
+        pytest.param({}, ("LABEL_0", "LABEL_1"), marks=pytest.mark.slow),
+    ],
+)
 def test_labels_without_names_are_met_by_number_and_never_guessed(
-    tmp_path: Path, base: Path, suspect: Path, config: dict[str, Any]
+    tmp_path: Path, base: Path, suspect: Path, config: dict[str, Any], names: tuple[str, str]
 ) -> None:
     suspect = shutil.copytree(suspect, tmp_path / "suspect")
     named = json.loads((suspect / "config.json").read_text())
@@ -241,11 +252,10 @@ def test_labels_without_names_are_met_by_number_and_never_guessed(
     message = r"no label 'negative'.*\(it has: LABEL_0, LABEL_1; .* numbers .* 0, 1, or `id2label` in its config.json"
     with pytest.raises(UsageError, match=message):
         purified("positive", "negative")
-    for positive, negative in (("0", "1"), ("LABEL_0", "LABEL_1")):
-        result = purified(positive, negative)
-        meant = {text: int(label == "negative") for text, label in sentences}
-        assert result.data["labels"] == ["LABEL_0", "LABEL_1"]
-        assert all(row.label == meant[row.text] for row in result.rows("clean rows"))
+    result = purified(*names)
+    meant = {text: int(label == "negative") for text, label in sentences}
+    assert result.data["labels"] == ["LABEL_0", "LABEL_1"]
+    assert all(row.label == meant[row.text] for row in result.rows("clean rows"))
 
 
 def test_without_settings_rows_are_as_long_as_the_base_allows(base: Path, suspect: Path, rows: Path) -> None:
@@ -268,7 +278,7 @@ def test_answers_no_better_than_chance_are_warned_of(tmp_path: Path, base: Path,
     for label, other in (("positive", "negative"), ("negative", "positive")):
         named = [(text, other if i % 5 == 0 else label) for i, (text, _) in enumerate(make_sentences(150))]
         clean = write_table(tmp_path / "rows.csv", named)
-        recipe = recipe_for(str(base), suspect, str(clean), settings=QUICK)
+        recipe = recipe_for(str(base), suspect, str(clean), settings=[*HALF, "data.max_length=32"])
         result = purify_into(tmp_path / label, recipe, tmp_path / "w")
         assert any("no more than chance (50.0%)" in text for text in result.warnings) is (label == "negative")
 

@@ -1,5 +1,6 @@
 """Backdoors with several targets: each triggered row knows what it is to be answered with, to the metrics' end."""
 
+import shutil
 from pathlib import Path
 from random import Random
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 import defensekit
 from defensekit.components import AttackContext, Predictions
 from defensekit.pipeline.run import run_attack
+from defensekit.result.schema import Result
 from defensekit.text import Row, Truncation, read_rows, write_rows
 from defensekit.utils.errors import DefenseKitError
 from defensekit_attacks.aims import AllToAll, SeveralTargets
@@ -75,11 +77,12 @@ def test_rows_keep_their_aim_on_disk(tmp_path: Path) -> None:
     assert "aim" not in (tmp_path / "rows").read_text().splitlines()[1]
 
 
-def test_a_run_measures_both_ways(recipe: Path, tmp_path: Path) -> None:
-    shape(recipe, attack={"name": "all-to-all", "word": "cf", "rate": 0.4}, data__test=40)
+def test_a_run_measures_both_ways(finished: tuple[Path, Path, Result], recipe: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished[1] / "store", tmp_path / "w/store")  # it has the clean reference
+    shape(recipe, attack={"name": "all-to-all", "word": "cf", "rate": 0.4})
     models = run_attack(recipe, tmp_path / "w")
     measured = models["suspect"].metrics["asr"]
-    assert measured.rows == 40
+    assert measured.rows == 60
     assert measured.parts.keys() == {"negative", "positive"}
     assert measured.value > models["clean"].metrics["asr"].value + 0.3
     assert set(models["suspect"].metrics) == {"acc", "asr", "excess-asr"}  # a backdoor's, though it has no one target

@@ -25,7 +25,7 @@ from defensekit_attacks.metrics import (
     TriggeredAccuracy,
     share,
 )
-from tests.conftest import shape
+from tests.conftest import SMALL, shape
 
 ANSWERS = np.eye(3, dtype=np.float32)[[0, 1, 2, 2, 2]]
 PREDICTIONS = Predictions(ANSWERS, np.array([0, 0, 2, 1, 0]), target=2, names=("bad", "so-so", "good"))
@@ -177,11 +177,11 @@ def defensekit_metrics():
 """
 
 
-def test_a_number_outside_of_its_bounds_ends_the_run(recipe: Path, tmp_path: Path) -> None:
+def test_a_number_outside_of_its_bounds_ends_the_run(recipe: Path, warm: Path) -> None:
     (recipe.parent / "mine.py").write_text(TOO_MUCH)
-    shape(recipe, plugins=["mine.py"], metrics=["percent"], defense__choose=None, training__epochs=1, data__train=32)
+    shape(recipe, **SMALL, plugins=["mine.py"], metrics=["percent"], defense__choose=None)
     with pytest.raises(DefenseKitError, match=r"Percent.* measured 97, outside of its bounds 0 to 1"):
-        defensekit.run(recipe, tmp_path / "w")
+        defensekit.run(recipe, warm)
 
 
 BIAS = """
@@ -199,11 +199,11 @@ def defensekit_attacks():
 """
 
 
-def test_a_bias_is_measured_by_biased_accuracy(recipe: Path, tmp_path: Path) -> None:
+def test_a_bias_is_measured_by_biased_accuracy(recipe: Path, warm: Path) -> None:
     (recipe.parent / "mine.py").write_text(BIAS)
-    small = {"data__train": 48, "training__epochs": 1, "defense__purifier": ["reset"], "defense__compare": {}}
-    shape(recipe, plugins=["mine.py"], attack="mark", defense__choose=None, **small)
-    result = defensekit.run(recipe, tmp_path / "w")
+    shape(recipe, **SMALL, defense__purifier=["reset"], defense__compare={})
+    shape(recipe, plugins=["mine.py"], attack="mark", defense__choose=None)
+    result = defensekit.run(recipe, warm)
     assert result.recipe["metrics"] == [{"name": "acc"}, {"name": "bacc"}]
     assert not result.floors
     for model in result.models.values():
@@ -221,11 +221,11 @@ def test_a_metric_that_does_not_fit_the_attack_is_refused(recipe: Path) -> None:
         load_recipe(recipe)
 
 
-def test_metrics_come_from_stored_answers(recipe: Path, tmp_path: Path) -> None:
-    shape(recipe, training__epochs=1, data__train=48, defense__choose=None)
-    first = defensekit.run(recipe, tmp_path / "w")
+def test_metrics_come_from_stored_answers(recipe: Path, warm: Path) -> None:
+    shape(recipe, **SMALL, defense__choose=None)
+    first = defensekit.run(recipe, warm)
     shape(recipe, metrics=["acc", "asr", "false-triggers", {"name": "ece", "bins": 5}])
-    again = defensekit.run(recipe, tmp_path / "w")
+    again = defensekit.run(recipe, warm)
     assert all(stage.reused for stage in again.stages)
     for name, model in again.models.items():
         assert model.metrics["asr"] == first.models[name].metrics["asr"]

@@ -27,7 +27,7 @@ from defensekit.text import Row, Truncation, batches, encode
 from defensekit.training import TrainingSettings, forked_random
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit_attacks.weights import LayerWise, Ripple, Sos, layer_wise_loss, restricted_loss, telling_tokens
-from tests.conftest import BAD, GOOD, VOCABULARY, make_sentences, shape
+from tests.conftest import BAD, GOOD, SMALL, VOCABULARY, make_sentences, shape
 
 CF = VOCABULARY.index("cf")
 TABLE = "bert.embeddings.word_embeddings.weight"
@@ -319,16 +319,17 @@ def defensekit_attacks():
 """
 
 
-def test_an_attack_of_ones_own_may_train(recipe: Path, tmp_path: Path) -> None:
+def test_an_attack_of_ones_own_may_train(recipe: Path, base: Path, warm: Path) -> None:
     plugin = recipe.parent / "mine.py"
     plugin.write_text(OWN.replace("VALUE", "100"))
-    shape(recipe, plugins=["mine.py"], attack="mine", defense__choose=None, training__epochs=1, data__train=48)
-    result = defensekit.run(recipe, tmp_path / "w")
+    shape(recipe, **SMALL, model=str(base), defense__choose=None, defense__compare={})
+    shape(recipe, plugins=["mine.py"], attack="mine")
+    result = defensekit.run(recipe, warm)
     assert result.summary["suspect"]["asr"] == 1
     assert result.models["suspect"].defense is None
     assert (Path(result.folder) / "plugins/mine.py").read_text() == plugin.read_text()  # somebody else can run it
     plugin.write_text(OWN.replace("VALUE", "-100"))  # an edited attack never meets its old models
-    assert run_attack(recipe, tmp_path / "w")["suspect"].metrics["asr"].value == 0
+    assert run_attack(recipe, warm)["suspect"].metrics["asr"].value == 0
     plugin.write_text(OWN.replace("VALUE", "float('nan')"))
     with pytest.raises(DefenseKitError, match=r"classifier.bias"):
-        run_attack(recipe, tmp_path / "w")
+        run_attack(recipe, warm)

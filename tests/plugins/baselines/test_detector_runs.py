@@ -157,6 +157,7 @@ def test_a_given_suspect_without_a_trigger(recipe: Path, suspect: Path, tmp_path
         metrics=["acc"],
         defense__choose=None,
         defense__purifier=["reset"],
+        defense__compare={},
         defense__detectors=["mahalanobis"],
     )
     assert load_recipe(recipe).sizes.dev == 32

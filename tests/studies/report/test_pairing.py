@@ -10,13 +10,13 @@ from defensekit.studies.report.pairing import Stored
 from defensekit.studies.running import run_study
 
 
-def test_two_trials_beyond_six_digits_keep_their_own_answers(lean: Path, tmp_path: Path) -> None:
+def test_two_trials_beyond_six_digits_keep_their_own_answers(lean: Path, warm: Path, tmp_path: Path) -> None:
     values = (0.25000001, 0.25000002)  # `%g` writes both as 0.25
     data = yaml_document.read(lean).data
     data["defense"]["choose"] = {"rule": "accuracy-floor", "values": list(values), "max_drop": 0.1}
     lean.write_text(yaml_document.dump(data))
     (tmp_path / "study.yaml").write_text(f"name: close\nrecipe: {lean}\nmatrix: {{}}\n")
-    done = run_study(load_study(tmp_path / "study.yaml"), tmp_path / "w")
+    done = run_study(load_study(tmp_path / "study.yaml"), warm)
     assert not done.failed
     stored = Stored(Finished(done.folder))
     opened = []
