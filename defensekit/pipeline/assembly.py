@@ -328,6 +328,9 @@ def _model(
         memory.append(statistics["peak_memory"])
         estimator = statistics["components"]["estimator"]["name"]
         statistics = {"estimator": estimator, "seconds": statistics["seconds"], **statistics["facts"]}
+    if searched := facts.get("searched"):
+        seconds += searched["seconds"] + searched["facts"]["seconds"]
+        memory += [searched["peak_memory"], searched["facts"]["peak_memory"]]
     parts = {
         role: {"name": c["name"], **c["parameters"]} for role, c in about["components"].items() if role != "attack"
     }

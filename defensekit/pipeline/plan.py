@@ -9,6 +9,8 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel
 
 from defensekit.components import Attack, Component, Detector, Estimator, Filter, ModelSource, Purifier, Sanitizer
+from defensekit.defense.purification import searching
+from defensekit.defense.triggers.search import PARTS
 from defensekit.pipeline.store import key_of
 from defensekit.recipe.recipe import Defense, NamedComponent, NamedDetector, Recipe
 from defensekit.text import ROLES
@@ -47,8 +49,8 @@ Model = Stage | ExternalModel
 
 # The kinds of stages whose numbers depend on the machine.
 _NUMERIC_KINDS = {
-    "train", "plant", "retune", "statistics", "purify", "predict", "inspect", "sanitize", "features", "score", "fit",
-    "detect",
+    "train", "plant", "retune", "control", "screen", "judge", "statistics", "purify", "predict", "inspect", "sanitize",
+    "features", "score", "fit", "detect",
 }  # fmt: skip
 
 
@@ -109,8 +111,9 @@ class Plan:
 
     ``contents`` are the digests of the files that an attack and data sets read, and ``step_contents`` gives the one of
     a purifier's step. ``language_model`` finds the one that a sanitizer or detector reads with. ``machine`` describes
-    where stages run. ``known`` has the stages that other runs planned: runs of a study share most of theirs.
-    ``answered`` caches the stages of runs that differ in their defense alone.
+    where stages run, and ``alone`` where one does that nothing can run beside. ``known`` has the stages that other runs
+    planned: runs of a study share most of theirs. ``answered`` caches the stages of runs that differ in their defense
+    alone.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Plan:
         language_model: Callable[[NamedComponent[ModelSource]], ExternalModel],
         labels: list[str] | None,
         machine: dict[str, Any],
+        alone: dict[str, Any],
         known: dict[Hashable, Stage],
         answered: dict[str, Any],
     ):
@@ -136,6 +140,7 @@ class Plan:
         self.given_labels = labels
         self.labels: list[str] = labels or []
         self.machine = machine
+        self.alone = alone
         self.known = known
         self.answered = answered
         self._cut: Params = (("max_length", recipe.sizes.max_length),)
@@ -151,7 +156,7 @@ class Plan:
         seed: int = 0,
     ) -> Stage:
         roles = tuple((role, named.digest) for role, named in (components or {}).items())
-        wanted = (kind, title, tuple(inputs.items()), params, roles, seed)
+        wanted = (kind, title, tuple(inputs.items()), params, roles, seed, self.recipe.lone)
         if wanted not in self.known:
             self.known[wanted] = self._planned(kind, title, inputs, params, components or {}, seed)
         return self.known[wanted]
@@ -178,7 +183,7 @@ class Plan:
             "plugin_files": [str(path) for path in self.recipe.plugins],
         }
         if kind in _NUMERIC_KINDS:
-            plain["machine"] = self.machine
+            plain["machine"] = self.alone if kind == "purify" and self.recipe.lone else self.machine
         return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
 
     def _plugin(self, named: NamedComponent[Component]) -> str:
@@ -307,6 +312,23 @@ class Plan:
         seed = self.seeds.statistics
         return self._stage("statistics", title, inputs, self._cut, {"estimator": estimator}, seed)
 
+    def searched(self, settings: TrainingSettings, rows: Stage, suspect: "Model | None" = None) -> Stage:
+        """What triggers the suspect, or a copy of it: words are tried in parts, beside the training of a control."""
+        which, of = ("planted", suspect) if suspect else ("suspect", self.suspect())
+        about = f"{which}, {rows.plain['title']}"
+        models: dict[str, Model] = {"base": self.base, "suspect": of, "clean": rows}
+        trained: Params = (*self._numeric, ("training", settings))
+        seed = self.seeds.search
+        control = self._stage("control", f"control ({about})", models, trained, seed=seed)
+        answers = self.predictions(f"{which}: answers to {rows.plain['title']}", of, rows)
+        inputs: dict[str, Model] = {"control": control, "answers": answers, "suspect": of, "clean": rows}
+        asked: dict[str, Model] = {"answers": answers, "suspect": of, "clean": rows}
+        for part in range(PARTS):
+            params: Params = (*self._numeric, ("part", part))
+            title = f"words tried in groups, {part + 1} of {PARTS} ({about})"
+            inputs[f"screened-{part}"] = self._stage("screen", title, asked, params, seed=seed)
+        return self._stage("judge", f"search for triggers ({about})", inputs, self._numeric, seed=seed)
+
     def purified(self, title: str, defense: Defense, refit: bool = False, suspect: "Model | None" = None) -> Stage:
         """The suspect, or a copy, purified by a defense; where it is `refit`, with the rows that chose as well."""
         rows = self.rows(*self.recipe.defender_roles) if refit else self.rows("clean")
@@ -319,6 +341,8 @@ class Plan:
             steps, components = defense.purifier, {"scorer": scorer, "selector": selector}
             if defense.estimator and scorer.component.needs:
                 inputs["statistics"] = self.statistics(defense.estimator, rows, suspect)
+        if settings := searching(step.component for step in steps):
+            inputs["searched"] = self.searched(settings, rows, suspect)
         components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
         params = self._numeric
         if contents := tuple(digest for step in steps if (digest := self.step_contents(step)) is not None):
