@@ -273,6 +273,7 @@ class ResultAssembly:
             reason=choice.reason,
             suspect_dev_accuracy=suspect.accuracy,
             suspect_planted=dict(suspect.planted),
+            folds=named.component.folds,
             lower_does_more=self.recipe.defense.lower_does_more(over),
         )
 

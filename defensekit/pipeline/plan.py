@@ -210,6 +210,20 @@ class Plan:
         )
         return self._stage("data", title, {}, params, {"source": self.recipe.data}, self.seeds.data)
 
+    def folds(self, number: int) -> list[tuple[Stage, Stage]]:
+        """All of the defender's rows in so many parts: for each, the others, and the part that is held out."""
+        inputs: dict[str, Model] = {"rows": self.rows(*self.recipe.defender_roles)}
+        parts = []
+        for fold in range(number):
+            params: Params = (("fold", fold), ("folds", number))
+            title = f"fold {fold + 1} of {number}"
+            held, fit = (
+                self._stage("fold", f"{title}, {what}", inputs, (*params, ("held", held)))
+                for what, held in (("held out", True), ("the other rows", False))
+            )
+            parts.append((fit, held))
+        return parts
+
     @cached_property
     def _attacked(self) -> Params:
         contents = self.contents["attack"]
@@ -309,6 +323,8 @@ class Plan:
         """Statistics of the suspect, or of a copy of it, on clean rows."""
         inputs = {"base": self.base, "suspect": suspect or self.suspect(), "clean": rows}
         title = f"statistics ({estimator.name})" + (", planted" if suspect else "")
+        if rows.plain["kind"] == "fold":
+            title += f", {rows.plain['title']}"
         seed = self.seeds.statistics
         return self._stage("statistics", title, inputs, self._cut, {"estimator": estimator}, seed)
 
@@ -329,9 +345,15 @@ class Plan:
             inputs[f"screened-{part}"] = self._stage("screen", title, asked, params, seed=seed)
         return self._stage("judge", f"search for triggers ({about})", inputs, self._numeric, seed=seed)
 
-    def purified(self, title: str, defense: Defense, refit: bool = False, suspect: "Model | None" = None) -> Stage:
-        """The suspect, or a copy, purified by a defense; where it is `refit`, with the rows that chose as well."""
-        rows = self.rows(*self.recipe.defender_roles) if refit else self.rows("clean")
+    def refitted(self) -> Stage:
+        """The rows that the model is made from in the end: where it is made anew, those that chose as well."""
+        return self.rows(*self.recipe.defender_roles) if self.recipe.refits else self.rows("clean")
+
+    def purified(
+        self, title: str, defense: Defense, rows: Stage | None = None, suspect: "Model | None" = None
+    ) -> Stage:
+        """The suspect, or a copy, purified by a defense with the clean rows, or others."""
+        rows = rows or self.rows("clean")
         inputs: dict[str, Model] = {"base": self.base, "suspect": suspect or self.suspect(), "clean": rows}
         components: dict[str, NamedComponent[Component]] = {}
         # With nothing selected, or no weight step, the scorer makes no difference: the model is only fine-tuned.
@@ -351,12 +373,12 @@ class Plan:
 
     def fine_tuned(self, defense: Defense) -> Stage:
         """The suspect after the model steps alone."""
-        return self.purified("fine-tuned only", Defense(purifier=defense.model_steps), self.recipe.refits)
+        return self.purified("fine-tuned only", Defense(purifier=defense.model_steps), self.refitted())
 
     # -- predictions -----------------------------------------------------------------------------------------------
 
     def defended(
-        self, title: str, defense: Defense, refit: bool = False, suspect: "Model | None" = None
+        self, title: str, defense: Defense, rows: Stage | None = None, suspect: "Model | None" = None
     ) -> DefenseOutcome:
         """The outcome of a defense of the suspect or a copy: another model, or the same with sanitized rows."""
         if defense.sanitizer:
@@ -364,7 +386,7 @@ class Plan:
         if defense.filter:
             kept = self.kept(title, defense.filter)
             return DefenseOutcome(self._trained(title, kept), kept=kept)
-        return DefenseOutcome(self.purified(title, defense, refit, suspect))
+        return DefenseOutcome(self.purified(title, defense, rows, suspect))
 
     def sanitized(self, title: str, defense: Defense, rows: Stage) -> Stage:
         """Sanitized rows; the inspection before is shared by all values of the sanitizer's late parameters."""

@@ -177,6 +177,16 @@ def data(work: StageContext, draft: ArtifactWriter) -> None:
     draft.facts.update(labels=list(dataset.labels), rows=len(rows), notes=dataset.notes)
 
 
+def fold(work: StageContext, draft: ArtifactWriter) -> None:
+    """The rows of a fold, or all others; every label is spread over all folds."""
+    params, rows = work.stage["params"], work.rows("rows")
+    order = sorted(range(len(rows)), key=lambda i: rows[i].label)
+    own = {*order[params["fold"] :: params["folds"]]}
+    some = [row for i, row in enumerate(rows) if (i in own) == params["held"]]
+    write_rows(draft.files / ROWS, some)
+    draft.facts.update(labels=work.facts("rows")["labels"], rows=len(some))
+
+
 def _attack(work: StageContext) -> tuple[Attack, AttackContext, list[Row]]:
     truncation = Truncation(loading.load_tokenizer(work.folder("model")), work.max_length)
     attack = work.component(Attack, "attack")
@@ -577,23 +587,7 @@ def predict(work: StageContext, draft: ArtifactWriter) -> None:
 STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {
     stage.__name__: stage
     for stage in (
-        *(
-            data,
-            poison,
-            trigger,
-            given,
-            train,
-            retune,
-            plant,
-            carry,
-            control,
-            screen,
-            judge,
-            statistics,
-            purify,
-            inspect,
-            sanitize,
-        ),
-        *(features, score, keep, fit, detect, predict),
+        *(data, fold, poison, trigger, given, train, retune, plant, carry, control, screen, judge, statistics, purify),
+        *(inspect, sanitize, features, score, keep, fit, detect, predict),
     )
 }

@@ -154,7 +154,8 @@ def purify_into(
             size = sum(path.stat().st_size for path in suspect.files)
             needed = (3 if searching(step.component for step in recipe.defense.purifier) else 2) * size
             if not folder.exists():  # a first run keeps a model per value tried, one without reset, and the curvature
-                tried = len(recipe.choose.component.values) + 1 if recipe.choose else 0
+                rule = recipe.choose.component if recipe.choose else None
+                tried = (len(rule.values) + 1) * (rule.folds or 1) if rule else 0
                 needed += tried * size + (4 * weights if recipe.defense.estimator else 0)
             free_space(folder, needed, "the workspace")
             free_space(target, size, "the purified model")
