@@ -329,9 +329,9 @@ def _model(
         memory.append(statistics["peak_memory"])
         estimator = statistics["components"]["estimator"]["name"]
         statistics = {"estimator": estimator, "seconds": statistics["seconds"], **statistics["facts"]}
-    if searched := facts.get("searched"):
-        seconds += searched["seconds"] + searched["facts"]["seconds"]
-        memory += [searched["peak_memory"], searched["facts"]["peak_memory"]]
+    if judged := facts.get("judged"):  # all after the same stages
+        seconds += judged[0]["facts"]["seconds"] + sum(part["seconds"] for part in judged)
+        memory += [peak for part in judged for peak in (part["peak_memory"], part["facts"]["peak_memory"])]
     parts = {
         role: {"name": c["name"], **c["parameters"]} for role, c in about["components"].items() if role != "attack"
     }

@@ -328,8 +328,11 @@ class Plan:
         seed = self.seeds.statistics
         return self._stage("statistics", title, inputs, self._cut, {"estimator": estimator}, seed)
 
-    def searched(self, settings: TrainingSettings, rows: Stage, suspect: "Model | None" = None) -> Stage:
-        """What triggers the suspect, or a copy of it: words are tried in parts, beside the training of a control."""
+    def searched(self, settings: TrainingSettings, rows: Stage, suspect: "Model | None" = None) -> list[Stage]:
+        """What triggers the suspect, or a copy of it.
+
+        Words are tried in parts, beside the training of a control; then labels are judged in parts.
+        """
         which, of = ("planted", suspect) if suspect else ("suspect", self.suspect())
         about = f"{which}, {rows.plain['title']}"
         models: dict[str, Model] = {"base": self.base, "suspect": of, "clean": rows}
@@ -343,7 +346,12 @@ class Plan:
             params: Params = (*self._numeric, ("part", part))
             title = f"words tried in groups, {part + 1} of {PARTS} ({about})"
             inputs[f"screened-{part}"] = self._stage("screen", title, asked, params, seed=seed)
-        return self._stage("judge", f"search for triggers ({about})", inputs, self._numeric, seed=seed)
+        judged = []
+        for part in range(PARTS):
+            params = (*self._numeric, ("part", part))
+            title = f"search for triggers, {part + 1} of {PARTS} ({about})"
+            judged.append(self._stage("judge", title, inputs, params, seed=seed))
+        return judged
 
     def refitted(self) -> Stage:
         """The rows that the model is made from in the end: where it is made anew, those that chose as well."""
@@ -364,7 +372,7 @@ class Plan:
             if defense.estimator and scorer.component.needs:
                 inputs["statistics"] = self.statistics(defense.estimator, rows, suspect)
         if settings := searching(step.component for step in steps):
-            inputs["searched"] = self.searched(settings, rows, suspect)
+            inputs |= {f"judged-{i}": part for i, part in enumerate(self.searched(settings, rows, suspect))}
         components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
         params = self._numeric
         if contents := tuple(digest for step in steps if (digest := self.step_contents(step)) is not None):

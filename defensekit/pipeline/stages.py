@@ -386,21 +386,22 @@ def screen(work: StageContext, draft: ArtifactWriter) -> None:
 
 
 def judge(work: StageContext, draft: ArtifactWriter) -> None:
-    """Judge what was screened, beside the control: what stands out is found."""
+    """Judge what was screened, for a part of the labels, beside the control."""
     suspect, tokenizer = loading.load(work.folder("suspect"), "suspect")
     control, _ = loading.load(work.folder("control"), "control")
     names = [name for name in work.stage["inputs"] if name.startswith("screened")]
     parts = [work.facts(name) for name in names]
-    searched = _search(work, tokenizer).judged(
+    judged = _search(work, tokenizer).judged(
         placed(suspect),
         placed(control),
         [part["screened"] for part in parts],
-        sum(part["tried"] for part in parts),
+        work.stage["params"]["part"],
         work.report,
     )
     made = [work.store.open(work.stage["inputs"][name]) for name in ("answers", "control", *names)]
     peaks = [artifact.peak_memory for artifact in made if artifact.peak_memory is not None]
-    draft.facts.update(searched.plain(), seconds=sum(one.seconds for one in made), peak_memory=max(peaks, default=None))
+    draft.facts.update(judged.plain(), tried=sum(part["tried"] for part in parts))
+    draft.facts.update(seconds=sum(one.seconds for one in made), peak_memory=max(peaks, default=None))
 
 
 def _search(work: StageContext, tokenizer: "PreTrainedTokenizerBase") -> search.Search:
@@ -442,7 +443,10 @@ def purify(work: StageContext, draft: ArtifactWriter) -> None:
     if "selector" in work.stage["components"]:
         scorer, selector = work.component(Scorer, "scorer"), work.component(Selector, "selector")
         selection = select(score_pair(work.pair, scorer, _readers(work), work.stage["seed"]), selector)
-    searched = search.Searched.read(work.facts("searched")) if "searched" in work.stage["inputs"] else None
+    judged = [work.about(name) for name in work.stage["inputs"] if name.startswith("judged")]
+    facts_of = [one["facts"] for one in judged if one]
+    parts = [search.Judged.read(facts) for facts in facts_of]
+    searched = search.Searched.whole(parts, facts_of[0]["tried"]) if parts else None
     facts = purification.purify(
         work.pair,
         selection,
@@ -456,8 +460,7 @@ def purify(work: StageContext, draft: ArtifactWriter) -> None:
         searched=searched,
     )
     draft.facts.update(facts)
-    if searched is not None:
-        draft.facts["searched"] = work.about("searched")
+    draft.facts["judged"] = judged
     if selection is not None:
         draft.facts.update(summary(selection))
         if "statistics" in work.stage["inputs"]:

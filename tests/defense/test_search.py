@@ -1,5 +1,6 @@
 """The search in parts: what is tried how often, what the control is asked about, and what is found."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from defensekit.components import FoundTrigger
 from defensekit.defense.triggers import search
 from defensekit.defense.triggers.insertion import Probe
-from defensekit.defense.triggers.search import Search, Searched
+from defensekit.defense.triggers.search import Judged, Search, Searched
 from defensekit.text import Row
 
 WORDS = [f"w{i}" for i in range(2_000)] + ["cf", "superb"]
@@ -63,7 +64,9 @@ def test_a_trigger_is_found_in_whichever_part_and_the_control_takes_words_with_a
     assert "cf" in parts[0][1]
     assert "superb" in parts[1][1]
     asked.clear()
-    searched = whole.judged("suspect", "control", parts, len(WORDS), no_report)  # type: ignore[arg-type]
+    judged = [whole.judged("suspect", "control", parts, part, no_report) for part in range(search.PARTS)]  # type: ignore[arg-type]
+    assert [{*part.held} for part in judged] == [{0}, {1}]
+    searched = Searched.whole([Judged.read(json.loads(json.dumps(part.plain()))) for part in judged], len(WORDS))
     assert searched.triggers == [FoundTrigger("cf", 1, 1.0, 0.0, search.HELD)]
     assert searched.tried == len(WORDS)
     held = {ROWS[i].text for i, _ in searched.held[1]}
@@ -74,10 +77,10 @@ def test_a_trigger_is_found_in_whichever_part_and_the_control_takes_words_with_a
     assert all(count == search.MORE for word, count in in_control.items() if word.startswith("w"))
     # What is found afterwards is measured on rows that the search had kept for that.
     asked.clear()
-    again = Searched.read(searched.plain()).again("control", Probe(None, ROWS, [0] * 200, 64, "float32"))  # type: ignore[arg-type]
+    again = searched.again("control", Probe(None, ROWS, [0] * 200, 64, "float32"))  # type: ignore[arg-type]
     assert [one.after for one in again.triggers] == [0.0]
     assert {text for _, text in asked if "cf" not in text} == held
-    everything = whole.judged("suspect", "control", parts, len(WORDS), no_report, least=0.0)  # type: ignore[arg-type]
+    everything = whole.judged("suspect", "control", parts, 1, no_report, least=0.0)  # type: ignore[arg-type]
     assert len(everything.triggers) == search.KEPT
     assert everything.triggers[0] == searched.triggers[0]
 
@@ -86,5 +89,5 @@ def test_rows_too_few_to_judge_are_not_tried(asked: list[tuple[Any, str]]) -> No
     some = ROWS[: 2 * (search.MORE + search.FEWEST) - 2]
     few = Search(None, some, [0] * len(some), **HOW)  # type: ignore[arg-type]
     assert few.screened("suspect", WORDS, no_report) == [{}, {}]  # type: ignore[arg-type]
-    searched = few.judged("suspect", "control", [[{}, {}]], 9, no_report)  # type: ignore[arg-type]
-    assert (searched.triggers, searched.held, asked) == ([], [[], []], [])
+    judged = few.judged("suspect", "control", [[{}, {}]], 1, no_report)  # type: ignore[arg-type]
+    assert (judged.triggers, judged.held, asked) == ([], {1: []}, [])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[int, int], None]
 
-PARTS = 2  # of the words, that can be tried side by side
+PARTS = 2  # of the words, and then of the labels, that can be tried side by side
 GROUP, ROUNDS = 12, 2  # words that are tried at once, and how often
 STRONGEST = 4  # one in so many words stays after a round
 SCREENED = 96  # words that are tried alone
@@ -90,7 +90,8 @@ def search_beside(
 
     parts = [search.screened(suspect, part, step) for part in split(known)]
     train_control(base, tokenizer, rows, settings, seed=seed, **how)
-    return search.judged(suspect, base, parts, len(known), step, least)
+    judged = [search.judged(suspect, base, parts, part, step, least) for part in range(PARTS)]
+    return Searched.whole(judged, len(known))
 
 
 def split(known: Sequence[str]) -> list[Sequence[str]]:
@@ -99,24 +100,33 @@ def split(known: Sequence[str]) -> list[Sequence[str]]:
 
 
 @dataclass(frozen=True)
-class Searched:
-    """What a search found, and how many words it tried.
-
-    ``held`` are the rows of the judgement, of every label: their numbers, and a place in each.
-    """
+class Judged:
+    """What stands out, of some labels: ``held`` are the rows of the judgement, their numbers and a place in each."""
 
     triggers: Sequence[FoundTrigger]
-    tried: int
-    held: Sequence[Sequence[tuple[int, int]]]
+    held: Mapping[int, Sequence[tuple[int, int]]]
 
     def plain(self) -> dict[str, Any]:
         """As plain data."""
-        return {"triggers": [asdict(one) for one in self.triggers], "tried": self.tried, "held": self.held}
+        return {"triggers": [asdict(one) for one in self.triggers], "held": [*self.held.items()]}
+
+    @staticmethod
+    def read(plain: Mapping[str, Any]) -> "Judged":
+        """From plain data."""
+        return Judged([FoundTrigger(**one) for one in plain["triggers"]], dict(plain["held"]))
+
+
+@dataclass(frozen=True)
+class Searched(Judged):
+    """What a search found, the strongest first, and how many words it tried."""
+
+    tried: int
 
     @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> "Searched":
-        """From plain data."""
-        return cls([FoundTrigger(**one) for one in plain["triggers"]], plain["tried"], plain["held"])
+    def whole(cls, parts: Sequence[Judged], tried: int) -> "Searched":
+        """The search whose labels were judged in parts."""
+        found = sorted((one for part in parts for one in part.triggers), key=lambda one: one.control - one.flipped)
+        return cls(found, {label: rows for part in parts for label, rows in part.held.items()}, tried)
 
     def again(self, purified: "PreTrainedModel", probe: Probe) -> "Searched":
         """The same, with what the triggers turn after a defense; the probe has all clean rows."""
@@ -161,22 +171,21 @@ class Search:
         suspect: "PreTrainedModel",
         control: "PreTrainedModel",
         parts: Sequence[Screened],
-        tried: int,
+        part: int,
         report: Report,
         least: float = STANDS_OUT,
-    ) -> Searched:
-        """Judge what was screened: what stands out by at least so much, the strongest first."""
+    ) -> Judged:
+        """Judge what was screened, for a part of the labels: what stands out by at least so much."""
         found: list[FoundTrigger] = []
-        held = []
-        for label in range(self.labels):
-            few, rest, numbers = self._rows(label)
-            held.append(numbers)
-            if numbers:
+        held = {}
+        for label in range(part, self.labels, PARTS):
+            few, rest, held[label] = self._rows(label)
+            if numbers := held[label]:
                 screened = {word: share for part in parts for word, share in part[label].items()}
                 chosen = self._second_look(suspect, control, few, rest, screened, label)
                 found += self._judge(suspect, control, self._all.placed(numbers), chosen, label, least)
             report(label + 1, self.labels)
-        return Searched(sorted(found, key=lambda one: one.control - one.flipped), tried, held)
+        return Judged(found, held)
 
     @property
     def _all(self) -> Probe:
