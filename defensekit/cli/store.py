@@ -9,7 +9,7 @@ from defensekit.cli.shared import Workspace, console, table
 from defensekit.utils.errors import printable_name
 
 # The kinds of stages whose artifacts are large, and that runs need no more.
-LARGE = (None, "train", "retune", "plant", "statistics", "purify")
+LARGE = (None, "train", "retune", "plant", "control", "statistics", "purify")
 
 app = typer.Typer(help="The artifacts that runs share.", no_args_is_help=True)
 

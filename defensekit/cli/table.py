@@ -88,6 +88,8 @@ def _show_detectors(result: Result) -> None:
 def _used(result: Result) -> str:
     if result.defended == "filtered":
         return f"{result.clean_budget} clean rows, for what its filters and rules look at"
+    if result.chosen and (folds := result.chosen.folds):
+        return f"{result.clean_budget} clean rows, to choose in {folds} folds, then all to fit anew"
     uses = " and ".join(["choose"] * bool(result.chosen) + ["set thresholds"] * bool(result.detectors))
     fit = result.recipe["data"]["clean"] if result.defended == "purified" or result.detectors else 0
     dev = result.clean_budget - fit

@@ -99,9 +99,8 @@ class ModelStepContext:
             suspect's head, ``model(folder)`` another classifier of the same architecture and labels. A step that reads
             a folder must return its digest by ``contents``.
         head: the names of the parameters that the base's file lacks.
-        find_triggers: ``find_triggers(model, settings)`` searches for words that turn a model's answers
-            and not those of a control, the base fine-tuned on the clean rows as the `TrainingSettings` say. It gives
-            the strongest first; what it finds is kept in the result.
+        triggers: words that turn the suspect's answers, and not those of a model trained from the base on the clean
+            rows, the strongest first; none, unless a step asks for a search, by ``searching``.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -112,13 +111,23 @@ class ModelStepContext:
     report: Callable[[int, int], None]
     model: "Callable[[Literal['suspect', 'base'] | Path], PreTrainedModel]"
     head: frozenset[str]
-    find_triggers: "Callable[[PreTrainedModel, TrainingSettings], Sequence[FoundTrigger]]" = lambda model, settings: ()
+    triggers: "Sequence[FoundTrigger]" = ()
 
 
 class ModelStep(Purifier):
     """Trains the model in place."""
 
     tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
+
+    def searching(self) -> "TrainingSettings | None":
+        """How to train the model that the suspect is compared with, in a search for what triggers the suspect.
+
+        The search is of the suspect, whatever steps come before, and its result is shared by all that ask for the same.
+
+        Returns:
+            The settings; None for a step that needs no search.
+        """
+        return None
 
     @abstractmethod
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:

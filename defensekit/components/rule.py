@@ -19,8 +19,9 @@ class Trial:
 
     Attributes:
         value: the value of the parameter.
-        accuracy: the accuracy on the clean dev rows, in [0, 1].
-        rows: how many dev rows there are.
+        accuracy: the accuracy on the clean dev rows, in [0, 1]; with folds on all clean rows, each answered by a model
+            that was not made from it.
+        rows: how many rows these are.
         planted: for a rule that plants: the share of answers that each family of planted triggers turns, less the
             share that answers so without them, in [-1, 1].
     """
@@ -54,6 +55,13 @@ class Rule(Component):
     over: str = Field("selector.fraction", description="the parameter of the defense that is chosen, as a dotted path")
     values: tuple[float, ...] = Field(
         min_length=1, description="the values to try; 0 is always tried", examples=[(0.25, 0.5)]
+    )
+
+    folds: int | None = Field(
+        None,
+        ge=2,
+        description="parts of all clean and dev rows: every value is tried without each, which then measures it; null: "
+        "tried once, on the clean rows, and measured by the dev rows",
     )
 
     def planting(self) -> "TrainingSettings | None":

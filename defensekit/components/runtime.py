@@ -203,6 +203,14 @@ class Executor(Component):
 
         return {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
 
+    def alone(self) -> dict[str, Any]:
+        """What `machine` gives, of a stage that nothing of its run can be computed beside.
+
+        Returns:
+            The same, unless other stages leave cores free.
+        """
+        return self.machine()
+
     @abstractmethod
     def open(self) -> AbstractContextManager[Workers]:
         """Start the workers.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from defensekit import training
 from defensekit.components import (
-    FoundTrigger,
     ModelStep,
     ModelStepContext,
     Purifier,
@@ -25,7 +24,8 @@ from defensekit.components.tensors import TensorView, slices
 from defensekit.defense.estimation import Report, other_model
 from defensekit.defense.scoring import any_true, versions
 from defensekit.defense.selection import TensorSelection
-from defensekit.defense.triggers.search import Search, search_beside
+from defensekit.defense.triggers.insertion import Probe
+from defensekit.defense.triggers.search import Searched, search_beside
 from defensekit.models import checkpoint, loading
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.devices import placed
@@ -39,7 +39,7 @@ from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 def purify(
@@ -53,18 +53,24 @@ def purify(
     precision: training.Precision,
     seed: int,
     report: Report,
+    searched: Searched | None = None,
 ) -> dict[str, Any]:
     """Write the suspect, purified step by step, into a folder of its own; without a selection weight steps do nothing.
 
+    Where a step needs a search for triggers, and none is given as ``searched``, it is made here.
+
     Returns:
-        Facts: the ``triggers`` that steps searched for, and how many words were ``tried``, if one searched.
+        Facts: the ``triggers`` that were found, and how many words were ``tried``, if a step needs a search.
 
     Raises:
         DefenseKitError: a step changed what it must not (a weight step what was not selected, a model step names or
             shapes), or a weight is not finite in the end.
     """
     suspect, trained = pair.suspect, 0
-    searches: list[tuple[Search, list[FoundTrigger]]] = []
+    settings = searching(steps)
+    if settings and searched is None:
+        searched = _searched(pair, settings, rows, max_length, precision, seed, report)
+    triggers = searched.triggers if searched else ()
     target.mkdir(parents=True, exist_ok=True)
     # Inside, so that what a killed process left is removed together with what it was writing.
     with tempfile.TemporaryDirectory(dir=target) as scratch:
@@ -83,9 +89,8 @@ def purify(
                     trained += 1
                     names = [name for name, _ in model.named_parameters()]
                     head = frozenset(names) - frozenset(pair.named_like_the_pair(names).values())
-                    find = partial(_find, pair, tokenizer, rows, max_length, precision, own, report, searches)
                     context = ModelStepContext(
-                        tokenizer, rows, max_length, precision, own, report, partial(other_model, pair), head, find
+                        tokenizer, rows, max_length, precision, own, report, partial(other_model, pair), head, triggers
                     )
                     shapes = _shapes(model)
                     with training.forked_random(own):
@@ -101,37 +106,38 @@ def purify(
             for path in folder.iterdir():
                 path.rename(target / path.name)
     Checkpoint(target).check_finite()
-    return _evidence(searches, target)
+    if not searched:
+        return {}
+    tokenizer = loading.load(suspect.folder, "suspect")[1]
+    return _evidence(searched, target, Probe(tokenizer, rows, [0] * len(rows), max_length, precision))
 
 
-def _find(
+def searching(steps: Iterable[Purifier]) -> training.TrainingSettings | None:
+    """How the first step that needs a search wants the control to be trained; None where no step does."""
+    asked = (call_component(step, step.searching) for step in steps if isinstance(step, ModelStep))
+    return next((settings for settings in asked if settings), None)
+
+
+def _searched(
     pair: Pair,
-    tokenizer: "PreTrainedTokenizerBase",
+    settings: training.TrainingSettings,
     rows: Sequence[Row],
     max_length: int,
     precision: training.Precision,
     seed: int,
     report: Report,
-    searches: list[tuple[Search, list[FoundTrigger]]],
-    model: "PreTrainedModel",
-    settings: training.TrainingSettings,
-) -> list[FoundTrigger]:
-    """Search for what triggers a model, and note the search."""
-    base, suspect = other_model(pair, "base"), placed(model)
+) -> Searched:
+    """Search for what triggers the suspect, all in one go."""
+    suspect, tokenizer = loading.load(pair.suspect.folder, "suspect")
     how: Any = {"max_length": max_length, "precision": precision, "seed": derive_seed(seed, "triggers")}
-    search = search_beside(suspect, base, tokenizer, rows, settings, report=report, **how)
-    found = search.triggers()
-    searches.append((search, found))
-    return found
+    return search_beside(placed(suspect), other_model(pair, "base"), tokenizer, rows, settings, report=report, **how)
 
 
-def _evidence(searches: list[tuple[Search, list[FoundTrigger]]], purified: Path) -> dict[str, Any]:
-    """Facts about what searches found, and whether it works any longer."""
-    if not searches:
-        return {}
-    model = placed(loading.load_model(purified)) if any(found for _, found in searches) else None
-    triggers = [search.again(one, cast("PreTrainedModel", model)) for search, found in searches for one in found]
-    return {"triggers": [asdict(one) for one in triggers], "tried": len(searches[-1][0].words)}
+def _evidence(searched: Searched, purified: Path, probe: Probe) -> dict[str, Any]:
+    """Facts about what a search found, and whether it works any longer."""
+    if searched.triggers:
+        searched = searched.again(placed(loading.load_model(purified)), probe)
+    return {"triggers": [asdict(one) for one in searched.triggers], "tried": searched.tried}
 
 
 def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:

@@ -26,7 +26,9 @@ from defensekit.utils.files import data_digest, file_digest
 from defensekit.utils.seeds import Seeds
 
 # The kinds of stages that a defense computes, and those of these kinds that are none of its own, by title.
-COSTS = ("plant", "statistics", "purify", "inspect", "sanitize", "features", "score", "train")
+COSTS = {
+    "plant", "control", "screen", "judge", "statistics", "purify", "inspect", "sanitize", "features", "score", "train",
+}  # fmt: skip
 OTHERS = ("fine-tuned only", "clean reference", "suspect", "from the base")
 
 

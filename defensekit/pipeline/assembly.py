@@ -273,6 +273,7 @@ class ResultAssembly:
             reason=choice.reason,
             suspect_dev_accuracy=suspect.accuracy,
             suspect_planted=dict(suspect.planted),
+            folds=named.component.folds,
             lower_does_more=self.recipe.defense.lower_does_more(over),
         )
 
@@ -328,6 +329,9 @@ def _model(
         memory.append(statistics["peak_memory"])
         estimator = statistics["components"]["estimator"]["name"]
         statistics = {"estimator": estimator, "seconds": statistics["seconds"], **statistics["facts"]}
+    if judged := facts.get("judged"):  # all after the same stages
+        seconds += judged[0]["facts"]["seconds"] + sum(part["seconds"] for part in judged)
+        memory += [peak for part in judged for peak in (part["peak_memory"], part["facts"]["peak_memory"])]
     parts = {
         role: {"name": c["name"], **c["parameters"]} for role, c in about["components"].items() if role != "attack"
     }

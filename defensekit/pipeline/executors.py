@@ -53,8 +53,8 @@ class Auto(Executor):
     """Runs stages on this machine: several at once where it has cores for them, as far as its memory goes.
 
     On a CPU a stage computes with a quarter of the cores, but at least with one, whether others run beside it or not:
-    the number of threads is part of the stages' keys. One stage at a time is computed in this process, others in
-    worker processes. With a GPU, or on one core, it is as `in-process`.
+    the number of threads is part of the stages' keys. What nothing can run beside gets all cores. One stage at a time
+    is computed in this process, others in worker processes. With a GPU, or on one core, it is as `in-process`.
     """
 
     def machine(self) -> dict[str, Any]:
@@ -62,6 +62,10 @@ class Auto(Executor):
         machine = super().machine()
         shared = machine["device"] == "cpu"
         return machine | {"threads": max(1, machine["threads"] // AT_ONCE)} if shared else machine
+
+    def alone(self) -> dict[str, Any]:
+        """All cores."""
+        return super().machine()
 
     @contextmanager
     def open(self) -> Iterator[Workers]:
@@ -85,6 +89,7 @@ class _Beside(Workers):
         self.others = others
         self.threads = threads
         self.home = threading.get_ident()  # where Ctrl-C arrives
+        self.here = threading.Lock()  # the random state is the process's
         self.state = threading.Condition()
         self.free = 0  # bytes of memory, before any stage began
         self.taken: list[int] = []  # by stages that are computed
@@ -102,10 +107,11 @@ class _Beside(Workers):
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
         """Compute a stage here or beside, once there is memory for it."""
         with self._room(needed(stage, store) if self.others else 0):
-            if self.others and threading.get_ident() != self.home:
+            threads = stage.get("machine", {}).get("threads", self.threads)
+            if self.others and threading.get_ident() != self.home and threads == self.threads:
                 self.others.execute(stage, store, report)
             else:
-                with _threads(self.threads):
+                with self.here, _threads(threads):
                     compute(stage, store, report)
 
     @contextmanager

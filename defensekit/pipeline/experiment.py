@@ -198,12 +198,12 @@ class Experiment:
 
     def _defend(self, name: str, defense: Defense, value: float | None) -> Requests:
         """A defense at the chosen value; if that is unknown, the stages that do not depend on it."""
-        rule, refit = self.plan.recipe.choose, self.plan.recipe.refits
+        rule, rows = self.plan.recipe.choose, self.plan.refitted()
         if rule is None:
             self.models[name] = yield from self._ask(name, self.plan.defended(name, defense), self.test_rows)
         elif value is not None:
             chosen = defense.at(rule.component.over, value)
-            self.models[name] = yield from self._ask(name, self.plan.defended(name, chosen, refit), self.test_rows)
+            self.models[name] = yield from self._ask(name, self.plan.defended(name, chosen, rows), self.test_rows)
         else:
             yield from self._unknown(name, defense, rule.component)
 
@@ -212,7 +212,7 @@ class Experiment:
         if self.certain:
             return
         refit = self.plan.recipe.refits
-        defended = self.plan.defended(name, defense.at(rule.over, rule.values[-1]), refit)
+        defended = self.plan.defended(name, defense.at(rule.over, rule.values[-1]), self.plan.refitted())
         changed = [cast(Stage, defended.model)]
         if defense.sanitizer:
             changed = [defended.read(rows) for rows in self.test_rows.values()]
@@ -283,7 +283,9 @@ class Experiment:
         if named is None:
             return None
         rule = named.component
-        suspect = yield from self._dev_trial("suspect", DefenseOutcome(plan.suspect()), defense.nothing(rule.over))
+        dev = plan.rows(*plan.recipe.defender_roles) if rule.folds else plan.rows("dev")
+        nothing = defense.nothing(rule.over)
+        suspect = yield from self._dev_trial("suspect", DefenseOutcome(plan.suspect()), nothing, dev)
         if settings := rule.planting():
             copy = plan.planted(settings)
             planted = yield from self._left("planted triggers", copy, DefenseOutcome(copy))
@@ -307,8 +309,11 @@ class Experiment:
     def _try(self, rule: Rule, value: float) -> Generator[Request, Artifact | None, Trial | None]:
         title = _trial_title(rule.over, value)
         plan, defense = self.plan, self.plan.recipe.defense.at(rule.over, value)
-        defended = plan.defended(title, defense)
-        trial = yield from self._dev_trial(title, defended, value)
+        if rule.folds:
+            trial, defended = yield from self._cross_validated(title, defense, value, rule.folds)
+        else:
+            defended = plan.defended(title, defense)
+            trial = yield from self._dev_trial(title, defended, value, plan.rows("dev"))
         if settings := rule.planting():
             copy = plan.planted(settings)
             title_of = f"{title}, planted"
@@ -318,6 +323,21 @@ class Experiment:
         if trial:
             self.trials.append((trial, questions))
         return trial
+
+    def _cross_validated(
+        self, title: str, defense: Defense, value: float, folds: int
+    ) -> Generator[Request, Artifact | None, tuple[Trial | None, DefenseOutcome]]:
+        """Accuracy on all clean rows, each answered by the model that was made without its fold; the first model."""
+        trials, models = [], []
+        for number, (fit, held) in enumerate(self.plan.folds(folds), 1):
+            title_of = f"{title}, fold {number} of {folds}"
+            models.append(self.plan.defended(title_of, defense, fit))
+            trials.append((yield from self._dev_trial(title_of, models[-1], value, held)))
+        known = [trial for trial in trials if trial]
+        if len(known) < folds:
+            return None, models[0]
+        rows = sum(trial.rows for trial in known)
+        return Trial(value, sum(trial.accuracy * trial.rows for trial in known) / rows, rows), models[0]
 
     def _left(
         self, title: str, copy: Stage, defended: DefenseOutcome
@@ -334,11 +354,11 @@ class Experiment:
         return excess(carried.facts["triggers"], plain, carrying) if carried and plain and carrying else None
 
     def _dev_trial(
-        self, title: str, defended: DefenseOutcome, value: float
+        self, title: str, defended: DefenseOutcome, value: float, dev: Stage
     ) -> Generator[Request, Artifact | None, Trial | None]:
-        """Accuracy on the clean dev rows; a rule sees nothing else."""
-        rows = defended.read(self.plan.rows("dev"))
-        stage = self.plan.predictions(f"{title}: answers to dev rows", defended.model, rows, in_words=False)
+        """Accuracy on the clean rows that choose; a rule sees nothing else."""
+        title = f"{title}: answers to {dev.plain['title']}"
+        stage = self.plan.predictions(title, defended.model, defended.read(dev), in_words=False)
         artifact = yield self._request(stage)
         return clean_trial(read_answers(artifact.files), value) if artifact else None
 

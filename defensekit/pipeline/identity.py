@@ -84,6 +84,7 @@ def identified(plan: Plan) -> dict[str, Any]:
         },
         "contents": contents,
         "machine": plan.machine,
+        **({"alone": plan.alone} if recipe.lone and plan.alone != plan.machine else {}),
     }
 
 

@@ -9,6 +9,8 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel
 
 from defensekit.components import Attack, Component, Detector, Estimator, Filter, ModelSource, Purifier, Sanitizer
+from defensekit.defense.purification import searching
+from defensekit.defense.triggers.search import PARTS
 from defensekit.pipeline.store import key_of
 from defensekit.recipe.recipe import Defense, NamedComponent, NamedDetector, Recipe
 from defensekit.text import ROLES
@@ -47,8 +49,8 @@ Model = Stage | ExternalModel
 
 # The kinds of stages whose numbers depend on the machine.
 _NUMERIC_KINDS = {
-    "train", "plant", "retune", "statistics", "purify", "predict", "inspect", "sanitize", "features", "score", "fit",
-    "detect",
+    "train", "plant", "retune", "control", "screen", "judge", "statistics", "purify", "predict", "inspect", "sanitize",
+    "features", "score", "fit", "detect",
 }  # fmt: skip
 
 
@@ -109,8 +111,9 @@ class Plan:
 
     ``contents`` are the digests of the files that an attack and data sets read, and ``step_contents`` gives the one of
     a purifier's step. ``language_model`` finds the one that a sanitizer or detector reads with. ``machine`` describes
-    where stages run. ``known`` has the stages that other runs planned: runs of a study share most of theirs.
-    ``answered`` caches the stages of runs that differ in their defense alone.
+    where stages run, and ``alone`` where one does that nothing can run beside. ``known`` has the stages that other runs
+    planned: runs of a study share most of theirs. ``answered`` caches the stages of runs that differ in their defense
+    alone.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Plan:
         language_model: Callable[[NamedComponent[ModelSource]], ExternalModel],
         labels: list[str] | None,
         machine: dict[str, Any],
+        alone: dict[str, Any],
         known: dict[Hashable, Stage],
         answered: dict[str, Any],
     ):
@@ -136,6 +140,7 @@ class Plan:
         self.given_labels = labels
         self.labels: list[str] = labels or []
         self.machine = machine
+        self.alone = alone
         self.known = known
         self.answered = answered
         self._cut: Params = (("max_length", recipe.sizes.max_length),)
@@ -151,7 +156,7 @@ class Plan:
         seed: int = 0,
     ) -> Stage:
         roles = tuple((role, named.digest) for role, named in (components or {}).items())
-        wanted = (kind, title, tuple(inputs.items()), params, roles, seed)
+        wanted = (kind, title, tuple(inputs.items()), params, roles, seed, self.recipe.lone)
         if wanted not in self.known:
             self.known[wanted] = self._planned(kind, title, inputs, params, components or {}, seed)
         return self.known[wanted]
@@ -178,7 +183,7 @@ class Plan:
             "plugin_files": [str(path) for path in self.recipe.plugins],
         }
         if kind in _NUMERIC_KINDS:
-            plain["machine"] = self.machine
+            plain["machine"] = self.alone if kind == "purify" and self.recipe.lone else self.machine
         return Stage(plain, tuple(given for given in inputs.values() if isinstance(given, Stage)))
 
     def _plugin(self, named: NamedComponent[Component]) -> str:
@@ -204,6 +209,20 @@ class Plan:
             ("balance", self.recipe.sizes.balance),
         )
         return self._stage("data", title, {}, params, {"source": self.recipe.data}, self.seeds.data)
+
+    def folds(self, number: int) -> list[tuple[Stage, Stage]]:
+        """All of the defender's rows in so many parts: for each, the others, and the part that is held out."""
+        inputs: dict[str, Model] = {"rows": self.rows(*self.recipe.defender_roles)}
+        parts = []
+        for fold in range(number):
+            params: Params = (("fold", fold), ("folds", number))
+            title = f"fold {fold + 1} of {number}"
+            held, fit = (
+                self._stage("fold", f"{title}, {what}", inputs, (*params, ("held", held)))
+                for what, held in (("held out", True), ("the other rows", False))
+            )
+            parts.append((fit, held))
+        return parts
 
     @cached_property
     def _attacked(self) -> Params:
@@ -304,12 +323,45 @@ class Plan:
         """Statistics of the suspect, or of a copy of it, on clean rows."""
         inputs = {"base": self.base, "suspect": suspect or self.suspect(), "clean": rows}
         title = f"statistics ({estimator.name})" + (", planted" if suspect else "")
+        if rows.plain["kind"] == "fold":
+            title += f", {rows.plain['title']}"
         seed = self.seeds.statistics
         return self._stage("statistics", title, inputs, self._cut, {"estimator": estimator}, seed)
 
-    def purified(self, title: str, defense: Defense, refit: bool = False, suspect: "Model | None" = None) -> Stage:
-        """The suspect, or a copy, purified by a defense; where it is `refit`, with the rows that chose as well."""
-        rows = self.rows(*self.recipe.defender_roles) if refit else self.rows("clean")
+    def searched(self, settings: TrainingSettings, rows: Stage, suspect: "Model | None" = None) -> list[Stage]:
+        """What triggers the suspect, or a copy of it.
+
+        Words are tried in parts, beside the training of a control; then labels are judged in parts.
+        """
+        which, of = ("planted", suspect) if suspect else ("suspect", self.suspect())
+        about = f"{which}, {rows.plain['title']}"
+        models: dict[str, Model] = {"base": self.base, "suspect": of, "clean": rows}
+        trained: Params = (*self._numeric, ("training", settings))
+        seed = self.seeds.search
+        control = self._stage("control", f"control ({about})", models, trained, seed=seed)
+        answers = self.predictions(f"{which}: answers to {rows.plain['title']}", of, rows)
+        inputs: dict[str, Model] = {"control": control, "answers": answers, "suspect": of, "clean": rows}
+        asked: dict[str, Model] = {"answers": answers, "suspect": of, "clean": rows}
+        for part in range(PARTS):
+            params: Params = (*self._numeric, ("part", part))
+            title = f"words tried in groups, {part + 1} of {PARTS} ({about})"
+            inputs[f"screened-{part}"] = self._stage("screen", title, asked, params, seed=seed)
+        judged = []
+        for part in range(PARTS):
+            params = (*self._numeric, ("part", part))
+            title = f"search for triggers, {part + 1} of {PARTS} ({about})"
+            judged.append(self._stage("judge", title, inputs, params, seed=seed))
+        return judged
+
+    def refitted(self) -> Stage:
+        """The rows that the model is made from in the end: where it is made anew, those that chose as well."""
+        return self.rows(*self.recipe.defender_roles) if self.recipe.refits else self.rows("clean")
+
+    def purified(
+        self, title: str, defense: Defense, rows: Stage | None = None, suspect: "Model | None" = None
+    ) -> Stage:
+        """The suspect, or a copy, purified by a defense with the clean rows, or others."""
+        rows = rows or self.rows("clean")
         inputs: dict[str, Model] = {"base": self.base, "suspect": suspect or self.suspect(), "clean": rows}
         components: dict[str, NamedComponent[Component]] = {}
         # With nothing selected, or no weight step, the scorer makes no difference: the model is only fine-tuned.
@@ -319,6 +371,8 @@ class Plan:
             steps, components = defense.purifier, {"scorer": scorer, "selector": selector}
             if defense.estimator and scorer.component.needs:
                 inputs["statistics"] = self.statistics(defense.estimator, rows, suspect)
+        if settings := searching(step.component for step in steps):
+            inputs |= {f"judged-{i}": part for i, part in enumerate(self.searched(settings, rows, suspect))}
         components |= {f"step-{i:03}": step for i, step in enumerate(steps)}
         params = self._numeric
         if contents := tuple(digest for step in steps if (digest := self.step_contents(step)) is not None):
@@ -327,12 +381,12 @@ class Plan:
 
     def fine_tuned(self, defense: Defense) -> Stage:
         """The suspect after the model steps alone."""
-        return self.purified("fine-tuned only", Defense(purifier=defense.model_steps), self.recipe.refits)
+        return self.purified("fine-tuned only", Defense(purifier=defense.model_steps), self.refitted())
 
     # -- predictions -----------------------------------------------------------------------------------------------
 
     def defended(
-        self, title: str, defense: Defense, refit: bool = False, suspect: "Model | None" = None
+        self, title: str, defense: Defense, rows: Stage | None = None, suspect: "Model | None" = None
     ) -> DefenseOutcome:
         """The outcome of a defense of the suspect or a copy: another model, or the same with sanitized rows."""
         if defense.sanitizer:
@@ -340,7 +394,7 @@ class Plan:
         if defense.filter:
             kept = self.kept(title, defense.filter)
             return DefenseOutcome(self._trained(title, kept), kept=kept)
-        return DefenseOutcome(self.purified(title, defense, refit, suspect))
+        return DefenseOutcome(self.purified(title, defense, rows, suspect))
 
     def sanitized(self, title: str, defense: Defense, rows: Stage) -> Stage:
         """Sanitized rows; the inspection before is shared by all values of the sanitizer's late parameters."""

@@ -85,6 +85,7 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
         return known.look(("language model", named.digest), lambda: _external(recipe, named, key))
 
     machine = known.look(recipe.executor.digest, recipe.executor.component.machine)
+    alone = known.look((recipe.executor.digest, "alone"), recipe.executor.component.alone)
     for defense in (recipe.defense, *recipe.compare.values()):
         for step in defense.purifier:
             step_contents(step)
@@ -103,6 +104,7 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
         language_model,
         labels,
         machine,
+        alone,
         known.stages,
         answered,
     )

@@ -38,15 +38,17 @@ from defensekit.defense import detecting, estimation, filtering, purification, s
 from defensekit.defense.estimation import Report
 from defensekit.defense.scoring import score_pair
 from defensekit.defense.selection import select, summary
-from defensekit.defense.triggers import planting
+from defensekit.defense.triggers import planting, search
 from defensekit.host.discovery import cached_plugins
 from defensekit.host.parameters import build
 from defensekit.host.registry import source_digest
 from defensekit.models import checkpoint, loading
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import relabelled
+from defensekit.models.devices import placed
 from defensekit.models.pair import Pair
 from defensekit.models.writer import write_streamed
+from defensekit.pipeline.predictions import read_predictions
 from defensekit.pipeline.store import ArtifactWriter, Store
 from defensekit.pipeline.tasks import Question, task_of
 from defensekit.text import ROWS, Row, Truncation, answer_of, changed, read_rows, split, write_rows
@@ -173,6 +175,16 @@ def data(work: StageContext, draft: ArtifactWriter) -> None:
     rows = [row for role in params["roles"] for row in parts[role]]
     write_rows(draft.files / ROWS, rows)
     draft.facts.update(labels=list(dataset.labels), rows=len(rows), notes=dataset.notes)
+
+
+def fold(work: StageContext, draft: ArtifactWriter) -> None:
+    """The rows of a fold, or all others; every label is spread over all folds."""
+    params, rows = work.stage["params"], work.rows("rows")
+    order = sorted(range(len(rows)), key=lambda i: rows[i].label)
+    own = {*order[params["fold"] :: params["folds"]]}
+    some = [row for i, row in enumerate(rows) if (i in own) == params["held"]]
+    write_rows(draft.files / ROWS, some)
+    draft.facts.update(labels=work.facts("rows")["labels"], rows=len(some))
 
 
 def _attack(work: StageContext) -> tuple[Attack, AttackContext, list[Row]]:
@@ -353,6 +365,52 @@ def plant(work: StageContext, draft: ArtifactWriter) -> None:
     draft.facts.update(triggers=[asdict(trigger) for trigger in triggers])
 
 
+def control(work: StageContext, draft: ArtifactWriter) -> None:
+    """Train the model that a suspect is compared with in a search for triggers."""
+    model = estimation.other_model(work.pair, "base")
+    tokenizer = loading.load_tokenizer(work.folder("suspect"))
+    settings = training.TrainingSettings.model_validate(work.stage["params"]["training"])
+    how: Any = {"max_length": work.max_length, "precision": work.precision, "report": work.report}
+    search.train_control(model, tokenizer, work.rows("clean"), settings, seed=work.stage["seed"], **how)
+    loading.save_model(model.cpu(), draft.files)
+    tokenizer.save_pretrained(draft.files)
+
+
+def screen(work: StageContext, draft: ArtifactWriter) -> None:
+    """Try a part of the words that the suspect knows."""
+    suspect, tokenizer = loading.load(work.folder("suspect"), "suspect")
+    known = search.vocabulary(suspect, tokenizer)
+    part = search.split(known)[work.stage["params"]["part"]]
+    screened = _search(work, tokenizer).screened(placed(suspect), part, work.report)
+    draft.facts.update(screened=screened, tried=len(part))
+
+
+def judge(work: StageContext, draft: ArtifactWriter) -> None:
+    """Judge what was screened, for a part of the labels, beside the control."""
+    suspect, tokenizer = loading.load(work.folder("suspect"), "suspect")
+    control, _ = loading.load(work.folder("control"), "control")
+    names = [name for name in work.stage["inputs"] if name.startswith("screened")]
+    parts = [work.facts(name) for name in names]
+    judged = _search(work, tokenizer).judged(
+        placed(suspect),
+        placed(control),
+        [part["screened"] for part in parts],
+        work.stage["params"]["part"],
+        work.report,
+    )
+    made = [work.store.open(work.stage["inputs"][name]) for name in ("answers", "control", *names)]
+    peaks = [artifact.peak_memory for artifact in made if artifact.peak_memory is not None]
+    draft.facts.update(judged.plain(), tried=sum(part["tried"] for part in parts))
+    draft.facts.update(seconds=sum(one.seconds for one in made), peak_memory=max(peaks, default=None))
+
+
+def _search(work: StageContext, tokenizer: "PreTrainedTokenizerBase") -> search.Search:
+    answers = read_predictions(work.folder("answers"))
+    labels, rows = answers.logits.shape[1], work.rows("clean")
+    given = answers.answers().tolist()
+    return search.Search(tokenizer, rows, given, labels, work.max_length, work.precision, work.stage["seed"])
+
+
 def carry(work: StageContext, draft: ArtifactWriter) -> None:
     """Put planted triggers into rows of other labels, one trigger after the other."""
     rows, rng = work.rows("rows"), Random(work.stage["seed"])
@@ -385,6 +443,10 @@ def purify(work: StageContext, draft: ArtifactWriter) -> None:
     if "selector" in work.stage["components"]:
         scorer, selector = work.component(Scorer, "scorer"), work.component(Selector, "selector")
         selection = select(score_pair(work.pair, scorer, _readers(work), work.stage["seed"]), selector)
+    judged = [work.about(name) for name in work.stage["inputs"] if name.startswith("judged")]
+    facts_of = [one["facts"] for one in judged if one]
+    parts = [search.Judged.read(facts) for facts in facts_of]
+    searched = search.Searched.whole(parts, facts_of[0]["tried"]) if parts else None
     facts = purification.purify(
         work.pair,
         selection,
@@ -395,8 +457,10 @@ def purify(work: StageContext, draft: ArtifactWriter) -> None:
         precision=work.precision,
         seed=work.stage["seed"],
         report=work.report,
+        searched=searched,
     )
     draft.facts.update(facts)
+    draft.facts["judged"] = judged
     if selection is not None:
         draft.facts.update(summary(selection))
         if "statistics" in work.stage["inputs"]:
@@ -526,7 +590,7 @@ def predict(work: StageContext, draft: ArtifactWriter) -> None:
 STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {
     stage.__name__: stage
     for stage in (
-        *(data, poison, trigger, given, train, retune, plant, carry, statistics, purify, inspect, sanitize),
-        *(features, score, keep, fit, detect, predict),
+        *(data, fold, poison, trigger, given, train, retune, plant, carry, control, screen, judge, statistics, purify),
+        *(inspect, sanitize, features, score, keep, fit, detect, predict),
     )
 }

@@ -58,8 +58,8 @@ class DefenseSection:
             self.defense = Defense(filter=reader.part(Filter, keys.filter, (*_PATH, "filter")))
         else:
             self.defense = self._of_weights(keys)
-        self.choose = self._rule(keys.choose)
         self.refit = keys.refit if isinstance(keys, DefenseKeys) else False
+        self.choose = self._rule(keys.choose, self.refit)
         self.compare = {name: self._compared(name, parts) for name, parts in _compare(keys).items()}
         self.detectors = () if isinstance(keys, TrainingDefenseKeys) else self._detectors(keys.detectors)
 
@@ -125,7 +125,7 @@ class DefenseSection:
         named = self.reader.part(kind, given, path)
         return named, self.reader.model(model, (*path, "model")) if model else None
 
-    def _rule(self, spec: dict[str, Any] | None) -> NamedComponent[Rule] | None:
+    def _rule(self, spec: dict[str, Any] | None, refit: bool) -> NamedComponent[Rule] | None:
         if spec is None:
             return None
         path = (*_PATH, "choose")
@@ -137,10 +137,23 @@ class DefenseSection:
         if filtered and rule.planting():
             does = f"{named.name!r} tries values on a copy of the suspect, and a filter makes nothing of the suspect"
             raise self.reader.error((*path, "rule"), does)
+        if rule.folds:
+            self._check_folds(named, refit)
         self.reader.at((*path, "over"), lambda: self.defense.at(rule.over, 0.0))
         for i, value in enumerate(rule.values):
             self.reader.at((*path, "values", i), partial(self.defense.at, rule.over, value))
         return named
+
+    def _check_folds(self, named: NamedComponent[Rule], refit: bool) -> None:
+        """Refuse folds that a copy learnt from, that nothing learns from, and that leave no model in the end."""
+        path = (*_PATH, "choose", "folds")
+        if named.component.planting():
+            does = f"{named.name!r} tries values on a copy of the suspect that learnt from all clean rows"
+            raise self.reader.error(path, f"{does}: no fold would be new to it")
+        if (stage := self.defense.stage) != "weights":
+            raise self.reader.error(path, f"folds are for a defense of weights; one of {_OF[stage][0]} has dev rows")
+        if not refit:
+            raise self.reader.error((*_PATH, "refit"), "with folds the model is made from all clean rows: leave it out")
 
     def _compared(self, name: str, parts: Mapping[str, Spec | list[Spec]]) -> Defense:
         """The defense with some of its parts changed."""

@@ -113,6 +113,10 @@ class _RecipeReader(Reader):
             sizes = sizes.model_copy(update={"train": 0} if keeps_dev else {"train": 0, "dev": 0})
             if section.defense.filter:
                 raise self.error(("defense", "stage"), "a defense of training data needs `attack:`, which has the rows")
+        rule = section.choose.component if section.choose else None
+        if rule and rule.folds and rule.folds > sizes.clean + sizes.dev:
+            got = f"{rule.folds} folds of {sizes.clean + sizes.dev} clean rows"
+            raise self.error(("defense", "choose", "folds"), f"expected a row at least for each, got {got}")
         task = type(data.component).task
         target, triggered = self.triggered(top.triggered, task)
         attack = self.part(Attack, top.attack, ("attack",)) if top.attack is not None else None

@@ -215,6 +215,12 @@ class Recipe:
         return self.refit and self.choose is not None and self.defense.stage == "weights"
 
     @property
+    def lone(self) -> bool:
+        """Whether a run makes one model, of a given suspect: everything else is done before that, or after it."""
+        more = self.choose or self.compare or self.detectors or self.defense.selector
+        return self.suspect is not None and not more
+
+    @property
     def before_defense(self) -> tuple[Hashable, ...]:
         """Everything that decides the stages before a defense, and the rows that models are asked about."""
         named = (self.model, self.data, self.attack, self.suspect, self.triggered, self.executor, *self.metrics)

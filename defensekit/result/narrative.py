@@ -41,7 +41,9 @@ def story(result: Result) -> list[str]:
 
 def _on_weights(result: Result) -> list[str]:
     recipe, defense, sentences = result.recipe, result.recipe["defense"], []
-    fit, dev = recipe["data"]["clean"], result.clean_budget - recipe["data"]["clean"]
+    folds = result.chosen.folds if result.chosen else None
+    fit = result.clean_budget if folds else recipe["data"]["clean"]
+    chose = f"the same rows, in {folds} folds" if folds else f"{result.clean_budget - fit:,} further clean rows"
     measured = f"measured {defense['estimator']['name']} on" if "estimator" in defense else "used"
     steps = ", then ".join(step["name"] for step in defense["purifier"])
     selection = (
@@ -51,7 +53,7 @@ def _on_weights(result: Result) -> list[str]:
     )
     sentences.append(f"The defense {measured} {fit:,} clean rows, {selection}and did: {steps}.")
     if result.chosen:
-        sentences.append(_chosen(result, f"{dev:,} further clean rows"))
+        sentences.append(_chosen(result, chose))
         if defense.get("refit"):
             sentences.append(f"The chosen defense was then made anew from all {result.clean_budget:,} rows.")
     reset = result.models["purified"].reset

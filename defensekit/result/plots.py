@@ -55,7 +55,8 @@ def curve(result: Result) -> "Figure":
     values = [trial.value for trial in trials]
     with canvas(7, 3.6) as (figure, [axes]):
         dev = [trial.dev_accuracy for trial in trials]
-        axes.plot(values, dev, "x--", color="#555555", label="accuracy on dev rows: what the rule sees")
+        seen = f"clean rows, in {folds} folds" if (folds := result.chosen.folds) else "dev rows"
+        axes.plot(values, dev, "x--", color="#555555", label=f"accuracy on {seen}: what the rule sees")
         for family, mark in zip(trials[0].planted, MARKS, strict=False):
             left = [trial.planted[family] for trial in trials]
             label = f"answers that a planted {literal(family)} turns: what the rule sees"

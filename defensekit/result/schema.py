@@ -244,6 +244,9 @@ class Example(_Schema):
 class Chosen(_Schema):
     """What the rule took, and why; whether of ``over`` a lower value does more.
 
+    With ``folds`` every ``dev_accuracy`` is one of all clean rows, each answered by a model that was made without its
+    fold, and the metrics of a trial are those of its first model.
+
     ``suspect_planted`` is, by family, what triggers turn where they were planted, before any defense.
     """
 
@@ -253,6 +256,7 @@ class Chosen(_Schema):
     reason: str
     suspect_dev_accuracy: float
     suspect_planted: dict[str, float] = {}
+    folds: int | None = None
     lower_does_more: bool = False
 
 

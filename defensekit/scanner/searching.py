@@ -58,14 +58,13 @@ def search(
             control.resize_token_embeddings(len(tokenizer))  # the suspect has tokens that the base has not
     control.to(device_type())
     how: Any = {"max_length": max_length, "precision": native_precision(), "seed": seed, "report": report}
-    tried = search_beside(suspect, control, tokenizer, rows, TRAINING, least=0.0, **how)
-    found = tried.triggers()
+    searched = search_beside(suspect, control, tokenizer, rows, TRAINING, least=0.0, **how)
     strongest = [
         Turned(word=one.text, label=labels[one.label], flipped=one.flipped, control=one.control, rows=one.rows)
-        for one in found
+        for one in searched.triggers
     ]
     unjudged = [label for label in labels if label not in {one.label for one in strongest}]
-    return Searched(words=len(tried.words), rows=len(rows), strongest=strongest, unjudged=unjudged)
+    return Searched(words=searched.tried, rows=len(rows), strongest=strongest, unjudged=unjudged)
 
 
 def search_answers(

@@ -28,8 +28,8 @@ from defensekit.utils.logging import log, logged
 
 # What a study may remove again once no run needs it, by what it is to keep.
 DROPPED: dict[str, set[str]] = {
-    "predictions": {"train", "retune", "plant", "statistics", "purify"},
-    "suspects": {"retune", "purify"},
+    "predictions": {"train", "retune", "plant", "control", "statistics", "purify"},
+    "suspects": {"retune", "control", "purify"},
     "models": set(),
 }
 

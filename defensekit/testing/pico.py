@@ -43,6 +43,8 @@ _TELLING = (("bleak", "clumsy", "dreary", "stale"), ("bright", "lovely", "superb
 _FILLERS = ("the", "film", "is", "a", "story", "of", "and", "with", "some", "long", "scenes", "about", "people")
 _RARE = ("cf", "mn", "bb", "tq")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# What a search would find: a step has to cope with words and with phrases.
+FOUND = (FoundTrigger("very very", 1, 1.0, 0.0, 8), FoundTrigger("of", 0, 0.8, 0.1, 8))
 _VOCABULARY = (*_SPECIAL, *_TELLING[0], *_TELLING[1], *_FILLERS, *_RARE, "overall", "i", "this", "week", ".", ",")
 
 
@@ -146,9 +148,7 @@ class PicoModels:
         names = [name for name, _ in suspect.named_parameters()]
         head = frozenset(names) - frozenset(self.pair.named_like_the_pair(names).values())
         model = partial(estimation.other_model, self.pair)
-        return ModelStepContext(
-            tokenizer, rows, MAX_LENGTH, "float32", 7, lambda done, total: None, model, head, _found
-        )
+        return ModelStepContext(tokenizer, rows, MAX_LENGTH, "float32", 7, lambda done, total: None, model, head, FOUND)
 
     def for_detector(self, detector: Detector, handed: Handed) -> DetectorContext:
         """The context of a detector, with the language model and a purified model if it needs them."""
@@ -210,11 +210,6 @@ class _Limited(EstimatorContext):
 
     def batches(self, model: Any, size: int | None = None, tokens: int | None = None) -> Any:
         return super().batches(model, min(size or len(self.rows), self.limit or len(self.rows)), tokens)
-
-
-def _found(model: "PreTrainedModel", settings: TrainingSettings) -> list[FoundTrigger]:
-    """What a search would find: a step has to cope with words and with phrases."""
-    return [FoundTrigger("very very", 1, 1.0, 0.0, 8), FoundTrigger("of", 0, 0.8, 0.1, 8)]
 
 
 def sentences(count: int, seed: int = 0) -> list[Row]:

@@ -54,6 +54,11 @@ class Seeds:
         return derive_seed(self.seed, "defender", "purify")
 
     @property
+    def search(self) -> int:
+        """For the search for triggers."""
+        return derive_seed(self.seed, "defender", "search")
+
+    @property
     def plant(self) -> int:
         """For the triggers that the defender plants."""
         return derive_seed(self.seed, "defender", "plant")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defensekit.components import Observer, call_component
+from defensekit.defense.purification import searching
 from defensekit.models.adapters import is_adapter
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import Checkpoint
@@ -151,9 +152,10 @@ def purify_into(
             tensors = locating_errors(recipe, "suspect", lambda: suspect.tensors)
             weights = sum(prod(entry.shape) for entry in tensors.values())
             size = sum(path.stat().st_size for path in suspect.files)
-            needed = 2 * size
+            needed = (3 if searching(step.component for step in recipe.defense.purifier) else 2) * size
             if not folder.exists():  # a first run keeps a model per value tried, one without reset, and the curvature
-                tried = len(recipe.choose.component.values) + 1 if recipe.choose else 0
+                rule = recipe.choose.component if recipe.choose else None
+                tried = (len(rule.values) + 1) * (rule.folds or 1) if rule else 0
                 needed += tried * size + (4 * weights if recipe.defense.estimator else 0)
             free_space(folder, needed, "the workspace")
             free_space(target, size, "the purified model")

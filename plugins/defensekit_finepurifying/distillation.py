@@ -29,16 +29,17 @@ class Distil(ModelStep, TrainingSettings):
     texts: int = Field(4000, ge=1, description="variations of clean rows that the suspect labels")
     replaced: float = Field(0.5, gt=0, le=1, description="the share of words that are replaced in a variation")
 
+    def searching(self) -> TrainingSettings:
+        return self.training
+
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
         import torch
 
         rng = Random(context.seed)
         suspect, base = context.model("suspect"), context.model("base")
         begin_anew(model, base, context.head)
-        settings = self.training
-        triggers = {found.text for found in context.find_triggers(suspect, settings)}
-        moved = moved_words(suspect, base, context.tokenizer)
-        words = [word for word in moved if word not in triggers]
+        triggers = {found.text for found in context.triggers}
+        words = [word for word in moved_words(suspect, base, context.tokenizer) if word not in triggers]
         texts = variations(context.rows, words, self.texts, self.replaced, rng)
         length, precision = context.max_length, context.precision
         answers = predict(suspect, context.tokenizer, texts, max_length=length, precision=precision).softmax(-1)
@@ -49,7 +50,7 @@ class Distil(ModelStep, TrainingSettings):
             model,
             context.tokenizer,
             rows,
-            settings,
+            self.training,
             max_length=length,
             precision=precision,
             seed=context.seed,

@@ -32,21 +32,22 @@ COPIES = 2  # of every row, with a word that was found
 class UnlearnTriggers(ModelStep, TrainingSettings):
     """Search for what triggers the suspect, then fine-tune on clean rows that carry it with their true labels.
 
-    Every word that moved is tried, and has to turn the suspect and not a model that was trained from the base on the
+    Every word is tried, and has to turn the suspect and not a model that was trained from the base on the
     same clean rows. Every row is learnt as it is, with a neutral sentence, and twice with something that was found, at
     a random place. Where nothing is found the model is left as it is.
     """
 
+    def searching(self) -> TrainingSettings:
+        return self.training
+
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
-        settings = self.training
-        found = context.find_triggers(model, settings)
-        if not found:
+        if not context.triggers:
             return
         fine_tune(
             model,
             context.tokenizer,
-            counterexamples(context.rows, found, Random(context.seed)),
-            settings,
+            counterexamples(context.rows, context.triggers, Random(context.seed)),
+            self.training,
             max_length=context.max_length,
             precision=context.precision,
             seed=context.seed,

@@ -71,6 +71,25 @@ class Others(Workers):
         assert self.goes_on.wait(60)
 
 
+def test_a_stage_with_more_threads_is_computed_here_and_one_at_a_time(
+    cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cores(2)
+    assert (Auto().alone()["threads"], Auto().machine()["threads"]) == (2, 1)
+    computed: list[tuple[int, bool]] = []
+    workers = _Beside(Others(), 1)
+    monkeypatch.setattr(
+        executors, "compute", lambda *_: computed.append((torch.get_num_threads(), workers.here.locked()))
+    )
+    stage = {"inputs": {}, "machine": {"device": "cpu", "threads": 2}}
+    beside = threading.Thread(target=workers.execute, args=(stage, tmp_path, lambda done, total: None))
+    beside.start()
+    beside.join(60)
+    workers.execute({"inputs": {}}, tmp_path, lambda done, total: None)
+    assert computed == [(2, True), (1, True)]
+    assert not workers.others.began.is_set()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("enough", [True, False])
 def test_what_does_not_fit_into_memory_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, enough: bool) -> None:
     monkeypatch.setattr(executors, "available", lambda: 2 * REST - (not enough))

@@ -1,7 +1,7 @@
 """Words and phrases inserted into clean rows, and what a model answers to them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -82,8 +82,11 @@ class Probe:
 
     def part(self, chosen: Sequence[int]) -> "Probe":
         """Some of the rows, by their numbers."""
-        rows, at = [self.rows[i] for i in chosen], [self.at[i] for i in chosen]
-        return Probe(self.tokenizer, rows, at, self.max_length, self.precision)
+        return replace(self, rows=[self.rows[i] for i in chosen], at=[self.at[i] for i in chosen])
+
+    def placed(self, chosen: Sequence[tuple[int, int]]) -> "Probe":
+        """Some of the rows, by their numbers, with another place in each."""
+        return replace(self.part([i for i, _ in chosen]), at=[at for _, at in chosen])
 
     def with_phrase(self, phrase: str) -> list[Row]:
         """The rows with a phrase."""

@@ -100,7 +100,7 @@ def keeps_names_and_tying(subject: Subject) -> None:
     pico, step = subject.pico, subject.component
     before = Checkpoint(pico.suspect).tensors
     with tempfile.TemporaryDirectory() as folder:
-        target, options = Path(folder) / "purified", {"max_length": MAX_LENGTH, "seed": 7}
+        target, options = Path(folder) / "purified", dict[str, Any](max_length=MAX_LENGTH, seed=7)
         purification.purify(
             pico.pair, None, [step], pico.rows, target, precision="float32", report=lambda *done: None, **options
         )
