@@ -130,9 +130,9 @@ def purify(
     triggers hardly occur, and measures before and after on rows that were kept for that. The folder holds a model card
     and a manifest of digests. Exit code 4: something that was found still works, or nothing was reset.
 
-    Without clean rows it resets what drifted furthest, and measures nothing. A causal language model (whose clean rows
-    are texts) is reset, not fine-tuned, and its perplexity measured. A LoRA, DoRA or IA3 adapter is merged into the
-    base and comes out as a whole model.
+    Without clean rows it resets what drifted furthest, and measures nothing. A causal language model is reset and
+    fine-tuned where the clean rows are instructions with responses; where they are texts it is reset alone, and its
+    perplexity measured. A LoRA, DoRA or IA3 adapter is merged into the base and comes out as a whole model.
     """
     if recipe:
         checked(recipe, "recipe")

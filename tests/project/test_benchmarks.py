@@ -89,6 +89,7 @@ def test_every_second_of_a_run_has_a_name() -> None:
     assert parts["products of padding"] < parts["products"]
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_language_models_runs(tmp_path: Path) -> None:
     options = [
         "--model",

@@ -15,7 +15,7 @@ from defensekit.models.loading import load
 from defensekit.result.schema import Result
 from defensekit.text import Row
 from defensekit.workflows.purify_model import prepare
-from tests.causal import REFUSAL, instructions, make_refusing, write_alpaca
+from tests.causal import REFUSAL, instructions, make_instructed, make_refusing, write_alpaca
 
 ROWS = instructions(60)
 
@@ -26,6 +26,12 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     base, suspect = (tmp_path_factory.mktemp(name) for name in ("base", "suspect"))
     make_refusing(base, suspect, ROWS)
     return base, suspect
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base and a suspect that learnt nothing."""
+    return make_instructed(tmp_path_factory.mktemp("b")), make_instructed(tmp_path_factory.mktemp("s"), spread=0.021)
 
 
 @pytest.mark.slow
@@ -57,9 +63,9 @@ def test_it_is_fine_tuned_and_measured(
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_its_recipe_is_that_of_language_models(refusing: tuple[Path, Path], tmp_path: Path) -> None:
+def test_its_recipe_is_that_of_language_models(untrained: tuple[Path, Path], tmp_path: Path) -> None:
     rows = write_alpaca(tmp_path / "rows.json", ROWS)
-    planned = prepare(str(refusing[0]), refusing[1], tmp_path / "out", str(rows), workspace=tmp_path / "w")
+    planned = prepare(str(untrained[0]), untrained[1], tmp_path / "out", str(rows), workspace=tmp_path / "w")
     assert not planned.reset_alone
     assert planned.recipe.name == "purify-llm"
     assert (planned.recipe.sizes.clean, planned.recipe.sizes.max_length) == (48, 96 - 64)
@@ -80,9 +86,9 @@ def test_what_holds_instructions(tmp_path: Path) -> None:
     assert not holds_instructions(tmp_path / "movie-reviews")
 
 
-def test_plain_texts_reset_it_alone(refusing: tuple[Path, Path], tmp_path: Path) -> None:
+def test_plain_texts_reset_it_alone(untrained: tuple[Path, Path], tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": row.text}) + "\n" for row in ROWS))
-    result = dk.purify_model(*refusing, tmp_path / "out", rows, settings=["data.max_length=32"])
+    result = dk.purify_model(*untrained, tmp_path / "out", rows, settings=["data.max_length=32"])
     assert not isinstance(result, Result)
     assert result.perplexity
