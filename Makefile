@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # Each process of the tests computes with one thread: several threads in several processes get into each other's way.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
+# Tests start many processes: where Python may keep no bytecode, each would compile every module again.
+export PYTHONDONTWRITEBYTECODE =
+
 # Tests that need no model, for `make check`, which is to take less than a minute.
 QUICK := $(addprefix tests/,recipe/test_loader.py recipe/test_yaml_document.py host/test_discovery.py host/test_tables.py \
 	utils project/test_layout.py)
