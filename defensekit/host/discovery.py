@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Iterable
 from functools import cache, lru_cache
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from defensekit.host.registry import Host, Plugin
 from defensekit.utils.errors import DefenseKitError, UsageError, listing, nearest
@@ -35,9 +37,16 @@ def local_plugin(file: Path) -> Plugin:
     return Plugin(path.name, "", str(path.parent))
 
 
+class _Source(SourceFileLoader):
+    """Keeps no bytecode: a plugin may lie in a row of a leaderboard, which has its own files and no others."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Write nothing."""
+
+
 def _import_file(path: Path) -> ModuleType:
     name = f"defensekit_local_{path.stem}_{data_digest(str(path))[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)

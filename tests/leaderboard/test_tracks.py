@@ -134,7 +134,7 @@ def test_the_study_of_a_track(track: Track, place: Path, tmp_path: Path) -> None
     assert (one.axes, one.recipe.executor.name) == ({"attack": "bias"}, "local")
 
 
-GIVEN = ("purify", "fine-purifying", "onion", "wag")  # they need a model of somebody's
+GIVEN = ("purify", "purify-llm", "fine-purifying", "onion", "wag")  # they need a model of somebody's
 
 
 @pytest.mark.parametrize("name", [name for name in shipped.names() if name not in GIVEN])

@@ -231,7 +231,7 @@ def test_without_weight_steps_nothing_is_selected(small: list[str]) -> None:
     recipe = load_recipe(RECIPES / "quickstart.yaml", small)
     plan = survey(recipe, print)
     trains = replace(recipe.defense, purifier=recipe.defense.model_steps)
-    assert plan.purified("a", trains, refit=True).key == plan.fine_tuned(recipe.defense).key
+    assert plan.purified("a", trains, plan.refitted()).key == plan.fine_tuned(recipe.defense).key
     assert plan.purified("a", trains).key != plan.purified("a", recipe.defense).key
 
 

@@ -311,7 +311,7 @@ def test_other_estimators_and_runs_say_that_they_are_for_classifiers(tmp_path: P
     suspect = moved(base, tmp_path / "suspect")
     rows = tmp_path / "rows.csv"
     rows.write_text("text\na b c\nd e f\ng h i\n")
-    settings = ["defense.estimator=hutchinson", "data.max_length=16"]
-    with pytest.raises(UsageError, match="the estimator Hutchinson measures classifiers alone"):
+    settings = ["defense.estimator=fisher-mc", "data.max_length=16"]
+    with pytest.raises(UsageError, match="the estimator FisherMC measures classifiers alone"):
         reset_into(tmp_path / "out", recipe_for(str(base), suspect, str(rows), settings=settings, reset_alone=True))
     assert {path.name for path in tmp_path.iterdir()} == {"base", "suspect", "rows.csv"}

