@@ -160,13 +160,16 @@ def _what_stays_is_no_garbage() -> None:
     gc.freeze()
 
 
+_get_threads, _set_threads = torch.get_num_threads, torch.set_num_threads  # as they are where a test replaces them
+
+
 @pytest.fixture(autouse=True)
 def _threads_stay() -> Iterator[None]:
     """What one test leaves, the next one computes with: other bits, under other keys."""
-    before = torch.get_num_threads()
+    before = _get_threads()
     yield
-    left = torch.get_num_threads()
-    torch.set_num_threads(before)
+    left = _get_threads()
+    _set_threads(before)
     assert left == before, f"the test leaves {left} threads in place of {before}"
 
 

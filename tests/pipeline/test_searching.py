@@ -53,6 +53,7 @@ def test_what_nothing_can_run_beside_gets_all_cores(
     recipe: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     suspect = make_suspect(tmp_path / "suspect", base)
     given: dict[str, Any] = {"attack": None, "training": None, "data__train": None, "suspect": str(suspect)}
     step = {"name": "unlearn-triggers", **TRAINED}

