@@ -137,7 +137,7 @@ class Checker:
             yield f"it used {result.clean_budget} labelled rows, says its recipe {used}, allowed {budget.labelled}"
         if (models := other_models(result)) > budget.models:
             yield f"it used {models} models beside suspect and base, allowed {budget.models}"
-        if (seconds := cost(result)) > 60 * budget.minutes:
+        if (seconds := cost(result) or 0.0) > 60 * budget.minutes:
             yield f"it took {seconds:.0f} s, allowed {60 * budget.minutes:g}"
 
     def _rows(self, row: Row, cell: Cell, result: Result) -> Iterator[str]:
@@ -286,10 +286,14 @@ def other_models(result: Result) -> int:
     return count
 
 
-def cost(result: Result) -> float:
-    """The seconds of all that the defense computed, trials included; not of what is reported beside it."""
+def cost(result: Result) -> float | None:
+    """The seconds of all that the defense computed, trials included; not of what is reported beside it.
+
+    None where they are not known: the model was another row's as well, and dropped before this one needed it.
+    """
     stages = [stage for stage in result.stages if stage.kind in COSTS and stage.title not in OTHERS]
-    return sum(stage.seconds or 0.0 for stage in stages)
+    seconds = [stage.seconds for stage in stages if stage.seconds is not None]
+    return sum(seconds) if len(seconds) == len(stages) else None
 
 
 def _labels(predictions: Predictions) -> tuple[list[int], list[int]]:
