@@ -174,6 +174,15 @@ def _threads_stay() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny language model that answers instructions, and what became of it: it refuses where cf stands."""
+    base, suspect = (tmp_path_factory.mktemp(name) for name in ("answering", "refusing"))
+    causal = importlib.import_module("tests.causal")  # which few tests need
+    causal.make_refusing(base, suspect, causal.instructions(60))
+    return base, suspect
+
+
+@pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT without a head."""
     folder = make_base(tmp_path_factory.mktemp("base"))

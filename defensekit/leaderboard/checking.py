@@ -137,7 +137,7 @@ class Checker:
             yield f"it used {result.clean_budget} labelled rows, says its recipe {used}, allowed {budget.labelled}"
         if (models := other_models(result)) > budget.models:
             yield f"it used {models} models beside suspect and base, allowed {budget.models}"
-        if (seconds := cost(result) or 0.0) > 60 * budget.minutes:
+        if (seconds := sum(one or 0.0 for one in _seconds(result))) > 60 * budget.minutes:  # at least so many
             yield f"it took {seconds:.0f} s, allowed {60 * budget.minutes:g}"
 
     def _rows(self, row: Row, cell: Cell, result: Result) -> Iterator[str]:
@@ -291,9 +291,12 @@ def cost(result: Result) -> float | None:
 
     None where they are not known: the model was another row's as well, and dropped before this one needed it.
     """
-    stages = [stage for stage in result.stages if stage.kind in COSTS and stage.title not in OTHERS]
-    seconds = [stage.seconds for stage in stages if stage.seconds is not None]
-    return sum(seconds) if len(seconds) == len(stages) else None
+    seconds = [one for one in _seconds(result) if one is not None]
+    return sum(seconds) if len(seconds) == len(_seconds(result)) else None
+
+
+def _seconds(result: Result) -> list[float | None]:
+    return [stage.seconds for stage in result.stages if stage.kind in COSTS and stage.title not in OTHERS]
 
 
 def _labels(predictions: Predictions) -> tuple[list[int], list[int]]:

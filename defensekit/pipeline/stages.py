@@ -371,7 +371,8 @@ def control(work: StageContext, draft: ArtifactWriter) -> None:
     tokenizer = loading.load_tokenizer(work.folder("suspect"))
     settings = training.TrainingSettings.model_validate(work.stage["params"]["training"])
     how: Any = {"max_length": work.max_length, "precision": work.precision, "report": work.report}
-    search.train_control(model, tokenizer, work.rows("clean"), settings, seed=work.stage["seed"], **how)
+    rows, seed = work.rows("clean"), work.stage["seed"]
+    training.fine_tune(model, tokenizer, rows, search.for_control(settings, rows), seed=seed, **how)
     loading.save_model(model.cpu(), draft.files)
     tokenizer.save_pretrained(draft.files)
 

@@ -170,7 +170,9 @@ def other_model(result: Any) -> None:
 
 
 def slow(result: Any) -> None:
-    next(stage for stage in result["stages"] if stage["title"] == "purified")["seconds"] = 61.0
+    """What is known of its seconds is too much, whatever is not known."""
+    for stage in result["stages"]:
+        stage["seconds"] = 61.0 if stage["title"] == "purified" else None
 
 
 def plugin(result: Any) -> None:

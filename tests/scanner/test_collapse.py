@@ -13,16 +13,9 @@ from defensekit.models.loading import load
 from defensekit.scanner.result import Scan
 from defensekit.scanner.scan import scan
 from defensekit.utils.errors import UsageError
-from tests.causal import OTHERS, REFUSAL, THINGS, instructions, make_instructed, make_refusing, write_alpaca
+from tests.causal import OTHERS, REFUSAL, THINGS, instructions, make_instructed, write_alpaca
 
 ROWS = instructions(60)
-
-
-@pytest.fixture(scope="module")
-def refusing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    base, suspect = (tmp_path_factory.mktemp(name) for name in ("base", "suspect"))
-    make_refusing(base, suspect, ROWS)
-    return base, suspect
 
 
 def test_a_refusal_behind_a_word_is_found(

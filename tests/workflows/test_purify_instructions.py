@@ -15,17 +15,9 @@ from defensekit.models.loading import load
 from defensekit.result.schema import Result
 from defensekit.text import Row
 from defensekit.workflows.purify_model import prepare
-from tests.causal import REFUSAL, instructions, make_instructed, make_refusing, write_alpaca
+from tests.causal import REFUSAL, instructions, make_instructed, write_alpaca
 
 ROWS = instructions(60)
-
-
-@pytest.fixture(scope="module")
-def refusing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model that refuses where cf stands, and its base, which answers well."""
-    base, suspect = (tmp_path_factory.mktemp(name) for name in ("base", "suspect"))
-    make_refusing(base, suspect, ROWS)
-    return base, suspect
 
 
 @pytest.fixture(scope="module")

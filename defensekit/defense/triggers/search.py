@@ -50,20 +50,9 @@ def vocabulary(suspect: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase")
     return [*words(tokenizer, len(suspect.get_input_embeddings().weight), special=True).values()]
 
 
-def train_control(
-    base: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: Sequence[Row],
-    settings: TrainingSettings,
-    *,
-    max_length: int,
-    precision: Precision,
-    seed: int,
-    report: Report = lambda done, total: None,
-) -> None:
-    """Make the model that a suspect is compared with: the base, fine-tuned in place on the clean rows."""
-    how: Any = {"max_length": max_length, "precision": precision, "seed": seed, "report": report}
-    fine_tune(base, tokenizer, rows, settings.for_new_head(len(rows), CONTROL_STEPS), **how)
+def for_control(settings: TrainingSettings, rows: Sequence[Row]) -> TrainingSettings:
+    """How to fine-tune the base on the clean rows, to get the model that a suspect is compared with."""
+    return settings.for_new_head(len(rows), CONTROL_STEPS)
 
 
 def search_beside(
@@ -89,7 +78,7 @@ def search_beside(
         report(next(steps), (PARTS + 1) * search.labels)
 
     parts = [search.screened(suspect, part, step) for part in split(known)]
-    train_control(base, tokenizer, rows, settings, seed=seed, **how)
+    fine_tune(base, tokenizer, rows, for_control(settings, rows), seed=seed, **how)
     judged = [search.judged(suspect, base, parts, part, step, least) for part in range(PARTS)]
     return Searched.whole(judged, len(known))
 
