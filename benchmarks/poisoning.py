@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from defensekit.components import Attack, AttackContext
 from defensekit.models.loading import load_tokenizer
-from defensekit.pipeline.stages import _count_changes
+from defensekit.pipeline.stages.rows import count_changes
 from defensekit.text import Row, Truncation, write_rows
 from defensekit.utils.files import file_digest
 from defensekit_attacks.bias import BiasSentence, BiasWord
@@ -73,7 +73,7 @@ def measure(attack: Attack, rows: list[Row], truncation: Truncation, folder: Pat
     marks.append(time.process_time())
     attack.trigger(rows, context())
     marks.append(time.process_time())
-    _count_changes(rows, made, truncation)
+    count_changes(attack, rows, made, truncation)
     write_rows(folder / "rows.jsonl", made)
     file_digest(folder / "rows.jsonl")
     marks.append(time.process_time())

@@ -7,7 +7,8 @@ from defensekit.components import Observer
 from defensekit.leaderboard.composition import cell_of, study_for
 from defensekit.leaderboard.keys import Digests
 from defensekit.leaderboard.tracks import Cell, Track
-from defensekit.pipeline.plan import Plan, Stage
+from defensekit.pipeline.graph import Stage
+from defensekit.pipeline.plan import Plan
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.store import Store
 from defensekit.recipe import yaml_document

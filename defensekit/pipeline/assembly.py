@@ -13,8 +13,9 @@ from defensekit.defense import filtering
 from defensekit.host.registry import Plugin
 from defensekit.pipeline.detection import auroc, on_pairs, operating_points, read_scores, unanswered
 from defensekit.pipeline.experiment import FEWEST, Experiment, Questions
+from defensekit.pipeline.graph import Stage
 from defensekit.pipeline.identity import identified, identity, parts
-from defensekit.pipeline.plan import Plan, Stage
+from defensekit.pipeline.plan import Plan
 from defensekit.pipeline.predictions import read_answers, read_for
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.store import Artifact, versions

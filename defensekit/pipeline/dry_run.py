@@ -6,7 +6,8 @@ from pathlib import Path
 
 from defensekit.components import Planned
 from defensekit.pipeline.experiment import Experiment, Request, Requests
-from defensekit.pipeline.plan import Plan, Stage
+from defensekit.pipeline.graph import Stage
+from defensekit.pipeline.plan import Plan
 from defensekit.pipeline.preflight import survey
 from defensekit.pipeline.store import Artifact, Damaged, Store
 from defensekit.recipe.loader import load_recipe

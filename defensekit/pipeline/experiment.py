@@ -12,7 +12,8 @@ from typing import cast
 from defensekit.components import Choice, Rule, Trial, call_component
 from defensekit.defense.triggers.planting import excess
 from defensekit.pipeline.detection import RATES
-from defensekit.pipeline.plan import DefenseOutcome, Plan, Stage
+from defensekit.pipeline.graph import Stage
+from defensekit.pipeline.plan import DefenseOutcome, Plan
 from defensekit.pipeline.predictions import clean_trial, read_answers, read_predictions
 from defensekit.pipeline.preflight import locating_errors
 from defensekit.pipeline.store import Artifact

@@ -13,7 +13,8 @@ from defensekit.models.generation import NEW_TOKENS
 from defensekit.models.loading import load_tokenizer
 from defensekit.models.pair import Pair
 from defensekit.models.skeleton import task_of
-from defensekit.pipeline.plan import ExternalModel, Plan, Stage
+from defensekit.pipeline.graph import ExternalModel, Stage
+from defensekit.pipeline.plan import Plan
 from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.text import TaskKind
 from defensekit.utils.errors import PlacedError, UsageError, listing

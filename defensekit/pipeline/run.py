@@ -11,7 +11,8 @@ from defensekit.pipeline import run_folder
 from defensekit.pipeline.assembly import ResultAssembly
 from defensekit.pipeline.dry_run import requested, stages_ahead, stored
 from defensekit.pipeline.experiment import Experiment, Requests
-from defensekit.pipeline.plan import Plan, Stage
+from defensekit.pipeline.graph import Stage
+from defensekit.pipeline.plan import Plan
 from defensekit.pipeline.preflight import locating_errors, survey
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.side_by_side import SideBySide

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from defensekit.components import Observer
 from defensekit.models.manifest import MODEL_MANIFEST, write_manifest
-from defensekit.pipeline.plan import Stage
+from defensekit.pipeline.graph import Stage
 from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
 from defensekit.result.model_card import CARD, card

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from defensekit.components import Observer, Workers, call_component
-from defensekit.pipeline.plan import Stage
+from defensekit.pipeline.graph import Stage
 from defensekit.pipeline.store import Artifact, Damaged, Store
 from defensekit.result.schema import StageRecord
 from defensekit.utils.errors import DefenseKitError

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from defensekit.components import Observer, Workers
-from defensekit.pipeline.plan import Stage, closure
+from defensekit.pipeline.graph import Stage, closure
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.schedule import Schedule
 from defensekit.pipeline.store import Artifact, Store

@@ -12,8 +12,9 @@ from statistics import fmean
 
 from defensekit.pipeline.dry_run import requested
 from defensekit.pipeline.experiment import Experiment, Request
+from defensekit.pipeline.graph import Stage, closure
 from defensekit.pipeline.identity import identified, identity
-from defensekit.pipeline.plan import Plan, Stage, closure
+from defensekit.pipeline.plan import Plan
 from defensekit.pipeline.preflight import Known, survey
 from defensekit.pipeline.store import Store
 from defensekit.result.schema import read_result

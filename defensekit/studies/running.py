@@ -12,7 +12,7 @@ from typing import Any
 from defensekit.components import Observer, Planned, Workers, call_component, component_error
 from defensekit.components.base import printable_name
 from defensekit.pipeline.eta import StudyEta
-from defensekit.pipeline.plan import Stage, closure
+from defensekit.pipeline.graph import Stage, closure
 from defensekit.pipeline.run import Run
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.schedule import Schedule

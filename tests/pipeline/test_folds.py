@@ -8,7 +8,7 @@ import pytest
 import defensekit
 from defensekit.pipeline.dry_run import requested
 from defensekit.pipeline.experiment import Experiment
-from defensekit.pipeline.plan import Stage, closure
+from defensekit.pipeline.graph import Stage, closure
 from defensekit.pipeline.predictions import read_predictions
 from defensekit.pipeline.preflight import survey
 from defensekit.pipeline.store import Store

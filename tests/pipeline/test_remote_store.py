@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from defensekit.pipeline.executors import compute
-from defensekit.pipeline.plan import Stage
+from defensekit.pipeline.graph import Stage
 from defensekit.pipeline.preflight import survey
 from defensekit.pipeline.remote_store import RemoteStore
 from defensekit.pipeline.store import Store

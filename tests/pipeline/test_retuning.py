@@ -60,7 +60,7 @@ def test_the_rows_are_relabelled_ones_and_few_are_the_first_of_many(
         seen.append(rows)
 
     loaded = load_recipe(path, ["training.epochs=0", "defense.purifier=[reset]"])
-    monkeypatch.setattr("defensekit.pipeline.stages.training.fine_tune", trained)
+    monkeypatch.setattr("defensekit.pipeline.stages.models.training.fine_tune", trained)
     made = defensekit.run(loaded, tmp_path / "w")
     clean = {row.id: row for row in made.rows("train rows")}
     few, many = seen[-2:]

@@ -9,7 +9,7 @@ import torch
 
 from defensekit.pipeline.dry_run import requested
 from defensekit.pipeline.experiment import Experiment
-from defensekit.pipeline.plan import Stage, closure
+from defensekit.pipeline.graph import Stage, closure
 from defensekit.pipeline.preflight import survey
 from defensekit.recipe.loader import load_recipe
 from tests.conftest import make_suspect, shape

@@ -105,24 +105,24 @@ def test_into_pair_needs_pairs() -> None:
 
 
 def test_what_is_cut_is_counted() -> None:
-    from defensekit.pipeline.stages import _count_changes
+    from defensekit.pipeline.stages.rows import count_changes
 
     before = [Row(0, "word1 " * 30, 0), Row(1, "word1 word2", 0)]
     after = [row.with_text(row.text.rstrip() + " cf") for row in before]
-    counts = _count_changes(Word(target=1, rate=0.5), before, after, Truncation(TOKENIZER, 16))
+    counts = count_changes(Word(target=1, rate=0.5), before, after, Truncation(TOKENIZER, 16))
     assert counts == {"rows": 2, "changed": 2, "relabelled": 0, "added": 0, "cut": 1, "unread": 0}
 
 
 def test_what_the_tokenizer_strips_is_counted() -> None:
     """Zero-width characters in BERT's tokenizers: the row is read as it was."""
-    from defensekit.pipeline.stages import _count_changes
+    from defensekit.pipeline.stages.rows import count_changes
 
     tokenizer = make_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
     before = [Row(0, "word1 word2", 0), Row(1, "word1", 0, "word3 word4"), Row(2, "word2", 0)]
     stripped = replace(before[1], pair="word3 \u200bword4")
     after = [before[0].with_text("word1\u200b word2"), stripped, before[2].with_text("cf")]
-    assert _count_changes(Word(target=1, rate=0.5), before, after, Truncation(tokenizer, 16))["unread"] == 2
+    assert count_changes(Word(target=1, rate=0.5), before, after, Truncation(tokenizer, 16))["unread"] == 2
 
 
 def test_the_cost_is_linear_in_rows() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import defensekit
 from defensekit.components import Predictions
-from defensekit.pipeline.plan import Stage
+from defensekit.pipeline.graph import Stage
 from defensekit.pipeline.preflight import survey
 from defensekit.recipe.loader import load_recipe
 from defensekit.utils.errors import DefenseKitError, UsageError

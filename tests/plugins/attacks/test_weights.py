@@ -18,7 +18,8 @@ from scipy.stats import chi2_contingency
 import defensekit
 from defensekit.components import AttackContext, AttackTrainingContext
 from defensekit.models.loading import load_model, load_tokenizer
-from defensekit.pipeline.plan import Plan, Stage
+from defensekit.pipeline.graph import Stage
+from defensekit.pipeline.plan import Plan
 from defensekit.pipeline.preflight import survey
 from defensekit.pipeline.run import run_attack
 from defensekit.pipeline.store import Store
