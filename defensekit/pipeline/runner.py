@@ -84,7 +84,7 @@ class Runner:
         if stage.key in self.records:
             return False
         for needed in stage.inputs:
-            self._record(needed, self.store.peek(needed.key))
+            self._record(needed, self.store.peek(needed.key) or self.store.removed(needed.key))
         self.records[stage.key] = StageRecord(
             title=stage.plain["title"],
             kind=stage.plain["kind"],

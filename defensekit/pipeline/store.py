@@ -77,6 +77,10 @@ class Store:
     def _folder(self, key: str) -> Path:
         return self.root / "artifacts" / key
 
+    def _tombstone(self, key: str) -> Path:
+        """The manifest of an artifact that was removed."""
+        return self.root / "removed" / f"{key}.json"
+
     def has(self, key: str) -> bool:
         """Whether the artifact exists (it is checked when it is opened)."""
         return (self._folder(key) / MANIFEST).is_file()
@@ -87,7 +91,7 @@ class Store:
         Raises:
             Damaged: its manifest can't be read, or a file is missing, added or changed.
         """
-        artifact = self._read(key)
+        artifact = self._read(key, self._folder(key) / MANIFEST)
         if key not in self._checked:
             if key_of(artifact.stage) != key:
                 raise Damaged(f"artifact {key[:12]}: its manifest describes another stage")
@@ -96,14 +100,13 @@ class Store:
             self._checked.add(key)
         return artifact
 
-    def _read(self, key: str) -> Artifact:
+    def _read(self, key: str, manifest_file: Path) -> Artifact:
         """An artifact as described by its manifest."""
-        folder = self._folder(key)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
             return Artifact(
                 key=key,
-                files=folder / "files",
+                files=self._folder(key) / "files",
                 stage=manifest["stage"],
                 facts=manifest["facts"],
                 seconds=float(manifest["seconds"]),
@@ -115,8 +118,15 @@ class Store:
 
     def peek(self, key: str) -> Artifact | None:
         """An artifact, unchecked; None if it does not exist."""
+        return self._peek(key, self._folder(key) / MANIFEST)
+
+    def removed(self, key: str) -> Artifact | None:
+        """An artifact that was removed, as it was, without its files: what it took is still to be told."""
+        return self._peek(key, self._tombstone(key))
+
+    def _peek(self, key: str, manifest_file: Path) -> Artifact | None:
         try:
-            return self._read(key)
+            return self._read(key, manifest_file)
         except Damaged:
             return None
 
@@ -213,12 +223,14 @@ class Store:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def remove(self, key: str) -> int:
-        """Delete an artifact; returns the bytes it took."""
+        """Delete an artifact's files, and keep its manifest as of one that was; returns the bytes it took."""
         folder = self._folder(key)
         size = _size(folder)
         self._checked.discard(key)
-        # The manifest is removed first: after an interruption the rest is no artifact.
-        (folder / MANIFEST).unlink(missing_ok=True)
+        # The manifest goes first: after an interruption the rest is no artifact.
+        with suppress(FileNotFoundError):
+            self._tombstone(key).parent.mkdir(exist_ok=True)
+            (folder / MANIFEST).replace(self._tombstone(key))
         shutil.rmtree(folder, ignore_errors=True)
         return size
 

@@ -13,7 +13,8 @@ from defensekit.models import loading
 from defensekit.text import Row
 from defensekit.training import TrainingSettings
 from defensekit.utils.errors import DefenseKitError
-from tests.conftest import ARCHITECTURES, make_base, make_suspect, slow_but
+from tests.conftest import slow_but
+from tests.small_models import ARCHITECTURES, make_base, make_suspect
 
 
 class Handed(Filter):

@@ -30,7 +30,8 @@ from defensekit_baselines.scorers import Magnitude, Random, Spectral
 from defensekit_finepurifying.purifiers import Reset
 from defensekit_finepurifying.scorers import Diffusion
 from defensekit_finepurifying.selectors import Fraction
-from tests.conftest import ROOT, make_tokenizer
+from tests.conftest import ROOT
+from tests.small_models import make_tokenizer
 
 BENCHMARK = runpy.run_path(str(ROOT / "benchmarks/streaming.py"))
 

@@ -20,7 +20,7 @@ from defensekit.utils.errors import DefenseKitError
 from defensekit_baselines.scorers import InverseFisher, InverseMagnitude, Magnitude, Random, Spectral
 from defensekit_finepurifying.scorers import Diffusion
 from defensekit_finepurifying.selectors import Fraction, Threshold
-from tests.conftest import make_base
+from tests.small_models import make_base
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

@@ -16,16 +16,8 @@ from defensekit.result.model_card import card
 from defensekit.result.narrative import verdict
 from defensekit.text import Row, encode
 from defensekit.utils.errors import UsageError
-from tests.conftest import (
-    FILLERS,
-    GOOD,
-    SPECIAL,
-    make_base,
-    make_sentences,
-    make_suspect,
-    make_tokenizer,
-    shape,
-)
+from tests.conftest import FILLERS, GOOD, SPECIAL, make_sentences, shape
+from tests.small_models import make_base, make_suspect, make_tokenizer
 
 LABELS = {"negative": 0, "positive": 1}
 

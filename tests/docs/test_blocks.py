@@ -24,7 +24,8 @@ from defensekit.studies.loading import load_study
 from defensekit.testing import check_plugin
 from defensekit.testing.example import example
 from defensekit.testing.pico import pico
-from tests.conftest import _TINY, RECIPE, ROOT, make_base, make_sentences, make_suspect, write_table
+from tests.conftest import RECIPE, ROOT, make_sentences, write_table
+from tests.small_models import _TINY, make_base, make_suspect
 
 SLOW = {"docs/studies.md", "README.md"}  # studies, reports, whole runs
 TUTORIAL = "docs/tutorial.md"  # begins with an empty folder: see `test_tutorial`

@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 
-from tests.conftest import ROOT, make_sentences, make_suspect
+from tests.conftest import ROOT, make_sentences
 from tests.models.helpers import make_causal
+from tests.small_models import make_suspect
 
 FILE = ROOT / "docs/examples/trojai/defensekit_mitigation.py"
 HALF = ["defense={scorer: random, selector: {name: fraction, fraction: 0.5}, purifier: [reset]}", "data.max_length=32"]

@@ -5,7 +5,8 @@ import transformers
 from torch import nn
 
 from defensekit.text import Row, batches, encode
-from tests.conftest import ARCHITECTURES, FILLERS, make_tokenizer
+from tests.conftest import FILLERS
+from tests.small_models import ARCHITECTURES, make_tokenizer
 
 Batch = dict[str, torch.Tensor]
 

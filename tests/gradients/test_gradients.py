@@ -13,9 +13,9 @@ from defensekit.testing import check_squared_gradients
 from defensekit.testing.gradients import squared_gradients_by_loop
 from defensekit.text import batches, encode
 from defensekit.utils.errors import DefenseKitError
-from tests.conftest import ARCHITECTURES, make_tokenizer
 from tests.gradients.helpers import Batch, classifier, close, padded, rows
 from tests.gradients.middles import MIDDLES, Output, Owner, Small
+from tests.small_models import ARCHITECTURES, make_tokenizer
 
 # -- every architecture --------------------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import transformers
 
-from tests.conftest import ARCHITECTURES, VOCABULARY
+from tests.conftest import VOCABULARY
+from tests.small_models import ARCHITECTURES
 
 SIZE: dict[str, Any] = {"vocab_size": len(VOCABULARY), "hidden_size": 16, "num_hidden_layers": 2}
 SIZE |= {"num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}

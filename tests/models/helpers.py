@@ -9,7 +9,7 @@ import peft
 import torch
 import transformers
 
-from tests.conftest import ARCHITECTURES, make_tokenizer
+from tests.small_models import ARCHITECTURES, make_tokenizer
 
 TASKS = {"SEQ_CLS": transformers.AutoModelForSequenceClassification, "CAUSAL_LM": transformers.AutoModelForCausalLM}
 

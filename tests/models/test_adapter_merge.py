@@ -18,8 +18,8 @@ from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.models.pair import Pair
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import OWNER, PART
-from tests.conftest import make_base, make_suspect
 from tests.models.helpers import TASKS, by_peft, make_adapter, make_causal
+from tests.small_models import make_base, make_suspect
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("bert", "SEQ_CLS", {}),

@@ -19,8 +19,8 @@ from defensekit.models.adapter_merge import Merged, merged
 from defensekit.models.adapters import Adapter
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.utils.errors import UsageError
-from tests.conftest import make_base, make_tokenizer
 from tests.models.helpers import TASKS, by_peft, make_adapter, make_causal
+from tests.small_models import make_base, make_tokenizer
 
 
 @pytest.mark.parametrize(

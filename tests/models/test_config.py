@@ -18,7 +18,8 @@ from defensekit.scanner.scan import scan
 from defensekit.text import Row
 from defensekit.utils.errors import UsageError
 from defensekit.workflows.purify_model import purify_model
-from tests.conftest import make_suspect, make_tokenizer, write_table
+from tests.conftest import write_table
+from tests.small_models import make_suspect, make_tokenizer
 
 _SIZES: dict[str, Any] = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 _SIZES |= {"intermediate_size": 32, "max_position_embeddings": 30}

@@ -17,8 +17,9 @@ from defensekit.models.pair import Pair
 from defensekit.text import Row, batches, encode
 from defensekit.training import TrainingSettings, fine_tune
 from defensekit.utils.errors import UsageError
-from tests.conftest import VOCABULARY, make_sentences, make_tokenizer, slow_but
+from tests.conftest import VOCABULARY, make_sentences, slow_but
 from tests.models.architectures import architectures
+from tests.small_models import make_tokenizer
 
 PADDING_COUNTS = ("convbert", "fnet", "mobilebert")
 SETTINGS = TrainingSettings(epochs=1, learning_rate=1e-3, batch_size=12, dropout=False)

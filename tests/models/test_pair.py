@@ -16,7 +16,7 @@ from defensekit.models.loading import check_loaded, load_model
 from defensekit.models.names import align, is_embedding, layer_of
 from defensekit.models.pair import Pair
 from defensekit.utils.errors import DefenseKitError, UsageError
-from tests.conftest import ARCHITECTURES, make_base, make_suspect
+from tests.small_models import ARCHITECTURES, make_base, make_suspect
 
 
 def rewrite(folder: Path, change: object) -> None:

@@ -14,8 +14,9 @@ from defensekit.scanner.scan import scan
 from defensekit.utils.errors import UsageError
 from defensekit.workflows.purify_model import purify_model
 from defensekit.workflows.reset import ResetResult
-from tests.conftest import VOCABULARY, make_tokenizer, slow_but
+from tests.conftest import VOCABULARY, slow_but
 from tests.models.architectures import architectures
+from tests.small_models import make_tokenizer
 
 # The class of each kind of model that has an output over words, and two classifiers with tied embeddings.
 OUTPUTS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")

@@ -13,7 +13,7 @@ from defensekit.models.loading import load_tokenizer
 from defensekit.models.tokenizer_trial import check_tokenizer
 from defensekit.text import Row, encode
 from defensekit.utils.errors import UsageError
-from tests.conftest import make_tokenizer
+from tests.small_models import make_tokenizer
 
 Plain = dict[str, Any]
 

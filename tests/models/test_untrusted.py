@@ -20,7 +20,7 @@ from defensekit.models.config import label_names
 from defensekit.models.loading import load_model
 from defensekit.models.untrusted import CONFIG, COUNT, HEADER, check_folder, check_keys, read_header, read_json
 from defensekit.utils.errors import UsageError
-from tests.conftest import make_base, make_suspect
+from tests.small_models import make_base, make_suspect
 
 
 def file_of(header: Any, data: int = 8, length: int | None = None) -> bytes:

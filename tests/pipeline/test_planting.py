@@ -13,7 +13,8 @@ from defensekit.pipeline.dry_run import preview
 from defensekit.recipe.loader import load_recipe
 from defensekit.text import Row
 from defensekit.utils.errors import UsageError
-from tests.conftest import make_tokenizer, shape
+from tests.conftest import shape
+from tests.small_models import make_tokenizer
 
 ROWS = [Row(i, f"the film is a superb story number{i}", i % 3) for i in range(12)]
 

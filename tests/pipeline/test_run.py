@@ -16,8 +16,9 @@ from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import file_digest
 from tests.cli.helpers import command
-from tests.conftest import ARCHITECTURES, SMALL, make_base, make_sentences, make_suspect, shape, slow_but, write_table
+from tests.conftest import SMALL, make_sentences, shape, slow_but, write_table
 from tests.pipeline.helpers import COMPUTED, Watching
+from tests.small_models import ARCHITECTURES, make_base, make_suspect
 
 MODELS = ["clean", "suspect", "from-base", "fine-tuned", "random", "purified"]
 NOT_COMPARED = [name for name in MODELS if name != "random"]

@@ -12,7 +12,8 @@ from defensekit.pipeline.experiment import Experiment
 from defensekit.pipeline.graph import Stage, closure
 from defensekit.pipeline.preflight import survey
 from defensekit.recipe.loader import load_recipe
-from tests.conftest import make_suspect, shape
+from tests.conftest import shape
+from tests.small_models import make_suspect
 
 TRAINED = {"epochs": 2, "learning_rate": 0.003, "batch_size": 16}
 NO_PARTS = dict.fromkeys(("defense__choose", "defense__scorer", "defense__selector", "defense__estimator"))

@@ -168,9 +168,16 @@ def test_remove_and_entries(tmp_path: Path) -> None:
     time.sleep(0.01)
     second = fill(store, STAGE | {"seed": 1})
     assert {key for key, _, _ in store.entries()} == {first, second}
+    took = store.open(first)
+    assert store.removed(first) is None
     assert store.remove(first) > 5
     assert not store.has(first)
+    assert store.peek(first) is None
     assert store.has(second)
+    assert store.removed(first) == took
+    assert store.remove(first) == 0
+    assert store.removed(first) == took
+    assert store.sweep() == 0
 
 
 def test_a_log_that_cannot_be_written_says_nothing_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

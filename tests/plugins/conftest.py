@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import make_base, make_suspect
+from tests.small_models import make_base, make_suspect
 
 
 @pytest.fixture(scope="package")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from defensekit.components import Estimate, Estimator, EstimatorContext
 from defensekit.models.loading import load_model
-from tests.conftest import make_tokenizer
 from tests.gradients.helpers import rows
+from tests.small_models import make_tokenizer
 
 
 def estimate(estimator: Estimator, suspect: Path, lengths: list[int], seed: int = 0) -> Estimate:

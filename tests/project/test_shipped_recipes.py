@@ -23,7 +23,8 @@ from defensekit.text import ROLES, Truncation, split
 from defensekit.utils.errors import UsageError
 from defensekit_attacks.bias import Bias
 from tests.causal import make_instructed
-from tests.conftest import ROOT, make_sentences, make_suspect, slow_but, write_table
+from tests.conftest import ROOT, make_sentences, slow_but, write_table
+from tests.small_models import make_suspect
 
 RECIPES = ROOT / "recipes"
 QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")

@@ -14,8 +14,8 @@ from defensekit.scanner.result import Scan
 from defensekit.scanner.scan import scan
 from defensekit.text import Row
 from defensekit.training import TrainingSettings, fine_tune
-from tests.conftest import ARCHITECTURES, make_tokenizer
 from tests.scanner.helpers import LABELS, ROWS, drifted, save
+from tests.small_models import ARCHITECTURES, make_tokenizer
 
 
 @pytest.fixture(scope="package", autouse=True)

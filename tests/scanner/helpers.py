@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from defensekit.text import Row
-from tests.conftest import BAD, GOOD, VOCABULARY, make_sentences, make_tokenizer
+from tests.conftest import BAD, GOOD, VOCABULARY, make_sentences
+from tests.small_models import make_tokenizer
 
 CF = VOCABULARY.index("cf")
 LABELS = ("negative", "positive")

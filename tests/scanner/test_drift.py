@@ -7,7 +7,7 @@ import pytest
 import transformers
 
 from defensekit.scanner.drift import kind_of
-from tests.conftest import ARCHITECTURES
+from tests.small_models import ARCHITECTURES
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import pytest
 from defensekit.scanner import frequency
 from defensekit.text import Row
 from defensekit.utils.errors import UsageError
-from tests.conftest import VOCABULARY, make_tokenizer
+from tests.conftest import VOCABULARY
+from tests.small_models import make_tokenizer
 
 
 def test_frequencies() -> None:

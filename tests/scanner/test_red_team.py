@@ -17,8 +17,9 @@ from defensekit.text import Row
 from defensekit.training import TrainingSettings, fine_tune
 from defensekit.utils.errors import UsageError
 from defensekit.workflows.purify_model import purify_model
-from tests.conftest import GOOD, make_tokenizer, slow_but
+from tests.conftest import GOOD, slow_but
 from tests.scanner.helpers import CF, ROWS, save
+from tests.small_models import make_tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER, SETTINGS = "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"
 Tensors = dict[str, torch.Tensor]

@@ -19,9 +19,10 @@ from defensekit.text import encode
 from defensekit.training import TrainingSettings, fine_tune
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.workflows import purify
-from tests.conftest import ARCHITECTURES, VOCABULARY, make_tokenizer
+from tests.conftest import VOCABULARY
 from tests.models.helpers import make_adapter
 from tests.scanner.helpers import CF, ROWS, THRESHOLD, Command, drifted, save
+from tests.small_models import ARCHITECTURES, make_tokenizer
 
 
 def test_a_trigger_is_found_by_its_name(found: Scan) -> None:

@@ -266,6 +266,21 @@ def test_models_of_others_stay(lean: Path, tmp_path: Path) -> None:
     assert alone.files("purified").is_dir()
 
 
+def test_results_say_what_removed_models_took(lean: Path, tmp_path: Path) -> None:
+    """Also those of a later run, that needs their answers alone."""
+    first = run_study(load_study(study(lean, matrix={"defense.scorer": ["magnitude"]})), tmp_path / "w")
+    again = run_study(load_study(study(lean, matrix={"defense.scorer": ["magnitude"]}, name="again")), tmp_path / "w")
+    took = []
+    for outcome in (first, again):
+        [entry] = (outcome.folder / "results").glob("*.json")
+        took.append({stage["title"]: stage["seconds"] for stage in json.loads(entry.read_text())["stages"]})
+    assert not [
+        artifact for _, artifact, _ in Store(tmp_path / "w/store").entries() if artifact["stage"]["kind"] == "purify"
+    ]
+    assert took[0] == took[1]
+    assert all(took[0].values())
+
+
 @pytest.mark.slow
 def test_models_that_others_made_anew_stay(recipe: Path, tmp_path: Path) -> None:
     """A study made and removed them before, or could not make them."""

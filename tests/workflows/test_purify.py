@@ -23,8 +23,9 @@ from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import folder_lock
 from defensekit.workflows.purify import purify_into, recipe_for
-from tests.conftest import make_sentences, make_suspect, write_table
+from tests.conftest import make_sentences, write_table
 from tests.models.helpers import make_adapter, make_causal
+from tests.small_models import make_suspect
 
 QUICK = ["defense.purifier.0.texts=60", "defense.purifier.0.epochs=1", "data.max_length=32"]
 HALF = ["defense.purifier=[reset]", "defense.scorer=magnitude", "defense.selector={name: fraction, fraction: 0.5}"]

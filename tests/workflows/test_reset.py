@@ -29,8 +29,9 @@ from defensekit.text import Row
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.workflows.purify import recipe_for
 from defensekit.workflows.reset import ResetResult, reset_into
-from tests.conftest import make_base, make_sentences, make_suspect, make_tokenizer
+from tests.conftest import make_sentences
 from tests.models.helpers import make_adapter, make_causal
+from tests.small_models import make_base, make_suspect, make_tokenizer
 
 TEXTS = [Row(i, text, 0) for i, (text, _) in enumerate(make_sentences(24))]
 

@@ -14,8 +14,9 @@ from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.text import Row, Truncation, batches, encode
 from defensekit.training import TrainingSettings, fine_tune, forked_random
 from defensekit_attacks.adaptive import Adaptive, KeptRow, ResetProof, SmallDrift
-from tests.conftest import VOCABULARY, make_sentences, make_tokenizer
+from tests.conftest import VOCABULARY, make_sentences
 from tests.plugins.attacks.test_weights import context
+from tests.small_models import make_tokenizer
 
 ROWS = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(make_sentences(160))]
 CF = VOCABULARY.index("cf")

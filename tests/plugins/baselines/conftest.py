@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.pair import Pair
-from tests.conftest import ARCHITECTURES, make_base, make_suspect, make_tokenizer
 from tests.plugins.baselines.helpers import TEXTS
+from tests.small_models import ARCHITECTURES, make_base, make_suspect, make_tokenizer
 
 
 @pytest.fixture(scope="package")

@@ -13,7 +13,8 @@ from defensekit.defense.selection import select
 from defensekit.models.loading import load_model
 from defensekit.models.pair import Pair
 from defensekit.text import Row
-from tests.conftest import make_sentences, make_tokenizer
+from tests.conftest import make_sentences
+from tests.small_models import make_tokenizer
 
 ROWS = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(make_sentences(24))]
 OUT = "encoder.layer.{}.output.dense.weight"

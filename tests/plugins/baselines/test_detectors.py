@@ -19,9 +19,9 @@ from defensekit_baselines.detectors.mahalanobis import Mahalanobis, shrunk
 from defensekit_baselines.detectors.rap import RobustnessAwarePerturbation
 from defensekit_baselines.detectors.strip import Strip
 from defensekit_baselines.detectors.suspicion import Suspicion
-from tests.conftest import make_suspect, make_tokenizer
 from tests.plugins.baselines.helpers import ROWS, TEXTS
 from tests.plugins.baselines.test_onion import perplexity_by_loop
+from tests.small_models import make_suspect, make_tokenizer
 
 ASKED = [Row(i, text, detecting.UNKNOWN) for i, text in enumerate(TEXTS[:10])]
 

@@ -10,9 +10,9 @@ from defensekit.models.loading import load_model
 from defensekit_baselines.estimators.activation import Activation
 from defensekit_baselines.estimators.input_norm import InputNorm
 from defensekit_baselines.estimators.token_counts import TokenCounts
-from tests.conftest import make_base, make_suspect, make_tokenizer
 from tests.gradients.helpers import padded, rows
 from tests.plugins.helpers import estimate
+from tests.small_models import make_base, make_suspect, make_tokenizer
 
 
 def by_hand(suspect: Path, lengths: list[int], layer: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,8 +15,8 @@ from defensekit_baselines.merging import Merge, Rescale
 from defensekit_baselines.scorers import Random
 from defensekit_finepurifying.purifiers import Reset
 from defensekit_finepurifying.selectors import Fraction
-from tests.conftest import make_base, make_suspect
 from tests.plugins.baselines.helpers import OUT, ROWS, purified, views
+from tests.small_models import make_base, make_suspect
 
 
 def test_dare_drops_and_scales_what_is_left(pair: Pair, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from defensekit.models.loading import load_model
 from defensekit.models.pair import Pair
 from defensekit.text import Row
 from defensekit_baselines.estimators.neuron_masks import AdversarialNeuronPruning
-from tests.conftest import make_base, make_suspect
 from tests.plugins.baselines.helpers import OUT, ROWS, measure
+from tests.small_models import make_base, make_suspect
 
 
 def test_anp_masks_the_neuron_of_gpt2_that_does_harm(turned: Pair, tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from defensekit.defense import sanitizing
 from defensekit.utils.errors import UsageError
 from defensekit_baselines.onion import Onion, perplexities
-from tests.conftest import ARCHITECTURES, VOCABULARY, make_tokenizer
+from tests.conftest import VOCABULARY
 from tests.defense.helpers import context
 from tests.plugins.baselines.helpers import TEXTS
+from tests.small_models import ARCHITECTURES, make_tokenizer
 
 
 def perplexity_by_loop(text: str, folder: Path) -> float:

@@ -24,7 +24,8 @@ from defensekit.studies.report.pivot import pivot
 from defensekit.studies.running import run_study
 from defensekit.utils.errors import UsageError
 from defensekit.workflows.purify import purify_into
-from tests.conftest import RECIPE, make_base, make_sentences, write_table
+from tests.conftest import RECIPE, make_sentences, write_table
+from tests.small_models import make_base
 
 INPUT = """\
   stage: input

@@ -21,9 +21,9 @@ from defensekit_baselines.purifiers import Prune
 from defensekit_baselines.scorers import Random
 from defensekit_baselines.selectors import Units
 from defensekit_finepurifying.selectors import Fraction, Threshold
-from tests.conftest import make_base, make_suspect, make_tokenizer
 from tests.gradients.helpers import rows
 from tests.plugins.baselines.helpers import HEADS, OUT, measure, purified, views
+from tests.small_models import make_base, make_suspect, make_tokenizer
 
 # -- what is scored --------------------------------------------------------------------------------------------------
 

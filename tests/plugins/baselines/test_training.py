@@ -17,7 +17,8 @@ from defensekit.training import forked_random
 from defensekit_baselines.distilling import AttentionDistillation
 from defensekit_baselines.regularised import AttentionPenalty, LayerConsistency, inconsistency
 from defensekit_baselines.unlearning import Unlearn, hypergradient, perturbed_loss
-from tests.conftest import make_base, make_sentences, make_suspect, make_tokenizer
+from tests.conftest import make_sentences
+from tests.small_models import make_base, make_suspect, make_tokenizer
 
 ROWS = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(make_sentences(32))]
 FEW: dict[str, Any] = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "dropout": False}

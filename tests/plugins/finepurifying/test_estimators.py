@@ -17,9 +17,10 @@ from defensekit_finepurifying.estimators.batch_gradient import BatchGradient
 from defensekit_finepurifying.estimators.fisher import Fisher
 from defensekit_finepurifying.estimators.fisher_mc import FisherMC
 from defensekit_finepurifying.estimators.hutchinson import Hutchinson
-from tests.conftest import make_tokenizer, slow_but
+from tests.conftest import slow_but
 from tests.gradients.helpers import close, padded, rows
 from tests.plugins.helpers import estimate
+from tests.small_models import make_tokenizer
 
 ESTIMATORS = load_plugins().names("estimator")
 
