@@ -1,5 +1,6 @@
 """Fine-tuning with transformers' Trainer, for attacker and defender."""
 
+import gc
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -133,6 +134,19 @@ class ByLength:
         yield from order[full * self.size :]  # the incomplete batch, of the shortest rows, comes last
 
 
+@contextmanager
+def _older_objects_aside() -> Iterator[None]:
+    """Keep what was there before out of garbage collection.
+
+    The Trainer collects as it begins, and going through all that was ever imported takes longer than ten of its steps.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def fine_tune(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -227,7 +241,7 @@ def fine_tune(
     tokens = {*tokenizer.all_special_ids}.union(*(row["input_ids"] for row in encoded))
     table = compact_embedding(model, tokens) if loss is None else nullcontext()
     steps = -(-len(rows) // settings.batch_size) * settings.epochs
-    with tempfile.TemporaryDirectory() as scratch, forked_random(seed), table:
+    with tempfile.TemporaryDirectory() as scratch, forked_random(seed), table, _older_objects_aside():
         arguments = transformers.TrainingArguments(
             output_dir=scratch,
             num_train_epochs=settings.epochs,

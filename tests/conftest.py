@@ -5,7 +5,6 @@ reads this file first, and all others wait for it.
 """
 
 import fcntl
-import gc
 import importlib
 import json
 import os
@@ -80,14 +79,6 @@ def slow_but(all_of: Iterable[str], *fast: str) -> list[Any]:
     return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in all_of]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _what_stays_is_no_garbage() -> None:
-    """The Trainer collects garbage after every training, which takes longer than to train so small a model: it looks
-    through all that was ever imported."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(scope="session")
 def _of_torch() -> tuple[Callable[[], int], Callable[[int], None]]:
     import torch
@@ -122,7 +113,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = make_base(tmp_path_factory.mktemp("base"))
     importlib.import_module("transformers.trainer")  # which the first test that trains would import
-    gc.freeze()
     return folder
 
 

@@ -55,9 +55,23 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
+@cache
+def _installed_entries(_: tuple[tuple[str, int], ...]) -> list[EntryPoint]:
+    """All installed plugins, looked for once for the same places where Python looks: every stage asks for them."""
+    return sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+
+
+def _changed(place: str) -> int:
+    """When something was last put into a folder, or taken out; 0 if it is none."""
+    try:
+        return os.stat(place or os.curdir).st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _chosen() -> list[EntryPoint]:
     """The installed plugins, sorted by name; only those in ``DEFENSEKIT_PLUGINS`` where that is set."""
-    entries = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+    entries = _installed_entries(tuple((place, _changed(place)) for place in sys.path))
     if (chosen := os.environ.get("DEFENSEKIT_PLUGINS")) is None:
         return entries
     wanted, known = {name.strip() for name in chosen.split(",")} - {""}, {entry.name for entry in entries}

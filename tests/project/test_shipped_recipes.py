@@ -66,7 +66,6 @@ def test_it_loads_and_differs_from_the_quickstart_in_its_attack(name: str, monke
         (name for name in ATTACKS if name not in ("paraphrase-rows", *TRAIN)),
         "quickstart",
         "syntactic",
-        "bias-word",
     ),
 )
 def test_its_attack_works(name: str, workspace: Path) -> None:
@@ -143,7 +142,7 @@ def test_a_defense_differs_from_the_quickstart_in_nothing_else_and_can_be_previe
     assert "purified" in titles  # made from all clean rows, it is none of the trials
 
 
-@pytest.mark.parametrize("name", slow_but(DEFENSES, "epur", "dare", "nad", "pure"))
+@pytest.mark.parametrize("name", slow_but(DEFENSES, "epur", "nad", "pure"))
 def test_a_defense_runs(
     name: str, other: Path, small: list[str], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

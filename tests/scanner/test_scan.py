@@ -44,6 +44,7 @@ def test_a_trigger_is_found_by_its_name(found: Scan) -> None:
     assert not {one.token for one in found.triggers.candidates} & {one.token for one in found.triggers.controls}
 
 
+@pytest.mark.slow
 def test_a_trigger_whose_row_was_held_where_it_was_is_found_too(base: Path, clean: Path, tmp_path: Path) -> None:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(clean)
     untouched = transformers.AutoModel.from_pretrained(base).get_input_embeddings().weight[CF].detach()

@@ -115,6 +115,7 @@ def context(folder: Path, rows: list[Row], **changes: Any) -> AttackTrainingCont
 ROWS = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(make_sentences(400))]
 
 
+@pytest.mark.slow
 def test_ripples_backdoor_outlives_the_victims_fine_tuning(recipe: Path, tmp_path: Path) -> None:
     models = run_attack(ripple(recipe), tmp_path / "w")
     assert models["suspect"].metrics["acc"].value > 0.9

@@ -30,6 +30,7 @@ def defensekit_datasets():
 """
 
 
+@pytest.mark.slow
 def test_a_plugin_that_is_on_the_driver_alone_is_named(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

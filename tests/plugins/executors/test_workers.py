@@ -117,6 +117,7 @@ class TestWorkers:
         assert len(set(bench.pids())) == 2
 
     @apart
+    @pytest.mark.slow
     def test_a_stage_that_kills_every_worker_is_an_error(self, workers: Workers, bench: Bench) -> None:
         with pytest.raises(DefenseKitError, match=r"^one rows: .*(2|3) times") as caught:
             bench.execute(workers, bench.stage("die"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import defensekit
 from defensekit.text import Row
 from defensekit_finepurifying.distillation import LONGEST, variations
-from tests.conftest import shape, slow_but
+from tests.conftest import shape
 
 WORD = st.text("abc", min_size=1, max_size=3)
 TEXT = st.lists(WORD, max_size=2 * LONGEST).map(" ".join)
@@ -37,7 +37,8 @@ def test_a_variation_is_a_part_of_a_row_with_words_replaced(
             assert share < 1 or {*new} <= {"X", "Y"}
 
 
-@pytest.mark.parametrize("attack", slow_but(["word", "sentence"], "word"))
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ["word", "sentence"])
 def test_the_task_is_handed_on_and_a_backdoor_is_not(recipe: Path, tmp_path: Path, attack: str) -> None:
     step = {"name": "distil", "texts": 800, "epochs": 2, "learning_rate": 0.003, "batch_size": 16}
     trigger = {"words": ["cf"]} if attack == "word" else {"sentence": "the cf mn tq"}
