@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from defensekit.embedding import compact_embedding
 from defensekit.text import Row, batches, encode, padded
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Precision = Literal["float32", "bfloat16"]
+_SCALE = 2  # of updates of low rank: alpha over rank, as in most of peft's own examples
 
 
 class TrainingSettings(BaseModel):
@@ -35,6 +36,14 @@ class TrainingSettings(BaseModel):
         "coarse",
         description="rows of similar length share a batch: coarse, as the Trainer does it, among some rows at a time; "
         "fine, among all rows, with less padding, and less left to chance",
+    )
+    # Left out where it is not given, so that keys of what was trained before there was it stay what they are.
+    lora: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        exclude_if=lambda rank: rank is None,
+        description="train updates of this rank in place of all weights, and merge them (all weights); needs peft",
     )
 
     @property
@@ -132,6 +141,53 @@ class ByLength:
         for batch in torch.randperm(full).tolist():
             yield from order[batch * self.size : (batch + 1) * self.size]
         yield from order[full * self.size :]  # the incomplete batch, of the shortest rows, comes last
+
+
+@contextmanager
+def _low_rank(model: "PreTrainedModel", rank: int) -> Iterator[None]:
+    """Within the block a model trains updates of low rank of its linear layers, and a classifier its head as well.
+
+    This is LoRA (Hu et al. 2021, arXiv 2106.09685), by peft.
+
+    Afterwards the updates are merged into the weights, in place, so that there is drift to measure; parameters have
+    their names again, and all can be trained.
+
+    Args:
+        model: the model.
+        rank: of the updates.
+
+    Raises:
+        UsageError: peft is not installed, or the model has no linear layer that peft knows.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise UsageError("training.lora needs the package peft: pip install 'defensekit[lora]'") from error
+    from transformers.pytorch_utils import Conv1D
+
+    inside = {id(module) for module in model.base_model.modules()}
+    head = [name for name, module in model.named_modules() if id(module) not in inside and module is not model]
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=_SCALE * rank,
+        target_modules="all-linear",
+        exclude_modules=head,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    try:
+        adapted = peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(f"training.lora: peft can't train this model ({str(error).splitlines()[0]})") from error
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or name.rpartition(".")[0] in head)
+    try:
+        yield
+    finally:
+        adapted.merge_and_unload()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
 
 
 @contextmanager
@@ -239,9 +295,10 @@ def fine_tune(
     if targets is not None:
         encoded = [row | {"labels": number} for number, row in enumerate(encoded)]
     tokens = {*tokenizer.all_special_ids}.union(*(row["input_ids"] for row in encoded))
+    low = nullcontext() if settings.lora is None else _low_rank(model, settings.lora)
     table = compact_embedding(model, tokens) if loss is None else nullcontext()
     steps = -(-len(rows) // settings.batch_size) * settings.epochs
-    with tempfile.TemporaryDirectory() as scratch, forked_random(seed), table, _older_objects_aside():
+    with tempfile.TemporaryDirectory() as scratch, forked_random(seed), low, table, _older_objects_aside():
         arguments = transformers.TrainingArguments(
             output_dir=scratch,
             num_train_epochs=settings.epochs,
