@@ -57,7 +57,7 @@ def main() -> None:
             "seed": seed,
             "summary": result.summary,
             "chosen": result.chosen.value if result.chosen else None,
-            "computed_seconds": round(sum(stage.seconds for stage in result.stages), 1),
+            "computed_seconds": round(sum(stage.seconds or 0.0 for stage in result.stages), 1),
         }
         for seed, result in zip(arguments.seeds, results, strict=True)
     ]

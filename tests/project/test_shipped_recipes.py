@@ -138,7 +138,7 @@ def test_a_defense_differs_from_the_quickstart_in_nothing_else_and_can_be_previe
     again.write_text(yaml_document.dump(mine))
     assert load_recipe(again).resolved() == mine
     titles = {planned.title for planned in preview(load_recipe(RECIPES / f"{name}.yaml", small), tmp_path)}
-    assert ("trial fraction 0" in titles) == ("choose" in mine["defense"])
+    assert ("trial fraction 0, fold 1 of 3" in titles) == ("choose" in mine["defense"])
     assert "purified" in titles  # made from all clean rows, it is none of the trials
 
 
@@ -147,7 +147,7 @@ def test_a_defense_runs(
     name: str, other: Path, small: list[str], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEFENSEKIT_OTHER_MODEL", str(other))
-    fast = ["defense.choose.values=[0.3]"] if QUICKSTART.choose and "choose:" in shipped.text(name) else []
+    fast = ["defense.choose.values=[0.3]"] if "choose:" in shipped.text(name) else []
     fast += ["defense.estimator.iterations=5"] if name == "anp" else []
     result = defensekit.run(load_recipe(RECIPES / f"{name}.yaml", [*small, *fast]), workspace)
     models = result.models

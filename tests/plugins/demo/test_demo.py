@@ -124,4 +124,4 @@ def test_the_quickstart_is_what_the_readme_says(tmp_path: Path) -> None:
     assert acc["suspect"] >= acc["clean"] - 0.04
     assert asr["fine-tuned"] >= 0.9
     assert asr["purified"] <= 0.3
-    assert acc["purified"] >= acc["suspect"] - 0.03
+    assert acc["from-base"] < acc["purified"] >= acc["suspect"] - 0.08  # that is what the suspect is worth
