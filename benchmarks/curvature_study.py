@@ -63,7 +63,7 @@ class Subject:
     def __init__(self, optimizer: str) -> None:
         self.folder = MiniLM().folder()
         self.tokenizer = load_tokenizer(self.folder)
-        sizes = {"train": 2500, "clean": 2 * SIZES[-1], "dev": 0, "test": 1000}
+        sizes: dict[str, int | None] = {"train": 2500, "clean": 2 * SIZES[-1], "dev": 0, "test": 1000}
         rows = split(MovieReviews(bound=0.8).load(), sizes, 0)
         attack = Word(words=("cf",), rate=0.2, target="positive")
         context = AttackContext(Random(0), ("negative", "positive"), Truncation(self.tokenizer, LENGTH))
@@ -104,12 +104,15 @@ class Subject:
 
     def take(self, tensors: Squares) -> np.ndarray[Any, Any]:
         """The sampled eligible dimensions of every tensor, one after the other."""
-        return torch.cat([tensors[n].flatten()[places] for n, places in self.sampled.items()]).double().numpy()
+        parts = [tensors[name].flatten()[places] for name, places in self.sampled.items()]
+        taken: np.ndarray[Any, Any] = torch.cat(parts).double().numpy()
+        return taken
 
     def r(self, curvature: Squares) -> np.ndarray[Any, Any]:
         """delta^2 / (H + eps) of the sampled dimensions; eps is the 1 % quantile of the positive H."""
         h = self.take(curvature)
-        return self.take(self.drift) ** 2 / (h + np.quantile(h[h > 0], 0.01))
+        drifted: np.ndarray[Any, Any] = self.take(self.drift) ** 2 / (h + np.quantile(h[h > 0], 0.01))
+        return drifted
 
 
 def sgd(model: nn.Module, tokenizer: Any, rows: list[Row], epochs: int, rate: float) -> None:
@@ -121,7 +124,7 @@ def sgd(model: nn.Module, tokenizer: Any, rows: list[Row], epochs: int, rate: fl
         rng.shuffle(found)
         for _, batch in found:
             optimizer.zero_grad()
-            cross_entropy(model, dict(batch)).mean().backward()  # type: ignore[no-untyped-call]
+            cross_entropy(model, dict(batch)).mean().backward()
             optimizer.step()
 
 
@@ -175,11 +178,12 @@ def estimators(subject: Subject, rows: int = 128) -> dict[str, Any]:
             found[name]["above twice its error"] = float((h > 2 * error).mean())
         say({name: found[name]})
     names = list(made)
-    pairs = {}
+    pairs: dict[str, dict[str, float]] = {}
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
-            h = agreement(subject.take(curvature[a]), subject.take(curvature[b]))["spearman"]
-            pairs[f"{a} / {b}"] = {"spearman of H": h, **agreement(subject.r(curvature[a]), subject.r(curvature[b]))}
+            agreed = agreement(subject.take(curvature[a]), subject.take(curvature[b]))["spearman"]
+            of_r = agreement(subject.r(curvature[a]), subject.r(curvature[b]))
+            pairs[f"{a} / {b}"] = {"spearman of H": agreed, **of_r}
             say({f"{a} / {b}": pairs[f"{a} / {b}"]})
     return {"rows": rows, "estimators": found, "pairs": pairs}
 

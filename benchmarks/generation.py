@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel as Model
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from defensekit.chat import encode_prompts
 from defensekit.gradients import mean_squared_gradients, tokens_within
@@ -35,9 +37,6 @@ from defensekit_demo.smollm2 import SmolLM2
 LENGTHS, RESPONSE = (4, 8, 12, 20), 16  # words
 SETTINGS = TrainingSettings(epochs=1, learning_rate=1e-5, batch_size=8, dropout=False)
 BUDGET = 16 * 2**20
-
-Model = transformers.PreTrainedModel
-Tokenizer = transformers.PreTrainedTokenizerBase
 
 
 def clock() -> float:

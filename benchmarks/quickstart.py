@@ -67,7 +67,8 @@ def main() -> None:
         print()
         return
     for run_ in runs:
-        print(f"seed {run_['seed']}: {recipe.defense.selector.name} {run_['chosen']}, {run_['computed_seconds']} s")
+        chosen = "" if run_["chosen"] is None else f"{run_['chosen']} was chosen, "
+        print(f"seed {run_['seed']}: {chosen}{run_['computed_seconds']} s")
     print(f"{'median (least to greatest)':28}" + "".join(f"{name:>24}" for name in next(iter(found.values()))))
     for model, measures in found.items():
         cells = (f"{m['median']:.3f} ({m['min']:.3f} to {m['max']:.3f})" for m in measures.values())

@@ -15,7 +15,7 @@ import json
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -62,8 +62,8 @@ class Account:
     """Seconds by name, and operations of linear layers over tokens and over padding."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self.operations: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.operations: dict[str, float] = defaultdict(float)
         self.real = 1.0  # the share of the batch's places that are no padding
         self.step = 0.0
 
@@ -88,15 +88,15 @@ class Account:
     def watch(self) -> None:
         """Watch everything that this process computes from now on."""
         base, model = transformers.PreTrainedTokenizerBase, transformers.PreTrainedModel
-        base.__call__ = self.timed("tokenising", base.__call__)  # type: ignore[method-assign]
-        base.pad = self.timed("collating", base.pad)  # type: ignore[method-assign]
+        base.__call__ = self.timed("tokenising", base.__call__)
+        base.pad = self.timed("collating", base.pad)
 
         def called(module: Any, *given: Any, **named: Any) -> Any:
             if (mask := named.get("attention_mask")) is not None and mask.dim() == 2:
                 self.real = float(mask.float().mean())
             return torch.nn.Module.__call__(module, *given, **named)
 
-        model.__call__ = called  # type: ignore[method-assign]
+        model.__call__ = called
         torch.nn.modules.module.register_module_forward_hook(self.linear)
 
         def before(*_: Any) -> None:
@@ -122,7 +122,7 @@ def measure(recipe: Path) -> dict[str, Any]:
     if torch.get_num_threads() == 1:
         parts["waiting"] = wall - computing
     parts["rest"] = wall - sum(parts.values())
-    kinds: Counter[str] = Counter()
+    kinds: dict[str, float] = defaultdict(float)
     for stage in result.stages:
         kinds[stage.kind] += stage.seconds or 0.0
     return {
@@ -134,7 +134,7 @@ def measure(recipe: Path) -> dict[str, Any]:
         "seconds": wall,
         "parts": parts,
         "shares": {name: seconds / wall for name, seconds in parts.items()},
-        "stages": dict(kinds.most_common()),
+        "stages": dict(sorted(kinds.items(), key=lambda kind: -kind[1])),
     }
 
 

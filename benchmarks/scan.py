@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -29,6 +29,7 @@ from sklearn.metrics import roc_auc_score
 from defensekit.cli.progress import Progress
 from defensekit.components import Observer
 from defensekit.pipeline.executors import InProcess
+from defensekit.pipeline.graph import Stage
 from defensekit.pipeline.predictions import read_predictions
 from defensekit.pipeline.preflight import survey
 from defensekit.pipeline.runner import Runner
@@ -129,6 +130,7 @@ def train(model: Model, data: Path | None, workspace: Path, observers: Sequence[
         runner = Runner(Store(workspace / "store"), workers, observers)
         plan.labels = runner.make(plan.rows("test")).facts["labels"]
         stage = plan.clean() if model.attack is None else plan.suspect()
+        assert isinstance(stage, Stage)  # it is trained here
 
         def share(rows: Any, target: int | None) -> float:
             found = read_predictions(runner.make(plan.predictions("answers", stage, rows)).files)
@@ -137,6 +139,7 @@ def train(model: Model, data: Path | None, workspace: Path, observers: Sequence[
         attack = None
         if model.attack is not None:
             triggered = plan.triggered()
+            assert triggered
             attack = share(triggered, runner.make(triggered).facts["target"])
         return Trained(
             plan.base.path,
@@ -184,8 +187,9 @@ def measure(model: Model, data: Path | None, workspace: Path, observers: Sequenc
     return row | {"indicators": indicators(*found), "seconds": [one.seconds for one in found]}
 
 
-def auc(clean: Sequence[float], poisoned: Sequence[float]) -> float:
+def auc(clean: Iterable[float], poisoned: Iterable[float]) -> float:
     """The area under the ROC curve: how often a poisoned model has the higher value; a tie is half."""
+    clean, poisoned = [*clean], [*poisoned]
     return float(roc_auc_score([0] * len(clean) + [1] * len(poisoned), [*clean, *poisoned]))
 
 

@@ -91,7 +91,8 @@ def make(folder: Path, size: dict[str, int]) -> int:
 
     generator = torch.Generator().manual_seed(0)
     total, written = 0, 0
-    curvature, shard, weight_map = {}, {}, {}
+    curvature, shard = {}, {}
+    weight_map: dict[str, str] = {}
     for model in ("base", "suspect"):
         (folder / model).mkdir()
         (folder / model / "config.json").write_text(json.dumps(config(size)))
@@ -183,7 +184,7 @@ def watched(command: list[str]) -> dict[str, Any]:
         how = "was killed, perhaps for memory" if process.returncode == -signal.SIGKILL else "failed"
         raise SystemExit(f"{' '.join(command)} {how}; it held {own * 1024 / GIB:.1f} GiB of its own:\n{text[-2000:]}")
     used = ended[2].ru_utime + ended[2].ru_stime
-    out = {
+    out: dict[str, Any] = {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(used, 1),
         "own_gib": round(own * 1024 / GIB, 2),

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedModel as Model
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from defensekit.models.inference import predict
@@ -47,9 +49,6 @@ PARTS = {
     "zeroed memory": ("fill_", "zero_"),
     "data": ("DataLoader",),
 }
-
-Model = transformers.PreTrainedModel
-Tokenizer = transformers.PreTrainedTokenizerBase
 
 
 def product_rate() -> float:
@@ -143,7 +142,7 @@ def padding(tokenizer: Tokenizer) -> list[dict[str, float]]:
             "coarse": list(coarse),
             "fine": list(ByLength(lengths, size)),
         }
-        found = {"rows": count, "batch": size}
+        found: dict[str, float] = {"rows": count, "batch": size}
         for name, order in orders.items():
             made = [[lengths[i] for i in order[start : start + size]] for start in range(0, count, size)]
             found[name] = sum(max(batch) * len(batch) for batch in made) / sum(lengths)
