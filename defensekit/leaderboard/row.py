@@ -29,7 +29,7 @@ from defensekit.pipeline.predictions import LOGITS, parse_predictions
 from defensekit.recipe.keys import Keys
 from defensekit.recipe.vocabulary import retuned
 from defensekit.result.schema import Result, parse_result
-from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.utils.errors import DefenseKitError, UsageError, printable_name
 from defensekit.utils.files import atomic_write, read_regular
 
 RECORD, ENTRY, VERIFICATIONS, PACK = "row.json", "entry.yaml", "verifications", "contents.tar.xz"
@@ -269,4 +269,4 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _first(error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{printable_name('.'.join(map(str, first['loc'])))}: {first['msg']}"

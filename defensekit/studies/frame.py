@@ -11,7 +11,7 @@ from defensekit.components.metric import Measured
 from defensekit.result.schema import MetricRecord, Result, read_result
 from defensekit.studies.folder import Folder
 from defensekit.studies.keys import Label
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, printable_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -131,7 +131,7 @@ class Finished:
         try:
             self.record = _Record.model_validate(self.folder.read())
         except ValidationError as error:
-            location = ".".join(map(str, error.errors()[0]["loc"]))
+            location = printable_name(".".join(map(str, error.errors()[0]["loc"])))
             raise DefenseKitError(
                 f"{self.path / 'study.json'} is damaged (at {location}); running the study writes it again"
             ) from error

@@ -76,7 +76,9 @@ def load_study(
             matrix that makes no recipe is reported with the run that it would make.
     """
     given = [settings] if isinstance(settings, str) else settings
-    matrix = yaml_document.load(Path(path)).data.get("matrix")
+    document = yaml_document.load(Path(path))
+    document.check_mapping(StudyKeys.model_fields)
+    matrix = document.data.get("matrix")
     axes = [str(axis) for axis in matrix] if isinstance(matrix, dict) else []
     return study_of(yaml_document.load(Path(path), [_placed(text, axes) for text in given]), announce)
 
@@ -154,11 +156,15 @@ class _Matrix:
             return moved(self.document, ("recipe",), ())
         location = self.document.place(("recipe",))
         named = self.keys.recipe
-        path = self.reader.at(("recipe",), lambda: there(named, location.folder / environment_path(named)))
-        if not path.is_file():
-            files = [p.name for p in path.parent.glob("*.yaml")]
-            raise self.reader.error(("recipe",), f"there is no file {path}.{nearest(path.name, files)}")
-        return yaml_document.load(path, (), KEPT)
+
+        def file() -> Path:
+            path = there(named, location.folder / environment_path(named))
+            if not path.is_file():
+                files = [p.name for p in path.parent.glob("*.yaml")]
+                raise UsageError(f"there is no file {path}.{nearest(path.name, files)}")
+            return path
+
+        return yaml_document.load(self.reader.at(("recipe",), file), (), KEPT)
 
     def values(self, axis: str) -> dict[Label, list[Document]]:
         """Every value of an axis, by its label, as what it lays over a recipe, one after the other."""

@@ -18,6 +18,7 @@ from defensekit.leaderboard.row import RECORD
 from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.tracks import Track
 from defensekit.result.schema import read_result
+from defensekit.utils.errors import DefenseKitError
 from tests.leaderboard.helpers import cells, edit, edit_all, replace_answers, said, seal, wrong
 
 WORD = "cells/word-3.json"
@@ -261,6 +262,16 @@ def test_a_row_of_another_track(key: str, track: Track, row: Path) -> None:
     assert "its track is" in wrong(track, row)
     message = f"its track {'f' * 64!r} is not known" if key == "track" else "its track is tiny-v1"
     assert message in said("check", row, "--track", track.document.name)[0]
+
+
+def test_a_record_is_told_on_one_line(row: Path) -> None:
+    record = json.loads((row / RECORD).read_text())
+    (row / RECORD).write_text(json.dumps(record | {"files": {"cells/word-0.js\n": "no digest"}}))
+    with pytest.raises(
+        DefenseKitError, match=r"^[^\n]*row.json: files.cells/word-0.js[^\n]*: String should match"
+    ) as told:
+        rows.record_of(row)
+    assert "\n" not in str(told.value)
 
 
 def test_a_track_that_was_changed(track: Track, row: Path, tmp_path: Path) -> None:

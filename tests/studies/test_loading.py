@@ -71,6 +71,7 @@ LONG = ("training.epochs", "data.clean", "data.dev")
     [
         ({"matrx": {}}, r"study.yaml:\d+: matrx: unknown key. Did you mean 'matrix'"),
         ({"recipe": "pico.yml"}, r"study.yaml:\d+: recipe: there is no file .*Did you mean 'pico.yaml'"),
+        ({"recipe": "9" * 300}, r"^[^\n]*study.yaml:\d+: recipe: File name too long: [^\n]*$"),
         ({"matrix": {"defense.scorer": ["diffusoin"]}}, r"study.yaml:\d+: defense.scorer.*'diffusion'.*in the run"),
         ({"matrix": {"defense.scorer": []}}, r"study.yaml:\d+: matrix.defense.scorer: an axis needs values"),
         ({"matrix": {"seed": [0, 1]}}, r"'seed' is no axis: `seeds:` says"),
@@ -93,6 +94,13 @@ LONG = ("training.epochs", "data.clean", "data.dev")
 def test_mistakes_in_a_study_are_told_with_their_place(recipe: Path, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         load_study(study(recipe, **keys))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a\n"])
+def test_a_file_without_keys_is_no_study(text: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"study.yaml:1: expected a mapping with the keys name, "):
+        load_study(tmp_path / "study.yaml")
 
 
 def test_a_recipe_is_no_study(recipe: Path) -> None:
