@@ -37,9 +37,9 @@ def study_for(
     for label in track.keys.biases:
         study = _with(study, track.document, ("matrix", AXIS, label, "metrics"), track.keys.bias_metrics)
     if UNPOISONED in track.attacks:
+        # There are no poisoned rows of which some could be had. First, so that the null stays, for the recipe.
+        study = _with(study, track.document, ("matrix", AXIS, UNPOISONED), {"retuning": None})
         study = overlay(study, moved(track.document, (UNPOISONED,), ("matrix", AXIS, UNPOISONED, "attack")), {})
-        # There are no poisoned rows of which some could be had.
-        study = _with(study, track.document, ("matrix", AXIS, UNPOISONED, "retuning"), None)
     study = _with(study, track.document, (), {"name": track.name, "seeds": track.keys.seeds, "keep": "suspects"})
     if entry is None:
         study = _with(study, track.document, ("recipe", "defense"), _NOTHING)

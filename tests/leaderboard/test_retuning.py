@@ -1,7 +1,6 @@
 """A track may ask what comes back after the attacker's further training: a row has those models, and a column."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from defensekit.leaderboard.row import read_row
 from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.scores import score
 from defensekit.leaderboard.tracks import Track, load_track
-from tests.leaderboard.helpers import TRACK, seal, wrong
+from tests.leaderboard.helpers import TRACK, loose, seal, wrong
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +41,7 @@ def test_a_row_has_what_came_back(place: Path, retuning: Track, entry: Entry, tm
     assert numbers["asr_retuned_5"] == attacked.models["purified, retuned on 5"].metrics["asr"].value
     assert numbers["asr_retuned_20"] is None
     assert numbers.keys() <= COLUMNS.keys()
-    forged = shutil.copytree(row, tmp_path / "forged")
+    forged = loose(row, tmp_path / "forged")
     file = forged / "cells/word-3.json"
     cell = json.loads(file.read_text())
     cell["models"]["purified, retuned on 5"]["metrics"]["asr"]["value"] = 0.123
