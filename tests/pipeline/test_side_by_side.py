@@ -105,19 +105,21 @@ def command(recipe: Path, workspace: Path) -> list[str]:
     return [sys.executable, "-m", "defensekit", "run", str(recipe), "-w", str(workspace), "--json"]
 
 
-TWO_CORES = os.environ | {"OMP_NUM_THREADS": "2"}
+def on_cores(count: int) -> dict[str, str]:
+    """The environment of a process that has so many cores, as torch sees it: the lower of the two counts."""
+    return os.environ | {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_steps")
 def test_processes_beside_this_one_give_the_same(recipe: Path, tmp_path: Path) -> None:
-    def found(folder: str, **environment: str) -> Any:
+    def found(folder: str, cores: int) -> Any:
         done = subprocess.run(
-            command(recipe, tmp_path / folder), env=os.environ | environment, capture_output=True, text=True, check=True
+            command(recipe, tmp_path / folder), env=on_cores(cores), capture_output=True, text=True, check=True
         )
         return json.loads(done.stdout)
 
-    alone, beside = found("one", OMP_NUM_THREADS="1"), found("two", OMP_NUM_THREADS="2")
+    alone, beside = found("one", 1), found("two", 2)
     assert timeless(beside) == timeless(alone)
 
 
@@ -125,7 +127,7 @@ def test_processes_beside_this_one_give_the_same(recipe: Path, tmp_path: Path) -
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux says who waits for whom")
 def test_ctrl_c_ends_every_process_and_the_same_command_goes_on(recipe: Path, tmp_path: Path) -> None:
     shape(recipe, training__epochs=200)
-    process = subprocess.Popen(command(recipe, tmp_path / "w"), env=TWO_CORES, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(recipe, tmp_path / "w"), env=on_cores(2), stderr=subprocess.PIPE, text=True)
     assert process.stderr
     folders = tmp_path / "w/store/unfinished"
     while process.poll() is None and len({folder.suffix for folder in folders.glob("*")}) < 2:  # two are at work
