@@ -15,15 +15,19 @@ from random import Random
 
 from defensekit.components import Observer
 from defensekit.leaderboard.checking import Checker, agreement
+from defensekit.leaderboard.composition import study_for
 from defensekit.leaderboard.entries import check_trust
 from defensekit.leaderboard.freezing import check_frozen
 from defensekit.leaderboard.row import VERIFICATIONS, Row, Verification, VerifiedCell, read_row
 from defensekit.leaderboard.tracks import Cell, Track
+from defensekit.pipeline.graph import closure
 from defensekit.result.schema import Result
+from defensekit.studies.planning import plan_study
 from defensekit.studies.rerun import differences
 from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.files import atomic_write, data_digest
 
+_TAKEN = ("clean reference", "suspect")
 _ALONE = ("unshare", "--user", "--map-root-user", "--net")
 
 
@@ -46,7 +50,7 @@ def verify(
         seed: of the draw.
         by: who does this.
         trust: the plugins that may run, as the entry names them.
-        workspace: one with the track's suspects; all is made anew, if there is none.
+        workspace: one with the track's suspects, which are taken from there; all else is made anew.
         observers: are notified of progress.
 
     Raises:
@@ -58,7 +62,9 @@ def verify(
         check_trust(submission, trust)
     drawn = sorted(Random(seed).sample(track.cells, min(cells, len(track.cells))))
     with tempfile.TemporaryDirectory() as scratch:
-        work = workspace or Path(scratch) / "workspace"
+        work = Path(scratch) / "workspace"
+        if workspace is not None:
+            _take_suspects(track, drawn, workspace, work)
         check_frozen(track, drawn, work, observers)  # whatever has to be downloaded is here after that
         isolated = repeat(track, row, drawn, work, Path(scratch))
         again = read_row(Path(scratch) / "rows" / track.name / row.name)
@@ -106,6 +112,15 @@ def repeat(track: Track, row: Row, cells: Sequence[Cell], workspace: Path, scrat
         reason = (done.stderr.strip() or "no output").splitlines()[-1]
         raise DefenseKitError(f"{row.folder}: running it again failed: {reason}")
     return alone
+
+
+def _take_suspects(track: Track, cells: Sequence[Cell], workspace: Path, work: Path) -> None:
+    """Copy suspects and clean references, with what they were made from: nothing that a defense made, no answers."""
+    stages = plan_study(study_for(track, None, cells), workspace).stages.values()
+    for key in closure(stage for stage in stages if stage.plain["title"] in _TAKEN):
+        made = Path("store/artifacts") / key
+        if (workspace / made).is_dir():
+            shutil.copytree(workspace / made, work / made)
 
 
 def _can_be_alone() -> bool:

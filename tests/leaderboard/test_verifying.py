@@ -15,6 +15,7 @@ from defensekit.leaderboard.entries import load_entry
 from defensekit.leaderboard.row import Row, read_row
 from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.tracks import Cell, Track
+from defensekit.pipeline.store import Store
 from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.cli.helpers import command
 from tests.leaderboard.helpers import edit, edit_all, replace_answers, seal
@@ -25,7 +26,7 @@ TRUST = ("twelve.py",)
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, place: Path) -> list[Sequence[Cell]]:
-    """Cells are repeated in this process and from the workspace: nothing is computed anew."""
+    """Cells are repeated in this process."""
     asked = []
 
     def repeat(track: Track, row: Row, cells: Sequence[Cell], workspace: Path, scratch: Path) -> bool:
@@ -50,6 +51,17 @@ def test_a_row_comes_out_again(track: Track, row: Path, place: Path, here: Any) 
     checked = Checker(track).check(row)  # a verification is no change of the row
     assert checked.verifications == [found]
     assert found.on["defensekit"]
+
+
+@pytest.mark.usefixtures("made")
+def test_suspects_are_taken_and_nothing_that_a_defense_made(track: Track, place: Path, tmp_path: Path) -> None:
+    """The workspace that a row was made in has its answers: to find them there again would verify nothing."""
+    verifying._take_suspects(track, track.cells, place / "workspace", tmp_path)
+    taken = [artifact["stage"] for _, artifact, _ in Store(tmp_path / "store").entries()]
+    assert {stage["kind"] for stage in taken} == {"data", "poison", "train"}
+    assert {stage["title"] for stage in taken if stage["kind"] == "train"} == {"clean reference", "suspect"}
+    everything = Store(place / "workspace/store").entries()
+    assert {"purify", "predict"} & {artifact["stage"]["kind"] for _, artifact, _ in everything}
 
 
 def test_cells_are_drawn_by_the_seed(track: Track, row: Path, place: Path, here: Any) -> None:
