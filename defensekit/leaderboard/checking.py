@@ -289,7 +289,7 @@ def other_models(result: Result) -> int:
 def cost(result: Result) -> float | None:
     """The seconds of all that the defense computed, trials included; not of what is reported beside it.
 
-    None where they are not known: a store does not say what it did not compute, nor a version that forgot what it did.
+    None where they are not known: what was computed was removed by a version that did not remember it.
     """
     seconds = [one for one in _seconds(result) if one is not None]
     return sum(seconds) if len(seconds) == len(_seconds(result)) else None

@@ -50,7 +50,8 @@ def verify(
         seed: of the draw.
         by: who does this.
         trust: the plugins that may run, as the entry names them.
-        workspace: one with the track's suspects, which are taken from there; all else is made anew.
+        workspace: one with the track's suspects, which are taken from there; all else is made anew, and all of it
+            where an attack was submitted.
         observers: are notified of progress.
 
     Raises:
@@ -63,9 +64,10 @@ def verify(
     drawn = sorted(Random(seed).sample(track.cells, min(cells, len(track.cells))))
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch) / "workspace"
-        if workspace is not None:
-            _take_suspects(track, drawn, workspace, work)
-        check_frozen(track, drawn, work, observers)  # whatever has to be downloaded is here after that
+        if track.attack is None:  # a submitted one's code makes the rows, and runs in the other process alone
+            if workspace is not None:
+                _take_suspects(track, drawn, workspace, work)
+            check_frozen(track, drawn, work, observers)  # whatever has to be downloaded is here after that
         isolated = repeat(track, row, drawn, work, Path(scratch))
         again = read_row(Path(scratch) / "rows" / track.name / row.name)
         compared = [_compared(cell, row, again) for cell in drawn]
