@@ -2,12 +2,14 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from defensekit.models.inference import predict
 from defensekit.models.loading import load_model, load_tokenizer
@@ -140,3 +142,24 @@ def test_answers_do_not_depend_on_the_batch(suspect: Path) -> None:
     one = tokenizer(ROWS[5].text, return_tensors="pt")
     assert torch.allclose(model(**one).logits[0], together[5], atol=1e-5)
     assert predict(model, tokenizer, [], max_length=32, precision="float32").shape == (0, 2)
+
+
+def test_attention_is_computed_in_float32_where_the_rest_is_bfloat16(suspect: Path) -> None:
+    """A CPU goes back through attention ten times as slowly in bfloat16; what is learnt is the same to rounding."""
+    seen: set[torch.dtype] = set()
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, call: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+            if call is torch.nn.functional.scaled_dot_product_attention:
+                seen.update({given[0].dtype, named["attn_mask"].dtype})
+            return call(*given, **(named or {}))
+
+    logits = []
+    for precision in ("float32", "bfloat16"):
+        model, tokenizer = load_model(suspect), load_tokenizer(suspect)
+        with Watching():
+            fine_tune(model, tokenizer, ROWS[:32], SETTINGS, max_length=32, precision=precision, seed=0)
+        logits.append(predict(model, tokenizer, ROWS, max_length=32, precision="float32"))
+    assert seen <= {torch.float32, torch.bool}
+    assert torch.float32 in seen
+    torch.testing.assert_close(*logits, rtol=0, atol=0.05)
