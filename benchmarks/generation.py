@@ -25,12 +25,12 @@ import transformers
 from transformers import PreTrainedModel as Model
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from defensekit.chat import encode_prompts
 from defensekit.gradients import mean_squared_gradients, tokens_within
 from defensekit.models.causal import token_losses
 from defensekit.models.generation import generate
 from defensekit.models.loading import load
 from defensekit.text import Row, encode, padded
+from defensekit.text.chat import encode_prompts
 from defensekit.training import TrainingSettings, device_type, fine_tune
 from defensekit_demo.smollm2 import SmolLM2
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from defensekit.chat import IGNORED
 from defensekit.text import Row, batches, encode
+from defensekit.text.chat import IGNORED
 from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:

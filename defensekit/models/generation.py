@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from defensekit.chat import encode_prompts
 from defensekit.models.causal import each_token
 from defensekit.text import Row, batches, encode
+from defensekit.text.chat import encode_prompts
 from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from defensekit.chat import check_template
 from defensekit.components import Attack, Component, ModelSource, Purifier, call_component
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
 from defensekit.models.config import check_labels, label_names, positions
@@ -17,6 +16,7 @@ from defensekit.pipeline.graph import ExternalModel, Stage
 from defensekit.pipeline.plan import Plan
 from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.text import TaskKind
+from defensekit.text.chat import check_template
 from defensekit.utils.errors import PlacedError, UsageError, listing
 
 T = TypeVar("T")

@@ -10,7 +10,6 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from defensekit.chat import encode_prompts
 from defensekit.components import Observer
 from defensekit.components.runtime import observed_step
 from defensekit.defense.triggers import collapse
@@ -27,6 +26,7 @@ from defensekit.scanner.result import EmbeddingRow, EmbeddingScan, Scan, Searche
 from defensekit.scanner.rows import Outliers, RowDrift, outliers
 from defensekit.scanner.searching import search, search_answers
 from defensekit.text import Row
+from defensekit.text.chat import encode_prompts
 from defensekit.training import device_type
 from defensekit.utils.errors import UsageError, listing
 from defensekit.utils.seeds import derive_seed

@@ -7,7 +7,6 @@ import pytest
 import torch
 import transformers
 
-from defensekit.chat import encode_prompts
 from defensekit.defense.estimation import estimate
 from defensekit.models import generation
 from defensekit.models.causal import perplexity
@@ -16,6 +15,7 @@ from defensekit.models.generation import generate, measure_responses
 from defensekit.models.loading import load
 from defensekit.models.pair import Pair
 from defensekit.text import encode
+from defensekit.text.chat import encode_prompts
 from defensekit.utils.errors import DefenseKitError
 from defensekit_finepurifying.estimators.fisher import Fisher
 from tests.causal import instructions, make_instructed

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from defensekit.chat import encode_prompts
 from defensekit.defense.triggers.collapse import CollapseSearch
 from defensekit.models.generation import first_tokens
 from defensekit.models.loading import load
 from defensekit.scanner.result import Scan
 from defensekit.scanner.scan import scan
+from defensekit.text.chat import encode_prompts
 from defensekit.utils.errors import UsageError
 from tests.causal import OTHERS, REFUSAL, THINGS, instructions, make_instructed, write_alpaca
 

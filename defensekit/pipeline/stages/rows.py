@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from defensekit.chat import count_cut
 from defensekit.components import Attack, AttackContext, DatasetSource, call_component, component_error
 from defensekit.defense.triggers import planting
 from defensekit.models import loading
@@ -13,6 +12,7 @@ from defensekit.models.config import relabelled
 from defensekit.pipeline.stages.context import StageContext
 from defensekit.pipeline.store import ArtifactWriter
 from defensekit.text import ROWS, Row, Truncation, answer_of, changed, split, write_rows
+from defensekit.text.chat import count_cut
 from defensekit.utils.errors import UsageError, listing
 from defensekit.utils.files import file_digest
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
-from defensekit.chat import IGNORED, encode_chats, encode_prompts
+from defensekit.text.chat import IGNORED, encode_chats, encode_prompts
 from defensekit.utils.errors import UsageError, is_failure, lacks_memory, listing, nearest, printable_name
 
 if TYPE_CHECKING:

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from defensekit import chat
-from defensekit.chat import IGNORED, count_cut, encode_chats, encode_prompts
 from defensekit.models.loading import load, load_tokenizer
-from defensekit.text import Row, Truncation, encode, padded
+from defensekit.text import Row, Truncation, chat, encode, padded
+from defensekit.text.chat import IGNORED, count_cut, encode_chats, encode_prompts
 from defensekit.training import TrainingSettings, fine_tune
 from defensekit.utils.errors import UsageError
 from tests.causal import TEMPLATE, instructions, make_instructed

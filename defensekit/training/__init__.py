@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from defensekit.embedding import compact_embedding
 from defensekit.text import Row, batches, encode, padded
-from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.training.devices import Precision as Precision
+from defensekit.training.devices import attention_in_float32, device_type, native_precision
+from defensekit.training.embedding import compact_embedding
+from defensekit.training.low_rank import low_rank
+from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Precision = Literal["float32", "bfloat16"]
-_SCALE = 2  # of updates of low rank: alpha over rank, as in most of peft's own examples
+__all__ = [
+    "ByLength",
+    "TrainingSettings",
+    "device_type",
+    "fine_tune",
+    "forked_random",
+    "native_precision",
+]
 
 
 class TrainingSettings(BaseModel):
@@ -61,34 +70,6 @@ class TrainingSettings(BaseModel):
         batch = min(self.batch_size, 16)
         epochs = -(-steps // -(-rows // batch))
         return self.model_copy(update={"batch_size": batch, "epochs": max(self.epochs, epochs)})
-
-
-def native_precision() -> Precision:
-    """The faster precision of this machine.
-
-    Returns:
-        ``bfloat16`` where the processor or GPU has instructions for it, else ``float32``.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # An older torch can't say it: then float32 is the safe choice. Emulated bfloat16 takes 25 times as long.
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = any(has for name, has in capabilities.items() if name.endswith("bf16"))
-    return "bfloat16" if fast else "float32"
-
-
-def device_type() -> str:
-    """The device type that models run on.
-
-    Returns:
-        ``cuda`` where a GPU is available, else ``cpu``.
-    """
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
@@ -144,53 +125,6 @@ class ByLength:
 
 
 @contextmanager
-def _low_rank(model: "PreTrainedModel", rank: int) -> Iterator[None]:
-    """Within the block a model trains updates of low rank of its linear layers, and a classifier its head as well.
-
-    This is LoRA (Hu et al. 2021, arXiv 2106.09685), by peft.
-
-    Afterwards the updates are merged into the weights, in place, so that there is drift to measure; parameters have
-    their names again, and all can be trained.
-
-    Args:
-        model: the model.
-        rank: of the updates.
-
-    Raises:
-        UsageError: peft is not installed, or the model has no linear layer that peft knows.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise UsageError("training.lora needs the package peft: pip install 'defensekit[lora]'") from error
-    from transformers.pytorch_utils import Conv1D
-
-    inside = {id(module) for module in model.base_model.modules()}
-    head = [name for name, module in model.named_modules() if id(module) not in inside and module is not model]
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=_SCALE * rank,
-        target_modules="all-linear",
-        exclude_modules=head,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-    )
-    try:
-        adapted = peft.get_peft_model(model, config)
-    except ValueError as error:
-        raise UsageError(f"training.lora: peft can't train this model ({str(error).splitlines()[0]})") from error
-    if type(model).__name__.endswith("ForSequenceClassification"):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad or name.rpartition(".")[0] in head)
-    try:
-        yield
-    finally:
-        adapted.merge_and_unload()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trained)
-
-
-@contextmanager
 def _older_objects_aside() -> Iterator[None]:
     """Keep what was there before out of garbage collection.
 
@@ -201,37 +135,6 @@ def _older_objects_aside() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-@contextmanager
-def _attention_in_float32(precision: Precision) -> Iterator[None]:
-    """Within the block a CPU computes attention in float32: going back through it in bfloat16 takes ten times as long.
-
-    In a batch of 32 short rows that is 26 ms a layer for 5, a third of MiniLM's whole step (torch 2.13, AVX-512).
-
-    Args:
-        precision: of everything else; nothing changes but under bfloat16.
-    """
-    if precision == "float32" or device_type() != "cpu":
-        yield
-        return
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    class InFloat32(TorchFunctionMode):
-        def __torch_function__(self, call: Any, types: Any, given: Any = (), named: Any = None) -> Any:
-            named = named or {}
-            if call is not torch.nn.functional.scaled_dot_product_attention:
-                return call(*given, **named)
-            with torch.autocast("cpu", enabled=False):
-                outcome = call(*map(raised, given), **{name: raised(value) for name, value in named.items()})
-            return outcome.to(given[0].dtype)
-
-    def raised(value: Any) -> Any:
-        return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
-
-    with InFloat32():
-        yield
 
 
 def fine_tune(
@@ -326,10 +229,10 @@ def fine_tune(
     if targets is not None:
         encoded = [row | {"labels": number} for number, row in enumerate(encoded)]
     tokens = {*tokenizer.all_special_ids}.union(*(row["input_ids"] for row in encoded))
-    low = nullcontext() if settings.lora is None else _low_rank(model, settings.lora)
+    low = nullcontext() if settings.lora is None else low_rank(model, settings.lora)
     table = compact_embedding(model, tokens) if loss is None else nullcontext()
     steps = -(-len(rows) // settings.batch_size) * settings.epochs
-    attention = _attention_in_float32(precision)
+    attention = attention_in_float32(precision)
     with tempfile.TemporaryDirectory() as scratch, forked_random(seed), low, table, attention, _older_objects_aside():
         arguments = transformers.TrainingArguments(
             output_dir=scratch,

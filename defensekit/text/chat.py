@@ -119,7 +119,7 @@ def _written(tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]") -> lis
 def _rendered(given: str, rows: int) -> list[tuple[str, str]]:
     """Every chat, without its response and with it, as a template writes it in a process of its own."""
     seconds = SECONDS * (1 + rows // AT_ONCE)
-    written: list[tuple[str, str]] = ask("defensekit.chat", given, seconds, GIB, "write the rows")
+    written: list[tuple[str, str]] = ask("defensekit.text.chat", given, seconds, GIB, "write the rows")
     return written
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers
 
-from defensekit.embedding import compact_embedding
 from defensekit.models.inference import predict
 from defensekit.models.loading import load
 from defensekit.text import Row, batches, encode
 from defensekit.training import TrainingSettings, fine_tune
+from defensekit.training.embedding import compact_embedding
 from defensekit.utils.errors import DefenseKitError
 from tests.causal import instructions, make_instructed
 from tests.conftest import VOCABULARY, slow_but
