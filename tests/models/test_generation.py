@@ -19,7 +19,7 @@ from defensekit.text.chat import encode_prompts
 from defensekit.utils.errors import DefenseKitError
 from defensekit_finepurifying.estimators.fisher import Fisher
 from tests.causal import instructions, make_instructed
-from tests.test_chat import plain_loss
+from tests.text.test_chat import plain_loss
 
 ROWS = instructions(24)
 

@@ -19,7 +19,7 @@ from defensekit_finepurifying.estimators.batch_gradient import BatchGradient
 from defensekit_finepurifying.estimators.hutchinson import Hutchinson
 from tests.causal import instructions, make_instructed, write_alpaca
 from tests.conftest import shape
-from tests.test_chat import plain_loss
+from tests.text.test_chat import plain_loss
 
 TUNE = "{name: fine-tune, epochs: 2, learning_rate: 0.005, batch_size: 8}"
 # By name: the defense, and the most that is left of an attack which succeeds always.
