@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import yaml
 
+from defensekit.leaderboard import verifying
 from defensekit.leaderboard.attacking import attempts_on, entries_of, try_attack
 from defensekit.leaderboard.board import checkers
 from defensekit.leaderboard.entries import Entry, load_attack
 from defensekit.leaderboard.freezing import HEADING, check_frozen
-from defensekit.leaderboard.row import read_row
+from defensekit.leaderboard.row import Row, read_row
 from defensekit.leaderboard.scores import EXCESS, SELF, THIRD, Scores, score
 from defensekit.leaderboard.tracks import Track, attacked
-from defensekit.leaderboard.verifying import repeat
 from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.leaderboard.helpers import ENTRY, edit, loose, said, seal, wrong
 from tests.leaderboard.test_page import EVIL, verified
@@ -166,10 +166,26 @@ def test_it_runs_again(track: Track, tried: Track, board: Path, place: Path, tmp
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr("defensekit.leaderboard.verifying.subprocess.run", ran)
-    repeat(tried, read_row(board / ROW), tried.cells, place / "workspace", tmp_path)
+    verifying.repeat(tried, read_row(board / ROW), tried.cells, place / "workspace", tmp_path)
     words = commands[-1][commands[-1].index("leaderboard") + 1 :]
     assert "error" not in said(*words)[1]
     assert (tmp_path / "rows" / ROW / "row.json").read_bytes() == (board / ROW / "row.json").read_bytes()
+
+
+def test_verifying_a_row_runs_the_attack_in_the_other_process_alone(
+    tried: Track, board: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repeat(track: Track, row: Row, cells: Any, workspace: Path, scratch: Path) -> bool:
+        assert not workspace.exists()  # nothing was made of its rows here, nor taken from the workspace that is given
+        shutil.copytree(board / track.name, scratch / "rows" / track.name)
+        return True
+
+    monkeypatch.setattr(verifying, "repeat", repeat)
+    monkeypatch.setattr(verifying, "check_frozen", lambda *_: pytest.fail("its rows were made here"))
+    given: Any = {"cells": 1, "seed": 0, "by": "A. Keeper", "workspace": place / "workspace"}
+    with pytest.raises(UsageError, match=r"say `--trust shouting\.py`"):
+        verifying.verify(tried, board / ROW, trust=TRUST, **given)
+    assert verifying.verify(tried, board / ROW, trust=(*TRUST, "shouting.py"), **given).same
 
 
 # -- on the board ------------------------------------------------------------------------------------------------------
