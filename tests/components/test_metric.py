@@ -1,0 +1,31 @@
+"""Answers of any number of labels, counted against scikit-learn's definitions by hand."""
+
+import numpy as np
+import pytest
+
+from defensekit.components import Predictions
+from defensekit.text import in_words
+from defensekit_attacks.metrics import Accuracy, AttackSuccess, ExcessAttackSuccess, FalseTriggers, TriggeredAccuracy
+
+LOGITS = np.array([[2, -1], [1, 1], [-1, -2], [3, -4], [-1, 5]], dtype=np.float32)
+TRUE = np.array([[1, 0], [1, 0], [0, 0], [0, 0], [0, 1]])
+SEVERAL = Predictions(LOGITS, TRUE, target=0, names=("odd", "warm"), ids=np.arange(5))
+
+
+def test_a_row_is_right_with_its_whole_set_of_labels() -> None:
+    assert SEVERAL.answers().tolist() == [[1, 0], [1, 1], [0, 0], [1, 0], [0, 1]]
+    assert SEVERAL.right().tolist() == [True, False, True, False, True]
+    measured = Accuracy().measure(SEVERAL)
+    assert (measured.value, measured.rows, SEVERAL.accuracy()) == (0.6, 5, 0.6)
+    assert [SEVERAL.shown(row) for row in range(5)] == ["odd", "odd, warm", "none", "odd", "warm"]
+    assert in_words((0, 1), ["odd", "warm"]) == "warm"
+
+
+def test_the_target_is_one_of_the_labels_and_rows_without_it_count() -> None:
+    asr = AttackSuccess().measure(SEVERAL)
+    assert (asr.value, asr.rows) == (1 / 3, 3)
+    assert {name: (part.value, part.rows) for name, part in asr.parts.items()} == {"warm": (0.0, 1)}
+    assert FalseTriggers().measure(SEVERAL) == asr
+    assert TriggeredAccuracy().measure(SEVERAL).value == pytest.approx(2 / 3)
+    plain = Predictions(-LOGITS, TRUE, target=0, ids=np.arange(5))
+    assert ExcessAttackSuccess().measure(SEVERAL.beside(plain)).value == pytest.approx(1 / 3 - 2 / 3)
