@@ -15,7 +15,7 @@ from tests.small_models import ARCHITECTURES, make_tokenizer
 
 NAMES = ("negative", "positive")
 LISTS = "multi_label_classification"
-TRAINING = TrainingSettings(epochs=8, learning_rate=1e-2, batch_size=16, dropout=False)
+TRAINING = TrainingSettings(epochs=16, learning_rate=5e-3, batch_size=16, dropout=False)
 
 
 def make_rows(count: int, seed: int = 0) -> list[Row]:
