@@ -123,7 +123,7 @@ class Predictions(Answers):
 
     def right(self) -> "np.ndarray":
         """Whether each row is answered with its label, or with its whole set of labels, (rows,), bool."""
-        alike: np.ndarray = self.answers() == self.labels
+        alike: Any = self.answers() == self.labels
         right: np.ndarray = alike.all(axis=1) if self.several else alike
         return right
 

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import defensekit as dk
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
+from defensekit.workflows.purify import recipe_for
 from defensekit.workflows.purify_model import purify_model
+from defensekit.workflows.reset import reset_into
 from tests.conftest import make_sentences, write_table
+from tests.models.helpers import by_peft, make_adapter
 from tests.multi_label import LISTS, make_classifier, make_rows, make_wide_base, set_keys, write_rows
+from tests.small_models import make_tokenizer
 
 ROWS = make_rows(300)
 
@@ -70,3 +75,20 @@ def test_by_hand(base: Path, suspect: Path, clean: Path, tmp_path: Path) -> None
         dk.evaluate(suspect, data.test, ["ece"])
     with pytest.raises(UsageError, match=r"config.json sets `problem_type` to 'multi_label_classification'"):
         dk.load_data(write_table(tmp_path / "one.csv", make_sentences(200)), pair=pair)
+
+
+def test_an_adapter_that_stays_one_is_measured_by_whole_sets(base: Path, tmp_path: Path) -> None:
+    suspect, rows = make_adapter(tmp_path / "suspect", base, target_modules=["query", "value"]), make_rows(40)
+    lines = [{"text": row.text, "label": [i for i, one in enumerate(row.indicator or ()) if one]} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = recipe_for(str(base), suspect, str(tmp_path / "rows.jsonl"), reset_alone=True)
+    found = reset_into(tmp_path / "out", recipe, adapter_only=True, measured=True)
+    assert found.accuracy is not None
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    weights = by_peft(base, suspect)
+    model.load_state_dict({name: weights[name] for name in model.state_dict()}, strict=False)
+    batch = make_tokenizer()([row.text for row in rows], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        answered = (model.eval()(**batch).logits > 0).int().tolist()
+    right = [tuple(answer) == row.indicator for answer, row in zip(answered, rows, strict=True)]
+    assert found.accuracy["suspect"] == sum(right) / len(rows)
