@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
-from defensekit.components import Predictions
+from defensekit.components import Metric, Predictions
+from defensekit.testing.checks.metrics import _cases
 from defensekit.text import in_words
-from defensekit_attacks.metrics import Accuracy, AttackSuccess, ExcessAttackSuccess, FalseTriggers, TriggeredAccuracy
+from defensekit_attacks.metrics import (
+    Accuracy,
+    AttackSuccess,
+    CalibrationError,
+    ExcessAttackSuccess,
+    FalseTriggers,
+    TriggeredAccuracy,
+)
 
 LOGITS = np.array([[2, -1], [1, 1], [-1, -2], [3, -4], [-1, 5]], dtype=np.float32)
 TRUE = np.array([[1, 0], [1, 0], [0, 0], [0, 0], [0, 1]])
@@ -29,3 +37,16 @@ def test_the_target_is_one_of_the_labels_and_rows_without_it_count() -> None:
     assert TriggeredAccuracy().measure(SEVERAL).value == pytest.approx(2 / 3)
     plain = Predictions(-LOGITS, TRUE, target=0, ids=np.arange(5))
     assert ExcessAttackSuccess().measure(SEVERAL.beside(plain)).value == pytest.approx(1 / 3 - 2 / 3)
+
+
+@pytest.mark.parametrize(
+    "metric", [Accuracy(), AttackSuccess(), ExcessAttackSuccess(), FalseTriggers(), TriggeredAccuracy()]
+)
+def test_the_conformance_kit_tries_sets_of_labels_where_a_metric_is_for_them(metric: Metric) -> None:
+    cases = _cases(metric)
+    sets = [case for case in cases.values() if isinstance(case, Predictions) and case.several]
+    assert len(sets) >= 5
+    for case in sets:
+        measured = metric.measure(case)
+        assert metric.bounds[0] <= measured.low <= measured.value <= measured.high <= metric.bounds[1]
+    assert not any(isinstance(case, Predictions) and case.several for case in _cases(CalibrationError()).values())
