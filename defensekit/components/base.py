@@ -2,7 +2,7 @@
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticSerializationError
 
-from defensekit.text import TaskKind
+from defensekit.text import ROWS_OF, Row, TaskKind
 from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory
 
 Result = TypeVar("Result")
@@ -27,7 +27,8 @@ class Component(BaseModel):
         kind: the kind of component, such as ``scorer``.
         location: parameters that say where something is and not what it is; results do not depend on them. What is
             there the component has to digest, by ``contents``. Of other parameters that are paths the engine does it.
-        tasks: the kinds of task that it works for.
+        tasks: the kinds of task that it works for. What is shown rows with lists of labels, and means to work for them,
+            has to name ``multi-label``.
         lower_does_more: parameters, such as thresholds, whose lower values make the defense stronger; a rule chooses
             the lowest acceptable value of these.
     """
@@ -41,6 +42,11 @@ class Component(BaseModel):
 
     def __hash__(self) -> int:
         return hash((type(self), self.model_dump_json()))  # a parameter may be a list or a mapping
+
+    @classmethod
+    def works_for(cls, task: TaskKind) -> bool:
+        """Whether it works for a kind of task."""
+        return task in cls.tasks
 
     # Whether it looks at what a defender can't see; every table prints that word beside its numbers.
     oracle: ClassVar[bool] = False
@@ -79,6 +85,17 @@ class Origin:
 
 
 ORIGINS: "WeakKeyDictionary[type[Component], Origin]" = WeakKeyDictionary()  # filled by the host
+
+
+def refuse_unsuited(component: Component, rows: Sequence[Row]) -> None:
+    """Refuse a component that is not for lists of labels, where rows have them.
+
+    Raises:
+        UsageError: it does not work for the rows.
+    """
+    if rows and (task := rows[0].task) == "multi-label" and not component.works_for(task):
+        name = f"the {component.kind} {type(component).__name__}"
+        raise UsageError(f"{name} does not work for {ROWS_OF[task]}; expected rows with one label each")
 
 
 def component_error(component: Component, text: str) -> DefenseKitError:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from defensekit.gradients import Loss
-    from defensekit.text import Row
+    from defensekit.text import Row, TaskKind
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class EstimatorContext:
         max_length: tokens at which rows are cut.
         seed: the seed of all random numbers.
         report: ``report(done, total)`` shows progress.
-        loss: ``loss(model, batch)`` gives the loss of every row, (N,), for `defensekit.gradients`; None for a
-            classifier, whose loss is the cross-entropy of its labels.
+        loss: ``loss(model, batch)`` gives the loss of every row, (N,), for `defensekit.gradients`; None for rows with
+            one label each, whose loss is the cross-entropy.
     """
 
     model: "Callable[[Literal['suspect', 'base']], PreTrainedModel]"
@@ -78,12 +78,17 @@ class Estimator(Component):
     Attributes:
         provides: the names of the statistics.
         any_loss: True for an estimator that uses ``context.loss`` where it is given, or no loss at all, and so works
-            for causal language models as well.
+            for causal language models, and for rows with lists of labels, as well.
     """
 
     kind: ClassVar[str] = "estimator"
     provides: ClassVar[frozenset[str]] = frozenset()
     any_loss: ClassVar[bool] = False
+
+    @classmethod
+    def works_for(cls, task: "TaskKind") -> bool:
+        """Whether it works for a kind of task."""
+        return cls.any_loss or task == "classification"
 
     @abstractmethod
     def estimate(self, context: EstimatorContext) -> Estimate:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import BaseModel
 
 from defensekit.components.base import Component
-from defensekit.text import TaskKind
+from defensekit.text import TaskKind, in_words
 from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ class Answers(ABC):
 class Predictions(Answers):
     """``logits`` (rows, labels) in float32 and the rows' true ``labels`` (rows,).
 
+    Where rows have any number of labels, ``labels`` (rows, labels) says of each whether it applies, 1 or 0, and so do
+    the answers; a row is right where all of them are.
+
     ``target`` is the attacker's, None for a bias or where nothing is known of an attack; ``names`` are those of the
     labels, and ``seed`` is for intervals that need draws. ``ids`` (rows,) say which row is which: a row keeps its id
     when it gets a trigger. Where the attacker wants several labels, ``targets`` (rows,) has the one for each row, in
@@ -106,14 +109,32 @@ class Predictions(Answers):
             raise DefenseKitError("triggered rows with targets of their own need the same rows without the trigger")
         return replace(both, plain=replace(both.plain, targets=self.targets))
 
+    @property
+    def several(self) -> bool:
+        """Whether rows have any number of labels, and not one each."""
+        return self.labels.ndim == 2
+
     def answers(self) -> "np.ndarray":
-        """The label answered per row, shape (rows,)."""
-        answers: np.ndarray = self.logits.argmax(axis=1)
+        """The label answered per row, (rows,); of any number of labels, whether each applies, (rows, labels)."""
+        answers: np.ndarray = (
+            (self.logits > 0).astype(self.labels.dtype) if self.several else self.logits.argmax(axis=1)
+        )
         return answers
 
+    def right(self) -> "np.ndarray":
+        """Whether each row is answered with its label, or with its whole set of labels, (rows,), bool."""
+        alike: Any = self.answers() == self.labels
+        right: np.ndarray = alike.all(axis=1) if self.several else alike
+        return right
+
+    def others(self) -> "np.ndarray":
+        """Whether each row is one that `on_target` counts: the target is no right answer to it, (rows,), bool."""
+        others: np.ndarray = self.labels[:, self.target] == 0 if self.several else self.labels != self.wanted
+        return others
+
     def accuracy(self) -> float:
-        """The share of rows that are answered with their label."""
-        return float((self.answers() == self.labels).mean())
+        """The share of rows that are answered with their label, or with their whole set of labels."""
+        return float(self.right().mean())
 
     @property
     def count(self) -> int:
@@ -121,8 +142,11 @@ class Predictions(Answers):
         return len(self.labels)
 
     def shown(self, index: int) -> str:
-        """The name of the label that a row is answered with."""
-        return self.name(int(self.answers()[index]))
+        """The name of the label that a row is answered with, or of those."""
+        answer = self.answers()[index]
+        if self.several:
+            return in_words(tuple(answer.tolist()), [self.name(label) for label in range(len(answer))])
+        return self.name(int(answer))
 
     def name(self, label: int) -> str:
         """What a label is called; its number where nobody named it."""
@@ -130,12 +154,17 @@ class Predictions(Answers):
 
     def on_target(self) -> "np.ndarray":
         """Whether each row of another label is answered with the target, (rows of other labels,), bool."""
-        hits: np.ndarray = (self.answers() == self.wanted)[self.labels != self.wanted]
+        answers = self.answers()
+        hits: np.ndarray = (answers[:, self.target] == 1 if self.several else answers == self.wanted)[self.others()]
         return hits
 
     def groups(self) -> "dict[str, np.ndarray]":
         """Of the rows that `on_target` counts those of each label, (counted rows,), bool."""
-        counted = self.labels[self.labels != self.wanted]
+        counted = self.labels[self.others()]
+        if self.several:
+            return {
+                self.name(label): counted[:, label] == 1 for label in range(counted.shape[1]) if counted[:, label].any()
+            }
         return {self.name(label): counted == label for label in sorted({*counted.tolist()})}
 
 
@@ -207,7 +236,8 @@ class Measured(BaseModel):
 class Metric(Component):
     """Measures predictions on plain test rows, on triggered ones, or on both.
 
-    ``tasks`` says whether it is given `Predictions` (classification), `Generations` (generation), or either.
+    ``tasks`` says whether it is given `Predictions` (classification), those of rows with any number of labels
+    (multi-label), `Generations` (generation), or several of these.
     ``about`` names the attacks that it says something of: a ``backdoor`` aims at a label, a ``bias`` at none.
     ``better`` says which way is better, ``meaning`` what it is, in a phrase; both are recorded in the result.
     """

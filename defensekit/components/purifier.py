@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from defensekit.components.base import Component
 from defensekit.text import TaskKind
@@ -44,6 +44,8 @@ class WeightStep(Purifier):
         elementwise: True where a dimension's new value depends on that dimension alone. Tensors are then passed
             flattened and in parts, as to a `Scorer`.
     """
+
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset(get_args(TaskKind))  # it is shown no row
 
     acts_on: ClassVar[Literal["selected", "kept"]] = "selected"
     elementwise: ClassVar[bool] = False

@@ -3,11 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 from pydantic import Field
 
 from defensekit.components.base import Component
+from defensekit.text import TaskKind
 
 if TYPE_CHECKING:
     from defensekit.training import TrainingSettings
@@ -51,6 +52,7 @@ class Rule(Component):
     """Proposes values of a parameter and chooses one of those that were tried."""
 
     kind: ClassVar[str] = "rule"
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset(get_args(TaskKind))  # it is shown accuracies alone
 
     over: str = Field("selector.fraction", description="the parameter of the defense that is chosen, as a dotted path")
     values: tuple[float, ...] = Field(

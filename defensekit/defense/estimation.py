@@ -6,8 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from defensekit import training
-from defensekit.components import Estimate, Estimator, EstimatorContext, call_component, component_error
+from defensekit.components import (
+    Estimate,
+    Estimator,
+    EstimatorContext,
+    call_component,
+    component_error,
+    refuse_unsuited,
+)
+from defensekit.gradients import cross_entropy
 from defensekit.models import padding
+from defensekit.models.answers import several
 from defensekit.models.causal import token_losses
 from defensekit.models.checkpoint import CAUSAL
 from defensekit.models.devices import placed
@@ -35,7 +44,8 @@ def estimate(
         Statistics of the tensors in scope, by the pair's names, in float32 on the CPU, and facts about them.
 
     Raises:
-        UsageError: the suspect is a causal language model, and the estimator measures classifiers alone.
+        UsageError: the suspect is a causal language model, or rows have lists of labels, and the estimator measures
+            classifiers of one label alone.
         DefenseKitError: the estimator gave nothing, a tensor that the model does not have, another shape, or NaN.
     """
     import torch
@@ -44,13 +54,15 @@ def estimate(
     if causal and not estimator.any_loss:
         name = type(estimator).__name__
         raise UsageError(f"the estimator {name} measures classifiers alone, and the suspect is a {CAUSAL}")
+    refuse_unsuited(estimator, rows)
     suspect, tokenizer = load(pair.suspect.folder, "suspect")
     parameters = [name for name, _ in suspect.named_parameters()]
     encoded = encode(tokenizer, rows, max_length, suspect)  # a token that it does not have is reported, with its row
     if not causal:
         padding.settle_gradients(suspect, tokenizer, encoded)
     del suspect
-    loss, own = token_losses if causal else None, derive_seed(seed, "estimator")
+    loss = token_losses if causal else cross_entropy if several(rows) else None
+    own = derive_seed(seed, "estimator")
     context = EstimatorContext(partial(other_model, pair), tokenizer, rows, max_length, own, report, loss)
     with training.forked_random(derive_seed(seed, "global")):
         result = call_component(estimator, estimator.estimate, context)

@@ -19,6 +19,7 @@ from defensekit.components import (
     WeightStep,
     call_component,
     component_error,
+    refuse_unsuited,
 )
 from defensekit.components.tensors import TensorView, slices
 from defensekit.defense.estimation import Report, other_model
@@ -63,9 +64,12 @@ def purify(
         Facts: the ``triggers`` that were found, and how many words were ``tried``, if a step needs a search.
 
     Raises:
+        UsageError: rows have lists of labels, and a step is not for them.
         DefenseKitError: a step changed what it must not (a weight step what was not selected, a model step names or
             shapes), or a weight is not finite in the end.
     """
+    for step in steps:
+        refuse_unsuited(step, rows)
     suspect, trained = pair.suspect, 0
     settings = searching(steps)
     if settings and searched is None:

@@ -34,11 +34,11 @@ def undisturbed(model: "torch.nn.Module") -> Iterator[dict[str, "Parameter"]]:
 
 
 def cross_entropy(model: "torch.nn.Module", batch: Batch) -> "Tensor":
-    """The cross-entropy of every sample.
+    """The cross-entropy of every sample; where it may have any number of labels, the mean over them of the binary one.
 
     Args:
         model: a classifier whose output has ``logits``.
-        batch: its inputs, and ``labels``, (N,).
+        batch: its inputs, and ``labels``: (N,), or whether each label applies, (N, labels), floats.
 
     Returns:
         The losses, (N,), in float32, or float64 for a model in float64.
@@ -47,7 +47,10 @@ def cross_entropy(model: "torch.nn.Module", batch: Batch) -> "Tensor":
 
     logits = model(**{name: values for name, values in batch.items() if name != "labels"}).logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+    labels, functional = batch["labels"], torch.nn.functional
+    if labels.dim() == 2:
+        return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(1)
+    return functional.cross_entropy(logits, labels, reduction="none")
 
 
 def rows_of(batch: Batch, index: int) -> dict[str, "Tensor"]:

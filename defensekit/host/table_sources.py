@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from defensekit.utils.errors import DefenseKitError, UsageError, listing, neares
 from defensekit.utils.files import data_digest, file_digest, folder_digest, nearest_path
 
 _NAME = r"^[^/\\]+$"  # no path that leaves the folder
+_MARKS = 100_000_000  # rows times labels, where every row says of each label whether it applies
 
 
 class Splits(BaseModel):
@@ -43,15 +44,18 @@ class _Labelled(DatasetSource):
     )
 
     def rows(self, tables: dict[str, Iterator[Record]], whose: Path | str) -> Dataset:
-        """Convert tables to rows, by role; blank rows are left out with a note, an unknown label is refused."""
-        records_by_role: dict[str, list[tuple[Record, str, str | None, str]]] = {}
+        """Convert tables to rows, by role; blank rows are left out with a note, an unknown label is refused.
+
+        Where labels are lists, rows have any number of them.
+        """
+        records_by_role: dict[str, list[tuple[Record, str, str | None, str | tuple[str, ...]]]] = {}
         notes = []
         for role, table in tables.items():
             kept, blank = [], []
             for record in table:
-                text, label = record.cell(self.text), record.cell(self.label)
+                text, label = record.cell(self.text), record.labels(self.label)
                 pair = record.cell(self.pair) if self.pair else None
-                if not text or not label or pair == "":
+                if not text or label == "" or pair == "":
                     blank.append(record.where)
                 else:
                     kept.append((record, text, pair, label))
@@ -60,27 +64,47 @@ class _Labelled(DatasetSource):
             records_by_role[role] = kept
         if not records_by_role["train"]:
             raise UsageError(f"{whose}: there are no rows" + (f"; {notes[0]}" if notes else ""))
-        labels = _in_order({label for _, _, _, label in records_by_role["train"]})
+        several = self._have_several([one for records in records_by_role.values() for one in records])
+        labels = _in_order({name for _, _, _, label in records_by_role["train"] for name in _each(label)})
         number = {label: i for i, label in enumerate(labels)}
+        if not labels or (several and len(labels) * sum(map(len, records_by_role.values())) > _MARKS):
+            got = f"{len(labels):,} labels in lists" if labels else "no label in any row"
+            raise UsageError(f"{whose}: {got}; expected one at least, and at most {_MARKS:,} of labels times rows")
         rows_by_role: dict[str, list[Row]] = {}
         count = 0
         for role, records in records_by_role.items():
             rows_by_role[role] = []
             for record, text, pair, label in records:
-                if label not in number:
-                    expected = f"expected one of the training rows' labels: {listing(labels)}"
-                    raise UsageError(f"{record.where}: the label {label!r} is unknown, {expected}")
-                rows_by_role[role].append(Row(count, text, number[label], pair))
+                for name in _each(label):
+                    if name not in number:
+                        expected = f"expected one of the training rows' labels: {listing(labels)}"
+                        raise UsageError(f"{record.where}: the label {name!r} is unknown, {expected}")
+                if isinstance(label, tuple):
+                    row = Row(count, text, 0, pair, indicator=tuple(int(name in label) for name in labels))
+                else:
+                    row = Row(count, text, number[label], pair)
+                rows_by_role[role].append(row)
                 count += 1
-        labels_of: dict[tuple[str, str | None], set[int]] = {}
+        labels_of: dict[tuple[str, str | None], set[Any]] = {}
         for row in (row for rows in rows_by_role.values() for row in rows):
-            labels_of.setdefault(row.key, set()).add(row.label)
+            labels_of.setdefault(row.key, set()).add(row.answer)
         if torn := [text for (text, _), seen in labels_of.items() if len(seen) > 1]:
             notes.append(
                 f"{whose}: {len(torn):,} texts occur with more than one label ({printable_name(torn[0], 60)!r}); "
                 "where rows are split into roles, the first of each counts"
             )
         return Dataset(tuple(labels), rows_by_role["train"], rows_by_role.get("dev"), rows_by_role.get("test"), notes)
+
+    def _have_several(self, records: Sequence[tuple[Record, str, str | None, str | tuple[str, ...]]]) -> bool:
+        """Whether rows have lists of labels: all of them do, or none."""
+        several = isinstance(records[0][3], tuple)
+        if other := next((record for record, _, _, label in records if isinstance(label, tuple) != several), None):
+            has, before = ("one label", "a list of labels") if several else ("a list of labels", "one label")
+            raise UsageError(
+                f"{other.where}: the column {self.label!r} holds {has}, and {before} in {records[0][0].where}; "
+                "expected lists in all rows, or in none"
+            )
+        return several
 
 
 class InFiles(DatasetSource):
@@ -191,6 +215,7 @@ class Hub(_Labelled):
         for role, name in names.items():
             if name in loaded:
                 feature = loaded[name].features.get(self.label)
+                feature = getattr(feature, "feature", feature)  # of each label of a list
                 to_name = feature.int2str if isinstance(feature, datasets.ClassLabel) else None
                 records = self._records(loaded[name], f"{self.id}, {name}", to_name)
                 # Benchmarks publish test rows whose labels are withheld: such a split is no test split.
@@ -200,7 +225,7 @@ class Hub(_Labelled):
             raise UsageError(f"{self.id} has no train split; it has {listing(loaded)}")
         return self.rows({role: iter(rows) for role, rows in tables.items()}, self.id)
 
-    def _records(self, table: Any, name: str, to_name: Callable[[int], str] | None) -> list[Record]:
+    def _records(self, table: Any, name: str, to_name: Callable[[Any], Any] | None) -> list[Record]:
         """Rows with labels by name; the label number -1 means that the label is withheld."""
         records = []
         for i, values in enumerate(table):
@@ -227,6 +252,10 @@ def _commit_of(name: str, revision: str) -> str:
 def _unreachable(name: str, error: Exception) -> DefenseKitError:
     reason = str(error).strip().split("\n")[0]
     return DefenseKitError(f"{name} could not be downloaded from the hub ({type(error).__name__}: {reason})")
+
+
+def _each(label: str | tuple[str, ...]) -> tuple[str, ...]:
+    return label if isinstance(label, tuple) else (label,)
 
 
 def _in_order(labels: set[str]) -> list[str]:

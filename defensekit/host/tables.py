@@ -4,6 +4,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -66,6 +67,30 @@ class Record(NamedTuple):
                 f"{self.where}: the column {column!r} holds half a character (a lone surrogate)"
             ) from error
         return text
+
+    def labels(self, column: str) -> "str | tuple[str, ...]":
+        """A cell with a label, or with any number of them: a list, or in a text a JSON array.
+
+        Args:
+            column: the name of the column.
+
+        Returns:
+            The label as `cell` gives it; of a list the labels, each once.
+
+        Raises:
+            UsageError: there is no such column, or a label of a list is missing, or stands there twice.
+        """
+        value = self.values.get(column)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            with suppress(ValueError, RecursionError):  # else it is a label like any other
+                value = json.loads(value[: CELL + 1])
+        if not isinstance(value, list):
+            return self.cell(column)
+        names = tuple(Record(self.where, {column: one}).cell(column) for one in value)
+        if "" in names or len({*names}) < len(names):
+            what = "names a label twice" if "" not in names else "holds an empty label"
+            raise UsageError(f"{self.where}: the list in the column {column!r} {what}")
+        return names
 
 
 def read_table(path: Path) -> Iterator[Record]:

@@ -11,6 +11,10 @@ from defensekit.utils.errors import UsageError, listing, nearest, printable_name
 _PADDED = re.compile(r"roberta|camembert|mpnet|longformer|data2vec-text|ibert|xmod|luke|markuplm|layoutlmv3|lilt|^esm$")
 
 
+# What a config calls the loss of rows with one label each, and of rows with lists of labels.
+LOSSES = ("single_label_classification", "multi_label_classification")
+
+
 def positions(model: Checkpoint) -> int | None:
     """The largest number of tokens that a model can read; None where there is no limit."""
     if model.config.get("relative_attention"):
@@ -82,6 +86,31 @@ def check_labels(model: Checkpoint) -> None:
         )
 
 
+def contradiction(model: Checkpoint, each: bool) -> str | None:
+    """What a config says of a classifier's loss and the rows contradict, as a sentence; None where they agree.
+
+    The rows decide. Whoever made the model wrote its config; where it says nothing of the loss, nothing contradicts.
+    """
+    kind = model.config.get("problem_type")
+    if kind in (None, LOSSES[each]):
+        return None
+    have = "lists of labels" if each else "one label each"
+    return f"config.json sets `problem_type` to {kind!r}, and the clean rows have {have}"
+
+
+def refuse_contradiction(model: Checkpoint, each: bool) -> None:
+    """Refuse rows for another loss than the config names.
+
+    Raises:
+        UsageError: the config and the rows contradict each other.
+    """
+    if reason := contradiction(model, each):
+        raise UsageError(
+            f"{model.folder}: {reason}; expected lists of labels for {LOSSES[1]!r}, one label "
+            f"in each row for {LOSSES[0]!r}"
+        )
+
+
 def match_labels(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
     """The model's numbers for the data's labels: matched by name, or by number where no name matches.
 
@@ -118,7 +147,7 @@ def relabelled(dataset: Dataset, labels: Sequence[str]) -> Dataset:
     numbers = match_labels(dataset.labels, labels)
 
     def renumbered(rows: list[Row]) -> list[Row]:
-        return [replace(row, label=numbers[row.label]) for row in rows]
+        return [_renumbered(row, numbers, len(labels)) for row in rows]
 
     return replace(
         dataset,
@@ -127,3 +156,10 @@ def relabelled(dataset: Dataset, labels: Sequence[str]) -> Dataset:
         dev=None if dataset.dev is None else renumbered(dataset.dev),
         test=None if dataset.test is None else renumbered(dataset.test),
     )
+
+
+def _renumbered(row: Row, numbers: Sequence[int], count: int) -> Row:
+    if row.indicator is None:
+        return replace(row, label=numbers[row.label])
+    applies = {number for number, one in zip(numbers, row.indicator, strict=True) if one}
+    return replace(row, indicator=tuple(int(number in applies) for number in range(count)))

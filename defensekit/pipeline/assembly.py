@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from defensekit.components import Answers, Measured, Metric, Predictions, Trial, call_component, component_error
 from defensekit.defense import filtering
 from defensekit.host.registry import Plugin
+from defensekit.models import answers
 from defensekit.pipeline.detection import auroc, on_pairs, operating_points, read_scores, unanswered
 from defensekit.pipeline.experiment import FEWEST, Experiment, Questions
 from defensekit.pipeline.graph import Stage
@@ -37,7 +38,7 @@ from defensekit.result.schema import (
     TrialResult,
     Trigger,
 )
-from defensekit.text import ROWS, Row, read_rows
+from defensekit.text import ROWS, Row, in_words, read_rows
 from defensekit.utils.seeds import Seeds
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ class ResultAssembly:
             return _sanitized(rewritten, metrics, keys)
         # A model has no predictions if every metric is about triggered rows and the run has none.
         about = next((artifact.facts["model"] for artifact in predictions.values()), None)
-        model = _model(about, metrics, keys, self.plan.labels)
+        turned = answers.names(self.plan.labels, self.experiment.task == "multi-label")
+        model = _model(about, metrics, keys, turned)
         if "plain" in questions.predictions:
             model = model.model_copy(update={"only": _only(self.predictions(questions.predictions["plain"]))})
         return self._filtered(model, questions.defended.kept) if questions.defended.kept else model
@@ -236,7 +238,7 @@ class ResultAssembly:
                     pair=row.pair,
                     plain=before.text if before else None,
                     plain_pair=before.pair if before else None,
-                    label=self.plan.labels[row.label] if row.response is None else row.response,
+                    label=in_words(row.answer, self.plan.labels),
                     answers={name: given.shown(i) for name, given in answers.items()},
                     sanitized=read[i].text if read else None,
                     sanitized_pair=read[i].pair if read else None,
@@ -318,9 +320,9 @@ def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricR
 
 
 def _model(
-    about: dict[str, Any] | None, metrics: dict[str, Measured], keys: dict[str, str], labels: list[str]
+    about: dict[str, Any] | None, metrics: dict[str, Measured], keys: dict[str, str], turned: list[str]
 ) -> ModelResult:
-    """A model's metrics, with the facts that its predictions recorded about it."""
+    """A model's metrics, with the facts that its predictions recorded about it; what answers can be turned to."""
     if about is None:
         return ModelResult(metrics=metrics, seconds=None, predictions=keys)
     facts, seconds, memory = about["facts"], about["seconds"], [about["peak_memory"]]
@@ -341,7 +343,7 @@ def _model(
     return ModelResult(
         metrics=metrics,
         seconds=round(seconds, 2),
-        triggers=None if triggers is None else [Trigger(**{**one, "label": labels[one["label"]]}) for one in triggers],
+        triggers=None if triggers is None else [Trigger(**{**one, "label": turned[one["label"]]}) for one in triggers],
         tried=facts.get("tried"),
         peak_memory=max((peak for peak in memory if peak is not None), default=None),
         reset=reset,

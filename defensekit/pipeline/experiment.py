@@ -15,12 +15,13 @@ from defensekit.pipeline.detection import RATES
 from defensekit.pipeline.graph import Stage
 from defensekit.pipeline.plan import DefenseOutcome, Plan
 from defensekit.pipeline.predictions import clean_trial, read_answers, read_predictions
-from defensekit.pipeline.preflight import locating_errors
+from defensekit.pipeline.preflight import check_rows, locating_errors
 from defensekit.pipeline.store import Artifact
 from defensekit.recipe.recipe import Defense, NamedDetector
 from defensekit.recipe.vocabulary import retuned
 from defensekit.result.schema import DEFENDED
-from defensekit.text import ROLES, answer_of
+from defensekit.text import ROLES, ROWS_OF, answer_of
+from defensekit.utils.errors import PlacedError
 
 FEWEST = 10  # test rows that a model is doubted by: of fewer, chance decides
 
@@ -80,6 +81,7 @@ class Experiment:
         recipe = self.plan.recipe
         self.roles = [role for role in ROLES if recipe.attack or role != "train"]
         rows = [("plain", "triggered") if on == "both" else (on,) for on in (m.component.on for m in recipe.metrics)]
+        self.task = recipe.task  # until the rows are read
         self.asked = list(dict.fromkeys(name for names in rows for name in names))
 
     def requests(self) -> Requests:
@@ -93,13 +95,18 @@ class Experiment:
         for role in self.roles:
             artifact = yield self._request(plan.rows(role), "data")
             if role == "test" and artifact:
-                plan.labels = artifact.facts["labels"]
+                plan.labels, self.task = artifact.facts["labels"], artifact.facts.get("task", recipe.task)
+                check_rows(plan, self.task)
                 for note in artifact.facts["notes"]:
                     self.message(note)
         if plan.labels:
             self.check_target()
         if triggered := self.triggered:
-            self._doubt("test", (yield self._request(triggered, "attack" if recipe.attack else "triggered")))
+            carrying = yield self._request(triggered, "attack" if recipe.attack else "triggered")
+            if carrying and recipe.triggered and (task := carrying.facts.get("task", recipe.task)) != self.task:
+                where = recipe.describe_location("triggered", "path")
+                raise PlacedError(f"{where}: holds {ROWS_OF[task]}; expected {ROWS_OF[self.task]}, as the data are")
+            self._doubt("test", carrying)
         if recipe.attack:
             self._doubt("train", (yield self._request(plan.poisoned(), "attack")))
             yield from self._measure("clean", "clean reference", DefenseOutcome(plan.clean()))
@@ -168,7 +175,7 @@ class Experiment:
     def _doubt_labels(self, suspect: Artifact) -> None:
         """Warn of a given suspect that answers no better than chance."""
         trial, labels = clean_trial(read_answers(suspect.files), 0.0), self.plan.labels
-        if trial.rows >= FEWEST and trial.accuracy <= (chance := 1 / len(labels)) < 1:
+        if self.task == "classification" and trial.rows >= FEWEST and trial.accuracy <= (chance := 1 / len(labels)) < 1:
             self.warn(
                 f"the suspect answers {trial.accuracy:.1%} of the test rows right, no more than chance "
                 f"({chance:.1%}): their labels may be in another order than its own, or they are of another task"

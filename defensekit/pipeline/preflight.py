@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from defensekit.components import Attack, Component, ModelSource, Purifier, call_component
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
-from defensekit.models.config import check_labels, label_names, positions
+from defensekit.models.config import LOSSES, check_labels, label_names, positions, refuse_contradiction
 from defensekit.models.generation import NEW_TOKENS
 from defensekit.models.loading import load_tokenizer
 from defensekit.models.pair import Pair
@@ -149,11 +149,28 @@ def _refuse_causal(suspect: Checkpoint) -> None:
 
 def _refuse_head(suspect: Checkpoint) -> None:
     check_labels(suspect)
-    if (kind := suspect.config.get("problem_type")) not in (None, "single_label_classification"):
+    if (kind := suspect.config.get("problem_type")) not in (None, *LOSSES):
         raise UsageError(
             f"{suspect.folder / 'config.json'}: `problem_type` is {kind!r}, and a run trains and measures classifiers "
-            "with one label for each row; `defensekit purify` without clean rows resets it"
+            f"({listing(LOSSES)}); `defensekit purify` without clean rows resets it"
         )
+
+
+def check_rows(plan: Plan, task: TaskKind) -> None:
+    """Check what a run's rows turn out to be against the parts of the recipe, and the config of a given suspect.
+
+    Args:
+        plan: the run's plan.
+        task: what models are to answer the rows with.
+
+    Raises:
+        UsageError: a part does not work for such rows, or the config names another loss.
+    """
+    for key, reason in plan.recipe.unsuited(task):
+        raise PlacedError(f"{plan.recipe.describe_location(*key)}: {reason}")
+    if plan.given_suspect and task != "generation":
+        check = partial(refuse_contradiction, Checkpoint(plan.given_suspect.path), task == "multi-label")
+        locating_errors(plan.recipe, "data.label", check)
 
 
 def _attack_contents(recipe: Recipe) -> str | None:

@@ -49,7 +49,7 @@ def task_of(labels: Sequence[str]) -> Task:
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """Rows are answered with one of the ``labels``."""
+    """Rows are answered with one of the ``labels``, or with any number of them."""
 
     labels: tuple[str, ...]
 
@@ -67,7 +67,7 @@ class Classification(Task):
         logits = inference.predict(
             model, tokenizer, rows, max_length=asked.max_length, precision=asked.precision, report=asked.report
         )
-        about = {"labels": torch.tensor([row.label for row in rows]), "ids": torch.tensor([row.id for row in rows])}
+        about = {"labels": torch.tensor([row.answer for row in rows]), "ids": torch.tensor([row.id for row in rows])}
         if aims := [row.aim for row in rows if row.aim is not None]:
             about["targets"] = torch.tensor(aims)
         checkpoint.write_tensors(folder / LOGITS, {"logits": logits, **about})

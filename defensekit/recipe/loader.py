@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from defensekit.components import Attack, Component, DatasetSource, Estimator, Executor, Metric, ModelSource, Observer
+from defensekit.components import Attack, DatasetSource, Executor, Metric, ModelSource, Observer
 from defensekit.host.discovery import load_plugins
 from defensekit.host.registry import require
 from defensekit.host.requirements import require_installed
@@ -151,20 +151,8 @@ class _RecipeReader(Reader):
 
     def suited(self, recipe: Recipe) -> None:
         """Refuse parts that do not work for the task of the data."""
-        parts: list[tuple[Path_, NamedComponent[Component] | None]] = [(("attack",), recipe.attack)]
-        parts += [(("metrics", i), metric) for i, metric in enumerate(recipe.metrics)]
-        parts.append((("defense", "choose"), recipe.choose))
-        parts += [(("defense", "detectors", i), one.detector) for i, one in enumerate(recipe.detectors)]
-        for path, defense in [
-            (("defense",), recipe.defense),
-            *((("defense", "compare", name), other) for name, other in recipe.compare.items()),
-        ]:
-            parts += [((*path, "estimator"), defense.estimator), ((*path, "filter"), defense.filter)]
-            parts += [((*path, "purifier", i), step) for i, step in enumerate(defense.purifier)]
-        for key, named in parts:
-            if named and not _works_for(named.component, recipe.task):
-                rows = "instructions" if recipe.task == "generation" else "labelled text"
-                raise self.error(key, f"{named.name!r} does not work for {rows}, which {recipe.data.name!r} gives")
+        for key, reason in recipe.unsuited(recipe.task):
+            raise self.error(key, reason)
 
     def exclusive(self, top: Top) -> None:
         """Refuse keys that exclude each other."""
@@ -249,12 +237,6 @@ class _RecipeReader(Reader):
                 wanted = metric.by_default and metric.about in (None, about) and task in metric.tasks
                 suited += [name] if wanted else []
         return suited
-
-
-def _works_for(component: Component, task: TaskKind) -> bool:
-    if isinstance(component, Estimator) and task == "generation":
-        return component.any_loss
-    return task in component.tasks
 
 
 def _check_file(typed: str, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from defensekit.components import (
 from defensekit.host.registry import Host, plain
 from defensekit.recipe.keys import RetuningKeys, Sizes
 from defensekit.recipe.yaml_document import Document
-from defensekit.text import TaskKind
+from defensekit.text import ROWS_OF, TaskKind
 from defensekit.training import Precision, TrainingSettings
 from defensekit.utils.errors import UsageError, nearest
 from defensekit.utils.files import data_digest, literal_path
@@ -202,6 +202,22 @@ class Recipe:
     def task(self) -> TaskKind:
         """What models are to answer with: the data say it."""
         return type(self.data.component).task
+
+    def unsuited(self, task: TaskKind) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """The keys of parts that do not work for rows of a task, each with the reason in words."""
+        parts: list[tuple[tuple[str | int, ...], NamedComponent[Component] | None]] = [(("attack",), self.attack)]
+        parts += [(("metrics", i), metric) for i, metric in enumerate(self.metrics)]
+        parts.append((("defense", "choose"), self.choose))
+        parts += [(("defense", "detectors", i), one.detector) for i, one in enumerate(self.detectors)]
+        for path, defense in [
+            (("defense",), self.defense),
+            *((("defense", "compare", name), other) for name, other in self.compare.items()),
+        ]:
+            parts += [((*path, "estimator"), defense.estimator), ((*path, "filter"), defense.filter)]
+            parts += [((*path, "purifier", i), step) for i, step in enumerate(defense.purifier)]
+        for key, named in parts:
+            if named and not named.component.works_for(task):
+                yield key, f"{named.name!r} does not work for {ROWS_OF[task]}, which {self.data.name!r} gives"
 
     @property
     def defender_roles(self) -> tuple[str, ...]:

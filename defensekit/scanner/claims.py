@@ -1,11 +1,13 @@
 """Keys of a suspect's config that its tensors and the rows contradict, or that differ from the base's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from defensekit.models.aligned import Aligned
-from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
-from defensekit.models.config import label_count
+from defensekit.models.answers import several
+from defensekit.models.checkpoint import CLASSIFIER
+from defensekit.models.config import contradiction, label_count
 from defensekit.models.skeleton import skeleton, skeleton_as
+from defensekit.text import Row
 from defensekit.utils.errors import listing
 
 # What fine-tuning sets, and what changes no answer.
@@ -16,29 +18,20 @@ _OWN = {
 }
 
 
-def contradictions(models: Aligned, with_rows: bool) -> list[str]:
-    """What config.json says and the tensors (or the clean rows, which have one label each) contradict, as sentences."""
+def contradictions(models: Aligned, rows: Sequence[Row]) -> list[str]:
+    """What config.json says and the tensors, or the clean rows, contradict, as sentences."""
     suspect = models.suspect
     found: list[str] = []
     if skeleton(suspect).task != CLASSIFIER:
         return found
     if suspect.claimed_task not in (CLASSIFIER, "unknown"):
         found.append(f"config.json calls it {suspect.claimed_task!r}, and its tensors are a sequence classifier's")
-    if with_rows and not one_label_each(suspect):
-        kind = suspect.config.get("problem_type")
-        found.append(
-            f"config.json sets `problem_type` to {kind!r}, and the clean rows have one label each: no curvature of its "
-            "own loss is measured"
-        )
+    if rows and (reason := contradiction(suspect, several(rows))):
+        found.append(f"{reason}: no curvature of its own loss is measured")
     named = suspect.config.get("id2label")
     if isinstance(named, dict) and len(named) != label_count(suspect):
         found.append(f"config.json names {len(named)} labels, and the head has {label_count(suspect)}")
     return found
-
-
-def one_label_each(suspect: Checkpoint) -> bool:
-    """Whether a classifier was trained on rows with one label each, as far as its config says."""
-    return suspect.config.get("problem_type") in (None, "single_label_classification")
 
 
 def other_settings(models: Aligned) -> str | None:

@@ -24,8 +24,8 @@ def read_clean(
 ) -> list[Row]:
     """The rows of a CSV, TSV, JSONL or Parquet file, with the suspect's numbers for their labels.
 
-    Only a classifier's rows need labels. Labels are the suspect's names or numbers. Of a language model, rows may be
-    instructions with responses.
+    Only a classifier's rows need labels. Labels are the suspect's names or numbers; where they are lists, rows have any
+    number of labels. Of a language model, rows may be instructions with responses.
 
     Args:
         path: the file.

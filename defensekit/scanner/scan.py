@@ -16,8 +16,9 @@ from defensekit.defense.triggers import collapse
 from defensekit.defense.triggers.insertion import spell
 from defensekit.models import loading, padding
 from defensekit.models.aligned import Aligned
+from defensekit.models.answers import several
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
-from defensekit.models.config import check_labels, label_names, positions
+from defensekit.models.config import check_labels, contradiction, label_names, positions
 from defensekit.models.loading import load
 from defensekit.models.skeleton import skeleton, task_of
 from defensekit.scanner import claims, drift, frequency, law, revision, triggers, verdict
@@ -87,13 +88,13 @@ class _Scanning:
             check_labels(models.suspect)
         if self._instructed:
             self._leave_out_long_rows(tokenizer)
-        findings = [*models.not_compared(), *claims.contradictions(models, bool(self.rows))]
+        findings = [*models.not_compared(), *claims.contradictions(models, self.rows)]
         model = None
         if self.rows and task == CLASSIFIER and skeleton(models.suspect).fits:
             model, tokenizer = load(models.suspect.folder, "suspect")
             model.to(device_type())
-        one_label = claims.one_label_each(models.suspect)
-        ratios = self._ratios(model, tokenizer) if model is not None and one_label else None
+        own_loss = contradiction(models.suspect, several(self.rows)) is None
+        ratios = self._ratios(model, tokenizer) if model is not None and own_loss else None
         if model is not None:
             self.notes += filter(None, [padding.note(tokenizer)])
         embedding = revision.embedding_of(models)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from defensekit.defense.triggers.collapse import CollapseSearch
 from defensekit.defense.triggers.insertion import words
 from defensekit.defense.triggers.search import search_beside
+from defensekit.models.answers import names, several
 from defensekit.models.loading import load
 from defensekit.scanner.result import Searched, Turned
 from defensekit.scanner.rows import Outliers
@@ -59,11 +60,12 @@ def search(
     control.to(device_type())
     how: Any = {"max_length": max_length, "precision": native_precision(), "seed": seed, "report": report}
     searched = search_beside(suspect, control, tokenizer, rows, TRAINING, least=0.0, **how)
+    answers = names(labels, several(rows))
     strongest = [
-        Turned(word=one.text, label=labels[one.label], flipped=one.flipped, control=one.control, rows=one.rows)
+        Turned(word=one.text, label=answers[one.label], flipped=one.flipped, control=one.control, rows=one.rows)
         for one in searched.triggers
     ]
-    unjudged = [label for label in labels if label not in {one.label for one in strongest}]
+    unjudged = [label for label in answers if label not in {one.label for one in strongest}]
     return Searched(words=searched.tried, rows=len(rows), strongest=strongest, unjudged=unjudged)
 
 

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.defense.triggers.insertion import insert, positions, words
-from defensekit.models.inference import predict
+from defensekit.models.answers import names, several
 from defensekit.models.loading import load_tokenizer
 from defensekit.scanner.result import TokenizerScan, Tried
-from defensekit.scanner.triggers import flips
+from defensekit.scanner.triggers import answered, flips
 from defensekit.text import Row
 from defensekit.utils.errors import UsageError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MOST = 50  # texts that are tried
@@ -113,19 +112,14 @@ def attempt(
 ) -> TokenizerScan:
     """Try on clean rows what the tokenizers read differently, and the suspect's in place of the base's."""
     (texts, unfit), vocabulary = read_differently(base, suspect), model.get_input_embeddings().num_embeddings
-    chosen, at = texts[:MOST], positions(rows, max_length, seed)
-
-    def answers(tokenizer: "PreTrainedTokenizerBase", shown: Sequence[Row]) -> "NDArray[Any]":
-        logits = predict(model, tokenizer, shown, max_length=max_length, precision="float32")
-        found: NDArray[Any] = logits.argmax(dim=1).numpy()
-        return found
-
-    before = answers(suspect, rows)
-    tried = [flips(WHOLE, answers(base, rows), before, labels)] if len(base) <= vocabulary else []
+    chosen, at, turned = texts[:MOST], positions(rows, max_length, seed), names(labels, several(rows))
+    before = answered(model, suspect, rows, max_length)
+    ours = answered(model, base, rows, max_length) if len(base) <= vocabulary else None
+    tried = [flips(WHOLE, ours, before, turned)] if ours is not None else []
     for done, text in enumerate(chosen):
         report(done, len(chosen))
         shown = [insert(row, text, place) for row, place in zip(rows, at, strict=True)]
-        tried.append(flips(text, before, answers(suspect, shown), labels))
+        tried.append(flips(text, before, answered(model, suspect, shown, max_length), turned))
     report(len(chosen), len(chosen))
     tried.sort(key=lambda one: -one.flipped)
     return TokenizerScan(parts=parts, tried=tried, left_out=unfit + len(texts) - len(chosen))

@@ -6,6 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from defensekit.defense.triggers.insertion import insert, positions, spell
+from defensekit.models import answers
 from defensekit.models.inference import predict
 from defensekit.scanner.result import Tried, Triggers
 from defensekit.scanner.rows import Outliers
@@ -74,7 +75,7 @@ class TriggerTrial:
             text = spell(self.tokenizer, token)
             triggered = [insert(row, text, place) for row, place in zip(self.rows, at, strict=True)]
             name = str(self.tokenizer.convert_ids_to_tokens(token))
-            tried.append(flips(name, before, self._answers(triggered), self.labels))
+            tried.append(flips(name, before, self._answers(triggered), self._names))
         report(total, total)
         if not any(one.of for one in tried):
             return None
@@ -82,26 +83,38 @@ class TriggerTrial:
         excess = max(one.flipped for one in ours) - max(one.flipped for one in others)
         return Triggers(rows=len(self.rows), candidates=ours, controls=others, excess=excess)
 
+    @property
+    def _names(self) -> list[str]:
+        return answers.names(self.labels, answers.several(self.rows))
+
     def _answers(self, rows: Sequence[Row]) -> "NDArray[Any]":
-        logits = predict(self.model, self.tokenizer, rows, max_length=self.max_length, precision="float32")
-        answers: NDArray[Any] = logits.argmax(dim=1).numpy()
-        return answers
+        return answered(self.model, self.tokenizer, rows, self.max_length)
+
+
+def answered(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int
+) -> "NDArray[Any]":
+    """Whether a model gives each answer to each row, (rows, answers), bool."""
+    each = answers.several(rows)
+    logits = predict(model, tokenizer, rows, max_length=max_length, precision="float32")
+    found: NDArray[Any] = answers.given(answers.shares(logits, each), each).numpy()
+    return found
 
 
 def flips(token: str, before: "NDArray[Any]", after: "NDArray[Any]", labels: Sequence[str]) -> Tried:
-    """The label that the largest share of rows changes to, among rows that had another label.
+    """The answer that the largest share of rows changes to, among rows that had another.
 
     Args:
         token: the token that was inserted.
-        before: answers without it, (rows,).
-        after: answers with it, (rows,).
-        labels: the names behind the answers.
+        before: whether each answer is given without it, (rows, answers), bool.
+        after: the same with it.
+        labels: what the answers are called.
     """
     best = Tried(token=token, label="", flipped=0.0, of=0)
     for number, label in enumerate(labels):
-        others = before != number
+        others = ~before[:, number]
         if (of := int(others.sum())) >= FEWEST:
-            share = float((after[others] == number).mean())
+            share = float(after[others, number].mean())
             if share > best.flipped or not best.of:
                 best = Tried(token=token, label=label, flipped=share, of=of)
     return best

@@ -18,7 +18,14 @@ ROWS = "rows.jsonl"  # the file of rows in a stage's artifact
 ROLES = ("test", "dev", "clean", "train")
 _AT_ONCE = 1000  # rows tokenised at once: a tokenizer's result takes many times their memory
 Balance = Literal["natural", "equal"]
-TaskKind = Literal["classification", "generation"]  # what a model answers with: a label, or a text
+# What a model answers with: one label, any number of labels, or a text.
+TaskKind = Literal["classification", "multi-label", "generation"]
+# What the rows of a task are, in words.
+ROWS_OF: dict[TaskKind, str] = {
+    "classification": "labelled text",
+    "multi-label": "text with lists of labels",
+    "generation": "instructions",
+}
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,12 @@ class Row:
     Attributes:
         id: the row's number; a row that an attack changed keeps it.
         text: the text, or the instruction.
-        label: the label's number; 0 where there is a response.
+        label: the label's number; 0 where there is a response, or an indicator.
         pair: the second text, or the instruction's input; None for single texts.
         response: what a model is to answer; None for a labelled text.
         aim: the label that an attacker wants in place of it, where triggered rows have several; None elsewhere.
+        indicator: of a row with any number of labels, whether each label of the data applies, 1 or 0, by its number;
+            None for rows with one label.
     """
 
     id: int
@@ -40,6 +49,14 @@ class Row:
     pair: str | None = None
     response: str | None = None
     aim: int | None = None
+    indicator: tuple[int, ...] | None = None
+
+    @property
+    def task(self) -> TaskKind:
+        """What a model is to answer it with."""
+        if self.response is not None:
+            return "generation"
+        return "classification" if self.indicator is None else "multi-label"
 
     @property
     def key(self) -> tuple[str, str | None]:
@@ -47,9 +64,25 @@ class Row:
         return bare(self.text), None if self.pair is None else bare(self.pair)
 
     @property
-    def answer(self) -> int | str:
-        """The right answer: the label's number, or the response."""
+    def answer(self) -> "int | str | tuple[int, ...]":
+        """The right answer: the label's number, the indicator, or the response."""
+        if self.indicator is not None:
+            return self.indicator
         return self.label if self.response is None else self.response
+
+    def has(self, answer: int | str) -> bool:
+        """Whether an answer is right.
+
+        Args:
+            answer: as `answer_of` gives it. Of a row with any number of labels also one that is as many beyond a
+                label's number as there are labels, for a label that does not apply.
+
+        Returns:
+            Whether it is the row's answer, or one of its labels.
+        """
+        if self.indicator is None:
+            return self.answer == answer
+        return bool((*self.indicator, *(1 - one for one in self.indicator))[int(answer)])
 
     def with_answer(self, answer: int | str) -> "Row":
         """A copy with another right answer.
@@ -104,7 +137,7 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
 
 
-_OPTIONAL = ("response", "aim")  # what a row's line has only where it is set
+_OPTIONAL = ("response", "aim", "indicator")  # what a row's line has only where it is set
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -130,7 +163,8 @@ def read_rows(path: Path) -> list[Row]:
         The rows.
     """
     # Split at "\n" only: a text may contain other line separators.
-    return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    rows = [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [row if row.indicator is None else replace(row, indicator=tuple(row.indicator)) for row in rows]
 
 
 def bare(text: str) -> str:
@@ -165,6 +199,21 @@ def label_number(label: str | int, labels: Sequence[str]) -> int:
     if isinstance(label, int) and 0 <= label < len(labels):
         return label
     raise UsageError(f"the data have no label {label!r}.{nearest(str(label), labels)} (they have: {listing(labels)})")
+
+
+def in_words(answer: "int | str | tuple[int, ...]", labels: Sequence[str]) -> str:
+    """An answer for a person.
+
+    Args:
+        answer: as in `Row.answer`.
+        labels: the names of the label numbers.
+
+    Returns:
+        The name of a label, those of several, or the text.
+    """
+    if isinstance(answer, tuple):
+        return listing((name for name, applies in zip(labels, answer, strict=True) if applies), len(labels)) or "none"
+    return answer if isinstance(answer, str) else labels[answer]
 
 
 def answer_of(aim: str | int, labels: Sequence[str]) -> int | str:
@@ -208,6 +257,8 @@ def split(
         raise UsageError(f"every row has the label {dataset.labels[0]!r}; at least two labels are needed")
     if balance == "equal" and not dataset.labels:
         raise UsageError("`balance: equal` is about labels, and instructions have none")
+    if balance == "equal" and any(row.task == "multi-label" for row in dataset.train[:1]):
+        raise UsageError("`balance: equal` is about rows with one label each, and these have any number; use `natural`")
     taken = {row.key for row in dataset.test or ()}
     dev = None if dataset.dev is None else [row for row in dataset.dev if row.key not in taken]
     own = {"test": dataset.test, "dev": dev}
@@ -267,8 +318,8 @@ def encode(
         model: the model that reads them, to check that it has every token.
 
     Returns:
-        The inputs of every row by name, and its label as ``labels``: of an instruction the response's tokens, at their
-        places.
+        The inputs of every row by name, and its label as ``labels``: of a row with any number of labels the indicator,
+        as floats; of an instruction the response's tokens, at their places.
 
     Raises:
         UsageError: a row has a token that the model's embedding has no row for, or an instruction fills ``max_length``.
@@ -299,7 +350,8 @@ def _encoded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_leng
         if not is_failure(error) or lacks_memory(error):
             raise
         raise UsageError(f"the tokenizer fails on the rows ({printable_name(error)})") from error
-    return [{name: encoded[name][i] for name in encoded} | {"labels": row.label} for i, row in enumerate(rows)]
+    labels = [row.label if row.indicator is None else tuple(map(float, row.indicator)) for row in rows]
+    return [{name: encoded[name][i] for name in encoded} | {"labels": labels[i]} for i in range(len(rows))]
 
 
 def batches(
@@ -314,8 +366,8 @@ def batches(
         tokens: the largest number of padded tokens of a batch (a single row may exceed it); None for no limit.
 
     Yields:
-        The indices of a batch's rows in ``encoded``, and the batch: tensors (rows, tokens), ``labels`` (rows,), or of
-        instructions (rows, tokens).
+        The indices of a batch's rows in ``encoded``, and the batch: tensors (rows, tokens), ``labels`` (rows,), of rows
+        with any number of labels (rows, labels), floats, and of instructions (rows, tokens).
     """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     start, pads = 0, tokenizer.pad_token is not None

@@ -152,8 +152,9 @@ def fine_tune(
 ) -> None:
     """Fine-tune a model in place, in float32 or under bfloat16 autocast.
 
-    Rows with labels train a sequence classifier, instructions a causal language model, by their responses. Without a
-    ``loss``, which may embed anything, only the rows of the embedding table that occur are trained.
+    Rows with labels train a sequence classifier, instructions a causal language model, by their responses. The rows
+    decide on a classifier's own loss, and its config is made to agree. Without a ``loss``, which may embed anything,
+    only the rows of the embedding table that occur are trained.
 
     Args:
         model: the model; it is in eval mode afterwards.
@@ -165,7 +166,8 @@ def fine_tune(
         seed: determines the order of the rows and the dropout; global random states are restored afterwards.
         report: ``report(done, total)`` is called after every step.
         loss: ``loss(model, batch)`` replaces the model's own loss, the cross-entropy of the batch's ``labels``: the
-            mean over rows, or over the tokens of responses.
+            mean over rows (of rows with any number of labels, of the binary one, over labels as well), or over the
+            tokens of responses.
         targets: (rows, labels), the probability of every label, to be learnt in place of the rows' own labels.
 
     Raises:
@@ -176,6 +178,9 @@ def fine_tune(
 
     if settings.epochs == 0:
         return
+    task = rows[0].task
+    if task != "generation":
+        model.config.problem_type = f"{'multi' if task == 'multi-label' else 'single'}_label_classification"
 
     class Checked(transformers.Trainer):  # type: ignore[misc]
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -219,7 +224,10 @@ def fine_tune(
         """The loss by targets, whose numbers a batch has as labels."""
         assert targets is not None
         logits = model(**{name: values for name, values in batch.items() if name != "labels"}).logits.float()
-        return torch.nn.functional.cross_entropy(logits, targets[batch["labels"].cpu()].to(logits.device))
+        aims, functional = targets[batch["labels"].cpu()].to(logits.device), torch.nn.functional
+        if task == "multi-label":
+            return functional.binary_cross_entropy_with_logits(logits, aims)
+        return functional.cross_entropy(logits, aims)
 
     def in_parts(encoded: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch for a model that reads no padding: parts of one length each, whose losses are averaged."""

@@ -28,12 +28,13 @@ from defensekit.components import (
     Scorer,
     Selector,
     call_component,
+    refuse_unsuited,
     tensors,
 )
 from defensekit.defense import estimation, purification, scoring, selection
-from defensekit.models import inference, loading
+from defensekit.models import answers, inference, loading
 from defensekit.models.checkpoint import CAUSAL, Checkpoint
-from defensekit.models.config import label_names, relabelled
+from defensekit.models.config import label_names, refuse_contradiction, relabelled
 from defensekit.models.pair import Pair
 from defensekit.models.skeleton import task_of
 from defensekit.recipe.resolve import Spec, called, component, dataset_source, model_folder, several
@@ -82,7 +83,7 @@ class Data:
     def _repr_html_(self) -> str:
         roles = {"clean": self.clean, "dev": self.dev, "test": self.test}
         rows = [
-            [role, len(rows), *(sum(row.label == i for row in rows) for i in range(len(self.labels)))]
+            [role, len(rows), *(sum(row.has(i) for row in rows) for i in range(len(self.labels)))]
             for role, rows in roles.items()
         ]
         return html_table("data", ["role", "rows", *self.labels], rows, " ".join(self.notes))
@@ -117,6 +118,7 @@ def load_data(
     dataset = call_component(read, read.load)
     if pair and task_of(pair.suspect) != CAUSAL:
         dataset = relabelled(dataset, label_names(pair.suspect))
+        refuse_contradiction(pair.suspect, answers.several(dataset.train))
     for role, size in (("clean", clean), ("dev", dev), ("test", test or 0)):
         if size < 0:
             raise UsageError(f"{role}={size}: expected a number of rows")
@@ -363,6 +365,8 @@ def evaluate(
         if metric.about == "backdoor" and target is None:
             raise UsageError(f"the metric {name!r} needs `target=`, the attacker's label")
     _check_rows(rows)
+    for metric in measured.values():
+        refuse_unsuited(metric, rows)
     folder = model.folder if isinstance(model, Checkpoint) else model_folder(model)
     if task_of(Checkpoint(folder)) == CAUSAL:
         raise UsageError(f"{folder} is a {CAUSAL}; expected a classifier")
@@ -373,7 +377,7 @@ def evaluate(
     ).numpy()
     import numpy as np
 
-    truth = np.array([row.label for row in rows])
+    truth = np.array([row.answer for row in rows])
     aim = None if target is None else label_number(target, labels)
     predictions = Predictions(logits, truth, aim, tuple(labels), Seeds(seed).metrics)
     return Evaluation(

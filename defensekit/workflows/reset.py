@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from defensekit.components import Observer, call_component
+from defensekit.components import Observer, Predictions, call_component
 from defensekit.components.runtime import observed_step
 from defensekit.defense import estimation, purification
 from defensekit.defense.scoring import score_pair
@@ -263,6 +263,8 @@ class _Resetting:
 
     def measured(self, folder: Path, rows: list[Row], title: str) -> float:
         """A model's perplexity, or its accuracy."""
+        import numpy as np
+
         model, tokenizer = loading.load(folder, "model")
         model.to(device_type())
         if (note := padding.note(tokenizer)) and note not in self.warnings:
@@ -273,7 +275,7 @@ class _Resetting:
             if self.task == CAUSAL:
                 return perplexity(model, tokenizer, rows, max_length=self.max_length, report=report)
             logits = predict(model, tokenizer, rows, max_length=self.max_length, precision="float32", report=report)
-            return sum(int(answer) == row.label for answer, row in zip(logits.argmax(1), rows, strict=True)) / len(rows)
+            return Predictions(logits.numpy(), np.array([row.answer for row in rows])).accuracy()
 
 
 # -- an adapter that stays one -----------------------------------------------------------------------------------------

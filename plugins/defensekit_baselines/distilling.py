@@ -21,7 +21,7 @@ class AttentionDistillation(Trained):
     row, of every layer, padding left out. The learning rate there is 0.1, for SGD.
     """
 
-    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multi-label", "generation"})
 
     beta: float = Field(1000.0, ge=0, description="the weight of every layer's term")
     power: float = Field(2.0, gt=0, description="p")

@@ -51,7 +51,7 @@ class Merge(ModelStep):
     The head, which has no base, is averaged.
     """
 
-    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multi-label", "generation"})
     location: ClassVar[frozenset[str]] = frozenset({"models"})
 
     models: tuple[Path, ...] = Field(

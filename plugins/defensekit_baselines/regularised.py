@@ -23,7 +23,7 @@ class LayerConsistency(Trained):
     weights are trained, of classifiers as well, every pair of layers counts, and padding does not.
     """
 
-    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multi-label", "generation"})
 
     weight: float = Field(5.5, ge=0, description="of the consistency loss")
     eps: float = Field(0.1, ge=0, description="how far each entry of an embedding is moved")

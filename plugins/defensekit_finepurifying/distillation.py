@@ -3,9 +3,9 @@
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from defensekit.api import Field, ModelStep, ModelStepContext, moved_words, predict
+from defensekit.api import Field, ModelStep, ModelStepContext, TaskKind, moved_words, predict
 from defensekit.text import Row
 from defensekit.training import TrainingSettings, fine_tune
 
@@ -26,6 +26,8 @@ class Distil(ModelStep, TrainingSettings):
     ours. Nothing is kept of the model that the step is given.
     """
 
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multi-label"})
+
     texts: int = Field(4000, ge=1, description="variations of clean rows that the suspect labels")
     replaced: float = Field(0.5, gt=0, le=1, description="the share of words that are replaced in a variation")
 
@@ -42,9 +44,12 @@ class Distil(ModelStep, TrainingSettings):
         words = [word for word in moved_words(suspect, base, context.tokenizer) if word not in triggers]
         texts = variations(context.rows, words, self.texts, self.replaced, rng)
         length, precision = context.max_length, context.precision
-        answers = predict(suspect, context.tokenizer, texts, max_length=length, precision=precision).softmax(-1)
-        true = torch.tensor([row.label for row in context.rows] * COPIES)
-        targets = torch.cat([torch.nn.functional.one_hot(true, answers.shape[1]).float(), answers])
+        logits = predict(suspect, context.tokenizer, texts, max_length=length, precision=precision)
+        true = torch.tensor([row.answer for row in context.rows] * COPIES)
+        if true.dim() == 2:  # whether each label applies
+            targets = torch.cat([true.float(), logits.sigmoid()])
+        else:
+            targets = torch.cat([torch.nn.functional.one_hot(true, logits.shape[1]).float(), logits.softmax(-1)])
         rows = [*context.rows] * COPIES + texts
         fine_tune(
             model,

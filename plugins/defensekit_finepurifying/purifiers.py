@@ -32,7 +32,7 @@ class Reset(WeightStep):
 class FineTune(ModelStep, TrainingSettings):
     """Fine-tune on the defender's clean rows with the ordinary loss."""
 
-    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "generation"})
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multi-label", "generation"})
 
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
         fine_tune(

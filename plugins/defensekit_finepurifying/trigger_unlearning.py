@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from defensekit.api import FoundTrigger, ModelStep, ModelStepContext
+from defensekit.api import FoundTrigger, ModelStep, ModelStepContext, TaskKind
 from defensekit.text import Row
 from defensekit.training import TrainingSettings, fine_tune
 
@@ -36,6 +36,8 @@ class UnlearnTriggers(ModelStep, TrainingSettings):
     same clean rows. Every row is learnt as it is, with a neutral sentence, and twice with something that was found, at
     a random place. Where nothing is found the model is left as it is.
     """
+
+    tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multi-label"})
 
     def searching(self) -> TrainingSettings:
         return self.training

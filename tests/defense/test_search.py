@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, str]]:
 
 
 def made() -> Search:
-    return Search(None, ROWS, [0] * len(ROWS), **HOW)  # type: ignore[arg-type]
+    return Search(None, ROWS, [[0]] * len(ROWS), **HOW)  # type: ignore[arg-type]
 
 
 def no_report(done: int, total: int) -> None:
@@ -87,7 +87,7 @@ def test_a_trigger_is_found_in_whichever_part_and_the_control_takes_words_with_a
 
 def test_rows_too_few_to_judge_are_not_tried(asked: list[tuple[Any, str]]) -> None:
     some = ROWS[: 2 * (search.MORE + search.FEWEST) - 2]
-    few = Search(None, some, [0] * len(some), **HOW)  # type: ignore[arg-type]
+    few = Search(None, some, [[0]] * len(some), **HOW)  # type: ignore[arg-type]
     assert few.screened("suspect", WORDS, no_report) == [{}, {}]  # type: ignore[arg-type]
     judged = few.judged("suspect", "control", [[{}, {}]], 1, no_report)  # type: ignore[arg-type]
     assert (judged.triggers, judged.held, asked) == ([], {1: []}, [])

@@ -1,6 +1,5 @@
 """What a config says of positions and labels, compared with what the model does."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,17 @@ import torch
 import transformers
 
 from defensekit.models.checkpoint import CLASSIFIER, Checkpoint
-from defensekit.models.config import check_labels, positions
+from defensekit.models.config import LOSSES, check_labels, contradiction, positions, refuse_contradiction, relabelled
 from defensekit.models.inference import predict
 from defensekit.models.loading import load
 from defensekit.pipeline.preflight import _refuse_head
 from defensekit.scanner.clean import read_clean
 from defensekit.scanner.scan import scan
-from defensekit.text import Row
+from defensekit.text import Dataset, Row
 from defensekit.utils.errors import UsageError
 from defensekit.workflows.purify_model import purify_model
 from tests.conftest import write_table
+from tests.multi_label import set_keys
 from tests.small_models import make_suspect, make_tokenizer
 
 _SIZES: dict[str, Any] = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -47,13 +47,30 @@ def test_heads_without_answers_are_refused_by_name(tmp_path: Path, base: Path) -
         table = write_table(tmp_path / "rows.csv", [("the film", label)])
         with pytest.raises(UsageError, match="has one output"):
             read_clean(table, Checkpoint(one))
-    for kind in ("regression", "multi_label_classification"):
-        other = make_suspect(tmp_path / kind, base, labels=3)
-        config = transformers.AutoConfig.from_pretrained(other)
-        config.problem_type = kind
-        config.save_pretrained(other)
-        with pytest.raises(UsageError, match=f"`problem_type` is '{kind}'"):
-            _refuse_head(Checkpoint(other))
+    other = set_keys(make_suspect(tmp_path / "regression", base, labels=3), problem_type="regression")
+    with pytest.raises(UsageError, match=r"/config.json: `problem_type` is 'regression', and .*single_.*, multi_"):
+        _refuse_head(Checkpoint(other))
+
+
+def test_a_config_and_rows_that_contradict_each_other_are_named_and_rows_decide_where_it_is_silent(
+    tmp_path: Path, base: Path
+) -> None:
+    suspect = make_suspect(tmp_path / "suspect", base)
+    for kind, agrees in ((None, (True, True)), (LOSSES[0], (True, False)), (LOSSES[1], (False, True))):
+        model = Checkpoint(set_keys(suspect, problem_type=kind))
+        assert tuple(contradiction(model, lists) is None for lists in (False, True)) == agrees
+    refuse_contradiction(model, True)
+    said = "/suspect: config.json sets `problem_type` to 'multi_.*', and the clean rows have one label each; expected"
+    with pytest.raises(UsageError, match=said):
+        refuse_contradiction(model, False)
+
+
+def test_lists_of_labels_get_the_numbers_of_the_model() -> None:
+    row = Row(0, "a", 0, indicator=(1, 0))
+    model = ["odd", "positive", "negative"]
+    assert relabelled(Dataset(("negative", "positive"), [row]), model).train == [Row(0, "a", 0, indicator=(0, 0, 1))]
+    with pytest.raises(UsageError, match=r"the model has no label .positve.\. Did you mean .positive."):
+        relabelled(Dataset(("negative", "positve"), [row]), model)
 
 
 @pytest.mark.parametrize(("kind", "labels"), [("regression", 1), ("multi_label_classification", 3)])
@@ -61,8 +78,7 @@ def test_without_rows_other_heads_are_scanned_and_reset_and_stay_what_they_are(
     kind: str, labels: int, tmp_path: Path, base: Path
 ) -> None:
     suspect = make_suspect(tmp_path / "suspect", base, labels=labels)
-    path = suspect / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": kind}))
+    set_keys(suspect, problem_type=kind)
     found = scan(base, suspect)
     assert (found.task, found.findings) == (CLASSIFIER, [])
     purify_model(base, suspect, tmp_path / "out")
@@ -70,7 +86,7 @@ def test_without_rows_other_heads_are_scanned_and_reset_and_stay_what_they_are(
     assert (theirs.problem_type, theirs.num_labels) == (kind, labels)
     assert theirs.id2label == ours.id2label
     table = write_table(tmp_path / "rows.csv", [(f"film {i}", f"LABEL_{i % labels}") for i in range(60)])
-    with pytest.raises(UsageError, match=r"has one output|`problem_type` is 'multi_label_classification'"):
+    with pytest.raises(UsageError, match=r"has one output|`problem_type` to 'multi_label_classification'"):
         purify_model(base, suspect, tmp_path / "with-rows", table)
 
 

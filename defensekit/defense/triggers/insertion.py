@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
+from defensekit.models import answers
 from defensekit.models.inference import predict
 from defensekit.text import Row
 from defensekit.training import Precision
@@ -93,12 +94,12 @@ class Probe:
         return [insert(row, phrase, at) if phrase else row for row, at in zip(self.rows, self.at, strict=True)]
 
     def each(self, model: "PreTrainedModel", phrases: Sequence[str]) -> "Tensor":
-        """Probabilities of the labels where every row has a phrase of its own, (rows, labels)."""
+        """Probabilities of the answers where every row has a phrase of its own, (rows, answers)."""
         rows = [insert(row, phrase, at) for row, phrase, at in zip(self.rows, phrases, self.at, strict=True)]
         return self._answers(model, rows)
 
     def shares(self, model: "PreTrainedModel", phrases: Sequence[str]) -> "Tensor":
-        """Probabilities of the labels, (phrases, rows, labels)."""
+        """Probabilities of the answers, (phrases, rows, answers)."""
         rows = [row for phrase in phrases for row in self.with_phrase(phrase)]
         return self._answers(model, rows).view(len(phrases), len(self.rows), -1)
 
@@ -106,4 +107,4 @@ class Probe:
         logits = predict(
             model, self.tokenizer, rows, max_length=self.max_length, precision=self.precision, batch_size=BATCH
         )
-        return logits.softmax(-1)
+        return answers.shares(logits, answers.several(rows))

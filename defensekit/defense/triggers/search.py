@@ -11,7 +11,7 @@ task from the base and the defender's own rows: a trigger turns the suspect and 
 A part of the words is tried without the others, and without the control: all of that can be done side by side.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from random import Random
@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.components import FoundTrigger
 from defensekit.defense.triggers.insertion import Probe, positions, words
+from defensekit.models import answers
 from defensekit.models.inference import predict
 from defensekit.text import Row
 from defensekit.training import Precision, TrainingSettings, fine_tune
 from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Report = Callable[[int, int], None]
@@ -42,7 +44,7 @@ STANDS_OUT = 0.8
 KEPT = 5  # words of a label
 CONTROL_STEPS = 96  # at least, of the model that words are compared with
 
-Screened = Sequence[Mapping[str, float]]  # of every label, words, and its mean probability with each in a few rows
+Screened = Sequence[Mapping[str, float]]  # of every answer, words, and its mean probability with each in a few rows
 
 
 def vocabulary(suspect: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
@@ -70,8 +72,7 @@ def search_beside(
 ) -> "Searched":
     """The whole search, one part after the other; the base becomes the control, in place."""
     how: Any = {"max_length": max_length, "precision": precision}
-    answers = predict(suspect, tokenizer, rows, **how).argmax(-1).tolist()
-    search = Search(tokenizer, rows, answers, suspect.config.num_labels, max_length, precision, seed)
+    search = Search.of(tokenizer, rows, predict(suspect, tokenizer, rows, **how), max_length, precision, seed)
     known, steps = vocabulary(suspect, tokenizer), count(1)
 
     def step(done: int, total: int) -> None:
@@ -128,21 +129,42 @@ class Searched(Judged):
 
 def turned(model: "PreTrainedModel", held: Probe, phrases: Sequence[str], label: int) -> list[float]:
     """The share of answers that each phrase turns to a label, beyond those that a model gives without it."""
-    shares: list[float] = (held.shares(model, ["", *phrases]).argmax(-1) == label).float().mean(1).tolist()
+    given = answers.given(held.shares(model, ["", *phrases]), answers.several(held.rows))
+    shares: list[float] = given[..., label].float().mean(1).tolist()
     return [max(share - shares[0], 0.0) for share in shares[1:]]
 
 
 @dataclass(frozen=True)
 class Search:
-    """Looks for words that turn a suspect's answers and not a control's; ``answers`` are the suspect's to the rows."""
+    """Looks for words that turn a suspect's answers and not a control's.
+
+    ``answers`` are the suspect's to the rows, by their numbers. ``labels`` is how many answers there are to turn to:
+    where rows have any number of labels, every label may be turned on, and off.
+    """
 
     tokenizer: "PreTrainedTokenizerBase"
     rows: Sequence[Row]
-    answers: Sequence[int]
+    answers: Sequence[Collection[int]]
     labels: int
     max_length: int
     precision: Precision
     seed: int
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[Row],
+        logits: "Tensor",
+        max_length: int,
+        precision: Precision,
+        seed: int,
+    ) -> "Search":
+        """A search, from the suspect's logits of the rows."""
+        each = answers.several(rows)
+        given = answers.given(answers.shares(logits, each), each)
+        numbers = [row.nonzero().flatten().tolist() for row in given]
+        return cls(tokenizer, rows, numbers, given.shape[1], max_length, precision, seed)
 
     def screened(self, suspect: "PreTrainedModel", known: Sequence[str], report: Report) -> Screened:
         """Try a part of the words, in groups and then alone, and keep the best of them."""
@@ -186,9 +208,9 @@ class Search:
         They are for a first look, for a second one, and for the judgement: none of these, where they are too few.
         """
         rng = Random(seed := derive_seed(self.seed, "rows", str(label)))
-        of = [i for i, (row, answer) in enumerate(zip(self.rows, self.answers, strict=True)) if row.label != label]
+        of = [i for i, row in enumerate(self.rows) if not row.has(label)]
         at = dict(zip(of, positions([self.rows[i] for i in of], self.max_length, seed), strict=True))
-        order = [i for i in of if self.answers[i] != label]
+        order = [i for i in of if label not in self.answers[i]]
         rng.shuffle(order)
         more = sorted(order[:MORE], key=lambda i: len(self.rows[i].text))
         few, rest, held = ([(i, at[i]) for i in some] for some in (more[:FEW], more[FEW:], order[MORE : MORE + HELD]))

@@ -105,7 +105,8 @@ def judge(work: StageContext, draft: ArtifactWriter) -> None:
 
 
 def _search(work: StageContext, tokenizer: "PreTrainedTokenizerBase") -> search.Search:
-    answers = read_predictions(work.folder("answers"))
-    labels, rows = answers.logits.shape[1], work.rows("clean")
-    given = answers.answers().tolist()
-    return search.Search(tokenizer, rows, given, labels, work.max_length, work.precision, work.stage["seed"])
+    import torch
+
+    logits = torch.from_numpy(read_predictions(work.folder("answers")).logits)
+    how = work.max_length, work.precision, work.stage["seed"]
+    return search.Search.of(tokenizer, work.rows("clean"), logits, *how)

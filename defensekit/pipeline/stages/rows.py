@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from defensekit.components import Attack, AttackContext, DatasetSource, call_component, component_error
 from defensekit.defense.triggers import planting
 from defensekit.models import loading
+from defensekit.models.answers import several
 from defensekit.models.config import relabelled
 from defensekit.pipeline.stages.context import StageContext
 from defensekit.pipeline.store import ArtifactWriter
@@ -30,7 +31,12 @@ def data(work: StageContext, draft: ArtifactWriter) -> None:
     parts = split(dataset, params["sizes"], work.stage["seed"], params["balance"])
     rows = [row for role in params["roles"] for row in parts[role]]
     write_rows(draft.files / ROWS, rows)
-    draft.facts.update(labels=list(dataset.labels), rows=len(rows), notes=dataset.notes)
+    draft.facts.update(labels=list(dataset.labels), rows=len(rows), notes=dataset.notes, **_about(dataset.train))
+
+
+def _about(rows: Sequence[Row]) -> dict[str, str]:
+    """What rows turn out to be that no source says before it reads them."""
+    return {"task": "multi-label"} if several(rows) else {}
 
 
 def fold(work: StageContext, draft: ArtifactWriter) -> None:
@@ -129,11 +135,11 @@ def given(work: StageContext, draft: ArtifactWriter) -> None:
     dataset = relabelled(dataset, labels) if labels else dataset
     target = answer_of(aim := work.stage["params"]["target"], labels)
     # Their ids are of no row of the data: which row a trigger was put into is not known.
-    rows = [replace(row, id=-1 - row.id) for row in dataset.train if row.answer != target]
+    rows = [replace(row, id=-1 - row.id) for row in dataset.train if not row.has(target)]
     if not rows:
         raise UsageError(f"every row has the target {aim!r} as its answer; the true answers are expected")
     write_rows(draft.files / ROWS, rows)
-    draft.facts.update(labels=labels, target=target, rows=len(rows))
+    draft.facts.update(labels=labels, target=target, rows=len(rows), **_about(rows))
 
 
 def carry(work: StageContext, draft: ArtifactWriter) -> None:

@@ -14,13 +14,19 @@ def _cases(metric: Metric) -> dict[str, Answers]:
     cases: dict[str, Answers] = {}
     if "classification" in metric.tasks:
         cases |= _labelled(metric)
+    if "multi-label" in metric.tasks:
+        cases |= _several(metric)
     if "generation" in metric.tasks:
         cases |= _generated()
     if metric.on != "both":
         return cases
     elsewhere = {f"{what}, of other rows": _renumbered(case) for what, case in cases.items()}
-    plain = {type(case): case for what, case in cases.items() if what.endswith("all right")}
-    return {what: case.beside(plain[type(case)]) for what, case in (cases | elsewhere).items()}
+    plain = {_form(case): case for what, case in cases.items() if what.endswith("all right")}
+    return {what: case.beside(plain[_form(case)]) for what, case in (cases | elsewhere).items()}
+
+
+def _form(case: Answers) -> tuple[type, bool]:
+    return type(case), isinstance(case, Predictions) and case.several
 
 
 def _renumbered(case: Answers) -> Answers:
@@ -43,6 +49,25 @@ def _labelled(metric: Metric) -> dict[str, Answers]:
     }
     whole = {what: Predictions(values, labels, target, LABELS, 7, np.arange(60)) for what, values in logits.items()}
     return {**whole, "a single row": Predictions(right[:1], labels[:1] * 0, target, LABELS, 7, np.arange(1))}
+
+
+def _several(metric: Metric) -> dict[str, Answers]:
+    """Answers to rows with any number of labels; one of another label at least, for metrics of the target."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (60, 2))
+    labels[0] = 1, 0
+    target = None if metric.about == "bias" else 1
+    right = (labels * 8 - 4).astype(np.float32)
+    logits = {
+        "mixed sets of labels": right + rng.normal(0, 4, right.shape).astype(np.float32),
+        "sets of labels that are all right": right,
+        "sets of labels that are all wrong": -right,
+        "undecided sets of labels": np.zeros_like(right),
+    }
+    whole = {what: Predictions(values, labels, target, LABELS, 7, np.arange(60)) for what, values in logits.items()}
+    return {**whole, "a single set of labels": whole["mixed sets of labels"].taken([0])}
 
 
 def _generated() -> dict[str, Answers]:
