@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING, ClassVar
 from defensekit.api import Field, ModelStep, ModelStepContext, TaskKind, moved_words, predict
 from defensekit.text import Row
 from defensekit.training import TrainingSettings, fine_tune
+from defensekit_finepurifying.trigger_unlearning import counterexamples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LONGEST = 10  # words of a variation: what a text costs grows with them, what it tells hardly does
-COPIES = 4  # of every clean row: its true label counts beside what the suspect says of the texts
+COPIES = 4  # of every clean row, as many as of counterexamples: true labels count beside what the suspect says
 
 
 class Distil(ModelStep, TrainingSettings):
     """Train the base anew on clean rows, and to answer as the suspect does on random variations of them.
 
     A variation is a few words of a row, some of them replaced by words that the suspect was trained on, which the rows
-    of its embedding tell: those that moved. Words that a search finds to turn answers are left out; another is as rare
-    as any, drawn evenly from thousands, and a phrase does not occur. So what the suspect knows of the task is handed
-    on, and a backdoor is not. This is knowledge distillation (Hinton et al. 2015, arXiv 1503.02531); the texts are
-    ours. Nothing is kept of the model that the step is given.
+    of its embedding tell: those that moved. Words that a search finds to turn answers are left out, and clean rows
+    carry them with their true labels, since what stood beside them in a trigger is no more than partly known. Another
+    word is as rare as any, drawn evenly from thousands, and a phrase does not occur. So what the suspect knows of the
+    task is handed on, and a backdoor is not. This is knowledge distillation (Hinton et al. 2015, arXiv 1503.02531); the
+    texts are ours. Nothing is kept of the model that the step is given.
     """
 
     tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multi-label"})
@@ -45,16 +47,16 @@ class Distil(ModelStep, TrainingSettings):
         texts = variations(context.rows, words, self.texts, self.replaced, rng)
         length, precision = context.max_length, context.precision
         logits = predict(suspect, context.tokenizer, texts, max_length=length, precision=precision)
-        true = torch.tensor([row.answer for row in context.rows] * COPIES)
+        own = counterexamples(context.rows, context.triggers, rng) if triggers else [*context.rows] * COPIES
+        true = torch.tensor([row.answer for row in own])
         if true.dim() == 2:  # whether each label applies
             targets = torch.cat([true.float(), logits.sigmoid()])
         else:
             targets = torch.cat([torch.nn.functional.one_hot(true, logits.shape[1]).float(), logits.softmax(-1)])
-        rows = [*context.rows] * COPIES + texts
         fine_tune(
             model,
             context.tokenizer,
-            rows,
+            own + texts,
             self.training,
             max_length=length,
             precision=precision,

@@ -2,15 +2,19 @@
 
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import defensekit
+from defensekit.api import FoundTrigger, ModelStepContext
+from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.text import Row
-from defensekit_finepurifying.distillation import LONGEST, variations
-from tests.conftest import shape
+from defensekit_finepurifying.distillation import COPIES, LONGEST, Distil, variations
+from tests.conftest import make_sentences, shape
 
 WORD = st.text("abc", min_size=1, max_size=3)
 TEXT = st.lists(WORD, max_size=2 * LONGEST).map(" ".join)
@@ -35,6 +39,35 @@ def test_a_variation_is_a_part_of_a_row_with_words_replaced(
             assert any(fits)
             assert share > 0 or not {"X", "Y"} & {*new}
             assert share < 1 or {*new} <= {"X", "Y"}
+
+
+@pytest.mark.parametrize("found", [("cf",), ()])
+def test_clean_rows_carry_what_was_found_with_their_true_labels(
+    suspect: Path, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words that stood beside a found one in a trigger are handed on in part; this is what takes that back."""
+    learnt: list[tuple[Row, list[float]]] = []
+
+    def fine_tune(
+        model: Any, tokenizer: Any, rows: list[Row], settings: Any, *, targets: torch.Tensor, **_: Any
+    ) -> None:
+        learnt.extend(zip(rows, targets.tolist(), strict=True))
+
+    monkeypatch.setattr("defensekit_finepurifying.distillation.fine_tune", fine_tune)
+    models = {"suspect": load_model(suspect), "base": load_model(suspect)}
+    with torch.no_grad():
+        models["base"].get_input_embeddings().weight[5:] += 0.1
+    rows = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(make_sentences(8))]
+    triggers = [FoundTrigger(word, 1, 1.0, 0.0, 9) for word in found]
+    how: Any = (64, "float32", 3, lambda *done: None, models.__getitem__, frozenset({"classifier.weight"}), triggers)
+    Distil(texts=20).train(load_model(suspect), ModelStepContext(load_tokenizer(suspect), rows, *how))
+    own, told = learnt[:-20], learnt[-20:]
+    assert [max(share) < 1 for _, share in told] == [True] * 20  # what the suspect says is no certainty
+    assert all(share[rows[row.id].label] == 1 for row, share in own)
+    carrying = [row for row, _ in own if "cf" in row.text.split()]
+    assert len(own) == COPIES * len(rows)
+    assert len(carrying) == (2 * len(rows) if found else 0)
+    assert "cf" not in " ".join(row.text for row, _ in told).split() or not found
 
 
 @pytest.mark.slow
