@@ -3,12 +3,12 @@
     python benchmarks/training.py [--rows 512] [--repeats 5] [--json]
 
 MiniLM on movie-review sentences, batches of 32, no dropout, one epoch. Each repeat times, one after the other,
-transformers' Trainer alone, the same through `fine_tune`, the Trainer with rows in random order, and `fine_tune` with
-fine grouping; the least of the repeats counts, since other work on the machine only adds (with one thread the
-processor's seconds count, otherwise real ones). The limit is the machine's own float32 matrix product (1024
-by 1024, same process and threads, best of the run): what the products of the model's weights with the rows' own tokens,
-forward and backward, would take at that rate. The parts are torch.profiler's, of one more `fine_tune`, scaled to its
-least time.
+transformers' Trainer alone, the same through `fine_tune`, the Trainer with rows in random order, `fine_tune` with fine
+grouping, and, where bfloat16 is native, `fine_tune` under it with attention in float32 and without. The least of the
+repeats counts, since other work on the machine only adds (with one thread the processor's seconds count, otherwise
+real ones). The limit is the machine's own float32 matrix product (1024 by 1024, same process and threads, best of the
+run): what the products of the model's weights with the rows' own tokens, forward and backward, would take at that
+rate. The parts are torch.profiler's, of one more `fine_tune`, scaled to its least time.
 """
 
 import argparse
@@ -18,8 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -31,7 +34,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from defensekit.models.inference import predict
 from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.text import Row, batches, encode
-from defensekit.training import ByLength, TrainingSettings, device_type, fine_tune, native_precision
+from defensekit.training import ByLength, Precision, TrainingSettings, device_type, fine_tune, native_precision
 from defensekit_demo.minilm import MiniLM
 from defensekit_demo.reviews import MovieReviews
 
@@ -106,8 +109,21 @@ def trainer_alone(model: Model, tokenizer: Tokenizer, rows: list[Row], order: st
     return collator
 
 
-def ours(model: Model, tokenizer: Tokenizer, rows: list[Row], settings: TrainingSettings = SETTINGS) -> None:
-    fine_tune(model, tokenizer, rows, settings, max_length=LENGTH, precision="float32", seed=42)
+def ours(
+    model: Model,
+    tokenizer: Tokenizer,
+    rows: list[Row],
+    settings: TrainingSettings = SETTINGS,
+    precision: Precision = "float32",
+) -> None:
+    fine_tune(model, tokenizer, rows, settings, max_length=LENGTH, precision=precision, seed=42)
+
+
+def ours_in_bfloat16(model: Model, tokenizer: Tokenizer, rows: list[Row], attention_too: bool) -> None:
+    """`fine_tune` under bfloat16, as it is (attention in float32) or with attention in bfloat16 as well."""
+    as_it_is = nullcontext() if not attention_too else patch("defensekit.training.attention_in_float32", nullcontext)
+    with as_it_is:
+        ours(model, tokenizer, rows, precision="bfloat16")
 
 
 def ungrouped(model: Model, tokenizer: Tokenizer, rows: list[Row]) -> None:
@@ -187,6 +203,10 @@ def measure(count: int, repeats: int) -> dict[str, Any]:
             if order == "group_by_length":
                 times["ours"].append(seconds(lambda: ours(model, tokenizer, rows)))
         times["fine"].append(seconds(lambda: ours(model, tokenizer, rows, FINE)))
+        if native_precision() == "bfloat16":
+            for name, too in (("bfloat16", False), ("bfloat16, attention too", True)):
+                run = partial(ours_in_bfloat16, model, tokenizer, rows, too)
+                times.setdefault(name, []).append(seconds(run))
         model.eval()
         times["answers"].append(
             seconds(lambda: predict(model, tokenizer, rows, max_length=LENGTH, precision="float32"))
@@ -230,7 +250,7 @@ def main() -> None:
         return
     for name, value in found["rows_per_second"].items():
         spread = found["seconds"][name]
-        print(f"{name:14} {value:7.1f} rows/s   {spread['least']:.2f} to {spread['most']:.2f} s")
+        print(f"{name:23} {value:7.1f} rows/s   {spread['least']:.2f} to {spread['most']:.2f} s")
     print(f"added around the Trainer: {found['added_around_trainer']:.1%}")
     for order, ratio in found["tokens_with_padding"].items():
         print(f"tokens with padding, {order}: {ratio:.3f} of the rows' own")
