@@ -210,11 +210,13 @@ def fine_tune(
         def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             model.train(settings.dropout)  # Trainer has just switched it on
             own = loss or (partial(super().compute_loss, **options) if targets is None else soft_loss)
-            if "parts" not in inputs:
-                return own(model, inputs)
-            sizes = [len(part["labels"]) for part in inputs["parts"]]
-            losses = (own(model, part) for part in inputs["parts"])
-            return sum(one * (size / sum(sizes)) for one, size in zip(losses, sizes, strict=True))
+            # Not by the Trainer's `bf16`: all trainings of a process have the precision of the first one there.
+            with torch.autocast(device_type(), torch.bfloat16, enabled=precision == "bfloat16"):
+                if "parts" not in inputs:
+                    return own(model, inputs)
+                sizes = [len(part["labels"]) for part in inputs["parts"]]
+                losses = (own(model, part) for part in inputs["parts"])
+                return sum(one * (size / sum(sizes)) for one, size in zip(losses, sizes, strict=True))
 
     class Reporting(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -254,7 +256,6 @@ def fine_tune(
             # Batches of rows of similar length; otherwise half of the time goes into padding.
             train_sampling_strategy="group_by_length",
             use_cpu=device_type() == "cpu",
-            bf16=precision == "bfloat16",
             seed=seed,
             save_strategy="no",
             logging_strategy="no",

@@ -163,3 +163,17 @@ def test_attention_is_computed_in_float32_where_the_rest_is_bfloat16(suspect: Pa
     assert seen <= {torch.float32, torch.bool}
     assert torch.float32 in seen
     torch.testing.assert_close(*logits, rtol=0, atol=0.05)
+
+
+def test_a_model_is_trained_and_asked_in_the_precision_that_is_given_each_time(suspect: Path) -> None:
+    """accelerate, under the Trainer, would wrap the model for good in the precision of its first training."""
+    model, tokenizer, seen = load_model(suspect), load_tokenizer(suspect), set()
+    layer = model.bert.encoder.layer[0].intermediate.dense
+    layer.register_forward_hook(lambda module, given, output: seen.add(output.dtype))
+    for precision in ("bfloat16", "float32", "bfloat16"):
+        fine_tune(model, tokenizer, ROWS[:8], SETTINGS, max_length=32, precision=precision, seed=0)
+        assert seen == {getattr(torch, precision)}
+        seen.clear()
+        predict(model, tokenizer, ROWS[:8], max_length=32, precision="float32")
+        assert seen == {torch.float32}
+        seen.clear()
