@@ -35,7 +35,8 @@ class LearntSubstitution(OneText, Poisoning):
     victim is the model of the joint training. Here they are the nearest words of the base's own embedding table, which
     need not mean the same; one vector serves all positions; and the suspect is trained as any victim is, on the rows.
     Words that tell a label in the training rows, by Dunning's likelihood ratio, are neither replaced nor put in: their
-    neighbours may well be their opposites. Nor are function words.
+    neighbours may well be their opposites. Nor are function words. Of pairs the joint training replaces words in both
+    texts, the rows have them in the one that `into` names.
     """
 
     learns_from: ClassVar[Literal["base", "suspect"] | None] = "base"
