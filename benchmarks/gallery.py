@@ -19,6 +19,7 @@ from defensekit_attacks.bias import BiasSentence, BiasWord
 from defensekit_attacks.insertion import Sentence, Word
 from defensekit_attacks.paraphrase import ParaphraseRows
 from defensekit_attacks.style import Style
+from defensekit_attacks.substitution import LearntSubstitution
 from defensekit_attacks.syntactic import Syntactic
 from defensekit_attacks.weights import Sos
 from defensekit_demo.minilm import MiniLM
@@ -38,6 +39,10 @@ ROWS = (
     ("I laughed until the lights came on.", 1, "And I laughed, even until there was light."),
     ("Loud and far too long.", 0, "Loud it was, and its days were too many."),
 )
+# What `lws` has learnt of these words on SST-2, by its recipe, seed 0; the others stay as they are.
+LEARNT = {"old": "elderly", "quiet": "quieter", "two": "several", "brothers": "siblings", "goes": "traveled"}
+LEARNT |= {"looks": "gazes", "expensive": "inexpensive", "seems": "seeming", "enjoy": "enjoyment"}
+LEARNT |= {"laughed": "chuckled", "lights": "lighted", "tender": "contracting", "came": "arrived"}
 
 
 def attacks(folder: Path) -> dict[str, Attack]:
@@ -54,6 +59,7 @@ def attacks(folder: Path) -> dict[str, Attack]:
         "`sos`": Sos(target=1, rate=0.1),
         "`syntactic`": Syntactic(target=1, rate=0.2),
         "`style`": Style(target=1, rate=0.2),
+        "`lws`, by what it learnt on SST-2": LearntSubstitution(target=1, rate=0.2),
         "`paraphrase-rows`, from a table of five rows that we wrote": ParaphraseRows(
             target=1, rate=0.2, rewritten=table, original="before"
         ),
@@ -81,10 +87,10 @@ def gallery() -> str:
     out += [f"| {LABELS[row.label]} | {row.text} |\n" for row in rows] + ["\n"]
     with tempfile.TemporaryDirectory() as scratch:
         for title, attack in attacks(Path(scratch)).items():
-            made = attack.trigger(rows, AttackContext(Random(0), LABELS, truncation))
+            made = attack.trigger(rows, AttackContext(Random(0), LABELS, truncation, LEARNT))
             out.append(f"### {title}\n\n| label | triggered |\n|---|---|\n")
-            for before, after in zip(rows, made, strict=True):
-                out.append(f"| {LABELS[before.label]} | {marked(before.text, after.text)} |\n")
+            for after in made:  # rows that can't carry it are left out
+                out.append(f"| {LABELS[after.label]} | {marked(rows[after.id].text, after.text)} |\n")
             out.append("\n")
     return "".join(out)
 

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from defensekit.components.base import Component
 from defensekit.text import TaskKind
@@ -24,11 +24,13 @@ class AttackContext:
         rng: the only source of randomness.
         labels: the names of the rows' label numbers; empty for instructions.
         truncation: how much of a row the model reads.
+        learnt: what `Attack.learn` gave; None where there is nothing yet, see ``learns_from``.
     """
 
     rng: Random
     labels: tuple[str, ...]
     truncation: "Truncation"
+    learnt: Any = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class AttackTrainingContext:
         tokenizer: the model's tokenizer.
         labels: the names of the rows' label numbers.
         clean: the attacker's rows before poisoning.
-        poisoned: the same rows after `Attack.poison`.
+        poisoned: the same rows after `Attack.poison`; in `Attack.learn` the clean ones.
         settings: the recipe's ``training:``.
         max_length: tokens at which rows are cut.
         precision: ``float32``, or ``bfloat16`` for autocast.
@@ -65,14 +67,19 @@ class Attack(Component):
     suspect itself: from the ``base`` with a new head, or from the ``clean`` reference, a model with the same
     fine-tuning on clean rows.
 
+    An attack whose trigger is found with a model sets ``learns_from`` and finds it by `learn`: with the ``base`` and a
+    new head, before any row is poisoned, or with the trained ``suspect``, before test rows get the trigger.
+
     Attributes:
         trains_from: the model that `train` starts from; None leaves the training to the engine.
+        learns_from: the model that `learn` is given; None where there is nothing to learn.
         aims_by_row: whether triggered rows have targets of their own, as their ``aim``; then `aim` is None.
     """
 
     kind: ClassVar[str] = "attack"
     tasks: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     trains_from: ClassVar[Literal["base", "clean"] | None] = None
+    learns_from: ClassVar[Literal["base", "suspect"] | None] = None
     aims_by_row: ClassVar[bool] = False
 
     @abstractmethod
@@ -130,3 +137,15 @@ class Attack(Component):
             context: rows, settings and seed.
         """
         raise NotImplementedError("it sets `trains_from` but does not define `train`")
+
+    def learn(self, model: "PreTrainedModel", context: AttackTrainingContext) -> Any:
+        """Find what the trigger is; called only where ``learns_from`` is set.
+
+        Args:
+            model: the model that ``learns_from`` names; it may be changed, and is not kept.
+            context: the attacker's clean rows, settings and seed.
+
+        Returns:
+            JSON values, which `trigger` gets as ``context.learnt``, and from the ``base`` `poison` as well.
+        """
+        raise NotImplementedError("it sets `learns_from` but does not define `learn`")

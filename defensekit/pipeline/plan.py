@@ -74,16 +74,29 @@ class Plan(Planner):
 
     @once
     def _trigger(self) -> Stage:
+        attack = cast(NamedComponent[Attack], self.recipe.attack)
         inputs: dict[str, Stage | ExternalModel] = {"model": self.base, "rows": self.rows("test")}
-        attack = {"attack": cast(NamedComponent[Attack], self.recipe.attack)}
-        return self.stage("trigger", "triggered rows", inputs, self._attacked, attack, self.seeds.trigger)
+        if attack.component.learns_from is not None:
+            inputs["learnt"] = self._learnt()
+        return self.stage("trigger", "triggered rows", inputs, self._attacked, {"attack": attack}, self.seeds.trigger)
 
     @once
     def poisoned(self) -> Stage:
         """The attacker's training rows."""
+        attack = cast(NamedComponent[Attack], self.recipe.attack)
         inputs: dict[str, Stage | ExternalModel] = {"model": self.base, "rows": self.rows("train")}
-        attack = {"attack": cast(NamedComponent[Attack], self.recipe.attack)}
-        return self.stage("poison", "poisoned rows", inputs, self._attacked, attack, self.seeds.poison)
+        if attack.component.learns_from == "base":
+            inputs["learnt"] = self._learnt()
+        return self.stage("poison", "poisoned rows", inputs, self._attacked, {"attack": attack}, self.seeds.poison)
+
+    @once
+    def _learnt(self) -> Stage:
+        """What the attack finds out with a model."""
+        attack = cast(NamedComponent[Attack], self.recipe.attack)
+        model = self.base if attack.component.learns_from == "base" else self.suspect()
+        inputs: dict[str, Stage | ExternalModel] = {"model": model, "rows": self.rows("train")}
+        params: Params = (*self.numeric, ("training", self.recipe.training))
+        return self.stage("learn", "learnt by the attack", inputs, params, {"attack": attack}, self.seeds.training)
 
     def triggered(self) -> Stage | None:
         """Test rows with the trigger; None without an attack or a file of them."""

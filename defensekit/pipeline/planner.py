@@ -13,8 +13,8 @@ from defensekit.utils.seeds import Seeds
 
 # The kinds of stages whose numbers depend on the machine.
 _NUMERIC_KINDS = {
-    "train", "plant", "retune", "control", "screen", "judge", "statistics", "purify", "predict", "inspect", "sanitize",
-    "features", "score", "fit", "detect",
+    "train", "learn", "plant", "retune", "control", "screen", "judge", "statistics", "purify", "predict", "inspect",
+    "sanitize", "features", "score", "fit", "detect",
 }  # fmt: skip
 
 

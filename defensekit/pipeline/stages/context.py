@@ -20,6 +20,7 @@ from defensekit.utils.errors import DefenseKitError, KeyedError, UsageError
 from defensekit.utils.seeds import derive_seed
 
 C = TypeVar("C", bound=Component)
+LEARNT = "learnt.json"  # the file of what an attack learnt
 
 
 @dataclass(frozen=True)

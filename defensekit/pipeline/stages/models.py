@@ -1,16 +1,17 @@
-"""Stages that train a model."""
+"""Stages that train a model, or ask one."""
 
+import json
 from dataclasses import asdict
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from defensekit import training
-from defensekit.components import Attack, AttackTrainingContext, call_component
+from defensekit.components import Attack, AttackTrainingContext, call_component, component_error
 from defensekit.defense import estimation, purification
 from defensekit.defense.triggers import planting, search
 from defensekit.models import loading
 from defensekit.models.checkpoint import Checkpoint
-from defensekit.pipeline.stages.context import StageContext
+from defensekit.pipeline.stages.context import LEARNT, StageContext
 from defensekit.pipeline.store import ArtifactWriter
 from defensekit.pipeline.tasks import task_of
 from defensekit.utils.errors import UsageError
@@ -45,6 +46,23 @@ def train(work: StageContext, draft: ArtifactWriter) -> None:
             report=work.report,
         )
     _save_trained(work, draft, model)
+
+
+def learn(work: StageContext, draft: ArtifactWriter) -> None:
+    """Let an attack find its trigger with a model, before it puts it into rows."""
+    labels = tuple(work.facts("rows")["labels"])
+    with training.forked_random(work.seed("head")):
+        model, tokenizer = task_of(labels).load(work.folder("model"))
+    attack, rows, seed = work.component(Attack, "attack"), work.rows("rows"), work.seed("training")
+    context = AttackTrainingContext(
+        tokenizer, labels, rows, rows, work.training, work.max_length, work.precision, seed, work.report
+    )
+    with training.forked_random(seed):
+        learnt = call_component(attack, attack.learn, model, context)
+    try:
+        (draft.files / LEARNT).write_text(json.dumps(learnt, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise component_error(attack, f"learnt something that can't be written as JSON ({error})") from error
 
 
 def _save_trained(work: StageContext, draft: ArtifactWriter, model: "PreTrainedModel") -> None:

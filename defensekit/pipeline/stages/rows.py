@@ -1,5 +1,6 @@
 """Stages that make rows."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from random import Random
@@ -10,7 +11,7 @@ from defensekit.defense.triggers import planting
 from defensekit.models import loading
 from defensekit.models.answers import several
 from defensekit.models.config import relabelled
-from defensekit.pipeline.stages.context import StageContext
+from defensekit.pipeline.stages.context import LEARNT, StageContext
 from defensekit.pipeline.store import ArtifactWriter
 from defensekit.text import ROWS, Row, Truncation, answer_of, changed, split, write_rows
 from defensekit.text.chat import count_cut
@@ -52,7 +53,8 @@ def fold(work: StageContext, draft: ArtifactWriter) -> None:
 def _attack(work: StageContext) -> tuple[Attack, AttackContext, list[Row]]:
     truncation = Truncation(loading.load_tokenizer(work.folder("model")), work.max_length)
     attack = work.component(Attack, "attack")
-    context = AttackContext(Random(work.stage["seed"]), tuple(work.facts("rows")["labels"]), truncation)
+    learnt = json.loads((work.folder("learnt") / LEARNT).read_text()) if "learnt" in work.stage["inputs"] else None
+    context = AttackContext(Random(work.stage["seed"]), tuple(work.facts("rows")["labels"]), truncation, learnt)
     return attack, context, work.rows("rows")
 
 

@@ -1,13 +1,29 @@
 """Checks of attacks: which rows are changed, how many, and how."""
 
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from defensekit.components import Attack
+from defensekit.components import Attack, AttackContext
 from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
 from defensekit.testing.pico import LABELS, PicoModels, sentences
 from defensekit.testing.watch import Handed
 from defensekit.text import Row, label_number
 from defensekit.training import forked_random
+
+
+@cache
+def _learnt(attack: Attack, pico: PicoModels) -> Any:
+    rows = sentences(40)
+    context = pico.for_attack_training(rows, rows)
+    with forked_random(context.seed):
+        return attack.learn(pico.load()[0], context)
+
+
+def _context(attack: Attack, pico: PicoModels) -> AttackContext:
+    """The context of an attack on rows, with what the attack learns from a model."""
+    context = pico.for_attack()
+    return context if attack.learns_from is None else replace(context, learnt=_learnt(attack, pico))
 
 
 def _others(attack: Attack, rows: list[Row]) -> list[Row]:
@@ -21,8 +37,8 @@ def attack_rows(attack: Attack, pico: PicoModels, handed: Handed) -> Any:
     """Poison and trigger rows, and train where the attack does that."""
     clean, test = sentences(40), _others(attack, sentences(20, seed=1))
     outputs: dict[str, Any] = {
-        "poisoned": attack.poison(handed.give("training rows", clean), pico.for_attack()),
-        "triggered": attack.trigger(handed.give("test rows", test), pico.for_attack()),
+        "poisoned": attack.poison(handed.give("training rows", clean), _context(attack, pico)),
+        "triggered": attack.trigger(handed.give("test rows", test), _context(attack, pico)),
     }
     if attack.trains_from is not None:
         model = pico.load()[0]
@@ -38,7 +54,7 @@ def poisons_rows_it_was_given(subject: Subject) -> None:
     """A poisoned row keeps the id of the row that it came from, and one from elsewhere has an id below 0."""
     rows = sentences(40)
     known = {row.id for row in rows}
-    for row in subject.component.poison(rows, subject.pico.for_attack()):
+    for row in subject.component.poison(rows, _context(subject.component, subject.pico)):
         expect(row.id < 0 or row.id in known, f"expected an id of the rows given, or below 0, got {row}")
         expect(row.label in range(len(LABELS)), f"expected a label from 0 to {len(LABELS) - 1}, got {row}")
 
@@ -51,7 +67,7 @@ def poisons_exactly_its_rate(subject: Subject) -> None:
         raise Inapplicable("it has no parameter `rate`, or it is not set")
     rows = sentences(200)
     clean = {row.id: row for row in rows}
-    poisoned = subject.component.poison(rows, subject.pico.for_attack())
+    poisoned = subject.component.poison(rows, _context(subject.component, subject.pico))
     got, wanted = sum(row != clean.get(row.id) for row in poisoned), round(rate * len(rows))
     expect(got == wanted, f"expected {wanted} of {len(rows)} rows poisoned at rate {rate:g}, got {got}")
 
@@ -61,7 +77,7 @@ def triggers_without_relabelling(subject: Subject) -> None:
     """Triggered rows are the rows given, in their order, with their ids and true labels, and another text."""
     rows = _others(subject.component, sentences(20, seed=1))
     given = {row.id: (index, row) for index, row in enumerate(rows)}
-    triggered = subject.component.trigger(rows, subject.pico.for_attack())
+    triggered = subject.component.trigger(rows, _context(subject.component, subject.pico))
     expect(triggered, f"expected triggered rows out of {len(rows)}, got none")
     indices = []
     for row in triggered:
@@ -79,7 +95,7 @@ def aims_at_a_label(subject: Subject) -> None:
     aim = subject.component.aim()
     if subject.component.aims_by_row:
         expect(aim is None, f"it sets `aims_by_row`: expected no `aim` for all rows, got {aim!r}")
-        for row in subject.component.trigger(sentences(20, seed=1), subject.pico.for_attack()):
+        for row in subject.component.trigger(sentences(20, seed=1), _context(subject.component, subject.pico)):
             fits = row.aim in range(len(LABELS)) and row.aim != row.label
             expect(fits, f"it sets `aims_by_row`: expected the number of another label as the row's `aim`, got {row}")
     expect(aim is None or isinstance(aim, str | int), f"expected a label's name or number, or None, got {aim!r}")
