@@ -87,7 +87,7 @@ def test_an_estimate_rests_on_what_stages_took(recipe: Path, tmp_path: Path) -> 
     more = plan_study(load_study(path, "seeds=[0,1]"), tmp_path / "w")
     assert (len(more.runs), len(more.todo)) == (8, 4)
     estimate = more.estimate()
-    assert estimate.stages["train"] == 2
+    assert estimate.stages["train"] == 3  # clean reference, suspect, and the base anew
     assert estimate.seconds > 0
     assert estimate.bytes > 0
     # Models were removed again: results remember seconds, and nobody how large one is.
