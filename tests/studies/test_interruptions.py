@@ -110,11 +110,13 @@ def disturbed(recipe: Path, tmp_path: Path, kills: int, executor: str, scorers: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_steps")
 def test_a_study_killed_and_on_a_full_disk_ends_as_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
     disturbed(recipe, tmp_path, 1, "in-process")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_steps")
 def test_a_study_killed_a_hundred_times_ends_as_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
     for i in range(10):
         (tmp_path / str(i)).mkdir()
