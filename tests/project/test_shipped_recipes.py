@@ -181,7 +181,8 @@ def test_filters_of_training_rows_run(small: list[str], workspace: Path) -> None
     assert set(filtered) == {"filtered", *result.recipe["defense"]["compare"]}
     assert all(one.poisoned == 40 and one.rows == 200 for one in filtered.values())
     assert filtered["bki"].recall == 1.0
-    assert result.models["bki"].metrics["asr"].value < result.models["suspect"].metrics["asr"].value
+    effects = {name: model.metrics["excess-asr"].value for name, model in result.models.items()}  # of the trigger alone
+    assert effects["bki"] < effects["suspect"]
 
 
 def test_detectors_stand_beside_the_quickstarts_defense(small: list[str], tmp_path: Path) -> None:
