@@ -46,7 +46,9 @@ class Distil(ModelStep, TrainingSettings):
         words = [word for word in moved_words(suspect, base, context.tokenizer) if word not in triggers]
         texts = variations(context.rows, words, self.texts, self.replaced, rng)
         length, precision = context.max_length, context.precision
-        logits = predict(suspect, context.tokenizer, texts, max_length=length, precision=precision)
+        logits = predict(
+            suspect, context.tokenizer, texts, max_length=length, precision=precision, report=context.report
+        )
         own = counterexamples(context.rows, context.triggers, rng) if triggers else [*context.rows] * COPIES
         true = torch.tensor([row.answer for row in own])
         if true.dim() == 2:  # whether each label applies

@@ -47,6 +47,7 @@ def test_clean_rows_carry_what_was_found_with_their_true_labels(
 ) -> None:
     """The words that stood beside a found one in a trigger are handed on in part; this is what takes that back."""
     learnt: list[tuple[Row, list[float]]] = []
+    shown: list[tuple[int, int]] = []  # of the suspect's answers: thousands of texts take a while
 
     def fine_tune(
         model: Any, tokenizer: Any, rows: list[Row], settings: Any, *, targets: torch.Tensor, **_: Any
@@ -59,8 +60,17 @@ def test_clean_rows_carry_what_was_found_with_their_true_labels(
         models["base"].get_input_embeddings().weight[5:] += 0.1
     rows = [Row(i, text, int(label == "positive")) for i, (text, label) in enumerate(make_sentences(8))]
     triggers = [FoundTrigger(word, 1, 1.0, 0.0, 9) for word in found]
-    how: Any = (64, "float32", 3, lambda *done: None, models.__getitem__, frozenset({"classifier.weight"}), triggers)
+    how: Any = (
+        64,
+        "float32",
+        3,
+        lambda *done: shown.append(done),
+        models.__getitem__,
+        frozenset({"classifier.weight"}),
+        triggers,
+    )
     Distil(texts=20).train(load_model(suspect), ModelStepContext(load_tokenizer(suspect), rows, *how))
+    assert shown == [(20, 20)]
     own, told = learnt[:-20], learnt[-20:]
     assert [max(share) < 1 for _, share in told] == [True] * 20  # what the suspect says is no certainty
     assert all(share[rows[row.id].label] == 1 for row, share in own)
