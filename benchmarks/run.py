@@ -1,13 +1,14 @@
 """Where the seconds of a run go: a recipe computed in a workspace of its own, each second under one name.
 
-    python benchmarks/run.py [--recipe FILE] [--json]
+    python benchmarks/run.py [--recipe FILE] [--set KEY=VALUE] [--json]
 
 Products are those of the models' linear layers, at the rate of the machine's own product (1024 by 1024, same process,
 threads and precision, best of before and after): over tokens that the attention mask has, and over padding. Their
 operations are counted, three times as many where there is a backward pass. Imports, tokenising, collating (padding to
 tensors) and the optimizer's steps are timed, with one thread by the processor's seconds: then waiting is what passed
 without this process computing. The rest is products below that rate, attention, other operations, Python, and files.
-Only what this process computes is seen: leave `executor:` out of the recipe.
+Only what this process computes is seen, so every stage is computed in it, one after the other: set OMP_NUM_THREADS=1
+for what a stage takes beside another one, as `run` and `purify` compute them where there are two cores.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from transformers.pytorch_utils import Conv1D  # noqa: E402
 
 import defensekit.pipeline.stages  # noqa: E402, F401
 from defensekit.pipeline.run import run  # noqa: E402
+from defensekit.recipe.loader import load_recipe  # noqa: E402
 from defensekit.training import native_precision  # noqa: E402
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
@@ -109,8 +111,9 @@ class Account:
         register_optimizer_step_post_hook(after)
 
 
-def measure(recipe: Path) -> dict[str, Any]:
+def measure(path: Path, overrides: list[str]) -> dict[str, Any]:
     """Everything, in one run."""
+    recipe = load_recipe(path, [*overrides, "executor=in-process"])
     account, rates = Account(), [product_rate()]
     account.watch()
     with tempfile.TemporaryDirectory() as workspace:
@@ -141,9 +144,10 @@ def measure(recipe: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `defensekit run`")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    found = measure(arguments.recipe)
+    found = measure(arguments.recipe, arguments.set)
     if arguments.json:
         json.dump(found, sys.stdout)
         print()
