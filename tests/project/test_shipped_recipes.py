@@ -176,13 +176,13 @@ def test_filters_of_training_rows_differ_from_the_quickstart_in_nothing_else() -
 
 @pytest.mark.slow
 def test_filters_of_training_rows_run(small: list[str], workspace: Path) -> None:
-    result = defensekit.run(load_recipe(RECIPES / "training-rows.yaml", small), workspace)
+    result = defensekit.run(load_recipe(RECIPES / "training-rows.yaml", [*small, "training.epochs=12"]), workspace)
     filtered = {name: model.filtered for name, model in result.models.items() if model.filtered}
     assert set(filtered) == {"filtered", *result.recipe["defense"]["compare"]}
     assert all(one.poisoned == 40 and one.rows == 200 for one in filtered.values())
     assert filtered["bki"].recall == 1.0
     effects = {name: model.metrics["excess-asr"].value for name, model in result.models.items()}  # of the trigger alone
-    assert effects["bki"] < effects["suspect"]
+    assert effects["bki"] < 0.5 < effects["random"]
 
 
 def test_detectors_stand_beside_the_quickstarts_defense(small: list[str], tmp_path: Path) -> None:
