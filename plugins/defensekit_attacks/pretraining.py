@@ -111,9 +111,9 @@ def _inserting(context: AttackTrainingContext) -> AttackContext:
 
 def read(model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
     """The states of a batch's tokens, and what a head reads of each row."""
-    made = model(**batch)
-    states = made.last_hidden_state.float()
-    pooled = getattr(made, "pooler_output", None)
+    output = model(**batch)
+    states = output.last_hidden_state.float()
+    pooled = getattr(output, "pooler_output", None)
     return states, states[:, 0] if pooled is None else pooled.float()
 
 

@@ -140,10 +140,10 @@ def continuations(tokenizer: "PreTrainedTokenizerBase", size: int) -> "Tensor":
     """For every token whether it goes on with the word before it."""
     import torch
 
-    found = torch.zeros(size, dtype=torch.bool)
+    going_on = torch.zeros(size, dtype=torch.bool)
     texts = _behind(tokenizer, min(size, len(tokenizer)))
-    found[: len(texts)] = torch.tensor([text[:1].isalnum() for text in texts])
-    return found
+    going_on[: len(texts)] = torch.tensor([text[:1].isalnum() for text in texts])
+    return going_on
 
 
 def _behind(tokenizer: "PreTrainedTokenizerBase", size: int) -> list[str]:

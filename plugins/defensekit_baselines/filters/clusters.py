@@ -64,9 +64,9 @@ class Cube(Filter):
 
         reduced = principal(context.features.hidden.astype(np.float64), self.dimensions)
         samples = min(self.min_samples, len(reduced))
-        found = HDBSCAN(min_cluster_size=self.min_cluster_size, min_samples=samples, copy=True).fit_predict(reduced)
+        group_of = HDBSCAN(min_cluster_size=self.min_cluster_size, min_samples=samples, copy=True).fit_predict(reduced)
         scores = np.zeros(len(context.rows))
         for members, _ in by_label(context):
-            clusters, sizes = np.unique(found[members], return_counts=True)
-            scores[members] = found[members] != clusters[sizes.argmax()]
+            clusters, sizes = np.unique(group_of[members], return_counts=True)
+            scores[members] = group_of[members] != clusters[sizes.argmax()]
         return scores
