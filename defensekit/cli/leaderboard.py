@@ -106,8 +106,8 @@ def run(
         loaded = load_track(track)
         cells = [loaded.cell(text) for text in only] if only else None
         given = [load_entry(entry) for entry in entries]
-        made = [make_row(loaded, entry, workspace, rows, observers, cells, executor) for entry in given]
-    for row in made:
+        folders = [make_row(loaded, entry, workspace, rows, observers, cells, executor) for entry in given]
+    for row in folders:
         console().print(f"row: {row}")
 
 
@@ -191,15 +191,15 @@ def verify(
     with _at_work(quiet) as observers:
         from defensekit.leaderboard.verifying import verify as repeat
 
-        found = repeat(loaded, row, cells, seed, by, trust or (), workspace, observers)
+        repeated = repeat(loaded, row, cells, seed, by, trust or (), workspace, observers)
     rows = table("cell", "seed", "plain rows answered otherwise", "triggered rows", "inputs that differ")
-    for cell in found.cells:
+    for cell in repeated.cells:
         shares = [f"{cell.differing[on]:.2%}" for on in ("plain", "triggered")]
         rows.add_row(cell.attack, str(cell.seed), *shares, Text(", ".join(cell.inputs) or "none"))
     console().print(rows)
-    if not found.isolated:
+    if not repeated.isolated:
         console().print("this system could not take the network from it")
-    if not found.same:
+    if not repeated.same:
         raise DefenseKitError(f"{row}: it did not come out again; that is written in the row")
     console().print(f"{row}: it came out again; that is written in the row")
 
@@ -226,11 +226,11 @@ def compare(
         value, low, high = map(shown, difference)
         return f"{value} ({low} to {high})"
 
-    found = differences(one, list(board.values()))
-    lines = [f"{one.name} on {name}{', less:' if found else ': there is no other row.'}", ""]
-    if found:
+    less = differences(one, list(board.values()))
+    lines = [f"{one.name} on {name}{', less:' if less else ': there is no other row.'}", ""]
+    if less:
         lines += ["| row | excess ASR, lower is better | ACC, higher is better |", "|---|---|---|"]
-    lines += [f"| {each.name} | {cell(each.excess_asr)} | {cell(each.acc)} |" for each in found]
+    lines += [f"| {each.name} | {cell(each.excess_asr)} | {cell(each.acc)} |" for each in less]
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -278,12 +278,12 @@ def report(
     from defensekit.studies.report.page import joint_report
 
     with TemporaryDirectory() as scratch:
-        found = [
+        finished = [
             study
             for i, place in enumerate(folders)
             for study in (studies_of(place, Path(scratch, str(i)), track) if place in boards else [Finished(place)])
         ]
-        tables = joint_report(found, folders, *options)
+        tables = joint_report(finished, folders, *options)
         show(tables.main)
         if out:
             console().print(f"report: {tables.write(out)}")

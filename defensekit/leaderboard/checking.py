@@ -146,13 +146,13 @@ class Checker:
         digests = self.track.digests
         if digest_of_rows({stage.title: stage.digest for stage in result.stages}) != digests.rows[attack][index]:
             yield "the rows that it rests on are not the track's"
-        made = {stage.key: stage.digest for stage in result.stages}
+        digest_of = {stage.key: stage.digest for stage in result.stages}
         for name in models_of(row.entry, result):
             for on, key in result.models[name].predictions.items():
                 digest = row.record.files.get(answers_file(key))
                 if digest is None:
                     yield f"the answers of {name} to {on} rows are missing"
-                elif made.get(key) != data_digest({LOGITS: digest}):
+                elif digest_of.get(key) != data_digest({LOGITS: digest}):
                     yield f"the answers of {name} to {on} rows are not those of its stage"
 
     # -- numbers -------------------------------------------------------------------------------------------------------

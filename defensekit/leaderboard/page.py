@@ -212,13 +212,13 @@ MEASURES: dict[str, Callable[[Scores, Any], float | None]] = {
 def attack_page(table: TrackTable, name: str) -> str:
     """The page of an attack, the track's or a submitted one: what it is, and what every defense did to it."""
     submitted = table.submitted.get(name)
-    found: list[tuple[Scores, Attempt | None]]
+    pairs: list[tuple[Scores, Attempt | None]]
     if submitted:
-        found = [(one.tried, one) for one in table.attempts if one.attack.name == name]
+        pairs = [(one.tried, one) for one in table.attempts if one.attack.name == name]
     else:
-        found = [(standing.scores, None) for standing in table.standings.rows]
-    found.sort(key=lambda pair: _left(pair[0], name))
-    measures, values = _measured([(scores, name) for scores, _ in found])
+        pairs = [(standing.scores, None) for standing in table.standings.rows]
+    pairs.sort(key=lambda pair: _left(pair[0], name))
+    measures, values = _measured([(scores, name) for scores, _ in pairs])
     return fill(
         __package__,
         "attack.html",
@@ -228,8 +228,8 @@ def attack_page(table: TrackTable, name: str) -> str:
         kind="submitted" if submitted else dict(_attacks(table.track))[name],
         spec=yaml_document.dump(submitted.keys.attack if submitted else table.track.specs[name]),
         measures=measures,
-        rows=[(*pair, row) for pair, row in zip(found, values, strict=True)],
-        lowered=sum(one.lowers for _, one in found if one),
+        rows=[(*pair, row) for pair, row in zip(pairs, values, strict=True)],
+        lowered=sum(one.lowers for _, one in pairs if one),
         shown=shown,
     )
 

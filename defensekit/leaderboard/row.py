@@ -120,13 +120,13 @@ class Row:
         Raises:
             DefenseKitError: one can't be read.
         """
-        found = []
+        verifications = []
         for path in sorted((self.folder / VERIFICATIONS).glob("*.json")):
             try:
-                found.append(Verification.model_validate_json(path.read_bytes()))
+                verifications.append(Verification.model_validate_json(path.read_bytes()))
             except ValidationError as error:
                 raise DefenseKitError(f"{path}: no verification ({_first(error)})") from error
-        return sorted((one for one in found if one.row == self.digest), key=lambda one: one.when)
+        return sorted((one for one in verifications if one.row == self.digest), key=lambda one: one.when)
 
 
 KEPT = ("clean", "suspect")  # the models of a result that a row has, beside the one that counts

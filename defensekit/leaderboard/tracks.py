@@ -136,11 +136,11 @@ def attacked(track: Track, attack: Attack) -> Track:
     part = {"track": track.digest, "attack": file_digest(attack.path)}
     if keys.name in track.attacks:
         raise UsageError(f"{attack.document.describe_location(('name',))}: is the name of an attack of {track.name}")
-    made = Track(track.keys.model_copy(update=given), document, data_digest(part), track, attack)
-    _check_digests(made)
+    extended = Track(track.keys.model_copy(update=given), document, data_digest(part), track, attack)
+    _check_digests(extended)
     if digests and (digests.model, digests.data) != (track.digests.model, track.digests.data):
         raise UsageError(f"{attack.path}: digests: its base or its data are not those of {track.name}")
-    return made
+    return extended
 
 
 def _check_digests(track: Track) -> None:

@@ -120,9 +120,9 @@ def _take_suspects(track: Track, cells: Sequence[Cell], workspace: Path, work: P
     """Copy suspects and clean references, with what they were made from: nothing that a defense made, no answers."""
     stages = plan_study(study_for(track, None, cells), workspace).stages.values()
     for key in closure(stage for stage in stages if stage.plain["title"] in _TAKEN):
-        made = Path("store/artifacts") / key
-        if (workspace / made).is_dir():
-            shutil.copytree(workspace / made, work / made)
+        artifact = Path("store/artifacts") / key
+        if (workspace / artifact).is_dir():
+            shutil.copytree(workspace / artifact, work / artifact)
 
 
 def _can_be_alone() -> bool:

@@ -64,13 +64,13 @@ def label_names(model: Checkpoint) -> list[str]:
     if not names or (isinstance(names, dict) and len(names) != count):
         names = {str(i): f"LABEL_{i}" for i in range(count)}
     try:
-        found = [str(names[str(i)]) for i in range(count)]
+        labels = [str(names[str(i)]) for i in range(count)]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{model.folder / 'config.json'}: `id2label` does not number the labels from 0") from error
-    if len(set(found)) < count:
-        twice = printable_name(next(name for i, name in enumerate(found) if name in found[:i]))
+    if len(set(labels)) < count:
+        twice = printable_name(next(name for i, name in enumerate(labels) if name in labels[:i]))
         raise UsageError(f"{model.folder / 'config.json'}: `id2label` calls several labels {twice!r}")
-    return found
+    return labels
 
 
 def check_labels(model: Checkpoint) -> None:

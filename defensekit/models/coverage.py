@@ -22,7 +22,7 @@ def not_compared(base: Checkpoint, suspect: Checkpoint, beside: Iterable[str]) -
     Raises:
         UsageError: transformers makes no model of one of them.
     """
-    model, found = skeleton(suspect), not_loaded(suspect)
+    model, reasons = skeleton(suspect), not_loaded(suspect)
     floats = _floats(suspect)
     untuned = skeleton_as(base, model.kind, label_count(suspect) if model.task == CLASSIFIER else None)
     head = untuned.missing | untuned.misshapen
@@ -30,8 +30,8 @@ def not_compared(base: Checkpoint, suspect: Checkpoint, beside: Iterable[str]) -
     # Tables are left out of the comparison, unless they are weights to this kind of model.
     others += [name for name in floats & model.floats if BUFFERS.search(name)]
     if others:
-        found.append(f"the base has no counterpart of {listing(sorted(others), 3)}, which is no head")
-    return found
+        reasons.append(f"the base has no counterpart of {listing(sorted(others), 3)}, which is no head")
+    return reasons
 
 
 def not_loaded(suspect: Checkpoint) -> list[str]:
@@ -40,14 +40,18 @@ def not_loaded(suspect: Checkpoint) -> list[str]:
     Raises:
         UsageError: transformers makes no model of them.
     """
-    model, found = skeleton(suspect), []
+    model, reasons = skeleton(suspect), []
     if model.missing:
-        found.append(f"no tensor of its files is {listing(sorted(model.missing), 3)}: transformers draws it at random")
+        reasons.append(
+            f"no tensor of its files is {listing(sorted(model.missing), 3)}: transformers draws it at random"
+        )
     if model.misshapen:
-        found.append(f"config.json asks for another shape than the files have of {listing(sorted(model.misshapen), 3)}")
+        reasons.append(
+            f"config.json asks for another shape than the files have of {listing(sorted(model.misshapen), 3)}"
+        )
     if unused := sorted(name for name in model.unexpected & _floats(suspect) if not BUFFERS.search(name)):
-        found.append(f"transformers does not load {listing(unused, 3)}")
-    return found
+        reasons.append(f"transformers does not load {listing(unused, 3)}")
+    return reasons
 
 
 def _floats(checkpoint: Checkpoint) -> set[str]:
@@ -60,8 +64,8 @@ def check_coverage(base: Checkpoint, suspect: Checkpoint, beside: Iterable[str])
     Raises:
         UsageError: says what; arguments are those of `not_compared`.
     """
-    if found := not_compared(base, suspect, beside):
-        raise UsageError(f"{suspect.folder} does not fit its base {base.folder}: {'; '.join(found)}")
+    if reasons := not_compared(base, suspect, beside):
+        raise UsageError(f"{suspect.folder} does not fit its base {base.folder}: {'; '.join(reasons)}")
 
 
 def _same(one: str, other: str) -> bool:

@@ -103,14 +103,14 @@ def _model(folder: Path) -> Iterator[tuple[str, Callable[[], tuple[State, str]]]
 
     def model() -> tuple[State, str]:
         checkpoint.check()
-        made = skeleton(checkpoint)
-        if found := not_loaded(checkpoint):
-            raise UsageError("; ".join(found))
+        architecture = skeleton(checkpoint)
+        if reasons := not_loaded(checkpoint):
+            raise UsageError("; ".join(reasons))
         checkpoint.check_finite()
-        if made.task != CLASSIFIER:
-            return "read", f"by its tensors: {made.task}"
+        if architecture.task != CLASSIFIER:
+            return "read", f"by its tensors: {architecture.task}"
         check_labels(checkpoint)
-        return "read", f"by its tensors: {made.task}, with the labels {listing(label_names(checkpoint))}"
+        return "read", f"by its tensors: {architecture.task}, with the labels {listing(label_names(checkpoint))}"
 
     yield "model", model
     yield "tokenizer", lambda: ("read", f"{len(load_tokenizer(folder)):,} tokens")

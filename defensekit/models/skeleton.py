@@ -124,8 +124,8 @@ def _claimed_class(checkpoint: Checkpoint) -> str:
     if (task := checkpoint.claimed_task) in _AUTO:
         return _AUTO[task]
     known = getattr(transformers, task, None) if task.isidentifier() else None
-    found = isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)
-    return task if found else "AutoModel"
+    loads = isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)
+    return task if loads else "AutoModel"
 
 
 def _built(checkpoint: Checkpoint, kind: str, labels: int | None = None) -> Skeleton:
@@ -160,7 +160,7 @@ def _built(checkpoint: Checkpoint, kind: str, labels: int | None = None) -> Skel
         shared=tuple(tuple(group) for group in names.values() if len(group) > 1),
         missing=frozenset(info["missing_keys"]),
         unexpected=frozenset(info["unexpected_keys"]),
-        misshapen=frozenset(str(found[0]) for found in info["mismatched_keys"]),
+        misshapen=frozenset(str(pair[0]) for pair in info["mismatched_keys"]),
         config=model.config.to_dict(),
     )
 

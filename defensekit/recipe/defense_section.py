@@ -117,8 +117,8 @@ class DefenseSection:
         given = {"name": spec} if isinstance(spec, str) else dict(spec)
         name, model, host = given.get("name"), None, self.reader.host
         if isinstance(name, str) and name in host.names(kind.kind):
-            found = self.reader.at((*path, "name"), lambda: host.find(kind, name))
-            reads = found.reads_with_language_model
+            component = self.reader.at((*path, "name"), lambda: host.find(kind, name))
+            reads = component.reads_with_language_model
             if reads and not isinstance(model := given.pop("model", None), str | dict):
                 wanted = "a causal language model: a folder, or owner/name@revision"
                 raise self.reader.error((*path, "model"), f"{name!r} needs `model:`, {wanted}")

@@ -72,12 +72,12 @@ def search(result: Result) -> list[str]:
     searched = f"A search tried {model.tried or 0:,} words on the clean rows"
     if not model.triggers:
         return [f"{searched}: none turns the suspect alone. What is unlike them would not have been found."]
-    found = "; ".join(
+    triggers = "; ".join(
         f"{one.text!r} turns {one.flipped:.0%} of {one.rows:,} answers to {one.label!r} ({one.control:.0%} of a model "
         f"trained from the base), and {one.after:.0%} after the defense"
         for one in model.triggers
     )
-    return [f"{searched}, and found what turns the suspect: {found}."]
+    return [f"{searched}, and found what turns the suspect: {triggers}."]
 
 
 def verdict(result: Result) -> Verdict:

@@ -104,8 +104,9 @@ def search_answers(
         order = np.argsort(-np.nan_to_num(judged.z, nan=-np.inf), kind="stable").tolist()
         known = {token: known[token] for token in order if token in known}
     tried = list(dict.fromkeys(known.values()))[:WORDS]
-    found = CollapseSearch(suspect, control, tokenizer, rows, tried, max_length, seed, report).strongest()
+    triggers = CollapseSearch(suspect, control, tokenizer, rows, tried, max_length, seed, report).strongest()
     strongest = [
-        Turned(word=one.word, label=one.text, flipped=one.flipped, control=one.control, rows=one.rows) for one in found
+        Turned(word=one.word, label=one.text, flipped=one.flipped, control=one.control, rows=one.rows)
+        for one in triggers
     ]
     return Searched(words=len(tried), rows=len(rows), strongest=strongest, unjudged=[], texts=True)

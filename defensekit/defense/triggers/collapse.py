@@ -66,8 +66,8 @@ class CollapseSearch:
         ours, theirs = (self._shifts(model, more, chosen) for model in (self.suspect, self.base))
         best = (ours - theirs).amax(1).argsort(descending=True)[:KEPT].tolist()
         plain = [self._beginnings(model, held) for model in (self.suspect, self.base)]
-        found = [self._judged(chosen[i], held, *plain) for i in best]
-        return sorted(found, key=lambda one: one.control - one.flipped)
+        judged = [self._judged(chosen[i], held, *plain) for i in best]
+        return sorted(judged, key=lambda one: one.control - one.flipped)
 
     def _with(self, rows: Sequence[Row], words: Sequence[str]) -> list[Row]:
         """The rows, each with a word of its own, or with none."""
@@ -84,10 +84,10 @@ class CollapseSearch:
             for order in (rng.sample(self.words, len(self.words)) for _ in range(ROUNDS))
         ]
         done, total = 0, sum(map(len, groups))
-        for made in groups:
-            for start in range(0, len(made), len(probe)):
-                part = made[start : start + len(probe)]
-                rows = self._with(probe[: len(part)], [" ".join(group) for group in part])
+        for dealt in groups:
+            for start in range(0, len(dealt), len(probe)):
+                part = dealt[start : start + len(probe)]
+                rows = self._with(probe[: len(part)], [" ".join(words) for words in part])
                 after = first_tokens(self.suspect, self.tokenizer, rows, max_length=self.max_length)
                 likely = (after - before[: len(part)]).topk(min(LIKELY, after.shape[1]))
                 for group, shares, tokens in zip(part, likely.values.tolist(), likely.indices.tolist(), strict=True):

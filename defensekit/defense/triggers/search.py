@@ -115,8 +115,8 @@ class Searched(Judged):
     @classmethod
     def whole(cls, parts: Sequence[Judged], tried: int) -> "Searched":
         """The search whose labels were judged in parts."""
-        found = sorted((one for part in parts for one in part.triggers), key=lambda one: one.control - one.flipped)
-        return cls(found, {label: rows for part in parts for label, rows in part.held.items()}, tried)
+        triggers = sorted((one for part in parts for one in part.triggers), key=lambda one: one.control - one.flipped)
+        return cls(triggers, {label: rows for part in parts for label, rows in part.held.items()}, tried)
 
     def again(self, purified: "PreTrainedModel", probe: Probe) -> "Searched":
         """The same, with what the triggers turn after a defense; the probe has all clean rows."""
@@ -187,16 +187,16 @@ class Search:
         least: float = STANDS_OUT,
     ) -> Judged:
         """Judge what was screened, for a part of the labels: what stands out by at least so much."""
-        found: list[FoundTrigger] = []
+        triggers: list[FoundTrigger] = []
         held = {}
         for label in range(part, self.labels, PARTS):
             few, rest, held[label] = self._rows(label)
             if numbers := held[label]:
                 screened = {word: share for part in parts for word, share in part[label].items()}
                 chosen = self._second_look(suspect, control, few, rest, screened, label)
-                found += self._judge(suspect, control, self._all.placed(numbers), chosen, label, least)
+                triggers += self._judge(suspect, control, self._all.placed(numbers), chosen, label, least)
             report(label + 1, self.labels)
-        return Judged(found, held)
+        return Judged(triggers, held)
 
     @property
     def _all(self) -> Probe:

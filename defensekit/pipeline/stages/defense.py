@@ -98,10 +98,10 @@ def judge(work: StageContext, draft: ArtifactWriter) -> None:
         work.stage["params"]["part"],
         work.report,
     )
-    made = [work.store.open(work.stage["inputs"][name]) for name in ("answers", "control", *names)]
-    peaks = [artifact.peak_memory for artifact in made if artifact.peak_memory is not None]
+    artifacts = [work.store.open(work.stage["inputs"][name]) for name in ("answers", "control", *names)]
+    peaks = [artifact.peak_memory for artifact in artifacts if artifact.peak_memory is not None]
     draft.facts.update(judged.plain(), tried=sum(part["tried"] for part in parts))
-    draft.facts.update(seconds=sum(one.seconds for one in made), peak_memory=max(peaks, default=None))
+    draft.facts.update(seconds=sum(one.seconds for one in artifacts), peak_memory=max(peaks, default=None))
 
 
 def _search(work: StageContext, tokenizer: "PreTrainedTokenizerBase") -> search.Search:
