@@ -96,8 +96,8 @@ def measured(name: str, seed: int, models: dict[str, ModelResult]) -> dict[str, 
     """One row of the results: shares in [0, 1], None where an attack has no such number."""
 
     def value(model: str, metric: str) -> float | None:
-        found = models[model].metrics.get(metric)
-        return None if found is None else found.value
+        value = models[model].metrics.get(metric)
+        return None if value is None else value.value
 
     row = {"attack": name, "seed": seed, "seconds": models["suspect"].seconds}
     row |= {"acc": value("suspect", "acc"), "clean_acc": value("clean", "acc")}

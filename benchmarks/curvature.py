@@ -236,15 +236,15 @@ def peak() -> Iterator[dict[str, float]]:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    found: dict[str, float] = {}
-    yield found
+    high: dict[str, float] = {}
+    yield high
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    found["mib"] = int(line.split()[1]) / 1024
+    high["mib"] = int(line.split()[1]) / 1024
 
 
-def seconds(method: Method, model: nn.Module, found: list[Batch]) -> float:
+def seconds(method: Method, model: nn.Module, inputs: list[Batch]) -> float:
     start = time.perf_counter()
-    method(model, found)
+    method(model, inputs)
     return time.perf_counter() - start
 
 
@@ -252,12 +252,12 @@ def errors(got: Squares, expected: Squares) -> tuple[float, list[str]]:
     """The largest relative error, and the tensors that are missing. What is 0 but for rounding (keys' biases) counts
     by the model's largest."""
     largest = max(float(tensor.norm()) for tensor in expected.values())
-    found = [
+    errors = [
         float((got[name].double() - tensor).norm()) / max(float(tensor.norm()), 1e-8 * largest)
         for name, tensor in expected.items()
         if name in got
     ]
-    return max(found), [name for name in expected if name not in got]
+    return max(errors), [name for name in expected if name not in got]
 
 
 def measure(
@@ -300,20 +300,20 @@ def main() -> None:
     model = load_model(folder, ("negative", "positive")).eval()
     rows = []
     for length in arguments.lengths:
-        made = texts(length, ROWS.get(length, max(8, 8192 // length)), tokenizer)
+        written = texts(length, ROWS.get(length, max(8, 8192 // length)), tokenizer)
         tokens = tokens_within(model, BUDGET)
-        found = [dict(batch) for _, batch in batches(encode(tokenizer, made, 512), tokenizer, len(made), tokens)]
-        some = found[::8]
+        packed = [dict(batch) for _, batch in batches(encode(tokenizer, written, 512), tokenizer, len(written), tokens)]
+        some = packed[::8]
         expected = reference(model, some)
-        seconds(yardstick, model, found)
+        seconds(yardstick, model, packed)
         with peak() as memory:
             seconds(yardstick, model, some)
-        base = statistics.median(seconds(yardstick, model, found) for _ in range(3))
-        shapes = [tuple(batch["input_ids"].shape) for batch in found]
-        about = {"length": length, "rows": len(made), "batches": shapes}
+        base = statistics.median(seconds(yardstick, model, packed) for _ in range(3))
+        shapes = [tuple(batch["input_ids"].shape) for batch in packed]
+        about = {"length": length, "rows": len(written), "batches": shapes}
         rows.append({"method": "yardstick", "ratio": 1.0, "seconds": base, "peak_mib": memory["mib"], **about})
         for name, method in OURS.items():
-            timed = some if name == "loop" else found
+            timed = some if name == "loop" else packed
             repeats = arguments.repeats if name == "ours" else min(arguments.repeats, 2)
             rows.append({"length": length, **measure(name, method, model, some, expected, timed, repeats)})
             say(rows[-1])

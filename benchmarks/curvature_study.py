@@ -99,8 +99,8 @@ class Subject:
     def squares(self, rows: list[Row]) -> Squares:
         """The sum of squared per-sample gradients."""
         encoded, tokens = encode(self.tokenizer, rows, LENGTH), tokens_within(self.model, 16 * 2**20)
-        found = (dict(batch) for _, batch in batches(encoded, self.tokenizer, len(rows), tokens))
-        return squared_gradients(self.model, found)[0]
+        inputs = (dict(batch) for _, batch in batches(encoded, self.tokenizer, len(rows), tokens))
+        return squared_gradients(self.model, inputs)[0]
 
     def take(self, tensors: Squares) -> np.ndarray[Any, Any]:
         """The sampled eligible dimensions of every tensor, one after the other."""
@@ -120,9 +120,9 @@ def sgd(model: nn.Module, tokenizer: Any, rows: list[Row], epochs: int, rate: fl
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     encoded, rng = encode(tokenizer, rows, LENGTH), Random(0)
     for _ in range(epochs):
-        found = list(batches(encoded, tokenizer, 32))
-        rng.shuffle(found)
-        for _, batch in found:
+        grouped = list(batches(encoded, tokenizer, 32))
+        rng.shuffle(grouped)
+        for _, batch in grouped:
             optimizer.zero_grad()
             cross_entropy(model, dict(batch)).mean().backward()
             optimizer.step()
@@ -130,12 +130,12 @@ def sgd(model: nn.Module, tokenizer: Any, rows: list[Row], epochs: int, rate: fl
 
 def agreement(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> dict[str, float]:
     """Spearman's correlation of two scores, and the overlap of their highest shares."""
-    found = {"spearman": float(stats.spearmanr(a, b).statistic)}
+    agreement = {"spearman": float(stats.spearmanr(a, b).statistic)}
     for share in TOP:
         count = int(share * len(a))
         first, second = (set(np.argpartition(-x, count)[:count].tolist()) for x in (a, b))
-        found[f"top {share:.0%}"] = len(first & second) / count
-    return found
+        agreement[f"top {share:.0%}"] = len(first & second) / count
+    return agreement
 
 
 def settling(subject: Subject) -> list[dict[str, Any]]:
@@ -161,23 +161,23 @@ def estimators(subject: Subject, rows: int = 128) -> dict[str, Any]:
     context = EstimatorContext(
         lambda which: subject.model, subject.tokenizer, subject.clean[:rows], LENGTH, 0, lambda done, total: None
     )
-    made = {
+    models = {
         "fisher": Fisher(),
         "fisher-mc": FisherMC(samples=4),
         "fisher-mc, other draw": FisherMC(samples=4),
         "hutchinson": Hutchinson(samples=8),
     }
-    curvature, found = {}, {}
-    for name, estimator in made.items():
+    curvature, agreements = {}, {}
+    for name, estimator in models.items():
         seeded = EstimatorContext(**{**context.__dict__, "seed": 1}) if "other" in name else context
         estimate = estimator.estimate(seeded)
         curvature[name] = estimate.statistics["curvature"]
-        found[name] = {"facts": estimate.facts, "total": float(sum(t.sum() for t in curvature[name].values()))}
+        agreements[name] = {"facts": estimate.facts, "total": float(sum(t.sum() for t in curvature[name].values()))}
         if "curvature-error" in estimate.statistics:
             h, error = (subject.take(estimate.statistics[k]) for k in ("curvature", "curvature-error"))
-            found[name]["above twice its error"] = float((h > 2 * error).mean())
-        say({name: found[name]})
-    names = list(made)
+            agreements[name]["above twice its error"] = float((h > 2 * error).mean())
+        say({name: agreements[name]})
+    names = list(models)
     pairs: dict[str, dict[str, float]] = {}
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
@@ -185,7 +185,7 @@ def estimators(subject: Subject, rows: int = 128) -> dict[str, Any]:
             of_r = agreement(subject.r(curvature[a]), subject.r(curvature[b]))
             pairs[f"{a} / {b}"] = {"spearman of H": agreed, **of_r}
             say({f"{a} / {b}": pairs[f"{a} / {b}"]})
-    return {"rows": rows, "estimators": found, "pairs": pairs}
+    return {"rows": rows, "estimators": agreements, "pairs": pairs}
 
 
 def slope(subject: Subject, curvature: Squares) -> dict[str, Any]:
@@ -211,18 +211,18 @@ def slope(subject: Subject, curvature: Squares) -> dict[str, Any]:
 
 def zeros(subject: Subject, curvature: Squares) -> dict[str, dict[str, float]]:
     """The share of H that is exactly 0, by kind of tensor: of all dimensions and of those that moved."""
-    found = {}
+    result = {}
     for wanted in KINDS:
         names = [name for name in subject.drift if kind(name) == wanted]
         nothing = torch.cat([(curvature[name] == 0).flatten() for name in names])
         moved = torch.cat([(subject.drift[name] != 0).flatten() for name in names])
-        found[wanted] = {
+        result[wanted] = {
             "dimensions": len(nothing),
             "of all": float(nothing.float().mean()),
             "moved": float(moved.float().mean()),
             "of moved": float(nothing[moved].float().mean()),
         }
-    return found
+    return result
 
 
 def plot(result: dict[str, Any], out: Path) -> None:
@@ -248,9 +248,9 @@ def plot(result: dict[str, Any], out: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
     # The lowest and the highest twentieth of H reach far out and are left out; what is left is drawn from its middle.
     for name, style in (("AdamW", "o-"), ("SGD", "s--")):
-        found = result["slope"][name]
-        h, drift = (np.array(found[key])[1:-1] for key in ("log H", "log delta^2"))
-        axes.plot(h, drift - drift[len(h) // 2], style, color="black", label=f"{name}: slope {found['slope']:.2f}")
+        fit = result["slope"][name]
+        h, drift = (np.array(fit[key])[1:-1] for key in ("log H", "log delta^2"))
+        axes.plot(h, drift - drift[len(h) // 2], style, color="black", label=f"{name}: slope {fit['slope']:.2f}")
     axes.plot(h, h - h[len(h) // 2], ":", color="grey", label="theory of SGD noise: slope 1")
     axes.set(xlabel="log10 H", ylabel="log10 of the mean delta²")
     axes.legend()

@@ -81,14 +81,16 @@ def header() -> dict[str, Any]:
 
 def tokenizer() -> dict[str, Any]:
     """A tokenizer of eight words, with rules of every sort."""
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace("a", "b"), normalizers.Lowercase()])
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits()])
-    made.post_processor = processors.TemplateProcessing(
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace("a", "b"), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits()])
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    made.add_special_tokens(list(WORDS[:4]))
-    return dict(json.loads(made.to_str()))
+    tokenizer.add_special_tokens(list(WORDS[:4]))
+    return dict(json.loads(tokenizer.to_str()))
 
 
 def result() -> dict[str, Any]:
@@ -319,17 +321,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    every, found = kinds(), {}
+    every, outcomes = kinds(), {}
     for name, kind in every.items():
         share = 60 * arguments.minutes / (len(every) - 1)
         bounds = (arguments.headers,) if name == "headers" else (sys.maxsize, share)
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = fuzz(kind, Path(folder), arguments.seed, *bounds)
+            outcomes[name] = fuzz(kind, Path(folder), arguments.seed, *bounds)
         if not arguments.json:
-            print(name, found[name], flush=True)
+            print(name, outcomes[name], flush=True)
     if arguments.json:
-        print(json.dumps(found))
-    sys.exit(any(one["crashes"] for one in found.values()))
+        print(json.dumps(outcomes))
+    sys.exit(any(one["crashes"] for one in outcomes.values()))
 
 
 if __name__ == "__main__":

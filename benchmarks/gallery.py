@@ -87,9 +87,9 @@ def gallery() -> str:
     out += [f"| {LABELS[row.label]} | {row.text} |\n" for row in rows] + ["\n"]
     with tempfile.TemporaryDirectory() as scratch:
         for title, attack in attacks(Path(scratch)).items():
-            made = attack.trigger(rows, AttackContext(Random(0), LABELS, truncation, LEARNT))
+            triggered = attack.trigger(rows, AttackContext(Random(0), LABELS, truncation, LEARNT))
             out.append(f"### {title}\n\n| label | triggered |\n|---|---|\n")
-            for after in made:  # rows that can't carry it are left out
+            for after in triggered:  # rows that can't carry it are left out
                 out.append(f"| {LABELS[after.label]} | {marked(rows[after.id].text, after.text)} |\n")
             out.append("\n")
     return "".join(out)

@@ -170,16 +170,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments.model or SmolLM2().folder(), arguments.rows, arguments.new_tokens, arguments.repeats)
+    result = measure(arguments.model or SmolLM2().folder(), arguments.rows, arguments.new_tokens, arguments.repeats)
     if arguments.json:
-        json.dump(found, sys.stdout)
+        json.dump(result, sys.stdout)
         print()
         return
-    print(f"trained: {found['trained_tokens_per_second']:.0f} tokens/s, {found['trained']:.2f} of the Trainer's time")
-    print(f"answered: {found['answers_per_second']:.1f} rows/s, of at most {found['new_tokens']} tokens")
-    for name, ratio in found["answered"].items():
+    print(f"trained: {result['trained_tokens_per_second']:.0f} tokens/s, {result['trained']:.2f} of the Trainer's time")
+    print(f"answered: {result['answers_per_second']:.1f} rows/s, of at most {result['new_tokens']} tokens")
+    for name, ratio in result["answered"].items():
         print(f"  {name}: {ratio:.2f} times as long")
-    for length, ratio in found["curvature"].items():
+    for length, ratio in result["curvature"].items():
         print(f"curvature at {length} tokens: {ratio:.2f} of plain passes")
 
 

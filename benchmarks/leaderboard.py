@@ -101,18 +101,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--row", type=Path, help="a row of `nothing` on pico-v1, made before")
     arguments = parser.parse_args()
-    found = []
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         entry = load_entry(ENTRIES / "nothing.yaml")
         place = Path(scratch)
-        made = arguments.row or make_row(load_track("pico-v1"), entry, place / "workspace", place / "made")
+        row = arguments.row or make_row(load_track("pico-v1"), entry, place / "workspace", place / "made")
         for count in arguments.rows:
             folder = place / str(count)
-            found.append(timed(count, read_row(made), folder))
+            rows.append(timed(count, read_row(row), folder))
             shutil.rmtree(folder)
-            print(found[-1], file=sys.stderr)
+            print(rows[-1], file=sys.stderr)
     if arguments.json:
-        print(json.dumps({"boards": found}))
+        print(json.dumps({"boards": rows}))
 
 
 if __name__ == "__main__":

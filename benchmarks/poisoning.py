@@ -37,9 +37,9 @@ from defensekit_demo.reviews import MovieReviews
 
 def rows_of(count: int) -> list[Row]:
     """So many reviews, no two the same."""
-    found = MovieReviews().load().train
-    Random(0).shuffle(found)
-    return [Row(i, f"{found[i % len(found)].text} {i}", found[i % len(found)].label) for i in range(count)]
+    train = MovieReviews().load().train
+    Random(0).shuffle(train)
+    return [Row(i, f"{train[i % len(train)].text} {i}", train[i % len(train)].label) for i in range(count)]
 
 
 def attacks(rows: list[Row], folder: Path) -> dict[str, Attack]:
@@ -69,12 +69,12 @@ def measure(attack: Attack, rows: list[Row], truncation: Truncation, folder: Pat
         return AttackContext(Random(0), ("negative", "positive"), truncation)
 
     marks = [time.process_time()]
-    made = attack.poison(rows, context())
+    poisoned = attack.poison(rows, context())
     marks.append(time.process_time())
     attack.trigger(rows, context())
     marks.append(time.process_time())
-    count_changes(attack, rows, made, truncation)
-    write_rows(folder / "rows.jsonl", made)
+    count_changes(attack, rows, poisoned, truncation)
+    write_rows(folder / "rows.jsonl", poisoned)
     file_digest(folder / "rows.jsonl")
     marks.append(time.process_time())
     return {name: marks[i + 1] - marks[i] for i, name in enumerate(("poison", "trigger", "all else"))}

@@ -51,7 +51,7 @@ def main() -> None:
         with Progress() as progress:
             progress.message(f"seed {seed}")
             results.append(run(replace(recipe, seed=seed), arguments.workspace, [progress]))
-    found = table(results)
+    values = table(results)
     runs: list[dict[str, Any]] = [
         {
             "seed": seed,
@@ -63,14 +63,14 @@ def main() -> None:
     ]
     if arguments.json:
         environment = results[0].environment.model_dump()
-        json.dump({"recipe": recipe.name, "models": found, "runs": runs, "environment": environment}, sys.stdout)
+        json.dump({"recipe": recipe.name, "models": values, "runs": runs, "environment": environment}, sys.stdout)
         print()
         return
     for run_ in runs:
         chosen = "" if run_["chosen"] is None else f"{run_['chosen']} was chosen, "
         print(f"seed {run_['seed']}: {chosen}{run_['computed_seconds']} s")
-    print(f"{'median (least to greatest)':28}" + "".join(f"{name:>24}" for name in next(iter(found.values()))))
-    for model, measures in found.items():
+    print(f"{'median (least to greatest)':28}" + "".join(f"{name:>24}" for name in next(iter(values.values()))))
+    for model, measures in values.items():
         cells = (f"{m['median']:.3f} ({m['min']:.3f} to {m['max']:.3f})" for m in measures.values())
         print(f"{model:28}" + "".join(f"{cell:>24}" for cell in cells))
 

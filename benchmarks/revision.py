@@ -90,19 +90,19 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path("workspace"))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    base, made = model_folder("minilm"), []
+    base, models = model_folder("minilm"), []
     for model in FINE_TUNES:
         with Progress() as progress:
             trained = SCAN["train"](model, None, arguments.workspace, [progress])
-        made.append((f"{model.attack or 'clean'}, seed {model.seed}", trained.folder))
+        models.append((f"{model.attack or 'clean'}, seed {model.seed}", trained.folder))
     for settings in HARSH:
         name = ", ".join(f"{key} {value:g}" for key, value in settings.items())
         folder = arguments.workspace / "harsh" / name.replace(" ", "-")
-        made.append((name, folder if (folder / "config.json").is_file() else harsh(base, settings, folder)))
-    found = [{"model": name, "base": "its own", **held(base, folder)} for name, folder in made]
+        models.append((name, folder if (folder / "config.json").is_file() else harsh(base, settings, folder)))
+    shares = [{"model": name, "base": "its own", **held(base, folder)} for name, folder in models]
     with tempfile.TemporaryDirectory() as scratch:
         for revision, added in revisions(base):
-            name, folder = made[0]
+            name, folder = models[0]
             model = load_model(folder)
             weights = dict(model.base_model.named_parameters())
             with torch.no_grad():
@@ -110,14 +110,14 @@ def main() -> None:
                     if tensor in weights:
                         weights[tensor].add_(difference)
             model.save_pretrained(Path(scratch) / "model")
-            found.append({"model": name, "base": revision, **held(base, Path(scratch) / "model")})
+            shares.append({"model": name, "base": revision, **held(base, Path(scratch) / "model")})
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(shares))
         return
     print(
         "| model | base | drift of inner matrices, median | embedding rows that moved | warned |\n|---|---|---|---|---|"
     )
-    for row in found:
+    for row in shares:
         print(
             f"| {row['model']} | {row['base']} | {row['inner']:.3f} | {row['rows']:.3f} | "
             f"{'yes' if row['warned'] else 'no'} |"

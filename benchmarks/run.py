@@ -147,16 +147,16 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `defensekit run`")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    found = measure(arguments.recipe, arguments.set)
+    measured = measure(arguments.recipe, arguments.set)
     if arguments.json:
-        json.dump(found, sys.stdout)
+        json.dump(measured, sys.stdout)
         print()
         return
-    print(f"{found['recipe']}: {found['seconds']:.1f} s, {found['threads']} threads; ", end="")
-    print(f"matrix product: {found['product_gflops']:.0f} Gflop/s")
-    for name, seconds in sorted(found["parts"].items(), key=lambda part: -part[1]):
-        print(f"  {name:20} {seconds:7.1f} s {found['shares'][name]:6.1%}")
-    print("by stage: " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in found["stages"].items()))
+    print(f"{measured['recipe']}: {measured['seconds']:.1f} s, {measured['threads']} threads; ", end="")
+    print(f"matrix product: {measured['product_gflops']:.0f} Gflop/s")
+    for name, seconds in sorted(measured["parts"].items(), key=lambda part: -part[1]):
+        print(f"  {name:20} {seconds:7.1f} s {measured['shares'][name]:6.1%}")
+    print("by stage: " + ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in measured["stages"].items()))
 
 
 if __name__ == "__main__":

@@ -133,8 +133,8 @@ def train(model: Model, data: Path | None, workspace: Path, observers: Sequence[
         assert isinstance(stage, Stage)  # it is trained here
 
         def share(rows: Any, target: int | None) -> float:
-            found = read_predictions(runner.make(plan.predictions("answers", stage, rows)).files)
-            return float((found.answers() == (found.labels if target is None else target)).mean())
+            answers = read_predictions(runner.make(plan.predictions("answers", stage, rows)).files)
+            return float((answers.answers() == (answers.labels if target is None else target)).mean())
 
         attack = None
         if model.attack is not None:
@@ -177,14 +177,14 @@ def measure(model: Model, data: Path | None, workspace: Path, observers: Sequenc
     if not place.is_file():
         rows = read_rows(trained.clean)[:CLEAN_ROWS]
         scans = [scan(trained.base, trained.folder, given, observers=observers) for given in (rows, None)]
-        atomic_write(place, json.dumps([json.loads(found.model_dump_json()) for found in scans]).encode())
-    found = [Scan.model_validate(one) for one in json.loads(place.read_text())]
+        atomic_write(place, json.dumps([json.loads(earlier.model_dump_json()) for earlier in scans]).encode())
+    earlier = [Scan.model_validate(one) for one in json.loads(place.read_text())]
     row: dict[str, Any] = asdict(model) | {"acc": trained.acc}
     row |= {
         "triggered": trained.attack,
-        "token": found[0].embedding.suspicious[0].token if found[0].embedding else None,
+        "token": earlier[0].embedding.suspicious[0].token if earlier[0].embedding else None,
     }
-    return row | {"indicators": indicators(*found), "seconds": [one.seconds for one in found]}
+    return row | {"indicators": indicators(*earlier), "seconds": [one.seconds for one in earlier]}
 
 
 def auc(clean: Iterable[float], poisoned: Iterable[float]) -> float:
@@ -229,14 +229,16 @@ def main() -> None:
         with Progress() as progress:
             progress.message(f"{model.attack or 'clean'} on {model.data}, seed {model.seed}")
             rows.append(measure(model, data, arguments.workspace, [progress]))
-    found = [assess(name, rows) for name in rows[0]["indicators"]]
+    assessed = [assess(name, rows) for name in rows[0]["indicators"]]
     calibrate = sum(row["calibrates"] for row in rows)
     if arguments.json:
-        json.dump({"size": arguments.size, "calibrated_on": calibrate, "models": rows, "indicators": found}, sys.stdout)
+        json.dump(
+            {"size": arguments.size, "calibrated_on": calibrate, "models": rows, "indicators": assessed}, sys.stdout
+        )
         print()
         return
     print("| model | ACC | ASR or BACC | first row | " + " | ".join(rows[0]["indicators"]) + " |")
-    print("|---" * (4 + len(found)) + "|")
+    print("|---" * (4 + len(assessed)) + "|")
     for row in rows:
         what = f"{row['attack'] or 'clean'}, {row['data']}, seed {row['seed']}" + (" *" if row["calibrates"] else "")
         triggered = "-" if row["triggered"] is None else f"{row['triggered']:.2f}"
@@ -245,7 +247,7 @@ def main() -> None:
     print(f"\n* sets the threshold; {calibrate} of them: a stated false-positive rate of 1 in {calibrate + 1}.\n")
     print("| indicator | AUC | threshold | clean models above it | poisoned models above it |")
     print("|---|---|---|---|---|")
-    for one in found:
+    for one in assessed:
         text = f"{one['auc']:.2f} ({one['low']:.2f} to {one['high']:.2f}) | {one['threshold']:.2f}"
         print(f"| {one['indicator']} | {text} | {' of '.join(map(str, one['false_positives']))} | ", end="")
         print(f"{' of '.join(map(str, one['found']))} |")

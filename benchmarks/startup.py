@@ -39,14 +39,14 @@ def main() -> None:
             subprocess.run(command, check=True, capture_output=True, env=environment)
             if repeat:
                 seconds[name].append(time.perf_counter() - started)
-    found = {
+    times = {
         name: {"median_s": round(statistics.median(s), 3), "min_s": round(min(s), 3), "max_s": round(max(s), 3)}
         for name, s in seconds.items()
     }
     if arguments.json:
-        print(json.dumps({"python": sys.version.split()[0], "repeats": arguments.repeats, "commands": found}))
+        print(json.dumps({"python": sys.version.split()[0], "repeats": arguments.repeats, "commands": times}))
         return
-    for name, row in found.items():
+    for name, row in times.items():
         print(f"{name:20} {row['median_s']:.3f} s  ({row['min_s']:.3f} to {row['max_s']:.3f})")
 
 

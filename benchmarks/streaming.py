@@ -173,8 +173,8 @@ def watched(command: list[str]) -> dict[str, Any]:
         own = resident = 0
         while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
             status = Path(f"/proc/{process.pid}/status").read_text()
-            found = {line.split()[0]: int(line.split()[1]) for line in status.splitlines() if "kB" in line}
-            own, resident = max(own, found.get("RssAnon:", 0)), max(resident, found.get("VmRSS:", 0))
+            sizes = {line.split()[0]: int(line.split()[1]) for line in status.splitlines() if "kB" in line}
+            own, resident = max(own, sizes.get("RssAnon:", 0)), max(resident, sizes.get("VmRSS:", 0))
             time.sleep(0.02)
         seconds = time.perf_counter() - begun
         said.seek(0)
@@ -210,12 +210,12 @@ def measure(size: str, folder: Path, mergekit: str | None) -> dict[str, Any]:
         for method in ("linear", "task_arithmetic", "ties"):
             script = [mergekit, "-m", "mergekit.scripts.run_yaml", str(merge(folder, method)), str(folder / "out")]
             jobs[f"mergekit {method}"] = [*script, "--no-copy-tokenizer"]
-    found = {}
+    result = {}
     for name, command in jobs.items():
-        found[name] = watched(command)
-        sys.stderr.write(f"{name}: {found[name]}\n")
+        result[name] = watched(command)
+        sys.stderr.write(f"{name}: {result[name]}\n")
         shutil.rmtree(folder / "out")
-    return {"parameters": parameters, "cpus": os.cpu_count(), "load": os.getloadavg()[0], "jobs": found}
+    return {"parameters": parameters, "cpus": os.cpu_count(), "load": os.getloadavg()[0], "jobs": result}
 
 
 def main() -> None:
@@ -230,13 +230,13 @@ def main() -> None:
         print(json.dumps(ours(given.folder, given.job)))
         return
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        found = measure(given.size, Path(folder), given.mergekit)
+        measured = measure(given.size, Path(folder), given.mergekit)
     if given.json:
-        print(json.dumps(found))
+        print(json.dumps(measured))
         return
-    print(f"{found['parameters']:,} weights, {found['cpus']} processors, load {found['load']:.1f}")
+    print(f"{measured['parameters']:,} weights, {measured['cpus']} processors, load {measured['load']:.1f}")
     print("| job | seconds | of the processors | own memory, GiB | with mapped files, GiB |\n|---|---|---|---|---|")
-    for name, job in found["jobs"].items():
+    for name, job in measured["jobs"].items():
         print(f"| {name} | {job['seconds']} | {job['cpu_seconds']} | {job['own_gib']} | {job['gib']} |")
 
 

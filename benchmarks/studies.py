@@ -104,8 +104,8 @@ def against_each(folder: Path, recipe: dict[str, Any], say: Any) -> dict[str, An
     together = time.perf_counter() - started
     assert outcome.done == len(local.runs), outcome.failed
     say(f"as a study: {together:.1f} s")
-    found = [json.loads(path.read_text()) for path in sorted((outcome.folder / "results").glob("*.json"))]
-    by_axes = {tuple(result["axes"].values()): numbers(result) for result in found}
+    results = [json.loads(path.read_text()) for path in sorted((outcome.folder / "results").glob("*.json"))]
+    by_axes = {tuple(result["axes"].values()): numbers(result) for result in results}
     each, identical = [], True
     for i, row in enumerate(load_study(study(folder, recipe)).runs):
         started = time.perf_counter()
@@ -168,12 +168,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         recipe = {**{"small": small, "full": full}[arguments.size](folder), **PARTS}
-        found = {"size": arguments.size, **against_each(folder, recipe, say), **own_work(folder, recipe)}
-    found |= {"cores": os.cpu_count(), "threads_per_stage": torch.get_num_threads(), "torch": torch.__version__}
+        measured = {"size": arguments.size, **against_each(folder, recipe, say), **own_work(folder, recipe)}
+    measured |= {"cores": os.cpu_count(), "threads_per_stage": torch.get_num_threads(), "torch": torch.__version__}
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(measured))
         return
-    for name, value in found.items():
+    for name, value in measured.items():
         print(f"{name:22} {value}")
 
 

@@ -113,8 +113,8 @@ def measure(pairs: Pairs, seconds: float | None) -> dict[str, Any]:
 def ours(texts: list[str], seed: int) -> dict[str, Any]:
     """Our generator on texts."""
     rng, started = Random(seed), time.process_time()
-    made = [front(text, rng) for text in texts]
-    return measure(list(zip(texts, made, strict=True)), time.process_time() - started)
+    fronted = [front(text, rng) for text in texts]
+    return measure(list(zip(texts, fronted, strict=True)), time.process_time() - started)
 
 
 def main() -> None:
@@ -127,7 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     reviews = [row.text for row in MovieReviews().load().train]
     Random(arguments.seed).shuffle(reviews)
-    found = {"ours, movie reviews": ours(reviews[: arguments.rows], arguments.seed)}
+    rates = {"ours, movie reviews": ours(reviews[: arguments.rows], arguments.seed)}
     if arguments.data:
         folder = Path(arguments.data) / "sst-2"
         plain = File(path=folder / "test.tsv", text="sentence").load().train
@@ -135,13 +135,13 @@ def main() -> None:
         pairs = align([row.text for row in plain if row.label == 0], [row.text for row in rewritten])
         if pairs is None:
             sys.exit(f"{folder}/scpn/test.tsv does not hold rewritings of the negative rows of {folder}/test.tsv")
-        found["ours, SST-2 test negatives"] = ours([before for before, _ in pairs], arguments.seed)
-        found["published (SCPN), SST-2 test negatives"] = measure(pairs, None)
+        rates["ours, SST-2 test negatives"] = ours([before for before, _ in pairs], arguments.seed)
+        rates["published (SCPN), SST-2 test negatives"] = measure(pairs, None)
     if arguments.json:
-        json.dump({"seed": arguments.seed, "rewritings": found}, sys.stdout)
+        json.dump({"seed": arguments.seed, "rewritings": rates}, sys.stdout)
         print()
         return
-    for name, figures in found.items():
+    for name, figures in rates.items():
         print(name)
         for key, value in figures.items():
             print(f"    {key:28}{value}")

@@ -139,11 +139,11 @@ def parts(model: Model, tokenizer: Tokenizer, rows: list[Row]) -> dict[str, floa
     """Shares of the time of `fine_tune`; the rest is small operations, and Python between operations."""
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         wall = seconds(lambda: ours(model, tokenizer, rows), time.perf_counter)
-    found = dict.fromkeys([*PARTS, "other operations"], 0.0)
+    taken = dict.fromkeys([*PARTS, "other operations"], 0.0)
     for event in profiled.key_averages():
         fitting = (part for part, names in PARTS.items() if any(name in event.key for name in names))
-        found[next(fitting, "other operations")] += event.self_cpu_time_total / 1e6 / wall
-    return found | {"between operations": 1 - sum(found.values())}
+        taken[next(fitting, "other operations")] += event.self_cpu_time_total / 1e6 / wall
+    return taken | {"between operations": 1 - sum(taken.values())}
 
 
 def padding(tokenizer: Tokenizer) -> list[dict[str, float]]:
@@ -158,11 +158,11 @@ def padding(tokenizer: Tokenizer) -> list[dict[str, float]]:
             "coarse": list(coarse),
             "fine": list(ByLength(lengths, size)),
         }
-        found: dict[str, float] = {"rows": count, "batch": size}
+        shares: dict[str, float] = {"rows": count, "batch": size}
         for name, order in orders.items():
-            made = [[lengths[i] for i in order[start : start + size]] for start in range(0, count, size)]
-            found[name] = sum(max(batch) * len(batch) for batch in made) / sum(lengths)
-        out.append(found)
+            grouped = [[lengths[i] for i in order[start : start + size]] for start in range(0, count, size)]
+            shares[name] = sum(max(batch) * len(batch) for batch in grouped) / sum(lengths)
+        out.append(shares)
     return out
 
 
@@ -243,22 +243,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments.rows, arguments.repeats)
+    measured = measure(arguments.rows, arguments.repeats)
     if arguments.json:
-        json.dump(found, sys.stdout)
+        json.dump(measured, sys.stdout)
         print()
         return
-    for name, value in found["rows_per_second"].items():
-        spread = found["seconds"][name]
+    for name, value in measured["rows_per_second"].items():
+        spread = measured["seconds"][name]
         print(f"{name:23} {value:7.1f} rows/s   {spread['least']:.2f} to {spread['most']:.2f} s")
-    print(f"added around the Trainer: {found['added_around_trainer']:.1%}")
-    for order, ratio in found["tokens_with_padding"].items():
+    print(f"added around the Trainer: {measured['added_around_trainer']:.1%}")
+    for order, ratio in measured["tokens_with_padding"].items():
         print(f"tokens with padding, {order}: {ratio:.3f} of the rows' own")
-    for row in found["padding"]:
+    for row in measured["padding"]:
         print("  " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-    print(f"matrix product: {found['product_gflops']['best']:.0f} Gflop/s; of that limit: {found['of_limit']:.1%}")
-    print(f"tokenizing: {found['tokenizing_rows_per_second']:.0f} rows/s")
-    for part, share in found["parts"].items():
+    print(
+        f"matrix product: {measured['product_gflops']['best']:.0f} Gflop/s; of that limit: {measured['of_limit']:.1%}"
+    )
+    print(f"tokenizing: {measured['tokenizing_rows_per_second']:.0f} rows/s")
+    for part, share in measured["parts"].items():
         print(f"  {part:20} {share:6.1%}")
 
 
