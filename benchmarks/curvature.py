@@ -76,24 +76,24 @@ def losses(model: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
 
 
-def yardstick(model: nn.Module, found: list[Batch]) -> Squares:
+def yardstick(model: nn.Module, inputs: list[Batch]) -> Squares:
     """Not the squares at all: what an ordinary training step computes."""
-    for batch in found:
+    for batch in inputs:
         model.zero_grad(set_to_none=True)
         losses(model, batch).sum().backward()
     model.zero_grad(set_to_none=True)
     return {}
 
 
-def ours(model: nn.Module, found: list[Batch]) -> Squares:
-    return squared_gradients(model, found)[0]
+def ours(model: nn.Module, inputs: list[Batch]) -> Squares:
+    return squared_gradients(model, inputs)[0]
 
 
-def ours_without_kernel(model: nn.Module, found: list[Batch]) -> Squares:
+def ours_without_kernel(model: nn.Module, inputs: list[Batch]) -> Squares:
     load = kernel.load
     kernel.load = lambda: None  # type: ignore[assignment]
     try:
-        return ours(model, found)
+        return ours(model, inputs)
     finally:
         kernel.load = load
 
@@ -103,9 +103,9 @@ def trimmed(batch: Batch, n: int) -> Batch:
     return {k: v[n : n + 1] if v.dim() == 1 else v[n : n + 1, :length] for k, v in batch.items()}
 
 
-def loop(model: nn.Module, found: list[Batch]) -> Squares:
+def loop(model: nn.Module, inputs: list[Batch]) -> Squares:
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for batch in found:
+    for batch in inputs:
         for n in range(len(batch["labels"])):
             model.zero_grad(set_to_none=True)
             losses(model, trimmed(batch, n)).sum().backward()
@@ -116,7 +116,7 @@ def loop(model: nn.Module, found: list[Batch]) -> Squares:
     return sums
 
 
-def vmap(model: nn.Module, found: list[Batch]) -> Squares:
+def vmap(model: nn.Module, inputs: list[Batch]) -> Squares:
     """torch.func: vmap of grad, 8 samples at a time (all at once would take 90 MB each)."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -127,7 +127,7 @@ def vmap(model: nn.Module, found: list[Batch]) -> Squares:
         return nn.functional.cross_entropy(logits, sample["labels"][None])
 
     gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
-    for batch in found:
+    for batch in inputs:
         for first in range(0, len(batch["labels"]), 8):
             part = {k: v[first : first + 8] for k, v in batch.items()}
             for name, gradient in gradients(parameters, part).items():
