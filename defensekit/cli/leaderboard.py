@@ -251,6 +251,6 @@ def build(
 
 def _at_work(quiet: bool) -> "AbstractContextManager[list[Observer]]":
     from defensekit.cli.interrupt import at_work
-    from defensekit.cli.progress import Progress
+    from defensekit.cli.study_progress import StudyProgress
 
-    return at_work(Progress(quiet=quiet), "stopped; the same command goes on where it stopped")
+    return at_work(StudyProgress(quiet=quiet), "stopped; the same command goes on where it stopped")

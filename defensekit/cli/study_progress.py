@@ -48,7 +48,7 @@ class StudyProgress(Observer):
 
     def study_started(self, runs: Sequence[str], slots: int) -> None:
         """Take note of the runs."""
-        self._runs, self._total = list(runs), len(runs)
+        self._runs, self._total, self._done, self._failed = list(runs), len(runs), 0, 0
 
     def for_run(self, name: str, axes: Mapping[str, Any]) -> Observer:
         """An observer of one run."""
@@ -67,6 +67,22 @@ class StudyProgress(Observer):
     def time_left(self, left: str) -> None:
         """Take note of the remaining time."""
         self._left = left
+
+    def stage_started(self, title: str) -> None:
+        """A stage of no run is being computed: the rows of a track, before its cells."""
+        self.stage("", title)
+
+    def progress(self, title: str, done: int, total: int) -> None:
+        """Show how far a stage of no run is."""
+        self.stage("", title, done / total if total else 0.0)
+
+    def stage_finished(self, title: str, seconds: float, reused: bool) -> None:
+        """A stage of no run is finished."""
+        self.end("", title)
+
+    def stage_failed(self, title: str, error: str) -> None:
+        """A stage of no run failed."""
+        self.end("", title)
 
     def stage(self, run: str, title: str, share: float = 0.0) -> None:
         """A stage is being computed."""
@@ -92,7 +108,7 @@ class StudyProgress(Observer):
         return f"; {self._left}" if self._left else ""
 
     def _table(self) -> Group:
-        if not self._total:
+        if not self._total and not self._stages:
             return Group()  # the runs are not known yet
         now = time.monotonic()
         table = Table("run", "stage", "for", "", box=box.SIMPLE_HEAD, pad_edge=False)

@@ -1,6 +1,7 @@
 """What a person sees while a run works."""
 
 import io
+import re
 import time
 
 import pytest
@@ -75,6 +76,11 @@ def test_a_studys_table_says_what_is_known(capsys: pytest.CaptureFixture[str]) -
 
     progress = StudyProgress()
     assert not shown().strip()  # while libraries load
+    progress.stage_started("test rows")
+    progress.progress("test rows", 1, 4)
+    assert re.search(r"test rows +0 s +25%", shown()), "a stage of no run"
+    progress.stage_finished("test rows", 1.0, False)
+    assert not shown().strip()
     progress.study_started(["a, seed 0", "b, seed 0"], 1)
     assert "0 done, 0 failed, 2 to come\n" in shown()
     progress.time_left("about 8 s left")
@@ -86,6 +92,9 @@ def test_a_studys_table_says_what_is_known(capsys: pytest.CaptureFixture[str]) -
         "[1/2] a, seed 0: failed: no; about 8 s left",
         "[2/2] b, seed 0: failed: no",
     ]
+    progress.study_started(["c, seed 0"], 1)  # of a leaderboard's next row
+    progress.for_run("c, seed 0", {}).run_failed("no")
+    assert capsys.readouterr().err.splitlines() == ["[1/1] c, seed 0: failed: no"]
 
 
 def test_plain_lines_where_there_is_no_terminal(
