@@ -20,8 +20,8 @@ from defensekit.recipe.trust import Trust
 from defensekit.recipe.yaml_document import Document, Path_
 from defensekit.text import TaskKind
 from defensekit.training import TrainingSettings, native_precision
-from defensekit.utils.errors import UsageError, listing, nearest
-from defensekit.utils.files import there
+from defensekit.utils.errors import UsageError, listing
+from defensekit.utils.files import file_there
 
 
 def load_recipe(
@@ -92,7 +92,7 @@ class _RecipeReader(Reader):
             for i, file in enumerate(plugins):
                 if self.trust:
                     self.trust.plugin(file)
-                self.at(("plugins", i), partial(_check_file, top.plugins[i], file))
+                self.at(("plugins", i), partial(file_there, top.plugins[i], file, ".py"))
                 announce(f"loading the plugin file {file}, which is code and runs with your rights")
             self.known[plugins] = self.at(("plugins",), lambda: load_plugins(plugins))
         self.host = self.known[plugins]
@@ -237,9 +237,3 @@ class _RecipeReader(Reader):
                 wanted = metric.by_default and metric.about in (None, about) and task in metric.tasks
                 suited += [name] if wanted else []
         return suited
-
-
-def _check_file(typed: str, path: Path) -> None:
-    if not there(typed, path).is_file():
-        beside = [p.name for p in path.parent.glob("*.py")]
-        raise UsageError(f"there is no file {path}.{nearest(path.name, beside)}")

@@ -15,7 +15,7 @@ from defensekit.recipe.recipe import NamedComponent, Recipe
 from defensekit.recipe.yaml_document import Document, Path_, moved, overlay, setting
 from defensekit.studies.keys import Label, StudyKeys, no_recipe
 from defensekit.utils.errors import PlacedError, UsageError, choices, listing, nearest
-from defensekit.utils.files import environment_path, there
+from defensekit.utils.files import environment_path, file_there
 
 Axes = dict[str, Label]
 
@@ -158,11 +158,7 @@ class _Matrix:
         named = self.keys.recipe
 
         def file() -> Path:
-            path = there(named, location.folder / environment_path(named))
-            if not path.is_file():
-                files = [p.name for p in path.parent.glob("*.yaml")]
-                raise UsageError(f"there is no file {path}.{nearest(path.name, files)}")
-            return path
+            return file_there(named, location.folder / environment_path(named), ".yaml")
 
         return yaml_document.load(self.reader.at(("recipe",), file), (), KEPT)
 

@@ -114,6 +114,17 @@ def there(typed: str, path: Path) -> Path:
     return path
 
 
+def file_there(typed: str, path: Path, suffix: str) -> Path:
+    """A file, as with `there`; one that is missing is reported with a similar one beside it, of the suffix.
+
+    Raises:
+        UsageError: it is missing.
+    """
+    if not there(typed, path).is_file():
+        raise UsageError(f"there is no file {path}.{nearest_path(path, [suffix])}")
+    return path
+
+
 def literal_path(path: Path | str) -> str:
     """A path written so that `environment_path` takes it as it is."""
     return str(path).replace("$", "$$")
