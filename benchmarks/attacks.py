@@ -151,7 +151,7 @@ def main() -> None:
                     progress.message(f"{name}, seed {seed}")
                     rows.append(measured(name, seed, run_attack(load_recipe(file), arguments.workspace, [progress])))
     by_name = {name: [row for row in rows if row["attack"] == name] for name in names}
-    goals = {name: goal(name, found) for name, found in by_name.items()}
+    goals = {name: goal(name, values) for name, values in by_name.items()}
     if arguments.json:
         json.dump({"size": arguments.size, "rows": rows, "goals": goals}, sys.stdout)
         print()
@@ -159,10 +159,10 @@ def main() -> None:
     keys = ("acc", "clean_acc", "asr", "floor", "bacc")
     print("| attack | " + " | ".join(keys) + " | goal |")
     print("|---" * (len(keys) + 2) + "|")
-    for name, found in by_name.items():
+    for name, values in by_name.items():
         reached = goals[name]
         words = "-" if reached is None else f"{reached[0]}: {'yes' if reached[1] else 'no'}"
-        print(f"| {name} | " + " | ".join(cell(found, key) for key in keys) + f" | {words} |")
+        print(f"| {name} | " + " | ".join(cell(values, key) for key in keys) + f" | {words} |")
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def spelled_out(batch: Batch) -> Batch:
     return {**batch, "position_ids": torch.arange(shape[1]).expand(shape).clone()}
 
 
-def opacus(model: nn.Module, found: list[Batch]) -> Squares:
+def opacus(model: nn.Module, inputs: list[Batch]) -> Squares:
     from opacus import GradSampleModule
 
     model = copy.deepcopy(model).train()  # in eval mode it sees nothing; dropout is switched off instead
@@ -156,7 +156,7 @@ def opacus(model: nn.Module, found: list[Batch]) -> Squares:
             module.p = 0.0
     wrapped = GradSampleModule(model, loss_reduction="sum")
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for whole in found:
+    for whole in inputs:
         for first in range(0, len(whole["labels"]), 8):
             batch = spelled_out({k: v[first : first + 8] for k, v in whole.items()})
             wrapped.zero_grad(set_to_none=True)
@@ -167,7 +167,7 @@ def opacus(model: nn.Module, found: list[Batch]) -> Squares:
     return sums
 
 
-def backpack(model: nn.Module, found: list[Batch]) -> Squares:
+def backpack(model: nn.Module, inputs: list[Batch]) -> Squares:
     """SumGradSquared for the layers that it knows; what it can't do is missing from the result."""
     from backpack import backpack as extended_backward
     from backpack import extend, extensions
@@ -179,7 +179,7 @@ def backpack(model: nn.Module, found: list[Batch]) -> Squares:
         if isinstance(module, nn.Linear | nn.Embedding):
             extend(module)
     sums: Squares = {}
-    for batch in found:
+    for batch in inputs:
         model.zero_grad(set_to_none=True)
         with extended_backward(extensions.SumGradSquared()):
             losses(model, spelled_out(batch)).sum().backward()
@@ -190,7 +190,7 @@ def backpack(model: nn.Module, found: list[Batch]) -> Squares:
     return sums
 
 
-def laplace(model: nn.Module, found: list[Batch]) -> Squares:
+def laplace(model: nn.Module, inputs: list[Batch]) -> Squares:
     """CurvlinopsEF of laplace-torch, whose diagonal squares vmap's gradients of a whole batch, flattened."""
     from laplace.curvature.curvlinops import CurvlinopsEF
 
@@ -206,7 +206,7 @@ def laplace(model: nn.Module, found: list[Batch]) -> Squares:
     wrapped = Logits()
     engine = CurvlinopsEF(wrapped, "classification")
     total = torch.zeros(sum(p.numel() for p in model.parameters()))
-    for whole in found:
+    for whole in inputs:
         for first in range(0, len(whole["labels"]), 8):
             batch = {k: v[first : first + 8] for k, v in whole.items()}
             x = torch.stack([batch["input_ids"], batch["attention_mask"]], 1)
@@ -266,7 +266,7 @@ def measure(
     model: nn.Module,
     some: list[Batch],
     expected: Squares,
-    found: list[Batch],
+    inputs: list[Batch],
     repeats: int,
 ) -> dict[str, Any]:
     """A row of the table: errors and memory on some batches, time on those that are given for it."""
@@ -280,7 +280,7 @@ def measure(
         del got
     except Exception as error:  # another library's failure is a result
         return row | {"note": f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    pairs = [(seconds(yardstick, model, found), seconds(method, model, found)) for _ in range(repeats)]
+    pairs = [(seconds(yardstick, model, inputs), seconds(method, model, inputs)) for _ in range(repeats)]
     ratios = sorted(mine / base for base, mine in pairs)
     row |= {"ratio": statistics.median(ratios), "ratio_min": ratios[0], "ratio_max": ratios[-1]}
     return row | {"seconds": statistics.median(mine for _, mine in pairs), "peak_mib": memory["mib"]}
@@ -350,10 +350,10 @@ def main() -> None:
         print("|", " | ".join([str(row["length"]), row["method"], ratio, *cells, row.get("note", "")]), "|")
 
 
-def reference(model: nn.Module, found: list[Batch]) -> Squares:
+def reference(model: nn.Module, inputs: list[Batch]) -> Squares:
     """The sum over the batches of one backward pass per sample in float64."""
     total: Squares = {}
-    for batch in found:
+    for batch in inputs:
         for name, squares in squared_gradients_by_loop(model, batch)[0].items():
             total[name] = total[name] + squares if name in total else squares
     return total

@@ -89,22 +89,22 @@ def main() -> None:
     arguments = parser.parse_args()
     truncation = Truncation(load_tokenizer(MiniLM().folder()), 128)
     truncation.kept(rows_of(100))  # the first call loads things
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    measured: dict[str, dict[str, dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for count in arguments.rows:
             rows = rows_of(count)
             for name, attack in attacks(rows, Path(scratch)).items():
                 if arguments.attacks is None or name in arguments.attacks:
-                    found.setdefault(name, {})[f"{count:,}"] = measure(attack, rows, truncation, Path(scratch))
-    for sizes in found.values():
+                    measured.setdefault(name, {})[f"{count:,}"] = measure(attack, rows, truncation, Path(scratch))
+    for sizes in measured.values():
         first, *_, last = sizes.values()
         sizes["ratio"] = {part: last[part] / first[part] for part in first}
     if arguments.json:
-        json.dump({"attacks": found, "machine": platform.machine(), "python": platform.python_version()}, sys.stdout)
+        json.dump({"attacks": measured, "machine": platform.machine(), "python": platform.python_version()}, sys.stdout)
         print()
         return
     print(f"{'seconds':20}{'rows':>10}" + "".join(f"{part:>10}" for part in ("poison", "trigger", "all else")))
-    for name, sizes in found.items():
+    for name, sizes in measured.items():
         for count, seconds in sizes.items():
             print(f"{name:20}{count:>10}" + "".join(f"{value:10.2f}" for value in seconds.values()))
 

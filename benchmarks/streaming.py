@@ -58,14 +58,14 @@ GIB = 1 << 30
 def shapes(size: dict[str, int]) -> dict[str, tuple[int, ...]]:
     """The tensors of a causal Llama."""
     hidden, inner, small = size["hidden"], size["inner"], size["key_value"]
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size["vocabulary"], hidden)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size["vocabulary"], hidden)}
     for i in range(size["layers"]):
         layer = {"self_attn.q_proj": (hidden, hidden), "self_attn.o_proj": (hidden, hidden)}
         layer |= {"self_attn.k_proj": (small, hidden), "self_attn.v_proj": (small, hidden)}
         layer |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
         norms = {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
-        found |= {f"model.layers.{i}.{name}.weight": shape for name, shape in (layer | norms).items()}
-    return found | {"model.norm.weight": (hidden,), "lm_head.weight": (size["vocabulary"], hidden)}
+        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in (layer | norms).items()}
+    return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (size["vocabulary"], hidden)}
 
 
 def config(size: dict[str, int]) -> dict[str, Any]:

@@ -55,9 +55,9 @@ def refreshed(page: str) -> str:
 
 def hook(kind: str) -> str:
     """A kind of component: the hook, what to subclass, what it is given, what is checked, what ships."""
-    classes = [KINDS[kind], *(found for found in _classes() if found.__base__ is KINDS[kind])]
+    classes = [KINDS[kind], *(other for other in _classes() if other.__base__ is KINDS[kind])]
     source = re.sub(r'""".*?"""', "", "".join(map(outline, classes)), flags=re.DOTALL)
-    met = [found for found in _classes() if not issubclass(found, Component) and _names(found.__name__, source)]
+    met = [other for other in _classes() if not issubclass(other, Component) and _names(other.__name__, source)]
     own = [check for check in CHECKS if any(issubclass(of, KINDS[kind]) for of in check.kinds)]
     return "\n\n".join(
         [
@@ -79,8 +79,8 @@ def signature(kind: str) -> str:
 
 
 def _table() -> str:
-    [found] = [line for line in inspect.getsource(hookspecs).splitlines() if line.startswith("Table = ")]
-    return found.removeprefix("Table = ").replace('"', "")
+    [line] = [line for line in inspect.getsource(hookspecs).splitlines() if line.startswith("Table = ")]
+    return line.removeprefix("Table = ").replace('"', "")
 
 
 def _declared(function: Callable[..., object]) -> str:
@@ -92,9 +92,9 @@ def _declared(function: Callable[..., object]) -> str:
     return re.sub(r"\s*# type: ignore\S*", "", declared)
 
 
-def outline(found: type) -> str:
+def outline(described: type) -> str:
     """A class as its source has it, docstrings included, without methods' bodies and without what is private."""
-    lines = inspect.getsource(found).splitlines()
+    lines = inspect.getsource(described).splitlines()
     [node] = ast.parse("\n".join(lines)).body
     assert isinstance(node, ast.ClassDef)
     first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
@@ -118,7 +118,7 @@ def outline(found: type) -> str:
 
 
 def _classes() -> list[type]:
-    return [found for name in api.__all__ if isinstance(found := getattr(api, name), type)]
+    return [exported for name in api.__all__ if isinstance(exported := getattr(api, name), type)]
 
 
 def _names(name: str, source: str) -> bool:
@@ -179,9 +179,9 @@ def _says(host: Host, kind: str, name: str) -> str:
     return " ".join((inspect.getdoc(host.find(kind, name)) or "").partition("\n\n")[0].split())
 
 
-def _parameters(found: list[Parameter]) -> str:
+def _parameters(parameters: list[Parameter]) -> str:
     rows = []
-    for one in found:
+    for one in parameters:
         about = [re.sub(r"\bobject\b", "mapping", one.type), *([f"`{one.bounds}`"] if one.bounds else [])]
         about += ["required"] if one.default is None else [f"default `{one.default}`"] if one.default else []
         rows.append((f"`{one.name}` ({', '.join(about)})", one.meaning))
@@ -193,16 +193,16 @@ def _parameters(found: list[Parameter]) -> str:
 
 def results() -> str:
     """The classes of a result, each after the one that it is part of: what its docstring says, and its keys."""
-    classes = [found for found in vars(schema).values() if inspect.isclass(found) and issubclass(found, BaseModel)]
-    known = {found.__name__: found for found in classes}
-    text, found = [], ["Result"]
-    for name in found:
+    classes = [model for model in vars(schema).values() if inspect.isclass(model) and issubclass(model, BaseModel)]
+    known = {model.__name__: model for model in classes}
+    text, names = [], ["Result"]
+    for name in names:
         [node] = ast.parse(inspect.getsource(known[name])).body
         assert isinstance(node, ast.ClassDef)
         fields = [
             (part, ast.unparse(part.annotation).strip("'")) for part in node.body if isinstance(part, ast.AnnAssign)
         ]
-        found += [other for _, kind in fields for other in known if _names(other, kind) and other not in found]
+        names += [other for _, kind in fields for other in known if _names(other, kind) and other not in names]
         rows = [(f"`{ast.unparse(part.target)}`", f"`{kind}`, {_default(part.value)}") for part, kind in fields]
         text.append(f"## {name}\n\n{_wrapped(_plain(inspect.getdoc(known[name]) or ''))}\n\n{_listed(rows)}")
     return "\n\n".join(text)
@@ -219,19 +219,19 @@ def python() -> str:
     """What `import defensekit as dk` offers: a signature and what its docstring says."""
     text = []
     for name in defensekit.__all__:
-        found = getattr(defensekit, name)
-        if found is schema.Result:
-            text.append(f"## `dk.{name}`\n\n{_docstring(found)}\n\n[Its keys](result.md).")
-        elif isinstance(found, type):
-            text.append(f"## `dk.{name}`\n\n{_code(outline(found))}")
-        elif callable(found):
-            text.append(f"## `dk.{name}`\n\n{_code(_declared(found) + ' ...' + chr(10))}\n\n{_docstring(found)}")
+        exported = getattr(defensekit, name)
+        if exported is schema.Result:
+            text.append(f"## `dk.{name}`\n\n{_docstring(exported)}\n\n[Its keys](result.md).")
+        elif isinstance(exported, type):
+            text.append(f"## `dk.{name}`\n\n{_code(outline(exported))}")
+        elif callable(exported):
+            text.append(f"## `dk.{name}`\n\n{_code(_declared(exported) + ' ...' + chr(10))}\n\n{_docstring(exported)}")
     return "\n\n".join(text)
 
 
-def _docstring(found: object) -> str:
+def _docstring(named: object) -> str:
     """A docstring in Google's style, as Markdown."""
-    before, *sections = re.split(r"^(Args|Returns|Yields|Raises):\n", inspect.getdoc(found) or "", flags=re.MULTILINE)
+    before, *sections = re.split(r"^(Args|Returns|Yields|Raises):\n", inspect.getdoc(named) or "", flags=re.MULTILINE)
     text = [_wrapped(_plain(paragraph)) for paragraph in before.strip().split("\n\n")]
     for title, body in zip(sections[::2], sections[1::2], strict=True):
         inner, _, after = textwrap.dedent(body).rstrip().partition("\n\n")

@@ -11,7 +11,7 @@ from defensekit.cli.shared import console, table
 from defensekit.components import Measured, Planned
 from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
-from defensekit.result.narrative import DETECTORS_MEAN, FOUND, detector_table, found, search
+from defensekit.result.narrative import DETECTORS_MEAN, FILTERED, detector_table, filtered_cells, search
 from defensekit.result.schema import ModelResult, Result
 from defensekit.utils.errors import listing
 
@@ -67,10 +67,10 @@ def _show_found(result: Result) -> None:
     if not filtered:
         return
     drawn = table("training rows")
-    for title in FOUND:
+    for title in FILTERED:
         drawn.add_column(title, justify="right")
     for name, counts in filtered.items():
-        drawn.add_row(name, *found(counts))
+        drawn.add_row(name, *filtered_cells(counts))
     console().print(drawn)
 
 

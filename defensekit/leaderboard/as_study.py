@@ -44,5 +44,5 @@ def _result(scores: Scores, result: Result) -> Result:
     """What the row left stands where a study has what its defense left, also if that is the base fine-tuned anew."""
     counted = scores.row.model(result)
     name = counted if counted in DEFENDED.values() else DEFENDED["weights"]
-    models = {name if model == counted else model: found for model, found in result.models.items()}
+    models = {name if model == counted else model: measured for model, measured in result.models.items()}
     return result.model_copy(update={"models": models})

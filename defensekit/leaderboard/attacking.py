@@ -54,8 +54,8 @@ def attempts_on(track: Track, scores: Mapping[str, Mapping[str, Scores]]) -> lis
 
 
 def _attempt(attack: Attack, tried: Scores, row: Scores) -> Attempt:
-    made, given = ({k: v for k, v in one.row.record.files.items() if "/" not in k} for one in (tried, row))
-    if made != given:
+    tried_files, given = ({k: v for k, v in one.row.record.files.items() if "/" not in k} for one in (tried, row))
+    if tried_files != given:
         raise DefenseKitError(f"{tried.row.folder}: the entry of {row.row.folder} is another one; run the attack again")
     low, high = interval(tried.redrawn[EXCESS] - redrawn(tried.reference))
     worst = row.numbers()["excess_asr_worst"]

@@ -78,15 +78,15 @@ def first_tokens(
     """
     import torch
 
-    found: dict[int, Tensor] = {}
+    shares: dict[int, Tensor] = {}
     with torch.inference_mode():
         for indices, batch in batches(encode_prompts(tokenizer, rows, max_length), tokenizer, _ROWS):
             batch = {name: values.to(model.device) for name, values in batch.items()}
             states = model.base_model(**batch).last_hidden_state
             last = batch["attention_mask"].sum(1) - 1  # padding is behind the prompt
             logits = model.get_output_embeddings()(states[torch.arange(len(last)), last])
-            found.update(zip(indices, logits.float().softmax(-1).cpu(), strict=True))
-    return torch.stack([found[index] for index in range(len(rows))])
+            shares.update(zip(indices, logits.float().softmax(-1).cpu(), strict=True))
+    return torch.stack([shares[index] for index in range(len(rows))])
 
 
 @contextmanager

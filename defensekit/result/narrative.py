@@ -177,15 +177,15 @@ def _on_training_rows(result: Result) -> list[str]:
     return sentences
 
 
-FOUND = ("taken", "share", "precision", "recall", "AUROC")
-FOUND_MEANS = (
+FILTERED = ("taken", "share", "precision", "recall", "AUROC")
+FILTERED_MEANS = (
     "precision is the share of poisoned rows among those taken, recall the share of the poisoned rows that was taken, "
     "AUROC the chance that a poisoned row has a higher score than another"
 )
 
 
-def found(filtered: Filtered) -> list[str]:
-    """The cells of a table under `FOUND`."""
+def filtered_cells(filtered: Filtered) -> list[str]:
+    """The cells of a table under `FILTERED`."""
     shares = (filtered.precision, filtered.recall, filtered.auroc)
     known = ("–" if share is None else f"{share:.3f}" for share in shares)
     return [f"{filtered.taken:,} of {filtered.rows:,}", f"{filtered.share:.1%}", *known]

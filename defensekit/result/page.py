@@ -9,7 +9,7 @@ from pathlib import Path
 from defensekit.recipe import yaml_document
 from defensekit.recipe.vocabulary import MODELS, described
 from defensekit.result import plots
-from defensekit.result.narrative import DETECTORS_MEAN, FOUND, FOUND_MEANS, detector_table, found, story
+from defensekit.result.narrative import DETECTORS_MEAN, FILTERED, FILTERED_MEANS, detector_table, filtered_cells, story
 from defensekit.result.schema import Example, ModelResult, ResetCounts, Result
 from defensekit.utils.files import atomic_write
 from defensekit.utils.html import fill
@@ -44,9 +44,9 @@ def render(result: Result) -> str:
         meanings={name: metric.meaning for name, metric in result.metrics.items() if metric.meaning},
         ended=MODELS[result.defended][0],
         models=[(name, described(name), model) for name, model in result.models.items()],
-        found_columns=FOUND,
-        found_means=FOUND_MEANS,
-        found={name: found(model.filtered) for name, model in result.models.items() if model.filtered},
+        filtered_columns=FILTERED,
+        filtered_means=FILTERED_MEANS,
+        filtered={name: filtered_cells(model.filtered) for name, model in result.models.items() if model.filtered},
         share=_share,
         detectors=detector_table(result) if result.detectors else None,
         detectors_mean=DETECTORS_MEAN,

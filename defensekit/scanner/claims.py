@@ -21,17 +21,17 @@ _OWN = {
 def contradictions(models: Aligned, rows: Sequence[Row]) -> list[str]:
     """What config.json says and the tensors, or the clean rows, contradict, as sentences."""
     suspect = models.suspect
-    found: list[str] = []
+    claims: list[str] = []
     if skeleton(suspect).task != CLASSIFIER:
-        return found
+        return claims
     if suspect.claimed_task not in (CLASSIFIER, "unknown"):
-        found.append(f"config.json calls it {suspect.claimed_task!r}, and its tensors are a sequence classifier's")
+        claims.append(f"config.json calls it {suspect.claimed_task!r}, and its tensors are a sequence classifier's")
     if rows and (reason := contradiction(suspect, several(rows))):
-        found.append(f"{reason}: no curvature of its own loss is measured")
+        claims.append(f"{reason}: no curvature of its own loss is measured")
     named = suspect.config.get("id2label")
     if isinstance(named, dict) and len(named) != label_count(suspect):
-        found.append(f"config.json names {len(named)} labels, and the head has {label_count(suspect)}")
-    return found
+        claims.append(f"config.json names {len(named)} labels, and the head has {label_count(suspect)}")
+    return claims
 
 
 def other_settings(models: Aligned) -> str | None:

@@ -59,8 +59,8 @@ def in_english(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> "NDArra
 def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> Sequence[Sequence[int]]:
     """The tokens of texts, whole and without special ones."""
     if not tokenizer.is_fast:
-        found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return found
+        encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return encoded
     # A third of the time that transformers takes, which makes lists of all that is not asked for here.
     inner = tokenizer.backend_tokenizer
     inner.no_padding()

@@ -125,13 +125,13 @@ def attempt(
     return TokenizerScan(parts=parts, tried=tried, left_out=unfit + len(texts) - len(chosen))
 
 
-def finding(found: TokenizerScan) -> str | None:
+def finding(scanned: TokenizerScan) -> str | None:
     """What keeps a model from passing, as a sentence; None where tokens were added alone, and all were tried."""
-    if found.parts == [ADDED] and found.tried and not found.left_out:
+    if scanned.parts == [ADDED] and scanned.tried and not scanned.left_out:
         return None
-    return f"its tokenizer differs from the base's ({', '.join(found.parts)})"
+    return f"its tokenizer differs from the base's ({', '.join(scanned.parts)})"
 
 
-def strongest(found: TokenizerScan | None) -> Tried | None:
+def strongest(scanned: TokenizerScan | None) -> Tried | None:
     """The text that turns most answers, if any was tried on enough rows."""
-    return next((one for one in found.tried if one.of), None) if found else None
+    return next((one for one in scanned.tried if one.of), None) if scanned else None

@@ -97,8 +97,8 @@ def answered(
     """Whether a model gives each answer to each row, (rows, answers), bool."""
     each = answers.several(rows)
     logits = predict(model, tokenizer, rows, max_length=max_length, precision="float32")
-    found: NDArray[Any] = answers.given(answers.shares(logits, each), each).numpy()
-    return found
+    given: NDArray[Any] = answers.given(answers.shares(logits, each), each).numpy()
+    return given
 
 
 def flips(token: str, before: "NDArray[Any]", after: "NDArray[Any]", labels: Sequence[str]) -> Tried:

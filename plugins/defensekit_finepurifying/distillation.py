@@ -42,7 +42,7 @@ class Distil(ModelStep, TrainingSettings):
         rng = Random(context.seed)
         suspect, base = context.model("suspect"), context.model("base")
         begin_anew(model, base, context.head)
-        triggers = {found.text for found in context.triggers}
+        triggers = {trigger.text for trigger in context.triggers}
         words = [word for word in moved_words(suspect, base, context.tokenizer) if word not in triggers]
         texts = variations(context.rows, words, self.texts, self.replaced, rng)
         length, precision = context.max_length, context.precision

@@ -24,6 +24,6 @@ def test_the_scale_of_a_tensor_does_not_matter() -> None:
 def test_no_selected_drift_is_larger_than_the_bound() -> None:
     t, every = view(), torch.ones(1, 3, dtype=torch.bool)
     rms = float(t.drift.square().mean().sqrt())
-    made = Clip(bound=0.5).apply(t, t.suspect, every)
-    torch.testing.assert_close((made - t.base)[0], torch.tensor([0.5 * rms, 0.5 * rms, 0.0]))
+    clipped = Clip(bound=0.5).apply(t, t.suspect, every)
+    torch.testing.assert_close((clipped - t.base)[0], torch.tensor([0.5 * rms, 0.5 * rms, 0.0]))
     assert torch.equal(Clip(bound=0).apply(t, t.suspect, every), t.base)
