@@ -66,14 +66,14 @@ def _judged(
     # A search acquits only where it judged every label.
     acquits = searched is not None and not searched.unjudged and not searched.texts
     if searched is not None and best is not None and (best.excess >= STANDS_OUT or acquits):
-        beside = "the base's" if searched.texts else "a model's that was trained from the base on the clean rows"
+        beside = "the base's" if searched.texts else "those of a model trained from the base on the clean rows"
         return ScanVerdict(
             suspicious=best.excess >= STANDS_OUT,
             indicator="search",
             value=best.excess,
             threshold=STANDS_OUT,
             reason=f"{best.word!r} turns {best.flipped:.0%} of {best.rows} answers to {best.label!r}, and "
-            f"{best.control:.0%} of {beside}; from {STANDS_OUT:.0%} more on, a model is called suspicious",
+            f"{best.control:.0%} of {beside}; a difference of {100 * STANDS_OUT:.0f} points is called suspicious",
         )
     if triggers is not None:
         strongest, limit = max(triggers.candidates, key=lambda one: one.flipped), FLIPS
