@@ -46,11 +46,13 @@ test: setup
 test-all: setup
 	$(PYTEST)
 
-# Rows of every entry for the smallest track, from nothing: a store does not know which version of the core filled it.
+# Rows of every entry for the smallest track, and of every attack on them, from nothing: a store does not know which version of the core filled it.
 board: setup
 	rm -rf build/board
 	OMP_NUM_THREADS=1 $(BIN)/defensekit leaderboard run pico-v1 leaderboard/entries/*.yaml leaderboard/entries/pico/*.yaml \
 		--workspace build/board --rows leaderboard/rows
+	for attack in leaderboard/attacks/pico/*.yaml; do OMP_NUM_THREADS=1 $(BIN)/defensekit leaderboard attack pico-v1 $$attack \
+		leaderboard/rows/pico-v1 --workspace build/board --rows leaderboard/rows || exit; done
 	$(BIN)/defensekit leaderboard check leaderboard/rows
 
 clean:
