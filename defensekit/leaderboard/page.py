@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import compress
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +31,8 @@ from defensekit.utils.html import fill
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+RETUNING = "after the attacker trained it on {} poisoned rows; small: a model that was never poisoned, after the same"
+
 # Every column of numbers: its title, what it is, and how it is written. Lower is better but where it says otherwise.
 COLUMNS: dict[str, tuple[str, str, str]] = {
     "excess_asr": ("excess ASR", "triggered rows answered with the target, less the same rows without trigger", ".3f"),
@@ -40,7 +42,7 @@ COLUMNS: dict[str, tuple[str, str, str]] = {
     "asr": ("ASR", "triggered rows answered with the target", ".3f"),
     "asr_clean": ("clean ASR", "the ASR of the clean reference, which is all that can be reached", ".3f"),
     **{
-        f"asr_retuned_{rows}": (f"ASR, {rows} rows", f"after the attacker trained it on {rows} poisoned rows", ".3f")
+        f"asr_retuned_{rows}": (f"ASR, {rows} rows", RETUNING.format(rows), ".3f")
         for rows in RETUNED
     },
     "pacc": ("PACC ↑", "triggered rows answered right; higher is better", ".3f"),
@@ -85,6 +87,12 @@ class TrackTable:
             "title": keys.title,
             "group": letters(standing.group),
             **scores.numbers(),
+            **{
+                f"asr_clean_retuned_{rows}": scores.mean(
+                    partial(scores.retuned, rows, model="clean"), self.track.keys.attacks
+                )
+                for rows in RETUNED
+            },
             "excess_asr_low": standing.interval[0],
             "excess_asr_high": standing.interval[1],
             "needs": ", ".join(keys.needs) or "nothing",

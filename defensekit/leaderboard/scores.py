@@ -79,10 +79,10 @@ class Scores:
             return None
         return (asr - asr_after) / asr * acc_after / acc
 
-    def retuned(self, rows: int, cell: Cell) -> float | None:
-        """The ASR after the attacker trained the model further on so many poisoned rows, if he did."""
+    def retuned(self, rows: int, cell: Cell, model: str | None = None) -> float | None:
+        """The ASR after the attacker trained a model, the row's, further on so many poisoned rows, if he did."""
         result = self.row.cells[cell]
-        name = retuned(self.row.model(result), rows)
+        name = retuned(model or self.row.model(result), rows)
         return self.value(ASR, cell, name) if name in result.models else None
 
     def seconds(self, cell: Cell) -> float | None:

@@ -9,7 +9,7 @@ import yaml
 from defensekit.leaderboard.checking import Checker
 from defensekit.leaderboard.entries import Entry
 from defensekit.leaderboard.freezing import freeze
-from defensekit.leaderboard.page import COLUMNS
+from defensekit.leaderboard.page import COLUMNS, build
 from defensekit.leaderboard.row import read_row
 from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.scores import score
@@ -41,6 +41,11 @@ def test_a_row_has_what_came_back(place: Path, retuning: Track, entry: Entry, tm
     assert numbers["asr_retuned_5"] == attacked.models["purified, retuned on 5"].metrics["asr"].value
     assert numbers["asr_retuned_20"] is None
     assert numbers.keys() <= COLUMNS.keys()
+    build([row], tmp_path / "site", str(retuning.path))
+    [record] = json.loads((tmp_path / "site/board.json").read_text())
+    innocent_asr = attacked.models["clean, retuned on 5"].metrics["asr"].value
+    assert record["asr_clean_retuned_5"] == innocent_asr
+    assert f"<small>{innocent_asr:.3f}</small>" in (tmp_path / "site/index.html").read_text()
     forged = loose(row, tmp_path / "forged")
     file = forged / "cells/word-3.json"
     cell = json.loads(file.read_text())
