@@ -95,7 +95,7 @@ class NeuronMask(_Prunes):
 
 
 class StaticHeads(_Prunes):
-    """The heads whose attention from the first token varies least come first (PURE, Zhao et al., ICML 2024).
+    """The heads whose attention from the token that is read varies least come first (PURE, Zhao et al., ICML 2024).
 
     PURE prunes heads in that order; take it with the selector `units` of ``unit: head`` and ``spare: 1``.
     """
