@@ -20,9 +20,10 @@ from tests.conftest import ROOT
 from tests.leaderboard.helpers import TRACK
 
 # The digest of every published track. A change of one is another track: give it another version.
-DRAFTS = {"sst2-minilm-v1", "ag-minilm-v1"}  # nobody made rows of these yet
+DRAFTS = {"ag-minilm-v1"}  # nobody made rows of it yet
 PUBLISHED = {
     "pico-v1": "cc65fc830c2197e26488e295b43a2a6d05c68299271486f3b38f2ebaecf18333",
+    "sst2-minilm-v1": "9dc5657fd0834ceaf30c52bdad5ef09e785b19f4118f892c625cd389d3a1aab7",
 }
 
 
