@@ -184,18 +184,18 @@ class Experiment:
     def _request(self, stage: Stage, recipe_key: str = "") -> Request:
         return Request(stage.plain["title"], stage.plain["kind"], stage, recipe_key)
 
-    def _measure(self, name: str, title: str, defended: DefenseOutcome) -> Requests:
-        """What every metric of a model needs."""
-        self.models[name] = yield from self._ask(title, defended, self.test_rows)
+    def _measure(self, name: str, title: str, defended: DefenseOutcome, recipe_key: str = "") -> Requests:
+        """What every metric of a model needs; an error is about the ``recipe_key``, if one is given."""
+        self.models[name] = yield from self._ask(title, defended, self.test_rows, recipe_key)
 
     def _ask(
-        self, title: str, defended: DefenseOutcome, rows: dict[str, Stage]
+        self, title: str, defended: DefenseOutcome, rows: dict[str, Stage], recipe_key: str = ""
     ) -> Generator[Request, Artifact | None, Questions]:
         questions = Questions(defended, rows)
         for on, row_stage in rows.items():
             stage = self.plan.predictions(f"{title}: answers to {on} rows", defended.model, defended.read(row_stage))
             questions.predictions[on] = stage
-            artifact = yield self._request(stage)
+            artifact = yield self._request(stage, recipe_key)
             if artifact and self.plan.labels and on == "plain" and defended.model is self.plan.given_suspect:
                 self._doubt_labels(artifact)
             note = artifact and artifact.facts.get("note")
@@ -245,9 +245,9 @@ class Experiment:
             for on in self.test_rows:
                 yield Request(f"{title}: answers to {on} rows", "predict", None)
             return
+        # The model itself is not asked for: a study removes it, and another that has its answers needs no more.
         stage = self.plan.retuned(title, self.models[name].defended.model, rows)
-        yield self._request(stage, "retuning.rows")
-        yield from self._measure(title, title, DefenseOutcome(stage))
+        yield from self._measure(title, title, DefenseOutcome(stage), "retuning.rows")
 
     # -- detectors -------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import pytest
 import defensekit
 from defensekit.cli.table import show
 from defensekit.pipeline.plan import RETUNING_BATCH
+from defensekit.pipeline.store import Store
 from defensekit.recipe.loader import load_recipe
 from defensekit.result.page import render
 from defensekit.result.schema import Result
@@ -47,6 +48,19 @@ def test_the_models_are_trained_further_on_poisoned_rows_and_their_twins(run: tu
     assert result.models["purified, retuned on 30"].metrics["acc"].value > 0.6  # the twins hold the task
     ahead = defensekit.preview(path, workspace)
     assert [one.title for one in ahead if not one.cached] == []
+
+
+def test_what_answered_already_is_not_trained_again(run: tuple[Path, Path, Result], tmp_path: Path) -> None:
+    """A study removes these models; the next one, with another defense, needs their answers alone."""
+    path, workspace, result = run
+    shutil.copytree(workspace, tmp_path / "w")
+    for one in result.stages:
+        if one.kind == "retune":
+            Store(tmp_path / "w/store").remove(one.key)
+    assert all(one.cached for one in defensekit.preview(path, tmp_path / "w"))
+    again = defensekit.run(path, tmp_path / "w")
+    assert all(one.reused for one in again.stages)
+    assert again.models == result.models
 
 
 @pytest.mark.slow
