@@ -106,8 +106,10 @@ def verified(by: str, row: str, same: bool = True) -> Verification:
     [
         ([], SELF),
         (["A. Nobody"], SELF),  # the author
+        (["a.  nobody "], SELF),
+        (["-A. Nobody"], FAILED),
         (["someone"], THIRD),
-        (["someone", "keeper"], HOST),
+        (["someone", "Keeper"], HOST),
         (["keeper", "-someone"], FAILED),
     ],
 )
