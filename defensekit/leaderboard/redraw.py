@@ -4,6 +4,7 @@ Test rows are drawn anew within every cell, and then seeds. The draws are the sa
 the draws of a difference are the difference of the draws.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import lru_cache
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 DRAWS = 2_000
 
 
-def redrawn(values: Mapping[Cell, "np.ndarray"]) -> "np.ndarray":
+def redrawn(values: Mapping[Cell, "np.ndarray"], least: float = -math.inf) -> "np.ndarray":
     """Means over the attacks of each seed, which count alike, for every draw of test rows: (seeds, DRAWS).
 
     Args:
         values: (rows,) of whole numbers, of each cell.
+        least: what the mean of a cell counts at least.
     """
     import numpy as np
 
@@ -29,7 +31,8 @@ def redrawn(values: Mapping[Cell, "np.ndarray"]) -> "np.ndarray":
     for place, cell in enumerate(sorted(values)):
         rows = len(values[cell])
         # Whole numbers, so that sums are exact.
-        by_seed[cell[1]].append((_counts(rows, place) @ values[cell].astype(np.float32)).astype(float) / rows)
+        means = (_counts(rows, place) @ values[cell].astype(np.float32)).astype(float) / rows
+        by_seed[cell[1]].append(np.maximum(means, least))
     return np.array([np.mean(attacks, axis=0) for attacks in by_seed.values()])
 
 

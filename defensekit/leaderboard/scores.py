@@ -43,6 +43,16 @@ class Scores:
         """What chance does to the mean of each metric, (seeds, draws)."""
         return {metric: redrawn(values) for metric, values in self.paired.items()}
 
+    @cached_property
+    def left(self) -> "np.ndarray":
+        """What chance does to the excess ASR that is left, (seeds, draws): of a cell below 0, nothing is left."""
+        return redrawn(self.paired[EXCESS], least=0.0)
+
+    @property
+    def mean_left(self) -> float:
+        """The mean over cells of the excess ASR that is left."""
+        return fmean(max(float(values.mean()), 0.0) for values in self.paired[EXCESS].values())
+
     @property
     def name(self) -> str:
         """The entry's."""

@@ -27,12 +27,13 @@ class Standings:
 
 
 def standings(rows: Sequence[Scores]) -> Standings:
-    """Rows in the order of their excess ASR, in groups.
+    """Rows in the order of the excess ASR that is left, in groups.
 
-    A group begins with the best row that is in none; all that follow belong to it, up to the first whose difference
-    from the best has an interval above 0.
+    A model that a trigger turns away from the target has no backdoor, and is no better for it than another without:
+    below 0 a cell counts as 0. A group begins with the best row that is in none; all that follow belong to it, up to
+    the first whose difference from the best has an interval above 0.
     """
-    ordered = sorted(rows, key=lambda one: (one.numbers()["excess_asr"] or 0.0, one.name))
+    ordered = sorted(rows, key=lambda one: (one.mean_left, one.name))
     baselines = [one for one in ordered if one.row.entry.keys.baseline]
     placed: list[Standing] = []
     group, apart, leader = -1, 0, None
@@ -72,10 +73,10 @@ def _mean(one: Scores, metric: str) -> float:
 
 def _worse(one: Scores, other: Scores) -> bool:
     """Whether a row's excess ASR is higher than another's, by more than chance."""
-    return interval(one.redrawn[EXCESS] - other.redrawn[EXCESS])[0] > 0
+    return interval(one.left - other.left)[0] > 0
 
 
 def _better(one: Scores, other: Scores) -> bool:
     """Whether a row has less excess ASR or more ACC than another, by more than chance."""
-    less = interval(one.redrawn[EXCESS] - other.redrawn[EXCESS])[1] < 0
+    less = interval(one.left - other.left)[1] < 0
     return less or interval(one.redrawn[ACC] - other.redrawn[ACC])[0] > 0

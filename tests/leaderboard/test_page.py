@@ -29,21 +29,16 @@ from tests.leaderboard.helpers import said, seal
 # -- ties --------------------------------------------------------------------------------------------------------------
 
 
-def made_up(name: str, excess: float, acc: float, baseline: bool = False, rows: int = 400, seeds: int = 3) -> Any:
+def made_up(name: str, excess: float, acc: float, baseline: bool = False, rows: int = 400, seeds: int = 3) -> Scores:
     """A row with shares of two attacks; the same rows are hit in every one, as far as there are as many."""
     cells = [(attack, seed) for attack in ("word", "sentence") for seed in range(seeds)]
-    shares = {EXCESS: excess, ACC: acc}
-    paired = {
-        metric: {cell: np.arange(rows) < round(share * rows) for cell in cells} for metric, share in shares.items()
+    hits = {
+        metric: np.where(np.arange(rows) < round(abs(share) * rows), np.sign(share), 0).astype(int)
+        for metric, share in {EXCESS: excess, ACC: acc}.items()
     }
-    values = {metric: {cell: hits.astype(int) for cell, hits in of.items()} for metric, of in paired.items()}
-    return SimpleNamespace(
-        name=name,
-        row=SimpleNamespace(entry=SimpleNamespace(keys=SimpleNamespace(baseline=baseline))),
-        paired=values,
-        redrawn={metric: redrawn(of) for metric, of in values.items()},
-        numbers=lambda: {"excess_asr": excess},
-    )
+    row: Any = SimpleNamespace(name=name, entry=SimpleNamespace(keys=SimpleNamespace(baseline=baseline)))
+    track: Any = None
+    return Scores(row, track, {metric: {cell: of.copy() for cell in cells} for metric, of in hits.items()}, {})
 
 
 def test_what_can_not_be_told_apart_shares_a_group() -> None:
@@ -51,6 +46,14 @@ def test_what_can_not_be_told_apart_shares_a_group() -> None:
     found = standings(rows)
     assert [(one.scores.name, one.group) for one in found.rows] == [("a", 0), ("b", 0), ("c", 1), ("d", 2)]
     assert found.apart == 2
+
+
+def test_a_trigger_that_turns_a_model_away_is_no_less_than_none() -> None:
+    rows = [made_up("anew", -0.1, 0.7), made_up("gone", 0.0, 0.9), made_up("left", 0.1, 0.9)]
+    assert [(one.scores.name, one.group) for one in standings(rows).rows] == [("anew", 0), ("gone", 0), ("left", 1)]
+    assert standings(rows).rows[0].interval[1] < 0, "what is shown is what was measured"
+    anew = made_up("anew", -0.1, 0.9, baseline=True)
+    assert list(standings([anew, rows[1]]).rows[1].no_better_than) == ["anew"]
 
 
 def test_a_row_is_marked_that_a_trivial_one_is_as_good_as() -> None:
