@@ -46,7 +46,8 @@ test: setup
 test-all: setup
 	$(PYTEST)
 
-# Rows of every entry for the smallest track, and of every attack on them, from nothing: a store does not know which version of the core filled it.
+# Rows of every entry for the smallest track, and of every attack on them, from nothing: a store does not know which
+# version of the core filled it.
 board: setup
 	rm -rf build/board
 	OMP_NUM_THREADS=1 $(BIN)/defensekit leaderboard run pico-v1 leaderboard/entries/*.yaml leaderboard/entries/pico/*.yaml \
