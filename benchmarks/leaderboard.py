@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from defensekit.leaderboard.answers import answers_file
 from defensekit.leaderboard.board import checkers
 from defensekit.leaderboard.checking import Checker
 from defensekit.leaderboard.entries import load_entry
@@ -27,8 +28,7 @@ from defensekit.leaderboard.page import build
 from defensekit.leaderboard.row import ENTRY, PACK, RECORD, Row, pack, read_row, unpacked
 from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.tracks import load_track
-from defensekit.pipeline.predictions import LOGITS
-from defensekit.utils.files import data_digest, file_digest, file_digests
+from defensekit.utils.files import file_digests
 
 ENTRIES = Path(__file__).parents[1] / "leaderboard/entries"
 TRIVIAL = 4  # rows of a board that are baselines
@@ -49,17 +49,12 @@ def copy(row: Row, checker: Checker, target: Path, number: int) -> None:
         data = json.loads(path.read_text())
         model = data["models"][row.model(result)]
         for on, key in model["predictions"].items():
-            answers = target / "predictions" / key / LOGITS
-            tensors = load_file(answers)
-            right = np.eye(2, dtype=np.float32)[tensors["labels"]] + rng.uniform(0, 0.1, (len(tensors["labels"]), 1))
+            tensors = load_file(target / answers_file(key))
+            right = np.eye(2, dtype=np.uint8)[tensors["labels"]]
             healed = rng.random(len(right)) < (share if on == "triggered" else 1 - harm)
-            tensors["logits"][healed] = right[healed]
-            tensors["logits"][rng.random(len(right)) < harm] *= -1
-            save_file(tensors, answers)
-            for stage in data["stages"]:
-                if stage["key"] == key:
-                    stage["digest"] = data_digest({LOGITS: file_digest(answers)})
-        path.write_text(json.dumps(data))
+            tensors["answers"][healed] = right[healed]
+            tensors["answers"][rng.random(len(right)) < harm] ^= 1
+            save_file(tensors, target / answers_file(key))
     seal(target, name)
     changed = read_row(target)
     for cell, result in changed.cells.items():

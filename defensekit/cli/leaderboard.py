@@ -178,6 +178,7 @@ def verify(
     workspace: Annotated[
         Path | None, typer.Option("--workspace", "-w", help="One with the track's suspects (all is made anew).")
     ] = None,
+    executor: Executor = None,
     quiet: Quiet = False,
 ) -> None:
     """Run cells of a row again, and write down in it whether the answers came out within the track's tolerance.
@@ -191,7 +192,7 @@ def verify(
     with _at_work(quiet) as observers:
         from defensekit.leaderboard.verifying import verify as repeat
 
-        repeated = repeat(loaded, row, cells, seed, by, trust or (), workspace, observers)
+        repeated = repeat(loaded, row, cells, seed, by, trust or (), workspace, observers, executor)
     rows = table("cell", "seed", "plain rows answered otherwise", "triggered rows", "inputs that differ")
     for cell in repeated.cells:
         shares = [f"{cell.differing[on]:.2%}" for on in ("plain", "triggered")]

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.components import Measured, Metric, Predictions
+from defensekit.leaderboard.answers import answers_file, malformed
 from defensekit.leaderboard.composition import CODE
 from defensekit.leaderboard.freezing import digest_of_labels, digest_of_rows
 from defensekit.leaderboard.identity import disagreements, parts_of
 from defensekit.leaderboard.keys import UNPOISONED
-from defensekit.leaderboard.row import Row, Verification, answers_file, models_of, read_row
+from defensekit.leaderboard.row import Row, Verification, models_of, read_row
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.identity import identity
-from defensekit.pipeline.predictions import LOGITS
 from defensekit.recipe.keys import Sizes
 from defensekit.recipe.resolve import component
 from defensekit.result.schema import Result
@@ -71,8 +71,8 @@ class Checker:
         yield from self._one_defense(row)
         yield from self._verifications(row)
         wanted = {key for result in row.cells.values() for key in _keys(result)}
-        if extra := sorted(row.predictions.keys() - {answers_file(key) for key in wanted}):
-            yield f"{extra[0].rpartition('/')[0]} belongs to no cell"
+        if extra := sorted(row.kept.keys() - {answers_file(key) for key in wanted}):
+            yield f"{extra[0]} belongs to no cell"
 
     # -- one cell ------------------------------------------------------------------------------------------------------
 
@@ -146,14 +146,13 @@ class Checker:
         digests = self.track.digests
         if digest_of_rows({stage.title: stage.digest for stage in result.stages}) != digests.rows[attack][index]:
             yield "the rows that it rests on are not the track's"
-        digest_of = {stage.key: stage.digest for stage in result.stages}
+        stages = {stage.key for stage in result.stages}
         for name in models_of(row.entry, result):
             for on, key in result.models[name].predictions.items():
-                digest = row.record.files.get(answers_file(key))
-                if digest is None:
+                if answers_file(key) not in row.kept:
                     yield f"the answers of {name} to {on} rows are missing"
-                elif digest_of.get(key) != data_digest({LOGITS: digest}):
-                    yield f"the answers of {name} to {on} rows are not those of its stage"
+                elif key not in stages:
+                    yield f"no stage gave the answers of {name} to {on} rows"
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
@@ -256,18 +255,6 @@ def places(recipe: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
         if facts["contents"].get(key) is not None:
             known = facts["parts"][key]["parameters"].keys() | {"name", *Sizes.model_fields}
             yield from (f"{key}.{name}" for name in given.keys() - known)
-
-
-def malformed(predictions: Predictions) -> str | None:
-    """What is wrong with stored answers, if anything is."""
-    import numpy as np
-
-    logits, labels, ids = predictions.logits, predictions.labels, predictions.ids
-    if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all():
-        return "expected a finite logit per row and label"
-    if labels.shape != (len(logits),) or ids is None or ids.shape != labels.shape:
-        return "expected a label and a number per row"
-    return None if labels.dtype.kind == "i" and ids.dtype.kind == "i" else "expected whole numbers as labels"
 
 
 def defenders_rows(recipe: dict[str, Any]) -> int:

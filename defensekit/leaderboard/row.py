@@ -21,11 +21,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from defensekit.components import Predictions
+from defensekit.leaderboard.answers import FOLDER, SUFFIX, answers_file, parse_answers
 from defensekit.leaderboard.composition import AXIS
 from defensekit.leaderboard.entries import Entry, load_entry
 from defensekit.leaderboard.keys import Digest, Label, Line
 from defensekit.leaderboard.tracks import Cell
-from defensekit.pipeline.predictions import LOGITS, parse_predictions
 from defensekit.recipe.keys import Keys
 from defensekit.recipe.vocabulary import retuned
 from defensekit.result.schema import Result, parse_result
@@ -35,8 +35,8 @@ from defensekit.utils.files import atomic_write, read_regular
 RECORD, ENTRY, VERIFICATIONS, PACK = "row.json", "entry.yaml", "verifications", "contents.tar.xz"
 FILES, BYTES, FILE_BYTES = 5_000, 200_000_000, 10_000_000  # the most that a row may have
 _UNPACKING = 100_000_000  # bytes of memory that unpacking may take
-_PARTS = ("cells", "predictions")  # what is packed
-_PACKED = rf"cells/[a-z0-9-]{{1,60}}\.json|predictions/[0-9a-f]{{64}}/{re.escape(LOGITS)}"
+_PARTS = ("cells", FOLDER)  # what is packed
+_PACKED = rf"cells/[a-z0-9-]{{1,60}}\.json|{FOLDER}/[0-9a-f]{{64}}{re.escape(SUFFIX)}"
 _KNOWN = (
     rf"row\.json|entry\.yaml|{re.escape(PACK)}|[A-Za-z0-9_][A-Za-z0-9_-]{{0,59}}\.py"
     rf"|{_PACKED}|verifications/[a-z0-9-]{{1,60}}\.json"
@@ -84,14 +84,14 @@ class Verification(Keys):
 class Row:
     """A row, read: ``digest`` is that of its record, by which verifications know it.
 
-    ``predictions`` are the files of answers, by their path within it.
+    ``kept`` are the files of answers, by their path within it.
     """
 
     folder: Path
     record: RowRecord
     entry: Entry
     cells: Mapping[Cell, Result]
-    predictions: Mapping[str, bytes]
+    kept: Mapping[str, bytes]
     digest: str
 
     @property
@@ -104,9 +104,9 @@ class Row:
         return counted(self.entry, result)
 
     def answers(self, result: Result, model: str, **context: Any) -> dict[str, Predictions]:
-        """A model's answers, by the rows it was asked about; ``context`` is what `read_predictions` adds."""
+        """A model's answers, by the rows it was asked about; ``context`` is what `parse_answers` adds."""
         keys = result.models[model].predictions
-        return {on: parse_predictions(self.predictions[answers_file(key)], **context) for on, key in keys.items()}
+        return {on: parse_answers(self.kept[answers_file(key)], **context) for on, key in keys.items()}
 
     def asked(self, on: str, result: Result, model: str, **context: Any) -> Predictions:
         """What a metric is measured from: a model's answers to its rows."""
@@ -177,8 +177,8 @@ def read_row(folder: Path) -> Row:
     entry = load_entry(folder / ENTRY)
     if entry.name != record.entry:
         raise DefenseKitError(f"{folder}: the entry is called {entry.name}, and the row {record.entry}")
-    predictions = {name: data for name, data in files.items() if name.startswith("predictions/")}
-    return Row(folder, record, entry, cells, predictions, sha256(files[RECORD]).hexdigest())
+    kept = {name: data for name, data in files.items() if name.startswith(f"{FOLDER}/")}
+    return Row(folder, record, entry, cells, kept, sha256(files[RECORD]).hexdigest())
 
 
 def pack(folder: Path) -> None:
@@ -236,11 +236,6 @@ def record_of(folder: Path) -> RowRecord:
         raise UsageError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
         raise DefenseKitError(f"{path}: {_first(error)}") from error
-
-
-def answers_file(key: str) -> str:
-    """The file of a stage's answers."""
-    return f"predictions/{key}/{LOGITS}"
 
 
 def cell_file(cell: Cell) -> str:

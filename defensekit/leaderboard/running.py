@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.components import Observer
+from defensekit.leaderboard.answers import FOLDER, answers_file, packed_answers
 from defensekit.leaderboard.composition import cell_of, study_for
 from defensekit.leaderboard.entries import Entry
 from defensekit.leaderboard.freezing import check_frozen
 from defensekit.leaderboard.identity import parts_of
 from defensekit.leaderboard.row import ENTRY, RECORD, VERIFICATIONS, RowRecord, cell_file, models_of, pack
 from defensekit.leaderboard.tracks import Cell, Track
-from defensekit.pipeline.predictions import LOGITS
 from defensekit.pipeline.store import Store
 from defensekit.result.schema import Result, read_result
 from defensekit.studies.folder import Folder
@@ -113,6 +113,7 @@ def _write(track: Track, entry: Entry, results: dict[Cell, Result], store: Store
 
 
 def _fill(part: Path, track: Track, entry: Entry, results: dict[Cell, Result], store: Store) -> None:
+    (part / FOLDER).mkdir()
     shutil.copyfile(entry.path, part / ENTRY)
     if entry.plugin_file:
         shutil.copyfile(entry.plugin_file, part / entry.plugin_file.name)
@@ -120,9 +121,7 @@ def _fill(part: Path, track: Track, entry: Entry, results: dict[Cell, Result], s
         kept = _kept(entry, result)
         atomic_write(part / cell_file(cell), kept.model_dump_json(indent=1).encode() + b"\n")
         for key in _answers(kept):
-            answers = part / "predictions" / key
-            answers.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(store.open(key).files / LOGITS, answers / LOGITS)
+            (part / answers_file(key)).write_bytes(packed_answers(store.open(key).files))
     record = RowRecord(track=track.name, track_digest=track.digest, entry=entry.name, files=file_digests(part))
     atomic_write(part / RECORD, record.model_dump_json(indent=1).encode() + b"\n")
     pack(part)

@@ -175,7 +175,7 @@ def score(row: Row, checker: Checker) -> Scores:
         for metric in (EXCESS, ACC)
     }
     clean = {cell: _values(row, checker, cell, EXCESS, "clean") for cell, _ in cells} if track.attack else {}
-    return Scores(replace(row, predictions={}), track, paired, clean)  # of a board of many rows it would be a lot
+    return Scores(replace(row, kept={}), track, paired, clean)  # of a board of many rows it would be a lot
 
 
 def _values(row: Row, checker: Checker, cell: Cell, name: str, model: str) -> "np.ndarray":

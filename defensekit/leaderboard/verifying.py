@@ -22,6 +22,7 @@ from defensekit.leaderboard.row import VERIFICATIONS, Row, Verification, Verifie
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.graph import closure
 from defensekit.result.schema import Result
+from defensekit.studies.loading import Study
 from defensekit.studies.planning import plan_study
 from defensekit.studies.rerun import differences
 from defensekit.utils.errors import DefenseKitError
@@ -40,6 +41,7 @@ def verify(
     trust: Sequence[str] = (),
     workspace: Path | None = None,
     observers: Sequence[Observer] = (),
+    executor: str | None = None,
 ) -> Verification:
     """Repeat some cells of a row, compare the answers, and write a verification into the row.
 
@@ -53,6 +55,7 @@ def verify(
         workspace: one with the track's suspects, which are taken from there; all else is made anew, and all of it
             where an attack was submitted.
         observers: are notified of progress.
+        executor: where stages run, as YAML. With another number of threads, suspects are made anew as well.
 
     Raises:
         UsageError: the row's plugin is not trusted.
@@ -66,9 +69,9 @@ def verify(
         work = Path(scratch) / "workspace"
         if track.attack is None:  # a submitted one's code makes the rows, and runs in the other process alone
             if workspace is not None:
-                _take_suspects(track, drawn, workspace, work)
+                _take_suspects(study_for(track, None, drawn, executor), workspace, work)
             check_frozen(track, drawn, work, observers)  # whatever has to be downloaded is here after that
-        isolated = repeat(track, row, drawn, work, Path(scratch))
+        isolated = repeat(track, row, drawn, work, Path(scratch), executor)
         again = read_row(Path(scratch) / "rows" / track.name / row.name)
         compared = [_compared(cell, row, again) for cell in drawn]
     environment = next(iter(again.cells.values())).environment
@@ -92,7 +95,9 @@ def verify(
     return verification
 
 
-def repeat(track: Track, row: Row, cells: Sequence[Cell], workspace: Path, scratch: Path) -> bool:
+def repeat(
+    track: Track, row: Row, cells: Sequence[Cell], workspace: Path, scratch: Path, executor: str | None = None
+) -> bool:
     """Run cells of a row's entry into ``scratch/rows``, in a process of its own; whether it had no network.
 
     Raises:
@@ -105,6 +110,8 @@ def repeat(track: Track, row: Row, cells: Sequence[Cell], workspace: Path, scrat
     command = [sys.executable, "-P", "-m", "defensekit", "leaderboard", action, track.document.name, *copied]
     if track.attack:
         only += ["--trust", row.entry.code]
+    if executor is not None:
+        only += ["--executor", executor]
     options = [*only, "--quiet", "--workspace", workspace.absolute(), "--rows", scratch / "rows"]
     alone = _can_be_alone()
     done = subprocess.run(
@@ -116,9 +123,9 @@ def repeat(track: Track, row: Row, cells: Sequence[Cell], workspace: Path, scrat
     return alone
 
 
-def _take_suspects(track: Track, cells: Sequence[Cell], workspace: Path, work: Path) -> None:
+def _take_suspects(study: Study, workspace: Path, work: Path) -> None:
     """Copy suspects and clean references, with what they were made from: nothing that a defense made, no answers."""
-    stages = plan_study(study_for(track, None, cells), workspace).stages.values()
+    stages = plan_study(study, workspace).stages.values()
     for key in closure(stage for stage in stages if stage.plain["title"] in _TAKEN):
         artifact = Path("store/artifacts") / key
         if (workspace / artifact).is_dir():

@@ -12,13 +12,13 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from defensekit.cli.leaderboard import app
+from defensekit.leaderboard.answers import answers_file
 from defensekit.leaderboard.checking import Checker
 from defensekit.leaderboard.row import PACK, RECORD, unpacked
 from defensekit.leaderboard.tracks import Track
 from defensekit.pipeline.identity import identity
-from defensekit.pipeline.predictions import LOGITS
 from defensekit.utils.errors import DefenseKitError
-from defensekit.utils.files import data_digest, file_digest, file_digests
+from defensekit.utils.files import file_digests
 
 _ATTACK = {"target": "positive", "rate": 0.3, "position": "random"}
 TRACK: dict[str, Any] = {
@@ -128,17 +128,11 @@ def edit_all(row: Path, change: Callable[[Any], None]) -> None:
 def replace_answers(
     row: Path, cell: str, change: Callable[[dict[str, np.ndarray]], None], models: tuple[str, ...] = ("purified",)
 ) -> None:
-    """Change the answers of a cell's models, and the digest of their stages to fit."""
-
-    def fit(result: Any) -> None:
-        for name in models:
-            for key in result["models"][name]["predictions"].values():
-                path = row / "predictions" / key / LOGITS
-                tensors = load_file(path)
-                change(tensors)
-                save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
-                for stage in result["stages"]:
-                    if stage["key"] == key:
-                        stage["digest"] = data_digest({LOGITS: file_digest(path)})
-
-    edit(row / f"cells/{cell}.json", fit)
+    """Change the answers of a cell's models."""
+    result = json.loads((row / f"cells/{cell}.json").read_text())
+    for name in models:
+        for key in result["models"][name]["predictions"].values():
+            path = row / answers_file(key)
+            tensors = load_file(path)
+            change(tensors)
+            save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)

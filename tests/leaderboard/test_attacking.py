@@ -166,7 +166,9 @@ def test_it_runs_again(track: Track, tried: Track, board: Path, place: Path, tmp
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr("defensekit.leaderboard.verifying.subprocess.run", ran)
-    verifying.repeat(tried, read_row(board / ROW), tried.cells, place / "workspace", tmp_path)
+    one = "{name: local, workers: 1}"
+    verifying.repeat(tried, read_row(board / ROW), tried.cells, place / "workspace", tmp_path, one)
+    assert commands[-1][-2:] == ["--executor", one] or one in commands[-1]
     words = commands[-1][commands[-1].index("leaderboard") + 1 :]
     assert "error" not in said(*words)[1]
     assert (tmp_path / "rows" / ROW / "row.json").read_bytes() == (board / ROW / "row.json").read_bytes()
@@ -175,7 +177,7 @@ def test_it_runs_again(track: Track, tried: Track, board: Path, place: Path, tmp
 def test_verifying_a_row_runs_the_attack_in_the_other_process_alone(
     tried: Track, board: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def repeat(track: Track, row: Row, cells: Any, workspace: Path, scratch: Path) -> bool:
+    def repeat(track: Track, row: Row, cells: Any, workspace: Path, scratch: Path, executor: str | None) -> bool:
         assert not workspace.exists()  # nothing was made of its rows here, nor taken from the workspace that is given
         shutil.copytree(board / track.name, scratch / "rows" / track.name)
         return True

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from defensekit.leaderboard import row as rows
+from defensekit.leaderboard.answers import FOLDER, answers_file
 from defensekit.leaderboard.checking import Checker, cost, other_models, unlike
 from defensekit.leaderboard.row import RECORD
 from defensekit.leaderboard.running import make_row
@@ -290,19 +291,29 @@ def test_a_plugin_that_was_changed_afterwards(track: Track, row: Path) -> None:
 def test_another_rows_answers(track: Track, row: Path) -> None:
     key = json.loads((row / WORD).read_text())["models"]["purified"]["predictions"]["triggered"]
     plain = json.loads((row / WORD).read_text())["models"]["purified"]["predictions"]["plain"]
-    shutil.copytree(row / "predictions" / plain, row / "predictions" / key, dirs_exist_ok=True)
+    shutil.copyfile(row / answers_file(plain), row / answers_file(key))
     seal(row)
-    assert "the answers of purified to triggered rows are not those of its stage" in wrong(track, row)
+    assert "purified was asked about other rows than the track's" in wrong(track, row)
+
+
+def test_answers_of_no_stage(track: Track, row: Path) -> None:
+    def forget(result: Any) -> None:
+        keys = result["models"]["purified"]["predictions"].values()
+        result["stages"] = [stage for stage in result["stages"] if stage["key"] not in keys]
+
+    edit(row / WORD, forget)
+    seal(row)
+    assert "no stage gave the answers of purified to plain rows" in wrong(track, row)
 
 
 def test_answers_that_belong_to_nothing(track: Track, row: Path) -> None:
-    shutil.copytree(next((row / "predictions").iterdir()), row / "predictions" / ("0" * 64))
+    shutil.copyfile(next((row / FOLDER).iterdir()), row / answers_file("0" * 64))
     seal(row)
-    assert f"predictions/{'0' * 64} belongs to no cell" in wrong(track, row)
+    assert f"{answers_file('0' * 64)} belongs to no cell" in wrong(track, row)
 
 
 def labels(tensors: dict[str, np.ndarray]) -> None:
-    tensors["labels"] = tensors["logits"].argmax(axis=1).astype(np.int64)
+    tensors["labels"] = tensors["answers"].argmax(axis=1).astype(np.int64)
 
 
 def fewer(tensors: dict[str, np.ndarray]) -> None:
@@ -310,8 +321,16 @@ def fewer(tensors: dict[str, np.ndarray]) -> None:
         tensors[name] = values[:-2]
 
 
-def no_numbers(tensors: dict[str, np.ndarray]) -> None:
-    tensors["logits"] = np.full_like(tensors["logits"], np.nan)
+def no_answer(tensors: dict[str, np.ndarray]) -> None:
+    tensors["answers"] = np.zeros_like(tensors["answers"])
+
+
+def two_answers(tensors: dict[str, np.ndarray]) -> None:
+    tensors["answers"] = np.ones_like(tensors["answers"])
+
+
+def other_numbers(tensors: dict[str, np.ndarray]) -> None:
+    tensors["answers"] = tensors["answers"] * np.float32(np.nan)
 
 
 def of_labels(tensors: dict[str, np.ndarray]) -> None:
@@ -327,7 +346,9 @@ def none_of_labels(tensors: dict[str, np.ndarray]) -> None:
     [
         (labels, "purified was asked about other rows than the track's, or their labels were changed"),
         (fewer, "purified was asked about other rows"),
-        (no_numbers, "the answers of purified are damaged (expected a finite logit"),
+        (no_answer, "the answers of purified are damaged (expected one label of two or more per row"),
+        (two_answers, "the answers of purified are damaged (expected one label of two or more per row"),
+        (other_numbers, "the answers of purified are damaged (expected one label of two or more per row"),
         (of_labels, "the answers of purified are damaged (expected a label and a number per row)"),
         (none_of_labels, "its record is damaged (KeyError"),
     ],
@@ -339,10 +360,10 @@ def test_forged_answers(forge: Callable[[Any], None], message: str, track: Track
 
 
 def test_answers_that_are_no_tensors(track: Track, row: Path) -> None:
-    for path in (row / "predictions").rglob("*.safetensors"):
+    for path in (row / FOLDER).iterdir():
         path.write_bytes(b"\x80\x04no pickle is opened")
     seal(row)
-    assert "its answers can't be read" in wrong(track, row) or "not those of its stage" in wrong(track, row)
+    assert "its answers can't be read" in wrong(track, row)
 
 
 def test_a_defense_in_all_cells_that_is_not_the_entrys(track: Track, row: Path) -> None:

@@ -28,11 +28,11 @@ def test_a_changed_file(track: Track, row: Path) -> None:
 
 
 def test_a_file_that_is_not_there(track: Track, row: Path) -> None:
-    shutil.rmtree(next((row / "predictions").iterdir()))
+    next((row / "answers").iterdir()).unlink()
     assert "is listed and not there" in wrong(track, row)
 
 
-@pytest.mark.parametrize("name", ["run.sh", "cells/word-3.json.bak", "predictions/x/predictions.safetensors", "a.b.py"])
+@pytest.mark.parametrize("name", ["run.sh", "cells/word-3.json.bak", "answers/x.safetensors", "a.b.py"])
 def test_a_file_without_a_place(name: str, track: Track, row: Path) -> None:
     (row / name).parent.mkdir(parents=True, exist_ok=True)
     (row / name).write_text("x")
@@ -105,7 +105,7 @@ def test_what_a_terminal_would_obey(track: Track, row: Path) -> None:
 
 def test_a_row_is_packed(track: Track, made: Path, row: Path) -> None:
     assert {path.name for path in made.iterdir()} == {"entry.yaml", "row.json", "twelve.py", PACK}
-    loose = sum(path.stat().st_size for part in ("cells", "predictions") for path in (row / part).rglob("*.*"))
+    loose = sum(path.stat().st_size for part in ("cells", "answers") for path in (row / part).rglob("*.*"))
     assert (made / PACK).stat().st_size < loose / 3
     pack(row)
     assert (row / PACK).read_bytes() == (made / PACK).read_bytes()
@@ -158,7 +158,7 @@ def member(name: str, data: bytes = b"", **about: Any) -> tuple[tarfile.TarInfo,
 def test_a_pack_of_a_stranger(packed: bytes, message: str, row: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, limit in {"FILES": 10, "BYTES": 100_000, "FILE_BYTES": 10_000, "_UNPACKING": 20_000_000}.items():
         monkeypatch.setattr(rows, name, limit)
-    for part in ("cells", "predictions"):
+    for part in ("cells", "answers"):
         shutil.rmtree(row / part)
     (row / PACK).write_bytes(packed)
     with pytest.raises(DefenseKitError) as error:

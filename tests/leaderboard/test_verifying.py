@@ -11,6 +11,7 @@ import yaml
 
 from defensekit.leaderboard import verifying
 from defensekit.leaderboard.checking import Checker
+from defensekit.leaderboard.composition import study_for
 from defensekit.leaderboard.entries import load_entry
 from defensekit.leaderboard.row import Row, read_row
 from defensekit.leaderboard.running import make_row
@@ -29,9 +30,11 @@ def here(monkeypatch: pytest.MonkeyPatch, place: Path) -> list[Sequence[Cell]]:
     """Cells are repeated in this process."""
     asked = []
 
-    def repeat(track: Track, row: Row, cells: Sequence[Cell], workspace: Path, scratch: Path) -> bool:
+    def repeat(
+        track: Track, row: Row, cells: Sequence[Cell], workspace: Path, scratch: Path, executor: str | None
+    ) -> bool:
         asked.append(cells)
-        make_row(track, load_entry(row.entry.path), workspace, scratch / "rows", cells=cells)
+        make_row(track, load_entry(row.entry.path), workspace, scratch / "rows", cells=cells, executor=executor)
         return True
 
     monkeypatch.setattr(verifying, "repeat", repeat)
@@ -56,12 +59,19 @@ def test_a_row_comes_out_again(track: Track, row: Path, place: Path, here: Any) 
 @pytest.mark.usefixtures("made")
 def test_suspects_are_taken_and_nothing_that_a_defense_made(track: Track, place: Path, tmp_path: Path) -> None:
     """The workspace that a row was made in has its answers: to find them there again would verify nothing."""
-    verifying._take_suspects(track, track.cells, place / "workspace", tmp_path)
+    verifying._take_suspects(study_for(track, None, track.cells), place / "workspace", tmp_path)
     taken = [artifact["stage"] for _, artifact, _ in Store(tmp_path / "store").entries()]
     assert {stage["kind"] for stage in taken} == {"data", "poison", "train"}
     assert {stage["title"] for stage in taken if stage["kind"] == "train"} == {"clean reference", "suspect"}
     everything = Store(place / "workspace/store").entries()
     assert {"purify", "predict"} & {artifact["stage"]["kind"] for _, artifact, _ in everything}
+
+
+@pytest.mark.usefixtures("made")
+def test_no_suspects_are_taken_that_another_number_of_threads_made(track: Track, place: Path, tmp_path: Path) -> None:
+    study = study_for(track, None, track.cells, "{name: local, threads: 7}")
+    verifying._take_suspects(study, place / "workspace", tmp_path)
+    assert {artifact["stage"]["kind"] for _, artifact, _ in Store(tmp_path / "store").entries()} == {"data", "poison"}
 
 
 def test_cells_are_drawn_by_the_seed(track: Track, row: Path, place: Path, here: Any) -> None:
@@ -84,7 +94,7 @@ def test_a_plugin_runs_only_when_it_is_named(track: Track, row: Path, place: Pat
 
 
 def answer_right(tensors: dict[str, np.ndarray]) -> None:
-    tensors["logits"] = 4 * np.eye(2, dtype=np.float32)[tensors["labels"]]
+    tensors["answers"] = np.eye(2, dtype=np.uint8)[tensors["labels"]]
 
 
 def measure_again(track: Track, row: Path) -> None:

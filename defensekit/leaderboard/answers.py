@@ -1,0 +1,52 @@
+"""Answers as a row keeps them: which label each test row was given, an eighth of the size of logits and less.
+
+Logits are what hardly packs, and no machine computes the last digits of another's: what is compared of two runs is what
+they answered.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from defensekit.components import Predictions
+from defensekit.pipeline.predictions import read_predictions
+
+FOLDER, SUFFIX = "answers", ".safetensors"
+
+
+def answers_file(key: str) -> str:
+    """The file, within a row, of the answers of a stage."""
+    return f"{FOLDER}/{key}{SUFFIX}"
+
+
+def packed_answers(folder: Path) -> bytes:
+    """What a row keeps of a stage's predictions: 1 for every label that was answered, as bytes (rows, labels)."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    predictions = read_predictions(folder)
+    given = np.eye(predictions.logits.shape[1], dtype=np.uint8)[predictions.answers()]
+    about = {"labels": predictions.labels, "ids": predictions.ids, "targets": predictions.targets}
+    kept = {name: column for name, column in about.items() if column is not None}
+    return save({"answers": given, **kept})
+
+
+def parse_answers(data: bytes, target: int | None = None, names: tuple[str, ...] = (), seed: int = 0) -> Predictions:
+    """Predictions of which nothing but the answers is known, as `read_predictions` gives them: logits of 1 and 0."""
+    import numpy as np
+    from safetensors.numpy import load
+
+    tensors: dict[str, Any] = load(data)
+    logits, targets = tensors["answers"].astype(np.float32), tensors.get("targets")
+    return Predictions(logits, tensors["labels"], target, names, seed, tensors["ids"], targets=targets)
+
+
+def malformed(predictions: Predictions) -> str | None:
+    """What is wrong with a row's answers, if anything is."""
+    import numpy as np
+
+    answers, labels, ids = predictions.logits, predictions.labels, predictions.ids
+    if answers.ndim != 2 or answers.shape[1] < 2 or not np.isin(answers, (0, 1)).all() or (answers.sum(1) != 1).any():
+        return "expected one label of two or more per row, marked with 1 among 0"
+    if labels.shape != (len(answers),) or ids is None or ids.shape != labels.shape:
+        return "expected a label and a number per row"
+    return None if labels.dtype.kind == "i" and ids.dtype.kind == "i" else "expected whole numbers as labels"
