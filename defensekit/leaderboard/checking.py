@@ -260,7 +260,8 @@ def places(recipe: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
 def defenders_rows(recipe: dict[str, Any]) -> int:
     """How many labelled rows a recipe's defender uses."""
     defense, data = recipe["defense"], recipe["data"]
-    return (0 if "sanitizer" in defense else int(data["clean"])) + (int(data["dev"]) if "choose" in defense else 0)
+    held_out = int(data["dev"]) if "choose" in defense or defense.get("refit") else 0
+    return (0 if "sanitizer" in defense else int(data["clean"])) + held_out
 
 
 def other_models(result: Result) -> int:

@@ -45,6 +45,8 @@ def study_for(
         study = _with(study, track.document, ("recipe", "defense"), _NOTHING)
     else:
         study = overlay(study, moved(entry.document, ("defense",), ("recipe", "defense")), {})
+        if entry.keys.defense.get("stage", "weights") == "weights" and "refit" not in entry.keys.defense:
+            study = _with(study, entry.document, ("recipe", "defense", "refit"), True)  # rule or not, all rows are its
         study = _with(study, entry.document, ("name",), f"{track.name}.{entry.name}")
     for key in ("file", "requires"):
         study = _code(study, key, track.submissions(entry))

@@ -37,7 +37,7 @@ def settings_of(recipe: dict[str, Any]) -> dict[str, Any]:
         "training": recipe["training"],
         "precision": recipe["precision"],
         "target": None,
-        "refit": bool(defense.get("refit")) and "choose" in defense and defense.get("stage", "weights") == "weights",
+        "refit": bool(defense.get("refit")),
         "seed": recipe["seed"],
         **({"retuning": recipe["retuning"]} if "retuning" in recipe else {}),
     }

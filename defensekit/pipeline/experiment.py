@@ -208,7 +208,7 @@ class Experiment:
         """A defense at the chosen value; if that is unknown, the stages that do not depend on it."""
         rule, rows = self.plan.recipe.choose, self.plan.refitted()
         if rule is None:
-            self.models[name] = yield from self._ask(name, self.plan.defended(name, defense), self.test_rows)
+            self.models[name] = yield from self._ask(name, self.plan.defended(name, defense, rows), self.test_rows)
         elif value is not None:
             chosen = defense.at(rule.component.over, value)
             self.models[name] = yield from self._ask(name, self.plan.defended(name, chosen, rows), self.test_rows)
@@ -219,7 +219,7 @@ class Experiment:
         """The stages that values share; the others have a title alone."""
         if self.certain:
             return
-        refit = self.plan.recipe.refits
+        refit = self.plan.recipe.refit
         defended = self.plan.defended(name, defense.at(rule.over, rule.values[-1]), self.plan.refitted())
         changed = [cast(Stage, defended.model)]
         if defense.sanitizer:

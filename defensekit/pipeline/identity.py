@@ -78,7 +78,7 @@ def identified(plan: Plan) -> dict[str, Any]:
             "training": recipe.training.model_dump() if recipe.attack else None,
             "precision": recipe.precision,
             "target": recipe.triggered_target,
-            "refit": recipe.refits,
+            "refit": recipe.refit,
             "seed": recipe.seed,
             **({"retuning": recipe.retuning.model_dump(mode="json")} if recipe.retuning else {}),
         },

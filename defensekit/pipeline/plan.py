@@ -211,7 +211,7 @@ class Plan(Planner):
 
     def refitted(self) -> Stage:
         """The rows that the model is made from in the end: where it is made anew, those that chose as well."""
-        return self.rows(*self.recipe.defender_roles) if self.recipe.refits else self.rows("clean")
+        return self.rows(*self.recipe.defender_roles) if self.recipe.refit else self.rows("clean")
 
     def purified(
         self, title: str, defense: Defense, rows: Stage | None = None, suspect: "Model | None" = None

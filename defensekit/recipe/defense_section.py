@@ -58,7 +58,9 @@ class DefenseSection:
             self.defense = Defense(filter=reader.part(Filter, keys.filter, (*_PATH, "filter")))
         else:
             self.defense = self._of_weights(keys)
-        self.refit = keys.refit if isinstance(keys, DefenseKeys) else False
+        self.refit = False
+        if isinstance(keys, DefenseKeys):
+            self.refit = keys.choose is not None if keys.refit is None else keys.refit
         self.choose = self._rule(keys.choose, self.refit)
         self.compare = {name: self._compared(name, parts) for name, parts in _compare(keys).items()}
         self.detectors = () if isinstance(keys, TrainingDefenseKeys) else self._detectors(keys.detectors)

@@ -109,7 +109,7 @@ class _RecipeReader(Reader):
                     ("data", "train"),
                     "is the number of rows that the attacker trains on; with `suspect:` there is no training",
                 )
-            keeps_dev = section.choose or section.detectors
+            keeps_dev = section.choose or section.detectors or section.refit
             sizes = sizes.model_copy(update={"train": 0} if keeps_dev else {"train": 0, "dev": 0})
             if section.defense.filter:
                 raise self.error(("defense", "stage"), "a defense of training data needs `attack:`, which has the rows")

@@ -223,12 +223,7 @@ class Recipe:
     def defender_roles(self) -> tuple[str, ...]:
         """The roles whose rows the defender uses."""
         fits = self.detectors or not self.defense.sanitizer
-        return (("clean",) if fits else ()) + (("dev",) if self.detectors or self.choose else ())
-
-    @property
-    def refits(self) -> bool:
-        """Whether the defense's model is made anew after the choice, from the rows that chose as well."""
-        return self.refit and self.choose is not None and self.defense.stage == "weights"
+        return (("clean",) if fits else ()) + (("dev",) if self.detectors or self.choose or self.refit else ())
 
     @property
     def lone(self) -> bool:
@@ -279,8 +274,8 @@ class Recipe:
         out |= {"precision": self.precision, "defense": {"stage": self.defense.stage, **defense(self.defense)}}
         if self.choose:
             out["defense"]["choose"] = {"rule": self.choose.name, **self.choose.component.parameters()}
-            if self.defense.stage == "weights":
-                out["defense"]["refit"] = self.refit
+        if self.defense.stage == "weights" and (self.choose or self.refit):
+            out["defense"]["refit"] = self.refit
         out["defense"]["compare"] = {
             name: {k: v for k, v in defense(other).items() if v != out["defense"].get(k)}
             for name, other in self.compare.items()

@@ -56,6 +56,20 @@ def test_without_refit_the_model_is_the_trial_that_was_chosen(
     assert {"suspect", "trial fraction 0.25", "from the base"} <= reused  # trials are shared by both
 
 
+def test_without_a_rule_all_rows_are_the_defenses_where_refit_says_so(
+    finished: tuple[Path, Path, Result], recipe: Path, tmp_path: Path
+) -> None:
+    _, workspace, _ = finished
+    shutil.copytree(workspace, tmp_path / "w")
+    for setting, role, budget in (({"choose": None}, "clean rows", 32), ({"refit": True}, "clean and dev rows", 64)):
+        shape(recipe, **{f"defense__{key}": value for key, value in setting.items()})
+        result = defensekit.run(recipe, tmp_path / "w")
+        assert result.clean_budget == budget
+        rows = next(stage.key for stage in result.stages if stage.title == role)
+        for title, what in {"purified": "clean", "fine-tuned only": "clean", "from the base": "rows"}.items():
+            assert stage(tmp_path / "w", result, title)["inputs"][what] == rows
+
+
 def test_the_base_is_given_steps_enough_for_a_new_head(finished: tuple[Path, Path, Result]) -> None:
     _, workspace, result = finished
     anew, clean = (stage(workspace, result, title) for title in ("from the base", "clean reference"))
