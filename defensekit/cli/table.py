@@ -90,14 +90,17 @@ def _used(result: Result) -> str:
         return f"{result.clean_budget} clean rows, for what its filters and rules look at"
     if result.chosen and (folds := result.chosen.folds):
         return f"{result.clean_budget} clean rows, to choose in {folds} folds, then all to fit anew"
+    refit = result.recipe["defense"].get("refit")
+    if refit and not result.chosen:
+        held_out = f", {result.recipe['data']['dev']} of them to set thresholds" if result.detectors else ""
+        return f"{result.clean_budget} clean rows: all to fit{held_out}"
     uses = " and ".join(["choose"] * bool(result.chosen) + ["set thresholds"] * bool(result.detectors))
     fit = result.recipe["data"]["clean"] if result.defended == "purified" or result.detectors else 0
     dev = result.clean_budget - fit
-    refit = ", then all to fit anew" if result.recipe["defense"].get("refit") else ""
     parts = [f"{rows} to {what}" for rows, what in ((fit, "fit"), (dev, uses)) if rows]
     if len(parts) < 2:
         return f"{result.clean_budget} clean rows" + (f": all to {'fit' if fit else uses}" if parts else "")
-    return f"{result.clean_budget} clean rows: {' and '.join(parts)}{refit}"
+    return f"{result.clean_budget} clean rows: {' and '.join(parts)}{', then all to fit anew' if refit else ''}"
 
 
 def _reset(model: ModelResult) -> tuple[str, str]:

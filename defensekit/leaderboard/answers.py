@@ -1,14 +1,17 @@
-"""Answers as a row keeps them: which label each test row was given, an eighth of the size of logits and less.
+"""Answers as a row keeps them: which label each test row was given.
 
-Logits are what hardly packs, and no machine computes the last digits of another's: what is compared of two runs is what
+Logits hardly pack, and no machine computes the last digits of another's: what is compared of two runs is what
 they answered.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from defensekit.components import Predictions
+from defensekit.components import Measured, Metric, Predictions
 from defensekit.pipeline.predictions import read_predictions
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FOLDER, SUFFIX = "answers", ".safetensors"
 
@@ -38,6 +41,21 @@ def parse_answers(data: bytes, target: int | None = None, names: tuple[str, ...]
     tensors: dict[str, Any] = load(data)
     logits, targets = tensors["answers"].astype(np.float32), tensors.get("targets")
     return Predictions(logits, tensors["labels"], target, names, seed, tensors["ids"], targets=targets)
+
+
+def needs_more(metric: Metric) -> bool:
+    """Whether a metric reads more than answers: it measures something else where logits are 1 and 0."""
+    import numpy as np
+
+    rng, names = np.random.default_rng(0), ("a", "b", "c")
+    labels, ids = rng.integers(len(names), size=64), np.arange(64)
+    drawn = rng.normal(size=(2, len(ids), len(names)))
+
+    def measured(logits: "np.ndarray") -> Measured:
+        triggered, plain = (Predictions(one, labels, 0, names, 0, ids) for one in logits)
+        return metric.measure(triggered.beside(plain) if metric.on == "both" else triggered)
+
+    return measured(drawn) != measured(np.eye(len(names))[drawn.argmax(-1)])
 
 
 def malformed(predictions: Predictions) -> str | None:

@@ -45,8 +45,8 @@ def study_for(
         study = _with(study, track.document, ("recipe", "defense"), _NOTHING)
     else:
         study = overlay(study, moved(entry.document, ("defense",), ("recipe", "defense")), {})
-        if entry.keys.defense.get("stage", "weights") == "weights" and "refit" not in entry.keys.defense:
-            study = _with(study, entry.document, ("recipe", "defense", "refit"), True)  # rule or not, all rows are its
+        if (refit := defense_of(entry).get("refit")) is not None:
+            study = _with(study, entry.document, ("recipe", "defense", "refit"), refit)
         study = _with(study, entry.document, ("name",), f"{track.name}.{entry.name}")
     for key in ("file", "requires"):
         study = _code(study, key, track.submissions(entry))
@@ -57,6 +57,13 @@ def study_for(
     return replace(
         built, runs=[run for run in built.runs if cells is None or cell_of(run.axes, run.recipe.seed) in cells]
     )
+
+
+def defense_of(entry: Entry) -> dict[str, Any]:
+    """An entry's defense as it is run: of all of the defender's rows, rule or not, unless it says otherwise."""
+    defense = entry.keys.defense
+    of_weights = defense.get("stage", "weights") == "weights"
+    return {**defense, "refit": True} if of_weights and defense.get("refit") is None else defense
 
 
 def cell_of(axes: Any, seed: int) -> Cell:

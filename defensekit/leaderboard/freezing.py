@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from defensekit.components import Observer
+from defensekit.leaderboard.answers import needs_more
 from defensekit.leaderboard.composition import cell_of, study_for
 from defensekit.leaderboard.keys import Digests
 from defensekit.leaderboard.tracks import Cell, Track
@@ -14,7 +15,7 @@ from defensekit.pipeline.store import Store
 from defensekit.recipe import yaml_document
 from defensekit.studies.planning import plan_study
 from defensekit.text import ROLES, ROWS, read_rows
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.utils.files import atomic_write, data_digest
 
 HEADING = "\n# Written by `defensekit leaderboard freeze`.\n"
@@ -24,8 +25,14 @@ def freeze(track: Track, workspace: Path, observers: Sequence[Observer] = ()) ->
     """Write a track's digests into its file, or its attack's, in place of those that are there.
 
     Raises:
-        UsageError: the base or the data are not what was expected.
+        UsageError: the base or the data are not what was expected, or a metric reads more than answers, which are what
+            a row has.
     """
+    for run in study_for(track, None).runs:
+        for i, metric in enumerate(run.recipe.metrics):
+            if needs_more(metric.component):
+                where = run.recipe.describe_location("metrics", str(i))
+                raise UsageError(f"{where}: {metric.name} reads more than answers, and a row has nothing else")
     digests = digests_of(track, workspace, observers)
     written = yaml_document.dump({"digests": digests.model_dump()})
     atomic_write(track.path, (unfrozen(track.path) + HEADING + written).encode())

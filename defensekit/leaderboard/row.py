@@ -182,7 +182,7 @@ def read_row(folder: Path) -> Row:
 
 
 def pack(folder: Path) -> None:
-    """Put the results and answers in a row's folder into one file, a fifth of their size."""
+    """Put the results and answers in a row's folder into one file, a tenth of their size."""
     tarred = io.BytesIO()
     with tarfile.open(fileobj=tarred, mode="w") as tar:
         for path in sorted(path for part in _PARTS for path in (folder / part).rglob("*") if path.is_file()):

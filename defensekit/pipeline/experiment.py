@@ -276,7 +276,7 @@ class Experiment:
             # A model that was made anew from the dev rows as well would know the rows that thresholds are set on.
             over = rule.component.over if rule else ""
             if value is None:
-                purified = plan.purified(DEFENDED["weights"], defense)
+                purified = plan.purified("without dev rows" if plan.recipe.refit else DEFENDED["weights"], defense)
             else:
                 purified = plan.purified(_trial_title(over, value), defense.at(over, value))
         for on, rows in self.scored_rows.items():

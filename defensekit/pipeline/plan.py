@@ -210,7 +210,7 @@ class Plan(Planner):
         return judged
 
     def refitted(self) -> Stage:
-        """The rows that the model is made from in the end: where it is made anew, those that chose as well."""
+        """The rows that the model is made from in the end: with `refit` dev rows as well."""
         return self.rows(*self.recipe.defender_roles) if self.recipe.refit else self.rows("clean")
 
     def purified(

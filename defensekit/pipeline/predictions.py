@@ -15,16 +15,9 @@ def read_predictions(
     folder: Path, target: int | None = None, names: tuple[str, ...] = (), seed: int = 0
 ) -> Predictions:
     """Read the predictions of a stage, and add what metrics need: the target, label names and a seed."""
-    return parse_predictions((folder / LOGITS).read_bytes(), target, names, seed)
+    from safetensors.numpy import load_file
 
-
-def parse_predictions(
-    data: bytes, target: int | None = None, names: tuple[str, ...] = (), seed: int = 0
-) -> Predictions:
-    """What `read_predictions` gives, from a file's bytes."""
-    from safetensors.numpy import load
-
-    tensors = load(data)
+    tensors = load_file(folder / LOGITS)
     targets = tensors.get("targets")
     return Predictions(tensors["logits"], tensors["labels"], target, names, seed, tensors["ids"], targets=targets)
 

@@ -79,7 +79,7 @@ class DefenseKeys(Keys):
     purifier: list[Spec] = Field(min_length=1, description="what is done, in order")
     choose: Choose = None
     refit: bool | None = Field(
-        None, description="whether the model is made in the end from clean and dev rows together (where a rule chose)"
+        None, description="whether the model is made in the end from clean and dev rows together (null: after a rule)"
     )
     compare: dict[str, dict[str, Spec | list[Spec]]] = Field(
         {"random": {"scorer": "random"}}, description="defenses to report beside it: name, and the parts that differ"

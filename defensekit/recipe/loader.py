@@ -103,7 +103,7 @@ class _RecipeReader(Reader):
         retuning = self.retuning(top, section)
         sizes, data = self.data(top.data)
         if top.suspect is not None:
-            # There is no training: every row is the defender's, and dev rows are for a rule and for thresholds alone.
+            # There is no training: every row is the defender's, and dev rows are for what asks for them.
             if sizes.train is not None:
                 raise self.error(
                     ("data", "train"),

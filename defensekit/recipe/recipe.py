@@ -274,7 +274,7 @@ class Recipe:
         out |= {"precision": self.precision, "defense": {"stage": self.defense.stage, **defense(self.defense)}}
         if self.choose:
             out["defense"]["choose"] = {"rule": self.choose.name, **self.choose.component.parameters()}
-        if self.defense.stage == "weights" and (self.choose or self.refit):
+        if self.defense.stage == "weights":
             out["defense"]["refit"] = self.refit
         out["defense"]["compare"] = {
             name: {k: v for k, v in defense(other).items() if v != out["defense"].get(k)}

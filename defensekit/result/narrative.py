@@ -42,7 +42,7 @@ def story(result: Result) -> list[str]:
 def _on_weights(result: Result) -> list[str]:
     recipe, defense, sentences = result.recipe, result.recipe["defense"], []
     folds = result.chosen.folds if result.chosen else None
-    fit = result.clean_budget if folds else recipe["data"]["clean"]
+    fit = result.clean_budget if folds or (defense.get("refit") and not result.chosen) else recipe["data"]["clean"]
     chose = f"the same rows, in {folds} folds" if folds else f"{result.clean_budget - fit:,} further clean rows"
     measured = f"measured {defense['estimator']['name']} on" if "estimator" in defense else "used"
     steps = ", then ".join(step["name"] for step in defense["purifier"])

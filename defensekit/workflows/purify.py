@@ -89,7 +89,7 @@ def recipe_for(
         setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
     ):
         share = locating_errors(loaded, "data", lambda: _share(loaded))
-        halved = loaded.choose or loaded.detectors
+        halved = loaded.choose or loaded.detectors or loaded.refit
         given += [f"data.clean={share // 2}", f"data.dev={share // 2}"] if halved else [f"data.clean={share}"]
     return load_recipe(path, [*given, *settings])
 

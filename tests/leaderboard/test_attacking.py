@@ -168,7 +168,7 @@ def test_it_runs_again(track: Track, tried: Track, board: Path, place: Path, tmp
     monkeypatch.setattr("defensekit.leaderboard.verifying.subprocess.run", ran)
     one = "{name: local, workers: 1}"
     verifying.repeat(tried, read_row(board / ROW), tried.cells, place / "workspace", tmp_path, one)
-    assert commands[-1][-2:] == ["--executor", one] or one in commands[-1]
+    assert commands[-1][commands[-1].index("--executor") + 1] == one
     words = commands[-1][commands[-1].index("leaderboard") + 1 :]
     assert "error" not in said(*words)[1]
     assert (tmp_path / "rows" / ROW / "row.json").read_bytes() == (board / ROW / "row.json").read_bytes()

@@ -1,13 +1,17 @@
 """The entries that ship, and what no entry can have."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from defensekit.leaderboard.checking import Checker
 from defensekit.leaderboard.composition import study_for
-from defensekit.leaderboard.entries import load_entry
+from defensekit.leaderboard.entries import Entry, load_entry
+from defensekit.leaderboard.row import read_row
+from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.tracks import Track, load_track
 from defensekit.recipe import shipped, yaml_document
 from defensekit.utils.errors import UsageError
@@ -99,3 +103,15 @@ def test_several_entries_are_run_one_after_the_other(place: Path, track: Track, 
     options = ("--rows", tmp_path / "rows", "-w", place / "workspace", "-q", "--only", "word:3")
     out, error = said("run", track.document.name, place / "entry.yaml", other, *options)
     assert ([line.rpartition("/")[2] for line in out.splitlines()], error) == (["twelve", "other"], "")
+
+
+def test_an_entry_may_do_with_fewer_rows(track: Track, entry: Entry, place: Path, tmp_path: Path) -> None:
+    shutil.copyfile(place / "twelve.py", tmp_path / "twelve.py")
+    for refit, budget in ((False, 16),):
+        keys = {**ENTRY, "defense": {**ENTRY["defense"], "refit": refit}}
+        (tmp_path / "entry.yaml").write_text(yaml.safe_dump(keys))
+        own = load_entry(tmp_path / "entry.yaml")
+        folder = make_row(track, own, place / "workspace", tmp_path / "rows", cells=[("word", 3)])
+        checker, row = Checker(track), read_row(folder)
+        assert list(checker.problems(row)) == ["the cell unpoisoned, seed 3 is missing"]
+        assert {result.clean_budget for result in row.cells.values()} == {budget}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from defensekit.leaderboard.answers import needs_more
 from defensekit.leaderboard.composition import study_for
 from defensekit.leaderboard.freezing import HEADING, check_frozen, freeze
 from defensekit.leaderboard.identity import disagreements, parts_of
@@ -102,6 +103,21 @@ def test_freezing_twice_is_freezing_once(track: Track, place: Path) -> None:
     freeze(track, place / "workspace")
     assert path.read_bytes() == before
     assert before.decode().count(HEADING) == 1
+
+
+def test_a_metric_that_reads_more_than_answers_is_refused(track: Track, tmp_path: Path) -> None:
+    given = yaml.safe_load(Path(track.document.name).read_text())
+    given["recipe"] |= {"metrics": ["acc", "ece", "asr", "excess-asr"]}
+    path = write(tmp_path, **given)
+    with pytest.raises(UsageError, match=r"tiny-v1.yaml:\d+: metrics.1: ece reads more than answers"):
+        freeze(load_track(str(path)), tmp_path / "w")
+
+
+@pytest.mark.parametrize("name", ["pico-v1", "sst2-minilm-v1", "ag-minilm-v1"])
+def test_a_row_has_what_the_metrics_of_shipped_tracks_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFENSEKIT_TEST_DATA", "/nowhere")
+    for run in study_for(load_track(name), None).runs:
+        assert not any(needs_more(metric.component) for metric in run.recipe.metrics)
 
 
 @pytest.mark.parametrize("what", ["model", "data", "rows", "labels"])

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import defensekit
+from defensekit.cli.table import _used
 from defensekit.pipeline import plan
+from defensekit.result.narrative import story
 from defensekit.result.schema import Result
 from defensekit.text import read_rows
 from defensekit.training import TrainingSettings
@@ -65,6 +67,8 @@ def test_without_a_rule_all_rows_are_the_defenses_where_refit_says_so(
         shape(recipe, **{f"defense__{key}": value for key, value in setting.items()})
         result = defensekit.run(recipe, tmp_path / "w")
         assert result.clean_budget == budget
+        assert f" on {budget} clean rows" in " ".join(story(result))
+        assert _used(result) == f"{budget} clean rows: all to fit"
         rows = next(stage.key for stage in result.stages if stage.title == role)
         for title, what in {"purified": "clean", "fine-tuned only": "clean", "from the base": "rows"}.items():
             assert stage(tmp_path / "w", result, title)["inputs"][what] == rows

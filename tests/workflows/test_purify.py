@@ -265,6 +265,13 @@ def test_without_settings_rows_are_as_long_as_the_base_allows(base: Path, suspec
     assert recipe_for(str(base), suspect, None, reset_alone=True).sizes.max_length == 64
 
 
+def test_rows_that_are_all_the_defenses_are_halved_as_a_rules_are(base: Path, suspect: Path, rows: Path) -> None:
+    """What is measured on stays as much."""
+    sizes = [recipe_for(str(base), suspect, str(rows), settings=more).sizes for more in ([], ["defense.refit=true"])]
+    assert sizes[0].dev == 0
+    assert sizes[1].clean == sizes[1].dev == sizes[0].clean // 2
+
+
 def test_as_few_rows_as_there_can_be(tmp_path: Path, base: Path, suspect: Path) -> None:
     few = write_table(tmp_path / "few.csv", make_sentences(5))
     result = purify_into(tmp_path / "out", recipe_for(str(base), suspect, str(few), settings=QUICK), tmp_path / "w")

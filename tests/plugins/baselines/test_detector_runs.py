@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import defensekit
 from defensekit.cli.main import app
+from defensekit.cli.table import _used
 from defensekit.components import Observer
 from defensekit.pipeline.detection import read_scores, threshold
 from defensekit.pipeline.dry_run import preview
@@ -126,6 +127,21 @@ def test_scores_are_computed_once_and_shared(finished: tuple[Path, Path, Result]
     assert COMPUTED == ["strip: scores of dev rows", "strip: scores of test rows", "strip: scores of triggered rows"]
     assert again.detectors["mahalanobis"].auroc == result.detectors["mahalanobis"].auroc
     assert again.detectors["mahalanobis"].points[0].metrics.keys() == {"acc"}
+
+
+def test_the_model_that_a_detector_compares_with_is_another_where_all_rows_are_the_defenses(
+    finished: tuple[Path, Path, Result],
+) -> None:
+    recipe, workspace, _ = finished
+    loaded = load_recipe(recipe, ["defense.choose=null", "defense.refit=true", "defense.detectors=[disagreement]"])
+    result = defensekit.run(loaded, workspace)
+    assert result.clean_budget == 64
+    assert [stage.title for stage in result.stages if stage.kind == "purify"].count("purified") == 1
+    compared = next(stage.key for stage in result.stages if stage.title == "without dev rows")
+    detected = next(stage.key for stage in result.stages if stage.kind == "detect")
+    manifest = json.loads((workspace / "store/artifacts" / detected / "manifest.json").read_text())
+    assert compared in json.dumps(manifest["stage"]["inputs"])
+    assert _used(result) == "64 clean rows: all to fit, 32 of them to set thresholds"
 
 
 def test_what_people_are_told(finished: tuple[Path, Path, Result], monkeypatch: pytest.MonkeyPatch) -> None:
