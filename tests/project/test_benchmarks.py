@@ -4,16 +4,22 @@ import json
 import runpy
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from defensekit.recipe import yaml_document
 from defensekit.recipe.loader import load_recipe
 from tests.causal import make_instructed
 from tests.conftest import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
+ATTACKER = runpy.run_path(str(BENCHMARKS / "budgeted_attacker.py"))
 SCAN = runpy.run_path(str(BENCHMARKS / "scan.py"))
 ATTACKS = runpy.run_path(str(BENCHMARKS / "attacks.py"))
 
@@ -47,6 +53,36 @@ def test_every_scanned_models_recipe_loads(tmp_path: Path, real_data: Path) -> N
     for model in (*SCAN["CLEAN"], *SCAN["POISONED"]):
         (tmp_path / "recipe.yaml").write_text(json.dumps(model.recipe(real_data.resolve())))
         assert load_recipe(tmp_path / "recipe.yaml").seed == model.seed
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(-1, 1)), min_size=1, max_size=7, unique_by=lambda pair: pair[0]))
+def test_the_best_of_some_tries_is_the_mean_over_every_choice_of_them(pairs: list[tuple[float, float]]) -> None:
+    simulated, real = zip(*pairs, strict=True)
+    for tries in range(1, len(pairs) + 1):
+        every = [max(chosen)[1] for chosen in combinations(pairs, tries)]
+        assert ATTACKER["best_of"](tries, simulated, real) == pytest.approx(sum(every) / len(every))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_attack_that_an_attacker_draws_is_one(seed: int, tmp_path: Path) -> None:
+    rng, recipe = Random(seed), yaml_document.load(ROOT / "recipes/pico.yaml").data
+    for _ in range(8):
+        attack = ATTACKER["drawn"](rng) | {"target": "positive"}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe | {"attack": attack}))
+        loaded = load_recipe(tmp_path / "recipe.yaml")
+        assert loaded.attack
+        assert loaded.attack.name == attack["name"]
+
+
+@pytest.mark.slow
+def test_the_budgeted_attacker_runs(tmp_path: Path) -> None:
+    options = ["--tries", "2", "--seeds", "0", "--workspace", tmp_path, "--json"]
+    command = [sys.executable, BENCHMARKS / "budgeted_attacker.py", ROOT / "leaderboard/entries/nothing.yaml", *options]
+    printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert printed["tries"] == [1, 2]
+    left = [row["excess"] for row in printed["rows"]]
+    assert printed["curves"]["nothing"]["0"][0] == pytest.approx(sum(left) / 2)
+    assert max(left) > 0.5
 
 
 def test_the_area_under_the_roc_curve() -> None:
