@@ -92,7 +92,10 @@ def test_pages_alone_are_published(site: Path) -> None:
 def test_the_board_is_there(site: Path) -> None:
     for page in ("leaderboard", "index"):
         assert 'href="board/index.html"' in (site / f"{page}.html").read_text().replace("./", "")
-    assert "trivial baseline" in (site / "board/index.html").read_text()
+    board = (site / "board/index.html").read_text()
+    assert "trivial baseline" in board
+    for track in (ROOT / "leaderboard/rows").iterdir():  # of several tables every one is named above the first
+        assert (f'href="#{track.name}"' in board) is ("-on-" not in track.name)
 
 
 def test_every_page_is_in_the_navigation(maker: ModuleType) -> None:
