@@ -51,6 +51,9 @@ def study_for(
     for key in ("file", "requires"):
         study = _code(study, key, track.submissions(entry))
     study = _with(study, (entry or track).document, ("recipe", "defense", "compare"), {})
+    # A row is one model: what would be reported beside it has rows of its own.
+    if entry is None or entry.keys.model == "defended":
+        study = _with(study, track.document, ("recipe", "baselines"), False)
     if executor is not None:
         study = overlay(study, setting(f"executor={executor}"), {})
     built = study_of(study)

@@ -39,7 +39,7 @@ def settings_of(recipe: dict[str, Any]) -> dict[str, Any]:
         "target": None,
         "refit": bool(defense.get("refit")),
         "seed": recipe["seed"],
-        **({"retuning": recipe["retuning"]} if "retuning" in recipe else {}),
+        **{key: recipe[key] for key in ("retuning", "baselines") if key in recipe},
     }
 
 

@@ -153,7 +153,8 @@ def _compared(cell: Cell, row: Row, again: Row) -> VerifiedCell:
 
 
 def _inputs(result: Result) -> dict[str, object]:
-    """What decides a cell's numbers, but for the machine and for versions of code, which `on` has."""
+    """What decides a row's numbers, but for the machine and for versions of code, which `on` has."""
     facts = result.identified
     parts = {key: {name: part[name] for name in ("name", "parameters")} for key, part in facts["parts"].items()}
-    return {"parts": parts, "settings": facts["settings"], "contents": facts["contents"]}
+    settings = {key: value for key, value in facts["settings"].items() if key != "baselines"}
+    return {"parts": parts, "settings": settings, "contents": facts["contents"]}

@@ -116,9 +116,10 @@ class Experiment:
         """The choice of a value, the defense, and what is reported beside it."""
         plan, recipe = self.plan, self.plan.recipe
         value = yield from self._choose()
-        if recipe.attack and recipe.defender_roles:
+        anew = recipe.baselines and recipe.attack and recipe.defender_roles
+        if anew:
             yield from self._measure("from-base", "from the base", DefenseOutcome(plan.from_base()))
-        if recipe.defense.model_steps and recipe.defense.selector:
+        if recipe.baselines and recipe.defense.model_steps and recipe.defense.selector:
             fine_tuned = DefenseOutcome(plan.fine_tuned(recipe.defense))
             yield from self._measure("fine-tuned", "fine-tuned", fine_tuned)
         for name, defense in recipe.compare.items():
@@ -129,7 +130,7 @@ class Experiment:
         for one in recipe.detectors:
             yield from self._detect(one, value)
         if recipe.retuning:
-            for name in ("clean", "from-base", DEFENDED[recipe.defense.stage]):
+            for name in ("clean", *(["from-base"] if anew else []), DEFENDED[recipe.defense.stage]):
                 for rows in recipe.retuning.rows:
                     yield from self._retune(name, rows)
 
@@ -327,7 +328,8 @@ class Experiment:
             title_of = f"{title}, planted"
             planted = yield from self._left(title_of, copy, plan.defended(title_of, defense, suspect=copy))
             trial = replace(trial, planted=planted) if trial and planted else None
-        questions = yield from self._ask(title, defended, self.test_rows)
+        test_rows = self.test_rows if plan.recipe.baselines else {}
+        questions = yield from self._ask(title, defended, test_rows)
         if trial:
             self.trials.append((trial, questions))
         return trial

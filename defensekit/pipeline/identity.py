@@ -15,6 +15,7 @@ IDENTITY = {
     "precision",
     "defense.stage", "defense.estimator", "defense.scorer", "defense.selector", "defense.purifier", "defense.sanitizer",
     "defense.filter", "defense.choose", "defense.refit", "defense.compare", "defense.detectors", "metrics", "seed",
+    "baselines",
 }  # fmt: skip
 NOT_IDENTITY = {"name", "extends", "plugins", "requires", "executor", "observers"}
 
@@ -81,6 +82,7 @@ def identified(plan: Plan) -> dict[str, Any]:
             "refit": recipe.refit,
             "seed": recipe.seed,
             **({"retuning": recipe.retuning.model_dump(mode="json")} if recipe.retuning else {}),
+            **({} if recipe.baselines else {"baselines": False}),
         },
         "contents": contents,
         "machine": plan.machine,

@@ -39,6 +39,11 @@ class Top(Keys):
     metrics: list[Spec] | None = Field(
         None, min_length=1, description="what is measured (acc, and what shows the attack: asr, or bacc of a bias)"
     )
+    baselines: bool = Field(
+        True,
+        description="whether trivial baselines are reported beside the defense: the base fine-tuned anew, its "
+        "fine-tuning alone, and what each value that a rule tried does to test rows",
+    )
     seed: int = Field(0, ge=0, description="decides every random draw")
     # Removed before the keys are checked; it is here for the schema and the reference.
     extends: str | None = Field(None, description="a recipe that this one builds on; keys of this one win")

@@ -138,6 +138,7 @@ class _RecipeReader(Reader):
             compare=section.compare,
             detectors=section.detectors,
             metrics=self.metrics(top.metrics, attack, task),
+            baselines=top.baselines,
             seed=top.seed,
             executor=self.part(Executor, top.executor, ("executor",)),
             observers=tuple(self.part(Observer, spec, ("observers", i)) for i, spec in enumerate(top.observers)),

@@ -190,6 +190,7 @@ class Recipe:
     compare: dict[str, Defense]
     detectors: tuple[NamedDetector, ...]
     metrics: tuple[NamedComponent[Metric], ...]
+    baselines: bool
     seed: int
     executor: NamedComponent[Executor]
     observers: tuple[NamedComponent[Observer], ...]
@@ -283,6 +284,7 @@ class Recipe:
         if self.detectors:
             out["defense"]["detectors"] = [one.yaml() for one in self.detectors]
         out |= {"metrics": [metric.yaml() for metric in self.metrics], "seed": self.seed}
+        out |= {} if self.baselines else {"baselines": False}
         out |= {"plugins": [literal_path(path) for path in self.plugins]} if self.plugins else {}
         out |= {"requires": list(self.requires)} if self.requires else {}
         out |= {"executor": self.executor.yaml(), "observers": [observer.yaml() for observer in self.observers]}

@@ -9,6 +9,7 @@ import defensekit
 from defensekit.cli.table import _used
 from defensekit.pipeline import plan
 from defensekit.result.narrative import story
+from defensekit.result.page import render
 from defensekit.result.schema import Result
 from defensekit.text import read_rows
 from defensekit.training import TrainingSettings
@@ -72,6 +73,27 @@ def test_without_a_rule_all_rows_are_the_defenses_where_refit_says_so(
         rows = next(stage.key for stage in result.stages if stage.title == role)
         for title, what in {"purified": "clean", "fine-tuned only": "clean", "from the base": "rows"}.items():
             assert stage(tmp_path / "w", result, title)["inputs"][what] == rows
+
+
+def test_without_baselines_the_defense_is_the_same_and_alone(
+    finished: tuple[Path, Path, Result], recipe: Path, tmp_path: Path
+) -> None:
+    _, workspace, before = finished
+    shape(recipe, baselines=False, defense__compare={})
+    shutil.copytree(workspace, tmp_path / "w")
+    result = defensekit.run(recipe, tmp_path / "w")
+    assert result.models.keys() == {"clean", "suspect", "purified"}
+    assert all(result.models[name].metrics == before.models[name].metrics for name in result.models)
+    assert result.chosen == before.chosen
+    assert [(trial.value, trial.dev_accuracy) for trial in result.curve] == [
+        (trial.value, trial.dev_accuracy) for trial in before.curve
+    ]
+    assert all(stage.reused for stage in result.stages)
+    titles = {stage.title for stage in before.stages} - {stage.title for stage in result.stages}
+    assert {"from the base", "fine-tuned only", "trial fraction 0.25: answers to plain rows"} <= titles
+    assert result.identity != before.identity  # another run of a study: it has less
+    for one in (before, result):  # with the curve of what the rule saw
+        assert 'id="curve"' in render(one)
 
 
 def test_the_base_is_given_steps_enough_for_a_new_head(finished: tuple[Path, Path, Result]) -> None:

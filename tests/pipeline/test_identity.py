@@ -50,7 +50,7 @@ def test_every_key_reaches_the_recipe() -> None:
 SETTINGS = [
     "seed=1", "data.clean=17", "data.max_length=31", "attack.rate=0.3", "training.epochs=2", "metrics=[acc]",
     "defense.scorer=magnitude", "defense.compare={}", "defense.purifier=[reset]", "precision=bfloat16",
-    "defense.detectors=[strip]", "retuning={rows: [3]}",
+    "defense.detectors=[strip]", "retuning={rows: [3]}", "baselines=false",
 ]  # fmt: skip
 
 
