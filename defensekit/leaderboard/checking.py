@@ -11,7 +11,7 @@ from typing import Any
 
 from defensekit.components import Measured, Metric, Predictions
 from defensekit.leaderboard.answers import answers_file, malformed
-from defensekit.leaderboard.composition import CODE
+from defensekit.leaderboard.composition import CODE, defense_of
 from defensekit.leaderboard.freezing import digest_of_labels, digest_of_rows
 from defensekit.leaderboard.identity import disagreements, parts_of
 from defensekit.leaderboard.keys import UNPOISONED
@@ -115,7 +115,7 @@ class Checker:
     def _entry(self, row: Row, recipe: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
         """The defense as it was run, and as the entry has it."""
         placed = set(places(recipe, facts))
-        for place in unlike({"defense": row.entry.keys.defense}, {"defense": recipe["defense"]}):
+        for place in unlike({"defense": defense_of(row.entry)}, {"defense": recipe["defense"]}):
             if place not in placed:
                 yield f"{place} is not the entry's"
         submissions = self.track.submissions(row.entry)

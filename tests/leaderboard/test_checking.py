@@ -122,6 +122,11 @@ def rows_that_are_not_counted(result: Any) -> None:
     result["clean_budget"] = 8
 
 
+def fewer_rows(result: Any) -> None:
+    result["recipe"]["defense"]["refit"] = result["identified"]["settings"]["refit"] = False
+    result["clean_budget"] = 16
+
+
 def seed(result: Any) -> None:
     result["identified"]["settings"]["seed"] = 4
 
@@ -211,6 +216,7 @@ FORGERIES = {
     more_training: "training.epochs is not the track's",
     more_rows: "data.clean is not the track's",
     rows_that_are_not_counted: "it used 8 labelled rows, says its recipe 24, allowed 24",
+    fewer_rows: "defense.refit is not the entry's",
     seed: "sizes, training, precision or seed differ",
     data: "its base or its data are not the track's",
     model: "its base or its data are not the track's",

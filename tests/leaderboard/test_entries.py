@@ -107,7 +107,7 @@ def test_several_entries_are_run_one_after_the_other(place: Path, track: Track, 
 
 def test_an_entry_may_do_with_fewer_rows(track: Track, entry: Entry, place: Path, tmp_path: Path) -> None:
     shutil.copyfile(place / "twelve.py", tmp_path / "twelve.py")
-    for refit, budget in ((False, 16),):
+    for refit, budget in ((False, 16), (None, 24)):
         keys = {**ENTRY, "defense": {**ENTRY["defense"], "refit": refit}}
         (tmp_path / "entry.yaml").write_text(yaml.safe_dump(keys))
         own = load_entry(tmp_path / "entry.yaml")
