@@ -3,11 +3,11 @@
     python benchmarks/budgeted_attacker.py ENTRY... [--recipe RECIPE] [--tries 16] [--seeds 0 1 2]
                                            [--workspace DIR] [--json]
 
-``ENTRY`` are entries of the leaderboard, of which the defenses are taken; everything else is the recipe's (`pico`). The
-attacker draws attacks and their parameters by chance. He runs each through the very defense on rows of his own,
-another seed's, since he knows neither the defender's clean rows nor his draws, and keeps the one whose trigger has the
-largest excess ASR afterwards. Printed is what that one has after the defender's own purification, by the number of
-tries: the mean over every choice of so many among all that were made, and over seeds. What the workspace has is not
+``ENTRY`` are entries of the leaderboard that ship, of which the defenses are taken; everything else is the recipe's
+(`pico`). The attacker draws attacks and their parameters by chance. He runs each through the very defense on rows of
+his own, another seed's, since he knows neither the defender's clean rows nor his draws, and keeps the one whose trigger
+has the largest excess ASR afterwards. Printed is what that one has after the defender's own purification, by the number
+of tries: the mean over every choice of so many among all that were made, and over seeds. What the workspace has is not
 computed again.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 
 import defensekit
 from defensekit.cli.progress import Progress
+from defensekit.leaderboard.composition import defense_of
 from defensekit.leaderboard.entries import Entry, load_entry
 from defensekit.leaderboard.row import counted
 from defensekit.recipe import shipped, yaml_document
@@ -78,7 +79,7 @@ def main() -> None:
     rows, curves = [], {}
     for path in arguments.entries:
         entry = load_entry(path)
-        defense = {"compare": {}, "refit": True, **entry.keys.defense}
+        own = {"defense": {"compare": {}, **defense_of(entry)}, "baselines": entry.keys.model != "defended"}
         by_seed: dict[int, list[float]] = {}
         for seed in arguments.seeds:
             rng, simulated, real = Random(seed), [], []
@@ -86,7 +87,7 @@ def main() -> None:
                 for number in range(arguments.tries):
                     progress.message(f"{entry.name}, seed {seed}, try {number + 1} of {arguments.tries}")
                     attack = drawn(rng) | {"target": given["attack"]["target"]}
-                    recipe = {**given, "attack": attack, "defense": defense, "metrics": ["acc", "excess-asr"]}
+                    recipe = {**given, **own, "attack": attack, "metrics": ["acc", "excess-asr"]}
                     simulated.append(excess(entry, recipe | {"seed": OTHERS + seed}, arguments.workspace, progress))
                     real.append(excess(entry, recipe | {"seed": seed}, arguments.workspace, progress))
                     rows.append({"defense": entry.name, "seed": seed, "attack": attack})
