@@ -67,4 +67,7 @@ def malformed(predictions: Predictions) -> str | None:
         return "expected one label of two or more per row, marked with 1 among 0"
     if labels.shape != (len(answers),) or ids is None or ids.shape != labels.shape:
         return "expected a label and a number per row"
-    return None if labels.dtype.kind == "i" and ids.dtype.kind == "i" else "expected whole numbers as labels"
+    columns = [labels, ids, *([] if predictions.targets is None else [predictions.targets])]
+    if columns[-1].shape != labels.shape or any(column.dtype.kind != "i" for column in columns):
+        return "expected whole numbers as labels and targets, one a row"
+    return None

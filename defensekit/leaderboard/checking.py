@@ -4,7 +4,7 @@ What can't be seen here is left to `verifying`: answers that were made up with e
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.row import Row, Verification, models_of, read_row
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.identity import identity
+from defensekit.pipeline.predictions import only_answer
 from defensekit.recipe.keys import Sizes
 from defensekit.recipe.resolve import component
 from defensekit.result.schema import Result
@@ -89,6 +90,8 @@ class Checker:
             yield from self._budget(result)
             yield from self._rows(row, cell, result)
             yield from self._numbers(row, cell, result)
+        except DefenseKitError as error:  # of a metric
+            yield str(error)
         except SafetensorError as error:
             yield f"its answers can't be read ({error})"
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -166,7 +169,7 @@ class Checker:
         if len(set(keys)) < len(keys):
             yield "two of its models have the same answers"
         frozen = self.track.digests.labels[cell[0]][self.track.keys.seeds.index(cell[1])]
-        metrics = self.metrics_of(cell[0])
+        metrics, target = self.metrics_of(cell[0]), (result.attack or {}).get("target")
         for name, model in result.models.items():
             asked = row.answers(result, name)
             if asked.keys() != {"plain", "triggered"}:
@@ -174,8 +177,12 @@ class Checker:
                 continue
             if problem := next((text for some in asked.values() if (text := malformed(some))), None):
                 yield f"the answers of {name} are damaged ({problem})"
-            elif digest_of_labels({on: _labels(some) for on, some in asked.items()}) != frozen:
+            elif digest_of_labels({on: _columns(some) for on, some in asked.items()}) != frozen:
                 yield f"{name} was asked about other rows than the track's, or their labels were changed"
+            elif not _aims(target, asked):
+                yield f"the target that it was measured by, {target!r}, is not the attack's"
+            elif model.only != only_answer(replace(asked["plain"], names=tuple(result.data["labels"]))):
+                yield f"whether {name} gives every row the same answer is not what its answers show"
             elif list(model.metrics) != [spec["name"] for spec in metrics]:
                 yield f"the metrics of {name} are not the track's"
             else:
@@ -287,9 +294,20 @@ def _seconds(result: Result) -> list[float | None]:
     return [stage.seconds for stage in result.stages if stage.kind in COSTS and stage.title not in OTHERS]
 
 
-def _labels(predictions: Predictions) -> tuple[list[int], list[int]]:
-    assert predictions.ids is not None
-    return predictions.ids.tolist(), predictions.labels.tolist()
+def _columns(predictions: Predictions) -> list[list[int]]:
+    columns = (predictions.ids, predictions.labels, predictions.targets)
+    return [column.tolist() for column in columns if column is not None]
+
+
+def _aims(target: Any, asked: dict[str, Predictions]) -> bool:
+    """Whether rows were triggered for the sake of this target: the rows whose label it is are left out.
+
+    Where triggered rows have targets of their own, and for a bias, there is none.
+    """
+    left_out = {*asked["plain"].labels.tolist()} - {*asked["triggered"].labels.tolist()}
+    if not left_out or asked["triggered"].targets is not None:
+        return target is None
+    return target in left_out
 
 
 def _same(here: Measured, there: Measured) -> bool:

@@ -14,7 +14,7 @@ from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.store import Store
 from defensekit.recipe import yaml_document
 from defensekit.studies.planning import plan_study
-from defensekit.text import ROLES, ROWS, read_rows
+from defensekit.text import ROLES, ROWS, Row, read_rows
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.utils.files import atomic_write, data_digest
 
@@ -99,7 +99,7 @@ def _rows(plan: Plan, runner: Runner) -> tuple[str, str]:
     artifacts = {title: runner.make(stage) for title, stage in stages.items()}
     asked = {"plain": artifacts["test rows"], "triggered": artifacts["triggered rows"]}
     rows = {on: read_rows(artifact.files / ROWS) for on, artifact in asked.items()}
-    labels = {on: ([row.id for row in some], [row.label for row in some]) for on, some in rows.items()}
+    labels = {on: _columns(some) for on, some in rows.items()}
     return digest_of_rows({title: artifact.digest for title, artifact in artifacts.items()}), digest_of_labels(labels)
 
 
@@ -109,6 +109,11 @@ def digest_of_rows(stages: dict[str, str | None]) -> str:
     return data_digest({title: stages.get(title) for title in titles})
 
 
-def digest_of_labels(labels: dict[str, tuple[list[int], list[int]]]) -> str:
-    """The digest of the plain and the triggered test rows' numbers and true labels."""
-    return data_digest({on: [list(part) for part in labels[on]] for on in ("plain", "triggered")})
+def _columns(rows: Sequence[Row]) -> list[list[int]]:
+    aims = [row.aim for row in rows if row.aim is not None]
+    return [[row.id for row in rows], [row.label for row in rows], *([aims] if aims else [])]
+
+
+def digest_of_labels(labels: dict[str, list[list[int]]]) -> str:
+    """The digest of the plain and the triggered test rows' numbers, true labels, and targets of their own, if any."""
+    return data_digest({on: labels[on] for on in ("plain", "triggered")})

@@ -160,7 +160,7 @@ def read_row(folder: Path) -> Row:
                 raise DefenseKitError(f"{folder}: {name} is there packed and unpacked")
             files[name] = data
     record = record_of(folder)
-    listed = {name for name in files if name != RECORD and not name.startswith(VERIFICATIONS)}
+    listed = {name for name in files if name != RECORD and not name.startswith(f"{VERIFICATIONS}/")}
     if difference := sorted(listed ^ record.files.keys()):
         which = "is listed and not there" if difference[0] in record.files else "is there and not listed"
         raise DefenseKitError(f"{folder}: {difference[0]} {which}")

@@ -8,16 +8,16 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defensekit.components import Answers, Measured, Metric, Predictions, Trial, call_component, component_error
+from defensekit.components import Measured, Metric, Trial, call_component, component_error
 from defensekit.defense import filtering
 from defensekit.host.registry import Plugin
 from defensekit.models import answers
 from defensekit.pipeline.detection import auroc, on_pairs, operating_points, read_scores, unanswered
-from defensekit.pipeline.experiment import FEWEST, Experiment, Questions
+from defensekit.pipeline.experiment import Experiment, Questions
 from defensekit.pipeline.graph import Stage
 from defensekit.pipeline.identity import identified, identity, parts
 from defensekit.pipeline.plan import Plan
-from defensekit.pipeline.predictions import read_answers, read_for
+from defensekit.pipeline.predictions import only_answer, read_answers, read_for
 from defensekit.pipeline.runner import Runner
 from defensekit.pipeline.store import Artifact, versions
 from defensekit.recipe.recipe import NamedComponent
@@ -147,13 +147,15 @@ class ResultAssembly:
         metrics = self.metrics(questions)
         keys = {on: artifact.key for on, artifact in predictions.items()}
         if rewritten := {on: self.runner.make(rows) for on, rows in questions.rewritten.items()}:
-            return _sanitized(rewritten, metrics, keys)
-        # A model has no predictions if every metric is about triggered rows and the run has none.
-        about = next((artifact.facts["model"] for artifact in predictions.values()), None)
-        turned = answers.names(self.plan.labels, self.experiment.task == "multi-label")
-        model = _model(about, metrics, keys, turned)
+            model = _sanitized(rewritten, metrics, keys)
+        else:
+            # A model has no predictions if every metric is about triggered rows and the run has none.
+            about = next((artifact.facts["model"] for artifact in predictions.values()), None)
+            turned = answers.names(self.plan.labels, self.experiment.task == "multi-label")
+            model = _model(about, metrics, keys, turned)
         if "plain" in questions.predictions:
-            model = model.model_copy(update={"only": _only(self.predictions(questions.predictions["plain"]))})
+            only = only_answer(self.predictions(questions.predictions["plain"]))
+            model = model.model_copy(update={"only": only})
         return self._filtered(model, questions.defended.kept) if questions.defended.kept else model
 
     def _filtered(self, model: ModelResult, kept: Stage) -> ModelResult:
@@ -288,14 +290,6 @@ def _measured(metric: Metric, predictions: Any) -> Measured:
     if not low <= measured.value <= high:
         raise component_error(metric, f"measured {measured.value:g}, outside of its bounds {low:g} to {high:g}")
     return measured
-
-
-def _only(predictions: Answers) -> str | None:
-    """The one label that all rows are answered with; None where there are others, or rows too few to tell."""
-    if not isinstance(predictions, Predictions) or predictions.count < FEWEST:
-        return None
-    answers = predictions.answers()
-    return predictions.shown(0) if (answers == answers[0]).all() else None
 
 
 def _is_mean(metric: Metric) -> bool:

@@ -14,7 +14,7 @@ from defensekit.defense.triggers.planting import excess
 from defensekit.pipeline.detection import RATES
 from defensekit.pipeline.graph import Stage
 from defensekit.pipeline.plan import DefenseOutcome, Plan
-from defensekit.pipeline.predictions import clean_trial, read_answers, read_predictions
+from defensekit.pipeline.predictions import FEWEST, clean_trial, read_answers, read_predictions
 from defensekit.pipeline.preflight import check_rows, locating_errors
 from defensekit.pipeline.store import Artifact
 from defensekit.recipe.recipe import Defense, NamedDetector
@@ -22,8 +22,6 @@ from defensekit.recipe.vocabulary import retuned
 from defensekit.result.schema import DEFENDED
 from defensekit.text import ROLES, ROWS_OF, answer_of
 from defensekit.utils.errors import PlacedError
-
-FEWEST = 10  # test rows that a model is doubted by: of fewer, chance decides
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from defensekit.components import Answers, Generations, Predictions, Trial
 
 LOGITS = "predictions.safetensors"
 TEXTS = "answers.jsonl"  # beside it, where answers are texts
+FEWEST = 10  # test rows that a model is doubted by: of fewer, chance decides
 
 
 def read_predictions(
@@ -48,6 +49,14 @@ def read_for(on: str, folders: Mapping[str, Path], **context: Any) -> Any:
         return None
     answers = [read_answers(folders[name], **context) for name in needed]
     return answers[0].beside(answers[1]) if on == "both" else answers[0]
+
+
+def only_answer(predictions: Answers) -> str | None:
+    """The one label that all rows are answered with; None where there are others, or rows too few to tell."""
+    if not isinstance(predictions, Predictions) or predictions.count < FEWEST:
+        return None
+    answers = predictions.answers()
+    return predictions.shown(0) if (answers == answers[0]).all() else None
 
 
 def clean_trial(predictions: Answers, value: float) -> Trial:

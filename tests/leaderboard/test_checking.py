@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from defensekit.leaderboard import row as rows
@@ -20,7 +19,7 @@ from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.tracks import Track
 from defensekit.result.schema import read_result
 from defensekit.utils.errors import DefenseKitError
-from tests.leaderboard.helpers import cells, edit, edit_all, replace_answers, said, seal, wrong
+from tests.leaderboard.helpers import cells, edit, edit_all, said, seal, wrong
 
 WORD = "cells/word-3.json"
 
@@ -316,60 +315,6 @@ def test_answers_that_belong_to_nothing(track: Track, row: Path) -> None:
     shutil.copyfile(next((row / FOLDER).iterdir()), row / answers_file("0" * 64))
     seal(row)
     assert f"{answers_file('0' * 64)} belongs to no cell" in wrong(track, row)
-
-
-def labels(tensors: dict[str, np.ndarray]) -> None:
-    tensors["labels"] = tensors["answers"].argmax(axis=1).astype(np.int64)
-
-
-def fewer(tensors: dict[str, np.ndarray]) -> None:
-    for name, values in tensors.items():
-        tensors[name] = values[:-2]
-
-
-def no_answer(tensors: dict[str, np.ndarray]) -> None:
-    tensors["answers"] = np.zeros_like(tensors["answers"])
-
-
-def two_answers(tensors: dict[str, np.ndarray]) -> None:
-    tensors["answers"] = np.ones_like(tensors["answers"])
-
-
-def other_numbers(tensors: dict[str, np.ndarray]) -> None:
-    tensors["answers"] = tensors["answers"] * np.float32(np.nan)
-
-
-def of_labels(tensors: dict[str, np.ndarray]) -> None:
-    tensors["labels"] = tensors["labels"][:-1]
-
-
-def none_of_labels(tensors: dict[str, np.ndarray]) -> None:
-    del tensors["labels"]
-
-
-@pytest.mark.parametrize(
-    ("forge", "message"),
-    [
-        (labels, "purified was asked about other rows than the track's, or their labels were changed"),
-        (fewer, "purified was asked about other rows"),
-        (no_answer, "the answers of purified are damaged (expected one label of two or more per row"),
-        (two_answers, "the answers of purified are damaged (expected one label of two or more per row"),
-        (other_numbers, "the answers of purified are damaged (expected one label of two or more per row"),
-        (of_labels, "the answers of purified are damaged (expected a label and a number per row)"),
-        (none_of_labels, "its record is damaged (KeyError"),
-    ],
-)
-def test_forged_answers(forge: Callable[[Any], None], message: str, track: Track, row: Path) -> None:
-    replace_answers(row, "word-3", forge)
-    seal(row)
-    assert message in wrong(track, row)
-
-
-def test_answers_that_are_no_tensors(track: Track, row: Path) -> None:
-    for path in (row / FOLDER).iterdir():
-        path.write_bytes(b"\x80\x04no pickle is opened")
-    seal(row)
-    assert "its answers can't be read" in wrong(track, row)
 
 
 def test_a_defense_in_all_cells_that_is_not_the_entrys(track: Track, row: Path) -> None:
