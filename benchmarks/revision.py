@@ -26,7 +26,8 @@ from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.recipe.resolve import component, model_folder
 from defensekit.scanner import drift
-from defensekit.scanner.revision import doubt, embedding_of, inner_drift, moved_rows
+from defensekit.scanner.drift import inner_drift
+from defensekit.scanner.revision import doubt, embedding_of, moved_rows
 from defensekit.training import TrainingSettings, fine_tune
 from defensekit.utils.logging import quiet
 

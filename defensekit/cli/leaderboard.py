@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from defensekit.cli.shared import Workspace, checked, console, table
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, UsageError
 
 if TYPE_CHECKING:
     from defensekit.components import Observer
@@ -219,8 +219,10 @@ def compare(
     from defensekit.leaderboard.scores import scores_in
     from defensekit.leaderboard.ties import differences
 
-    [(name, given)] = scores_in([row], track).items()
-    [one] = given.values()
+    given = [(name, one) for name, group in scores_in([row], track).items() for one in group.values()]
+    if len(given) != 1:
+        raise UsageError(f"{row}: expected the folder of one row, there are {len(given)}")
+    [(name, one)] = given
     board = scores_in(others, track).get(name, {})
 
     def cell(difference: tuple[float, float, float]) -> str:

@@ -160,7 +160,6 @@ def purify(
         return prepared is not None and not prepared.reset_alone
 
     outcome = _compute_with_progress(load, compute, workspace, quiet, report=False, resumable=resumable)[1]
-    removed = True
     if resumable():
         verdict = outcome[0].verdict
         removed = verdict.removed
@@ -168,6 +167,7 @@ def purify(
             console().print(verdict.text)
         _show(outcome, json)
     else:
+        removed = outcome.selected > 0
         _show_reset(outcome, json)
     if not json:
         console().print(f"purified model: {out}")

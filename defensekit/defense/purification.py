@@ -110,10 +110,7 @@ def purify(
             for path in folder.iterdir():
                 path.rename(target / path.name)
     Checkpoint(target).check_finite()
-    if not searched:
-        return {}
-    tokenizer = loading.load(suspect.folder, "suspect")[1]
-    return _evidence(searched, target, Probe(tokenizer, rows, [0] * len(rows), max_length, precision))
+    return _evidence(searched, target, rows, max_length, precision) if searched else {}
 
 
 def searching(steps: Iterable[Purifier]) -> training.TrainingSettings | None:
@@ -137,11 +134,16 @@ def _searched(
     return search_beside(placed(suspect), other_model(pair, "base"), tokenizer, rows, settings, report=report, **how)
 
 
-def _evidence(searched: Searched, purified: Path, probe: Probe) -> dict[str, Any]:
+def _evidence(
+    searched: Searched, purified: Path, rows: Sequence[Row], max_length: int, precision: training.Precision
+) -> dict[str, Any]:
     """Facts about what a search found, and whether it works any longer."""
     if searched.triggers:
-        searched = searched.again(placed(loading.load_model(purified)), probe)
-    return {"triggers": [asdict(one) for one in searched.triggers], "tried": searched.tried}
+        model, tokenizer = loading.load(purified, "purified")
+        probe = Probe(tokenizer, rows, [0] * len(rows), max_length, precision)
+        searched = searched.again(placed(model), probe)
+    triggers = [asdict(one) for one in searched.triggers]
+    return {"triggers": triggers, "tried": searched.tried, "unjudged": searched.unjudged}
 
 
 def _shapes(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:

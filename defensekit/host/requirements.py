@@ -11,7 +11,19 @@ def require_installed(text: str) -> None:
     """Check a requirement in pip's format, such as ``defensekit-foo>=1.2``.
 
     Raises:
-        UsageError: it is not installed, or in another version; the message has the command that fixes it.
+        UsageError: it is none; or it is not installed, or in another version: the message has the command that fixes
+            it.
+    """
+    wanted = requirement(text)
+    if mismatch := _mismatch(wanted):
+        raise UsageError(f"{text!r} is needed, and {mismatch} (pip install '{wanted.name}{wanted.specifier}')")
+
+
+def requirement(text: str) -> Requirement:
+    """Read a requirement in pip's format, of a name and versions.
+
+    Raises:
+        UsageError: it is none.
     """
     try:
         wanted = Requirement(text)
@@ -22,8 +34,7 @@ def require_installed(text: str) -> None:
         ) from error
     if wanted.url:
         raise UsageError(f"{text!r} names an address, expected a name and versions, as in 'defensekit-foo>=1.2'")
-    if mismatch := _mismatch(wanted):
-        raise UsageError(f"{text!r} is needed, and {mismatch} (pip install '{wanted.name}{wanted.specifier}')")
+    return wanted
 
 
 def unmet(distribution: str) -> list[str]:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from packaging.requirements import Requirement
-
+from defensekit.host.requirements import requirement
 from defensekit.leaderboard.keys import AttackKeys, EntryKeys, SubmissionKeys
 from defensekit.recipe import yaml_document
 from defensekit.recipe.reader import Reader
@@ -46,7 +45,7 @@ class Submission(Generic[K]):
     def code(self) -> str:
         """What its code is called: the file that is sent with it, or a distribution."""
         plugin = self.keys.plugin
-        return plugin.file or Requirement(plugin.requires or "").name
+        return plugin.file or requirement(plugin.requires or "").name
 
     def copy_into(self, folder: Path, name: str) -> Path:
         """Copy its file, under a name, and its plugin; the copy of the file."""
@@ -104,6 +103,11 @@ def _load(path: Path, expected: type[K]) -> tuple[Submission[K], Reader]:
     keys = reader.keys(expected, document.data, ())
     if (keys.plugin.requires is None) == (keys.plugin.file is None):
         raise reader.error(("plugin",), "expected either `requires:` (a distribution) or `file:` (sent with the entry)")
+    if keys.plugin.requires is not None:
+        try:
+            requirement(keys.plugin.requires)
+        except UsageError as error:
+            raise reader.error(("plugin", "requires"), str(error)) from error
     submission = Submission(keys, document, path)
     file = submission.plugin_file
     if file and (file.is_symlink() or not file.is_file()):

@@ -17,7 +17,7 @@ class Budget(Keys):
     """What a defense may use."""
 
     labelled: int = Field(ge=0, description="clean labelled rows, to fit and to choose by, in all")
-    unlabelled: int = Field(0, ge=0, description="texts without labels")
+    unlabelled: int = Field(0, ge=0, description="texts without labels; no data source hands out any yet")
     models: int = Field(0, ge=0, description="models beside suspect and base")
     minutes: float = Field(gt=0, description="of one cell, all that the defense computes")
 

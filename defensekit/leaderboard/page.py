@@ -15,12 +15,12 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from defensekit.leaderboard.attacking import Attempt, attempts_on
-from defensekit.leaderboard.entries import Attack
+from defensekit.leaderboard.entries import OURS, Attack
 from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.redraw import interval, redrawn
 from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, RETUNED, Scores, scores_in
 from defensekit.leaderboard.ties import Standing, Standings, standings
-from defensekit.leaderboard.tracks import Track
+from defensekit.leaderboard.tracks import Track, names
 from defensekit.recipe import yaml_document
 from defensekit.result.plots import COLOURS, MARKS, canvas, image
 from defensekit.studies.frame import csv_cell
@@ -173,6 +173,7 @@ def card(table: TrackTable, standing: Standing) -> str:
     scores, track = standing.scores, table.track
     cells = scores.row.cells
     first = next(iter(cells.values()))
+    of = track.of or track
     measures, values = _measured([(scores, attack) for attack, _ in _attacks(track)])
     return fill(
         __package__,
@@ -191,6 +192,8 @@ def card(table: TrackTable, standing: Standing) -> str:
         environment=first.environment,
         verifications=scores.row.verifications,
         cells=len(cells),
+        trust=[one.code for one in track.submissions(scores.row.entry) if one.code != OURS],
+        track_file=None if of.name in names() else of.path.name,
     )
 
 

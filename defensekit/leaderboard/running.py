@@ -12,14 +12,14 @@ from defensekit.leaderboard.composition import cell_of, study_for
 from defensekit.leaderboard.entries import Entry
 from defensekit.leaderboard.freezing import check_frozen
 from defensekit.leaderboard.identity import parts_of
-from defensekit.leaderboard.row import ENTRY, RECORD, VERIFICATIONS, RowRecord, cell_file, models_of, pack
+from defensekit.leaderboard.row import ENTRY, RECORD, VERIFICATIONS, RowRecord, cell_file, models_of, pack, read_row
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.store import Store
 from defensekit.result.schema import Result, read_result
 from defensekit.studies.folder import Folder
 from defensekit.studies.loading import Study
 from defensekit.studies.running import run_study
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.utils.files import atomic_write, file_digests, folder_lock, scratch_folder
 
 
@@ -64,13 +64,15 @@ def make_row(
         The row's folder.
 
     Raises:
-        UsageError: a key of the entry is wrong, or the track is not frozen.
+        UsageError: a key of the entry is wrong, the track is not frozen, or there is a row of more cells.
         DefenseKitError: base, data or rows are not the track's, or a cell failed.
     """
     study = study_for(track, entry, cells, executor)
+    target = rows / track.name / entry.name
+    if cells and (target / RECORD).is_file() and len(read_row(target).cells) > len(cells):
+        raise UsageError(f"{target} has more cells than were asked for, and would lose them; name other rows by --rows")
     check_frozen(track, cells or track.cells, workspace, observers)
     results = _results(study, workspace, observers)
-    target = rows / track.name / entry.name
     with folder_lock(target):
         _write(track, entry, results, Store(workspace / "store"), target)
     return target

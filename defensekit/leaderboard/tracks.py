@@ -99,8 +99,8 @@ def load_track(named: str) -> Track:
     document.check_mapping(TrackKeys.model_fields)
     reader = Reader(document, {})
     keys = reader.keys(TrackKeys, document.data, ())
-    for group, label in (("attacks", label) for label in keys.attacks):
-        if label == UNPOISONED or label in keys.biases:
+    for group, labels, others in (("attacks", keys.attacks, {}), ("biases", keys.biases, keys.attacks)):
+        for label in (label for label in labels if label == UNPOISONED or label in others):
             raise reader.error((group, label), "is the name of another attack of the track")
     if twice := [seed for i, seed in enumerate(keys.seeds) if seed in keys.seeds[:i]]:
         raise reader.error(("seeds",), f"{twice[0]} is duplicated")

@@ -339,6 +339,7 @@ def _model(
         seconds=round(seconds, 2),
         triggers=None if triggers is None else [Trigger(**{**one, "label": turned[one["label"]]}) for one in triggers],
         tried=facts.get("tried"),
+        unjudged=[turned[label] for label in facts.get("unjudged", ())],
         peak_memory=max((peak for peak in memory if peak is not None), default=None),
         reset=reset,
         defense=parts or None,

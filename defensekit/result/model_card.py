@@ -24,12 +24,13 @@ def card(result: Result) -> str:
     from huggingface_hub import EvalResult
 
     after, data = result.models["purified"].metrics, result.recipe["data"]
-    facts: dict[str, Any] = {"pipeline_tag": "text-classification", "model_name": f"{result.name}-purified"}
+    task = "text-classification" if result.data["labels"] else "text-generation"
+    facts: dict[str, Any] = {"pipeline_tag": task, "model_name": f"{result.name}-purified"}
     if "id" in result.recipe["model"]:
         facts["base_model"] = result.recipe["model"]["id"]
     facts["eval_results"] = [
         EvalResult(
-            task_type="text-classification",
+            task_type=task,
             dataset_type=data.get("id", "private"),
             dataset_name=f"held-out rows of {named(data)}",
             metric_type=result.metrics[name].hub_name,

@@ -1,11 +1,13 @@
 """What a result says, in words: shared by everything that tells a person about a run."""
 
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
 from defensekit.components.metric import Measured
 from defensekit.result.schema import STILL_WORKS, Filtered, Result, Verdict
 
+_TOO_FEW = "too few clean rows have another answer, as the suspect sees them"
 UNSEEN = "A trigger unlike these would not have been seen."
 
 NOT_PROMISED = (
@@ -69,7 +71,10 @@ def search(result: Result) -> list[str]:
     model = result.models[result.defended]
     if model.triggers is None:
         return []
-    searched = f"A search tried {model.tried or 0:,} words on the clean rows"
+    if not model.tried:
+        return [f"No words were tried: {_TOO_FEW}."]
+    towards = f" (not towards {_quoted(model.unjudged)}: {_TOO_FEW})" if model.unjudged else ""
+    searched = f"A search tried {model.tried:,} words on the clean rows{towards}"
     if not model.triggers:
         return [f"{searched}: none turns the suspect alone. What is unlike them would not have been found."]
     triggers = "; ".join(
@@ -86,23 +91,25 @@ def verdict(result: Result) -> Verdict:
     It claims no more than was measured: of a trigger that nobody found or named, nothing is known.
     """
     model = result.models[result.defended]
-    if still := [one for one in model.triggers or () if one.works]:
-        named_ones = ", ".join(repr(one.text) for one in still)
-        return _said(False, f"A backdoor is left: answers of the purified model are still turned by {named_ones}.")
+    if still := [one.text for one in model.triggers or () if one.works]:
+        return _said(False, f"A backdoor is left: answers of the purified model are still turned by {_quoted(still)}.")
     if model.triggers:
-        named_ones = ", ".join(repr(one.text) for one in model.triggers)
-        return _said(True, f"What was found no longer works: {named_ones}. {UNSEEN}")
-    if "selector" in result.recipe["defense"] and not model.reset:
+        found = _quoted(one.text for one in model.triggers)
+        return _said(True, f"What was found no longer works: {found}. {UNSEEN}")
+    if "selector" in result.recipe["defense"] and not (model.reset and model.reset.selected):
+        if model.reset:
+            return _said(False, f"Nothing was reset: {result.recipe['defense']['selector']['name']} took no weight.")
         steps = ", then ".join(step["name"] for _, step in sorted((model.defense or {}).items()))
         since = f"the suspect after {steps} on the clean rows" if steps else "the suspect as it was"
         return _said(False, f"Nothing was reset: the model is {since}.")
-    if model.triggers is not None:
-        return _said(
-            True, "No word was found that turns the suspect's answers; a trigger of another kind was not looked for."
-        )
+    if model.triggers is not None and model.tried:
+        towards = f" Towards {_quoted(model.unjudged)} none was tried: {_TOO_FEW}." if model.unjudged else ""
+        found = "No word was found that turns the suspect's answers; a trigger of another kind was not looked for."
+        return _said(True, found + towards)
     if planted := _planted(result):
         return planted
-    return _said(True, "No trigger was looked for: whether a backdoor was there, and is gone, is not known.")
+    why = f" ({_TOO_FEW})" if model.triggers is not None else ""
+    return _said(True, f"No trigger was looked for{why}: whether a backdoor was there, and is gone, is not known.")
 
 
 def _planted(result: Result) -> Verdict | None:
@@ -111,10 +118,17 @@ def _planted(result: Result) -> Verdict | None:
         return None
     value = result.chosen.value
     after = next(trial.planted for trial in result.curve if trial.value == value)
-    shares = ", ".join(f"a {family} {before[family]:.0%} before and {after[family]:.0%} after" for family in before)
-    removed = max(after.values()) <= STILL_WORKS
+    worked = [family for family, turned in before.items() if turned > STILL_WORKS]
+    if not worked:
+        return None  # what never worked tells nothing of what was removed
+    shares = ", ".join(f"a {family} {before[family]:.0%} before and {after[family]:.0%} after" for family in worked)
+    removed = max(after[family] for family in worked) <= STILL_WORKS
     told = "Triggers of one's own, planted into a copy, no longer work" if removed else "Planted triggers still work"
     return _said(removed, f"{told}: answers turned by {shares}. {UNSEEN}")
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)
 
 
 def _said(removed: bool, text: str) -> Verdict:

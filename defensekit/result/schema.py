@@ -136,7 +136,7 @@ class ModelResult(_Schema):
     several.
 
     ``triggers`` are the words that a step of the defense found to turn answers, of those that it ``tried``; None
-    where none searched.
+    where none searched. Towards ``unjudged`` labels nothing was tried: too few clean rows have another answer.
 
     Of an input-level defense it is the suspect on sanitized rows: ``sanitized`` says what became of them, of ``plain``
     and of ``triggered`` ones, and the seconds are those of sanitizing them.
@@ -155,6 +155,7 @@ class ModelResult(_Schema):
     statistics: dict[str, Any] | None = None
     triggers: list[Trigger] | None = None
     tried: int | None = None
+    unjudged: list[str] = []
     sanitized: dict[str, Sanitized] | None = None
     filtered: Filtered | None = None
 

@@ -118,5 +118,10 @@ OTHER_BASE = 0.5
 
 def is_another_base(tensors: list[TensorDrift]) -> bool:
     """Whether the suspect drifted so far everywhere that it did not come from this base."""
+    return inner_drift(tensors) > OTHER_BASE
+
+
+def inner_drift(tensors: list[TensorDrift]) -> float:
+    """The median of |suspect - base| / |base| over the matrices of layers; 0 where there are none."""
     inner = [tensor.relative for tensor in tensors if tensor.kind.startswith(("attention", "feed"))]
-    return bool(inner) and median(inner) > OTHER_BASE
+    return median(inner) if inner else 0.0

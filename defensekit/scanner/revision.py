@@ -5,7 +5,6 @@ Another revision differs everywhere: in larger steps, or in the rows of tokens t
 """
 
 from collections.abc import Callable
-from statistics import median
 
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import CLASSIFIER
@@ -14,16 +13,10 @@ from defensekit.scanner import drift
 from defensekit.scanner.result import TensorDrift
 from defensekit.scanner.rows import RowDrift
 
-# Set by benchmarks/revision.py; docs/scan.md has the measurements and their limits.
+# Set by benchmarks/revision.py; docs/purify.md has the measurements and their limits.
 INNER = 0.2
 ROWS = 0.99
 FEWEST_ROWS = 1000  # of a smaller vocabulary the texts of a task may have every token
-
-
-def inner_drift(tensors: list[TensorDrift]) -> float:
-    """The median of |suspect - base| / |base| over the matrices of layers; 0 where there are none."""
-    inner = [tensor.relative for tensor in tensors if tensor.kind.startswith(("attention", "feed"))]
-    return median(inner) if inner else 0.0
 
 
 def embedding_of(models: Aligned) -> RowDrift | None:
@@ -46,7 +39,7 @@ def doubt(models: Aligned, tensors: list[TensorDrift], embedding: RowDrift | Non
     Rows are no evidence for language models: where the output is tied to the embedding, every step moves them all.
     """
     end = "so the base may be of another revision than the one that the suspect was fine-tuned from"
-    if (inner := inner_drift(tensors)) > INNER:
+    if (inner := drift.inner_drift(tensors)) > INNER:
         return (
             f"half of the matrices drifted by {inner:.0%} of their norm or more, further than fine-tuning goes; {end}"
         )

@@ -65,7 +65,7 @@ def search(
         Turned(word=one.text, label=answers[one.label], flipped=one.flipped, control=one.control, rows=one.rows)
         for one in searched.triggers
     ]
-    unjudged = [label for label in answers if label not in {one.label for one in strongest}]
+    unjudged = [answers[label] for label in searched.unjudged]
     return Searched(words=searched.tried, rows=len(rows), strongest=strongest, unjudged=unjudged)
 
 

@@ -123,7 +123,7 @@ def summarise(
         kind = "" if task == CLASSIFIER else f", and this is none ({task})"
         said.append(f"The threshold was set on fine-tuned classifiers of one small model{kind}.")
     moved, count = sum(tensor.moved for tensor in tensors), sum(tensor.dimensions for tensor in tensors)
-    if searched is not None:
+    if searched is not None and searched.words:
         which = "words whose rows of the embedding stand out most" if searched.texts else "words of the vocabulary"
         said.append(f"A search tried the {searched.words:,} {which}.")
     said.append(f"{moved / max(count, 1):.1%} of {count:,} compared dimensions differ from the base.")

@@ -85,9 +85,7 @@ def recipe_for(
         return loaded
     max_length = locating_errors(loaded, "model", lambda: _max_length(loaded))
     given.append(f"data.max_length={max_length}")
-    if not reset_alone and not any(
-        setting.startswith(("data.clean=", "data.dev=", "data.test=")) for setting in settings
-    ):
+    if not reset_alone and not any(setting.startswith(("data.clean=", "data.dev=")) for setting in settings):
         share = locating_errors(loaded, "data", lambda: _share(loaded))
         halved = loaded.choose or loaded.detectors or loaded.refit
         given += [f"data.clean={share // 2}", f"data.dev={share // 2}"] if halved else [f"data.clean={share}"]
@@ -103,12 +101,12 @@ def _max_length(recipe: "Recipe") -> int:
 
 
 def _share(recipe: "Recipe") -> int:
-    """The number of clean rows that the defense gets."""
+    """The number of clean rows that the defense gets: four fifths, or what a number of test rows leaves."""
     source = recipe.data.component
     dataset = call_component(source, source.load)
     if (rows := len({row.key for row in dataset.train})) < FEWEST:
         raise UsageError(f"expected at least {FEWEST} clean rows, got {rows}")
-    return min(MOST, rows * 4 // 5)
+    return min(MOST, rows * 4 // 5 if recipe.sizes.test is None else max(rows - recipe.sizes.test, 1))
 
 
 def purify_into(

@@ -67,14 +67,20 @@ class ResetResult(BaseModel):
     versions: dict[str, str]
 
     @property
+    def steps(self) -> list[str]:
+        """The purifier's."""
+        return [step["name"] for step in self.defense["purifier"]]
+
+    @property
     def story(self) -> list[str]:
         """The result in words, a sentence each."""
         share = self.selected / self.eligible if self.eligible else 0.0
         of = "of the adapter's weights" if self.adapter_only else "of the weights"
-        said = [
-            f"{self.selected:,} {of} that had moved were reset to the base's: {share:.1%} of {self.eligible:,}, "
-            f"{self.selected / max(self.dimensions, 1):.1%} of all."
-        ]
+        shares = f"{share:.1%} of {self.eligible:,}, {self.selected / max(self.dimensions, 1):.1%} of all"
+        if self.steps == ["reset"]:
+            said = [f"{self.selected:,} {of} that had moved were reset to the base's: {shares}."]
+        else:
+            said = [f"{self.selected:,} {of} were selected ({shares}), and changed by {', then '.join(self.steps)}."]
         if self.head:
             said.append("The head, which the base does not have, was kept from the suspect.")
         if self.added_rows:
@@ -340,4 +346,5 @@ def card(result: ResetResult) -> str:
     """The model card of a reset, as Markdown."""
     metadata = {"library_name": "peft"} if result.adapter_only else {}
     version = result.versions["defensekit"]
-    return render_card("Purified by reset", result.story, result.defense, version, metadata, result.warnings)
+    title = f"Purified by {', then '.join(result.steps)}"
+    return render_card(title, result.story, result.defense, version, metadata, result.warnings)

@@ -91,3 +91,7 @@ def test_rows_too_few_to_judge_are_not_tried(asked: list[tuple[Any, str]]) -> No
     assert few.screened("suspect", WORDS, no_report) == [{}, {}]  # type: ignore[arg-type]
     judged = few.judged("suspect", "control", [[{}, {}]], 1, no_report)  # type: ignore[arg-type]
     assert (judged.triggers, judged.held, asked) == ([], {1: []}, [])
+    none = Searched.whole([judged, Judged([], {0: []})], len(WORDS))
+    assert (none.tried, none.unjudged) == (0, [0, 1])
+    half = Searched.whole([judged, Judged([], {0: [(1, 0)]})], len(WORDS))
+    assert (half.tried, half.unjudged) == (len(WORDS), [1])

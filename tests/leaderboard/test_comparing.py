@@ -51,6 +51,7 @@ def test_the_command(row: Path, track: object, place: Path) -> None:
         "",
     )
     assert said("compare", row, row, *options) == ("twelve on tiny-v1: there is no other row.\n\n", "")
+    assert said("compare", row.parents[1], row, *options)[1].endswith("expected the folder of one row, there are 2")
 
 
 def test_rows_beside_a_study(made: Path, place: Path, tmp_path: Path) -> None:

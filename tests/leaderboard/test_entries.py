@@ -96,6 +96,20 @@ def test_what_no_row_can_have(defense: dict[str, Any], message: str, tmp_path: P
         load_entry(path)
 
 
+@pytest.mark.parametrize("requires", ["!! no requirement", "defensekit @ https://example.org/x.whl"])
+def test_a_distribution_is_a_requirement(requires: str, tmp_path: Path) -> None:
+    (tmp_path / "entry.yaml").write_text(yaml.safe_dump({**ENTRY, "plugin": {"requires": requires}}))
+    with pytest.raises(UsageError, match=r"entry.yaml:\d+: plugin.requires: .*expected"):
+        load_entry(tmp_path / "entry.yaml")
+
+
+def test_some_cells_take_no_others_away(track: Track, entry: Entry, place: Path, made: Path) -> None:
+    before = (made / "row.json").read_bytes()
+    with pytest.raises(UsageError, match="has more cells than were asked for, and would lose them"):
+        make_row(track, entry, place / "workspace", place / "rows", cells=[("word", 3)])
+    assert (made / "row.json").read_bytes() == before
+
+
 def test_several_entries_are_run_one_after_the_other(place: Path, track: Track, made: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump({**ENTRY, "name": "other"}))

@@ -229,6 +229,8 @@ def test_the_command(row: Path, track: Track, tmp_path: Path) -> None:
     page = tmp_path / "site/index.html"
     assert said("build", row, "--out", page.parent, "--track", track.document.name) == (f"page: {page}\n", "")
     assert "No trivial baseline is among these rows" in page.read_text()
+    command = "verify ROWS/tiny-v1/twelve --by YOU --cells 2 --trust twelve.py --track tiny-v1.yaml</pre>"
+    assert command in (page.parent / "tiny-v1/twelve.html").read_text()
     (row / "entry.yaml").write_text("name: other\n")
     assert (
         "entry.yaml is not what its digest"

@@ -44,6 +44,11 @@ def test_a_file_that_is_not_listed(track: Track, row: Path) -> None:
     assert "other.py is there and not listed" in wrong(track, row)
 
 
+def test_a_plugin_called_like_the_folder_of_verifications_is_a_file_like_others(track: Track, row: Path) -> None:
+    (row / "verifications_more.py").write_text("x")
+    assert "verifications_more.py is there and not listed" in wrong(track, row)
+
+
 def test_a_link_out_of_the_folder(track: Track, row: Path, tmp_path: Path) -> None:
     (row / "entry.yaml").rename(tmp_path / "elsewhere.yaml")
     (row / "entry.yaml").symlink_to(tmp_path / "elsewhere.yaml")

@@ -62,6 +62,8 @@ def write(folder: Path, **changes: Any) -> Path:
         ({"name": "tiny"}, "name: string should match pattern"),
         ({"attacks": {}}, "attacks: dictionary should have at least 1 item"),
         ({"attacks": {"unpoisoned": {"name": "word"}}}, "attacks.unpoisoned: is the name of another attack"),
+        ({"biases": {"unpoisoned": {"name": "bias-word"}}}, "biases.unpoisoned: is the name of another attack"),
+        ({"biases": {"word": {"name": "bias-word"}}}, "biases.word: is the name of another attack"),
         ({"seeds": [1, 1]}, "seeds: 1 is duplicated"),
         ({"recipe": {"seed": 1}}, "recipe: has neither `defense:`"),
         ({"recipe": {"metrics": ["acc", {"name": "asr"}]}}, "recipe: its `metrics:` lack 'excess-asr'"),

@@ -138,17 +138,23 @@ def test_the_command_takes_suspects_of_many_kinds(
 
 
 @pytest.mark.parametrize(
-    ("purifier", "said"),
+    ("purifier", "selector", "with_rows", "said"),
     [
         (
             "[reset, {name: fine-tune, epochs: 1}]",
+            "{name: fraction, fraction: 0}",
+            True,
             "Nothing was reset: the model is the suspect after fine-tune on",
         ),
-        ("[reset]", "Nothing was reset: the model is the suspect as it was."),
+        ("[reset]", "{name: fraction, fraction: 0}", True, "Nothing was reset: the model is the suspect as it was."),
+        ("[reset]", "{name: threshold, above: 1e9}", True, "Nothing was reset: threshold took no weight."),
+        ("[reset]", "{name: threshold, above: 1e9}", False, "0 of the weights that had moved were reset"),
     ],
 )
 def test_where_nothing_is_reset_the_first_line_and_the_exit_code_say_so(
     purifier: str,
+    selector: str,
+    with_rows: bool,
     said: str,
     tmp_path: Path,
     base: Path,
@@ -159,9 +165,11 @@ def test_where_nothing_is_reset_the_first_line_and_the_exit_code_say_so(
 ) -> None:
     out = tmp_path / "out"
     places = ["--base", str(base), "--suspect", str(suspect), "--out", str(out), "-w", str(tmp_path / "w")]
-    nothing = ["defense.scorer=magnitude", "defense.selector={name: fraction, fraction: 0}"]
+    nothing = ["defense.scorer=magnitude", f"defense.selector={selector}"]
     settings = [part for setting in (f"defense.purifier={purifier}", *nothing) for part in ("--set", setting)]
-    monkeypatch.setattr("sys.argv", ["defensekit", "purify", "-q", *places, "--clean", str(rows), *settings])
+    monkeypatch.setattr(
+        "sys.argv", ["defensekit", "purify", "-q", *places, *(["--clean", str(rows)] * with_rows), *settings]
+    )
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 4
@@ -265,6 +273,12 @@ def test_without_settings_rows_are_as_long_as_the_base_allows(base: Path, suspec
     assert recipe_for(str(base), suspect, None, reset_alone=True).sizes.max_length == 64
 
 
+def test_test_rows_that_are_numbered_leave_the_others_to_the_defense(base: Path, suspect: Path, rows: Path) -> None:
+    unique = len({text.lower() for text, _ in make_sentences(150)})
+    for settings, clean in (([], unique * 4 // 5), (["data.test=10"], unique - 10), (["data.clean=9"], 9)):
+        assert recipe_for(str(base), suspect, str(rows), settings=settings).sizes.clean == clean
+
+
 def test_rows_that_are_all_the_defenses_are_halved_as_a_rules_are(base: Path, suspect: Path, rows: Path) -> None:
     """What is measured on stays as much."""
     sizes = [recipe_for(str(base), suspect, str(rows), settings=more).sizes for more in ([], ["defense.refit=true"])]
@@ -276,6 +290,8 @@ def test_as_few_rows_as_there_can_be(tmp_path: Path, base: Path, suspect: Path) 
     few = write_table(tmp_path / "few.csv", make_sentences(5))
     result = purify_into(tmp_path / "out", recipe_for(str(base), suspect, str(few), settings=QUICK), tmp_path / "w")
     assert result.data["rows"] == {"test": 1, "dev": 0, "clean": 4}
+    assert result.verdict is not None
+    assert result.verdict.text.startswith("No trigger was looked for (too few clean rows have another answer")
     fewer = write_table(tmp_path / "fewer.csv", [("good", "nonsense"), *make_sentences(3)])
     with pytest.raises(UsageError, match=r"^--clean: expected at least 5 clean rows, got 4$"):
         recipe_for(str(base), suspect, str(fewer))

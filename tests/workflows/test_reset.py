@@ -86,6 +86,18 @@ def test_without_rows_the_largest_drift_is_reset(tmp_path: Path, base: Path) -> 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_step_that_is_no_reset_is_not_told_as_one(tmp_path: Path, base: Path) -> None:
+    suspect = make_suspect(tmp_path / "suspect", base)
+    outliers = ["defense.scorer=lipschitz", "defense.selector={name: threshold, above: 1}", "defense.purifier=[prune]"]
+    found = reset_into(tmp_path / "out", recipe_for(str(base), suspect, None, settings=outliers, reset_alone=True))
+    assert found.selected
+    assert found.story[0].startswith(f"{found.selected:,} of the weights were selected (")
+    assert found.story[0].endswith("of all), and changed by prune.")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "# Purified by prune\n" in card
+    assert "reset to the base" not in card
+
+
 def test_doubts_stand_in_the_card_as_warnings(
     tmp_path: Path, base: Path, suspect: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

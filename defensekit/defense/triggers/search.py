@@ -108,7 +108,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Searched(Judged):
-    """What a search found, the strongest first, and how many words it tried."""
+    """What a search found, the strongest first, and how many words it tried: none, if there were rows for no label."""
 
     tried: int
 
@@ -116,7 +116,13 @@ class Searched(Judged):
     def whole(cls, parts: Sequence[Judged], tried: int) -> "Searched":
         """The search whose labels were judged in parts."""
         triggers = sorted((one for part in parts for one in part.triggers), key=lambda one: one.control - one.flipped)
-        return cls(triggers, {label: rows for part in parts for label, rows in part.held.items()}, tried)
+        held = {label: rows for part in parts for label, rows in part.held.items()}
+        return cls(triggers, held, tried if any(held.values()) else 0)
+
+    @property
+    def unjudged(self) -> list[int]:
+        """The labels that nothing was tried for: too few rows have another answer."""
+        return sorted(label for label, rows in self.held.items() if not rows)
 
     def again(self, purified: "PreTrainedModel", probe: Probe) -> "Searched":
         """The same, with what the triggers turn after a defense; the probe has all clean rows."""
