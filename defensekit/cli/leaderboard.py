@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from defensekit.cli.shared import Workspace, checked, console, table
-from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.utils.errors import DefenseKitError, UsageError, printable_name
 
 if TYPE_CHECKING:
     from defensekit.components import Observer
@@ -160,7 +160,7 @@ def check(
             checker_of(folder).check(folder)
         except DefenseKitError as error:
             wrong += 1
-            out.print(f"wrong: {error}")
+            out.print(f"wrong: {printable_name(error, 1000)}")
         else:
             out.print(f"right: {folder}")
     if wrong:

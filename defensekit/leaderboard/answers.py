@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.components import Measured, Metric, Predictions
 from defensekit.pipeline.predictions import read_predictions
+from defensekit.utils.errors import DefenseKitError, listing, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,11 +35,23 @@ def packed_answers(folder: Path) -> bytes:
 
 
 def parse_answers(data: bytes, target: int | None = None, names: tuple[str, ...] = (), seed: int = 0) -> Predictions:
-    """Predictions of which nothing but the answers is known, as `read_predictions` gives them: logits of 1 and 0."""
+    """Predictions of which nothing but the answers is known, as `read_predictions` gives them: logits of 1 and 0.
+
+    Raises:
+        DefenseKitError: they are none.
+    """
     import numpy as np
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    tensors: dict[str, Any] = load(data)
+    try:
+        tensors: dict[str, Any] = load(data)
+    except SafetensorError as error:
+        raise DefenseKitError(f"answers can't be read ({one_line(error)})") from error
+    if tensors.keys() - {"targets"} != {"answers", "labels", "ids"}:
+        raise DefenseKitError(
+            f"answers have {listing(sorted(tensors))}, expected answers, labels and ids, and perhaps targets"
+        )
     logits, targets = tensors["answers"].astype(np.float32), tensors.get("targets")
     return Predictions(logits, tensors["labels"], target, names, seed, tensors["ids"], targets=targets)
 

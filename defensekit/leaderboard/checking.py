@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.components import Measured, Metric, Predictions
+from defensekit.host.discovery import cached_plugins
 from defensekit.leaderboard.answers import answers_file, malformed
 from defensekit.leaderboard.composition import CODE, defense_of
 from defensekit.leaderboard.freezing import digest_of_labels, digest_of_rows
@@ -22,7 +23,7 @@ from defensekit.pipeline.predictions import only_answer
 from defensekit.recipe.keys import Sizes
 from defensekit.recipe.resolve import component
 from defensekit.result.schema import Result
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, UsageError, listing, one_line, printable_name
 from defensekit.utils.files import data_digest, file_digest
 from defensekit.utils.seeds import Seeds
 
@@ -30,6 +31,7 @@ from defensekit.utils.seeds import Seeds
 COSTS = {
     "plant", "control", "screen", "judge", "statistics", "purify", "inspect", "sanitize", "features", "score", "train",
 }  # fmt: skip
+_ALWAYS = {"stage", "refit"}  # what a resolved defense has, said or not
 OTHERS = ("fine-tuned only", "clean reference", "suspect", "from the base")
 
 
@@ -61,6 +63,10 @@ class Checker:
             yield f"its track is {row.record.track} ({row.record.track_digest[:12]}), expected {self.track.name} " \
                   f"({self.track.digest[:12]})"  # fmt: skip
             return
+        folder = row.folder.absolute()
+        if folder.is_symlink() or (folder.parent.name, folder.name) != (row.record.track, row.record.entry):
+            yield f"its folder is no {printable_name(f'{row.record.track}/{row.record.entry}')}, as its record has it"
+            return
         for cell in dict.fromkeys((*self.track.cells, *row.cells)):
             if cell not in row.cells:
                 yield f"the cell {_called(cell)} is missing"
@@ -71,15 +77,14 @@ class Checker:
                     yield f"{_called(cell)}: {problem}"
         yield from self._one_defense(row)
         yield from self._verifications(row)
-        wanted = {key for result in row.cells.values() for key in _keys(result)}
-        if extra := sorted(row.kept.keys() - {answers_file(key) for key in wanted}):
-            yield f"{extra[0]} belongs to no cell"
+        answers = {answers_file(key) for result in row.cells.values() for key in _keys(result)}
+        code = {name for name in row.record.files if name.endswith(".py")} - {row.entry.keys.plugin.file}
+        if extra := sorted((row.kept.keys() - answers) | code):
+            yield f"{extra[0]} belongs to no cell, and is not the entry's plugin"
 
     # -- one cell ------------------------------------------------------------------------------------------------------
 
     def _cell(self, row: Row, cell: Cell, result: Result) -> Iterator[str]:
-        from safetensors import SafetensorError
-
         facts, recipe = result.identified, result.recipe
         if result.identity != identity(facts):
             yield "its identity is not the digest of what it was identified by"
@@ -92,10 +97,8 @@ class Checker:
             yield from self._numbers(row, cell, result)
         except DefenseKitError as error:  # of a metric
             yield str(error)
-        except SafetensorError as error:
-            yield f"its answers can't be read ({error})"
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            yield f"its record is damaged ({type(error).__name__}: {error})"
+        except Exception as error:  # a stranger wrote it: whatever does not fit is wrong
+            yield f"its record is damaged ({one_line(error)})"
 
     def _recipe(self, cell: Cell, recipe: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
         """The track's part of a recipe."""
@@ -117,10 +120,13 @@ class Checker:
 
     def _entry(self, row: Row, recipe: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
         """The defense as it was run, and as the entry has it."""
-        placed = set(places(recipe, facts))
-        for place in unlike({"defense": defense_of(row.entry)}, {"defense": recipe["defense"]}):
+        placed, expected = set(places(recipe, facts)), defense_of(row.entry)
+        for place in unlike({"defense": expected}, {"defense": recipe["defense"]}):
             if place not in placed:
                 yield f"{place} is not the entry's"
+        for part in sorted(recipe["defense"].keys() - expected.keys() - _ALWAYS):
+            if recipe["defense"][part]:
+                yield f"defense.{part} is not the entry's"
         submissions = self.track.submissions(row.entry)
         for key, name in CODE.items():
             named = [value for one in submissions if (value := getattr(one.keys.plugin, key)) is not None]
@@ -170,6 +176,7 @@ class Checker:
             yield "two of its models have the same answers"
         frozen = self.track.digests.labels[cell[0]][self.track.keys.seeds.index(cell[1])]
         metrics, target = self.metrics_of(cell[0]), (result.attack or {}).get("target")
+        labels = tuple(result.data["labels"])
         for name, model in result.models.items():
             asked = row.answers(result, name)
             if asked.keys() != {"plain", "triggered"}:
@@ -179,9 +186,11 @@ class Checker:
                 yield f"the answers of {name} are damaged ({problem})"
             elif digest_of_labels({on: _columns(some) for on, some in asked.items()}) != frozen:
                 yield f"{name} was asked about other rows than the track's, or their labels were changed"
+            elif (count := asked["plain"].logits.shape[1]) != sum(isinstance(one, str) for one in labels):
+                yield f"{name} answers with {count} labels, and its data name {listing(labels)}"
             elif not _aims(target, asked):
                 yield f"the target that it was measured by, {target!r}, is not the attack's"
-            elif model.only != only_answer(replace(asked["plain"], names=tuple(result.data["labels"]))):
+            elif model.only != only_answer(replace(asked["plain"], names=labels)):
                 yield f"whether {name} gives every row the same answer is not what its answers show"
             elif list(model.metrics) != [spec["name"] for spec in metrics]:
                 yield f"the metrics of {name} are not the track's"
@@ -261,7 +270,18 @@ def places(recipe: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
     for key, given in parts_of(recipe):
         if facts["contents"].get(key) is not None:
             known = facts["parts"][key]["parameters"].keys() | {"name", *Sizes.model_fields}
-            yield from (f"{key}.{name}" for name in given.keys() - known)
+            may_be = _locations(key, given)
+            yield from (f"{key}.{name}" for name in given.keys() - known if may_be is None or name in may_be)
+
+
+def _locations(key: str, given: dict[str, Any]) -> set[str] | None:
+    """The parameters of a track's component that say where something is; None where its plugin is not installed."""
+    kind = {"model": "model", "data": "dataset", "attack": "attack"}.get(key)
+    try:
+        found = cached_plugins().find(kind, given["name"]) if kind else None
+    except UsageError:
+        return None
+    return {*found.location, *found.paths()} if found else None
 
 
 def defenders_rows(recipe: dict[str, Any]) -> int:

@@ -69,6 +69,8 @@ def load_entry(path: Path) -> Entry:
     for key, why in _NOT_IN_A_ROW.items():
         if key in entry.keys.defense:
             raise reader.error(("defense", key), why)
+    if not {"purifier", "sanitizer"} & entry.keys.defense.keys():
+        raise reader.error(("defense",), "has neither `purifier:` nor `sanitizer:`: it does nothing")
     return entry
 
 

@@ -10,7 +10,10 @@ UNPOISONED = "unpoisoned"  # what the cells of the innocent suspect are called
 Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Link = Annotated[str, Field(pattern=r"^https://[^\s<>\"']{1,300}$")]
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+# Neither breaks nor marks that turn the direction of what follows.
+Line = Annotated[
+    str, Field(pattern=r"^[^\x00-\x1f\x7f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]{1,200}$")
+]
 
 
 class Budget(Keys):

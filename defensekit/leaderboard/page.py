@@ -144,7 +144,7 @@ def write(tables: Sequence[TrackTable], out: Path) -> None:
             atomic_write(out / table.track.name / f"attacks/{name}.html", attack_page(table, name).encode())
     atomic_write(out / "board.json", (json.dumps(records, indent=1, ensure_ascii=False) + "\n").encode())
     text = io.StringIO()
-    lines = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    lines = csv.DictWriter(text, list(records[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     lines.writeheader()
     for record in records:
         lines.writerow({key: csv_cell(value) if isinstance(value, str) else value for key, value in record.items()})
@@ -190,7 +190,7 @@ def card(table: TrackTable, standing: Standing) -> str:
         defense=yaml_document.dump({k: v for k, v in first.recipe["defense"].items() if k != "compare"}),
         chosen=[(cell, result.chosen) for cell, result in sorted(cells.items()) if result.chosen],
         environment=first.environment,
-        verifications=scores.row.verifications,
+        verifications=[(one, one in scores.row.verified) for one in scores.row.verifications],
         cells=len(cells),
         trust=[one.code for one in track.submissions(scores.row.entry) if one.code != OURS],
         track_file=None if of.name in names() else of.path.name,

@@ -62,7 +62,7 @@ class VerifiedCell(Keys):
 
     attack: Label
     seed: int
-    differing: dict[Literal["plain", "triggered"], Annotated[float, Field(ge=0, le=1)]]
+    differing: Annotated[dict[Literal["plain", "triggered"], Annotated[float, Field(ge=0, le=1)]], Field(min_length=2)]
     inputs: list[str]
 
 
@@ -82,7 +82,7 @@ class Verification(Keys):
 
 @dataclass(frozen=True)
 class Row:
-    """A row, read: ``digest`` is that of its record, by which verifications know it.
+    """A row, read: ``digest`` is that of its record, however that is written, by which verifications know it.
 
     ``kept`` are the files of answers, by their path within it.
     """
@@ -115,7 +115,7 @@ class Row:
 
     @cached_property
     def verifications(self) -> list[Verification]:
-        """Those of the row as it is now, oldest first.
+        """Those of the row as it is now and as it was before, oldest first.
 
         Raises:
             DefenseKitError: one can't be read.
@@ -126,7 +126,12 @@ class Row:
                 verifications.append(Verification.model_validate_json(path.read_bytes()))
             except ValidationError as error:
                 raise DefenseKitError(f"{path}: no verification ({_first(error)})") from error
-        return sorted((one for one in verifications if one.row == self.digest), key=lambda one: one.when)
+        return sorted(verifications, key=lambda one: one.when)
+
+    @property
+    def verified(self) -> list[Verification]:
+        """Those of the row as it is now."""
+        return [one for one in self.verifications if one.row == self.digest]
 
 
 KEPT = ("clean", "suspect")  # the models of a result that a row has, beside the one that counts
@@ -178,7 +183,7 @@ def read_row(folder: Path) -> Row:
     if entry.name != record.entry:
         raise DefenseKitError(f"{folder}: the entry is called {entry.name}, and the row {record.entry}")
     kept = {name: data for name, data in files.items() if name.startswith(f"{FOLDER}/")}
-    return Row(folder, record, entry, cells, kept, sha256(files[RECORD]).hexdigest())
+    return Row(folder, record, entry, cells, kept, sha256(written(record)).hexdigest())
 
 
 def pack(folder: Path) -> None:
@@ -201,24 +206,49 @@ def unpacked(packed: bytes, path: Path) -> dict[str, bytes]:
         DefenseKitError: it is damaged, or has anything but files of known names, or too much.
     """
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_UNPACKING)
+    files: dict[str, bytes] = {}
     try:
         data = decompressor.decompress(packed, BYTES)
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            members = tar.getmembers()
-            for member in members:
-                if member.type != tarfile.REGTYPE or not re.fullmatch(_PACKED, member.name):
-                    raise DefenseKitError(f"{path}: {member.name!r} has no place in it")
-            total, largest = sum(member.size for member in members), max((member.size for member in members), default=0)
-            if not decompressor.eof or len(members) > FILES or total > BYTES or largest > FILE_BYTES:
+        for name, content in _members(data):
+            if not re.fullmatch(_PACKED, name) or name in files:
+                raise DefenseKitError(f"{path}: '{printable_name(name)}' has no place in it")
+            files[name] = content
+            if len(files) > FILES or len(content) > FILE_BYTES:
                 raise DefenseKitError(f"{path} goes beyond {_limits()}")
-            files = {member.name: tar.extractfile(member) for member in members}
-            return {name: file.read() for name, file in files.items() if file}
-    except (lzma.LZMAError, tarfile.TarError, EOFError) as error:
+    except (lzma.LZMAError, tarfile.TarError) as error:
         raise DefenseKitError(f"{path} can't be unpacked ({error})") from error
+    if not decompressor.eof:
+        raise DefenseKitError(f"{path} is cut short, or goes beyond {_limits()}")
+    if decompressor.unused_data:
+        raise DefenseKitError(f"{path} goes on after its end")
+    return files
+
+
+def _members(tarred: bytes) -> Iterator[tuple[str, bytes]]:
+    """The plain files in a tar, one header after the other; `tarfile` itself follows what headers say anywhere.
+
+    Raises:
+        TarError: there is anything else.
+    """
+    at = 0
+    while header := tarred[at : at + tarfile.BLOCKSIZE].strip(b"\0"):
+        member = tarfile.TarInfo.frombuf(header.ljust(tarfile.BLOCKSIZE, b"\0"), "ascii", "replace")
+        start = at + tarfile.BLOCKSIZE
+        content = tarred[start : start + member.size] if member.size >= 0 else b""
+        if member.type != tarfile.REGTYPE or len(content) != member.size:
+            raise tarfile.ReadError(f"{printable_name(member.name)} is no plain file, or not whole")
+        yield member.name, content
+        at = start + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _limits() -> str:
     return f"what a row may have ({FILES:,} files, {BYTES:,} bytes in all, {FILE_BYTES:,} in one)"
+
+
+def written(record: RowRecord) -> bytes:
+    """A record, as its file has it."""
+    sorted_files = record.model_copy(update={"files": dict(sorted(record.files.items()))})
+    return sorted_files.model_dump_json(indent=1).encode() + b"\n"
 
 
 def record_of(folder: Path) -> RowRecord:

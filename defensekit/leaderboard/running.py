@@ -12,7 +12,17 @@ from defensekit.leaderboard.composition import cell_of, study_for
 from defensekit.leaderboard.entries import Entry
 from defensekit.leaderboard.freezing import check_frozen
 from defensekit.leaderboard.identity import parts_of
-from defensekit.leaderboard.row import ENTRY, RECORD, VERIFICATIONS, RowRecord, cell_file, models_of, pack, read_row
+from defensekit.leaderboard.row import (
+    ENTRY,
+    RECORD,
+    VERIFICATIONS,
+    RowRecord,
+    cell_file,
+    models_of,
+    pack,
+    read_row,
+    written,
+)
 from defensekit.leaderboard.tracks import Cell, Track
 from defensekit.pipeline.store import Store
 from defensekit.result.schema import Result, read_result
@@ -125,7 +135,7 @@ def _fill(part: Path, track: Track, entry: Entry, results: dict[Cell, Result], s
         for key in _answers(kept):
             (part / answers_file(key)).write_bytes(packed_answers(store.open(key).files))
     record = RowRecord(track=track.name, track_digest=track.digest, entry=entry.name, files=file_digests(part))
-    atomic_write(part / RECORD, record.model_dump_json(indent=1).encode() + b"\n")
+    atomic_write(part / RECORD, written(record))
     pack(part)
 
 

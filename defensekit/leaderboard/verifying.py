@@ -157,5 +157,6 @@ def _inputs(result: Result) -> dict[str, object]:
     facts = result.identified
     parts = {key: {name: part[name] for name in ("name", "parameters")} for key, part in facts["parts"].items()}
     settings = {key: value for key, value in facts["settings"].items() if key != "baselines"}
+    used = {"labelled rows": result.clean_budget, "oracle": result.oracle}
     aim = {"target": (result.attack or {}).get("target"), "labels": result.data["labels"]}
-    return {"parts": parts, "settings": settings, "contents": facts["contents"], "aim": aim}
+    return {"parts": parts, "settings": settings, "contents": facts["contents"], "used": used, "aim": aim}

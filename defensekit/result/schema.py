@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from defensekit.components.metric import Measured
 from defensekit.recipe.vocabulary import (
@@ -27,7 +27,11 @@ DEFENDED: dict[str, str] = {"weights": "purified", "input": "sanitized", "traini
 
 
 class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+_SECONDS: dict[str, Any] = {"ge": 0, "le": 1e9}
+_BYTES: dict[str, Any] = {"ge": 0, "le": 2**60}
 
 
 class Histogram(_Schema):
@@ -146,8 +150,8 @@ class ModelResult(_Schema):
     """
 
     metrics: dict[str, Measured]
-    seconds: float | None
-    peak_memory: int | None = None
+    seconds: float | None = Field(**_SECONDS)
+    peak_memory: int | None = Field(None, **_BYTES)
     predictions: dict[str, str] = {}
     only: str | None = None
     reset: ResetCounts | None = None
@@ -187,7 +191,7 @@ class DetectorResult(_Schema):
     auroc: Measured | None
     points: list[OperatingPoint]
     milliseconds: float
-    seconds: float
+    seconds: float = Field(**_SECONDS)
     scores: dict[str, str]
 
 
@@ -278,8 +282,8 @@ class StageRecord(_Schema):
     kind: str
     key: str
     reused: bool
-    seconds: float | None
-    peak_memory: int | None = None
+    seconds: float | None = Field(**_SECONDS)
+    peak_memory: int | None = Field(None, **_BYTES)
     digest: str | None = None
 
 
@@ -346,13 +350,20 @@ class Result(_Schema):
     recipe: dict[str, Any]
     stages: list[StageRecord]
     environment: Environment
-    seconds: float
+    seconds: float = Field(**_SECONDS)
     folder: str
 
     @property
     def defended(self) -> str:
-        """The model that the run's defense ended with: ``purified``, ``sanitized`` or ``filtered``."""
-        return next(name for name in DEFENDED.values() if name in self.models)
+        """The model that the run's defense ended with: ``purified``, ``sanitized`` or ``filtered``.
+
+        Raises:
+            UsageError: there is none.
+        """
+        found = next((name for name in DEFENDED.values() if name in self.models), None)
+        if found is None:
+            raise UsageError(f"it has no model of a defense (expected one of {listing(DEFENDED.values())})")
+        return found
 
     @property
     def floors(self) -> dict[str, float]:

@@ -104,6 +104,17 @@ def test_it_is_a_row_like_any_other(track: Track, board: Path, place: Path) -> N
     assert {path.name for path in (board / ROW).parent.iterdir()} == {"attack.yaml", "shouting.py", "twelve"}
 
 
+def test_two_attacks_of_one_name(track: Track, board: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(board / "shout-on-tiny-v1", tmp_path / "other/shout-on-tiny-v1")
+    (other / "attack.yaml").write_text((other / "attack.yaml").read_text() + "# another\n")
+    row = json.loads((other / "twelve/row.json").read_text())
+    digest = attacked(track, load_attack(other / "attack.yaml")).digest
+    (other / "twelve/row.json").write_text(json.dumps(row | {"track_digest": digest}))
+    assert said("check", other, "--track", track.document.name)[1] == ""
+    error = said("build", board, other, "--out", tmp_path / "site", "--track", track.document.name)[1]
+    assert error.endswith("there is another attack of that name, with rows on shout-on-tiny-v1")
+
+
 def test_what_is_forged(track: Track, tried: Track, board: Path) -> None:
     row, attack = board / ROW, board / "shout-on-tiny-v1/attack.yaml"
 

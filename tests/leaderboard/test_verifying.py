@@ -16,7 +16,9 @@ from defensekit.leaderboard.entries import load_entry
 from defensekit.leaderboard.row import Row, read_row
 from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.tracks import Cell, Track
+from defensekit.pipeline.predictions import only_answer
 from defensekit.pipeline.store import Store
+from defensekit.result.schema import Result
 from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.cli.helpers import command
 from tests.leaderboard.helpers import edit, edit_all, replace_answers, seal
@@ -111,9 +113,10 @@ def measure_again(track: Track, row: Path) -> None:
             for name in result.models
         }
 
-        def write(data: Any, numbers: Any = numbers) -> None:
+        def write(data: Any, numbers: Any = numbers, result: Result = result) -> None:
             for name, metrics in numbers.items():
-                data["models"][name]["metrics"] = metrics
+                only = only_answer(read.answers(result, name, names=tuple(result.data["labels"]))["plain"])
+                data["models"][name] |= {"metrics": metrics, "only": only}
 
         edit(row / f"cells/{cell[0]}-{cell[1]}.json", write)
     seal(row)
@@ -158,7 +161,7 @@ def test_a_forged_verification(track: Track, row: Path, place: Path, here: Any) 
     with pytest.raises(DefenseKitError, match="no verification"):
         Checker(track).check(row)
     change(row="0" * 64)  # of another row, or of this one before it was changed: it says nothing
-    assert Checker(track).check(row).verifications == []
+    assert Checker(track).check(row).verified == []
 
 
 def test_a_row_that_is_not_right_is_not_run(track: Track, row: Path, place: Path, here: Any) -> None:
