@@ -66,7 +66,7 @@ class Progress(Observer):
     def stage_started(self, title: str) -> None:
         """Show a stage."""
         self._started[title] = self._said[title] = time.monotonic()
-        if self._live:
+        if self._live and title not in self._tasks:  # two stages side by side may have one title, and share its bar
             self._tasks[title] = self._bars.add_task(title, total=None, left="")
             self._show(title, 0, 0)
 
@@ -108,7 +108,8 @@ class Progress(Observer):
     def _show(self, title: str, done: int, total: int) -> None:
         elapsed, share = time.monotonic() - self._started[title], done / total if total else 0.0
         left = _left(elapsed, share) if share else ""
-        self._bars.update(self._tasks[title], completed=done, total=total or None, left=left)
+        if title in self._tasks:
+            self._bars.update(self._tasks[title], completed=done, total=total or None, left=left)
         if self._whole is not None:
             self._bars.update(self._whole, left=self._eta.left(title, elapsed, share))
 

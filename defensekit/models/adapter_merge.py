@@ -20,13 +20,13 @@ from defensekit.models.checkpoint import (
     Checkpoint,
     copy_companions,
     dtype_of,
-    identity_files,
+    identity_digests,
 )
 from defensekit.models.names import FLOATS, align, is_embedding
 from defensekit.models.untrusted import ADAPTER_CONFIG, BITS, free_space
 from defensekit.models.writer import write_streamed
 from defensekit.utils.errors import UsageError, listing
-from defensekit.utils.files import atomic_folder, data_digest, file_digest, folder_lock
+from defensekit.utils.files import atomic_folder, data_digest, folder_lock
 from defensekit.utils.logging import quiet
 
 if TYPE_CHECKING:
@@ -323,8 +323,7 @@ def merged(base: Path, suspect: Path, workspace: Path, say: Callable[[str], None
         return suspect
     model = Merged(Checkpoint(base), Adapter(suspect))
     model.check()  # before the base is digested, which takes long
-    own = {path.name: file_digest(path) for path in identity_files(suspect)}
-    key = data_digest([model.base.digest(), own])[:12]
+    key = data_digest([model.base.digest(), identity_digests(suspect)])[:12]
     target = workspace / "merged" / f"{suspect.resolve().name}-{key}"
     say(f"adapter {suspect} (it names its base: {model.adapter.names_base}), merged into {base}")
     with folder_lock(target, wait=True):

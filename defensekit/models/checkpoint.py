@@ -35,7 +35,8 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 CLASSIFIER, CAUSAL = "sequence classification", "causal language model"
 # The files that define a model; weights in other formats and stray files are not part of it.
-IDENTITY = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
+IDENTITY = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", NAMED_TEMPLATES)
 
 
 @dataclass(frozen=True)
@@ -197,16 +198,13 @@ class Checkpoint:
     def digest(self) -> str:
         """SHA-256 over config, tokenizer and weights."""
         self.check()
-        return data_digest({path.name: file_digest(path) for path in self.model_files()})
-
-    def model_files(self) -> list[Path]:
-        """The model's files: config, tokenizer and weights."""
-        return identity_files(self.folder)
+        return data_digest(identity_digests(self.folder))
 
 
-def identity_files(folder: Path) -> list[Path]:
-    """The files of a folder, without subfolders, that define the model or adapter in it."""
-    return sorted({path for pattern in IDENTITY for path in folder.glob(pattern) if path.is_file()})
+def identity_digests(folder: Path) -> dict[str, str]:
+    """The digests of the files that define the model or adapter in a folder: config, tokenizer and weights."""
+    paths = sorted({path for pattern in IDENTITY for path in folder.glob(pattern) if path.is_file()})
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
 
 
 @contextmanager
@@ -279,7 +277,9 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
 def copy_companions(source: Path, target: Path) -> None:
     """Copy config and tokenizer, but no weights of any format and no code."""
     target.mkdir(parents=True, exist_ok=True)
-    for pattern in ("*.json", "*.txt", "*.model", "*.jinja"):
+    for pattern in ("*.json", "*.txt", "*.model", "*.jinja", NAMED_TEMPLATES):
         for path in source.glob(pattern):
             if path.name != INDEX and path.is_file():
-                (target / path.name).write_bytes(path.read_bytes())
+                copied = target / path.relative_to(source)
+                copied.parent.mkdir(exist_ok=True)
+                copied.write_bytes(path.read_bytes())

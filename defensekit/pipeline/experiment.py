@@ -118,8 +118,7 @@ class Experiment:
         if anew:
             yield from self._measure("from-base", "from the base", DefenseOutcome(plan.from_base()))
         if recipe.baselines and recipe.defense.model_steps and recipe.defense.selector:
-            fine_tuned = DefenseOutcome(plan.fine_tuned(recipe.defense))
-            yield from self._measure("fine-tuned", "fine-tuned", fine_tuned)
+            yield from self._fine_tuned(value)
         for name, defense in recipe.compare.items():
             yield from self._defend(name, defense, value)
         yield from self._defend(DEFENDED[recipe.defense.stage], recipe.defense, value)
@@ -213,6 +212,19 @@ class Experiment:
             self.models[name] = yield from self._ask(name, self.plan.defended(name, chosen, rows), self.test_rows)
         else:
             yield from self._unknown(name, defense, rule.component)
+
+    def _fine_tuned(self, value: float | None) -> Requests:
+        """The suspect after the model steps alone, at the chosen value where it may be theirs; else a title alone."""
+        defense, rule = self.plan.recipe.defense, self.plan.recipe.choose
+        if rule and rule.component.over.startswith("purifier."):
+            if value is None:
+                if not self.certain:
+                    yield Request("fine-tuned only", "purify", None)
+                    for on in self.test_rows:
+                        yield Request(f"fine-tuned: answers to {on} rows", "predict", None)
+                return
+            defense = defense.at(rule.component.over, value)
+        yield from self._measure("fine-tuned", "fine-tuned", DefenseOutcome(self.plan.fine_tuned(defense)))
 
     def _unknown(self, name: str, defense: Defense, rule: Rule) -> Requests:
         """The stages that values share; the others have a title alone."""
@@ -352,7 +364,6 @@ class Experiment:
     ) -> Generator[Request, Artifact | None, dict[str, float] | None]:
         """What the triggers of a planted copy turn after a defense of it; None where that is unknown."""
         plan, rows = self.plan, self.plan.carrying(copy)
-        yield self._request(copy)
         carried = yield self._request(rows)
         answers = []
         for on, stage in (("dev rows", plan.rows("dev")), (rows.plain["title"], rows)):

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
-from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.checkpoint import Checkpoint, identity_digests
 from defensekit.pipeline.executors import compute
 from defensekit.pipeline.store import MANIFEST, Store, key_of
 from defensekit.utils.errors import DefenseKitError, UsageError
-from defensekit.utils.files import file_digest, file_digests
+from defensekit.utils.files import file_digests
 
 
 class RemoteStore:
@@ -150,4 +150,4 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _described(model: Checkpoint) -> dict[str, Any]:
-    return {"files": {path.name: file_digest(path) for path in model.model_files()}}
+    return {"files": identity_digests(model.folder)}

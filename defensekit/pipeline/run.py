@@ -138,6 +138,9 @@ class Run:
             DefenseKitError: a stage or a metric failed.
         """
         self.make(Experiment.requests)
+        for with_what, count in self.runner.made_otherwise.items():  # versions are part of no key
+            of = f"{count} of {len(self.runner.records)} stages"
+            self.warn(f"{of} were made with {with_what} and not computed again: numbers may be others than anew")
         return self.assembly.result(folder, self.warnings, examples)
 
     @property

@@ -13,7 +13,7 @@ from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
 from defensekit.result.model_card import CARD, card
 from defensekit.result.schema import Result
-from defensekit.utils.files import atomic_write, data_digest, environment_path, file_digests
+from defensekit.utils.files import atomic_write, data_digest, environment_path, file_digests, folder_lock
 from defensekit.utils.logging import log
 
 
@@ -55,18 +55,19 @@ def write(result: Result, stage: Stage | None, files: Callable[[Stage], Path]) -
 
 def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], result: Result) -> None:
     folder = purified.parent
-    for left in folder.glob(".purified.*.part"):  # left by a killed run
-        shutil.rmtree(left, ignore_errors=True)
-    if not _is_whole(purified, stage.key):
-        part = folder / f".purified.{os.getpid()}.part"
-        try:
-            shutil.copytree(files(stage), part)
-            write_manifest(part, stage=stage.key)
-            shutil.rmtree(purified, ignore_errors=True)
-            part.rename(purified)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    atomic_write(purified / CARD, card(result).encode())
+    with folder_lock(purified, wait=True):  # the same run in another process ends at the same moment
+        for left in folder.glob(".purified.*.part"):  # left by a killed run
+            shutil.rmtree(left, ignore_errors=True)
+        if not _is_whole(purified, stage.key):
+            part = folder / f".purified.{os.getpid()}.part"
+            try:
+                shutil.copytree(files(stage), part)
+                write_manifest(part, stage=stage.key)
+                shutil.rmtree(purified, ignore_errors=True)
+                part.rename(purified)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        atomic_write(purified / CARD, card(result).encode())
 
 
 def _is_whole(purified: Path, key: str) -> bool:

@@ -1,5 +1,6 @@
 """Computes stages, or takes them from the store."""
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from typing import Any
 
 from defensekit.components import Observer, Workers, call_component
 from defensekit.pipeline.graph import Stage
-from defensekit.pipeline.store import Artifact, Damaged, Store
+from defensekit.pipeline.store import Artifact, Damaged, Store, versions
 from defensekit.result.schema import StageRecord
 from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.logging import log
@@ -18,7 +19,8 @@ class Runner:
     """Makes stages: reuses what the store has, computes what it has not.
 
     ``failed`` has the errors of stages, by key: other runs with the same stage don't try again. ``computed`` has the
-    keys of the stages that were not cached. ``observer_lock`` is held while observers are notified.
+    keys of the stages that were not cached. ``observer_lock`` is held while observers are notified. ``made_otherwise``
+    counts the recorded stages that were made with another version of something than is installed here.
     """
 
     store: Store
@@ -28,6 +30,7 @@ class Runner:
     observer_lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
     computed: set[str] = field(default_factory=set)
     records: dict[str, StageRecord] = field(default_factory=dict)
+    made_otherwise: Counter[str] = field(default_factory=Counter)
 
     def notify(self, event: str, *values: Any) -> None:
         """Notify every observer."""
@@ -94,6 +97,10 @@ class Runner:
             peak_memory=artifact.peak_memory if artifact else None,
             digest=artifact.digest if artifact else None,
         )
+        here = versions()
+        for name, has in artifact.made_with.items() if artifact else ():
+            if has != here.get(name):
+                self.made_otherwise[f"{name} {has} (here: {here.get(name, 'none')})"] += 1
         return True
 
     def _stored(self, stage: Stage, locked: bool = False) -> Artifact | None:

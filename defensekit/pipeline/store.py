@@ -51,7 +51,8 @@ def key_of(stage: dict[str, Any]) -> str:
 class Artifact:
     """A finished stage: its folder of files, the stage as plain data, facts about it.
 
-    ``seconds`` and ``peak_memory`` (bytes, of the process) are what computing it took, ``digest`` is of its files.
+    ``seconds`` and ``peak_memory`` (bytes, of the process) are what computing it took, ``digest`` is of its files, and
+    ``made_with`` has the versions of what computed it.
     """
 
     key: str
@@ -61,6 +62,7 @@ class Artifact:
     seconds: float
     peak_memory: int | None
     digest: str
+    made_with: dict[str, str]
 
 
 class Damaged(DefenseKitError):
@@ -112,6 +114,7 @@ class Store:
                 seconds=float(manifest["seconds"]),
                 peak_memory=manifest.get("peak_memory"),
                 digest=data_digest(manifest["files"]),
+                made_with=dict(manifest["made_with"]),
             )
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise Damaged(f"artifact {key[:12]}: its manifest can't be read ({error})") from error
@@ -212,9 +215,10 @@ class Store:
             try:
                 scratch.rename(self._folder(key))
             except OSError:
-                if not self.has(key):
-                    raise
-                # Another process finished the same stage meanwhile: its artifact is as good.
+                if not self.has(key):  # what a killed process left of a removed one is no artifact
+                    shutil.rmtree(self._folder(key), ignore_errors=True)
+                    scratch.rename(self._folder(key))
+                # Else another process finished the same stage meanwhile: its artifact is as good.
         except OSError as error:
             raise DefenseKitError(
                 f"{stage.get('title', stage['kind'])}: {error.strerror or error}: {scratch}"
@@ -283,7 +287,12 @@ def _peak() -> int | None:
 
 
 def _size(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    """Bytes of the files in a folder, which another process may be removing."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 def refuse_inside_store(path: Path) -> None:

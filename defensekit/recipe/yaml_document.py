@@ -322,10 +322,12 @@ def overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[st
             old = {"name": old}  # `scorer: diffusion` is `scorer: {name: diffusion}`
             places[(*path, "name")] = places[path]
         if path in kept and isinstance(old, dict) and isinstance(new, str):
-            new = {"name": new}
+            merged = merge(old, {"name": new}, path, own)
+            places[(*path, "name")] = above.place(own)  # what it names is beside the file that says so
+            return merged
         if not (isinstance(old, dict) and isinstance(new, dict)):
             return replace(path, own, new)
-        if path and _other(old, new):
+        if path and path != _RECIPE and _other(old, new):
             stay = {key: value for key, value in old.items() if key in kept.get(path, ()) and key not in new}
             their_places = {(*path, key): places[(*path, key)] for key in stay}
             replaced = stay | replace(path, own, new)
@@ -345,6 +347,9 @@ def overlay(below: Document, above: Document, kept: Mapping[Path_, Collection[st
         return merged
 
     return Document(below.name, merge(below.data, above.data, (), ()), places)
+
+
+_RECIPE = ("recipe",)  # of a study: its `name:` is no component's
 
 
 def _other(old: dict[str, Any], new: dict[str, Any]) -> bool:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from defensekit.components import KINDS
 from defensekit.components.metric import Measured
+from defensekit.host.discovery import cached_plugins
 from defensekit.result.schema import MetricRecord, Result, read_result
 from defensekit.studies.folder import Folder
 from defensekit.studies.keys import Label
-from defensekit.utils.errors import DefenseKitError, printable_name
+from defensekit.utils.errors import DefenseKitError, UsageError, printable_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -138,7 +140,7 @@ class Finished:
         self.name = str(self.record.study.get("name", self.path.name))
         self.runs = self.record.runs
         self.done = self.folder.done()
-        self.lower_does_more: set[str] = set()  # runs whose rule chose such a parameter; known with the frame
+        self.lower_does_more: set[str] = set()  # runs whose rule or axis has such a parameter; known with the frame
         self._metrics: dict[str, MetricRecord] = {}
         self.failures = {id: facts for id, facts in self.folder.failures().items() if id not in self.done}
 
@@ -219,10 +221,25 @@ class Finished:
             return
         result = self.result(run.id)
         self._metrics = {**result.metrics, **self._metrics}
-        if result.chosen and result.chosen.lower_does_more:
+        if result.chosen.lower_does_more if result.chosen else any(_lower(result, axis) for axis in run.axes):
             self.lower_does_more.add(run.id)
         for row in _rows(result):
             yield {**about, **row}
+
+
+def _lower(result: Result, axis: str) -> bool:
+    """Whether an axis is a parameter of which lower values do more, such as a threshold; not known without its plugin.
+
+    An axis has one of a defense's parts, as in ``defense.selector.above``.
+    """
+    section, part, parameter = [*axis.split("."), "", ""][:3]
+    spec = result.recipe.get("defense", {}).get(part) if section == "defense" and parameter else None
+    if not isinstance(spec, dict) or part not in KINDS:
+        return False
+    try:
+        return parameter in cached_plugins().find(part, spec["name"]).lower_does_more
+    except UsageError:
+        return False
 
 
 def _rows(result: Result) -> Iterator[dict[str, Any]]:

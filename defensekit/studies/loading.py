@@ -80,7 +80,14 @@ def load_study(
     document.check_mapping(StudyKeys.model_fields)
     matrix = document.data.get("matrix")
     axes = [str(axis) for axis in matrix] if isinstance(matrix, dict) else []
-    return study_of(yaml_document.load(Path(path), [_placed(text, axes) for text in given]), announce)
+    placed = [_placed(text, axes) for text in given]
+    if isinstance(document.data.get("recipe"), str):
+        for one in placed:
+            if isinstance(one.data.get("recipe"), dict):
+                does = "the study's recipe is a file, which no setting reaches into; name one that extends it"
+                raise PlacedError(f"{one.name}: {does}, by `recipe=FILE`")
+    kept = {("recipe", *keys): those for keys, those in KEPT.items()}
+    return study_of(yaml_document.load(Path(path), placed, kept), announce)
 
 
 def _placed(text: str, axes: Sequence[str]) -> Document:

@@ -22,7 +22,7 @@ from defensekit.studies.folder import Folder
 from defensekit.studies.keys import Resume, resumed
 from defensekit.studies.loading import Study
 from defensekit.studies.planning import PlannedRun, StudyPlan, plan_study
-from defensekit.studies.status import Status
+from defensekit.studies.status import Status, alone
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.utils.logging import log, logged
 
@@ -100,7 +100,8 @@ def run_study(
     except OSError as error:
         raise DefenseKitError(f"{error.strerror or error}: {error.filename or folder}") from error
     finished = plan.folder.done()
-    done = sum(run.id in finished for run in plan.runs)  # two places in a matrix may be the same run
+    # Two places in a matrix may be the same run; one that failed now may have a result of before.
+    done = sum(run.id in finished and run.id not in failed for run in plan.runs)
     return StudyOutcome(len(plan.runs), before, done, failed, plan.folder.path)
 
 
@@ -195,8 +196,10 @@ class StudyDriver:
             raise self.schedule.stopped
         for thread in threads:
             thread.join()
-        # A killed process may have left some behind; those of runs that failed are held for the next time.
-        self._remove({key for key in self.workers.recorded if self.holders[key] <= 0})
+        # A killed process may have left some behind; those of runs that failed are held for the next time, and those of
+        # other processes, which may still need them, left to the last of these.
+        left = self.workers.recorded if alone(self.plan.folder) else self.workers.computed & self.workers.recorded
+        self._remove({key for key in left if self.holders[key] <= 0})
         return self.failed
 
     def _schedule(self) -> None:

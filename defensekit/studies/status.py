@@ -110,13 +110,19 @@ def status_of(path: Path) -> dict[str, Any]:
     folder = Folder.at(path)
     ids = [run["id"] for run in folder.read()["runs"]]
     done = folder.done()
-    failed = {id: facts for id, facts in folder.failures().items() if id in set(ids) - done}
+    failed = {id: facts for id, facts in folder.failures().items() if id in set(ids)}
     return {
         "runs": len(ids),
-        "done": sum(id in done for id in ids),
+        "done": sum(id in done - failed.keys() for id in ids),
         "failed": [f"{facts['run']}: {facts['error']}" for facts in failed.values()],
         "processes": list(_processes(folder)),
     }
+
+
+def alone(folder: Folder) -> bool:
+    """Whether no other process is at work on a study, as far as can be told."""
+    mine = socket.gethostname(), os.getpid()
+    return all((facts["host"], facts["pid"]) == mine for facts in _processes(folder))
 
 
 def _processes(folder: Folder) -> Iterator[dict[str, Any]]:

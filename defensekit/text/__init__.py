@@ -232,6 +232,11 @@ def answer_of(aim: str | int, labels: Sequence[str]) -> int | str:
     return label_number(aim, labels) if labels else str(aim)
 
 
+def _unique(rows: Sequence[Row]) -> list[Row]:
+    """The rows, in order, without those whose text an earlier one has."""
+    return [*{row.key: row for row in reversed(rows)}.values()][::-1]
+
+
 def split(
     dataset: Dataset, sizes: dict[str, int | None], seed: int, balance: Balance = "natural"
 ) -> dict[str, list[Row]]:
@@ -239,7 +244,7 @@ def split(
 
     A role that the source has rows for gets those; the other roles get training rows, shuffled by ``seed``. No text (as
     `bare`) is in two roles: texts of the source's own test rows are removed from its dev rows, texts of either from its
-    training rows, and duplicate training rows are used once. Own test rows are kept as they are.
+    training rows, and duplicate dev and training rows are used once. Own test rows are kept as they are.
 
     Args:
         dataset: the source's rows.
@@ -260,11 +265,10 @@ def split(
     if balance == "equal" and any(row.task == "multi-label" for row in dataset.train[:1]):
         raise UsageError("`balance: equal` is about rows with one label each, and these have any number; use `natural`")
     taken = {row.key for row in dataset.test or ()}
-    dev = None if dataset.dev is None else [row for row in dataset.dev if row.key not in taken]
+    dev = None if dataset.dev is None else [row for row in _unique(dataset.dev) if row.key not in taken]
     own = {"test": dataset.test, "dev": dev}
     taken |= {row.key for row in dev or ()}
-    unique = {row.key: row for row in reversed(dataset.train)}
-    pool = [row for key, row in reversed(unique.items()) if key not in taken]
+    pool = [row for row in _unique(dataset.train) if row.key not in taken]
     Random(seed).shuffle(pool)
     if sizes["test"] is None and dataset.test is None:
         sizes = {**sizes, "test": len(pool) // 5}

@@ -12,6 +12,7 @@ class Interpolate(WeightStep):
     """Shrink the selected drifts: w = base + keep * (w - base)."""
 
     elementwise: ClassVar[bool] = True
+    lower_does_more: ClassVar[frozenset[str]] = frozenset({"keep"})
 
     keep: float = Field(ge=0, le=1, description="the share of the drift that stays: 0 resets, 1 does nothing")
 

@@ -1,6 +1,6 @@
 """Selectors of whole units, and of dimensions within rows."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -19,6 +19,8 @@ class Units(Selector):
     eligible dimension is selected. Equal scores are ordered by the tensor's name, then by the position in
     the tensor.
     """
+
+    lower_does_more: ClassVar[frozenset[str]] = frozenset({"spare"})
 
     unit: Literal["row", "column", "head", "tensor"] = Field(description="what is selected as a whole")
     fraction: float | None = Field(

@@ -66,6 +66,8 @@ class GammaMixture(Selector):
         selector: {name: gamma-mixture, false_discovery_rate: 0.1}
     """
 
+    lower_does_more: ClassVar[frozenset[str]] = frozenset({"posterior"})
+
     posterior: float | None = Field(
         None, gt=0, lt=1, description="select where the probability to be abnormal is above this (0.5)"
     )

@@ -200,3 +200,17 @@ def test_a_terminal_shows_every_stage_at_work_and_none_that_failed(monkeypatch: 
         assert titles == ["all stages", "clean reference", "suspect"]
         progress.stage_failed("clean reference", "no")
         assert [task.description for task in progress._bars.tasks] == ["all stages", "suspect"]
+
+
+def test_two_stages_of_one_title_share_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
+    monkeypatch.setattr("defensekit.cli.progress.console", lambda **_: terminal)
+    with Progress() as progress:
+        progress.planned(STAGES)
+        for _ in range(2):
+            progress.stage_started("statistics (fisher)")
+        assert [task.description for task in progress._bars.tasks] == ["all stages", "statistics (fisher)"]
+        progress.stage_finished("statistics (fisher)", 1.0, False)
+        progress.progress("statistics (fisher)", 1, 2)  # of the other
+        progress.stage_finished("statistics (fisher)", 2.0, False)
+        assert [task.description for task in progress._bars.tasks] == ["all stages"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.checkpoint import Checkpoint, copy_companions
 from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.utils.errors import DefenseKitError, UsageError
 
@@ -157,3 +157,15 @@ def test_quantised_weights_are_refused_by_name(copy: Path, dtype: torch.dtype) -
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UsageError, match=r"is quantised.*classifier.weight"):
         Checkpoint(copy).check_finite()
+
+
+def test_named_templates_are_part_of_the_model(copy: Path, suspect: Path, tmp_path: Path) -> None:
+    template = copy / "additional_chat_templates/tool_use.jinja"
+    template.parent.mkdir()
+    template.write_text("{{ messages }}")
+    one = Checkpoint(copy).digest()
+    assert one != Checkpoint(suspect).digest()
+    template.write_text("{{ messages }}!")
+    assert Checkpoint(copy).digest() != one
+    copy_companions(copy, tmp_path / "copied")
+    assert (tmp_path / "copied" / template.relative_to(copy)).read_text() == "{{ messages }}!"

@@ -126,3 +126,22 @@ def test_examples_are_the_first_triggered_rows(recipe: Path, tmp_path: Path) -> 
     assert abs(sum(fooled) / 10 - result.models["suspect"].metrics["asr"].value) < 0.3
     none = defensekit.run(load_recipe(recipe, ["defense.choose=", "metrics=[acc]"]), tmp_path / "w")
     assert none.examples == []
+
+
+def test_what_is_fine_tuned_only_is_tuned_as_the_rule_chose(recipe: Path, tmp_path: Path) -> None:
+    rule = {"rule": "accuracy-floor", "over": "purifier.1.epochs", "values": [3]}
+    tune = {"name": "fine-tune", "epochs": 1, "learning_rate": 0.002, "batch_size": 16}
+    shape(recipe, defense__choose=rule, defense__purifier=["reset", tune], defense__compare={})
+    planned = [stage.title for stage in preview(load_recipe(recipe), tmp_path / "w")]
+    result = defensekit.run(recipe, tmp_path / "w")
+    assert result.chosen is not None
+    epochs = {
+        artifact["stage"]["title"]: step["parameters"]["epochs"]
+        for _, artifact, _ in Store(tmp_path / "w/store").entries()
+        for role, step in artifact["stage"]["components"].items()
+        if role.startswith("step") and step["name"] == "fine-tune"
+    }
+    assert epochs["fine-tuned only"] == result.chosen.value
+    assert planned.count("fine-tuned only") == 1
+    assert {"fine-tuned: answers to plain rows", "fine-tuned: answers to triggered rows"} <= set(planned)
+    assert {stage.title for stage in result.stages} <= set(planned)

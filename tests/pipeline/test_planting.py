@@ -10,6 +10,7 @@ import defensekit
 from defensekit.components import Predictions
 from defensekit.defense.triggers.planting import EACH, PHRASE, Planted, carriers, draw, excess
 from defensekit.pipeline.dry_run import preview
+from defensekit.pipeline.store import Store
 from defensekit.recipe.loader import load_recipe
 from defensekit.text import Row
 from defensekit.utils.errors import UsageError
@@ -86,3 +87,9 @@ def test_a_run_plants_tries_and_chooses(recipe: Path, tmp_path: Path) -> None:
     assert kept["planted triggers"].kind == "plant"
     again = defensekit.run(recipe, tmp_path / "w")
     assert all(stage.reused for stage in again.stages)
+    for stage in result.stages:
+        if stage.kind in ("train", "plant", "purify"):
+            Store(tmp_path / "w/store").remove(stage.key)
+    assert defensekit.run(recipe, tmp_path / "w").summary == result.summary
+    there = {manifest["stage"]["kind"] for _, manifest, _ in Store(tmp_path / "w/store").entries()}
+    assert not there & {"train", "plant"}, "it is repeated without training"

@@ -2,7 +2,11 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +15,7 @@ import transformers
 from safetensors.torch import load_file
 
 import defensekit
+from defensekit.pipeline.run_folder import _is_whole, _write_model
 from defensekit.recipe.loader import load_recipe
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
@@ -269,3 +274,42 @@ def test_json_on_standard_output_and_nothing_else(finished: tuple[Path, Path, Re
     assert done.stdout.count("\n") == 1
     assert "cached" in done.stderr
     assert command(*arguments, "--quiet").stderr == ""
+
+
+def test_stages_of_other_versions_are_told(finished: tuple[Path, Path, Result], tmp_path: Path) -> None:
+    recipe, workspace, result = finished
+    shutil.copytree(workspace, tmp_path / "w")
+    assert not any("were made with" in text for text in result.warnings)
+    suspect = next(stage.key for stage in result.stages if stage.title == "suspect")
+    manifest = tmp_path / f"w/store/artifacts/{suspect}/manifest.json"
+    written = json.loads(manifest.read_text())
+    written["made_with"]["torch"] = "1.0.0"
+    manifest.write_text(json.dumps(written))
+    again = defensekit.run(recipe, tmp_path / "w")
+    [told] = [text for text in again.warnings if "were made with" in text]
+    here = again.environment.versions["torch"]
+    assert told.startswith(
+        f"1 of {len(again.stages)} stages were made with torch 1.0.0 (here: {here}) and not computed"
+    )
+
+
+def test_two_processes_that_end_together_leave_one_model(finished: tuple[Path, Path, Result], tmp_path: Path) -> None:
+    _, workspace, result = finished
+    folder = tmp_path / "runs/one"
+    folder.mkdir(parents=True)
+    made = next(stage for stage in result.stages if stage.title == "purified")
+    files = workspace / "store/artifacts" / made.key / "files"
+    both = threading.Barrier(2, timeout=1)
+
+    def slowly(_: Any) -> Path:
+        with suppress(threading.BrokenBarrierError):
+            both.wait()  # without a lock both are here at once, and each takes the other's half away
+        return files
+
+    stage: Any = SimpleNamespace(key=made.key)
+    with ThreadPoolExecutor() as threads:
+        ends = [threads.submit(_write_model, folder / "purified", stage, slowly, result) for _ in range(2)]
+    for end in ends:
+        end.result()
+    assert _is_whole(folder / "purified", made.key)
+    assert [path.name for path in folder.iterdir()] == ["purified"]

@@ -218,3 +218,30 @@ def test_a_lock_ends_with_the_life_of_its_holder(tmp_path: Path) -> None:
     holder.wait()
     holder.stdout.close()
     assert waited == [True]
+
+
+def test_what_a_killed_process_left_of_an_artifact_is_in_nobodys_way(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = fill(store)
+    (tmp_path / "artifacts" / key / "manifest.json").unlink()
+    assert not store.has(key)
+    assert fill(store) == key
+    assert store.open(key).facts == {"rows": 1}
+
+
+def test_two_processes_that_sweep_the_same_both_end_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    left = tmp_path / "artifacts" / ("0" * 64) / "files/rows.jsonl"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    is_file = Path.is_file
+
+    def gone_meanwhile(path: Path) -> bool:
+        known = is_file(path)
+        if path == left:
+            left.unlink(missing_ok=True)
+        return known
+
+    monkeypatch.setattr(Path, "is_file", gone_meanwhile)
+    assert store.sweep() == 0
+    assert not left.parents[1].exists()

@@ -301,3 +301,17 @@ def test_no_text_makes_a_traceback(recipe: Path, text: str, setting: str) -> Non
     for attempt in ((path, ()), (recipe, (setting,)), (recipe, (f"data={text}",))):
         with contextlib.suppress(UsageError):
             load_recipe(*attempt)
+
+
+@pytest.mark.parametrize("lower", ["rows.csv", "other.csv"])
+def test_data_named_anew_are_beside_the_file_that_names_them(lower: str, tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    write(tmp_path / "lib", base=f"data: {{name: {lower}, clean: 10}}")
+    kept = {("data",): ["clean"]}
+    for text in ("data: rows.csv", "data: {name: rows.csv}"):
+        document = yaml_document.load(write(tmp_path, mine=f"extends: lib/base.yaml\n{text}"), (), kept)
+        assert document.data["data"] == {"name": "rows.csv", "clean": 10}
+        assert document.place(("data", "name")).folder == tmp_path
+        assert document.place(("data", "clean")).folder == tmp_path / "lib"
+    document = yaml_document.load(tmp_path / "lib/base.yaml", ["data=rows.csv"], kept)
+    assert document.location(("data", "name")) == "--set data=rows.csv"

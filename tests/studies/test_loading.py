@@ -153,3 +153,15 @@ def test_studies_that_ship_load(name: str, runs: int, monkeypatch: pytest.Monkey
     rows = load_study(ROOT / "studies" / f"{name}.yaml").runs
     assert len(rows) == runs
     assert {str(row.axes["attack"]) for row in rows} == {"word", "sentence", "syntactic"}
+
+
+def test_a_setting_reaches_into_a_recipe_that_stands_in_the_study(recipe: Path) -> None:
+    inline = yaml.safe_load(recipe.read_text())
+    path = recipe.parent / "inline.yaml"
+    path.write_text(yaml.safe_dump({"name": "inline", "recipe": inline}))
+    before = load_study(path).runs[0].recipe
+    for setting in ("recipe.name=other", "recipe.data.name=rows.csv", "recipe.data=rows.csv"):
+        after = load_study(path, setting).runs[0].recipe
+        assert (after.sizes, after.attack and after.attack.name) == (before.sizes, before.attack and before.attack.name)
+    with pytest.raises(UsageError, match=r"--set recipe.data.clean=5: the study's recipe is a file, which no setting"):
+        load_study(study(recipe), "recipe.data.clean=5")

@@ -1,7 +1,10 @@
 """Studies: a matrix of runs, every stage once, nothing lost."""
 
 import json
+import os
 import re
+import socket
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +15,12 @@ import pytest
 import defensekit
 from defensekit.components import Observer, Planned
 from defensekit.pipeline.store import Store
+from defensekit.studies.folder import Folder
 from defensekit.studies.loading import load_study
 from defensekit.studies.planning import plan_study
 from defensekit.studies.running import run_study
 from defensekit.studies.status import status_of
-from defensekit.utils.errors import UsageError
+from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.conftest import shape, slow_but
 from tests.studies.helpers import _Counting, counted, numbers, results, study
 
@@ -316,3 +320,38 @@ def test_a_rule_chooses_in_every_run(lean: Path, warm: Path) -> None:
     [one, other] = [json.loads(file.read_text()) for file in (found.folder / "results").glob("*.json")]
     assert one["chosen"]["value"] == other["chosen"]["value"] == 0.5
     assert [trial["value"] for trial in one["curve"]] == [0.0, 0.25, 0.5]
+
+
+def test_what_fails_again_is_not_done(lean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its result of before stays, and is no result of this time."""
+    one = load_study(study(lean), "matrix=null")
+    assert run_study(one, tmp_path / "w").done == 1
+
+    def refuse(self: Any, *args: Any) -> Any:
+        raise DefenseKitError("no")
+
+    monkeypatch.setattr("defensekit.studies.running.Run.result", refuse)
+    again = run_study(one, tmp_path / "w", resume="always")
+    assert (again.runs, again.done, len(again.failed)) == (1, 0, 1)
+    told = status_of(again.folder)
+    assert (told["done"], len(told["failed"])) == (0, 1)
+    monkeypatch.undo()
+    assert run_study(one, tmp_path / "w", resume="always").done == 1
+    assert status_of(again.folder)["failed"] == []
+
+
+def test_models_that_another_process_is_at_work_with_stay(lean: Path, tmp_path: Path) -> None:
+    """Two processes have a seed each: the first that ends leaves the other's suspect where it is."""
+    path, store = study(lean, matrix={"defense.scorer": ["magnitude"]}), Store(tmp_path / "w/store")
+    first = run_study(load_study(path), tmp_path / "w")
+    folder = Folder.at(first.folder)
+    suspect = defensekit.run(load_study(path, "seeds=[1]").runs[0].recipe, tmp_path / "w").files("suspect").parent.name
+    folder.record_models([suspect])  # as the other process wrote it down
+    status = first.folder / "status" / "other.json"
+    facts = {"host": socket.gethostname(), "pid": os.getppid(), "updated": time.time(), "stages": {}, "left": ""}
+    status.write_text(json.dumps(facts))
+    run_study(load_study(path), tmp_path / "w")
+    assert store.has(suspect)
+    status.unlink()
+    run_study(load_study(path), tmp_path / "w")
+    assert not store.has(suspect)

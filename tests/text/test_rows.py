@@ -140,3 +140,13 @@ def test_rows_survive_the_disk(tmp_path: Path) -> None:
     rows = [Row(0, 'a\u2028"b\n\t\x85', 1, None), Row(1, "ü", 0, "pair\r")]
     write_rows(tmp_path / "rows.jsonl", rows)
     assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+def test_dev_rows_of_the_sources_own_are_used_once() -> None:
+    """Else a fold and the rows beside it share a text."""
+    rows = [Row(i, f"row {i}", i % 2) for i in range(40)]
+    dev = [Row(i, f"Dev {i % 10}", i % 2) for i in range(20)]
+    got = split(Dataset(("a", "b"), rows, dev=dev), {"train": 5, "clean": 5, "dev": 10, "test": 5}, 0)
+    assert len({row.key for row in got["dev"]}) == 10
+    with pytest.raises(UsageError):
+        split(Dataset(("a", "b"), rows, dev=dev), {"train": 5, "clean": 5, "dev": 11, "test": 5}, 0)

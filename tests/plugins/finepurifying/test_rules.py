@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defensekit.components import Trial
+from defensekit.recipe.loader import load_recipe
 from defensekit_finepurifying.rules import AccuracyFloor, Planted
+from tests.conftest import ROOT
 
 
 def rule(values: list[float], **more: Any) -> AccuracyFloor:
@@ -120,3 +122,18 @@ def test_a_family_that_could_not_be_planted_does_not_count() -> None:
     assert nothing.value == 0.5
     assert nothing.warning
     assert "does most" in nothing.warning
+
+
+@pytest.mark.parametrize(
+    ("over", "parts"),
+    [
+        ("purifier.0.keep", ["defense.purifier=[{name: interpolate, keep: 0.5}]"]),
+        ("selector.spare", ["defense.selector={name: units, unit: row, fraction: 0.2}"]),
+    ],
+)
+def test_parameters_of_which_lower_values_do_more_say_so(over: str, parts: list[str]) -> None:
+    loaded = load_recipe(ROOT / "recipes/pico.yaml", ["defense.choose=", "defense.compare={}", *parts])
+    assert loaded.defense.nothing(over) == math.inf
+    rule = AccuracyFloor(over=over, values=(0.25, 0.5, 1.0), max_drop=0.02)
+    seen = [Trial(value, 0.9, 100) for value in (0.0, 0.25, 0.5, 1.0)]
+    assert rule.choose(seen, Trial(loaded.defense.nothing(over), 0.9, 100)).value == 0.25

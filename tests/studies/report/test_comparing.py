@@ -116,3 +116,15 @@ def test_a_number_that_is_no_share_has_no_interval_and_no_note_of_missing_answer
     [row] = comparison.differences().rows
     assert row.cells[0].interval is None
     assert not comparison.unpaired
+
+
+def test_of_an_axis_of_thresholds_the_lowest_is_matched(tmp_path: Path) -> None:
+    """Lower values do more: of those that keep the ACC, the highest does nothing."""
+    runs: list[Any] = [
+        ({"defense.selector.above": above}, 0, ended(0.9, asr)) for above, asr in ((1.0, 0.1), (2.0, 0.5), (4.0, 0.99))
+    ]
+    for _, _, one in runs:
+        one.recipe["defense"] = {"selector": {"name": "threshold", "above": 1.0}}
+    comparison = Comparison(Finished(write_study(tmp_path / "studies/axis", runs)))
+    cells = next(cells for (choice, _), cells in texts(comparison.matched()).items() if choice.endswith("2 points"))
+    assert cells[0] == "1.00"
