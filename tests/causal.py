@@ -44,6 +44,20 @@ _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "
 _SIZES |= {"vocab_size": len(VOCABULARY), "max_position_embeddings": 96, "pad_token_id": 0, "eos_token_id": 4}
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**_SIZES, num_key_value_heads=1, tie_word_embeddings=True),
+    "granite": lambda: transformers.GraniteConfig(**_SIZES, num_key_value_heads=1, logits_scaling=4.0),
+    "recurrent": lambda: transformers.RecurrentGemmaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        lru_width=32,
+        attention_window_size=64,
+        num_key_value_heads=1,
+        pad_token_id=0,
+        eos_token_id=4,
+        bos_token_id=2,
+    ),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=len(VOCABULARY), n_embd=32, n_layer=2, n_head=2, n_positions=96, eos_token_id=4, bos_token_id=None
     ),

@@ -7,11 +7,13 @@ would depend on the other rows of a batch.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from defensekit.models.causal import each_token
-from defensekit.text import Row, batches, encode
-from defensekit.text.chat import encode_prompts
+from defensekit.text import Row, batches, check_tokens, encode, padded
+from defensekit.text.chat import encode_prompts, stops
 from defensekit.utils.errors import DefenseKitError
 
 if TYPE_CHECKING:
@@ -55,17 +57,43 @@ def generate(
         UsageError: an instruction is longer.
     """
     answers: dict[int, Generated] = {}
-    encoded = encode_prompts(tokenizer, rows, max_length)
-    with _deciding(model, tokenizer, new_tokens), _padding_in_front(tokenizer):
-        for indices, batch in batches(encoded, tokenizer, _ROWS):
+    encoded, ends = _prompts(model, tokenizer, rows, max_length), stops(tokenizer, rows)
+    with _deciding(model, tokenizer, new_tokens, ends), _padding_in_front(tokenizer):
+        for indices, batch in batches(encoded, tokenizer, _ROWS, alike=_reads_padding(model, tokenizer, encoded)):
             batch = {name: values.to(model.device) for name, values in batch.items()}
             ids = model.generate(**batch)[:, batch["input_ids"].shape[1] :]
             for index, tokens in zip(indices, ids.tolist(), strict=True):
-                ended = tokenizer.eos_token_id in tokens
-                own = tokens[: tokens.index(tokenizer.eos_token_id)] if ended else tokens
-                answers[index] = Generated(tokenizer.decode(own, skip_special_tokens=True), ended)
+                own = [*takewhile(lambda token: token not in ends, tokens)]
+                answers[index] = Generated(tokenizer.decode(own, skip_special_tokens=True), len(own) < len(tokens))
             report(len(answers), len(rows))
     return [answers[index] for index in range(len(rows))]
+
+
+def _prompts(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int
+) -> list[dict[str, list[int]]]:
+    encoded = encode_prompts(tokenizer, rows, max_length)
+    check_tokens(model, tokenizer, rows, encoded)
+    return encoded
+
+
+def _reads_padding(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", encoded: Sequence[dict[str, list[int]]]
+) -> bool:
+    """Whether a model's answer to the shortest prompt depends on padding in front of it, as recurrent models' may."""
+    import torch
+
+    shortest, longest = (pick(encoded, key=lambda row: len(row["input_ids"])) for pick in (min, max))
+    if tokenizer.pad_token is None or len(shortest["input_ids"]) == len(longest["input_ids"]):
+        return False
+
+    def told(*rows: dict[str, list[int]]) -> "Tensor":
+        batch = {name: values.to(model.device) for name, values in padded(rows, tokenizer).items()}
+        config = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+        shares: Tensor = model.generate(**batch, **config).logits[0][0].float().softmax(-1)
+        return shares
+
+    return not torch.allclose(told(shortest), told(shortest, longest), atol=1e-3)
 
 
 def first_tokens(
@@ -79,18 +107,23 @@ def first_tokens(
     import torch
 
     shares: dict[int, Tensor] = {}
+    takes = signature(model.forward).parameters
     with torch.inference_mode():
-        for indices, batch in batches(encode_prompts(tokenizer, rows, max_length), tokenizer, _ROWS):
+        for indices, batch in batches(_prompts(model, tokenizer, rows, max_length), tokenizer, _ROWS):
             batch = {name: values.to(model.device) for name, values in batch.items()}
-            states = model.base_model(**batch).last_hidden_state
             last = batch["attention_mask"].sum(1) - 1  # padding is behind the prompt
-            logits = model.get_output_embeddings()(states[torch.arange(len(last)), last])
-            shares.update(zip(indices, logits.float().softmax(-1).cpu(), strict=True))
+            # Of an output as long as the vocabulary no more positions than are asked for, where the model can do that.
+            kept, places = torch.unique(last, return_inverse=True) if "logits_to_keep" in takes else (None, last)
+            logits = model(**batch, **({} if kept is None else {"logits_to_keep": kept})).logits
+            own = logits[torch.arange(len(last)), places]
+            shares.update(zip(indices, own.float().softmax(-1).cpu(), strict=True))
     return torch.stack([shares[index] for index in range(len(rows))])
 
 
 @contextmanager
-def _deciding(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", new_tokens: int) -> Iterator[None]:
+def _deciding(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", new_tokens: int, ends: list[int]
+) -> Iterator[None]:
     """Within the block, `generate` takes the likeliest token, whatever the model's folder says of sampling."""
     import torch
     import transformers
@@ -100,7 +133,7 @@ def _deciding(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ne
         max_new_tokens=new_tokens,
         do_sample=False,
         use_cache=True,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends or None,
         pad_token_id=tokenizer.pad_token_id,
     )
     model.eval()

@@ -152,20 +152,19 @@ def load(
     check_loaded(model, Checkpoint(folder))
     if labels is not None:  # a model that is trained here: what its padding is, is decided here too
         model.config.pad_token_id = tokenizer.pad_token_id
-    if labels is None and task_of(Checkpoint(folder)) == CAUSAL:
-        tokenizer.padding_side = "right"  # on the left it would shift every token's position
     return model, neutral(model, tokenizer, called)
 
 
 def neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", called: str) -> "PreTrainedTokenizerBase":
     """Replace the folder in the names of model and tokenizer, so that no component can find other files by it.
 
-    A classifier and its tokenizer are made to agree on padding.
+    A model and its tokenizer are made to agree on padding.
     """
     if type(model).__name__.endswith("ForSequenceClassification"):
         settle_padding(model, tokenizer)
     else:
         model.config.pad_token_id = tokenizer.pad_token_id
+        tokenizer.padding_side = "right"  # on the left it would shift every token's position
     model.config._name_or_path = model.name_or_path = called
     tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = called
     return tokenizer

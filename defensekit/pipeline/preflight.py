@@ -67,6 +67,7 @@ def survey(recipe: Recipe, say: Say, known: Known | None = None) -> Plan:
     contents = known.look(recipe.data.digest, lambda: contents_of("data", source, source.contents, say))
     if recipe.task == "generation":
         known.look((base, "generation"), lambda: locating_errors(recipe, "model", partial(_can_answer, base)))
+        _check_target(recipe, base)
     known.look((base, recipe.task, recipe.sizes.max_length), lambda: _check_length(recipe, base))
     outside: dict[str, str | None] = {}
     if recipe.attack:
@@ -137,6 +138,20 @@ def _can_answer(model: ExternalModel) -> None:
         check_template(load_tokenizer(model.path))
     except UsageError as error:
         raise UsageError(f"{model.path}: {error}") from error
+
+
+def _check_target(recipe: Recipe, base: ExternalModel) -> None:
+    """Raise UsageError for a text that no answer is as long as."""
+    aim = recipe.attack.component.aim() if recipe.attack else recipe.triggered_target
+    key = "attack.target" if recipe.attack else "triggered.target"
+
+    def check() -> None:
+        tokens = len(load_tokenizer(base.path)(str(aim), add_special_tokens=False)["input_ids"])
+        if tokens > NEW_TOKENS:
+            raise UsageError(f"takes {tokens} tokens, an answer {NEW_TOKENS} at most: none could begin with it")
+
+    if aim is not None:
+        locating_errors(recipe, key, check)
 
 
 def _refuse_causal(suspect: Checkpoint) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from defensekit.models import checkpoint, generation, inference, loading, padding
 from defensekit.pipeline.predictions import LOGITS, TEXTS
 from defensekit.text import Row
+from defensekit.text.chat import count_cut
 from defensekit.training import Precision
 from defensekit.utils.errors import DefenseKitError
 
@@ -96,6 +97,12 @@ class Generation(Task):
             for i, row in enumerate(asked.rows):
                 text = generated[i].text if generated else ""
                 file.write(json.dumps({"text": text, "response": row.response}, ensure_ascii=False) + "\n")
+        notes = []
         if generated and not any(one.ended for one in generated):
-            return f"the model ends none of its answers: all are cut at {generation.NEW_TOKENS} tokens"
-        return None
+            notes.append(f"the model ends none of its answers: all are cut at {generation.NEW_TOKENS} tokens")
+        if cut := count_cut(asked.tokenizer, asked.rows, asked.max_length):
+            does = "their ends are not measured, nor learnt from rows as long"
+            notes.append(
+                f"{cut} of {len(asked.rows)} responses are longer than data.max_length leaves room for: {does}"
+            )
+        return "; ".join(notes) or None

@@ -249,7 +249,7 @@ class _Scanning:
         Raises:
             UsageError: the suspect's tokenizer writes no instructions, or none is kept.
         """
-        suspect, limit = self.models.suspect.folder, self._max_length - collapse.NEW_TOKENS
+        suspect, limit = self.models.suspect.folder, self._max_length - collapse.NEW_TOKENS - collapse.WORD
         try:
             lengths = [len(prompt["input_ids"]) for prompt in encode_prompts(tokenizer, self.rows, sys.maxsize)]
         except UsageError as error:
@@ -266,7 +266,11 @@ class _Scanning:
         model.to(device_type())
         seed, base = derive_seed(self.seed, "search"), self.models.base.folder
         with observed_step(self.observers, "search for triggers") as report:
-            return search_answers(model, tokenizer, base, self.rows, judged, self._max_length, seed, report)
+            try:
+                return search_answers(model, tokenizer, base, self.rows, judged, self._max_length, seed, report)
+            except UsageError as error:  # prompts have tokens that the base does not know
+                self.notes.append(f"no search for triggers, since the base can't be compared with: {error}")
+                return None
 
     def _remark(self) -> None:
         """Note what was left out."""

@@ -109,4 +109,4 @@ def search_answers(
         Turned(word=one.word, label=one.text, flipped=one.flipped, control=one.control, rows=one.rows)
         for one in triggers
     ]
-    return Searched(words=len(tried), rows=len(rows), strongest=strongest, unjudged=[], texts=True)
+    return Searched(words=len(tried) if triggers else 0, rows=len(rows), strongest=strongest, unjudged=[], texts=True)

@@ -126,6 +126,8 @@ def summarise(
     if searched is not None and searched.words:
         which = "words whose rows of the embedding stand out most" if searched.texts else "words of the vocabulary"
         said.append(f"A search tried the {searched.words:,} {which}.")
+    elif searched is not None:
+        said.append("No words were tried: there are too few clean rows to judge them by.")
     said.append(f"{moved / max(count, 1):.1%} of {count:,} compared dimensions differ from the base.")
     if embedding is not None:
         said.append(_rows(embedding))

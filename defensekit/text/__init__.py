@@ -227,9 +227,13 @@ def answer_of(aim: str | int, labels: Sequence[str]) -> int | str:
         The answer.
 
     Raises:
-        UsageError: the data have no such label.
+        UsageError: the data have no such label, or the text is blank.
     """
-    return label_number(aim, labels) if labels else str(aim)
+    if labels:
+        return label_number(aim, labels)
+    if not str(aim).strip():
+        raise UsageError("the target is blank: every answer begins with it")
+    return str(aim)
 
 
 def _unique(rows: Sequence[Row]) -> list[Row]:
@@ -332,14 +336,24 @@ def encode(
         return []
     encoded = _encoded(tokenizer, rows, max_length)
     if model is not None:
-        size = len(model.get_input_embeddings().weight)
-        for row, values in zip(rows, encoded, strict=True):
-            if (largest := max(values["input_ids"], default=0)) >= size:
-                raise UsageError(
-                    f"row {row.id} has the token {tokenizer.convert_ids_to_tokens(largest)!r}, number {largest}, and "
-                    f"the model's embedding has {size} rows: its tokenizer got more tokens, the embedding did not"
-                )
+        check_tokens(model, tokenizer, rows, encoded)
     return encoded
+
+
+def check_tokens(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    encoded: Sequence[dict[str, Any]],
+) -> None:
+    """Raise UsageError where a row, as `encode` returns it, has a token that a model has no row for."""
+    size = len(model.get_input_embeddings().weight)
+    for row, values in zip(rows, encoded, strict=True):
+        if (largest := max(values["input_ids"], default=0)) >= size:
+            raise UsageError(
+                f"row {row.id} has the token {tokenizer.convert_ids_to_tokens(largest)!r}, number {largest}, and "
+                f"the model's embedding has {size} rows: its tokenizer got more tokens, the embedding did not"
+            )
 
 
 def _encoded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int) -> list[dict[str, Any]]:
@@ -359,7 +373,11 @@ def _encoded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_leng
 
 
 def batches(
-    encoded: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int, tokens: int | None = None
+    encoded: Sequence[dict[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
+    size: int,
+    tokens: int | None = None,
+    alike: bool = False,
 ) -> "Iterable[tuple[list[int], dict[str, torch.Tensor]]]":
     """Padded batches of rows of similar length; of one length where the tokenizer has no padding token.
 
@@ -368,13 +386,14 @@ def batches(
         tokenizer: the model's tokenizer, which pads.
         size: the largest number of rows of a batch.
         tokens: the largest number of padded tokens of a batch (a single row may exceed it); None for no limit.
+        alike: batches of one length in any case.
 
     Yields:
         The indices of a batch's rows in ``encoded``, and the batch: tensors (rows, tokens), ``labels`` (rows,), of rows
         with any number of labels (rows, labels), floats, and of instructions (rows, tokens).
     """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
-    start, pads = 0, tokenizer.pad_token is not None
+    start, pads = 0, tokenizer.pad_token is not None and not alike
     while start < len(order):
         end, first = start + 1, len(encoded[order[start]]["input_ids"])
         while end < min(start + size, len(order)) and (

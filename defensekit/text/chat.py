@@ -1,16 +1,17 @@
 """Instructions as a tokenizer's chat template writes them: prompts, and the responses that a loss counts.
 
-Prompt and response are tokenised apart, because a model that generates continues the prompt's tokens. A template is a
-stranger's program: it is run in a process of its own, this module's.
+A model that generates continues the prompt's tokens: where these are not the first ones of the whole, the response is
+tokenised apart. A template is a stranger's program: it is run in a process of its own, this module's.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import datetime, tzinfo
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from defensekit.utils.bounded import ask, serve
-from defensekit.utils.errors import UsageError, one_line
+from defensekit.utils.errors import UsageError, is_failure, lacks_memory, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # the label of a token that no loss counts; torch's and transformers'
 SECONDS, GIB = 20, 4  # of processor time, for every AT_ONCE rows, and of memory, for a template
-AT_ONCE, LONGEST = 1_000, 1_000_000  # rows; characters of one that a template may add
+AT_ONCE, LONGEST = 1_000, 20_000  # rows; characters of one that a template may add
 
 
 def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -39,8 +40,18 @@ def encode_prompts(
     Raises:
         UsageError: one leaves no room for a response, or the template fails.
     """
-    prompts = [prompt for prompt, _ in _written(tokenizer, rows)]
+    prompts = [prompt for prompt, *_ in _written(tokenizer, rows)]
     return [_inputs(ids) for ids in _prompts(tokenizer, prompts, rows, max_length)]
+
+
+def stops(tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]") -> list[int]:
+    """The tokens that end an answer: the tokenizer's, and those that the template writes behind responses.
+
+    Raises:
+        UsageError: the template fails.
+    """
+    ends = {*(end for _, _, end in _written(tokenizer, rows)), tokenizer.eos_token} - {None}
+    return sorted(tokenizer.convert_tokens_to_ids(end) for end in ends)
 
 
 def encode_chats(tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]", max_length: int) -> list[dict[str, Any]]:
@@ -68,9 +79,23 @@ def _tokenised(
 ) -> list[tuple[list[int], list[int]]]:
     """The tokens of every prompt, which is shorter than ``max_length``, and of its response."""
     written = _written(tokenizer, rows)
-    prompts = _prompts(tokenizer, [prompt for prompt, _ in written], rows, max_length)
-    responses = tokenizer([response for _, response in written], add_special_tokens=False)["input_ids"]
-    return list(zip(prompts, responses, strict=True))
+    prompts = _prompts(tokenizer, [prompt for prompt, *_ in written], rows, max_length)
+    wholes = _tokens(tokenizer, [prompt + response for prompt, response, _ in written])
+    apart = _tokens(tokenizer, [response for _, response, _ in written])
+    return [
+        (prompt, whole[len(prompt) :] if whole[: len(prompt)] == prompt else response)
+        for prompt, whole, response in zip(prompts, wholes, apart, strict=True)
+    ]
+
+
+def _tokens(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
+    try:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    except BaseException as error:
+        if not is_failure(error) or lacks_memory(error):
+            raise
+        raise UsageError(f"the tokenizer fails on the rows ({one_line(error)})") from error
+    return ids
 
 
 def _inputs(ids: list[int]) -> dict[str, list[int]]:
@@ -80,7 +105,7 @@ def _inputs(ids: list[int]) -> dict[str, list[int]]:
 def _prompts(
     tokenizer: "PreTrainedTokenizerBase", texts: list[str], rows: "Sequence[Row]", max_length: int
 ) -> list[list[int]]:
-    prompts: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    prompts = _tokens(tokenizer, texts)
     for row, ids in zip(rows, prompts, strict=True):
         if len(ids) >= max_length:
             raise UsageError(
@@ -91,8 +116,8 @@ def _prompts(
     return prompts
 
 
-def _written(tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]") -> list[tuple[str, str]]:
-    """The prompts, and the responses to the tokens that end them."""
+def _written(tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]") -> list[tuple[str, str, str | None]]:
+    """The prompts, the responses with the tokens that end them, and these tokens, where there are any."""
     check_template(tokenizer)
     chats = [(row.id, row.text if not row.pair else f"{row.text}\n\n{row.pair}", row.response) for row in rows]
     try:
@@ -100,19 +125,31 @@ def _written(tokenizer: "PreTrainedTokenizerBase", rows: "Sequence[Row]") -> lis
         written = _rendered(json.dumps([template, tokenizer.special_tokens_map, chats]), len(rows))
     except (UsageError, ValueError) as error:  # a tokenizer with several templates may have none that is for this
         raise UsageError(f"the chat template is refused: {' '.join(str(error).split())[:300]}") from error
-    end, encoded = tokenizer.eos_token, []
+    special = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
+    encoded = []
     for row, (prompt, whole) in zip(rows, written, strict=True):
         if not whole.startswith(prompt):
             raise UsageError(
                 f"the chat template writes row {row.id} with its response otherwise than its prompt alone; expected "
                 "the prompt to be the beginning"
             )
-        response = whole[len(prompt) :]
-        if end is not None:
-            before, found, _ = response.rpartition(end)  # what stands behind it, such as a line's end, is no answer
-            response = (before if found else response) + end
-        encoded.append((prompt, response))
+        encoded.append((prompt, *_ended(whole[len(prompt) :], row.response or "", special, tokenizer.eos_token)))
     return encoded
+
+
+def _ended(written: str, answer: str, special: Collection[str], eos: str | None) -> tuple[str, str | None]:
+    """A response up to the token that ends it, and that token: the one that the template writes behind the answer.
+
+    Where it writes none, it is the tokenizer's. What stands behind it, such as a line's end, is no answer.
+    """
+    at = written.find(answer.strip())
+    behind = written[at + len(answer.strip()) :].lstrip() if at >= 0 else ""
+    if own := max((token for token in special if behind.startswith(token)), key=len, default=None):
+        return written[: len(written) - len(behind) + len(own)], own
+    if eos is None:
+        return written, None
+    before, found, _ = written.rpartition(eos)
+    return (before if found else written) + eos, eos
 
 
 @lru_cache(maxsize=4)  # training, prompts and answers need the same rows, and a process takes seconds to start
@@ -134,6 +171,7 @@ def _render(given: str) -> list[tuple[str, str]]:
         try:
             prompt, _ = render_jinja_template([asked], chat_template=template, add_generation_prompt=True, **special)
             whole, _ = render_jinja_template([answered], chat_template=template, **special)
+            (prompt[0] + whole[0]).encode()  # halves of characters, which no tokenizer reads
         except MemoryError:
             raise
         except Exception as error:  # a template is a program, with errors of its own
@@ -144,7 +182,16 @@ def _render(given: str) -> list[tuple[str, str]]:
     return written
 
 
-if __name__ == "__main__":
-    import transformers.utils.chat_template_utils  # noqa: F401  before memory is bounded: some releases import torch
+class _OneDay(datetime):
+    """The day that it is for every template: answers must not depend on when they are asked for."""
 
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "_OneDay":
+        return cls(2025, 1, 1, tzinfo=tz)
+
+
+if __name__ == "__main__":
+    from transformers.utils import chat_template_utils  # before memory is bounded: some releases import torch
+
+    chat_template_utils.datetime = _OneDay
     serve(_render)

@@ -15,7 +15,7 @@ from defensekit.models.generation import generate, measure_responses
 from defensekit.models.loading import load
 from defensekit.models.pair import Pair
 from defensekit.text import encode
-from defensekit.text.chat import encode_prompts
+from defensekit.text.chat import encode_prompts, stops
 from defensekit.utils.errors import DefenseKitError
 from defensekit_finepurifying.estimators.fisher import Fisher
 from tests.causal import instructions, make_instructed
@@ -30,8 +30,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return make_instructed(tmp_path_factory.mktemp(request.param), request.param, spread=0.4)
 
 
-def test_answers_in_batches_are_those_of_one_row_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = load(folder, "model")
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "recurrent"])
+def test_answers_in_batches_are_those_of_one_row_at_a_time(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load(make_instructed(tmp_path, architecture, spread=0.4), "model")
     expected = []
     for prompt in encode_prompts(tokenizer, ROWS, 32):
         ids = torch.tensor([prompt["input_ids"]])
@@ -61,6 +64,19 @@ def test_answers_are_cut_where_the_model_does_not_end_them(folder: Path) -> None
     cut = generate(model, tokenizer, ROWS[:8], max_length=32, new_tokens=1)
     assert not any(answer.ended and answer.text for answer in cut)
     assert all(len(answer.text.split()) <= 1 for answer in cut)
+
+
+def test_what_a_template_writes_behind_responses_ends_an_answer_as_well(tmp_path: Path) -> None:
+    """As Gemma's and Phi's turns do, whose tokenizers name another token."""
+    model, tokenizer = load(make_instructed(tmp_path, spread=0.4), "model")
+    expected = generate(model, tokenizer, ROWS, max_length=32, new_tokens=12)
+    assert any(answer.ended for answer in expected)
+    tokenizer.eos_token = "<unk>"
+    unknown = tokenizer.unk_token_id
+    assert stops(tokenizer, ROWS) == sorted((unknown, tokenizer.convert_tokens_to_ids("<end>")))
+    found = generate(model, tokenizer, ROWS, max_length=32, new_tokens=12)
+    assert [one.ended for one in found] >= [one.ended for one in expected]
+    assert all(other.text.startswith(one.text) for one, other in zip(found, expected, strict=True))
 
 
 def test_a_folder_does_not_say_how_its_model_is_asked(folder: Path) -> None:

@@ -95,6 +95,8 @@ def test_a_backdoor_is_trained_measured_and_reset(recipe: Path, tmp_path: Path) 
         ({"defense__detectors": ["strip"]}, r"defense.detectors.0: 'strip' does not work for instructions"),
         ({"defense": {"stage": "training", "filter": "bki"}}, r"defense.filter: 'bki' does not work for instructions"),
         ({"defense__choose": {"rule": "planted", "values": [0.5]}}, r"defense.choose: 'planted' does not work"),
+        ({"attack__target": " "}, r"attack: the target is blank: every answer begins with it"),
+        ({"attack__target": "no " * 65}, r"attack.target: takes 65 tokens, an answer 64 at most: none could begin"),
         ({"data__max_length": 64}, r"data.max_length: the model has 96 positions, of which an answer may take 64, got"),
     ],
 )  # fmt: skip
@@ -125,6 +127,7 @@ def test_responses_that_are_cut_and_answers_that_never_end_are_told(recipe: Path
     told = Told()
     shape(recipe, data__max_length=17, training__epochs=0, data__test=4, metrics=["collapsed"])
     run_attack(load_recipe(recipe), tmp_path / "w", [told])
-    assert "the model ends none of its answers: all are cut at 64 tokens" in told.lines
-    [cut] = [line for line in told.lines if "are longer than data.max_length leaves room for" in line]
+    noted = [line for line in told.lines if line.startswith("the model ends none of its answers: all are cut at 64")]
+    assert any("responses are longer than data.max_length leaves room for: their ends are not" in one for one in noted)
+    [cut] = [line for line in told.lines if line.startswith("warning: ") and "are longer than data.max_length" in line]
     assert re.match(r"warning: \d+ of 96 responses .*: they are learnt without their end$", cut)

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from defensekit.models.loading import load, load_tokenizer
+from defensekit.models.loading import load, load_tokenizer, neutral
 from defensekit.text import Row, Truncation, chat, encode, padded
 from defensekit.text.chat import IGNORED, count_cut, encode_chats, encode_prompts
 from defensekit.training import TrainingSettings, fine_tune
@@ -62,7 +64,8 @@ def test_a_long_response_is_cut_and_a_long_instruction_is_an_error(folder: Path)
         (None, "has no chat template"),
         ("{{ raise_exception('x' * 10_000 + '\n\x1b[2J') }}", r"it fails on row 7 \(TemplateError: x[x.]{,300}$"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", r"it fails on row 7 \(RecursionError"),
-        ("{{ 'x' * 1_000_001 }}", r"it makes 2,000,002 characters of row 7"),
+        ("{{ 'x' * 20_001 }}", r"it makes 40,002 characters of row 7"),
+        (r"{{ '\ud800' }}", r"it fails on row 7 \(UnicodeEncodeError"),
         ({"rag": TEMPLATE}, "is refused: .*multiple chat templates"),
         (TEMPLATE + "{% if messages|length == 1 %}<model> me {% endif %}", "otherwise than its prompt alone"),
     ],
@@ -137,3 +140,48 @@ def test_a_step_of_training_follows_the_loss_over_response_tokens(folder: Path) 
     for name, p in model.named_parameters():
         g = gradients[name] / max(float(norm), 1.0)
         assert torch.allclose(p, before[name] - 1e-3 * g / (g.abs() + 1e-8), atol=5e-5), name
+
+
+def test_a_response_ends_with_what_the_template_writes_behind_it(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.eos_token = "<unk>"  # as of a model whose turns end otherwise than its texts
+    [encoded] = encode(tokenizer, [ROW], 32)
+    assert tokenizer.convert_ids_to_tokens(encoded["input_ids"]) == PROMPT + RESPONSE
+    tokenizer.chat_template = TEMPLATE.replace(" <end>", "")  # nothing ends it: the tokenizer's token does
+    [encoded] = encode(tokenizer, [ROW], 32)
+    assert tokenizer.convert_ids_to_tokens(encoded["input_ids"])[-2:] == ["green", "<unk>"]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_response_is_tokenised_as_it_stands_behind_its_prompt(scheme: str) -> None:
+    """Where the tokens of the prompt are the first ones of the whole."""
+    words = ["<unk>", "<model>", "<end>", "the", "\u2581the", "\u2581ask", "\u2581is", "ask", "\u2581"]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="<end>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<model>"]})
+    tokenizer.chat_template = (
+        "{{ messages[0].content }}{% if add_generation_prompt or messages|length > 1 %}<model>{% endif %}"
+        "{% if messages|length > 1 %}{{ messages[1].content }}<end>{% endif %}"
+    )
+    row = Row(0, "ask", 0, None, "the is")
+    [encoded] = encode(tokenizer, [row], 32)
+    whole = tokenizer("ask<model>the is<end>", add_special_tokens=False)["input_ids"]
+    assert encoded["input_ids"] == whole
+    first = "the" if scheme == "first" else "\u2581the"
+    assert tokenizer.convert_ids_to_tokens([label for label in encoded["labels"] if label != IGNORED]) == [
+        first, "\u2581is", "<end>"
+    ]  # fmt: skip
+
+
+def test_no_prompt_depends_on_the_day(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}"
+    assert chat._written(tokenizer, [ROW])[0][0] == "01 Jan 2025"
+
+
+def test_a_step_of_training_pads_behind_whatever_the_folder_says(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.padding_side = "left"
+    model, _ = load(folder, "model")
+    assert neutral(model, tokenizer, "suspect").padding_side == "right"

@@ -5,8 +5,9 @@ words are ranked by that, in groups first, as in the search in classifiers. What
 themselves, and compared with those of the base.
 """
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from defensekit.defense.triggers.insertion import insert, positions
 from defensekit.defense.triggers.search import FEW, FEWEST, GROUP, HELD, KEPT, MORE, ROUNDS, SCREENED, SECOND_LOOK
 from defensekit.models.generation import first_tokens, generate
 from defensekit.text import Row
+from defensekit.text.chat import encode_prompts
 from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BEGINNING, NEW_TOKENS = 4, 12  # words of an answer that are compared, and tokens that are generated for them
+WORD = 12  # tokens that a word takes at most, wherever it stands in an instruction
 LIKELY = 16  # first tokens that are remembered of an answer
 
 
@@ -58,13 +61,15 @@ class CollapseSearch:
         if len(self.rows) < MORE + FEWEST or not self.words:
             return []
         rows = Random(self.seed).sample(self.rows, min(len(self.rows), MORE + HELD))
-        few, more, held = sorted(rows[:MORE], key=lambda row: len(row.text))[:FEW], rows[:MORE], rows[MORE:]
+        more, held = rows[:MORE], rows[MORE:]
+        few = sorted(more, key=lambda row: len(row.text) + len(row.pair or ""))[:FEW]
         screened = self._screened(few)
         shifts = self._shifts(self.suspect, few, screened).amax(1)
         chosen = [screened[i] for i in shifts.argsort(descending=True)[:SECOND_LOOK].tolist()]
         # The token that the suspect's answers shift to, and how much further than the base's do.
         ours, theirs = (self._shifts(model, more, chosen) for model in (self.suspect, self.base))
-        best = (ours - theirs).amax(1).argsort(descending=True)[:KEPT].tolist()
+        both = min(ours.shape[1], theirs.shape[1])  # tokens that one of them alone has can't be compared
+        best = (ours[:, :both] - theirs[:, :both]).amax(1).argsort(descending=True)[:KEPT].tolist()
         plain = [self._beginnings(model, held) for model in (self.suspect, self.base)]
         judged = [self._judged(chosen[i], held, *plain) for i in best]
         return sorted(judged, key=lambda one: one.control - one.flipped)
@@ -79,10 +84,11 @@ class CollapseSearch:
         """The words whose groups make one first token likelier in every round, whichever it is."""
         rng, shifted = Random(derive_seed(self.seed, "groups")), {word: Counter[int]() for word in self.words}
         before = first_tokens(self.suspect, self.tokenizer, probe, max_length=self.max_length)
-        groups = [
-            [order[i : i + GROUP] for i in range(0, len(order), GROUP)]
-            for order in (rng.sample(self.words, len(self.words)) for _ in range(ROUNDS))
-        ]
+        prompts = encode_prompts(self.tokenizer, probe, sys.maxsize)
+        room = self.max_length - 1 - max(len(prompt["input_ids"]) for prompt in prompts)
+        tokens = self.tokenizer([f" {word}" for word in self.words], add_special_tokens=False)["input_ids"]
+        costs = {word: len(ids) + 1 for word, ids in zip(self.words, tokens, strict=True)}
+        groups = [_dealt(rng.sample(self.words, len(self.words)), costs, room) for _ in range(ROUNDS)]
         done, total = 0, sum(map(len, groups))
         for dealt in groups:
             for start in range(0, len(dealt), len(probe)):
@@ -120,3 +126,16 @@ class CollapseSearch:
 
         control = turned(self._beginnings(self.base, rows), bases)
         return Collapse(word, text, turned(after, suspects), control, len(held))
+
+
+def _dealt(words: Sequence[str], costs: Mapping[str, int], room: int) -> list[list[str]]:
+    """Words in groups, as many together as prompts have room for."""
+    groups: list[list[str]] = []
+    left = 0
+    for word in words:
+        if not groups or len(groups[-1]) == GROUP or costs[word] > left:
+            groups.append([])
+            left = room
+        groups[-1].append(word)
+        left -= costs[word]
+    return groups
