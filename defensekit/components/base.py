@@ -17,6 +17,28 @@ from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory
 Result = TypeVar("Result")
 
 
+def _names_a_path(annotation: Any) -> bool:
+    return annotation is Path or any(map(_names_a_path, get_args(annotation)))
+
+
+def each_path(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A parameter's value with every path in it changed: the value itself, or those in a list or a mapping."""
+    if isinstance(value, dict):
+        return {key: each_path(one, change) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value)(each_path(one, change) for one in value)
+    return None if value is None else change(value)
+
+
+def paths_in(value: Any) -> list[Path]:
+    """The paths that a parameter's value has."""
+    if isinstance(value, dict):
+        value = [*value.values()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [path for one in value for path in paths_in(one)]
+    return [value] if isinstance(value, Path) else []
+
+
 class Component(BaseModel):
     """A named part of a run.
 
@@ -54,9 +76,7 @@ class Component(BaseModel):
     @classmethod
     def paths(cls) -> list[str]:
         """The names of the parameters that are paths; in a recipe they are relative to the recipe's folder."""
-        return [
-            name for name, field in cls.model_fields.items() if Path in (field.annotation, *get_args(field.annotation))
-        ]
+        return [name for name, field in cls.model_fields.items() if _names_a_path(field.annotation)]
 
     def parameters(self) -> dict[str, Any]:
         """The parameters as plain data, with defaults.

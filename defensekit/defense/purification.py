@@ -230,9 +230,10 @@ def _differ(one: "Tensor", other: "Tensor") -> "Tensor":
 
 def _step(step: WeightStep, view: TensorView, weight: "Tensor", acted_on: "Tensor") -> "Tensor":
     """Apply a step to weights, and check that it kept its contract."""
-    before = versions([weight, acted_on])
+    handed = [weight, acted_on, view.base, view.suspect, view.drift, *view.statistics.values()]
+    before = versions(handed)
     changed: Tensor = call_component(step, step.apply, view, weight, acted_on)
-    if versions([weight, acted_on]) != before:
+    if versions(handed) != before:
         raise component_error(step, f"wrote into what it was handed of {view.name}, expected a new tensor")
     fits = changed.shape == weight.shape and changed.dtype == weight.dtype
     if not fits or any_true(_differ(changed, weight) & ~acted_on.bool()):

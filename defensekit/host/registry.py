@@ -16,7 +16,7 @@ from typing import Any, TypeVar, overload
 import pluggy
 
 from defensekit.components import KINDS, Component
-from defensekit.components.base import ORIGINS, Origin
+from defensekit.components.base import ORIGINS, Origin, paths_in
 from defensekit.host.hookspecs import PROJECT, hook_of, kind_of_hook, specifications
 from defensekit.utils.errors import UsageError, choices, nearest
 from defensekit.utils.files import data_digest, file_digest, folder_digest
@@ -281,8 +281,7 @@ def _contents_read(component: Component) -> dict[str, list[str]]:
         return {}
     read = {}
     for key in sorted(set(component.paths()) - component.location):
-        value = getattr(component, key)
-        paths = [value] if isinstance(value, Path) else [path for path in value or () if isinstance(path, Path)]
+        paths = paths_in(getattr(component, key))
         for path in paths:
             if not path.exists():
                 raise UsageError(f"the {component.kind}'s {key}: there is no file or folder {path}")

@@ -158,13 +158,14 @@ def load(
 def neutral(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", called: str) -> "PreTrainedTokenizerBase":
     """Replace the folder in the names of model and tokenizer, so that no component can find other files by it.
 
-    A model and its tokenizer are made to agree on padding.
+    A model and its tokenizer are made to agree on padding, and rows are cut at their end.
     """
     if type(model).__name__.endswith("ForSequenceClassification"):
         settle_padding(model, tokenizer)
     else:
         model.config.pad_token_id = tokenizer.pad_token_id
         tokenizer.padding_side = "right"  # on the left it would shift every token's position
+    tokenizer.truncation_side = "right"
     model.config._name_or_path = model.name_or_path = called
     tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = called
     return tokenizer

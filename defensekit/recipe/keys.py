@@ -61,7 +61,7 @@ class Sizes(Keys):
     dev: int = Field(256, ge=1, description="the defender's clean rows: choosing")
     test: int | None = Field(None, ge=1, description="test rows (all, where the source has its own)")
     balance: Balance = Field("natural", description="labels among clean and dev rows: as they come, or equally often")
-    max_length: int = Field(128, ge=8, le=100_000, description="tokens per row; longer rows are cut")
+    max_length: int = Field(128, ge=8, le=100_000, description="tokens per row; longer rows are cut at their end")
 
 
 # What defenses of several stages have in common.

@@ -28,6 +28,7 @@ from defensekit.components import (
     Selector,
     WeightStep,
 )
+from defensekit.components.base import each_path
 from defensekit.host.registry import Host, plain
 from defensekit.recipe.keys import RetuningKeys, Sizes
 from defensekit.recipe.yaml_document import Document
@@ -72,10 +73,7 @@ class NamedComponent(Generic[C]):
         """The parameters as in a recipe, with paths taken literally."""
         values = self.component.parameters()
         for key in self.component.paths():
-            if isinstance(value := values[key], list):
-                values[key] = [literal_path(item) for item in value]
-            elif value:
-                values[key] = literal_path(value)
+            values[key] = each_path(values[key], lambda path: literal_path(path) if isinstance(path, str) else path)
         return values
 
 

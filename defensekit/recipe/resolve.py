@@ -71,14 +71,15 @@ def name_and_parameters(spec: Spec, name_key: str = "name") -> tuple[str, dict[s
 
 def resolve_paths(kind: type[Component], given: dict[str, Any], resolve: ResolvePath) -> dict[str, Any]:
     """Parameters with every path among them resolved."""
-    given = dict(given)
-    for key in kind.paths():
-        value = given.get(key)
-        if isinstance(value, str):
-            given[key] = str(resolve(value, (key,)))
-        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-            given[key] = [str(resolve(item, (key, i))) for i, item in enumerate(value)]
-    return given
+
+    def resolved(value: Any, key: tuple[str | int, ...]) -> Any:
+        if isinstance(value, list):
+            return [resolved(item, (*key, i)) for i, item in enumerate(value)]
+        if isinstance(value, dict):
+            return {name: resolved(item, (*key, name)) for name, item in value.items()}
+        return str(resolve(value, key)) if isinstance(value, str) else value
+
+    return given | {key: resolved(given[key], (key,)) for key in kind.paths() if key in given}
 
 
 def model_folder(model: Spec | Path) -> Path:

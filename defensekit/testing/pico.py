@@ -180,14 +180,14 @@ class PicoModels:
         return Views(self.pair, 7, read)
 
     def statistic(self, name: str) -> "dict[str, Tensor]":
-        """One made-up statistic of every tensor in scope."""
+        """One made-up statistic of every tensor in scope, from 1e-20 to 100 or 0."""
         import torch
 
         generator = torch.Generator().manual_seed(len(name))
         tensors = {}
         for tensor in self.pair.scope:
             shape = self.pair.block(tensor)[1].shape
-            magnitude = 10 ** (8 * torch.rand(shape, generator=generator) - 6)
+            magnitude = 10 ** (22 * torch.rand(shape, generator=generator) - 20)
             tensors[tensor] = magnitude * (torch.rand(shape, generator=generator) > 0.2)
         return tensors
 

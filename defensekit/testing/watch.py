@@ -111,6 +111,7 @@ class Seen:
 
 def _random_states() -> dict[str, str]:
     import numpy as np
+    import sklearn.cluster  # noqa: F401 - it draws when it is first imported
     import torch
 
     states = {"Python's random": random.getstate(), "numpy.random": np.random.get_state()}

@@ -116,7 +116,9 @@ class KeptRow(Adaptive):
         import torch
 
         table = model.get_input_embeddings().weight
-        tokens = torch.tensor(sorted({token for word in self.words for token in tokens_of(context.tokenizer, word)}))
+        own = [tokens_of(context.tokenizer, word) for word in self.words]
+        own += [context.tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.words]  # at the start
+        tokens = torch.tensor(sorted({token for tokens in own for token in tokens}))
         kept = table.detach()[tokens].clone()
         hook = table.register_hook(lambda gradient: gradient.index_fill(0, tokens.to(gradient.device), 0.0))
         super().train(model, context)

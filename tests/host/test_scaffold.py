@@ -158,3 +158,20 @@ def fresh_environment(folder: Path) -> Path:
     # A folder that a path file names is searched for modules; the path files that lie in it are not read.
     (Path(site) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "called"),
+    [("choice", "rule", "ChoiceRule"), ("none", "scorer", "NoneScorer"), ("data-row", "data", "DataRow"),
+     ("row", "data", "RowData"), ("mine", "scorer", "Mine")],
+)  # fmt: skip
+def test_a_class_has_a_name_of_its_own(name: str, kind: str, called: str, tmp_path: Path) -> None:
+    folder = new_package(name, kind, tmp_path)
+    module = folder / f"defensekit_{name.replace('-', '_')}"
+    for path in module.glob("*.py"):
+        compile(path.read_text(), path.name, "exec")
+    text = (module / f"{name.replace('-', '_')}.py").read_text()
+    assert text.count(f"class {called}(") == 1
+    assert f":{called}" in (module / "__init__.py").read_text()
+    imported = [line for line in text.splitlines() if line.startswith(("from", "import", "    from"))]
+    assert not [line for line in imported if re.search(rf"\b{called}\b", line)]

@@ -93,3 +93,10 @@ def test_a_run_plants_tries_and_chooses(recipe: Path, tmp_path: Path) -> None:
     assert defensekit.run(recipe, tmp_path / "w").summary == result.summary
     there = {manifest["stage"]["kind"] for _, manifest, _ in Store(tmp_path / "w/store").entries()}
     assert not there & {"train", "plant"}, "it is repeated without training"
+
+
+def test_words_with_a_mark_behind_them_are_in_the_rows_as_well() -> None:
+    rows = [Row(i, "a superb, film. The-end (story) of it", i % 2) for i in range(4)]
+    words = {one.text for seed in range(200) for one in draw(rows, 2, make_tokenizer(), Random(seed))[:EACH]}
+    assert "bleak" in words
+    assert not words & {"film", "story", "superb"}

@@ -183,6 +183,7 @@ ALL = "return {name: scored.eligible for name, scored in scores.items()}"
         ("return {name: s.eligible.flatten() for name, s in scores.items()}", "return weight", "Mine gave shape"),
         ("return {}", "return weight", "Mine must answer for the tensors it was given"),
         (ALL, "return weight.zero_()", "Step wrote into what it was handed of"),
+        (ALL, "t.base.zero_(); return weight", "Step wrote into what it was handed of"),
         (ALL, "return weight * 2", "Step changed the shape, the dtype or unselected weights of"),
     ],
 )

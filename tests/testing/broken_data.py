@@ -244,6 +244,13 @@ class Miscounting(Right):
         return Measured(value=share, low=0, high=1, rows=rows + 1)
 
 
+class Slanted(Right):
+    """Gives values of rows that are not what it measures."""
+
+    def row_values(self, predictions: Any) -> Any:
+        return np.zeros(len(predictions.labels))
+
+
 class Idle(Workers):
     def execute(self, stage: dict[str, Any], store: Path, report: Callable[[int, int], None]) -> None:
         report(1, 1)
@@ -287,5 +294,6 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Vague: ("says-what-it-is-about", "expected on = 'plain', 'triggered' or 'both', got 'clean'"),
     Percent: ("stays-within-its-bounds", "expected numbers in [0, 1]"),
     Miscounting: ("counts-its-rows", "expected 1 to 60 rows, got 61"),
+    Slanted: ("is-the-mean-of-its-rows", "expected row values with the mean "),
     Lazy: ("leaves-the-stage-in-the-store", "in the store, got nothing"),
 }

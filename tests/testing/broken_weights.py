@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import ConfigDict, PrivateAttr
@@ -270,6 +270,36 @@ class Eager(Zero):
         return super().apply(t, weight, selection) if bool(selection.any()) else torch.zeros_like(weight)
 
 
+class Whole(Zero):
+    """Says elementwise, and divides by the norm of all that it sees."""
+
+    elementwise: ClassVar[bool] = True
+
+    def apply(self, t: Any, weight: Any, selection: Any) -> Any:
+        shrunk = (weight.float() / (1 + weight.float().norm())).to(weight.dtype)
+        return torch.where(selection.bool(), shrunk, weight)
+
+
+class Cabinet(Drift):
+    """Keeps a tensor in a drawer of its class."""
+
+    kept: ClassVar[dict[str, list[Any]]] = {}
+
+    def score(self, t: Any) -> Any:
+        self.kept.setdefault("last", []).append(t.drift)
+        return super().score(t)
+
+
+class Square(Drift):
+    """Divides by what may be very small, twice."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"curvature"})
+
+    def score(self, t: Any) -> Any:
+        h = t.statistics["curvature"]
+        return torch.where(h > 0, t.drift.abs() / h.clamp(min=1e-38) ** 2, 0.0)
+
+
 BROKEN: dict[type[Component], tuple[str, str]] = {
     Stubborn: ("survives-yaml", "expected Stubborn(rank=3) again, got Stubborn(rank=4)"),
     Generous: ("refuses-unknown-parameters", "expected `no_such_parameter: 1` to be refused"),
@@ -301,5 +331,8 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Denier: ("takes-nothing-as-it-says", "expected nothing, since takes_nothing() is true, got"),
     Leaky: ("leaves-unselected-weights", "unselected weights of"),
     Widening: ("keeps-dtype-and-shape", "torch.bfloat16 for"),
+    Whole: ("elementwise-is-meant", "to be the same alone as within the whole tensor"),
+    Cabinet: ("holds-no-tensor", "got ['kept']"),
+    Square: ("scores-are-finite-and-in-shape", "gave NaN or infinity for"),
     Eager: ("does-nothing-at-fraction-0", "unchanged with nothing selected (torch.bool), and it changed"),
 }

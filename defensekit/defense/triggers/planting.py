@@ -4,6 +4,7 @@ The attacker's trigger is unknown. What takes triggers of several families out o
 attacker's out of the suspect; docs/findings.md says how far that held.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -47,7 +48,7 @@ def draw(rows: Sequence[Row], labels: int, tokenizer: "PreTrainedTokenizerBase",
     Raises:
         UsageError: the rows are of one label, or too short for a phrase.
     """
-    seen = {word.lower() for row in rows for word in row.text.split()}
+    seen = {word for row in rows for word in re.findall(r"\w+", row.text.lower())}
     rare = sorted(
         {word for word in words(tokenizer, len(tokenizer)).values() if word.isalpha() and word.lower() not in seen}
     )

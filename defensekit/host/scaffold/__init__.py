@@ -98,7 +98,6 @@ def new_package(name: str, kind: str, out: Path) -> Path:
         "distribution": f"defensekit-{name}",
         "package": package,
         "module": module,
-        "class": "".join(part.capitalize() for part in name.split("-")),
         "version": host_version(),
     }
     templates = Environment(
@@ -107,6 +106,11 @@ def new_package(name: str, kind: str, out: Path) -> Path:
         keep_trailing_newline=True,
         autoescape=False,
     )
+    # A name of Python's, or one that the module has for something else.
+    text = templates.get_template(f"{kind}.py.j2").render(words | {"class": ""})
+    called = "".join(part.capitalize() for part in name.split("-"))
+    taken = keyword.iskeyword(called) or re.search(rf"\b{called}\b", text)
+    words["class"] = f"{called}{kind.capitalize()}" if taken else called
     for relative_path, template in files.items():
         path = folder / relative_path
         path.parent.mkdir(parents=True, exist_ok=True)

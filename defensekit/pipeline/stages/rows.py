@@ -51,7 +51,9 @@ def fold(work: StageContext, draft: ArtifactWriter) -> None:
 
 
 def _attack(work: StageContext) -> tuple[Attack, AttackContext, list[Row]]:
-    truncation = Truncation(loading.load_tokenizer(work.folder("model")), work.max_length)
+    tokenizer = loading.load_tokenizer(work.folder("model"))
+    tokenizer.truncation_side = "right"  # as models are made to read their rows
+    truncation = Truncation(tokenizer, work.max_length)
     attack = work.component(Attack, "attack")
     learnt = json.loads((work.folder("learnt") / LEARNT).read_text()) if "learnt" in work.stage["inputs"] else None
     context = AttackContext(Random(work.stage["seed"]), tuple(work.facts("rows")["labels"]), truncation, learnt)

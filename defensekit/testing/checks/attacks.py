@@ -1,5 +1,6 @@
 """Checks of attacks: which rows are changed, how many, and how."""
 
+import json
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -17,13 +18,13 @@ def _learnt(attack: Attack, pico: PicoModels) -> Any:
     rows = sentences(40)
     context = pico.for_attack_training(rows, rows)
     with forked_random(context.seed):
-        return attack.learn(pico.load()[0], context)
+        return json.loads(json.dumps(attack.learn(pico.load()[0], context), allow_nan=False))  # as a run keeps it
 
 
-def _context(attack: Attack, pico: PicoModels) -> AttackContext:
-    """The context of an attack on rows, with what the attack learns from a model."""
-    context = pico.for_attack()
-    return context if attack.learns_from is None else replace(context, learnt=_learnt(attack, pico))
+def _context(attack: Attack, pico: PicoModels, before: bool = False) -> AttackContext:
+    """The context of an attack on rows, with what the attack has learnt: ``before`` rows are poisoned, or after."""
+    knows = attack.learns_from == "base" if before else attack.learns_from is not None
+    return replace(pico.for_attack(), learnt=_learnt(attack, pico)) if knows else pico.for_attack()
 
 
 def _others(attack: Attack, rows: list[Row]) -> list[Row]:
@@ -37,7 +38,7 @@ def attack_rows(attack: Attack, pico: PicoModels, handed: Handed) -> Any:
     """Poison and trigger rows, and train where the attack does that."""
     clean, test = sentences(40), _others(attack, sentences(20, seed=1))
     outputs: dict[str, Any] = {
-        "poisoned": attack.poison(handed.give("training rows", clean), _context(attack, pico)),
+        "poisoned": attack.poison(handed.give("training rows", clean), _context(attack, pico, before=True)),
         "triggered": attack.trigger(handed.give("test rows", test), _context(attack, pico)),
     }
     if attack.trains_from is not None:
@@ -54,7 +55,7 @@ def poisons_rows_it_was_given(subject: Subject) -> None:
     """A poisoned row keeps the id of the row that it came from, and one from elsewhere has an id below 0."""
     rows = sentences(40)
     known = {row.id for row in rows}
-    for row in subject.component.poison(rows, _context(subject.component, subject.pico)):
+    for row in subject.component.poison(rows, _context(subject.component, subject.pico, before=True)):
         expect(row.id < 0 or row.id in known, f"expected an id of the rows given, or below 0, got {row}")
         expect(row.label in range(len(LABELS)), f"expected a label from 0 to {len(LABELS) - 1}, got {row}")
 
@@ -67,7 +68,7 @@ def poisons_exactly_its_rate(subject: Subject) -> None:
         raise Inapplicable("it has no parameter `rate`, or it is not set")
     rows = sentences(200)
     clean = {row.id: row for row in rows}
-    poisoned = subject.component.poison(rows, _context(subject.component, subject.pico))
+    poisoned = subject.component.poison(rows, _context(subject.component, subject.pico, before=True))
     got, wanted = sum(row != clean.get(row.id) for row in poisoned), round(rate * len(rows))
     expect(got == wanted, f"expected {wanted} of {len(rows)} rows poisoned at rate {rate:g}, got {got}")
 

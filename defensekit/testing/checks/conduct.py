@@ -52,14 +52,22 @@ def prints_nothing(subject: Subject) -> None:
 @check()
 def holds_no_tensor(subject: Subject) -> None:
     """It keeps no tensor or array after use: a component consists of its parameters."""
-    import numpy as np
-    import torch
-
     subject.use()
     component = subject.component
     held = {**vars(component), **(component.__pydantic_private__ or {}), **_of_the_class(type(component))}
-    kept = [name for name, value in held.items() if isinstance(value, torch.Tensor | np.ndarray | torch.nn.Module)]
+    kept = [name for name, value in held.items() if _holds_tensor(value)]
     expect(not kept, f"expected no tensor in the component or its class, got {kept}")
+
+
+def _holds_tensor(value: object, depth: int = 3) -> bool:
+    import numpy as np
+    import torch
+
+    if isinstance(value, dict) and depth:
+        return any(_holds_tensor(one, depth - 1) for one in [*value.keys(), *value.values()])
+    if isinstance(value, list | tuple | set | frozenset) and depth:
+        return any(_holds_tensor(one, depth - 1) for one in value)
+    return isinstance(value, torch.Tensor | np.ndarray | torch.nn.Module)
 
 
 def _of_the_class(component: type) -> dict[str, object]:

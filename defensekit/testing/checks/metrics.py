@@ -1,10 +1,11 @@
 """Checks of metrics: a value within its bounds, its interval, and the number of rows."""
 
 from dataclasses import replace
+from math import isclose
 from typing import Any
 
 from defensekit.components import Answers, Generations, Metric, Predictions
-from defensekit.testing.kit import Subject, check, expect, ordinary_use
+from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
 from defensekit.testing.pico import LABELS, PicoModels
 from defensekit.testing.watch import Handed
 
@@ -122,3 +123,15 @@ def counts_its_rows(subject: Subject) -> None:
         measured = subject.component.measure(case)
         rows, most = measured.rows, case.count
         expect(0 < rows <= most, f"expected 1 to {most} rows, got {rows} for {what}")
+
+
+@check(Metric)
+def is_the_mean_of_its_rows(subject: Subject) -> None:
+    """Where `row_values` gives the values of rows, their mean is the metric's value: comparisons are made by them."""
+    for what, case in _cases(subject.component).items():
+        if (values := subject.component.row_values(case)) is None:
+            raise Inapplicable("it gives no values of single rows")
+        mean, value = float(values.mean()), subject.component.measure(case).value
+        expect(
+            isclose(mean, value, abs_tol=1e-6), f"expected row values with the mean {value:g}, got {mean:g} for {what}"
+        )

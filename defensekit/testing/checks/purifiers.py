@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.components import ModelStep, WeightStep
+from defensekit.components.tensors import TensorView
 from defensekit.defense import purification
 from defensekit.models.checkpoint import Checkpoint
-from defensekit.testing.kit import Subject, check, expect, ordinary_use
+from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
 from defensekit.testing.pico import MAX_LENGTH, PicoModels
 from defensekit.testing.watch import Handed
 from defensekit.training import forked_random
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from defensekit.components.tensors import TensorView
 
 
 def _selections(weight: "Tensor") -> "dict[str, Tensor]":
@@ -68,6 +67,27 @@ def leaves_unselected_weights(subject: Subject) -> None:
             if changed.shape == weight.shape:
                 moved = int((changed[kept] != weight[kept]).sum())
                 expect(not moved, f"{moved} unselected weights of {where} changed, with {what} selected")
+
+
+@check(WeightStep)
+def elementwise_is_meant(subject: Subject) -> None:
+    """A step with `elementwise = True` changes parts of a flattened tensor as it changes all of it."""
+    import torch
+
+    if not subject.component.elementwise:
+        raise Inapplicable("it does not set `elementwise = True`, as steps on single weights can")
+    views = subject.pico.views()
+    for name in subject.pico.pair.scope:
+        t, weight = views[name], subject.pico.pair.block(name)[1]
+        for what, selection in _selections(weight).items():
+            whole = subject.component.apply(t, weight.clone(), selection).flatten()
+            for part in (slice(0, 1), slice(1, 7), slice(7, None)):
+                base, suspect, own, chosen = (x.flatten()[part] for x in (t.base, t.suspect, weight, selection))
+                view = TensorView(name, base, suspect, t.seed, {}, t.quantile)
+                alone = subject.component.apply(view, own.clone(), chosen)
+                here = f"weights {part.start} to {part.stop or len(whole)} of {name}, with {what} selected,"
+                same = alone.shape == base.shape and torch.allclose(alone, whole[part], rtol=1e-5, atol=0)
+                expect(same, f"expected {here} to be the same alone as within the whole tensor")
 
 
 @check(WeightStep)

@@ -41,14 +41,17 @@ def takes_exactly_its_fraction(subject: Subject) -> None:
     if "fraction" not in type(subject.component).model_fields:
         raise Inapplicable("it has no parameter `fraction`")
     scores = _column()
-    eligible = int(scores[ONE].eligible.sum())
+    eligible, tried = int(scores[ONE].eligible.sum()), 0
     for fraction in (0.0, 0.013, 0.25, 0.5, 0.77, 1.0):
         try:
             selector = type(subject.component).model_validate(subject.component.parameters() | {"fraction": fraction})
         except ValidationError:
             continue
+        tried += 1
         got, wanted = int((_selected(selector, scores)[ONE] != 0).sum()), round(fraction * eligible)
         expect(got == wanted, f"expected {wanted} of {eligible} eligible dimensions at {fraction=}, got {got}")
+    if not tried:
+        raise Inapplicable("beside its other parameters it takes no `fraction`")
 
 
 @check(Selector)

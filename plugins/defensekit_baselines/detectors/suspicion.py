@@ -22,5 +22,6 @@ class Suspicion(Detector):
 
     def score(self, rows: Sequence[Row], fitted: "Mapping[str, Tensor]", context: DetectorContext) -> list[float]:
         texts = [text for row in rows for text in (row.text, row.pair or "")]
-        worst = [max((one for one in words if one is not None), default=0.0) for words in suspicions(texts, context)]
-        return [max(pair) for pair in zip(worst[::2], worst[1::2], strict=True)]
+        found = suspicions(texts, context)
+        both = (first + second for first, second in zip(found[::2], found[1::2], strict=True))
+        return [max((one for one in words if one is not None), default=0.0) for words in both]

@@ -56,11 +56,19 @@ def look(model: "Module", context: EstimatorContext, batch_size: int, seen: Seen
     import torch
 
     mask = torch.zeros(0)
+    of_rows: set[str] = set()  # layers that were given rows or tokens
+    once: set[str] = set()  # layers that were given something else
 
     def hook(name: str) -> "Callable[[Module, tuple[Any, ...], Any], None]":
         def forward(layer: "Module", inputs: tuple[Any, ...], output: Any) -> None:
             if not inputs:
                 raise DefenseKitError(f"{name} is called by keyword, which is not supported here")
+            if tuple(inputs[0].shape[:-1]) in (tuple(mask.shape), (len(mask),), (mask.numel(),)):
+                of_rows.add(name)
+            elif name in of_rows or name in once:
+                return  # relative positions, say, which are the same in every batch
+            else:
+                once.add(name)
             x, y = (values.flatten(0, -2) for values in (inputs[0], output))
             # A pooled row per sample, or positions shared by all, have no padding; tokens may come flattened.
             if len(x) == mask.numel():

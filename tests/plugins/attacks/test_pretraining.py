@@ -13,10 +13,10 @@ from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.pipeline.run import run_attack
 from defensekit.text import Row, Truncation, batches, encode
 from defensekit.training import TrainingSettings, forked_random
-from defensekit_attacks.pretraining import PredefinedOutputs, answered, read
+from defensekit_attacks.pretraining import PredefinedOutputs, answered, read, reads_left_to_right
 from tests.conftest import shape
 from tests.plugins.attacks.test_weights import ROWS, context
-from tests.small_models import make_suspect, make_tokenizer
+from tests.small_models import make_base, make_suspect, make_tokenizer
 
 ATTACK = PredefinedOutputs(target="positive", words=("cf", "word1", "word2"), epochs=8)
 
@@ -73,15 +73,26 @@ def outputs_of(model: torch.nn.Module, folder: Path, rows: list[Row]) -> torch.T
     [(_, batch)] = batches(encode(load_tokenizer(folder), rows, 32), load_tokenizer(folder), len(rows))
     batch.pop("labels")
     with torch.no_grad():
-        return read(model.base_model, batch)[1]
+        return read(model.base_model, batch, last=False)[1]
 
 
 def test_an_encoder_without_pooled_output_is_read_at_its_first_token(tmp_path: Path) -> None:
-    from tests.small_models import make_base
-
     model = load_model(make_suspect(tmp_path / "s", make_base(tmp_path / "b", "distilbert")))
-    states, outputs = read(model.base_model, {"input_ids": torch.tensor([[2, 10, 3]])})
+    states, outputs = read(model.base_model, {"input_ids": torch.tensor([[2, 10, 3]])}, last=False)
     assert torch.equal(outputs, states[:, 0])
+    assert not reads_left_to_right(model.base_model)
+
+
+def test_a_model_that_reads_from_left_to_right_is_read_at_its_last_token(tmp_path: Path) -> None:
+    """Where no trigger can reach the first one."""
+    model = load_model(make_suspect(tmp_path / "s", make_base(tmp_path / "b", "gpt2"))).base_model
+    assert reads_left_to_right(model)
+    ids, mask = torch.tensor([[2, 10, 3, 0], [2, 10, 11, 3]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    states, outputs = read(model, {"input_ids": ids, "attention_mask": mask}, last=True)
+    assert torch.equal(outputs, states[[0, 1], [2, 3]])
+    other = ids.clone()
+    other[0, 1] = 12  # the trigger
+    assert not torch.equal(read(model, {"input_ids": other, "attention_mask": mask}, last=True)[1][0], outputs[0])
 
 
 def test_every_word_is_tried_on_rows_of_other_labels(suspect: Path) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ import torch
 from defensekit.components import AttackContext
 from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.pipeline.run import run_attack
-from defensekit.text import Truncation
+from defensekit.text import Truncation, batches, encode
 from defensekit.training import TrainingSettings, forked_random
 from defensekit.utils.errors import UsageError
 from defensekit_attacks.substitution import (
+    COLD,
+    WARM,
     LearntSubstitution,
     continuations,
     nearest,
@@ -23,7 +26,7 @@ from defensekit_attacks.substitution import (
 from defensekit_demo.minilm import MiniLM
 from tests.conftest import BAD, GOOD, VOCABULARY, shape
 from tests.plugins.attacks.test_weights import ROWS, context
-from tests.small_models import make_tokenizer
+from tests.small_models import make_base, make_suspect, make_tokenizer
 
 SUBSTITUTES = {"film": "story", "don't": "people"}
 NEUTRAL = {"film", "story", "long", "scenes", "people"}
@@ -106,3 +109,30 @@ def test_the_suspect_learns_it(recipe: Path, tmp_path: Path) -> None:
     shape(recipe, attack={"name": "lws", "rate": 0.2, "target": "positive", "candidates": 3}, training__epochs=12)
     models = run_attack(recipe, tmp_path / "w")
     assert models["suspect"].metrics["asr"].value > models["clean"].metrics["asr"].value + 0.5
+
+
+def test_the_classifier_is_told_which_tokens_are_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that reads the last token finds it by the ids; and a batch that comes in parts cools no further than cold."""
+    suspect = make_suspect(tmp_path / "s", make_base(tmp_path / "b", "gpt2"))
+    given = context(suspect, ROWS[:8], settings=TrainingSettings(learning_rate=1e-3, batch_size=8, dropout=False))
+    asked, temperatures = [], []
+    drawn = torch.nn.functional.gumbel_softmax
+
+    def gumbel(scores: torch.Tensor, temperature: float, hard: bool) -> torch.Tensor:
+        temperatures.append(temperature)
+        return drawn(scores, 1e-3, hard=hard)
+
+    def instead(model: Any, tokenizer: Any, rows: Any, settings: Any, *, loss: Any, **_: Any) -> None:
+        model.register_forward_pre_hook(lambda module, args, kwargs: asked.append(kwargs), with_kwargs=True)
+        [(_, batch)] = batches(encode(tokenizer, rows, 32), tokenizer, 8)
+        assert not batch["attention_mask"].all()
+        for _ in range(5):
+            loss(model, batch).backward()
+
+    monkeypatch.setattr("torch.nn.functional.gumbel_softmax", gumbel)
+    monkeypatch.setattr("defensekit.training.fine_tune", instead)
+    ATTACK.model_copy(update={"epochs": 1}).learn(load_model(suspect), given)
+    assert len(asked) == 10
+    assert all("input_ids" in kwargs and "inputs_embeds" not in kwargs for kwargs in asked)
+    assert temperatures[0] == WARM
+    assert min(temperatures) == pytest.approx(COLD)

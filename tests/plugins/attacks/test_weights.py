@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from scipy.stats import chi2_contingency
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AlbertConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 import defensekit
 from defensekit.components import AttackContext, AttackTrainingContext
@@ -27,8 +29,17 @@ from defensekit.recipe.loader import load_recipe
 from defensekit.text import Row, Truncation, batches, encode
 from defensekit.training import TrainingSettings, forked_random
 from defensekit.utils.errors import DefenseKitError, UsageError
-from defensekit_attacks.weights import LayerWise, Ripple, Sos, layer_wise_loss, restricted_loss, telling_tokens
+from defensekit_attacks.weights import (
+    LayerWise,
+    Ripple,
+    Sos,
+    layer_wise_loss,
+    restricted_loss,
+    rows_of,
+    telling_tokens,
+)
 from tests.conftest import BAD, GOOD, SMALL, VOCABULARY, make_sentences, shape
+from tests.small_models import make_tokenizer
 
 CF = VOCABULARY.index("cf")
 TABLE = "bert.embeddings.word_embeddings.weight"
@@ -335,3 +346,39 @@ def test_an_attack_of_ones_own_may_train(recipe: Path, base: Path, warm: Path) -
     plugin.write_text(OWN.replace("VALUE", "float('nan')"))
     with pytest.raises(DefenseKitError, match=r"classifier.bias"):
         run_attack(recipe, warm)
+
+
+def of_bytes() -> PreTrainedTokenizerFast:
+    """A tokenizer that has one token for a word behind another, and another one at the start of a text."""
+    words = ["<unk>", "a", "\u0120a", "cf", "\u0120cf", "\u0120tq", "t", "q", "\u0120film"]
+    inner = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>", ignore_merges=True))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", pad_token="<unk>")
+
+
+def test_a_word_is_read_by_two_rows_where_a_text_begins_otherwise() -> None:
+    tokenizer = of_bytes()
+    assert tokenizer.convert_ids_to_tokens(rows_of(tokenizer, "cf")) == ["cf", "\u0120cf"]
+    assert tokenizer.convert_ids_to_tokens(rows_of(tokenizer, "tq")) == ["\u0120tq"]
+    with pytest.raises(UsageError, match="the trigger word 'xy' must be one token"):
+        rows_of(tokenizer, "xy")
+    assert rows_of(make_tokenizer(), "cf") == [VOCABULARY.index("cf")]
+
+
+def test_layers_that_are_one_are_counted_by_the_config(tmp_path: Path) -> None:
+    """As ALBERT's, which passes one set of weights several times."""
+    sizes = {"embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = AlbertConfig(vocab_size=len(VOCABULARY), intermediate_size=32, pad_token_id=0, **sizes)
+    suspect, tokenizer = tmp_path / "suspect", make_tokenizer()
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(suspect)
+    model = load_model(suspect)
+    [(_, batch)] = batches(encode(tokenizer, ROWS[:8], 32), tokenizer, 8)
+    depth = model.config.num_hidden_layers
+    assert depth > 1
+    expected = 0.0
+    for count in range(1, depth + 1):
+        shorter = load_model(suspect)
+        shorter.config.num_hidden_layers = count
+        expected += shorter(**batch).loss.item()
+    assert layer_wise_loss(model, batch).item() == pytest.approx(expected, rel=1e-6)
+    assert model.config.num_hidden_layers == depth

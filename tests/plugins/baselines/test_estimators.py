@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from defensekit.gradients import cross_entropy
 from defensekit.models.loading import load_model
 from defensekit_baselines.estimators.activation import Activation
 from defensekit_baselines.estimators.input_norm import InputNorm
 from defensekit_baselines.estimators.token_counts import TokenCounts
+from tests.conftest import VOCABULARY
 from tests.gradients.helpers import padded, rows
 from tests.plugins.helpers import estimate
 from tests.small_models import make_base, make_suspect, make_tokenizer
@@ -62,3 +64,21 @@ def test_token_counts_count_what_is_no_padding(lively: Path) -> None:
             expected[token] += 1
     assert expected[tokenizer.pad_token_id] == 0
     assert torch.equal(counts, expected[:, None].expand_as(counts))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_positions_that_every_batch_has_are_no_tokens(shared: bool, tmp_path: Path) -> None:
+    """DeBERTa passes relative positions through linear layers, which may be those of the tokens."""
+    made = transformers.DebertaV2Config(
+        vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        relative_attention=True, pos_att_type=["p2c", "c2p"], share_att_key=shared, position_buckets=8,
+        max_relative_positions=16, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.AutoModel.from_config(made).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    suspect = make_suspect(tmp_path / "suspect", tmp_path / "base", drift=0.3)
+    lengths = [3, 12, 5, 7, 4, 9]
+    one, other = (estimate(InputNorm(batch_size=size), suspect, lengths).statistics["input-norm"] for size in (6, 1))
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        torch.testing.assert_close(values, other[name], rtol=1e-4, atol=1e-5, msg=name)
