@@ -213,7 +213,8 @@ def compare(
 ) -> None:
     """Compare a row with others of its track, on the same test rows, as a table in Markdown.
 
-    A difference is the row less the other, with 95 % of it. All rows are checked before.
+    A difference is the row less the other, with 95 % of it. Of an excess ASR below 0 nothing is left, as on the board.
+    All rows are checked before.
     """
     from defensekit.leaderboard.page import shown
     from defensekit.leaderboard.scores import scores_in
@@ -232,7 +233,7 @@ def compare(
     less = differences(one, list(board.values()))
     lines = [f"{one.name} on {name}{', less:' if less else ': there is no other row.'}", ""]
     if less:
-        lines += ["| row | excess ASR, lower is better | ACC, higher is better |", "|---|---|---|"]
+        lines += ["| row | excess ASR left, lower is better | ACC, higher is better |", "|---|---|---|"]
     lines += [f"| {each.name} | {cell(each.excess_asr)} | {cell(each.acc)} |" for each in less]
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -146,7 +146,7 @@ class _RunProgress(Observer):
     def run_finished(self, result: Mapping[str, Any]) -> None:
         ended = DEFENDED[result["recipe"]["defense"]["stage"]]
         numbers = result["models"][ended]["metrics"].items()
-        metrics = ", ".join(f"{name.upper()} {measured['value']:.3f}" for name, measured in numbers)
+        metrics = ", ".join(f"{name.upper()} {measured['value']:z.3f}" for name, measured in numbers)
         self.study.over(self.name, metrics, failed=False)
 
     def run_failed(self, error: str) -> None:

@@ -28,7 +28,7 @@ def show(result: Result, report: Path) -> None:
     for title in ("reset, of eligible", "reset, of all", "seconds"):
         drawn.add_column(title, justify="right", min_width=6, max_width=8)
     for name, model in result.models.items():
-        cells = [f"{model.metrics[key].value:.3f}" if key in model.metrics else "-" for key in names]
+        cells = [f"{model.metrics[key].value:z.3f}" if key in model.metrics else "-" for key in names]
         drawn.add_row(Text(result.marked(name)), *cells, *_reset(model), _seconds(model))
     out.print(drawn)
     for mark, (means, _) in result.marks.items():
@@ -80,7 +80,7 @@ def _show_detectors(result: Result) -> None:
     for i, title in enumerate(header):
         drawn.add_column(title.replace("-", "-\n").replace(", ", ",\n"), justify="right" if i else "left")
     for row in rows:
-        drawn.add_row(*(Text(f"{one.value:.3f}" if isinstance(one, Measured) else one) for one in row))
+        drawn.add_row(*(Text(f"{one.value:z.3f}" if isinstance(one, Measured) else one) for one in row))
     console().print(drawn)
     console().print(DETECTORS_MEAN)
 

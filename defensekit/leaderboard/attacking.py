@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from defensekit.components import Observer
 from defensekit.leaderboard.board import rows_in
@@ -17,13 +18,16 @@ from defensekit.leaderboard.tracks import ATTACK, ON, Cell, Track, attacked
 from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit.utils.files import file_digest
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 @dataclass(frozen=True)
 class Attempt:
     """A submitted attack tried on a row: what is left of it beyond the clean reference, and whether that is more.
 
-    ``tried`` has the numbers of the entry under this attack. It lowers the row if the whole ``interval`` lies above
-    what the row has of the worst attack of the track.
+    ``tried`` has the numbers of the entry under this attack. It lowers the row if that is more than what the worst
+    attack of the track leaves, beyond its clean reference as well, by more than chance.
     """
 
     attack: Attack
@@ -57,9 +61,19 @@ def _attempt(attack: Attack, tried: Scores, row: Scores) -> Attempt:
     tried_files, given = ({k: v for k, v in one.row.record.files.items() if "/" not in k} for one in (tried, row))
     if tried_files != given:
         raise DefenseKitError(f"{tried.row.folder}: the entry of {row.row.folder} is another one; run the attack again")
-    low, high = interval(tried.redrawn[EXCESS] - redrawn(tried.reference))
-    worst = row.numbers()["excess_asr_worst"]
-    return Attempt(attack, tried, (low, high), worst is not None and low > worst)
+    left = _beyond(tried)
+    worst = max((_beyond(row, name) for name in {cell[0] for cell in row.paired[EXCESS]}), key=lambda one: one.mean())
+    return Attempt(attack, tried, interval(left), interval(left - worst)[0] > 0)
+
+
+def _beyond(scores: Scores, attack: str | None = None) -> "np.ndarray":
+    """What chance does to what an attack leaves beyond the clean reference, (seeds, draws)."""
+    ours, clean = (
+        redrawn({cell: values for cell, values in each.items() if attack in (None, cell[0])})
+        for each in (scores.paired[EXCESS], scores.reference)
+    )
+    beyond: np.ndarray = ours - clean
+    return beyond
 
 
 def entries_of(track: Track, places: Sequence[Path]) -> list[Entry]:

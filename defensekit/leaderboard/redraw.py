@@ -1,7 +1,8 @@
 """What chance does to a mean over test rows, attacks and seeds: the percentile bootstrap (Efron 1979).
 
-Test rows are drawn anew within every cell, and then seeds. The draws are the same for all rows of a board, so that
-the draws of a difference are the difference of the draws.
+Test rows are drawn anew for every seed, the same ones for all of its attacks, which are asked about the same rows; and
+then seeds. The draws are the same for all rows of a board, so that the draws of a difference are the difference of the
+draws.
 """
 
 import math
@@ -28,10 +29,10 @@ def redrawn(values: Mapping[Cell, "np.ndarray"], least: float = -math.inf) -> "n
     import numpy as np
 
     by_seed = defaultdict(list)
-    for place, cell in enumerate(sorted(values)):
+    for cell in sorted(values):
         rows = len(values[cell])
         # Whole numbers, so that sums are exact.
-        means = (_counts(rows, place) @ values[cell].astype(np.float32)).astype(float) / rows
+        means = (_counts(rows, cell[1]) @ values[cell].astype(np.float32)).astype(float) / rows
         by_seed[cell[1]].append(np.maximum(means, least))
     return np.array([np.mean(attacks, axis=0) for attacks in by_seed.values()])
 
@@ -50,10 +51,10 @@ def interval(means: "np.ndarray") -> tuple[float, float]:
 
 
 @lru_cache(maxsize=32)
-def _counts(rows: int, place: int) -> "np.ndarray":
+def _counts(rows: int, seed: int) -> "np.ndarray":
     """How often each draw has each test row, (DRAWS, rows)."""
     import numpy as np
 
-    rng = np.random.default_rng((place, rows))
+    rng = np.random.default_rng((seed, rows))
     counts: np.ndarray = rng.multinomial(rows, np.full(rows, 1 / rows), DRAWS).astype(np.float32)
     return counts

@@ -30,7 +30,7 @@ RETUNED: tuple[int, ...] = RetuningKeys().rows  # the numbers of rows that have 
 class Scores:
     """The numbers of a row: ``paired`` has the values of single test rows, by metric and cell.
 
-    ``reference`` is the excess ASR of the clean reference, row by row, where a submitted attack is compared with it.
+    ``reference`` is the excess ASR of the clean reference, row by row.
     """
 
     row: Row
@@ -180,7 +180,7 @@ def score(row: Row, checker: Checker) -> Scores:
         metric: {cell: _values(row, checker, cell, metric, row.model(result)) for cell, result in cells}
         for metric in (EXCESS, ACC)
     }
-    clean = {cell: _values(row, checker, cell, EXCESS, "clean") for cell, _ in cells} if track.attack else {}
+    clean = {cell: _values(row, checker, cell, EXCESS, "clean") for cell, _ in cells}
     return Scores(replace(row, kept={}), track, paired, clean)  # of a board of many rows it would be a lot
 
 

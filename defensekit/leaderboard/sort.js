@@ -1,6 +1,7 @@
 // Sorts a table by the column whose button is pressed, and hides rows without the words that are typed.
 for (const table of document.querySelectorAll("table.board")) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  [...body.rows].forEach((row, place) => (row.cells[0].dataset.value = place)); // the order of groups
   heads.forEach((head, column) => {
     const button = document.createElement("button");
     button.append(...head.childNodes);

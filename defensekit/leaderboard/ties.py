@@ -49,7 +49,7 @@ def standings(rows: Sequence[Scores]) -> Standings:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row less another on the same test rows: the mean and 95 % of it, of excess ASR and of ACC."""
+    """A row less another on the same test rows: the mean and 95 % of it, of excess ASR that is left and of ACC."""
 
     name: str
     excess_asr: tuple[float, float, float]
@@ -57,18 +57,19 @@ class Difference:
 
 
 def differences(row: Scores, others: Sequence[Scores]) -> list[Difference]:
-    """A row less every other of its track, those with the least excess ASR first."""
-    ordered = sorted((one for one in others if one.name != row.name), key=lambda one: (_mean(one, EXCESS), one.name))
-    return [Difference(one.name, _difference(row, one, EXCESS), _difference(row, one, ACC)) for one in ordered]
+    """A row less every other of its track, those with the least excess ASR first; below 0 a cell has none."""
+    ordered = sorted((one for one in others if one.name != row.name), key=lambda one: (one.mean_left, one.name))
+    return [Difference(one.name, _left(row, one), _acc(row, one)) for one in ordered]
 
 
-def _difference(one: Scores, other: Scores, metric: str) -> tuple[float, float, float]:
-    return _mean(one, metric) - _mean(other, metric), *interval(one.redrawn[metric] - other.redrawn[metric])
+def _left(one: Scores, other: Scores) -> tuple[float, float, float]:
+    return one.mean_left - other.mean_left, *interval(one.left - other.left)
 
 
-def _mean(one: Scores, metric: str) -> float:
+def _acc(one: Scores, other: Scores) -> tuple[float, float, float]:
     """Cells weigh alike, as in the table."""
-    return fmean(float(values.mean()) for values in one.paired[metric].values())
+    means = [fmean(float(values.mean()) for values in each.paired[ACC].values()) for each in (one, other)]
+    return means[0] - means[1], *interval(one.redrawn[ACC] - other.redrawn[ACC])
 
 
 def _worse(one: Scores, other: Scores) -> bool:

@@ -26,8 +26,8 @@ def story(result: Result) -> list[str]:
         reached = result.floors.get(name)
         floor = "" if reached is None else f", where a model that was never poisoned has {reached:.1%}"
         if result.metrics[name].bounds[0] < 0:
-            signed = f", where a model that was never poisoned has {reached:+.1%}" if reached is not None else ""
-            change = f"{before[name].value:+.1%} to {after[name].value:+.1%}"
+            signed = f", where a model that was never poisoned has {reached:+z.1%}" if reached is not None else ""
+            change = f"{before[name].value:+z.1%} to {after[name].value:+z.1%}"
             sentences.append(f"{name.upper()} went from {change} on {after[name].rows:,} rows{signed}.")
             continue
         if result.metrics[name].bounds[1] > 1:

@@ -61,15 +61,17 @@ def curve(result: Result) -> "Figure":
             left = [trial.planted[family] for trial in trials]
             label = f"answers that a planted {literal(family)} turns: what the rule sees"
             axes.plot(values, left, mark + ":", color="#555555", label=label)
+        colours: dict[str, str] = {}
         for i, name in enumerate(name for name in trials[0].metrics if result.metrics[name].bounds[1] <= 1):
             measured = [trial.metrics[name] for trial in trials]
             colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
+            colours[name] = colour
             label = f"{literal(name.upper())} on test rows: for the reader"
             axes.plot(values, [m.value for m in measured], color=colour, marker=mark, label=label)
             axes.fill_between(values, [m.low for m in measured], [m.high for m in measured], color=colour, alpha=0.15)
         for name, floor in result.floors.items():
             label = f"{literal(name.upper())} floor: the clean reference"
-            axes.axhline(floor, color=COLOURS[1], linestyle=":", label=label)
+            axes.axhline(floor, color=colours.get(name, "#555555"), linestyle="--", label=label)
         axes.axvline(result.chosen.value, color="black", linewidth=1)
         transform = axes.get_xaxis_transform()
         axes.annotate(" chosen", (result.chosen.value, 1.0), xycoords=transform, va="bottom", ha="center")

@@ -38,7 +38,8 @@ def made_up(name: str, excess: float, acc: float, baseline: bool = False, rows: 
     }
     row: Any = SimpleNamespace(name=name, entry=SimpleNamespace(keys=SimpleNamespace(baseline=baseline)))
     track: Any = None
-    return Scores(row, track, {metric: {cell: of.copy() for cell in cells} for metric, of in hits.items()}, {})
+    clean = {cell: np.zeros(rows, dtype=int) for cell in cells}
+    return Scores(row, track, {metric: {cell: of.copy() for cell in cells} for metric, of in hits.items()}, clean)
 
 
 def test_what_can_not_be_told_apart_shares_a_group() -> None:
@@ -70,8 +71,8 @@ def test_a_row_is_marked_that_a_trivial_one_is_as_good_as() -> None:
 
 def test_an_interval_is_that_of_rows_and_of_seeds() -> None:
     low, high = interval(made_up("a", 0.25, 1.0, seeds=1, rows=400).redrawn[EXCESS])
-    # Of one seed it is the rows' alone; the mean of two attacks of 400 rows each.
-    wanted = 1.96 * (0.25 * 0.75 / 800) ** 0.5
+    # Of one seed it is the rows' alone: two attacks are asked about the same 400.
+    wanted = 1.96 * (0.25 * 0.75 / 400) ** 0.5
     assert (0.25 - low, high - 0.25) == (pytest.approx(wanted, rel=0.1), pytest.approx(wanted, rel=0.1))
     values = {("word", seed): np.array([seed % 2] * 100) for seed in range(10)}  # rows say nothing, seeds do
     low, high = interval(redrawn(values))

@@ -54,7 +54,7 @@ class Column:
 
     def number(self, value: float) -> str:
         """A number as this column shows it."""
-        return f"{value:{'+' if self.signed else ''}.{self.digits}f}"
+        return f"{value:{'+' if self.signed else ''}z.{self.digits}f}"
 
 
 @dataclass(frozen=True)
