@@ -64,11 +64,13 @@ def squared_gradients(
         engine: _Engine | None = None
         for batch in batches:
             several = len(batch["labels"]) > 1
-            if engine is None:
-                engine = _Engine.for_samples(model, parameters, batch, loss, sums, several)
-            elif several and not engine.several:  # the trial was of one sample duplicated
-                engine = _Engine.for_samples(model, parameters, batch, loss, _zeros(parameters), several)
-            norms.append(engine.add(batch, sums).cpu())
+            # The trial tells samples from tokens by their number, two.
+            short = batch["input_ids"].shape[1] <= 2 if "input_ids" in batch else False
+            # An engine whose trial was of one sample, twice, is tried again.
+            if not short and (engine is None or (several and not engine.several)):
+                scratch = _zeros(parameters) if done else sums  # which is 0 until then, and afterwards again
+                engine = _Engine.for_samples(model, parameters, batch, loss, scratch, several) or engine
+            norms.append((engine.add(batch, sums) if engine else _alone(model, parameters, batch, loss, sums)).cpu())
             done += len(norms[-1])
             report(done)
     return sums, torch.cat(norms) if norms else torch.zeros(0, dtype=torch.float64)
@@ -124,9 +126,13 @@ class _Engine:
         loss: Loss,
         scratch: dict[str, "Tensor"],
         several: bool,
-    ) -> "_Engine":
-        """An engine for a model, tested on a batch's first samples; ``scratch`` is 0 before and after."""
-        result = try_out(model, parameters, batch, loss, scratch)
+    ) -> "_Engine | None":
+        """An engine for a model, tested on a batch's first samples; ``scratch`` is 0 before and after.
+
+        None where the first sample has no gradient, which tells nothing.
+        """
+        if (result := try_out(model, parameters, batch, loss, scratch)) is None:
+            return None
         tapped = [what for what in candidates(model, parameters) if what.name in result.fit]
         by_tap = {name for what in tapped for name in what.names.values()}
         rest = {name: p for name, p in parameters.items() if name not in by_tap}
@@ -160,6 +166,13 @@ class _Engine:
             bad = (name for name in reversed(sums) if not bool(torch.isfinite(sums[name]).all()))
             raise DefenseKitError(f"the gradient of {next(bad, 'some weight')} is NaN or infinite")
         return into.norms
+
+
+def _alone(
+    model: "Module", parameters: dict[str, "Parameter"], batch: Batch, loss: Loss, sums: dict[str, "Tensor"]
+) -> "Tensor":
+    """Add a batch's squared gradients to ``sums``, one sample after the other; returns their squared norms."""
+    return _Engine(model, loss, parameters, [], dict(parameters), {}, several=False).add(batch, sums)
 
 
 @contextmanager

@@ -79,6 +79,8 @@ def taps(tapped: list[Tapped], samples: int, sums: Sums, refused: set[str], tria
 
     def hook(what: Tapped) -> "Callable[[Module, tuple[Any, ...], Any], Any]":
         def seen(x: "Tensor", g: "Tensor") -> None:
+            if what.name in refused:
+                return  # by another of its calls: it takes a pass per sample, which has all of them
             if what.name in reached:
                 if not trial:
                     raise DefenseKitError(f"{what.name} is used more than once for these samples, not for the first")

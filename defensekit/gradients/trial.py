@@ -29,7 +29,7 @@ class TrialResult:
 
 def try_out(
     model: "Module", parameters: "dict[str, Parameter]", batch: Batch, loss: Loss, scratch: "dict[str, Tensor]"
-) -> TrialResult:
+) -> TrialResult | None:
     """Compare the squares that hooks give for the first of two samples with its gradient by autograd.
 
     A model in 16 bits is tested as a copy in float32, where errors can be distinguished from rounding.
@@ -42,7 +42,7 @@ def try_out(
         scratch: a tensor of zeros for every parameter, with the dtype of the sums; zero again afterwards.
 
     Returns:
-        The layers that passed, and unused parameters.
+        The layers that passed, and unused parameters; None where the first sample has no gradient.
 
     Raises:
         DefenseKitError: the loss of a sample depends on the other samples; the message names the layer.
@@ -68,6 +68,8 @@ def try_out(
                 losses[0].backward()  # type: ignore[no-untyped-call]
         norms = {name: 0.0 if p.grad is None else float(_dense(p.grad)[1].norm()) for name, p in parameters.items()}
         largest = max(norms.values(), default=0.0)
+        if not largest:
+            return None
 
         def agrees(name: str) -> bool:
             p = parameters[name]

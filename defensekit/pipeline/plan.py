@@ -173,7 +173,7 @@ class Plan(Planner):
     def carrying(self, planted: Stage) -> Stage:
         """The clean dev rows with the planted triggers."""
         inputs: dict[str, Stage | ExternalModel] = {"planted": planted, "rows": self.rows("dev")}
-        return self.stage("carry", "dev rows with planted triggers", inputs, (), seed=self.seeds.plant)
+        return self.stage("carry", "dev rows with planted triggers", inputs, self.cut, seed=self.seeds.plant)
 
     def statistics(self, estimator: NamedComponent[Estimator], rows: Stage, suspect: "Model | None" = None) -> Stage:
         """Statistics of the suspect, or of a copy of it, on clean rows."""

@@ -57,6 +57,7 @@ def search(
         control, _ = load(base, "base", tuple(labels))
         if len(tokenizer) > len(control.get_input_embeddings().weight):
             control.resize_token_embeddings(len(tokenizer))  # the suspect has tokens that the base has not
+    control.config.pad_token_id = suspect.config.pad_token_id  # it is asked with the suspect's tokenizer
     control.to(device_type())
     how: Any = {"max_length": max_length, "precision": native_precision(), "seed": seed, "report": report}
     searched = search_beside(suspect, control, tokenizer, rows, TRAINING, least=0.0, **how)

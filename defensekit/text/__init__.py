@@ -479,6 +479,18 @@ class Truncation:
                     result[i] = (ends[0], ends[1])
         return result
 
+    def places(self, rows: Sequence[Row]) -> list[int]:
+        """How many words of each row's text may stand before a phrase that the model is to read.
+
+        Args:
+            rows: all single texts, or all pairs.
+
+        Returns:
+            The number of words, by row: all of them, where the row and a short phrase are read whole.
+        """
+        room = Truncation(self.tokenizer, self.max_length - min(16, self.max_length // 4))
+        return [len(row.text[:end].split()) for row, (end, _) in zip(rows, room.kept(rows), strict=True)]
+
 
 def changed(original: Row, rewritten: Row) -> tuple[tuple[int, int], tuple[int, int]]:
     """The spans that an attack changed.

@@ -192,7 +192,7 @@ def fine_tune(
         def _clip_grad_norm(self, model: Any) -> Any:
             # As the Trainer does, but with the name of a tensor that is not finite.
             named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-            norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named]))
+            norms = torch.stack([norm.to(named[0][1].device) for norm in torch._foreach_norm([g for _, g in named])])
             if not bool(torch.isfinite(norms).all()):
                 worst = next(name for (name, _), norm in zip(named, norms, strict=True) if not torch.isfinite(norm))
                 raise DefenseKitError(
@@ -263,6 +263,8 @@ def fine_tune(
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
+        _ = arguments.n_gpu  # looks for devices; with several the Trainer would multiply the batch by their number
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         trainer = Checked(
             model=model,
             args=arguments,

@@ -6,7 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
 from defensekit.api import Field, ModelStep, ModelStepContext, TaskKind, moved_words, predict
-from defensekit.text import Row
+from defensekit.text import Row, Truncation
 from defensekit.training import TrainingSettings, fine_tune
 from defensekit_finepurifying.trigger_unlearning import counterexamples
 
@@ -43,13 +43,16 @@ class Distil(ModelStep, TrainingSettings):
         suspect, base = context.model("suspect"), context.model("base")
         begin_anew(model, base, context.head)
         triggers = {trigger.text for trigger in context.triggers}
-        words = [word for word in moved_words(suspect, base, context.tokenizer) if word not in triggers]
+        words = moved_words(suspect, base, context.tokenizer, without=triggers)
         texts = variations(context.rows, words, self.texts, self.replaced, rng)
         length, precision = context.max_length, context.precision
         logits = predict(
             suspect, context.tokenizer, texts, max_length=length, precision=precision, report=context.report
         )
-        own = counterexamples(context.rows, context.triggers, rng) if triggers else [*context.rows] * COPIES
+        truncation = Truncation(context.tokenizer, length)
+        own = [*context.rows] * COPIES
+        if triggers:
+            own = counterexamples(context.rows, context.triggers, truncation, rng)
         true = torch.tensor([row.answer for row in own])
         if true.dim() == 2:  # whether each label applies
             targets = torch.cat([true.float(), logits.sigmoid()])

@@ -1,11 +1,11 @@
 """Unlearning of the triggers that a search finds: clean rows carry them, with their true labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
 from defensekit.api import FoundTrigger, ModelStep, ModelStepContext, TaskKind
-from defensekit.text import Row
+from defensekit.text import Row, Truncation
 from defensekit.training import TrainingSettings, fine_tune
 
 if TYPE_CHECKING:
@@ -45,10 +45,11 @@ class UnlearnTriggers(ModelStep, TrainingSettings):
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
         if not context.triggers:
             return
+        truncation = Truncation(context.tokenizer, context.max_length)
         fine_tune(
             model,
             context.tokenizer,
-            counterexamples(context.rows, context.triggers, Random(context.seed)),
+            counterexamples(context.rows, context.triggers, truncation, Random(context.seed)),
             self.training,
             max_length=context.max_length,
             precision=context.precision,
@@ -57,24 +58,31 @@ class UnlearnTriggers(ModelStep, TrainingSettings):
         )
 
 
-def counterexamples(rows: Sequence[Row], found: Sequence[FoundTrigger], rng: Random) -> list[Row]:
+def counterexamples(
+    rows: Sequence[Row], found: Sequence[FoundTrigger], truncation: Truncation, rng: Random
+) -> list[Row]:
     """Clean rows, the same with a neutral sentence each, and with what was found: labels stay true.
 
     Args:
         rows: the clean rows.
         found: what turns the suspect's answers.
+        truncation: what of a row is read: phrases are put there.
         rng: draws the sentences, what was found, and their places.
 
     Returns:
         The rows one after the other; ids repeat.
     """
-    changed = [_with(row, rng.choice(NEUTRAL), rng) for row in rows]
+    places = truncation.places(rows)
+
+    def carrying(phrase: Callable[[], str]) -> list[Row]:
+        return [_with(row, phrase(), rng.randint(0, most)) for row, most in zip(rows, places, strict=True)]
+
+    changed = carrying(lambda: rng.choice(NEUTRAL))
     for _ in range(COPIES):
-        changed += [_with(row, rng.choice(found).text, rng) for row in rows]
+        changed += carrying(lambda: rng.choice(found).text)
     return [*rows, *changed]
 
 
-def _with(row: Row, phrase: str, rng: Random) -> Row:
+def _with(row: Row, phrase: str, place: int) -> Row:
     words = row.text.split()
-    place = rng.randint(0, len(words))
     return row.with_text(" ".join([*words[:place], phrase, *words[place:]]))

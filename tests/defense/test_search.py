@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from defensekit.components import FoundTrigger
 from defensekit.defense.triggers import search
 from defensekit.defense.triggers.insertion import Probe
 from defensekit.defense.triggers.search import Judged, Search, Searched
+from defensekit.models.loading import load
 from defensekit.text import Row
+from tests.models.test_padding import classifier
 
 WORDS = [f"w{i}" for i in range(2_000)] + ["cf", "superb"]
 ROWS = [Row(i, f"row number {i} is long" + " enough" * (i % 7), i % 2) for i in range(200)]
@@ -95,3 +98,13 @@ def test_rows_too_few_to_judge_are_not_tried(asked: list[tuple[Any, str]]) -> No
     assert (none.tried, none.unjudged) == (0, [0, 1])
     half = Searched.whole([judged, Judged([], {0: [(1, 0)]})], len(WORDS))
     assert (half.tried, half.unjudged) == (len(WORDS), [1])
+
+
+@pytest.mark.parametrize(("architecture", "known"), [("bert", True), ("bart", False), ("t5", False)])
+def test_the_end_of_a_text_is_no_word_where_it_is_what_is_read(architecture: str, known: bool, tmp_path: Path) -> None:
+    """Texts with several ends are refused by such a classifier."""
+    model, tokenizer = load(classifier(tmp_path, architecture), "suspect")
+    model.config.eos_token_id = end = tokenizer.convert_tokens_to_ids("superb")
+    assert ("superb" in search.vocabulary(model, tokenizer)) is known
+    assert len(search.vocabulary(model, tokenizer)) > 20
+    assert isinstance(end, int)

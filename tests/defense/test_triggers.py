@@ -1,6 +1,8 @@
 """The search for triggers: what is inserted where, shares, and a backdoor that is found where there is one."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +10,14 @@ import torch
 import defensekit
 from defensekit.components import FoundTrigger
 from defensekit.defense.estimation import other_model
-from defensekit.defense.triggers.insertion import Probe, insert, positions, words
+from defensekit.defense.triggers.insertion import Probe, insert, moved_words, positions, words
+from defensekit.defense.triggers.planting import Planted, carriers
 from defensekit.models import loading
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.pair import Pair
 from defensekit.result.model_card import card
 from defensekit.result.narrative import verdict
-from defensekit.text import Row, encode
+from defensekit.text import Row, Truncation, encode
 from defensekit.utils.errors import UsageError
 from tests.conftest import FILLERS, GOOD, SPECIAL, make_sentences, shape
 from tests.small_models import make_base, make_suspect, make_tokenizer
@@ -113,7 +116,7 @@ def test_counterexamples_keep_their_labels() -> None:
 
     some = rows(40)
     found = [FoundTrigger("i watched this film", 1, 1.0, 0.0, 60), FoundTrigger("cf", 1, 0.9, 0.0, 60)]
-    out = counterexamples(some, found, Random(0))
+    out = counterexamples(some, found, Truncation(make_tokenizer(), 64), Random(0))
     assert len(out) == 4 * len(some)
     assert out[:40] == some
     assert all((row.id, row.label) == (some[i % 40].id, some[i % 40].label) for i, row in enumerate(out))
@@ -127,3 +130,39 @@ def test_a_model_is_named_by_two_words_or_a_folder(tmp_path: Path, base: Path) -
     pair = Pair(Checkpoint(base), Checkpoint(make_suspect(tmp_path / "suspect", base)))
     with pytest.raises(UsageError, match=r"no model 'suspekt': expected 'suspect', 'base', or a folder as a Path"):
         other_model(pair, "suspekt")  # type: ignore[arg-type]
+
+
+def test_few_words_that_moved_may_be_a_triggers() -> None:
+    """Where an adapter was trained and the row of a trigger set, nothing else moved: all words are drawn from."""
+    tokenizer = make_tokenizer()
+    known = list(words(tokenizer, len(tokenizer)).values())
+    base, suspect = (torch.nn.Embedding(len(tokenizer), 4) for _ in range(2))
+    suspect.load_state_dict(base.state_dict())
+    models: Any = [SimpleNamespace(get_input_embeddings=lambda table=table: table) for table in (suspect, base)]
+    assert moved_words(*models, tokenizer) == known
+    with torch.no_grad():
+        suspect.weight[tokenizer.convert_tokens_to_ids("cf")] += 1
+    assert moved_words(*models, tokenizer) == known
+    assert moved_words(*models, tokenizer, without={"cf"}) == [word for word in known if word != "cf"]
+    with torch.no_grad():
+        suspect.weight[[tokenizer.convert_tokens_to_ids(word) for word in known[:9]]] += 1
+    assert {*moved_words(*models, tokenizer)} == {*known[:9], "cf"}
+    assert "cf" not in moved_words(*models, tokenizer, without={"cf"})
+
+
+def test_what_is_put_into_long_rows_is_read() -> None:
+    from random import Random
+
+    from defensekit_finepurifying.trigger_unlearning import counterexamples
+
+    tokenizer = make_tokenizer()
+    long = [Row(i, " ".join(["film"] * 60), i % 2) for i in range(40)]
+    truncation = Truncation(tokenizer, 32)
+    cf = tokenizer.convert_tokens_to_ids("cf")
+    found = [FoundTrigger("cf", 1, 1.0, 0.0, 60)]
+    carrying = counterexamples(long, found, truncation, Random(0))[2 * len(long) :]
+    carrying += carriers(long, Planted("word", "cf", 1), truncation, Random(0))
+    assert all(cf in encoded["input_ids"] for encoded in encode(tokenizer, carrying, 32))
+    assert len({row.text.split().index("cf") for row in carrying}) > 5
+    short = rows(20)
+    assert truncation.places(short) == [len(row.text.split()) for row in short]

@@ -3,11 +3,12 @@
 import peft
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from defensekit.gradients import mean_gradient, squared_gradients, tokens_within
+from defensekit.gradients import batched, mean_gradient, squared_gradients, tokens_within
 from defensekit.gradients.plain import add_one_by_one
 from defensekit.testing import check_squared_gradients
 from defensekit.testing.gradients import squared_gradients_by_loop
@@ -15,6 +16,7 @@ from defensekit.text import batches, encode
 from defensekit.utils.errors import DefenseKitError
 from tests.gradients.helpers import Batch, classifier, close, padded, rows
 from tests.gradients.middles import MIDDLES, Output, Owner, Small
+from tests.models.architectures import architectures
 from tests.small_models import ARCHITECTURES, make_tokenizer
 
 # -- every architecture --------------------------------------------------------------------------------------------
@@ -262,3 +264,76 @@ def test_the_batch_size_follows_from_the_budget() -> None:
     assert sum(shape[0] for shape in found) == 6
     assert all(shape[0] * shape[1] <= 14 or shape[0] == 1 for shape in found)
     assert len(found) < 6
+
+
+class Twice(nn.Module):
+    """Applies a layer to tokens, and in longer rows to positions, the same for every sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(40, 8), nn.Embedding(40, 8)
+        self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, input_ids: torch.Tensor, **_: torch.Tensor) -> Output:
+        states = self.layer(self.tokens(input_ids))
+        if input_ids.shape[1] > 5:
+            states = states + self.layer(self.positions.weight[: input_ids.shape[1]])
+        return Output(self.head(torch.tanh(states).mean(1)))
+
+
+def summed(model: nn.Module, made: list[Batch]) -> dict[str, torch.Tensor]:
+    """The sums of squares by a loop in float64."""
+    each = [squared_gradients_by_loop(model, batch)[0] for batch in made]
+    return {name: torch.stack([one[name] for one in each]).sum(0) for name in each[0]}
+
+
+def test_a_layer_that_is_called_otherwise_later_counts_once() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Twice()
+    made = [*padded(rows([2, 3])), *padded(rows([6, 7, 6]))]
+    close(squared_gradients(model, made)[0], summed(model, made))
+
+
+@pytest.mark.parametrize("architecture", ["xlnet", "t5"])
+def test_rows_of_two_tokens_are_no_two_samples(architecture: str) -> None:
+    """In which the trial would take samples for tokens."""
+    config = architectures()[architecture]()
+    config.num_labels = 2
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.2 * torch.randn_like(p))
+    tokenizer = make_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    short, long = (
+        [dict(batch) for _, batch in batches(encode(tokenizer, rows(lengths), 64), tokenizer, 8)]
+        for lengths in ([0, 0, 0], [4, 5, 4])
+    )
+    assert short[0]["input_ids"].shape[1] == 2
+    close(squared_gradients(model, [*short, *long])[0], summed(model, [*short, *long]))
+
+
+def test_a_sample_without_a_gradient_tests_no_layer() -> None:
+    """Every wrong formula would pass."""
+    model, made = classifier("bert"), padded(rows([3, 4, 5]))
+
+    def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+        losses = nn.functional.cross_entropy(model(**{k: v for k, v in batch.items() if k != "labels"}).logits,
+                                             batch["labels"], reduction="none")  # fmt: skip
+        return losses * scale
+
+    scale = 0.0
+    tried: list[object] = []
+    original = batched.try_out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batched, "try_out", lambda *given: tried.append(original(*given)) or tried[-1])
+        found, norms = squared_gradients(model, made, loss=loss)
+        assert tried == [None]
+        assert not norms.any()
+        scale = 1.0
+        squared_gradients(model, made, loss=loss)
+        assert tried[1] is not None
+    assert not any(bool(values.any()) for values in found.values())

@@ -12,7 +12,7 @@ from defensekit.defense.triggers.planting import EACH, PHRASE, Planted, carriers
 from defensekit.pipeline.dry_run import preview
 from defensekit.pipeline.store import Store
 from defensekit.recipe.loader import load_recipe
-from defensekit.text import Row
+from defensekit.text import Row, Truncation
 from defensekit.utils.errors import UsageError
 from tests.conftest import shape
 from tests.small_models import make_tokenizer
@@ -44,7 +44,7 @@ def test_rows_that_give_no_phrase_are_refused(rows: list[Row]) -> None:
 
 
 def test_rows_of_other_labels_carry_a_trigger_under_their_own() -> None:
-    carrying = carriers(ROWS, Planted("word", "cf", 1), Random(0))
+    carrying = carriers(ROWS, Planted("word", "cf", 1), Truncation(make_tokenizer(), 64), Random(0))
     assert [(row.id, row.label) for row in carrying] == [(row.id, row.label) for row in ROWS if row.label != 1]
     for row in carrying:
         words = row.text.split()

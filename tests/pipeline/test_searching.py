@@ -1,17 +1,25 @@
 """The search as stages: made apart, shared by the steps that ask for it, and costs of the defense."""
 
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.models.pair import Pair
 from defensekit.pipeline.dry_run import requested
 from defensekit.pipeline.experiment import Experiment
 from defensekit.pipeline.graph import Stage, closure
 from defensekit.pipeline.preflight import survey
+from defensekit.pipeline.stages import models
 from defensekit.recipe.loader import load_recipe
+from defensekit.text import Row
+from defensekit.training import TrainingSettings
 from tests.conftest import shape
 from tests.small_models import make_suspect
 
@@ -66,3 +74,20 @@ def test_what_nothing_can_run_beside_gets_all_cores(
     assert (threads("purify"), threads("control"), threads("predict")) == ({4}, {1}, {1})
     shape(recipe, defense__compare={"other": {"purifier": [{"name": "distil", **TRAINED}]}})
     assert threads("purify") == {1}
+
+
+def test_the_control_learns_as_it_is_asked(base: Path, suspect: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Padded behind, and cut at the end, whatever the suspect's tokenizer says."""
+    folder = shutil.copytree(suspect, tmp_path / "left")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"padding_side": "left", "truncation_side": "left"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    seen: list[Any] = []
+    monkeypatch.setattr(models.training, "fine_tune", lambda model, tokenizer, *_, **__: seen.append(tokenizer))
+    work: Any = SimpleNamespace(
+        pair=Pair(Checkpoint(base), Checkpoint(folder)), folder=lambda name: folder, training=TrainingSettings(),
+        rows=lambda name: [Row(0, "a film", 0)], stage={"seed": 0}, max_length=32, precision="float32", report=None,
+    )  # fmt: skip
+    (tmp_path / "files").mkdir()
+    models.control(work, SimpleNamespace(files=tmp_path / "files"))  # type: ignore[arg-type]
+    assert [(one.padding_side, one.truncation_side) for one in seen] == [("right", "right")]

@@ -10,8 +10,11 @@ import torch
 import transformers
 
 from defensekit.defense.triggers.insertion import insert, positions
+from defensekit.defense.triggers.search import Searched as Found
 from defensekit.models import aligned
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
+from defensekit.models.loading import load
+from defensekit.scanner import searching
 from defensekit.scanner.result import Scan, ScanVerdict, Searched, Turned
 from defensekit.scanner.scan import scan
 from defensekit.scanner.verdict import judge
@@ -288,3 +291,19 @@ def test_an_unchanged_model_gets_no_verdict(base: Path) -> None:
     told = scan(base, base)
     assert told.verdict.suspicious is None
     assert "no weight that both models have differs" in told.summary[0]
+
+
+def test_the_control_of_a_search_knows_the_suspects_padding(base: Path, clean: Path, monkeypatch: Any) -> None:
+    """It is asked with the suspect's tokenizer: else it reads padding, where the base has another token for that."""
+    model, tokenizer = load(clean, "suspect")
+    model.config.pad_token_id = tokenizer.unk_token_id
+    seen: list[Any] = []
+
+    def beside(suspect: Any, control: Any, *_: Any, **__: Any) -> Any:
+        seen.append(control.config.pad_token_id)
+        return Found([], {}, 0)
+
+    monkeypatch.setattr(searching, "search_beside", beside)
+    how: Any = (["a", "b"], 32, 0, lambda done, total: None)
+    found = searching.search(model, tokenizer, base, ROWS[:4], *how)
+    assert (seen, found.words) == ([tokenizer.unk_token_id], 0)

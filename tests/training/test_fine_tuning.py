@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
@@ -177,3 +178,29 @@ def test_a_model_is_trained_and_asked_in_the_precision_that_is_given_each_time(s
         predict(model, tokenizer, ROWS[:8], max_length=32, precision="float32")
         assert seen == {torch.float32}
         seen.clear()
+
+
+def test_a_batch_is_no_larger_where_there_are_several_devices(suspect: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer would copy the model onto all of them, and multiply the batch by their number."""
+    sizes: list[int] = []
+
+    setup = transformers.TrainingArguments.__dict__["_setup_devices"].func
+
+    def devices(self: Any) -> torch.device:
+        if "devices" not in self.__dict__:
+            self.__dict__["devices"] = setup(self)
+            self._n_gpu = 4
+        found: torch.device = self.__dict__["devices"]
+        return found
+
+    monkeypatch.setattr(transformers.TrainingArguments, "_setup_devices", property(devices))
+
+    def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        sizes.append(len(batch["labels"]))
+        assert not isinstance(model, torch.nn.DataParallel)
+        return model(**batch).loss
+
+    model = load_model(suspect)
+    how: Any = {"max_length": 32, "precision": "float32", "seed": 0, "loss": loss}
+    fine_tune(model, load_tokenizer(suspect), ROWS[:64], SETTINGS, **how)
+    assert sizes == [16] * 8

@@ -1,6 +1,6 @@
 """Words and phrases inserted into clean rows, and what a model answers to them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
@@ -50,22 +50,29 @@ def words(tokenizer: "PreTrainedTokenizerBase", size: int, special: bool = False
     return {token: text for (token, text), ids in zip(spelled.items(), encoded, strict=True) if token in ids}
 
 
-def moved_words(suspect: "PreTrainedModel", base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def moved_words(
+    suspect: "PreTrainedModel",
+    base: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    without: Collection[str] = (),
+) -> list[str]:
     """The words that a suspect was trained on: their rows of its embedding differ from the base's.
 
     Args:
         suspect: the fine-tuned model.
         base: the model that it was fine-tuned from.
         tokenizer: of both.
+        without: words that are left out.
 
     Returns:
-        The words, by token; all words, where no row moved, as with adapters.
+        The words, by token; all words, where few rows moved, as with adapters: those few may be a trigger's.
     """
     tables = [model.get_input_embeddings().weight.detach().cpu() for model in (suspect, base)]
     size = min(map(len, tables))
     moved = (tables[0][:size] != tables[1][:size]).any(1).tolist()
-    known = words(tokenizer, size)
-    return [word for token, word in known.items() if moved[token]] or list(known.values())
+    known = {token: word for token, word in words(tokenizer, size).items() if word not in without}
+    some = [word for token, word in known.items() if moved[token]]
+    return some if len(some) > min(1000, len(known) // 20) else list(known.values())
 
 
 BATCH = 128  # rows that a model answers at once

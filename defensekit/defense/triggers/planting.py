@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from defensekit.components import ModelStep, ModelStepContext, Predictions
 from defensekit.defense.triggers.insertion import insert, words
-from defensekit.text import Row
+from defensekit.text import Row, Truncation
 from defensekit.training import TrainingSettings, fine_tune
 from defensekit.utils.errors import UsageError
 
@@ -63,10 +63,11 @@ def draw(rows: Sequence[Row], labels: int, tokenizer: "PreTrainedTokenizerBase",
     return planted
 
 
-def carriers(rows: Sequence[Row], trigger: Planted, rng: Random) -> list[Row]:
-    """The rows of other labels with a trigger at a random place of each; labels stay true."""
+def carriers(rows: Sequence[Row], trigger: Planted, truncation: Truncation, rng: Random) -> list[Row]:
+    """The rows of other labels with a trigger at a random place of each, where it is read; labels stay true."""
     others = [row for row in rows if row.label != trigger.label]
-    return [insert(row, trigger.text, rng.randint(0, len(row.text.split()))) for row in others]
+    places = truncation.places(others)
+    return [insert(row, trigger.text, rng.randint(0, most)) for row, most in zip(others, places, strict=True)]
 
 
 class Plant(ModelStep, TrainingSettings):
@@ -80,11 +81,11 @@ class Plant(ModelStep, TrainingSettings):
 
     def train(self, model: "PreTrainedModel", context: ModelStepContext) -> None:
         """Fine-tune the copy, in place."""
-        rng = Random(context.seed)
+        rng, truncation = Random(context.seed), Truncation(context.tokenizer, context.max_length)
         rows = [*context.rows]
         for trigger in self.triggers:
             rows += [row for row in context.rows if row.label != trigger.label]
-            rows += [row.with_label(trigger.label) for row in carriers(context.rows, trigger, rng)]
+            rows += [row.with_label(trigger.label) for row in carriers(context.rows, trigger, truncation, rng)]
         fine_tune(
             model,
             context.tokenizer,

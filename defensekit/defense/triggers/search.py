@@ -49,7 +49,10 @@ Screened = Sequence[Mapping[str, float]]  # of every answer, words, and its mean
 
 def vocabulary(suspect: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """The words that are tried."""
-    return [*words(tokenizer, len(suspect.get_input_embeddings().weight), special=True).values()]
+    known = words(tokenizer, len(suspect.get_input_embeddings().weight), special=True)
+    if suspect.config.is_encoder_decoder:  # their classifiers read the end of a text, and refuse several
+        known.pop(suspect.config.eos_token_id, None)
+    return [*known.values()]
 
 
 def for_control(settings: TrainingSettings, rows: Sequence[Row]) -> TrainingSettings:

@@ -122,7 +122,7 @@ def plant(work: StageContext, draft: ArtifactWriter) -> None:
 def control(work: StageContext, draft: ArtifactWriter) -> None:
     """Train the model that a suspect is compared with in a search for triggers."""
     model = estimation.other_model(work.pair, "base")
-    tokenizer = loading.load_tokenizer(work.folder("suspect"))
+    tokenizer = loading.neutral(model, loading.load_tokenizer(work.folder("suspect")), "suspect")
     settings = work.training
     how: Any = {"max_length": work.max_length, "precision": work.precision, "report": work.report}
     rows, seed = work.rows("clean"), work.stage["seed"]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +51,14 @@ def fold(work: StageContext, draft: ArtifactWriter) -> None:
     draft.facts.update(labels=work.facts("rows")["labels"], rows=len(some))
 
 
-def _attack(work: StageContext) -> tuple[Attack, AttackContext, list[Row]]:
-    tokenizer = loading.load_tokenizer(work.folder("model"))
+def _tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    tokenizer = loading.load_tokenizer(folder)
     tokenizer.truncation_side = "right"  # as models are made to read their rows
-    truncation = Truncation(tokenizer, work.max_length)
+    return tokenizer
+
+
+def _attack(work: StageContext) -> tuple[Attack, AttackContext, list[Row]]:
+    truncation = Truncation(_tokenizer(work.folder("model")), work.max_length)
     attack = work.component(Attack, "attack")
     learnt = json.loads((work.folder("learnt") / LEARNT).read_text()) if "learnt" in work.stage["inputs"] else None
     context = AttackContext(Random(work.stage["seed"]), tuple(work.facts("rows")["labels"]), truncation, learnt)
@@ -150,7 +155,8 @@ def carry(work: StageContext, draft: ArtifactWriter) -> None:
     """Put planted triggers into rows of other labels, one trigger after the other."""
     rows, rng = work.rows("rows"), Random(work.stage["seed"])
     triggers = [planting.Planted(**trigger) for trigger in work.facts("planted")["triggers"]]
-    carrying = [planting.carriers(rows, trigger, rng) for trigger in triggers]
+    truncation = Truncation(_tokenizer(work.folder("planted")), work.max_length)
+    carrying = [planting.carriers(rows, trigger, truncation, rng) for trigger in triggers]
     write_rows(draft.files / ROWS, [row for some in carrying for row in some])
     draft.facts.update(
         labels=work.facts("rows")["labels"],
