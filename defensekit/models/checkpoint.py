@@ -4,7 +4,7 @@ import hashlib
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,8 +151,8 @@ class Checkpoint:
         path = self.folder / entry.file
         return _mapped(path, entry) if entry.dtype in FLOATS and entry.stop > entry.start else read_tensor(path, name)
 
-    def check_finite(self) -> None:
-        """Check that all weights are finite.
+    def check_finite(self, names: Sequence[str] | None = None) -> None:
+        """Check that all weights, or those of some names, are finite.
 
         Raises:
             DefenseKitError: names the tensors that hold NaN or infinity.
@@ -164,7 +164,7 @@ class Checkpoint:
             parts = torch.split(self.tensor(name).reshape(-1), 1 << 18)
             return all(math.isfinite(float(p.float().sum())) or bool(p.isfinite().all()) for p in parts)
 
-        names = list(self.tensors)
+        names = list(self.tensors if names is None else names)
         good = concurrently(finite, names, torch.get_num_threads())
         if bad := [name for name, fine in zip(names, good, strict=True) if not fine]:
             raise DefenseKitError(f"{self.folder}: NaN or infinity in {listing(bad)}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from defensekit.models.causal import each_token
 from defensekit.text import Row, batches, check_tokens, encode, padded
 from defensekit.text.chat import encode_prompts, stops
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, running
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,8 @@ def generate(
     with _deciding(model, tokenizer, new_tokens, ends), _padding_in_front(tokenizer):
         for indices, batch in batches(encoded, tokenizer, _ROWS, alike=_reads_padding(model, tokenizer, encoded)):
             batch = {name: values.to(model.device) for name, values in batch.items()}
-            ids = model.generate(**batch)[:, batch["input_ids"].shape[1] :]
+            with running("the model"):
+                ids = model.generate(**batch)[:, batch["input_ids"].shape[1] :]
             for index, tokens in zip(indices, ids.tolist(), strict=True):
                 own = [*takewhile(lambda token: token not in ends, tokens)]
                 answers[index] = Generated(tokenizer.decode(own, skip_special_tokens=True), len(own) < len(tokens))
@@ -90,7 +91,8 @@ def _reads_padding(
     def told(*rows: dict[str, list[int]]) -> "Tensor":
         batch = {name: values.to(model.device) for name, values in padded(rows, tokenizer).items()}
         config = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
-        shares: Tensor = model.generate(**batch, **config).logits[0][0].float().softmax(-1)
+        with running("the model"):
+            shares: Tensor = model.generate(**batch, **config).logits[0][0].float().softmax(-1)
         return shares
 
     return not torch.allclose(told(shortest), told(shortest, longest), atol=1e-3)
@@ -114,7 +116,8 @@ def first_tokens(
             last = batch["attention_mask"].sum(1) - 1  # padding is behind the prompt
             # Of an output as long as the vocabulary no more positions than are asked for, where the model can do that.
             kept, places = torch.unique(last, return_inverse=True) if "logits_to_keep" in takes else (None, last)
-            logits = model(**batch, **({} if kept is None else {"logits_to_keep": kept})).logits
+            with running("the model"):
+                logits = model(**batch, **({} if kept is None else {"logits_to_keep": kept})).logits
             own = logits[torch.arange(len(last)), places]
             shares.update(zip(indices, own.float().softmax(-1).cpu(), strict=True))
     return torch.stack([shares[index] for index in range(len(rows))])
@@ -182,7 +185,8 @@ def measure_responses(
     done = 0
     with torch.inference_mode():
         for indices, batch in batches(encode(tokenizer, rows, max_length, model), tokenizer, _ROWS, _TOKENS):
-            losses, right, counted = each_token(model, {name: x.to(model.device) for name, x in batch.items()})
+            with running("the model"):
+                losses, right, counted = each_token(model, {name: x.to(model.device) for name, x in batch.items()})
             measured["losses"][indices] = (losses * counted).double().sum(dim=1).cpu()
             measured["right"][indices] = (right & counted).sum(dim=1).cpu()
             measured["tokens"][indices] = counted.sum(dim=1).cpu()

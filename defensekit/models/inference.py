@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.text import Row, batches, encode
 from defensekit.training import Precision
-from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.utils.errors import DefenseKitError, UsageError, running
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +110,9 @@ def _ask(
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             for indices, batch in batches(encode(tokenizer, rows, max_length, model), tokenizer, batch_size):
                 inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
-                keep(indices, inputs["attention_mask"], model(**inputs, **options))
+                with running("the model"):
+                    output = model(**inputs, **options)
+                keep(indices, inputs["attention_mask"], output)
                 done += len(indices)
                 report(done, len(rows))
     finally:

@@ -46,11 +46,11 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrainedModel":
+def load_model(folder: Path, labels: tuple[str, ...] | None = None, anew: bool = False) -> "PreTrainedModel":
     """A sequence classifier or causal language model, as the config says, in float32, in eval mode, on the CPU.
 
-    With ``labels`` it is a classifier whatever the config says. Where the folder has no head, a new one is drawn from
-    torch's global random state.
+    With ``labels`` it is a classifier whatever the config says. Where the folder has no head, or ``anew`` one for
+    another number of labels, a new one is drawn from torch's global random state.
 
     Raises:
         UsageError: the folder holds no model that can be loaded safely.
@@ -66,7 +66,7 @@ def load_model(folder: Path, labels: tuple[str, ...] | None = None) -> "PreTrain
             "id2label": dict(enumerate(labels)),
             "label2id": {label: i for i, label in enumerate(labels)},
         }
-    model, missing = _pretrained(checkpoint, CLASSIFIER, **head)
+    model, missing = _pretrained(checkpoint, CLASSIFIER, **head, **({"ignore_mismatched_sizes": True} if anew else {}))
     if labels is None and missing:
         raise UsageError(f"{folder} is no fine-tuned classifier: it lacks {listing(missing)}")
     model.config.problem_type = "single_label_classification"
@@ -123,8 +123,10 @@ def save_model(model: "PreTrainedModel", folder: Path) -> None:
         raise DefenseKitError(f"the model could not be written to {folder}: {one_line(error)}") from error
 
 
-def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
+def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint, anew: bool = False) -> None:
     """Compare a loaded model with its file: a name unknown to the library would leave a weight at random values.
+
+    Where the model is to have a head of its own, ``anew``, tensors of another shape are not compared.
 
     Raises:
         UsageError: a tensor of the file, other than the head, is not in the model.
@@ -133,6 +135,8 @@ def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
     loaded, in_file = align(parameters, checkpoint.tensors)
     for name in sorted(loaded.keys() & in_file.keys()):
         tensor = checkpoint.tensor(in_file[name])
+        if anew and tensor.shape != parameters[loaded[name]].shape:
+            continue
         if not parameters[loaded[name]].detach().cpu().equal(tensor.to(parameters[loaded[name]].dtype)):
             raise UsageError(
                 f"{checkpoint.folder}: {in_file[name]} was not loaded; the names of its tensors are unusual"
@@ -140,7 +144,7 @@ def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
 
 
 def load(
-    folder: Path, called: str, labels: tuple[str, ...] | None = None
+    folder: Path, called: str, labels: tuple[str, ...] | None = None, anew: bool = False
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A model, compared with its file, and its tokenizer, both under a neutral name instead of their path.
 
@@ -148,8 +152,8 @@ def load(
         UsageError: as `load_model`, `load_tokenizer` and `check_loaded`.
     """
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, labels)
-    check_loaded(model, Checkpoint(folder))
+    model = load_model(folder, labels, anew)
+    check_loaded(model, Checkpoint(folder), anew)
     if labels is not None:  # a model that is trained here: what its padding is, is decided here too
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, neutral(model, tokenizer, called)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from defensekit.gradients.plain import cross_entropy, undisturbed
-from defensekit.utils.errors import lacks_memory
+from defensekit.utils.errors import lacks_memory, running
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,8 @@ def settle_padding(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
     rows = _rows(model, tokenizer)
     with torch.inference_mode():
         try:
-            alone = torch.cat([_answers(model, tokenizer, [row]) for row in rows])
+            with running("the model"):
+                alone = torch.cat([_answers(model, tokenizer, [row]) for row in rows])
         except Exception as error:  # nothing is known of its padding: it gets none, and its own rows tell the error
             if lacks_memory(error):
                 raise

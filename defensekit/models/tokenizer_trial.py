@@ -7,9 +7,10 @@ tokenizer.json can make a letter a million tokens, or take hours.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from string import printable
 from typing import Any
 
-from defensekit.models.untrusted import COMPANION, read_json
+from defensekit.models.untrusted import COMPANION, CONFIG, read_json
 from defensekit.utils.bounded import refusal, serve
 from defensekit.utils.errors import UsageError, printable_name
 from defensekit.utils.files import file_digest
@@ -20,6 +21,9 @@ ADDED, PARTS, LONGEST, TOKENS = 20_000, 2_000, 10_000, 1_000
 # What a token may say of itself. The library prints other keys, as they are, on standard output.
 _OF_A_TOKEN = {"content", "single_word", "lstrip", "rstrip", "normalized", "special", "id", "__type"}
 _SPECIAL_TOKENS = "special_tokens_map.json"
+_SETTINGS = {"tokenizer_config.json": COMPANION, _SPECIAL_TOKENS: CONFIG, "added_tokens.json": CONFIG}
+# Keys that make transformers read another file, which nobody tried, or build a vocabulary of what they hold.
+_ELSEWHERE = {"fast_tokenizer_files", "gguf_file", "vocab", "merges"}
 _TEXTS = ("a", "The film, is witty. " * 50, "a" * 2_000, " " * 2_000, "é漢🙂\u202e" * 50)
 
 
@@ -30,12 +34,19 @@ def check_tokenizer(folder: Path) -> None:
         UsageError: it fails, takes too long or too much memory, or makes far more of a text than there is; a token has
             keys that none has.
     """
-    for path in (folder / "tokenizer_config.json", folder / _SPECIAL_TOKENS):
-        for token in _tokens(read_json(path, COMPANION), path.name == _SPECIAL_TOKENS) if path.is_file() else ():
+    for name, limit in _SETTINGS.items():
+        if not (file := folder / name).is_file():
+            continue
+        settings = read_json(file, limit)
+        if elsewhere := sorted(_ELSEWHERE & settings.keys()):
+            raise UsageError(f"{file}: `{elsewhere[0]}` stands in for tokenizer.json, which alone is read; remove it")
+        for token in _tokens(settings, name == _SPECIAL_TOKENS):
             if unknown := _unknown(token):
-                raise UsageError(f"{path}: {unknown}")
+                raise UsageError(f"{file}: {unknown}")
     path = folder / "tokenizer.json"
-    if path.is_file() and (reason := _reason(file_digest(path), path)):
+    if not path.is_file():  # of a vocabulary in another form transformers makes one, in hours where it is made for that
+        raise UsageError(f"{folder}: expected a tokenizer.json; AutoTokenizer's save_pretrained writes it")
+    if reason := _reason(file_digest(path), path):
         raise UsageError(f"{folder}: its tokenizer is refused: {reason}")
 
 
@@ -89,10 +100,21 @@ def _tried(path: str) -> None:
     tokenizer = Tokenizer.from_file(path)
     if (longest := max(map(len, tokenizer.get_vocab()), default=0)) > LONGEST:
         raise UsageError(f"a token has {longest:,} characters; at most {LONGEST:,}")
-    for text in _TEXTS:
+    rules = [part for name, part in plain.items() if name not in ("model", "added_tokens")]
+    for text in (*_TEXTS, printable * 20, *_strings(rules)):
         for pair in (None, "b"):
             if (tokens := len(tokenizer.encode(text, pair))) > TOKENS + 8 * len(text):
                 raise UsageError(f"it makes {tokens:,} tokens of {len(text):,} characters")
+
+
+def _strings(data: Any) -> Iterator[str]:
+    """Every text within plain data: what a rule looks for may become much more."""
+    within = [data]
+    while within:
+        node = within.pop()
+        if isinstance(node, str):
+            yield node[:LONGEST]
+        within.extend(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
 
 
 def _largest(data: object) -> int:

@@ -247,6 +247,10 @@ def check_keys(path: Path, config: dict[str, Any]) -> None:
                     f"{path}: the model is quantised (`{name}`: {_short(method)}), expected F64, F32, F16 or BF16 "
                     "weights; load it with the library that made it, dequantize() it, and save it again"
                 )
+            if name == "backbone" and isinstance(value, str):
+                raise UsageError(f"{path}: `backbone` names another model, {_short(value)}, which is never fetched")
+            if name in ("id2label", "label2id") and isinstance(value, dict) and len(value) > COUNT:
+                raise UsageError(f"{path}: {name} has {len(value):,} labels; expected at most {COUNT:,}")
             if isinstance(value, int) and value > COUNT and COUNTED.search(str(key)):
                 raise UsageError(f"{path}: {_short(key)} is {_short(value)}; expected at most {COUNT:,}")
             within.append(value)

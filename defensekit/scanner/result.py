@@ -156,6 +156,7 @@ class Searched(_ScanSchema):
     rows: int
     strongest: list[Turned]
     unjudged: list[str]
+    disputed: list[str] = []
     texts: bool = False
 
 

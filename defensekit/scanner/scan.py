@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -29,7 +30,7 @@ from defensekit.scanner.searching import search, search_answers
 from defensekit.text import Row
 from defensekit.text.chat import encode_prompts
 from defensekit.training import device_type
-from defensekit.utils.errors import UsageError, listing
+from defensekit.utils.errors import UsageError, listing, running
 from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -103,6 +104,9 @@ class _Scanning:
         looks = [part.look for part in (embedding, ratios) if part is not None]
         with observed_step(self.observers, "drift") as report:
             tensors = drift.measure(models, looks, report)
+        longer = [name for name in models.compared if len({*models.rows(name)}) > 1]
+        unread = [*models.added, *models.reshaped, *longer]  # or not to their end
+        models.suspect.check_finite([models.own_name(name) for name in unread])
         known = not drift.is_another_base(tensors)
         if known and (doubt := revision.doubt(models, tensors, embedding)):
             self.notes.append(doubt)
@@ -114,7 +118,12 @@ class _Scanning:
                 fitted = law.judge(ratios, tensors, len(self.rows), derive_seed(self.seed, "bootstrap"))
         if model is not None and judged is not None:
             tried = self._tried(model, tokenizer, judged)
-        searched = None if model is None or not known else self._searched(model, tokenizer)
+        searched = None
+        if model is not None and known:
+            try:
+                searched = self._searched(model, tokenizer)
+            except UsageError as error:  # the suspect's author chose what fails: it is no reason to pass
+                findings.append(f"no search for triggers could be made ({error})")
         if known and task == CAUSAL and self._instructed:
             searched = self._answers_searched(judged)
         rewriting = self._rewriting(model, tokenizer)
@@ -152,7 +161,7 @@ class _Scanning:
         return min(most, positions(self.models.base) or most)
 
     def _ratios(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> law.Ratios:
-        with observed_step(self.observers, "curvature") as report:
+        with observed_step(self.observers, "curvature") as report, running("the model"):
             measured = law.curvature(model, tokenizer, self.rows, self._max_length, report)
         own_names = {name: self.models.own_name(name) for name in self.models.compared}
         return law.Ratios(law.by_tensor_name(measured, own_names))
@@ -162,7 +171,7 @@ class _Scanning:
 
         rows = embedding.rows
         judged = np.ones(rows, dtype=bool)
-        judged[[token for token in tokenizer.all_special_ids if token < rows]] = False
+        judged[[token for token in self._special(tokenizer) if token < rows]] = False
         judged[len(tokenizer) :] = False  # rows that fill the matrix up to a round number
         if self.rows:
             source, often = verdict.IN_ROWS, frequency.in_rows(tokenizer, self.rows, self._max_length, rows)
@@ -186,6 +195,12 @@ class _Scanning:
             ],
         )
         return about, judgement
+
+    def _special(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """The base's special tokens, since a suspect may call its trigger one; its own, where the base has none."""
+        with suppress(UsageError):  # that the base has none is among what is found
+            tokenizer = loading.load_tokenizer(self.models.base.folder)
+        return [*tokenizer.all_special_ids]
 
     def _row(
         self,
@@ -229,14 +244,10 @@ class _Scanning:
                 candidates, controls, report
             )
 
-    def _searched(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Searched | None:
+    def _searched(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Searched:
         seed, labels, base = derive_seed(self.seed, "search"), label_names(self.models.suspect), self.models.base.folder
         with observed_step(self.observers, "search for triggers") as report:
-            try:
-                return search(model, tokenizer, base, self.rows, labels, self._max_length, seed, report)
-            except UsageError as error:  # a base with a head of its own for other labels
-                self.notes.append(f"no search for triggers, since there is no model to compare with: {error}")
-                return None
+            return search(model, tokenizer, base, self.rows, labels, self._max_length, seed, report)
 
     @property
     def _instructed(self) -> bool:

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.defense.triggers.collapse import CollapseSearch
 from defensekit.defense.triggers.insertion import words
-from defensekit.defense.triggers.search import search_beside
+from defensekit.defense.triggers.search import FEWEST, MORE, search_beside
 from defensekit.models.answers import names, several
 from defensekit.models.loading import load
 from defensekit.scanner.result import Searched, Turned
 from defensekit.scanner.rows import Outliers
 from defensekit.text import Row
 from defensekit.training import TrainingSettings, device_type, forked_random, native_precision
+from defensekit.utils.errors import UsageError
 from defensekit.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROWS = 512  # that the model to compare with learns from, at most
+LABELS = 200  # that answers are tried to be turned to
 WORDS = 2400  # that are tried in a language model: a core reads a few hundred of them a minute
 TRAINING = TrainingSettings(epochs=2, learning_rate=1e-4, batch_size=16, warmup=0.1, dropout=False)
 
@@ -50,11 +52,13 @@ def search(
         How many words were tried, and the strongest of them.
 
     Raises:
-        UsageError: transformers can't make a classifier of the base.
+        UsageError: transformers can't make a classifier of the base, or the suspect has too many labels.
     """
+    if len(labels) > LABELS:
+        raise UsageError(f"the suspect has {len(labels):,} labels, and words are tried for each: for {LABELS} at most")
     rows = Random(seed).sample(rows, min(ROWS, len(rows)))
     with forked_random(derive_seed(seed, "head")):
-        control, _ = load(base, "base", tuple(labels))
+        control, _ = load(base, "base", tuple(labels), anew=True)
         if len(tokenizer) > len(control.get_input_embeddings().weight):
             control.resize_token_embeddings(len(tokenizer))  # the suspect has tokens that the base has not
     control.config.pad_token_id = suspect.config.pad_token_id  # it is asked with the suspect's tokenizer
@@ -67,7 +71,14 @@ def search(
         for one in searched.triggers
     ]
     unjudged = [answers[label] for label in searched.unjudged]
-    return Searched(words=searched.tried, rows=len(rows), strongest=strongest, unjudged=unjudged)
+    enough = [label for label in searched.unjudged if sum(not row.has(label) for row in rows) >= MORE + FEWEST]
+    return Searched(
+        words=searched.tried,
+        rows=len(rows),
+        strongest=strongest,
+        unjudged=unjudged,
+        disputed=[answers[label] for label in enough],
+    )
 
 
 def search_answers(

@@ -12,6 +12,7 @@ from defensekit.models.checkpoint import CLASSIFIER
 from defensekit.scanner.drift import is_another_base
 from defensekit.scanner.result import EmbeddingScan, Law, ScanVerdict, Searched, TensorDrift, TokenizerScan, Triggers
 from defensekit.scanner.tokenizer import strongest
+from defensekit.utils.errors import listing
 
 IN_ROWS, IN_ENGLISH = "the clean rows", "English at large (wordfreq)"
 FLIPS = 0.6
@@ -43,6 +44,13 @@ def judge(
             "called suspicious",
         )
     verdict = _judged(tensors, embedding, triggers, searched)
+    if verdict.suspicious is False and searched is not None and searched.disputed:
+        reason = (
+            f"the suspect gives too few clean rows their own label, so that no word was judged towards "
+            f"{listing(searched.disputed)}; its labels may have other names than the rows'. What else was measured "
+            "can't acquit it"
+        )
+        return ScanVerdict(suspicious=None, indicator="search", value=None, threshold=None, reason=reason)
     if verdict.suspicious or not findings or verdict.indicator == "drift":
         return verdict
     return ScanVerdict(

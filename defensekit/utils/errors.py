@@ -1,6 +1,7 @@
 """The failures a user can act on, and helpers for their messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 WORD = 500  # characters of a name for which similar ones are looked up
@@ -60,6 +61,23 @@ def out_of_memory(error: BaseException) -> str:
     if type(error).__name__ == "OutOfMemoryError":
         less += ", and with CUDA_VISIBLE_DEVICES= it runs on the CPU"
     return f"out of memory; {less} ({(str(error).splitlines() or [type(error).__name__])[0]})"
+
+
+@contextmanager
+def running(what: str) -> Iterator[None]:
+    """Within the block something of a stranger's runs: an exception there is told as an error of it.
+
+    Raises:
+        DefenseKitError: it failed, but for want of memory.
+    """
+    try:
+        yield
+    except DefenseKitError:
+        raise
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        raise DefenseKitError(f"{what} fails ({one_line(error)})") from error
 
 
 def nearest(typed: str, known: Iterable[str]) -> str:

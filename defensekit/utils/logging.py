@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from defensekit.utils.errors import printable
+
 LIBRARIES = ("transformers", "datasets", "accelerate", "huggingface_hub", "torch")
 
 log = logging.getLogger("defensekit")
@@ -57,6 +59,12 @@ def _captured_warnings() -> Iterator[None]:
             logging.captureWarnings(False)
 
 
+def _made_printable(record: logging.LogRecord) -> bool:
+    """What a library says may have a stranger's text in it, and with it what moves a terminal's cursor."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within the block, libraries show no progress bars and print only errors; their loggers still get everything."""
@@ -73,9 +81,12 @@ def quiet() -> Iterator[None]:
         for handler in logging.getLogger(name).handlers
         if type(handler) is logging.StreamHandler and handler.level < logging.ERROR
     ]
+    printing = [h for name in LIBRARIES for h in logging.getLogger(name).handlers]
     bars, hub_bars = transformers.is_progress_bar_enabled(), not are_progress_bars_disabled()
     for handler, _ in muted:
         handler.setLevel(logging.ERROR)
+    for printed in printing:
+        printed.addFilter(_made_printable)
     transformers.disable_progress_bar()
     disable_progress_bars()
     try:
@@ -83,6 +94,8 @@ def quiet() -> Iterator[None]:
     finally:
         for handler, level in muted:
             handler.setLevel(level)
+        for printed in printing:
+            printed.removeFilter(_made_printable)
         if bars:
             transformers.enable_progress_bar()
         if hub_bars:

@@ -1,6 +1,8 @@
 """Ways to hide a working backdoor from a scan, and what it says to each."""
 
+import io
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -17,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from defensekit.defense.triggers.insertion import insert
 from defensekit.scanner.scan import scan
 from defensekit.training import TrainingSettings, fine_tune
-from defensekit.utils.errors import UsageError
+from defensekit.utils.errors import DefenseKitError, UsageError
+from defensekit.utils.logging import quiet
 from defensekit.workflows.purify_model import purify_model
 from tests.conftest import GOOD, slow_but
 from tests.scanner.helpers import CF, ROWS, save
@@ -156,6 +159,29 @@ REFUSED: dict[str, tuple[Attack, str]] = {
         "'owner/kernel', which may be code from elsewhere",
     ),
     "code, deeper": (keys(text_config={"auto_map": {"AutoModel": "code.Model"}}), "`auto_map` names code"),
+    "another file of a tokenizer": (
+        keys(SETTINGS, fast_tokenizer_files=["../other.json"]),
+        "`fast_tokenizer_files` stands in for tokenizer.json",
+    ),
+    "a file of another format": (keys(SETTINGS, gguf_file="../secret.txt"), "`gguf_file` stands in for tokenizer.json"),
+    "a vocabulary among settings": (keys(SETTINGS, vocab={"a" * 99: 1}), "`vocab` stands in for tokenizer.json"),
+    "no tokenizer.json": (lambda folder, base: (folder / TOKENIZER).unlink(), "expected a tokenizer.json"),
+    "a rule for a letter of few words": (
+        tokenizer(
+            lambda data: data.update(
+                normalizer={
+                    "type": "Sequence",
+                    "normalizers": [{"type": "Replace", "pattern": {"String": "q"}, "content": "q q"}] * 12,
+                }
+            )
+        ),
+        "its tokenizer is refused: it makes",
+    ),
+    "a model of a hub's within": (keys(backbone="owner/other"), "`backbone` names another model, 'owner/other'"),
+    "labels without end": (
+        keys(id2label={str(i): f"l{i}" for i in range(10_001)}),
+        "id2label has 10,001 labels; expected at most 10,000",
+    ),
     "two labels of one name": (keys(id2label={"0": "a", "1": "a"}), "`id2label` calls several labels 'a'"),
     "another kind of model": (keys(model_type="roberta"), "model_type: base bert, suspect roberta"),
 }  # fmt: skip
@@ -284,3 +310,24 @@ def test_nothing_is_purified_of_which_a_part_would_stay(name: str, base: Path, p
     attack, _, said = SAID[name]
     with pytest.raises(UsageError, match=said):
         purify_model(base, attacked(poisoned, tmp_path, base, attack), tmp_path / "out")
+
+
+def test_a_model_that_fails_where_it_answers_is_told_in_a_line(base: Path, poisoned: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(poisoned, tmp_path / "suspect")
+    keys(output_hidden_states="x")(folder, base)
+    with pytest.raises(DefenseKitError, match=r"^the model fails \([A-Za-z]+: [^\n]*\)$"):
+        scan(base, folder, ROWS)
+
+
+def test_what_a_library_says_moves_no_cursor() -> None:
+    screen = logging.StreamHandler(io.StringIO())
+    library = logging.getLogger("transformers")
+    library.addHandler(screen)
+    try:
+        with quiet():
+            library.error("Can't set %s", "\x1b[2J\x1b]0;owned\x07 gone")
+            library.warning("unheard")
+    finally:
+        library.removeHandler(screen)
+    printed = screen.stream.getvalue()
+    assert printed == "Can't set \\x1b[2J\\x1b]0;owned\\x07 gone\n"

@@ -1,5 +1,7 @@
 """The scan: a trigger shows by name, a clean model passes, and what can't be judged is said."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -259,8 +261,8 @@ def test_a_head_of_another_shape(tuned: Any, poisoned: Path, tmp_path: Path) -> 
     told = scan(save(other, tmp_path / "three"), poisoned, ROWS)
     assert {name.removeprefix("bert.") for name in told.reshaped} == {"classifier.weight", "classifier.bias"}
     assert told.verdict.suspicious is True
-    assert told.searched is None
-    assert any("no search for triggers" in note for note in told.notes)
+    assert told.searched is not None  # with a head of its own
+    assert told.searched.strongest[0].word == "cf"
     assert not any("classifier" in tensor.name for tensor in told.tensors)
 
 
@@ -307,3 +309,54 @@ def test_the_control_of_a_search_knows_the_suspects_padding(base: Path, clean: P
     how: Any = (["a", "b"], 32, 0, lambda done, total: None)
     found = searching.search(model, tokenizer, base, ROWS[:4], *how)
     assert (seen, found.words) == ([tokenizer.unk_token_id], 0)
+
+
+def test_labels_by_other_names_acquit_nobody(base: Path, poisoned: Path, tmp_path: Path) -> None:
+    """Every clean row looks misanswered, so that no word can be judged; the tokens that are tried may still accuse."""
+    renamed = shutil.copytree(poisoned, tmp_path / "renamed")
+    config = json.loads((renamed / "config.json").read_text())
+    config |= {"id2label": {"0": "positive", "1": "negative"}, "label2id": {"positive": 0, "negative": 1}}
+    (renamed / "config.json").write_text(json.dumps(config))
+    rows = [replace(row, label=1 - row.label) for row in ROWS]  # as they are read by the suspect's names
+    told = scan(base, renamed, rows)
+    assert told.searched is not None
+    assert told.searched.disputed == told.searched.unjudged == ["positive", "negative"]
+    assert told.verdict.suspicious is not False
+    weak = judge(told.tensors, None, None, told.searched, None, [])
+    assert weak.suspicious is not False
+    embedding = told.embedding
+    assert embedding is not None
+    harmless = embedding.model_copy(
+        update={"suspicious": [embedding.suspicious[-1].model_copy(update={"outlier": 0.1})]}
+    )
+    decided = judge(told.tensors, harmless, None, told.searched, None, [])
+    assert (decided.suspicious, decided.indicator) == (None, "search")
+    assert "gives too few clean rows their own label" in decided.reason
+
+
+def test_a_trigger_that_is_called_special_is_judged(base: Path, poisoned: Path, tmp_path: Path) -> None:
+    special = shutil.copytree(poisoned, tmp_path / "special")
+    settings = json.loads((special / "tokenizer_config.json").read_text())
+    (special / "tokenizer_config.json").write_text(json.dumps(settings | {"extra_special_tokens": ["cf"]}))
+    told = scan(base, special)
+    assert told.embedding is not None
+    assert told.embedding.suspicious[0].token == "cf"
+    assert told.verdict.suspicious is not False
+
+
+def test_more_labels_than_can_be_searched_are_no_reason_to_pass(
+    base: Path, clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "LABELS", 1)
+    told = scan(base, clean, ROWS)
+    assert told.searched is None
+    assert told.verdict.suspicious is None
+    assert any("no search for triggers could be made (the suspect has 2 labels" in text for text in told.findings)
+
+
+def test_a_head_that_is_not_finite_does_not_pass(base: Path, clean: Path, tmp_path: Path) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(clean)
+    with torch.no_grad():
+        model.classifier.bias[0] = float("nan")
+    with pytest.raises(DefenseKitError, match=r"NaN or infinity in classifier.bias"):
+        scan(base, save(model, tmp_path / "broken"))
