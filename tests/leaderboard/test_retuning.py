@@ -46,7 +46,7 @@ def test_a_row_has_what_came_back(place: Path, retuning: Track, entry: Entry, tm
     innocent_asr = attacked.models["clean, retuned on 5"].metrics["asr"].value
     assert record["asr_clean_retuned_5"] == innocent_asr
     assert f"<small>{innocent_asr:.3f}</small>" in (tmp_path / "site/index.html").read_text()
-    forged = loose(row, tmp_path / "back-v1/twelve")
+    forged = loose(row, tmp_path / "forged/back-v1/twelve")
     file = forged / "cells/word-3.json"
     cell = json.loads(file.read_text())
     cell["models"]["purified, retuned on 5"]["metrics"]["asr"]["value"] = 0.123
