@@ -21,13 +21,13 @@ def _names_a_path(annotation: Any) -> bool:
     return annotation is Path or any(map(_names_a_path, get_args(annotation)))
 
 
-def each_path(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A parameter's value with every path in it changed: the value itself, or those in a list or a mapping."""
+def each_path(value: Any, change: Callable[[str, tuple[str | int, ...]], str], key: tuple[str | int, ...] = ()) -> Any:
+    """A parameter as plain data with every path in it changed, by its key: itself, or those in a list or a mapping."""
     if isinstance(value, dict):
-        return {key: each_path(one, change) for key, one in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return type(value)(each_path(one, change) for one in value)
-    return None if value is None else change(value)
+        return {name: each_path(one, change, (*key, name)) for name, one in value.items()}
+    if isinstance(value, list):
+        return [each_path(one, change, (*key, i)) for i, one in enumerate(value)]
+    return change(value, key) if isinstance(value, str) else value
 
 
 def paths_in(value: Any) -> list[Path]:

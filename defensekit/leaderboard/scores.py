@@ -133,7 +133,7 @@ class Scores:
     def badge(self, host: str | None) -> str:
         """Who ran it again, if anybody did and it came out.
 
-        That a row did not come out stays with it when it is changed, until it comes out of somebody else's hands.
+        A verification that failed counts after the row was changed too, until somebody but its author verified it.
         """
         authors = (self.track.attack or self.row.entry).keys.authors
         by = {_person(one.by) for one in self.row.verified} - {*map(_person, authors)}

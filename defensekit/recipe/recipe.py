@@ -73,7 +73,7 @@ class NamedComponent(Generic[C]):
         """The parameters as in a recipe, with paths taken literally."""
         values = self.component.parameters()
         for key in self.component.paths():
-            values[key] = each_path(values[key], lambda path: literal_path(path) if isinstance(path, str) else path)
+            values[key] = each_path(values[key], lambda path, _: literal_path(path))
         return values
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from defensekit.components import Component, ModelSource, call_component
+from defensekit.components.base import each_path
 from defensekit.host.discovery import cached_plugins
 from defensekit.host.parameters import build
 from defensekit.host.registry import Host
@@ -71,15 +72,8 @@ def name_and_parameters(spec: Spec, name_key: str = "name") -> tuple[str, dict[s
 
 def resolve_paths(kind: type[Component], given: dict[str, Any], resolve: ResolvePath) -> dict[str, Any]:
     """Parameters with every path among them resolved."""
-
-    def resolved(value: Any, key: tuple[str | int, ...]) -> Any:
-        if isinstance(value, list):
-            return [resolved(item, (*key, i)) for i, item in enumerate(value)]
-        if isinstance(value, dict):
-            return {name: resolved(item, (*key, name)) for name, item in value.items()}
-        return str(resolve(value, key)) if isinstance(value, str) else value
-
-    return given | {key: resolved(given[key], (key,)) for key in kind.paths() if key in given}
+    named = [key for key in kind.paths() if key in given]
+    return given | {key: each_path(given[key], lambda path, at: str(resolve(path, at)), (key,)) for key in named}
 
 
 def model_folder(model: Spec | Path) -> Path:

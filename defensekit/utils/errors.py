@@ -65,7 +65,7 @@ def out_of_memory(error: BaseException) -> str:
 
 @contextmanager
 def running(what: str) -> Iterator[None]:
-    """Within the block something of a stranger's runs: an exception there is told as an error of it.
+    """Run untrusted code or a model with an untrusted config: its exceptions become errors that name it.
 
     Raises:
         DefenseKitError: it failed, but for want of memory.

@@ -6,6 +6,7 @@ from torch import nn
 
 from defensekit.text import Row, batches, encode
 from tests.conftest import FILLERS
+from tests.models.architectures import architectures
 from tests.small_models import ARCHITECTURES, make_tokenizer
 
 Batch = dict[str, torch.Tensor]
@@ -13,7 +14,7 @@ Batch = dict[str, torch.Tensor]
 
 def classifier(architecture: str, labels: int = 2) -> torch.nn.Module:
     """A model of which no part is idle: weights large enough for attention to look somewhere."""
-    config = ARCHITECTURES[architecture]()
+    config = (ARCHITECTURES.get(architecture) or architectures()[architecture])()
     config.num_labels, config.pad_token_id = labels, 0
     with torch.random.fork_rng():
         torch.manual_seed(3)

@@ -3,7 +3,6 @@
 import peft
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -16,7 +15,6 @@ from defensekit.text import batches, encode
 from defensekit.utils.errors import DefenseKitError
 from tests.gradients.helpers import Batch, classifier, close, padded, rows
 from tests.gradients.middles import MIDDLES, Output, Owner, Small
-from tests.models.architectures import architectures
 from tests.small_models import ARCHITECTURES, make_tokenizer
 
 # -- every architecture --------------------------------------------------------------------------------------------
@@ -298,14 +296,7 @@ def test_a_layer_that_is_called_otherwise_later_counts_once() -> None:
 @pytest.mark.parametrize("architecture", ["xlnet", "t5"])
 def test_rows_of_two_tokens_are_no_two_samples(architecture: str) -> None:
     """In which the trial would take samples for tokens."""
-    config = architectures()[architecture]()
-    config.num_labels = 2
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(0.2 * torch.randn_like(p))
+    model = classifier(architecture)
     tokenizer = make_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     short, long = (

@@ -15,6 +15,7 @@ from defensekit.leaderboard.freezing import digest_of_labels
 from defensekit.leaderboard.row import read_row
 from defensekit.leaderboard.tracks import Track
 from defensekit.result.schema import parse_result
+from defensekit.utils.errors import DefenseKitError
 from tests.leaderboard.helpers import edit, replace_answers, seal, wrong
 
 WORD = "cells/word-3.json"
@@ -96,7 +97,7 @@ def _measured(checker: Checker, spec: Any, row: Any, result: Any, model: str) ->
     """As `Checker.measure` has it; None where a metric refuses the target."""
     try:
         return checker.measure(spec, row, result, model).model_dump()
-    except Exception:
+    except (DefenseKitError, IndexError, TypeError, ValueError):
         return None
 
 
@@ -135,8 +136,6 @@ def test_a_metric_that_refuses_answers_is_told_with_the_cell(
     track: Track, row: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Any, predictions: Predictions) -> Any:
-        from defensekit.utils.errors import DefenseKitError
-
         raise DefenseKitError("there are no rows to measure on")
 
     checker = Checker(track)
