@@ -48,7 +48,8 @@ class Component(BaseModel):
     Attributes:
         kind: the kind of component, such as ``scorer``.
         location: parameters that say where something is and not what it is; results do not depend on them. What is
-            there the component has to digest, by ``contents``. Of other parameters that are paths the engine does it.
+            there an attack, a purifier or a source has to digest, by ``contents``. Of the paths of other kinds, and of
+            parameters that are no location, the engine does it.
         tasks: the kinds of task that it works for. What is shown rows with lists of labels, and means to work for them,
             has to name ``multi-label``.
         lower_does_more: parameters, such as thresholds, whose lower values make the defense stronger; a rule chooses

@@ -55,10 +55,11 @@ def purify(
     seed: int,
     report: Report,
     searched: Searched | None = None,
+    search_seed: int = 0,
 ) -> dict[str, Any]:
     """Write the suspect, purified step by step, into a folder of its own; without a selection weight steps do nothing.
 
-    Where a step needs a search for triggers, and none is given as ``searched``, it is made here.
+    Where a step needs a search for triggers, and none is given as ``searched``, it is made here, with its own seed.
 
     Returns:
         Facts: the ``triggers`` that were found, and how many words were ``tried``, if a step needs a search.
@@ -73,7 +74,7 @@ def purify(
     suspect, trained = pair.suspect, 0
     settings = searching(steps)
     if settings and searched is None:
-        searched = _searched(pair, settings, rows, max_length, precision, seed, report)
+        searched = _searched(pair, settings, rows, max_length, precision, search_seed, report)
     triggers = searched.triggers if searched else ()
     target.mkdir(parents=True, exist_ok=True)
     # Inside, so that what a killed process left is removed together with what it was writing.
@@ -130,8 +131,8 @@ def _searched(
 ) -> Searched:
     """Search for what triggers the suspect, all in one go."""
     suspect, tokenizer = loading.load(pair.suspect.folder, "suspect")
-    how: Any = {"max_length": max_length, "precision": precision, "seed": derive_seed(seed, "triggers")}
-    return search_beside(placed(suspect), other_model(pair, "base"), tokenizer, rows, settings, report=report, **how)
+    how: Any = {"max_length": max_length, "precision": precision, "seed": seed, "report": report}
+    return search_beside(placed(suspect), other_model(pair, "base"), tokenizer, rows, settings, **how)
 
 
 def _evidence(

@@ -269,10 +269,11 @@ def plain(component: Component, name: str) -> dict[str, Any]:
 
 _WATCHERS = ("executor", "observer")  # numbers don't depend on them, and they may write to their paths
 _SOURCES = ("dataset", "model")  # they always give a digest of what they read
+_ASKED = ("attack", "purifier")  # for a digest of what is at a ``location`` of theirs
 
 
 def _contents_read(component: Component) -> dict[str, list[str]]:
-    """Digests of what a component's paths name, by parameter; of a ``location`` it gives a digest by `contents`.
+    """Digests of what a component's paths name, by parameter; of a ``location`` some kinds give one by `contents`.
 
     Raises:
         UsageError: there is nothing at a path.
@@ -280,7 +281,8 @@ def _contents_read(component: Component) -> dict[str, list[str]]:
     if component.kind in (*_WATCHERS, *_SOURCES):
         return {}
     read = {}
-    for key in sorted(set(component.paths()) - component.location):
+    own = component.location if component.kind in _ASKED else frozenset()
+    for key in sorted(set(component.paths()) - own):
         paths = paths_in(getattr(component, key))
         for path in paths:
             if not path.exists():

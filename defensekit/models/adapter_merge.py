@@ -25,7 +25,7 @@ from defensekit.models.checkpoint import (
 from defensekit.models.names import FLOATS, align, is_embedding
 from defensekit.models.untrusted import ADAPTER_CONFIG, BITS, free_space
 from defensekit.models.writer import write_streamed
-from defensekit.utils.errors import UsageError, listing
+from defensekit.utils.errors import UsageError, lacks_memory, listing
 from defensekit.utils.files import atomic_folder, data_digest, folder_lock
 from defensekit.utils.logging import quiet
 
@@ -117,6 +117,8 @@ class Merged:
                 model: PreTrainedModel = getattr(transformers, _TASKS[task]).from_config(config)
                 model.tie_weights()
         except Exception as error:
+            if lacks_memory(error):
+                raise
             raise UsageError(f"{self.base.folder}: {_TASKS[task]} makes no model of it ({short(error)})") from error
         model.config.architectures = [type(model).__name__]
         return model

@@ -34,7 +34,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 CLASSIFIER, CAUSAL = "sequence classification", "causal language model"
-# The files that define a model; weights in other formats and stray files are not part of it.
+# The files that define a model, and any other of these kinds: what a tokenizer reads differs by its class. Weights in
+# other formats are not part of it.
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 IDENTITY = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", NAMED_TEMPLATES)
 

@@ -8,7 +8,7 @@ from defensekit.models.names import align
 from defensekit.models.padding import settle_padding, without_placeholder
 from defensekit.models.skeleton import no_larger_than, task_of
 from defensekit.models.tokenizer_trial import check_tokenizer
-from defensekit.utils.errors import DefenseKitError, UsageError, is_failure, listing, one_line
+from defensekit.utils.errors import DefenseKitError, UsageError, is_failure, lacks_memory, listing, one_line
 from defensekit.utils.logging import quiet
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except BaseException as error:
-        if not is_failure(error):
+        if not is_failure(error) or lacks_memory(error):
             raise
         raise UsageError(f"{folder}: its tokenizer can't be loaded ({one_line(error)})") from error
     if not getattr(tokenizer, "is_fast", False):  # some of transformers' classes are no tokenizers themselves
@@ -105,6 +105,8 @@ def _pretrained(checkpoint: Checkpoint, task: str, **config: Any) -> "tuple[PreT
                 **config,
             )
     except Exception as error:
+        if lacks_memory(error):
+            raise
         kind = CAUSAL if task == CAUSAL else "sequence classifier"
         raise UsageError(f"{checkpoint.folder}: can't be loaded as a {kind} ({one_line(error)})") from error
     model.config.return_dict = True

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
-from defensekit.utils.errors import UsageError, one_line
+from defensekit.utils.errors import UsageError, lacks_memory, one_line
 from defensekit.utils.logging import quiet
 
 if TYPE_CHECKING:
@@ -148,6 +148,8 @@ def _built(checkpoint: Checkpoint, kind: str, labels: int | None = None) -> Skel
             )
         model.tie_weights()  # on "meta" transformers can't compare what a file holds twice, and leaves it untied
     except Exception as error:
+        if lacks_memory(error):
+            raise
         raise UsageError(f"{checkpoint.folder}: transformers makes no {kind} of it ({one_line(error)})") from error
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

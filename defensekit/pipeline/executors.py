@@ -1,5 +1,6 @@
 """The executors of the core: stages run in this process, or some of them beside it."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +16,7 @@ from defensekit.utils.memory import available
 
 # Up to about as many stages of a run wait for nothing at the same time.
 AT_ONCE = 4
+_OMP = "OMP_NUM_THREADS"
 # What a stage takes: in float32 its largest model in so many copies (gradients, the optimizer's state, the models that
 # it is compared with), and the rest, most of it libraries.
 COPIES, REST = 8, 2**30
@@ -132,15 +134,22 @@ class _Beside(Workers):
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Let torch compute with so many threads within the block."""
+    """Let torch, and the libraries under NumPy and SciPy, compute with so many threads within the block."""
     import torch
+    from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
+    before, variable = torch.get_num_threads(), os.environ.get(_OMP)
     torch.set_num_threads(number)
+    os.environ[_OMP] = str(number)  # of libraries that are loaded within the block, as in a worker
     try:
-        yield
+        with threadpool_limits(number):
+            yield
     finally:
         torch.set_num_threads(before)
+        if variable is None:
+            del os.environ[_OMP]
+        else:
+            os.environ[_OMP] = variable
 
 
 def needed(stage: dict[str, Any], store: Path) -> int:

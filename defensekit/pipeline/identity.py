@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from defensekit.components import Purifier
 from defensekit.pipeline.plan import Plan
 from defensekit.pipeline.store import FORMAT
 from defensekit.recipe.recipe import Defense, NamedComponent, Recipe
@@ -67,7 +68,7 @@ def identified(plan: Plan) -> dict[str, Any]:
     if plan.given_suspect:
         contents["suspect"] = plan.given_suspect.digest
     for key, named in components.items():
-        if ".purifier." in key and (digest := plan.step_contents(named)) is not None:
+        if isinstance(named.component, Purifier) and (digest := plan.step_contents(named)) is not None:
             contents[key] = digest
         if key.endswith(".model"):  # that a sanitizer or detector reads with
             contents[key] = plan.language_model(named).digest

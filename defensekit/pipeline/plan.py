@@ -67,10 +67,13 @@ class Plan(Planner):
             parts.append((fit, held))
         return parts
 
+    def _contents_of_attack(self, params: Params) -> Params:
+        contents = self.contents["attack"]
+        return params if contents is None else (*params, ("contents", contents))
+
     @cached_property
     def _attacked(self) -> Params:
-        contents = self.contents["attack"]
-        return self.cut if contents is None else (*self.cut, ("contents", contents))
+        return self._contents_of_attack(self.cut)
 
     @once
     def _trigger(self) -> Stage:
@@ -95,7 +98,7 @@ class Plan(Planner):
         attack = cast(NamedComponent[Attack], self.recipe.attack)
         model = self.base if attack.component.learns_from == "base" else self.suspect()
         inputs: dict[str, Stage | ExternalModel] = {"model": model, "rows": self.rows("train")}
-        params: Params = (*self.numeric, ("training", self.recipe.training))
+        params: Params = (*self._contents_of_attack(self.numeric), ("training", self.recipe.training))
         return self.stage("learn", "learnt by the attack", inputs, params, {"attack": attack}, self.seeds.training)
 
     def triggered(self) -> Stage | None:

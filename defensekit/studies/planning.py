@@ -36,8 +36,9 @@ class PlannedRun:
     @cached_property
     def _requests(self) -> list[Request]:
         experiment, answered = Experiment(self.plan), self.plan.answered
-        if (before := answered.get("requests before the defense")) is None:
-            before = answered["requests before the defense"] = requested(experiment.before_defense())
+        if (known := answered.get("requests before the defense")) is None:
+            known = answered["requests before the defense"] = requested(experiment.before_defense()), experiment.models
+        before, experiment.models = known[0], {**known[1]}
         return [*before, *requested(experiment.the_defense())]
 
     @property

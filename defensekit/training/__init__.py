@@ -14,7 +14,7 @@ from defensekit.training.devices import Precision as Precision
 from defensekit.training.devices import attention_in_float32, device_type, native_precision
 from defensekit.training.embedding import compact_embedding
 from defensekit.training.low_rank import low_rank
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,6 +171,7 @@ def fine_tune(
         targets: (rows, labels), the probability of every label, to be learnt in place of the rows' own labels.
 
     Raises:
+        UsageError: there are no rows.
         DefenseKitError: a loss or gradient is NaN or infinite; the message names the tensor.
     """
     import torch
@@ -178,6 +179,8 @@ def fine_tune(
 
     if settings.epochs == 0:
         return
+    if not rows:
+        raise UsageError("there are no rows to train on")
     task = rows[0].task
     if task != "generation":
         model.config.problem_type = f"{'multi' if task == 'multi-label' else 'single'}_label_classification"

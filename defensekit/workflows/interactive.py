@@ -304,6 +304,7 @@ def purify(
         precision=precision,
         seed=Seeds(seed).purify,
         report=_no_report,
+        search_seed=Seeds(seed).search,
     )
     return folder
 
@@ -339,6 +340,7 @@ def evaluate(
     metrics: Spec | Metric | Sequence[Spec | Metric] = ("acc",),
     *,
     target: str | int | None = None,
+    plain: Sequence[Row] | None = None,
     max_length: int = 128,
     precision: Precision = "float32",
     seed: int = 0,
@@ -350,6 +352,8 @@ def evaluate(
         rows: with the model's own label numbers, as `load_data` gives them for a pair.
         metrics: one metric or several: names, mappings as in YAML, or objects.
         target: the attacker's label by name or number; metrics of a backdoor need it.
+        plain: where ``rows`` carry a trigger, rows without; metrics of both, such as excess-asr, need them, and compare
+            row by row where their ids are the same.
         max_length: tokens per row; longer rows are cut.
         precision: of the answers, float32 or bfloat16.
         seed: of the metrics' intervals.
@@ -358,13 +362,19 @@ def evaluate(
         The answers and the metrics.
 
     Raises:
-        UsageError: there are no rows, or a metric needs a target.
+        UsageError: there are no rows, or a metric needs a target or ``plain`` rows.
     """
     measured = {called(spec): component(Metric, spec) for spec in several(metrics)}
+    import numpy as np
+
     for name, metric in measured.items():
         if metric.about == "backdoor" and target is None:
             raise UsageError(f"the metric {name!r} needs `target=`, the attacker's label")
+        if metric.on == "both" and plain is None:
+            raise UsageError(f"the metric {name!r} needs `plain=`, rows without the trigger")
     _check_rows(rows)
+    if plain is not None:
+        _check_rows(plain)
     for metric in measured.values():
         refuse_unsuited(metric, rows)
     folder = model.folder if isinstance(model, Checkpoint) else model_folder(model)
@@ -372,14 +382,17 @@ def evaluate(
         raise UsageError(f"{folder} is a {CAUSAL}; expected a classifier")
     loaded, tokenizer = loading.load(folder, "model")
     labels = [str(loaded.config.id2label[i]) for i in range(loaded.config.num_labels)]
-    logits = inference.predict(
-        loaded.to(device_type()), tokenizer, rows, max_length=max_length, precision=precision
-    ).numpy()
-    import numpy as np
-
-    truth = np.array([row.answer for row in rows])
+    loaded.to(device_type())
     aim = None if target is None else label_number(target, labels)
-    predictions = Predictions(logits, truth, aim, tuple(labels), Seeds(seed).metrics)
+
+    def answers_to(asked: Sequence[Row]) -> Predictions:
+        logits = inference.predict(loaded, tokenizer, asked, max_length=max_length, precision=precision).numpy()
+        truth, ids = np.array([row.answer for row in asked]), np.array([row.id for row in asked])
+        return Predictions(logits, truth, aim, tuple(labels), Seeds(seed).metrics, ids)
+
+    predictions = answers_to(rows)
+    if plain is not None:
+        predictions = predictions.beside(answers_to(plain))
     return Evaluation(
         folder.name, predictions, {n: call_component(m, m.measure, predictions) for n, m in measured.items()}
     )

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -21,6 +21,12 @@ class Reads(Sanitizer):
 
     def sanitize(self, texts: Sequence[str], found: Sequence[Any], context: Any) -> Sequence[str]:
         return texts
+
+
+class Placed(Reads):
+    """Says of its path that it only says where something is."""
+
+    location: ClassVar[frozenset[str]] = frozenset({"words"})
 
 
 class Table(DatasetSource):
@@ -65,6 +71,15 @@ def test_what_is_read_counts_and_where_it_is_does_not(tmp_path: Path) -> None:
     assert NamedComponent("x", Reads(words=words)).plain()["location"]["words"] == str(words)
     with pytest.raises(UsageError, match=r"the sanitizer's words: there is no file or folder .*nowhere"):
         identified(Reads(words=tmp_path / "nowhere"))
+
+
+def test_a_location_counts_where_no_kind_asks_for_its_digest(tmp_path: Path) -> None:
+    """Attacks, purifiers and sources are asked for one; of other kinds the engine takes it of what is there."""
+    words = tmp_path / "words.txt"
+    words.write_text("cf")
+    before = identified(Placed(words=words))
+    words.write_text("mn")
+    assert identified(Placed(words=words)) != before
 
 
 def test_a_source_gives_its_own_digest_and_an_executor_none(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The default executor: how many threads a stage gets, and when one is computed beside another."""
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from threadpoolctl import threadpool_info
 
 from defensekit.components import Workers
 from defensekit.pipeline import executors
@@ -88,6 +90,28 @@ def test_a_stage_with_more_threads_is_computed_here_and_one_at_a_time(
     workers.execute({"inputs": {}}, tmp_path, lambda done, total: None)
     assert computed == [(2, True), (1, True)]
     assert not workers.others.began.is_set()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("variable", [None, "7"])
+def test_libraries_compute_with_the_threads_of_the_stage(
+    cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str | None
+) -> None:
+    """As in a worker, whose numbers these must be: libraries that are there, and those that are loaded later."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    before, seen = [pool["num_threads"] for pool in threadpool_info()], []
+
+    def compute(*arguments: Any) -> None:
+        seen.append((os.environ["OMP_NUM_THREADS"], {pool["num_threads"] for pool in threadpool_info()}))
+
+    monkeypatch.setattr(executors, "compute", compute)
+    for threads in (2, 1):
+        stage = {"inputs": {}, "machine": {"device": "cpu", "threads": threads}}
+        _Beside(None, 1).execute(stage, tmp_path, lambda done, total: None)
+    assert seen == [("2", {2}), ("1", {1})]
+    assert [pool["num_threads"] for pool in threadpool_info()] == before
+    assert os.environ.get("OMP_NUM_THREADS") == variable
 
 
 @pytest.mark.parametrize("enough", [True, False])

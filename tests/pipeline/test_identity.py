@@ -43,6 +43,14 @@ def test_a_runs_identity_is_the_same_before_and_after_and_elsewhere(recipe: Path
     assert identity(identified(survey(load_recipe(renamed), lambda text: None))) == before
 
 
+def test_a_comparison_may_have_any_name(recipe: Path) -> None:
+    """A name that reads like a part of the defense takes nothing for that part."""
+    names = ("a.purifier.b", "b.sanitizer.model", "detectors.0.model")
+    path = shape(recipe, defense__compare={name: {"scorer": "magnitude"} for name in names})
+    found = identified(survey(load_recipe(path), lambda text: None))
+    assert {f"defense.compare.{name}.scorer" for name in names} <= found["parts"].keys()
+
+
 def test_every_key_reaches_the_recipe() -> None:
     assert Top.model_fields.keys() - {"extends"} <= Recipe.__dataclass_fields__.keys()
 

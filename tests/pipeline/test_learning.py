@@ -64,6 +64,18 @@ def test_the_plan_asks_for_it_where_it_is_used(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["base", "suspect"])
+def test_what_an_attack_reads_is_in_its_keys(recipe: Path, model: str) -> None:
+    """Another file's contents, at the same place: what was learnt of the old ones is not taken for it."""
+    path = write(recipe, model)
+    keys = []
+    for contents in ("a", "b"):
+        found = plan(path)
+        found.contents["attack"] = contents
+        keys.append(inputs(found.triggered())["learnt"])
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("model", ["base", "suspect"])
 def test_it_is_given_to_the_attack(recipe: Path, warm: Path, model: str) -> None:
     models = run_attack(write(recipe, model), warm)
     assert models["suspect"].metrics["asr"].rows

@@ -51,6 +51,7 @@ AXES = [
     "{metrics: [[acc], [acc, asr], [ece]]}",
     "{precision: [float32, bfloat16]}",
     "{defense.scorer: [magnitude, random], defense.purifier: [[reset], [prune]]}",
+    "{retuning: [{rows: [4]}], defense.scorer: [magnitude, random]}",
 ]
 
 

@@ -23,7 +23,7 @@ class Untying(Shrink):
         layers.append(copy.deepcopy(layers[0]))
 
 
-class Hidden(Without):
+class Hidden(Mark):
     """Reads a file that no key covers."""
 
     location: ClassVar[frozenset[str]] = frozenset({"words"})

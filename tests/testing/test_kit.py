@@ -103,7 +103,7 @@ def test_what_is_not_called_and_what_did_not_work_is_skipped() -> None:
     assert {
         "it fails in ordinary use: see `works`",
         "no installed plugin has it: install its package, or check its file",
-        "it has no path as `location`, or is a source, whose contents are always digested",
+        "it has no path as `location`, or is of a kind whose contents are always digested",
     } == {outcome.reason for outcome in failing.of("skipped")}
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import defensekit as dk
 from defensekit.api import Scorer
 from defensekit.utils.errors import UsageError
+from defensekit.utils.seeds import Seeds
 from tests.conftest import RECIPE, make_sentences, write_table
 
 
@@ -49,6 +50,20 @@ def test_by_hand_is_what_a_run_does_to_the_bit(finished: dk.Result, base: Path, 
     triggered = finished.rows("triggered rows")
     asr = dk.evaluate(pair.suspect, triggered, ["asr"], target="positive", max_length=32).metrics["asr"]
     assert asr == finished.models["suspect"].metrics["asr"]
+    both = dk.evaluate(pair.suspect, triggered, "excess-asr", target="positive", plain=data.test, max_length=32, seed=3)
+    assert both.metrics["excess-asr"] == finished.models["suspect"].metrics["excess-asr"]
+
+
+def test_a_step_searches_as_in_a_run(
+    finished: dk.Result, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(*arguments: Any, seed: int, **how: Any) -> None:
+        raise UsageError(f"searched with {seed}")
+
+    monkeypatch.setattr("defensekit.defense.purification.search_beside", search)
+    pair, rows = dk.load_pair(base, finished.files("suspect")), finished.rows("clean rows")
+    with pytest.raises(UsageError, match=f"searched with {Seeds(3).search}"):
+        dk.purify(pair, None, "unlearn-triggers", rows, tmp_path / "p", seed=3)
 
 
 def test_everything_shows_itself_in_a_notebook(finished: dk.Result, base: Path, tmp_path: Path) -> None:
@@ -105,6 +120,8 @@ def test_mistakes_say_what_was_expected(finished: dk.Result, base: Path, tmp_pat
         "scorer.spectral.rnk: unknown key. Did you mean 'rank'": lambda: dk.score(pair, {"name": "spectral", "rnk": 1}),
         "expected a name": lambda: dk.score(pair, {"rank": 1}),
         "`target=`, the attacker's label": lambda: dk.evaluate(pair.suspect, finished.rows("triggered rows"), "asr"),
+        "`plain=`, rows without": lambda: dk.evaluate(pair.suspect, finished.rows("test rows"), "excess-asr", target=1),
+        "no rows to train on": lambda: dk.purify(pair, None, ["fine-tune"], [], tmp_path / "none"),
         "there are no rows": lambda: dk.estimate(pair, "fisher", []),
         "clean=-1: expected a number of rows": lambda: dk.load_data("movie-reviews", clean=-1),
         "a dataset: expected a name, or a mapping with `name:`": lambda: dk.load_data({"text": "a"}),

@@ -45,8 +45,8 @@ def digests_its_locations(subject: Subject) -> None:
     """Of a path that is a `location` it gives a digest by `contents`; without, old results would be taken for new."""
     component = subject.component
     placed = sorted(component.location & set(component.paths()))
-    if component.kind in ("dataset", "model") or not placed:
-        raise Inapplicable("it has no path as `location`, or is a source, whose contents are always digested")
+    if component.kind not in ("attack", "purifier") or not placed:
+        raise Inapplicable("it has no path as `location`, or is of a kind whose contents are always digested")
     contents = getattr(component, "contents", None)
     hint = "leave it out of `location`, and what is there is digested for you"
     expect(contents and contents(), f"expected `contents` to digest {listing(placed)}, got nothing ({hint})")
