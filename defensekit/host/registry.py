@@ -272,7 +272,7 @@ _SOURCES = ("dataset", "model")  # they always give a digest of what they read
 _ASKED = ("attack", "purifier")  # for a digest of what is at a ``location`` of theirs
 
 
-def _contents_read(component: Component) -> dict[str, list[str]]:
+def _contents_read(component: Component) -> dict[str, Any]:
     """Digests of what a component's paths name, by parameter; of a ``location`` some kinds give one by `contents`.
 
     Raises:
@@ -283,10 +283,23 @@ def _contents_read(component: Component) -> dict[str, list[str]]:
     read = {}
     own = component.location if component.kind in _ASKED else frozenset()
     for key in sorted(set(component.paths()) - own):
-        paths = paths_in(getattr(component, key))
-        for path in paths:
+        value = getattr(component, key)
+        for path in (paths := paths_in(value)):
             if not path.exists():
                 raise UsageError(f"the {component.kind}'s {key}: there is no file or folder {path}")
         if paths:
-            read[key] = [folder_digest(path) if path.is_dir() else file_digest(path) for path in paths]
+            read[key] = _digested([value] if isinstance(value, Path) else value)
     return read
+
+
+def _digested(value: Any) -> Any:
+    """A parameter's value with a digest of what is there in place of every path."""
+    if isinstance(value, dict):
+        return {key: _digested(one) for key, one in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(_digested, value), key=str)
+    if isinstance(value, list | tuple):
+        return [*map(_digested, value)]
+    if isinstance(value, Path):
+        return folder_digest(value) if value.is_dir() else file_digest(value)
+    return value

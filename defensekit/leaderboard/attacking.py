@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from defensekit.components import Observer
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
 class Attempt:
     """A submitted attack tried on a row: what is left of it beyond the clean reference, and whether that is more.
 
-    ``tried`` has the numbers of the entry under this attack. It lowers the row if that is more than what the worst
-    attack of the track leaves, beyond its clean reference as well, by more than chance.
+    ``tried`` has the numbers of the entry under this attack. It lowers the row if what it ``left`` is more than the
+    ``worst`` attack of the track leaves, beyond its clean reference as well, by more than chance.
     """
 
     attack: Attack
     tried: Scores
+    left: float
     interval: tuple[float, float]
+    worst: float
     lowers: bool
 
     @property
@@ -61,19 +64,20 @@ def _attempt(attack: Attack, tried: Scores, row: Scores) -> Attempt:
     tried_files, given = ({k: v for k, v in one.row.record.files.items() if "/" not in k} for one in (tried, row))
     if tried_files != given:
         raise DefenseKitError(f"{tried.row.folder}: the entry of {row.row.folder} is another one; run the attack again")
-    left = _beyond(tried)
-    worst = max((_beyond(row, name) for name in {cell[0] for cell in row.paired[EXCESS]}), key=lambda one: one.mean())
-    return Attempt(attack, tried, interval(left), interval(left - worst)[0] > 0)
+    attacks = dict.fromkeys(cell[0] for cell in row.paired[EXCESS])
+    worst, of_worst = max((_beyond(row, name) for name in attacks), key=lambda one: one[0])
+    left, drawn = _beyond(tried)
+    return Attempt(attack, tried, left, interval(drawn), worst, interval(drawn - of_worst)[0] > 0)
 
 
-def _beyond(scores: Scores, attack: str | None = None) -> "np.ndarray":
-    """What chance does to what an attack leaves beyond the clean reference, (seeds, draws)."""
+def _beyond(scores: Scores, attack: str | None = None) -> "tuple[float, np.ndarray]":
+    """What an attack leaves beyond the clean reference, and what chance does to that, (seeds, draws)."""
     ours, clean = (
-        redrawn({cell: values for cell, values in each.items() if attack in (None, cell[0])})
+        {cell: values for cell, values in each.items() if attack in (None, cell[0])}
         for each in (scores.paired[EXCESS], scores.reference)
     )
-    beyond: np.ndarray = ours - clean
-    return beyond
+    left, of_clean = (fmean(float(values.mean()) for values in each.values()) for each in (ours, clean))
+    return left - of_clean, redrawn(ours) - redrawn(clean)
 
 
 def entries_of(track: Track, places: Sequence[Path]) -> list[Entry]:

@@ -3,6 +3,7 @@
 What can't be seen here is left to `verifying`: answers that were made up with everything else of the row to fit them.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import isclose
@@ -23,7 +24,7 @@ from defensekit.pipeline.predictions import only_answer
 from defensekit.recipe.keys import Sizes
 from defensekit.recipe.resolve import component
 from defensekit.result.schema import Result
-from defensekit.utils.errors import DefenseKitError, UsageError, listing, one_line, printable_name
+from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, listing, one_line, printable_name
 from defensekit.utils.files import data_digest, file_digest
 from defensekit.utils.seeds import Seeds
 
@@ -63,8 +64,11 @@ class Checker:
             yield f"its track is {row.record.track} ({row.record.track_digest[:12]}), expected {self.track.name} " \
                   f"({self.track.digest[:12]})"  # fmt: skip
             return
-        folder = row.folder.absolute()
-        if folder.is_symlink() or (folder.parent.name, folder.name) != (row.record.track, row.record.entry):
+        folder = Path(os.path.normpath(row.folder.absolute()))
+        if folder.is_symlink():
+            yield "it is a link; expected a folder"
+            return
+        if (folder.parent.name, folder.name) != (row.record.track, row.record.entry):
             yield f"its folder is no {printable_name(f'{row.record.track}/{row.record.entry}')}, as its record has it"
             return
         for cell in dict.fromkeys((*self.track.cells, *row.cells)):
@@ -98,6 +102,8 @@ class Checker:
         except DefenseKitError as error:  # of a metric
             yield str(error)
         except Exception as error:  # a stranger wrote it: whatever does not fit is wrong
+            if lacks_memory(error):
+                raise
             yield f"its record is damaged ({one_line(error)})"
 
     def _recipe(self, cell: Cell, recipe: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:

@@ -79,8 +79,8 @@ def make_row(
     """
     study = study_for(track, entry, cells, executor)
     target = rows / track.name / entry.name
-    if cells and (target / RECORD).is_file() and len(read_row(target).cells) > len(cells):
-        raise UsageError(f"{target} has more cells than were asked for, and would lose them; name other rows by --rows")
+    if cells and (target / RECORD).is_file() and read_row(target).cells.keys() - {*cells}:
+        raise UsageError(f"{target} has cells that were not asked for, and would lose them; name other rows by --rows")
     check_frozen(track, cells or track.cells, workspace, observers)
     results = _results(study, workspace, observers)
     with folder_lock(target):

@@ -19,6 +19,7 @@ from defensekit.utils.errors import DefenseKitError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 EXCESS, ACC, ASR, PACC, BACC = "excess-asr", "acc", "asr", "pacc", "bacc"
 SELF, HOST, THIRD, FAILED = "self-reported", "re-run by the host", "re-run by a third party", "did not come out again"
@@ -28,15 +29,15 @@ RETUNED: tuple[int, ...] = RetuningKeys().rows  # the numbers of rows that have 
 
 @dataclass(frozen=True)
 class Scores:
-    """The numbers of a row: ``paired`` has the values of single test rows, by metric and cell.
+    """The numbers of a row: ``paired`` has the values of single test rows, by metric and cell, and by the rows' ids.
 
     ``reference`` is the excess ASR of the clean reference, row by row.
     """
 
     row: Row
     track: Track
-    paired: Mapping[str, Mapping[Cell, "np.ndarray"]]
-    reference: Mapping[Cell, "np.ndarray"]
+    paired: "Mapping[str, Mapping[Cell, pd.Series]]"
+    reference: "Mapping[Cell, pd.Series]"
 
     @cached_property
     def redrawn(self) -> Mapping[str, "np.ndarray"]:
@@ -184,11 +185,13 @@ def score(row: Row, checker: Checker) -> Scores:
     return Scores(replace(row, kept={}), track, paired, clean)  # of a board of many rows it would be a lot
 
 
-def _values(row: Row, checker: Checker, cell: Cell, name: str, model: str) -> "np.ndarray":
+def _values(row: Row, checker: Checker, cell: Cell, name: str, model: str) -> "pd.Series":
     """A metric of a cell's model, test row by test row."""
+    import pandas as pd
+
     result = row.cells[cell]
     metric = checker.metric(next(spec for spec in checker.metrics_of(cell[0]) if spec["name"] == name))
-    values = metric.row_values(row.asked(metric.on, result, model, target=(result.attack or {}).get("target")))
-    if values is None:
+    asked = row.asked(metric.on, result, model, target=(result.attack or {}).get("target"))
+    if (values := metric.row_values(asked)) is None:
         raise DefenseKitError(f"{row.folder}: {name} has no values of single rows to compare")
-    return values.astype(int)
+    return pd.Series(values.astype(int), index=asked.ids)

@@ -20,8 +20,8 @@ SECONDS, GIB = 20, 4  # of processor time and memory, for loading and reading a 
 ADDED, PARTS, LONGEST, TOKENS = 20_000, 2_000, 10_000, 1_000
 # What a token may say of itself. The library prints other keys, as they are, on standard output.
 _OF_A_TOKEN = {"content", "single_word", "lstrip", "rstrip", "normalized", "special", "id", "__type"}
-_SPECIAL_TOKENS = "special_tokens_map.json"
-_SETTINGS = {"tokenizer_config.json": COMPANION, _SPECIAL_TOKENS: CONFIG, "added_tokens.json": CONFIG}
+_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+_SETTINGS = {_CONFIG: COMPANION, _SPECIAL_TOKENS: CONFIG, "added_tokens.json": CONFIG}
 # Keys that make transformers read another file, which nobody tried, or build a vocabulary of what they hold.
 _ELSEWHERE = {"fast_tokenizer_files", "gguf_file", "vocab", "merges"}
 _TEXTS = ("a", "The film, is witty. " * 50, "a" * 2_000, " " * 2_000, "é漢🙂\u202e" * 50)
@@ -38,7 +38,7 @@ def check_tokenizer(folder: Path) -> None:
         if not (file := folder / name).is_file():
             continue
         settings = read_json(file, limit)
-        if elsewhere := sorted(_ELSEWHERE & settings.keys()):
+        if name == _CONFIG and (elsewhere := sorted(_ELSEWHERE & settings.keys())):
             raise UsageError(f"{file}: `{elsewhere[0]}` stands in for tokenizer.json, which alone is read; remove it")
         for token in _tokens(settings, name == _SPECIAL_TOKENS):
             if unknown := _unknown(token):

@@ -289,9 +289,10 @@ def _peak() -> int | None:
 def _size(folder: Path) -> int:
     """Bytes of the files in a folder, which another process may be removing."""
     size = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            size += path.stat().st_size if path.is_file() else 0
+    for within, _, names in os.walk(folder):  # passes over a folder that is gone
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += Path(within, name).stat().st_size
     return size
 
 

@@ -149,7 +149,8 @@ class Searched(_ScanSchema):
     """How many ``words`` were tried on clean rows, and the ``strongest``, beyond the control, in that order.
 
     ``rows`` are those that the model to compare with was trained on. Towards labels that are ``unjudged`` no word was
-    judged, mostly for want of rows of other labels. Where ``texts`` are answered, no search judges what may be said.
+    judged, mostly for want of rows of other labels; with those ``disputed`` the suspect answers most of them. Where
+    ``texts`` are answered, no search judges what may be said.
     """
 
     words: int

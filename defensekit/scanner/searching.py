@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from defensekit.defense.triggers.collapse import CollapseSearch
 from defensekit.defense.triggers.insertion import words
-from defensekit.defense.triggers.search import FEWEST, MORE, search_beside
+from defensekit.defense.triggers.search import FEWEST, MORE, Search, search_beside
 from defensekit.models.answers import names, several
+from defensekit.models.inference import predict
 from defensekit.models.loading import load
 from defensekit.scanner.result import Searched, Turned
 from defensekit.scanner.rows import Outliers
@@ -70,14 +71,20 @@ def search(
         Turned(word=one.text, label=answers[one.label], flipped=one.flipped, control=one.control, rows=one.rows)
         for one in searched.triggers
     ]
-    unjudged = [answers[label] for label in searched.unjudged]
-    enough = [label for label in searched.unjudged if sum(not row.has(label) for row in rows) >= MORE + FEWEST]
+    others = {label: [i for i, row in enumerate(rows) if not row.has(label)] for label in searched.unjudged}
+    enough = {label: of for label, of in others.items() if len(of) >= MORE + FEWEST}
+    disputed = []
+    if enough:
+        read = max_length, how["precision"]
+        logits = predict(suspect, tokenizer, rows, max_length=read[0], precision=read[1])
+        given = Search.of(tokenizer, rows, logits, *read, seed).answers
+        disputed = [label for label, of in enough.items() if 2 * sum(label in given[i] for i in of) > len(of)]
     return Searched(
         words=searched.tried,
         rows=len(rows),
         strongest=strongest,
-        unjudged=unjudged,
-        disputed=[answers[label] for label in enough],
+        unjudged=[answers[label] for label in searched.unjudged],
+        disputed=[answers[label] for label in disputed],
     )
 
 

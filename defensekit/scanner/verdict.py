@@ -46,9 +46,9 @@ def judge(
     verdict = _judged(tensors, embedding, triggers, searched)
     if verdict.suspicious is False and searched is not None and searched.disputed:
         reason = (
-            f"the suspect gives too few clean rows their own label, so that no word was judged towards "
-            f"{listing(searched.disputed)}; its labels may have other names than the rows'. What else was measured "
-            "can't acquit it"
+            f"the suspect answers most clean rows of other labels with {listing(searched.disputed)}, so that no word "
+            "was judged towards these; its labels may have other names than the rows'. What else was measured can't "
+            "acquit it"
         )
         return ScanVerdict(suspicious=None, indicator="search", value=None, threshold=None, reason=reason)
     if verdict.suspicious or not findings or verdict.indicator == "drift":

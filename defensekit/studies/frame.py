@@ -230,10 +230,14 @@ class Finished:
 def _lower(result: Result, axis: str) -> bool:
     """Whether an axis is a parameter of which lower values do more, such as a threshold; not known without its plugin.
 
-    An axis has one of a defense's parts, as in ``defense.selector.above``.
+    An axis has one of a defense's parts, as in ``defense.selector.above``, or a step: ``defense.purifier.0.keep``.
     """
-    section, part, parameter = [*axis.split("."), "", ""][:3]
-    spec = result.recipe.get("defense", {}).get(part) if section == "defense" and parameter else None
+    section, _, over = axis.partition(".")
+    named, _, parameter = over.rpartition(".")
+    part, _, step = named.partition(".")
+    spec = result.recipe.get("defense", {}).get(part) if section == "defense" else None
+    if isinstance(spec, list) and step.isdecimal():
+        spec = dict(enumerate(spec)).get(int(step))
     if not isinstance(spec, dict) or part not in KINDS:
         return False
     try:

@@ -142,10 +142,13 @@ def _ended(written: str, answer: str, special: Collection[str], eos: str | None)
 
     Where it writes none, it is the tokenizer's. What stands behind it, such as a line's end, is no answer.
     """
-    at = written.find(answer.strip())
-    behind = written[at + len(answer.strip()) :].lstrip() if at >= 0 else ""
-    if own := max((token for token in special if behind.startswith(token)), key=len, default=None):
-        return written[: len(written) - len(behind) + len(own)], own
+    kept, answer = written.rstrip(), answer.strip()
+    # From the right: a header in front of the answer may have the same words.
+    while answer and (own := max((token for token in special if kept.endswith(token)), key=len, default=None)):
+        end = len(kept)
+        kept = kept[: -len(own)].rstrip()
+        if kept.endswith(answer):
+            return written[:end], own
     if eos is None:
         return written, None
     before, found, _ = written.rpartition(eos)

@@ -81,7 +81,8 @@ def quiet() -> Iterator[None]:
         for handler in logging.getLogger(name).handlers
         if type(handler) is logging.StreamHandler and handler.level < logging.ERROR
     ]
-    printing = [h for name in LIBRARIES for h in logging.getLogger(name).handlers]
+    handlers = [handler for name in LIBRARIES for handler in logging.getLogger(name).handlers]
+    printing = [handler for handler in handlers if _made_printable not in handler.filters]  # by a block around
     bars, hub_bars = transformers.is_progress_bar_enabled(), not are_progress_bars_disabled()
     for handler, _ in muted:
         handler.setLevel(logging.ERROR)

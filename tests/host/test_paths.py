@@ -23,6 +23,12 @@ class Reads(Sanitizer):
         return texts
 
 
+class Named(Reads):
+    """Reads files by their names."""
+
+    words: dict[str, Path | str]  # type: ignore[assignment]
+
+
 class Placed(Reads):
     """Says of its path that it only says where something is."""
 
@@ -71,6 +77,16 @@ def test_what_is_read_counts_and_where_it_is_does_not(tmp_path: Path) -> None:
     assert NamedComponent("x", Reads(words=words)).plain()["location"]["words"] == str(words)
     with pytest.raises(UsageError, match=r"the sanitizer's words: there is no file or folder .*nowhere"):
         identified(Reads(words=tmp_path / "nowhere"))
+
+
+def test_what_a_path_is_for_counts(tmp_path: Path) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    for path in files:
+        path.write_text(path.name)
+    one, other = ({"good": files[i], "bad": files[1 - i]} for i in (0, 1))
+    assert identified(Named(words=one)) != identified(Named(words=other))
+    how = [identified(Named(words={"good": files[0], "how": word})) for word in ("mean", "max")]
+    assert how[0] != how[1]
 
 
 def test_a_location_counts_where_no_kind_asks_for_its_digest(tmp_path: Path) -> None:

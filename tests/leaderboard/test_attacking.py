@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -221,7 +221,7 @@ def test_a_row_is_lowered_by_what_the_attack_did(
     cell = ("shout", 3)
     rows = len(one.reference[cell])
     made_up = replace(
-        one, paired={EXCESS: {cell: np.full(rows, left)}}, reference={cell: np.full(rows, clean)}
+        one, paired={EXCESS: {cell: pd.Series([left] * rows)}}, reference={cell: pd.Series([clean] * rows)}
     )  # the worst of the track is below 1 here
     worst = scores["tiny-v1"]["twelve"].numbers()["excess_asr_worst"]
     assert worst is not None

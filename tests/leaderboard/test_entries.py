@@ -105,8 +105,9 @@ def test_a_distribution_is_a_requirement(requires: str, tmp_path: Path) -> None:
 
 def test_some_cells_take_no_others_away(track: Track, entry: Entry, place: Path, made: Path) -> None:
     before = (made / "row.json").read_bytes()
-    with pytest.raises(UsageError, match="has more cells than were asked for, and would lose them"):
-        make_row(track, entry, place / "workspace", place / "rows", cells=[("word", 3)])
+    for cells in ([("word", 3)], [("word", 3), ("word", 4)]):
+        with pytest.raises(UsageError, match="has cells that were not asked for, and would lose them"):
+            make_row(track, entry, place / "workspace", place / "rows", cells=cells)
     assert (made / "row.json").read_bytes() == before
 
 

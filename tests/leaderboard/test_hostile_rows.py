@@ -176,7 +176,8 @@ def test_a_row_in_another_place(folder: str, track: Track, row: Path, tmp_path: 
 def test_a_link_to_a_row(track: Track, row: Path, tmp_path: Path) -> None:
     (tmp_path / "linked/tiny-v1").mkdir(parents=True)
     (tmp_path / "linked/tiny-v1/twelve").symlink_to(row)
-    assert "its folder is no tiny-v1/twelve" in wrong(track, tmp_path / "linked/tiny-v1/twelve")
+    assert "it is a link; expected a folder" in wrong(track, tmp_path / "linked/tiny-v1/twelve")
+    Checker(track).check(row / "../../tiny-v1/twelve")  # however it is named
 
 
 def test_code_that_the_entry_does_not_name(track: Track, row: Path) -> None:

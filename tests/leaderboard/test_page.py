@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from selenium import webdriver
@@ -33,12 +34,12 @@ def made_up(name: str, excess: float, acc: float, baseline: bool = False, rows: 
     """A row with shares of two attacks; the same rows are hit in every one, as far as there are as many."""
     cells = [(attack, seed) for attack in ("word", "sentence") for seed in range(seeds)]
     hits = {
-        metric: np.where(np.arange(rows) < round(abs(share) * rows), np.sign(share), 0).astype(int)
+        metric: pd.Series(np.where(np.arange(rows) < round(abs(share) * rows), np.sign(share), 0).astype(int))
         for metric, share in {EXCESS: excess, ACC: acc}.items()
     }
     row: Any = SimpleNamespace(name=name, entry=SimpleNamespace(keys=SimpleNamespace(baseline=baseline)))
     track: Any = None
-    clean = {cell: np.zeros(rows, dtype=int) for cell in cells}
+    clean = {cell: pd.Series(np.zeros(rows, dtype=int)) for cell in cells}
     return Scores(row, track, {metric: {cell: of.copy() for cell in cells} for metric, of in hits.items()}, clean)
 
 
@@ -74,7 +75,16 @@ def test_an_interval_is_that_of_rows_and_of_seeds() -> None:
     # Of one seed it is the rows' alone: two attacks are asked about the same 400.
     wanted = 1.96 * (0.25 * 0.75 / 400) ** 0.5
     assert (0.25 - low, high - 0.25) == (pytest.approx(wanted, rel=0.1), pytest.approx(wanted, rel=0.1))
-    values = {("word", seed): np.array([seed % 2] * 100) for seed in range(10)}  # rows say nothing, seeds do
+    # Seeds that are asked about the same rows say no more of these; with rows of their own they do.
+    low, high = interval(made_up("a", 0.25, 1.0, rows=400).redrawn[EXCESS])
+    assert (0.25 - low, high - 0.25) == (pytest.approx(wanted, rel=0.1), pytest.approx(wanted, rel=0.1))
+    apart = {
+        cell: values.set_axis(values.index + 1000 * cell[1])
+        for cell, values in made_up("a", 0.25, 1.0).paired[EXCESS].items()
+    }
+    low, high = interval(redrawn(apart))
+    assert high - low < 1.7 * wanted
+    values = {("word", seed): pd.Series([seed % 2] * 100) for seed in range(10)}  # rows say nothing, seeds do
     low, high = interval(redrawn(values))
     assert (0.5 - low, high - 0.5) == (pytest.approx(0.31, abs=0.1), pytest.approx(0.31, abs=0.1))
     assert interval(redrawn(values) - redrawn(values)) == (0, 0)
@@ -153,7 +163,7 @@ def test_where_it_fails() -> None:
     row = made_up("a", 0.5, 0.9)
     assert fails(row) == [("word", 0.5), ("sentence", 0.5)]
     for cell, rows in row.paired[EXCESS].items():
-        rows[:] = cell[0] == "sentence" and np.arange(400) < 300
+        rows[:] = ((cell[0] == "sentence") & (np.arange(400) < 300)).astype(int)
     assert fails(row) == [("sentence", 0.75)]
 
 

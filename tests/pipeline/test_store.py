@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -234,14 +235,13 @@ def test_two_processes_that_sweep_the_same_both_end_well(tmp_path: Path, monkeyp
     left = tmp_path / "artifacts" / ("0" * 64) / "files/rows.jsonl"
     left.parent.mkdir(parents=True)
     left.write_text("half")
-    is_file = Path.is_file
+    walk = os.walk
 
-    def gone_meanwhile(path: Path) -> bool:
-        known = is_file(path)
-        if path == left:
+    def gone_meanwhile(folder: Path) -> Iterator[Any]:
+        for found in walk(folder):
             left.unlink(missing_ok=True)
-        return known
+            yield found
 
-    monkeypatch.setattr(Path, "is_file", gone_meanwhile)
+    monkeypatch.setattr(os, "walk", gone_meanwhile)
     assert store.sweep() == 0
     assert not left.parents[1].exists()

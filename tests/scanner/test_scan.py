@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from defensekit.defense.triggers.insertion import insert, positions
+from defensekit.defense.triggers.search import FEWEST, MORE
 from defensekit.defense.triggers.search import Searched as Found
 from defensekit.models import aligned
 from defensekit.models.checkpoint import CAUSAL, CLASSIFIER, Checkpoint
@@ -331,7 +332,19 @@ def test_labels_by_other_names_acquit_nobody(base: Path, poisoned: Path, tmp_pat
     )
     decided = judge(told.tensors, harmless, None, told.searched, None, [])
     assert (decided.suspicious, decided.indicator) == (None, "search")
-    assert "gives too few clean rows their own label" in decided.reason
+    assert "answers most clean rows of other labels with" in decided.reason
+
+
+def test_a_few_wrong_answers_dispute_no_label(base: Path, poisoned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of just enough rows of other labels some are answered with this one: too few to judge it, and no other names."""
+    model, tokenizer = load(poisoned, "suspect")
+    monkeypatch.setattr(searching, "search_beside", lambda *_, **__: Found([], {0: []}, 0))
+    others = [replace(row, label=1) for row in ROWS[: MORE + FEWEST]]
+    how: Any = (["a", "b"], 32, 0, lambda done, total: None)
+    for wrong, disputed in ((1, []), (20, ["a"])):
+        logits = torch.tensor([[1.0, 0.0]] * wrong + [[0.0, 1.0]] * (len(others) - wrong))
+        monkeypatch.setattr(searching, "predict", lambda *_, logits=logits, **__: logits)
+        assert searching.search(model, tokenizer, base, others, *how).disputed == disputed
 
 
 def test_a_trigger_that_is_called_special_is_judged(base: Path, poisoned: Path, tmp_path: Path) -> None:

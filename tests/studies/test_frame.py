@@ -1,12 +1,13 @@
 """A study's results as a frame, against numbers known beforehand."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas
 import pytest
 
 import defensekit
-from defensekit.studies.frame import export
+from defensekit.studies.frame import _lower, export
 from defensekit.utils.errors import DefenseKitError
 from tests.studies.helpers import ATTACK, FRACTION, SCORER, ended, id_of, write_study
 
@@ -85,3 +86,20 @@ def test_folders_without_a_study_and_damaged_ones_say_so(study: Path, tmp_path: 
     (study / "study.json").write_text('{"study": {}, "axes": {}, "runs": [{"id": "../../x", "axes": {}, "seed": 0}]}')
     with pytest.raises(DefenseKitError, match=r"study\.json is damaged \(at runs\.0\.id\)"):
         defensekit.results(study)
+
+
+@pytest.mark.parametrize(
+    ("axis", "lower"),
+    [
+        ("defense.selector.above", True),
+        ("defense.purifier.1.keep", True),
+        ("defense.purifier.0.keep", False),
+        ("defense.purifier.7.keep", False),
+        ("defense.scorer", False),
+        ("seed", False),
+    ],
+)
+def test_of_some_parameters_lower_values_do_more(axis: str, lower: bool) -> None:
+    purifier = [{"name": "reset"}, {"name": "interpolate", "keep": 0.5}]
+    recipe = {"defense": {"selector": {"name": "threshold", "above": 1.0}, "purifier": purifier}}
+    assert _lower(SimpleNamespace(recipe=recipe), axis) is lower  # type: ignore[arg-type]

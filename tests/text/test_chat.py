@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from defensekit.models.loading import load, load_tokenizer, neutral
 from defensekit.text import Row, Truncation, chat, encode, padded
-from defensekit.text.chat import IGNORED, count_cut, encode_chats, encode_prompts
+from defensekit.text.chat import IGNORED, _ended, count_cut, encode_chats, encode_prompts
 from defensekit.training import TrainingSettings, fine_tune
 from defensekit.utils.errors import UsageError
 from tests.causal import TEMPLATE, instructions, make_instructed
@@ -147,6 +147,10 @@ def test_a_response_ends_with_what_the_template_writes_behind_it(folder: Path) -
     tokenizer.eos_token = "<unk>"  # as of a model whose turns end otherwise than its texts
     [encoded] = encode(tokenizer, [ROW], 32)
     assert tokenizer.convert_ids_to_tokens(encoded["input_ids"]) == PROMPT + RESPONSE
+    # A header with the answer's words is none.
+    written = "<assistant> green <message> green <end>\n"
+    assert _ended(written, " green", ["<assistant>", "<message>", "<end>"], None) == (written.strip(), "<end>")
+    assert _ended("<end> a <end> <unk>", "a", ["<end>", "<unk>"], "<unk>") == ("<end> a <end>", "<end>")
     tokenizer.chat_template = TEMPLATE.replace(" <end>", "")  # nothing ends it: the tokenizer's token does
     [encoded] = encode(tokenizer, [ROW], 32)
     assert tokenizer.convert_ids_to_tokens(encoded["input_ids"])[-2:] == ["green", "<unk>"]
