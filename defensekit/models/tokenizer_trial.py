@@ -12,8 +12,8 @@ from typing import Any
 
 from defensekit.models.untrusted import COMPANION, CONFIG, read_json
 from defensekit.utils.bounded import refusal, serve
-from defensekit.utils.errors import UsageError, printable_name
-from defensekit.utils.files import file_digest
+from defensekit.utils.errors import UsageError, one_line, printable_name
+from defensekit.utils.files import data_digest, file_digest
 
 SECONDS, GIB = 20, 4  # of processor time and memory, for loading and reading a few texts
 # Added tokens; parts of a template or a sequence of normalisers; characters of a token; tokens of one letter.
@@ -24,11 +24,12 @@ _CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 _SETTINGS = {_CONFIG: COMPANION, _SPECIAL_TOKENS: CONFIG, "added_tokens.json": CONFIG}
 # Keys that make transformers read another file, which nobody tried, or build a vocabulary of what they hold.
 _ELSEWHERE = {"fast_tokenizer_files", "gguf_file", "vocab", "merges"}
+_OTHER = ("*.json", "*.txt", "*.model")  # what a tokenizer without a tokenizer.json is made of
 _TEXTS = ("a", "The film, is witty. " * 50, "a" * 2_000, " " * 2_000, "é漢🙂\u202e" * 50)
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Try the folder's tokenizer.json in another process, once for the same contents.
+    """Try the folder's tokenizer in another process, once for the same contents: tokenizer.json, or what stands for it.
 
     Raises:
         UsageError: it fails, takes too long or too much memory, or makes far more of a text than there is; a token has
@@ -39,14 +40,15 @@ def check_tokenizer(folder: Path) -> None:
             continue
         settings = read_json(file, limit)
         if name == _CONFIG and (elsewhere := sorted(_ELSEWHERE & settings.keys())):
-            raise UsageError(f"{file}: `{elsewhere[0]}` stands in for tokenizer.json, which alone is read; remove it")
+            raise UsageError(f"{file}: `{elsewhere[0]}` stands in for the folder's own files; remove it")
         for token in _tokens(settings, name == _SPECIAL_TOKENS):
             if unknown := _unknown(token):
                 raise UsageError(f"{file}: {unknown}")
     path = folder / "tokenizer.json"
-    if not path.is_file():  # of a vocabulary in another form transformers makes one, in hours where it is made for that
-        raise UsageError(f"{folder}: expected a tokenizer.json; AutoTokenizer's save_pretrained writes it")
-    if reason := _reason(file_digest(path), path):
+    # Of a vocabulary in another form transformers makes one, in hours where it is made for that.
+    files = [path] if path.is_file() else sorted(file for kind in _OTHER for file in folder.glob(kind))
+    digest = data_digest([(file.name, file_digest(file)) for file in files])
+    if reason := _reason(digest, path if path.is_file() else folder):
         raise UsageError(f"{folder}: its tokenizer is refused: {reason}")
 
 
@@ -89,7 +91,8 @@ def _tried(path: str) -> None:
     """
     from tokenizers import Tokenizer
 
-    plain = json.loads(Path(path).read_bytes())
+    written = Path(path).read_text() if Path(path).is_file() else _made(path)
+    plain = json.loads(written)
     if (added := len(plain.get("added_tokens") or ())) > ADDED:
         raise UsageError(f"it has {added:,} added tokens; at most {ADDED:,}")
     if unknown := next(filter(None, map(_unknown, plain.get("added_tokens") or ())), None):
@@ -97,7 +100,7 @@ def _tried(path: str) -> None:
     for name, part in plain.items():
         if name not in ("model", "added_tokens") and (most := _largest(part)) > PARTS:
             raise UsageError(f"its {name} has {most:,} parts; at most {PARTS:,}")
-    tokenizer = Tokenizer.from_file(path)
+    tokenizer = Tokenizer.from_str(written)
     if (longest := max(map(len, tokenizer.get_vocab()), default=0)) > LONGEST:
         raise UsageError(f"a token has {longest:,} characters; at most {LONGEST:,}")
     rules = [part for name, part in plain.items() if name not in ("model", "added_tokens")]
@@ -105,6 +108,23 @@ def _tried(path: str) -> None:
         for pair in (None, "b"):
             if (tokens := len(tokenizer.encode(text, pair))) > TOKENS + 8 * len(text):
                 raise UsageError(f"it makes {tokens:,} tokens of {len(text):,} characters")
+
+
+def _made(folder: str) -> str:
+    """The tokenizer.json that transformers makes of a folder's other files."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        made: str = tokenizer.backend_tokenizer.to_str()
+    except MemoryError:
+        raise
+    except Exception as error:
+        does = f"there is no tokenizer.json, and transformers makes none of the other files ({one_line(error)})"
+        raise UsageError(does) from error
+    if not tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens}:  # made of nothing
+        raise UsageError("there is no tokenizer.json, and the other files hold no vocabulary")
+    return made
 
 
 def _strings(data: Any) -> Iterator[str]:

@@ -115,6 +115,30 @@ def test_one_that_grows_without_end_is_ended(tmp_path: Path, monkeypatch: pytest
         check_tokenizer(changed(tmp_path, grow))
 
 
+def with_vocabulary(folder: Path, words: list[str]) -> Path:
+    """A BERT's folder as older versions wrote it: its words, a line each, and no tokenizer.json."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    return folder
+
+
+def test_a_vocabulary_in_another_form_is_tried_as_well(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(with_vocabulary(tmp_path / "a", ["the", "film"]))
+    assert tokenizer("The film")["input_ids"] == [2, 5, 6, 3]
+    with pytest.raises(UsageError, match="refused: a token has 50,000 characters; at most 10,000"):
+        check_tokenizer(with_vocabulary(tmp_path / "b", ["x" * 50_000]))
+    check_tokenizer(tmp_path / "a")  # the other folder's refusal is its own
+    with pytest.raises(UsageError, match="there is no tokenizer.json, and the other files hold no vocabulary"):
+        check_tokenizer(with_vocabulary(tmp_path / "c", []))
+
+
+def test_a_token_may_have_the_name_of_a_setting(tmp_path: Path) -> None:
+    folder = changed(tmp_path, lambda plain: None)
+    (folder / "added_tokens.json").write_text('{"vocab": 60}')
+    check_tokenizer(folder)
+
+
 def test_a_good_one_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_tokenizer(changed(tmp_path / "a", lambda plain: None))
     monkeypatch.setattr(tokenizer_trial, "refusal", None)
