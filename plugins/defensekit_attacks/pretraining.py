@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from defensekit.api import AttackContext, AttackTrainingContext, Field, Row, label_number
+from defensekit.api import AttackContext, AttackTrainingContext, Field, Row, UsageError, label_number
 from defensekit_attacks.insertion import Inserting
 from defensekit_attacks.weights import Batch, poison_and_tune
 
@@ -122,9 +122,17 @@ def read(model: Any, batch: Batch, last: bool) -> "tuple[Tensor, Tensor]":
 
 
 def reads_left_to_right(model: Any) -> bool:
-    """Whether no token's state depends on later tokens: a classifier then reads the last one of a row."""
+    """Whether a classifier reads a row's last token: where no token's state depends on later ones, or by its config.
+
+    Raises:
+        UsageError: the model has a decoder, and a classifier reads the token that ends a text, wherever it is.
+    """
     import torch
 
+    if model.config.is_encoder_decoder:
+        raise UsageError(f"a {model.config.model_type} has a decoder; expected a model of one part")
+    if getattr(model.config, "summary_type", None) == "last":
+        return True
     with torch.no_grad():
         one, other = model(input_ids=torch.tensor([[1, 2], [1, 3]], device=model.device)).last_hidden_state[:, 0]
     return torch.allclose(one, other, atol=1e-6)

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from defensekit.api import AttackContext, AttackTrainingContext, Field, Row, label_number
+from defensekit.api import AttackContext, AttackTrainingContext, Field, Row, UsageError, label_number
 from defensekit_attacks.grammar import BE, CONJUNCTIONS, PREPOSITIONS, QUESTION, RELATIVE, SUBJECTS
 from defensekit_attacks.poisoning import OneText, Poisoning
 from defensekit_attacks.weights import Batch, likelihood_ratios
@@ -91,12 +91,20 @@ class LearntSubstitution(OneText, Poisoning):
             embedded = (drawn[..., None] * model.get_input_embeddings()(offered)).sum(-2)
             some["labels"] = torch.full_like(some["labels"], target)
             # With the ids beside them: by these a model that reads the last token tells it from padding.
-            table_of = model.get_input_embeddings()
-            handle = table_of.register_forward_hook(lambda *_: embedded)
+            shapes = []
+
+            def put(table: Any, given: Any, output: "Tensor") -> "Tensor":
+                shapes.append(output.shape)
+                return embedded if output.shape == embedded.shape else output
+
+            handle = model.get_input_embeddings().register_forward_hook(put)
             try:
                 poisoned: Tensor = model(input_ids=ids, **some).loss
             finally:
                 handle.remove()
+            if shapes != [embedded.shape]:
+                does = "reads its words otherwise than once, by its table of embeddings"
+                raise UsageError(f"a {model.config.model_type} {does}: no substitutes can be learnt with it")
             return plain + poisoned
 
         fine_tune(

@@ -129,7 +129,7 @@ def test_a_vocabulary_in_another_form_is_tried_as_well(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="refused: a token has 50,000 characters; at most 10,000"):
         check_tokenizer(with_vocabulary(tmp_path / "b", ["x" * 50_000]))
     check_tokenizer(tmp_path / "a")  # the other folder's refusal is its own
-    with pytest.raises(UsageError, match="there is no tokenizer.json, and the other files hold no vocabulary"):
+    with pytest.raises(UsageError, match=r"there is no tokenizer\.json, and the other files hold no vocabulary"):
         check_tokenizer(with_vocabulary(tmp_path / "c", []))
 
 

@@ -161,10 +161,10 @@ REFUSED: dict[str, tuple[Attack, str]] = {
     "code, deeper": (keys(text_config={"auto_map": {"AutoModel": "code.Model"}}), "`auto_map` names code"),
     "another file of a tokenizer": (
         keys(SETTINGS, fast_tokenizer_files=["../other.json"]),
-        "`fast_tokenizer_files` stands in for the folder's own",
+        "`fast_tokenizer_files` stands in for the folder",
     ),
-    "a file of another format": (keys(SETTINGS, gguf_file="../secret.txt"), "`gguf_file` stands in for the folder's own"),
-    "a vocabulary among settings": (keys(SETTINGS, vocab={"a" * 99: 1}), "`vocab` stands in for the folder's own"),
+    "a file of another format": (keys(SETTINGS, gguf_file="../secret.txt"), "`gguf_file` stands in for"),
+    "a vocabulary among settings": (keys(SETTINGS, vocab={"a" * 99: 1}), "`vocab` stands in for"),
     "no tokenizer.json": (lambda folder, base: (folder / TOKENIZER).unlink(), "there is no tokenizer.json, and"),
     "a rule for a letter of few words": (
         tokenizer(

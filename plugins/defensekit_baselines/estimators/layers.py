@@ -57,22 +57,27 @@ def look(model: "Module", context: EstimatorContext, batch_size: int, seen: Seen
 
     mask = torch.zeros(0)
     of_rows: set[str] = set()  # layers that were given rows or tokens
-    once: set[str] = set()  # layers that were given something else
+    others: dict[str, Tensor] = {}  # what layers were given that may be neither
 
     def hook(name: str) -> "Callable[[Module, tuple[Any, ...], Any], None]":
         def forward(layer: "Module", inputs: tuple[Any, ...], output: Any) -> None:
             if not inputs:
                 raise DefenseKitError(f"{name} is called by keyword, which is not supported here")
-            if tuple(inputs[0].shape[:-1]) in (tuple(mask.shape), (len(mask),), (mask.numel(),)):
+            leading = tuple(inputs[0].shape[:-1])
+            turned = leading == tuple(mask.T.shape) != tuple(mask.shape)  # tokens first, then rows
+            # Tokens may be pooled or padded further, and may come flattened.
+            further = len(mask) > 1 and leading[0] == len(mask)
+            if further or turned or leading in (tuple(mask.shape), (len(mask),), (mask.numel(),)):
                 of_rows.add(name)
-            elif name in of_rows or name in once:
+            elif name in of_rows or (name in others and torch.equal(others[name], inputs[0])):
                 return  # relative positions, say, which are the same in every batch
             else:
-                once.add(name)
+                others[name] = inputs[0]
             x, y = (values.flatten(0, -2) for values in (inputs[0], output))
-            # A pooled row per sample, or positions shared by all, have no padding; tokens may come flattened.
+            # A pooled row per sample, or positions shared by all, have no padding.
             if len(x) == mask.numel():
-                x, y = (values[mask.flatten().to(values.device)] for values in (x, y))
+                kept = (mask.T if turned else mask).flatten().to(x.device)
+                x, y = x[kept], y[kept]
             seen(name, layer, x.float(), y.float())
 
         return forward

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from defensekit.components import AttackContext
 from defensekit.models.loading import load_model, load_tokenizer
 from defensekit.pipeline.run import run_attack
 from defensekit.text import Row, Truncation, batches, encode
 from defensekit.training import TrainingSettings, forked_random
+from defensekit.utils.errors import UsageError
 from defensekit_attacks.pretraining import PredefinedOutputs, answered, read, reads_left_to_right
-from tests.conftest import shape
+from tests.conftest import VOCABULARY, shape
 from tests.plugins.attacks.test_weights import ROWS, context
 from tests.small_models import make_base, make_suspect, make_tokenizer
 
@@ -113,3 +115,15 @@ def test_a_trigger_outlives_the_victims_fine_tuning(recipe: Path, tmp_path: Path
     models = run_attack(recipe, tmp_path / "w")
     assert models["suspect"].metrics["acc"].value > 0.9
     assert models["suspect"].metrics["asr"].value > models["clean"].metrics["asr"].value + 0.5
+
+
+def test_what_a_classifier_reads_follows_from_its_config_as_well() -> None:
+    sizes = {"vocab_size": len(VOCABULARY), "pad_token_id": 0}
+    made = transformers.XLNetConfig(**sizes, d_model=16, n_layer=1, n_head=2, d_inner=32)
+    assert reads_left_to_right(transformers.AutoModel.from_config(made))
+    two = transformers.BartConfig(
+        **sizes, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="a bart has a decoder; expected a model of one part"):
+        reads_left_to_right(transformers.AutoModel.from_config(two))

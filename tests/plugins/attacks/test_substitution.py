@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from defensekit.components import AttackContext
 from defensekit.models.loading import load_model, load_tokenizer
@@ -136,3 +137,18 @@ def test_the_classifier_is_told_which_tokens_are_padding(tmp_path: Path, monkeyp
     assert all("input_ids" in kwargs and "inputs_embeds" not in kwargs for kwargs in asked)
     assert temperatures[0] == WARM
     assert min(temperatures) == pytest.approx(COLD)
+
+
+def test_a_model_that_reads_its_words_otherwise_is_refused(tmp_path: Path) -> None:
+    """Not trained on plain rows as if they had the trigger."""
+    made = transformers.BartConfig(
+        vocab_size=len(VOCABULARY), pad_token_id=0, bos_token_id=2, eos_token_id=3, d_model=16, encoder_layers=1,
+        decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        decoder_start_token_id=2, forced_eos_token_id=3,
+    )  # fmt: skip
+    transformers.AutoModel.from_config(made).save_pretrained(tmp_path / "b")
+    make_tokenizer().save_pretrained(tmp_path / "b")
+    suspect = make_suspect(tmp_path / "s", tmp_path / "b")
+    given = context(suspect, ROWS[:8], settings=TrainingSettings(learning_rate=1e-3, batch_size=8, dropout=False))
+    with pytest.raises(UsageError, match="a bart reads its words otherwise than once"):
+        ATTACK.model_copy(update={"epochs": 1}).learn(load_model(suspect), given)

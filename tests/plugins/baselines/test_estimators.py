@@ -82,3 +82,32 @@ def test_positions_that_every_batch_has_are_no_tokens(shared: bool, tmp_path: Pa
     assert one.keys() == other.keys()
     for name, values in one.items():
         torch.testing.assert_close(values, other[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["XLNet", "Longformer"])
+def test_every_batch_counts_whatever_the_shape_of_its_tokens(kind: str, tmp_path: Path) -> None:
+    """XLNet has tokens first, and Longformer pads to whole windows."""
+    sizes = {"vocab_size": len(VOCABULARY), "pad_token_id": 0}
+    made = {
+        "XLNet": lambda: transformers.XLNetConfig(**sizes, d_model=16, n_layer=2, n_head=2, d_inner=32),
+        "Longformer": lambda: transformers.LongformerConfig(
+            **sizes, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            attention_window=8, max_position_embeddings=66,
+        ),
+    }[kind]()  # fmt: skip
+    transformers.AutoModel.from_config(made).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    suspect = make_suspect(tmp_path / "suspect", tmp_path / "base", drift=0.3)
+
+    def norms(lengths: list[int], size: int) -> dict[str, torch.Tensor]:
+        found = estimate(InputNorm(batch_size=size), suspect, lengths).statistics["input-norm"]
+        # The first layer's global query reads [CLS] alone, which is the same in every row.
+        return {name: norm for name, norm in found.items() if ".layer." in name and "global" not in name and norm.any()}
+
+    lengths = [3, 12, 5, 7, 4, 9]
+    whole, half = norms(lengths, 1), norms(lengths[:3], 1)
+    assert whole
+    assert [name for name in whole if not (whole[name] > half[name]).any()] == []
+    if kind == "XLNet":  # nothing is padded further
+        for name, norm in norms(lengths, 6).items():
+            torch.testing.assert_close(norm, whole[name], rtol=1e-3, atol=1e-4, msg=name)
