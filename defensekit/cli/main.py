@@ -120,6 +120,9 @@ def purify(
     adapter_only: Annotated[
         bool, typer.Option("--adapter-only", help="Purify an adapter's own weights: what comes out is an adapter.")
     ] = False,
+    keep_if_clean: Annotated[
+        bool, typer.Option("--keep-if-clean", help="Where the search finds nothing, write the suspect as it was.")
+    ] = False,
     workspace: Workspace = Path("workspace"),
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
@@ -143,6 +146,7 @@ def purify(
         from defensekit.workflows.purify_model import prepare
 
         given: dict[str, Any] = {"recipe": recipe, "settings": settings or (), "adapter_only": adapter_only}
+        given["keep_if_clean"] = keep_if_clean
         prepared = prepare(base, suspect, out, clean, **given, workspace=workspace, say=say)
         return prepared.recipe
 
@@ -161,17 +165,20 @@ def purify(
 
     outcome = _compute_with_progress(load, compute, workspace, quiet, report=False, resumable=resumable)[1]
     if resumable():
-        verdict = outcome[0].verdict
+        verdict, clean_as_it_is = outcome[0].verdict, outcome[0].models["purified"].found_nothing
         removed = verdict.removed
         if not json:
             console().print(verdict.text)
         _show(outcome, json)
     else:
-        removed = outcome.selected > 0
+        removed, clean_as_it_is = outcome.selected > 0, False
         _show_reset(outcome, json)
     if not json:
-        console().print(f"purified model: {out}")
-    if not removed:
+        kept = clean_as_it_is and keep_if_clean
+        console().print(f"{'the suspect as it was' if kept else 'purified model'}: {out}")
+        if clean_as_it_is and not kept:
+            console().print("nothing was found that had to be removed: --keep-if-clean keeps the suspect as it was")
+    if removed is False:
         sys.exit(NOT_REMOVED)
 
 

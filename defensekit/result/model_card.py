@@ -6,26 +6,27 @@ from typing import Any
 
 from defensekit.recipe import yaml_document
 from defensekit.recipe.vocabulary import described
-from defensekit.result.narrative import NOT_PROMISED, named, story
+from defensekit.result.narrative import NOT_PROMISED, named, search, story, verdict
 from defensekit.result.schema import Result
 
 CARD = "README.md"
 
 
-def card(result: Result) -> str:
+def card(result: Result, kept: bool = False) -> str:
     """The card of a run's purified model.
 
     Args:
         result: the run's.
+        kept: the model is the suspect as it was, since nothing was found in it.
 
     Returns:
         Markdown with the metadata that a hub reads; it names no folder of this machine.
     """
     from huggingface_hub import EvalResult
 
-    after, data = result.models["purified"].metrics, result.recipe["data"]
+    after, data = result.models["suspect" if kept else "purified"].metrics, result.recipe["data"]
     task = "text-classification" if result.data["labels"] else "text-generation"
-    facts: dict[str, Any] = {"pipeline_tag": task, "model_name": f"{result.name}-purified"}
+    facts: dict[str, Any] = {"pipeline_tag": task, "model_name": f"{result.name}-{'kept' if kept else 'purified'}"}
     if "id" in result.recipe["model"]:
         facts["base_model"] = result.recipe["model"]["id"]
     facts["eval_results"] = [
@@ -39,9 +40,10 @@ def card(result: Result) -> str:
         for name, measured in after.items()
         if result.metrics[name].hub_name
     ]
+    told = [verdict(result).text, *search(result), "What is here is the suspect as it was, byte for byte."]
     return render_card(
-        f"{result.name}, purified",
-        story(result),
+        f"{result.name}, {'as it was' if kept else 'purified'}",
+        told if kept else story(result),
         result.recipe["defense"],
         result.environment.versions["defensekit"],
         facts,
@@ -50,6 +52,7 @@ def card(result: Result) -> str:
         models=[((result.marked(name), described(name)[1]), model) for name, model in result.models.items()],
         marked=" ".join(f"{mark} {means}." for mark, (means, _) in result.marks.items()),
         meanings={name: metric.meaning for name, metric in result.metrics.items() if metric.meaning},
+        kept=kept,
     )
 
 
@@ -71,7 +74,7 @@ def render_card(
         version: DefenseKit's.
         metadata: what a hub reads, beside what all cards have.
         warnings: for the reader, a sentence each.
-        measured: of a run: its ``result``, ``metrics``, ``models`` and ``meanings``.
+        measured: of a run: its ``result``, ``metrics``, ``models``, ``meanings``, and whether the suspect was ``kept``.
 
     Returns:
         Markdown under a block of YAML.
@@ -91,7 +94,7 @@ def render_card(
         version=version,
         warnings=warnings,
         not_promised=NOT_PROMISED,
-        **{"result": None, **measured},
+        **{"result": None, "kept": False, **measured},
     )
     facts = {"library_name": "transformers", "tags": ["defensekit", "backdoor-defense"], **metadata}
     return f"---\n{ModelCardData(**facts).to_yaml()}\n---\n\n{text}"

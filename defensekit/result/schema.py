@@ -163,6 +163,11 @@ class ModelResult(_Schema):
     sanitized: dict[str, Sanitized] | None = None
     filtered: Filtered | None = None
 
+    @property
+    def found_nothing(self) -> bool:
+        """Whether a search tried every word towards every label, and none turns the suspect."""
+        return self.triggers == [] and bool(self.tried) and not self.unjudged
+
 
 class OperatingPoint(_Schema):
     """A detector with a threshold that at most a share ``rate`` of held-out clean rows is above.
@@ -266,9 +271,12 @@ class Chosen(_Schema):
 
 
 class Verdict(_Schema):
-    """Whether a defense of weights did what it is for, as far as that was measured, and the sentence that says so."""
+    """Whether a defense of weights did what it is for, as far as that was measured, and the sentence that says so.
 
-    removed: bool
+    ``removed`` is None where nothing was found that could have been removed, or nothing was looked for.
+    """
+
+    removed: bool | None
     text: str
 
 

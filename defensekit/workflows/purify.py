@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from defensekit.components import Observer, call_component
 from defensekit.defense.purification import searching
+from defensekit.models import checkpoint
 from defensekit.models.adapters import is_adapter
 from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import positions
 from defensekit.models.generation import NEW_TOKENS
-from defensekit.models.manifest import MODEL_MANIFEST
+from defensekit.models.manifest import MODEL_MANIFEST, write_manifest
 from defensekit.models.untrusted import free_space
 from defensekit.pipeline import run_folder
 from defensekit.pipeline.preflight import locating_errors
@@ -21,10 +22,11 @@ from defensekit.pipeline.run import run
 from defensekit.recipe import shipped
 from defensekit.recipe.loader import load_recipe
 from defensekit.recipe.yaml_document import Document, option
+from defensekit.result.model_card import CARD, card
 from defensekit.scanner import tokenizer
 from defensekit.scanner.revision import look
 from defensekit.utils.errors import UsageError, listing
-from defensekit.utils.files import atomic_folder, folder_lock, literal_path
+from defensekit.utils.files import atomic_folder, atomic_write, folder_lock, literal_path
 
 if TYPE_CHECKING:
     from defensekit.recipe.recipe import Recipe
@@ -110,7 +112,11 @@ def _share(recipe: "Recipe") -> int:
 
 
 def purify_into(
-    target: Path, recipe: "Recipe", workspace: str | Path = "workspace", observers: Sequence[Observer] = ()
+    target: Path,
+    recipe: "Recipe",
+    workspace: str | Path = "workspace",
+    observers: Sequence[Observer] = (),
+    keep_if_clean: bool = False,
 ) -> "Result":
     """Run a recipe, and write the purified model into a new folder: complete, or not at all.
 
@@ -122,13 +128,14 @@ def purify_into(
         recipe: the recipe to run.
         workspace: the folder where finished stages are kept.
         observers: are notified of progress.
+        keep_if_clean: write the suspect as it was, if a search tries every word and finds none.
 
     Returns:
         The run's result.
 
     Raises:
-        UsageError: the defense makes no model, the folder holds something else, another process is writing it, or the
-            disk is too full.
+        UsageError: the defense makes no model, or does not search and is to keep what is clean; the folder holds
+            something else, another process is writing it, or the disk is too full.
         DefenseKitError: as `defensekit.run`.
     """
     if elsewhere := recipe.defense.sanitizer or recipe.defense.filter:
@@ -138,6 +145,9 @@ def purify_into(
             f"{location}: {elsewhere.name!r} {does}:"
             " there is no purified model to write (`defensekit run` measures what it does)"
         )
+    steps = [step.component for step in recipe.defense.purifier]
+    if keep_if_clean and not searching(steps):
+        raise UsageError("--keep-if-clean: no step of the defense searches for triggers")
     target = target.absolute()
     with folder_lock(target):
         if target.exists() and not (
@@ -150,7 +160,7 @@ def purify_into(
             tensors = locating_errors(recipe, "suspect", lambda: suspect.tensors)
             weights = sum(prod(entry.shape) for entry in tensors.values())
             size = sum(path.stat().st_size for path in suspect.files)
-            needed = (3 if searching(step.component for step in recipe.defense.purifier) else 2) * size
+            needed = (3 if searching(steps) else 2) * size
             if not folder.exists():  # a first run keeps a model per value tried, one without reset, and the curvature
                 rule = recipe.choose.component if recipe.choose else None
                 tried = (len(rule.values) + 1) * (rule.folds or 1) if rule else 0
@@ -158,14 +168,28 @@ def purify_into(
             free_space(folder, needed, "the workspace")
             free_space(target, size, "the purified model")
         result = run(recipe, workspace, observers, doubts)
-        purified = Path(result.folder) / "purified"
+        made = Path(result.folder) / "purified"
+        if keep_if_clean and recipe.suspect and result.models["purified"].found_nothing:
+            made = _kept(result, Checkpoint(Path(recipe.suspect.parameters()["path"])), made.with_name("kept"))
         if (target / MODEL_MANIFEST).is_file():
-            if (target / MODEL_MANIFEST).read_bytes() != (purified / MODEL_MANIFEST).read_bytes():
+            if (target / MODEL_MANIFEST).read_bytes() != (made / MODEL_MANIFEST).read_bytes():
                 raise UsageError(f"{target} holds another model already; name a new folder")
             return result
         with atomic_folder(target) as part:
-            shutil.copytree(purified, part, dirs_exist_ok=True)
+            shutil.copytree(made, part, dirs_exist_ok=True)
     return result
+
+
+def _kept(result: "Result", suspect: Checkpoint, folder: Path) -> Path:
+    """The suspect as it was, in a folder with a card and a manifest."""
+    if not folder.exists():
+        with atomic_folder(folder) as part:
+            checkpoint.copy_companions(suspect.folder, part)
+            for path in [*suspect.files, *suspect.folder.glob(checkpoint.INDEX)]:
+                shutil.copyfile(path, part / path.name)
+            write_manifest(part)
+    atomic_write(folder / CARD, card(result, kept=True).encode())
+    return folder
 
 
 def doubts(base: Path, suspect: Path) -> list[str]:

@@ -29,12 +29,13 @@ class Purification:
     reset_alone: bool
     adapter_only: bool
     measured: bool
+    keep_if_clean: bool = False
 
     def run(self, workspace: str | Path, observers: Sequence[Observer]) -> Result | ResetResult:
         """Carry it out; see `purify_model`."""
         if self.reset_alone:
             return reset_into(self.target, self.recipe, observers, self.adapter_only, self.measured)
-        return purify_into(self.target, self.recipe, workspace, observers)
+        return purify_into(self.target, self.recipe, workspace, observers, self.keep_if_clean)
 
 
 def prepare(
@@ -46,6 +47,7 @@ def prepare(
     recipe: Path | None = None,
     settings: Sequence[str] = (),
     adapter_only: bool = False,
+    keep_if_clean: bool = False,
     workspace: str | Path = "workspace",
     say: Callable[[str], None] = lambda text: None,
 ) -> Purification:
@@ -69,8 +71,10 @@ def prepare(
     causal = _task(whole) == CAUSAL if not adapter_only else False
     instructions = causal and clean is not None and holds_instructions(environment_path(clean))
     alone = clean is None or adapter_only or (causal and not instructions)
+    if alone and keep_if_clean:
+        raise UsageError("--keep-if-clean: nothing is searched without clean labelled rows or instructions")
     loaded = recipe_for(base, whole, clean, recipe, settings, reset_alone=alone, instructions=instructions)
-    return Purification(target, loaded, alone, adapter_only, clean is not None)
+    return Purification(target, loaded, alone, adapter_only, clean is not None, keep_if_clean)
 
 
 def _task(suspect: Path) -> str:
@@ -89,6 +93,7 @@ def purify_model(
     recipe: str | Path | None = None,
     settings: Sequence[str] = (),
     adapter_only: bool = False,
+    keep_if_clean: bool = False,
     workspace: str | Path = "workspace",
     observers: Sequence[Observer] = (),
 ) -> Result | ResetResult:
@@ -107,6 +112,7 @@ def purify_model(
         recipe: a recipe whose defense is used in place of the shipped one.
         settings: such as ``data.label=stars``, laid over the recipe.
         adapter_only: purify an adapter's own weights: what comes out is an adapter.
+        keep_if_clean: write the suspect as it was, if a search tries every word and finds none.
         workspace: the folder where finished stages are kept.
         observers: are notified of progress.
 
@@ -125,6 +131,7 @@ def purify_model(
         recipe=None if recipe is None else Path(recipe),
         settings=settings,
         adapter_only=adapter_only,
+        keep_if_clean=keep_if_clean,
         workspace=workspace,
     )
     return prepared.run(workspace, observers)

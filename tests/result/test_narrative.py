@@ -28,6 +28,8 @@ def test_a_search_is_told_as_far_as_it_went(
     result: Result, tried: int, unjudged: list[str], told: str, ends: str
 ) -> None:
     searched = purified_as(result, triggers=[], tried=tried, unjudged=unjudged)
+    assert verdict(searched).removed is None
+    assert searched.models["purified"].found_nothing is (tried > 0 and not unjudged)
     text = verdict(searched).text
     assert text.startswith(told)
     assert text.endswith(ends)
@@ -55,11 +57,11 @@ def test_a_selection_of_nothing_reset_nothing(result: Result) -> None:
         ({"word": 0.9, "phrase": 0.8}, {"word": 0.02, "phrase": 0.1}, True, "no longer work: answers turned by"),
         ({"word": 0.9, "phrase": 0.8}, {"word": 0.02, "phrase": 0.5}, False, "Planted triggers still work"),
         ({"word": 0.9, "phrase": 0.1}, {"word": 0.02, "phrase": 0.3}, True, "by a word 90% before and 2% after."),
-        ({"word": 0.03, "phrase": 0.02}, {"word": 0.02, "phrase": 0.02}, True, "No trigger was looked for"),
+        ({"word": 0.03, "phrase": 0.02}, {"word": 0.02, "phrase": 0.02}, None, "No trigger was looked for"),
     ],
 )  # fmt: skip
 def test_planted_triggers_that_never_worked_tell_nothing(
-    result: Result, before: dict[str, float], after: dict[str, float], removed: bool, told: str
+    result: Result, before: dict[str, float], after: dict[str, float], removed: bool | None, told: str
 ) -> None:
     changed = result.model_copy(deep=True)
     assert changed.chosen is not None
