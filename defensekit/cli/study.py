@@ -278,11 +278,8 @@ def report(
     from defensekit.studies.report.page import joint_report
 
     with TemporaryDirectory() as scratch:
-        finished = [
-            study
-            for i, place in enumerate(folders)
-            for study in (studies_of(place, Path(scratch, str(i)), track) if place in boards else [Finished(place)])
-        ]
+        finished = [Finished(place) for place in folders if place not in boards]
+        finished += studies_of(boards, Path(scratch), track) if boards else []
         tables = joint_report(finished, folders, *options)
         show(tables.main)
         if out:

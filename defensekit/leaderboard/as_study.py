@@ -13,18 +13,22 @@ from defensekit.utils.files import data_digest
 DEFENSE = "defense"  # the axis of entries
 
 
-def studies_of(place: Path, scratch: Path, track: str | None = None) -> list[Finished]:
-    """Check rows, and give those of each track as a study that is called like it.
+def studies_of(places: Sequence[Path], scratch: Path, track: str | None = None) -> list[Finished]:
+    """Check rows, and give those of each track, with those of attacks tried on it, as a study that is called like it.
 
     Args:
-        place: a row, or a folder of rows.
+        places: rows, or folders of rows.
         scratch: an empty folder, for as long as the studies are in use.
         track: the file of a track that is not shipped.
 
     Raises:
         DefenseKitError: a row is not right.
     """
-    return [_study(name, list(rows.values()), scratch / name) for name, rows in scores_in([place], track).items()]
+    boards: dict[str, list[Scores]] = {}
+    for rows in scores_in(places, track).values():
+        for one in rows.values():
+            boards.setdefault((one.track.of or one.track).name, []).append(one)
+    return [_study(name, rows, scratch / name) for name, rows in boards.items()]
 
 
 def _study(name: str, rows: Sequence[Scores], path: Path) -> Finished:
@@ -35,7 +39,8 @@ def _study(name: str, rows: Sequence[Scores], path: Path) -> Finished:
             id = data_digest([labels, seed])[:16]
             runs.append({"id": id, "axes": labels, "seed": seed})
             folder.write(id, _result(one, result).model_copy(update={"study": name, "axes": labels}))
-    axes = {AXIS: rows[0].track.attacks, DEFENSE: [one.name for one in rows]}
+    attacks = dict.fromkeys(attack for one in rows for attack in one.track.attacks)
+    axes = {AXIS: [*attacks], DEFENSE: [*dict.fromkeys(one.name for one in rows)]}
     folder.describe({"study": {"name": name, "matrix": axes}, "axes": axes, "runs": runs})
     return Finished(path)
 

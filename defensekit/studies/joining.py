@@ -9,6 +9,7 @@ from defensekit.utils.errors import UsageError
 from defensekit.utils.files import data_digest
 
 STUDY = "study"  # the axis that says which one a run is of
+ATTACK = "attack"
 
 
 class Joined(Finished):
@@ -22,13 +23,18 @@ class Joined(Finished):
         self.name = ", ".join(names)
         self.of: dict[str, tuple[Finished, str]] = {}
         self.runs: list[RunRecord] = []
+        of_attacks = any(ATTACK in study.axes for study in studies)
         for study in studies:
             if STUDY in study.axes:
                 raise UsageError(f"{study.name} has an axis {STUDY!r}, which says here which study a run is of")
             for run in study.runs:
                 id = data_digest([study.name, run.id])[:16]  # two studies may have a run in common
                 self.of[id] = (study, run.id)
-                self.runs.append(RunRecord(id=id, axes={STUDY: study.name, **run.axes}, seed=run.seed))
+                axes = {STUDY: study.name, **run.axes} if len(studies) > 1 else {**run.axes}
+                if of_attacks and ATTACK not in study.axes and run.id in study.done:
+                    # A study of one attack stands under its name, where others have several.
+                    axes[ATTACK] = study.result(run.id).recipe.get("attack", {}).get("name")
+                self.runs.append(RunRecord(id=id, axes=axes, seed=run.seed))
         self.done = {id for id, (study, own) in self.of.items() if own in study.done}
         self.failures = {id: study.failures[own] for id, (study, own) in self.of.items() if own in study.failures}
         self.lower_does_more = set()
@@ -37,7 +43,8 @@ class Joined(Finished):
     @cached_property
     def axes(self) -> dict[str, list[str | int | float | bool | None]]:
         """The values on every axis; None where a study does not have it."""
-        names = dict.fromkeys([STUDY, *(axis for study in self.studies for axis in study.axes)])
+        several = [STUDY] if len(self.studies) > 1 else []
+        names = dict.fromkeys([*several, *(axis for study in self.studies for axis in study.axes)])
         return {name: list(dict.fromkeys(run.axes.get(name) for run in self.runs)) for name in names}
 
     @cached_property

@@ -61,7 +61,7 @@ def test_rows_beside_a_study(made: Path, place: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["study", "report", *given, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "tiny-v1" in (tmp_path / "out/tables.md").read_text()
-    rows = studies_of(made, tmp_path / "scratch", str(place / "tiny-v1.yaml"))
+    rows = studies_of([made], tmp_path / "scratch", str(place / "tiny-v1.yaml"))
     table = joint_report([Finished(study), *rows], [], metrics=["asr"]).main
     found = texts(table)
     assert table.heads == ("model", "study", "defense")
@@ -71,6 +71,20 @@ def test_rows_beside_a_study(made: Path, place: Path, tmp_path: Path) -> None:
         cells for (model, study, _), cells in found.items() if study == "tiny-v1" and model.startswith("purified")
     ]
     assert mine[0] == f"{asr:.3f}"
+
+
+def test_rows_of_one_track_are_one_board(row: Path, place: Path, tmp_path: Path) -> None:
+    """Each alone, and with attacks that were tried on it."""
+    other = shutil.copytree(row, row.parent / "other")
+    entry = yaml.safe_load((other / "entry.yaml").read_text())
+    (other / "entry.yaml").write_text(yaml.safe_dump({**entry, "name": "other"}))
+    (other / RECORD).write_text((other / RECORD).read_text().replace('"entry": "twelve"', '"entry": "other"'))
+    seal(other)
+    [board] = studies_of([row, other], tmp_path / "scratch", str(place / "tiny-v1.yaml"))
+    assert board.name == "tiny-v1"
+    table = joint_report([board], [], ["defense"], ["attack"], ["asr"]).main
+    assert table.heads == ("model", "defense")
+    assert {key[1:] for key in texts(table) if key[0].startswith("purified")} == {("twelve",), ("other",)}
 
 
 # -- what a pull request runs ------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def joint_report(
         UsageError: two studies have the same name; or as `report` does.
     """
     study = Joined(studies)
-    down = rows if STUDY in (*rows, *cols) else (STUDY, *rows)
+    down = rows if STUDY in (*rows, *cols) or len(studies) == 1 else (STUDY, *rows)
     return StudyReport(
         study=study,
         places=places,

@@ -1,6 +1,7 @@
 """Several studies in one table: a run says which study it is of, and nothing else changes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -41,6 +42,16 @@ def test_numbers_are_those_of_each_study(places: list[Path]) -> None:
     assert found["purified", "other", "as the recipe", "1"][:2] == ["0.400 ± 0.000", "–"]
     assert found["suspect", "made-up", "–", "–"][0] == "1.000 ± 0.000"
     assert found["suspect", "other", "–", "–"][0] == "0.900 ± 0.000"
+
+
+def test_a_study_of_one_attack_stands_under_its_name(places: list[Path], tmp_path: Path) -> None:
+    made = result({"purified": model({"asr": 0.5})}).model_copy(update={"recipe": {"attack": {"name": "word"}}})
+    runs: list[Any] = [({}, seed, made) for seed in range(2)]
+    alone = write_study(tmp_path / "workspace/studies/alone", runs, {})
+    given = [places[0], alone]
+    table = joint_report([Finished(place) for place in given], given, metrics=["asr"]).main
+    assert table.columns[0].group == "word"
+    assert texts(table)["purified", "alone", "as the recipe"][:2] == ["0.500 ± 0.000 (n=2)", "–"]
 
 
 def test_what_is_lost_of_each_is_said(places: list[Path]) -> None:
