@@ -111,7 +111,7 @@ def purify(
         str | None, typer.Option(help="Clean labelled rows: CSV, TSV, JSONL or Parquet, columns text and label.")
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="A recipe whose defense to use (the shipped one named purify).")
+        Path | None, typer.Option(help="A recipe, or a leaderboard's entry, whose defense to use (purify).")
     ] = None,
     settings: Annotated[
         list[str] | None,

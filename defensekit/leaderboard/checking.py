@@ -13,7 +13,7 @@ from typing import Any
 from defensekit.components import Measured, Metric, Predictions
 from defensekit.host.discovery import cached_plugins
 from defensekit.leaderboard.answers import answers_file, malformed
-from defensekit.leaderboard.composition import CODE, defense_of
+from defensekit.leaderboard.composition import defense_of
 from defensekit.leaderboard.freezing import digest_of_labels, digest_of_rows
 from defensekit.leaderboard.identity import disagreements, parts_of
 from defensekit.leaderboard.keys import UNPOISONED
@@ -23,6 +23,7 @@ from defensekit.pipeline.identity import identity
 from defensekit.pipeline.predictions import only_answer
 from defensekit.recipe.keys import Sizes
 from defensekit.recipe.resolve import component
+from defensekit.recipe.submission import CODE
 from defensekit.result.schema import Result
 from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, listing, one_line, printable_name
 from defensekit.utils.files import data_digest, file_digest

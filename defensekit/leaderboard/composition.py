@@ -7,11 +7,11 @@ from typing import Any
 from defensekit.leaderboard.entries import Entry, Submission
 from defensekit.leaderboard.keys import UNPOISONED
 from defensekit.leaderboard.tracks import Cell, Track
+from defensekit.recipe.submission import CODE
 from defensekit.recipe.yaml_document import Document, Path_, Place, moved, overlay, setting
 from defensekit.studies.loading import Study, study_of
 
 AXIS = "attack"
-CODE = {"file": "plugins", "requires": "requires"}  # a plugin's keys in a submission, and in a recipe
 # What makes a recipe whole where only its suspects are wanted.
 _NOTHING = {"scorer": "random", "selector": {"name": "fraction", "fraction": 0.0}, "purifier": ["reset"]}
 

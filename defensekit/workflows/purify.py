@@ -19,8 +19,9 @@ from defensekit.models.untrusted import free_space
 from defensekit.pipeline import run_folder
 from defensekit.pipeline.preflight import locating_errors
 from defensekit.pipeline.run import run
-from defensekit.recipe import shipped
+from defensekit.recipe import shipped, yaml_document
 from defensekit.recipe.loader import load_recipe
+from defensekit.recipe.submission import overlays
 from defensekit.recipe.yaml_document import Document, option
 from defensekit.result.model_card import CARD, card
 from defensekit.scanner import tokenizer
@@ -56,7 +57,7 @@ def recipe_for(
         base: a folder, a source's name, or owner/name@revision.
         suspect: a model's folder.
         clean: a file of clean rows; None without.
-        recipe: a recipe whose defense to use; the shipped one if none is given.
+        recipe: a recipe, or a leaderboard's entry, whose defense to use; the shipped recipe if none is given.
         settings: such as ``data.text=review``, laid over the recipe.
         reset_alone: use only the selection and the reset of the shipped recipe, without training. Dimensions are scored
             by curvature if there are clean rows, else by the size of the drift.
@@ -81,6 +82,8 @@ def recipe_for(
         given += (
             ["defense.estimator=fisher", "defense.scorer=diffusion"] if by_curvature else ["defense.scorer=magnitude"]
         )
+    if recipe is not None and (of_entry := overlays(yaml_document.read(recipe))):
+        recipe, given = None, ["defense=", *of_entry, *given]  # with as many rows as the shipped recipe would take
     path = recipe or shipped.folder() / f"{OF_INSTRUCTIONS if instructions else DEFAULT}.yaml"
     loaded = load_recipe(path, [*given, *settings])
     if recipe is not None:

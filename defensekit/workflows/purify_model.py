@@ -109,7 +109,7 @@ def purify_model(
         suspect: the folder of the model that is not trusted, or of a PEFT adapter on the base.
         target: the folder to write, which must be empty or not exist.
         clean: a file of clean rows (CSV, TSV, JSONL, Parquet), or a data source's name.
-        recipe: a recipe whose defense is used in place of the shipped one.
+        recipe: a recipe, or a leaderboard's entry, whose defense is used in place of the shipped one.
         settings: such as ``data.label=stars``, laid over the recipe.
         adapter_only: purify an adapter's own weights: what comes out is an adapter.
         keep_if_clean: write the suspect as it was, if a search tries every word and finds none.

@@ -137,37 +137,6 @@ def test_the_command_takes_suspects_of_many_kinds(
         assert not torch.equal(before[embedding], after[embedding])
 
 
-def test_where_nothing_is_found_the_suspect_may_stay_as_it_was(
-    finished: tuple[Path, Path, Result], base: Path, tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    innocent = shutil.copytree(finished[2].files("clean reference"), tmp_path / "innocent")
-    places = ["--base", str(base), "--suspect", str(innocent), "--clean", str(rows), "-w", str(tmp_path / "w"), "-q"]
-    step = "{name: unlearn-triggers, epochs: 4, learning_rate: 0.003, batch_size: 16}"
-    quick = [f"defense.purifier=[{step}]", "data.max_length=32"]
-    settings = [part for setting in quick for part in ("--set", setting)]
-    said = {}
-    for out, keep in (("purified", []), ("kept", ["--keep-if-clean"])):
-        command = ["defensekit", "purify", *places, *settings, "--out", str(tmp_path / out), *keep]
-        monkeypatch.setattr("sys.argv", command)
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert not stopped.value.code
-        said[out] = capsys.readouterr().out
-        assert said[out].startswith("No word was found that turns the suspect's answers")
-    assert "--keep-if-clean keeps the suspect as it was" in said["purified"]
-    assert said["kept"].endswith(f"the suspect as it was: {tmp_path / 'kept'}\n")
-    same = {path.name: path.read_bytes() == (tmp_path / "kept" / path.name).read_bytes() for path in innocent.iterdir()}
-    assert set(same.values()) == {True}
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == same.keys() | {"README.md", "manifest.json"}
-    assert "the suspect as it was, byte for byte" in (tmp_path / "kept/README.md").read_text()
-    result = json.loads(next((tmp_path / "w/runs").glob("*/result.json")).read_text())
-    assert result["verdict"]["removed"] is None
-    purify_into(tmp_path / "kept", recipe_for(str(base), innocent, str(rows), settings=quick), tmp_path / "w", (), True)
-    with pytest.raises(UsageError, match="--keep-if-clean: no step of the defense searches"):
-        purify_into(tmp_path / "x", recipe_for(str(base), innocent, str(rows), settings=HALF), tmp_path / "w", (), True)
-
-
 @pytest.mark.parametrize(
     ("purifier", "selector", "with_rows", "said"),
     [

@@ -14,7 +14,7 @@ class DefenseKitMitigation:
 
     Args:
         base: the folder of the public model that the suspect was fine-tuned from, which the container has to hold.
-        recipe: one whose `defense:` is taken; None for what `defensekit purify` takes.
+        recipe: a recipe or a leaderboard's entry, whose `defense:` is taken; None for what `defensekit purify` takes.
         settings: changes of it, as `--set` has them.
         text: the column of the data set with the text.
         label: the column with the label, for classifiers; language models have none.
