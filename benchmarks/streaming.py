@@ -1,6 +1,6 @@
 """What an exact global selection and reset cost on a model of a billion weights, beside a copy and mergekit's merges.
 
-    python benchmarks/streaming.py [--size full|triple|third|tiny] [--mergekit PYTHON] [--folder DIR] [--json]
+    python benchmarks/streaming.py [--size full|triple|seven|third|tiny] [--mergekit PYTHON] [--folder DIR] [--json]
 
 Base, suspect (its drift is noise) and a curvature file, sharded Llama in bfloat16, are made in a temporary folder. Each
 job is a process of its own, its memory read from /proc every 20 ms: anonymous (its own) and resident (with mapped
@@ -40,6 +40,16 @@ SIZES = {
         "head": 128,
         "vocabulary": 32000,
         "shard": 2 << 30,
+    },
+    # Llama 2's of 7 billion: base, suspect, curvature and what comes out take 70 GB.
+    "seven": {
+        "hidden": 4096,
+        "layers": 32,
+        "inner": 11008,
+        "key_value": 4096,
+        "head": 128,
+        "vocabulary": 32000,
+        "shard": 4 << 30,
     },
     "third": {
         "hidden": 2048,

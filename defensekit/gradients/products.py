@@ -1,12 +1,17 @@
 """Sums of squared per-sample products, the inner loop of squared gradients."""
 
+import logging
+import os
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from defensekit.gradients import kernel
+from defensekit.utils.errors import one_line
 
 if TYPE_CHECKING:
     import ctypes
+    from types import ModuleType
 
     from torch import Tensor
 
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
 # torch more often costs more than that saves), and of a whole batch's products on a GPU.
 CPU_TILE = 1 << 20
 GPU_TILE = 1 << 24
+
+log = logging.getLogger("defensekit")
 
 
 def add_squared_products(left: "Tensor", right: "Tensor", used: "Tensor", sums: "Tensor", norms: "Tensor") -> None:
@@ -55,7 +62,10 @@ def add_squared_products(left: "Tensor", right: "Tensor", used: "Tensor", sums: 
     if not bool(used.any()):
         return
     if left.device.type != "cpu":
-        _batched(left * used[..., None], right, sums, norms)
+        if left.dtype == torch.float32 and (fused := _fused()) is not None:
+            fused.squared_products(left.contiguous(), right.contiguous(), used.contiguous(), sums, norms)
+        else:
+            _batched(left * used[..., None], right, sums, norms)
         return
     offsets = torch.nn.functional.pad(used.sum(1).cumsum(0), (1, 0))
     _one_by_one(left[used], right[used], offsets.tolist(), sums, norms)
@@ -91,6 +101,24 @@ def _kernel(values: "Tensor") -> "ctypes.CDLL | None":
     import torch
 
     return kernel.load() if values.device.type == "cpu" and values.dtype == torch.float32 else None
+
+
+@cache
+def _fused() -> "ModuleType | None":
+    """The kernel for GPUs; None where Triton is missing or can't compile it, which is logged, or it is turned off."""
+    import torch
+
+    if os.environ.get("DEFENSEKIT_KERNEL") == "off":
+        return None
+    try:
+        from defensekit.gradients import fused
+
+        one = torch.ones(1, 1, 1, device="cuda")
+        fused.squared_products(one, one, one[0] > 0, one[0].clone(), one[0, 0].double())
+    except Exception as error:  # of a compiler, of a driver: of many kinds
+        log.info("squared gradients are computed without the fused kernel: %s", one_line(error))
+        return None
+    return fused
 
 
 def _one_by_one(left: "Tensor", right: "Tensor", offsets: list[int], sums: "Tensor", norms: "Tensor") -> None:

@@ -308,7 +308,10 @@ class PluginRecord(_Schema):
 
 
 class Environment(_Schema):
-    """What the numbers may depend on beyond the recipe: ``device`` and ``threads`` are those of every stage."""
+    """What the numbers may depend on beyond the recipe.
+
+    ``device`` and ``threads`` are those of every stage; what nothing can run beside may have had more threads.
+    """
 
     python: str
     versions: dict[str, str]
