@@ -209,3 +209,56 @@ def test_in_a_browser_by_keys_alone(site: Path, browser: webdriver.Chrome) -> No
     for page in site.glob("tiny-v1/*.html"):
         assert open_page(browser, page, 390) == []
         assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+# -- rows that ship ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A board of two tracks; the attacker comes back on the one with a real model."""
+    rows, out = ROOT / "leaderboard/rows", tmp_path_factory.mktemp("shipped")
+    build([rows / name for name in ("pico-v1/nothing", "sst2-minilm-v1/nothing", "sst2-minilm-v1/epur")], out)
+    return out
+
+
+def test_a_track_that_ranks_nothing_comes_last(shipped: Path) -> None:
+    page = (shipped / "index.html").read_text()
+    assert page.index('<h2 id="sst2-minilm-v1">') < page.index('<h2 id="pico-v1">')
+    assert [one["track"] for one in json.loads((shipped / "board.json").read_text())][-1] == "pico-v1"
+
+
+def test_a_card_has_what_comes_back_of_every_attack(shipped: Path) -> None:
+    records = {(one["track"], one["name"]): one for one in json.loads((shipped / "board.json").read_text())}
+    cells = [one for one in records["sst2-minilm-v1", "epur"]["cells"] if one["attack"] == "syntactic"]
+    came_back = f"{sum(one['asr_retuned_20'] for one in cells) / len(cells):.3f}"
+    innocent = f"{sum(one['asr_clean_retuned_20'] for one in cells) / len(cells):.3f}"
+    for page in ("epur.html", "attacks/syntactic.html"):
+        assert f"{came_back}<small>{innocent}</small>" in (shipped / "sst2-minilm-v1" / page).read_text()
+    card = (shipped / "sst2-minilm-v1/epur.html").read_text()
+    assert card.count("<svg") == 4  # backdoors; a bias has no ASR
+    assert f"20 rows {came_back}" in card
+    assert "20 rows" not in (shipped / "pico-v1/nothing.html").read_text()
+    assert "ASR, 20 rows" not in (shipped / "index.html").read_text()
+
+
+def test_rows_of_texts_are_no_labelled_ones(shipped: Path) -> None:
+    lines = {(one["track"], one["name"]): one for one in csv.DictReader((shipped / "board.csv").open())}
+    counts = {key: (float(one["labelled_rows"]), float(one["unlabelled_rows"])) for key, one in lines.items()}
+    assert counts["sst2-minilm-v1", "epur"] == (0, 256)
+    assert counts["sst2-minilm-v1", "nothing"] == counts["pico-v1", "nothing"] == (0, 0)
+
+
+def test_the_board_fits_a_screen(shipped: Path, browser: webdriver.Chrome) -> None:
+    wide = "return [...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth).length"
+    assert open_page(browser, shipped / "index.html", 1280) == []
+    assert browser.execute_script(wide) == 0
+    assert open_page(browser, shipped / "index.html", 390) == []
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    overlapping = """
+      const boxes = [...document.querySelectorAll("figure a text")].map(one => one.getBoundingClientRect());
+      const svg = document.querySelector("figure svg").getBoundingClientRect();
+      return boxes.some((one, i) => one.right > svg.right || boxes.slice(0, i).some(other =>
+        one.top < other.bottom - 1 && other.top < one.bottom - 1 && one.left < other.right && other.left < one.right));
+    """
+    assert not browser.execute_script(overlapping)
