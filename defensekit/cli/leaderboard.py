@@ -216,7 +216,7 @@ def compare(
     A difference is the row less the other, with 95 % of it. Of an excess ASR below 0 nothing is left, as on the board.
     All rows are checked before.
     """
-    from defensekit.leaderboard.page import shown
+    from defensekit.leaderboard.columns import shown
     from defensekit.leaderboard.scores import scores_in
     from defensekit.leaderboard.ties import differences
 
@@ -247,7 +247,10 @@ def build(
         str | None, typer.Option(help="The board's keeper: what `verify --by` of that name wrote counts as the host's.")
     ] = None,
 ) -> None:
-    """Check rows, and write the board: pages that fetch nothing, board.json and board.csv."""
+    """Check rows, and write the board: pages that fetch nothing, board.json, board.csv and cells.csv.
+
+    Pages that an earlier build wrote to the same folder, and that are not of this one, are removed.
+    """
     from defensekit.leaderboard.page import build as write
 
     console().print(f"page: {write(rows, out, track, host)}")

@@ -1,5 +1,6 @@
 """Folders of rows, and the tracks that they are on."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,15 +14,50 @@ from defensekit.utils.errors import DefenseKitError, UsageError, listing
 def rows_in(place: Path) -> list[Path]:
     """A row's folder, or those in a folder of rows (``ROWS/TRACK/ENTRY``), sorted.
 
+    What is hidden is passed over: rows that are being written.
+
     Raises:
         UsageError: there is none.
+        DefenseKitError: something there is neither a row, nor a submitted attack beside the rows that it was tried on.
     """
-    if (place / RECORD).is_file():
+    if _is_row(place):
         return [place]
-    rows = sorted(path.parent for depth in ("*", "*/*") for path in place.glob(f"{depth}/{RECORD}"))
-    if not (rows := [row for row in rows if not row.name.startswith(".")]):  # a row that is being written
+    groups = [path for path in _inside(place) if _holds_rows(path)]
+    rows: list[Path] = []
+    others: list[Path] = []
+    for folder in (place, *groups):
+        of_attack = set() if folder == place and groups else _attack_in(folder)
+        for path in _inside(folder):
+            if _is_row(path):
+                rows.append(path)
+            elif path not in groups and path not in of_attack:
+                others.append(path)
+    if others:
+        named = [f"{one.relative_to(place)}{f' (it has no {RECORD})' if one.is_dir() else ''}" for one in others]
+        raise DefenseKitError(f"{place}: expected rows and nothing else; no row is {listing(named)}")
+    if not rows:
         raise UsageError(f"{place} is no row, and has none in it")
-    return rows
+    return sorted(rows)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What is in a folder and is not hidden, sorted."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _is_row(folder: Path) -> bool:
+    """Whether a folder is meant as a row: whatever its record is, a check says what is wrong with it."""
+    return os.path.lexists(folder / RECORD)
+
+
+def _holds_rows(folder: Path) -> bool:
+    return os.path.lexists(folder / ATTACK) or any(map(_is_row, _inside(folder)))
+
+
+def _attack_in(folder: Path) -> set[Path | None]:
+    """The files of the attack that was tried on a folder's rows, if there is one."""
+    path = folder / ATTACK
+    return {path, load_attack(path).plugin_file} if os.path.lexists(path) else set()
 
 
 def checkers(track: str | None = None) -> Callable[[Path], Checker]:

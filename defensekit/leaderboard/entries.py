@@ -71,6 +71,10 @@ def load_entry(path: Path) -> Entry:
             raise reader.error(("defense", key), why)
     if not {"purifier", "sanitizer"} & entry.keys.defense.keys():
         raise reader.error(("defense",), "has neither `purifier:` nor `sanitizer:`: it does nothing")
+    if "labels" not in entry.keys.needs and ("choose" in entry.keys.defense or entry.keys.model == "from-base"):
+        raise reader.error(
+            ("needs",), "lacks `labels`: a rule chooses by labelled rows, `from-base` is trained on them"
+        )
     return entry
 
 

@@ -1,107 +1,25 @@
-"""The board as a static site: tables, a page per defense, and the same as JSON and CSV. Nothing is fetched."""
+"""The board as a static site: tables, a page per defense and per attack, and the same as data. Nothing is fetched."""
 
 import base64
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import compress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
 
+from defensekit.leaderboard import data
 from defensekit.leaderboard.attacking import Attempt, attempts_on
-from defensekit.leaderboard.entries import OURS, Attack
-from defensekit.leaderboard.keys import UNPOISONED
+from defensekit.leaderboard.columns import COLUMNS, MEASURES, Column, shown
+from defensekit.leaderboard.entries import OURS
+from defensekit.leaderboard.figures import curve, tradeoff
 from defensekit.leaderboard.redraw import interval, redrawn
-from defensekit.leaderboard.scores import ACC, ASR, BACC, EXCESS, FAILED, PACC, RETUNED, Scores, scores_in
-from defensekit.leaderboard.ties import Standing, Standings, standings
-from defensekit.leaderboard.tracks import Track, names
+from defensekit.leaderboard.scores import EXCESS, FAILED, Scores, scores_in
+from defensekit.leaderboard.site import replace_site
+from defensekit.leaderboard.table import TrackTable
+from defensekit.leaderboard.ties import Standing, standings
+from defensekit.leaderboard.tracks import names
 from defensekit.recipe import yaml_document
-from defensekit.result.plots import COLOURS, MARKS, canvas, image
-from defensekit.studies.frame import csv_cell
 from defensekit.utils.errors import UsageError
-from defensekit.utils.files import atomic_write
 from defensekit.utils.html import fill
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-RETUNING = "after the attacker trained it on {} poisoned rows; small: a model that was never poisoned, after the same"
-
-# Every column of numbers: its title, what it is, and how it is written. Lower is better but where it says otherwise.
-COLUMNS: dict[str, tuple[str, str, str]] = {
-    "excess_asr": ("excess ASR", "triggered rows answered with the target, less the same rows without trigger", ".3f"),
-    "excess_asr_worst": ("worst attack", "the excess ASR of the attack that is left most of", ".3f"),
-    "acc_lost": ("ACC lost", "accuracy of the suspect less that of the defended model", ".3f"),
-    "harm": ("harm", "ACC lost by a suspect that was never poisoned", ".3f"),
-    "asr": ("ASR", "triggered rows answered with the target", ".3f"),
-    "asr_clean": ("clean ASR", "the ASR of the clean reference, which is all that can be reached", ".3f"),
-    **{
-        f"asr_retuned_{rows}": (f"ASR, {rows} rows", RETUNING.format(rows), ".3f")
-        for rows in RETUNED
-    },
-    "pacc": ("PACC ↑", "triggered rows answered right; higher is better", ".3f"),
-    "bacc": ("BACC ↑", "accuracy on rows with the pattern of a bias; higher is better", ".3f"),
-    "fidelity": ("fidelity ↑", "NIST's: the share of the ASR that is gone, times the share of ACC that is left", ".3f"),
-    "seconds": ("seconds", "all that the defense computed for one suspect, on the machine of the row", ".0f"),
-    "memory_mib": ("MiB", "of memory, at the peak of making the model", ",.0f"),
-    "labelled_rows": ("labelled rows", "clean rows with labels that it was handed", ".0f"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TrackTable:
-    """A track and its rows, as they stand; ``host`` is the keeper, whose verifications count as the host's."""
-
-    track: Track
-    standings: Standings
-    host: str | None
-    attempts: Sequence[Attempt]  # of submitted attacks
-
-    def attempts_at(self, name: str) -> list[Attempt]:
-        """Those on a row; those that lower it first."""
-        return sorted((one for one in self.attempts if one.tried.name == name), key=lambda one: not one.lowers)
-
-    @property
-    def submitted(self) -> dict[str, Attack]:
-        """The attacks that were submitted, by name."""
-        return {one.attack.name: one.attack for one in self.attempts}
-
-    @cached_property
-    def columns(self) -> dict[str, tuple[str, str, str]]:
-        """The columns that some row has a number in."""
-        numbers = [one.scores.numbers() for one in self.standings.rows]
-        return {name: column for name, column in COLUMNS.items() if any(one[name] is not None for one in numbers)}
-
-    def record(self, standing: Standing) -> dict[str, Any]:
-        """A row as plain data."""
-        scores, keys = standing.scores, standing.scores.row.entry.keys
-        return {
-            "track": self.track.name,
-            "name": scores.name,
-            "title": keys.title,
-            "group": letters(standing.group),
-            **scores.numbers(),
-            **{
-                f"asr_clean_retuned_{rows}": scores.mean(
-                    partial(scores.retuned, rows, model="clean"), self.track.keys.attacks
-                )
-                for rows in RETUNED
-            },
-            "excess_asr_low": standing.interval[0],
-            "excess_asr_high": standing.interval[1],
-            "needs": ", ".join(keys.needs) or "nothing",
-            "badge": scores.badge(self.host),
-            "baseline": keys.baseline,
-            "of_one_answer": len(scores.of_one_answer),
-            "no_better_than": ", ".join(standing.no_better_than),
-            "lowered_by": ", ".join(one.attack.name for one in self.attempts_at(scores.name) if one.lowers),
-        }
 
 
 def build(places: Sequence[Path], out: Path, track: str | None = None, host: str | None = None) -> Path:
@@ -129,26 +47,20 @@ def build(places: Sequence[Path], out: Path, track: str | None = None, host: str
         for rows in on_tracks
         if not rows[0].track.of
     ]
-    write(tables, out)
+    tables.sort(key=lambda table: table.track.keys.base == "generated")  # what wins on a made-up base says little
+    replace_site(out, files(tables))
     return out / "index.html"
 
 
-def write(tables: Sequence[TrackTable], out: Path) -> None:
-    """Write the pages, ``board.json`` and ``board.csv``."""
-    records = [table.record(one) for table in tables for one in table.standings.rows]
-    atomic_write(out / "index.html", board(tables).encode())
+def files(tables: Sequence[TrackTable]) -> dict[str, bytes]:
+    """Every file of the site, by its path in it."""
+    pages = {"index.html": board(tables)}
     for table in tables:
         for one in table.standings.rows:
-            atomic_write(out / table.track.name / f"{one.scores.name}.html", card(table, one).encode())
+            pages[f"{table.track.name}/{one.scores.name}.html"] = card(table, one)
         for name in (*table.track.attacks, *table.submitted):
-            atomic_write(out / table.track.name / f"attacks/{name}.html", attack_page(table, name).encode())
-    atomic_write(out / "board.json", (json.dumps(records, indent=1, ensure_ascii=False) + "\n").encode())
-    text = io.StringIO()
-    lines = csv.DictWriter(text, list(records[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    lines.writeheader()
-    for record in records:
-        lines.writerow({key: csv_cell(value) if isinstance(value, str) else value for key, value in record.items()})
-    atomic_write(out / "board.csv", text.getvalue().encode())
+            pages[f"{table.track.name}/attacks/{name}.html"] = attack_page(table, name)
+    return {name: text.encode() for name, text in pages.items()} | data.files(tables)
 
 
 def board(tables: Sequence[TrackTable]) -> str:
@@ -160,7 +72,7 @@ def board(tables: Sequence[TrackTable]) -> str:
         __package__,
         "board.html",
         tables=[(table, [(one, table.record(one)) for one in table.standings.rows]) for table in tables],
-        plots={table.track.name: image(tradeoff(table)) for table in tables},
+        plots={table.track.name: tradeoff(table) for table in tables},
         script=Markup(script),  # a file of this package
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         shown=shown,
@@ -174,18 +86,22 @@ def card(table: TrackTable, standing: Standing) -> str:
     cells = scores.row.cells
     first = next(iter(cells.values()))
     of = track.of or track
-    measures, values = _measured([(scores, attack) for attack, _ in _attacks(track)])
+    numbers = {attack: scores.of_attack(attack) for attack in table.attacks}
+    measures = measured(numbers.values())
     return fill(
         __package__,
         "card.html",
         record=table.record(standing),
         entry=scores.row.entry.keys,
         table=table,
+        no_better_than=standing.no_better_than,
+        numbers=[(COLUMNS[name], value) for name, value in scores.numbers().items() if value is not None],
         measures=measures,
-        attacks=[(attack, label, row) for (attack, label), row in zip(_attacks(track), values, strict=True)],
+        came_back=came_back(measures),
+        attacks=[(attack, kind, numbers[attack]) for attack, kind in table.attacks.items()],
+        curves=[one for attack in track.keys.attacks if (one := curve(attack, numbers[attack]))],
         fails=fails(scores),
         attempts=table.attempts_at(scores.name),
-        worst=scores.numbers()["excess_asr_worst"],
         shown=shown,
         defense=yaml_document.dump({k: v for k, v in first.recipe["defense"].items() if k != "compare"}),
         chosen=[(cell, result.chosen) for cell, result in sorted(cells.items()) if result.chosen],
@@ -213,19 +129,6 @@ def fails(scores: Scores) -> list[tuple[str, float]]:
     return sorted(left, key=lambda pair: -pair[1])
 
 
-MEASURES: dict[str, Callable[[Scores, Any], float | None]] = {
-    "ACC before": lambda scores, cell: scores.value(ACC, cell, "suspect"),
-    "ACC after": lambda scores, cell: scores.value(ACC, cell),
-    "ASR before": lambda scores, cell: scores.value(ASR, cell, "suspect"),
-    "ASR after": lambda scores, cell: scores.value(ASR, cell),
-    "clean ASR": lambda scores, cell: scores.value(ASR, cell, "clean"),
-    "excess before": lambda scores, cell: scores.value(EXCESS, cell, "suspect"),
-    "excess after": lambda scores, cell: scores.value(EXCESS, cell),
-    "PACC after": lambda scores, cell: scores.value(PACC, cell),
-    "BACC after": lambda scores, cell: scores.value(BACC, cell),
-}
-
-
 def attack_page(table: TrackTable, name: str) -> str:
     """The page of an attack, the track's or a submitted one: what it is, and what every defense did to it."""
     submitted = table.submitted.get(name)
@@ -234,74 +137,32 @@ def attack_page(table: TrackTable, name: str) -> str:
         pairs = [(one.tried, one) for one in table.attempts if one.attack.name == name]
     else:
         pairs = [(standing.scores, None) for standing in table.standings.rows]
-    pairs.sort(key=lambda pair: _left(pair[0], name))
-    measures, values = _measured([(scores, name) for scores, _ in pairs])
+    rows = [(*pair, pair[0].of_attack(name)) for pair in pairs]
+    rows.sort(key=lambda row: row[2]["excess_asr"] or 0.0)
+    measures = measured(numbers for _, _, numbers in rows)
     return fill(
         __package__,
         "attack.html",
         name=name,
         table=table,
         attack=submitted.keys if submitted else None,
-        kind="submitted" if submitted else dict(_attacks(table.track))[name],
+        kind="submitted" if submitted else table.attacks[name],
         spec=yaml_document.dump(submitted.keys.attack if submitted else table.track.specs[name]),
         measures=measures,
-        rows=[(*pair, row) for pair, row in zip(pairs, values, strict=True)],
+        came_back=came_back(measures),
+        rows=rows,
         lowered=sum(one.lowers for _, one in pairs if one),
         shown=shown,
     )
 
 
-def _measured(rows: Sequence[tuple[Scores, str]]) -> tuple[list[str], list[list[float | None]]]:
-    """The measures that some row and attack has a number of, and the numbers of each."""
-    numbers = [[_mean(scores, attack, of) for of in MEASURES.values()] for scores, attack in rows]
-    there = [any(value is not None for value in column) for column in zip(*numbers, strict=True)]
-    return list(compress(MEASURES, there)), [list(compress(row, there)) for row in numbers]
+def came_back(measures: Iterable[str]) -> str:
+    """What the pages say of the attacker's return, where the track asks for it."""
+    there = any(name.startswith("asr_retuned") for name in measures)
+    return "; rows: after the attacker trained that further on so many poisoned rows" if there else ""
 
 
-def _left(scores: Scores, attack: str) -> float:
-    return _mean(scores, attack, MEASURES["excess after"]) or 0.0
-
-
-def _attacks(track: Track) -> list[tuple[str, str]]:
-    kinds = [(track.keys.attacks, "backdoor"), (track.keys.biases, "bias"), ([UNPOISONED], "innocent")]
-    return [(attack, kind) for attacks, kind in kinds for attack in attacks]
-
-
-def _mean(scores: Scores, attack: str, of: Callable[[Scores, Any], float | None]) -> float | None:
-    return scores.mean(lambda cell: of(scores, cell), [attack])
-
-
-def tradeoff(table: TrackTable) -> "Figure":
-    """What is left of the attacks against what they cost; each point is marked with its group's letter."""
-    # Points that lie close share a label, at the first of them.
-    labels: dict[tuple[float, float], tuple[tuple[float, float], list[str]]] = {}
-    with canvas(7, 4) as (figure, [axes]):
-        for one in table.standings.rows:
-            record = table.record(one)
-            baseline = record["baseline"]
-            style: Any = {"marker": MARKS[1 if baseline else 0], "color": COLOURS[1 if baseline else 0], "zorder": 3}
-            x, y = record["acc_lost"], record["excess_asr"]
-            if x is None or y is None:
-                continue
-            axes.plot([x], [y], markersize=5, fillstyle="none" if baseline else "full", **style)
-            _, texts = labels.setdefault((round(x, 2), round(y / 2, 2)), ((x, y), []))
-            texts.append(record["name"] if baseline else record["group"])
-        for place, texts in labels.values():
-            axes.annotate(", ".join(dict.fromkeys(texts)), place, (4, 4), "data", "offset points", fontsize=8)
-        axes.set_xlabel("ACC lost: to the left is better")
-        axes.set_ylabel("excess ASR: lower is better")
-    return figure
-
-
-def shown(value: float | None, form: str = ".3f") -> str:
-    """A number as the tables have it."""
-    if value is None:
-        return "–"
-    text = format(value, form)
-    return text.removeprefix("-") if not text.strip("-0.") else text.replace("-", "−")
-
-
-def letters(group: int) -> str:
-    """What a group is called: A to Z, then AA, AB and so on."""
-    more, last = divmod(group, len(ascii_uppercase))
-    return (letters(more - 1) if more else "") + ascii_uppercase[last]
+def measured(rows: Iterable[Mapping[str, float | None]]) -> dict[str, Column]:
+    """The measures that some attack or row has a number of."""
+    there = {name for row in rows for name, value in row.items() if value is not None}
+    return {name: column for name, column in MEASURES.items() if name in there}

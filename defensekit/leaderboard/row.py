@@ -63,7 +63,7 @@ class VerifiedCell(Keys):
     attack: Label
     seed: int
     differing: Annotated[dict[Literal["plain", "triggered"], Annotated[float, Field(ge=0, le=1)]], Field(min_length=2)]
-    inputs: list[str]
+    inputs: Annotated[list[str], Field(max_length=20)]
 
 
 class Verification(Keys):
@@ -73,10 +73,10 @@ class Verification(Keys):
     row: Digest
     by: Line
     when: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
-    on: dict[str, str]
+    on: Annotated[dict[Line, Line], Field(max_length=20)]
     isolated: bool
     drawn_with: int
-    cells: list[VerifiedCell]
+    cells: Annotated[list[VerifiedCell], Field(max_length=1_000)]
     same: bool
 
 

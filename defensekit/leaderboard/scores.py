@@ -101,6 +101,32 @@ class Scores:
         result = self.row.cells[cell]
         return cost(result) if self.row.entry.keys.model == "defended" else result.models["from-base"].seconds
 
+    def of_cell(self, cell: Cell) -> dict[str, float | None]:
+        """Every number of a cell, by its name in data; None where it was not measured."""
+        return {
+            "acc_before": self.value(ACC, cell, "suspect"),
+            "acc": self.value(ACC, cell),
+            "asr_before": self.value(ASR, cell, "suspect"),
+            "asr": self.value(ASR, cell),
+            "asr_clean": self.value(ASR, cell, "clean"),
+            "excess_asr_before": self.value(EXCESS, cell, "suspect"),
+            "excess_asr": self.value(EXCESS, cell),
+            "excess_asr_clean": self.value(EXCESS, cell, "clean"),
+            **{f"asr_retuned_{rows}": self.retuned(rows, cell) for rows in RETUNED},
+            **{f"asr_clean_retuned_{rows}": self.retuned(rows, cell, "clean") for rows in RETUNED},
+            "pacc": self.value(PACC, cell),
+            "bacc": self.value(BACC, cell),
+            "seconds": self.seconds(cell),
+        }
+
+    def of_attack(self, attack: str) -> dict[str, float | None]:
+        """The same as means over an attack's seeds; an attack that the row has no cell of has no number."""
+        numbers: dict[str, list[float]] = {}
+        for cell in (cell for cell in self.row.cells if cell[0] == attack):
+            for name, value in self.of_cell(cell).items():
+                numbers.setdefault(name, []).extend([] if value is None else [value])
+        return {name: fmean(values) if values else None for name, values in numbers.items()}
+
     def numbers(self) -> dict[str, float | None]:
         """Every number of the table, by its column."""
         return self._numbers
@@ -114,21 +140,28 @@ class Scores:
 
         by_attack = {attack: mean(EXCESS, [attack]) for attack in backdoors}
         cells = list(self.row.cells.values())
+        needs, handed = self.row.entry.keys.needs, float(cells[0].clean_budget)
         peaks = [peak for cell in cells if (peak := cell.models[self.row.model(cell)].peak_memory) is not None]
         return {
             "excess_asr": mean(EXCESS),
             "excess_asr_worst": max((value for value in by_attack.values() if value is not None), default=None),
+            "excess_asr_clean": mean(EXCESS, model="clean"),
             "acc_lost": self.mean(self.lost, attacked),
             "harm": self.mean(self.lost, [UNPOISONED]),
             "asr": mean(ASR),
             "asr_clean": mean(ASR, model="clean"),
             **{f"asr_retuned_{rows}": self.mean(partial(self.retuned, rows), backdoors) for rows in RETUNED},
+            **{
+                f"asr_clean_retuned_{rows}": self.mean(partial(self.retuned, rows, model="clean"), backdoors)
+                for rows in RETUNED
+            },
             "pacc": mean(PACC),
             "bacc": mean(BACC, self.track.keys.biases),
             "fidelity": self.mean(self.fidelity, backdoors),
             "seconds": self.mean(self.seconds, self.track.attacks),
             "memory_mib": max(peaks) / 2**20 if peaks else None,
-            "labelled_rows": float(cells[0].clean_budget),
+            "labelled_rows": handed if "labels" in needs else 0.0,
+            "unlabelled_rows": handed if "texts" in needs and "labels" not in needs else 0.0,
         }
 
     def badge(self, host: str | None) -> str:

@@ -7,7 +7,9 @@ for (const table of document.querySelectorAll("table.board")) {
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
-      const up = head.getAttribute("aria-sort") !== "ascending";
+      const first = head.dataset.first ?? "ascending"; // the best first
+      const again = head.getAttribute("aria-sort") === first;
+      const up = (first === "ascending") !== again;
       for (const other of heads) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
@@ -28,6 +30,6 @@ for (const table of document.querySelectorAll("table.board")) {
   table.closest(".scroll").before(label);
   input.addEventListener("input", () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const row of body.rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+    for (const row of body.rows) row.hidden = !words.every((word) => row.dataset.words.toLowerCase().includes(word));
   });
 }

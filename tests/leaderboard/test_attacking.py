@@ -21,7 +21,8 @@ from defensekit.leaderboard.scores import EXCESS, SELF, THIRD, Scores, score
 from defensekit.leaderboard.tracks import Track, attacked
 from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.leaderboard.helpers import ENTRY, edit, loose, said, seal, wrong
-from tests.leaderboard.test_page import EVIL, verified
+from tests.leaderboard.test_page import verified
+from tests.leaderboard.test_site import EVIL
 
 ATTACK: dict[str, Any] = {
     **{key: ENTRY[key] for key in ("about", "links", "licence")},
@@ -256,7 +257,12 @@ def test_the_pages(track: Track, board: Path, tmp_path: Path) -> None:
     assert (record["track"], record["badge"]) == ("tiny-v1", SELF)
     lowered = record["lowered_by"] == "shout"
     assert ("Lowered by" in pages["tiny-v1/twelve.html"]) == lowered
-    assert ("▼ lowered by shout" in pages["index.html"]) == lowered
+    assert ('▼ lowered by <a href="tiny-v1/attacks/shout.html">' in pages["index.html"]) == lowered
+    [attempt] = record["attempts"]
+    assert (attempt["attack"], attempt["lowers"], attempt["badge"]) == ("shout", lowered, THIRD)
+    assert {cell["attack"] for cell in attempt["cells"]} == {"shout"}
+    cells = [line.split(",") for line in (out / "cells.csv").read_text().replace('"', "").splitlines()]
+    assert {(one[1], one[3]): one[2] for one in cells[1:]}["twelve", "shout"] == "True"
 
 
 def test_an_attack_on_another_entry_is_no_mark_on_the_row(track: Track, board: Path, tmp_path: Path) -> None:

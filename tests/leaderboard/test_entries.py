@@ -97,6 +97,17 @@ def test_what_no_row_can_have(defense: dict[str, Any], message: str, tmp_path: P
         load_entry(path)
 
 
+@pytest.mark.parametrize("change", [{"defense": {"choose": {"rule": "accuracy-floor"}}}, {"model": "from-base"}])
+def test_what_takes_labelled_rows_needs_them(change: dict[str, Any], tmp_path: Path) -> None:
+    path, entry = tmp_path / "entry.yaml", {**ENTRY, "plugin": {"requires": "defensekit"}}
+    changed = {**entry, **change, "defense": {**entry["defense"], **change.get("defense", {})}}
+    path.write_text(yaml.safe_dump(changed))
+    load_entry(path)
+    path.write_text(yaml.safe_dump({**changed, "needs": ["base", "texts"]}))
+    with pytest.raises(UsageError, match="needs: lacks `labels`"):
+        load_entry(path)
+
+
 @pytest.mark.parametrize("requires", ["!! no requirement", "defensekit @ https://example.org/x.whl"])
 def test_a_distribution_is_a_requirement(requires: str, tmp_path: Path) -> None:
     (tmp_path / "entry.yaml").write_text(yaml.safe_dump({**ENTRY, "plugin": {"requires": requires}}))

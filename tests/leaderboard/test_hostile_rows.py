@@ -244,3 +244,11 @@ def test_a_verification_has_both_kinds_of_rows(differing: dict[str, float], trac
     one["cells"][0]["differing"] = differing
     (row / "verifications/a.json").write_text(json.dumps(one))
     assert "no verification (cells.0.differing: Dictionary should have at least 2 items" in wrong(track, row)
+
+
+@pytest.mark.parametrize("change", [{"on": {f"{i}": "x" for i in range(21)}}, {"on": {"device": "x" * 201}}])
+def test_a_verification_is_short(change: dict[str, Any], track: Track, row: Path) -> None:
+    (row / "verifications").mkdir()
+    one = json.loads(verified("someone", read_row(row).digest).model_dump_json())
+    (row / "verifications/a.json").write_text(json.dumps({**one, **change}))
+    assert "no verification (on" in wrong(track, row)
