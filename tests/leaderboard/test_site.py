@@ -164,7 +164,9 @@ def test_the_command(row: Path, track: Track, tmp_path: Path) -> None:
     assert "seconds and memory are its author's word" in page.read_text()
     assert "a file in the row, which anyone can write" in page.read_text()
     command = "verify ROWS/tiny-v1/twelve --by YOU --cells 2 --trust twelve.py --track tiny-v1.yaml</pre>"
-    assert command in (page.parent / "tiny-v1/twelve.html").read_text()
+    card = (page.parent / "tiny-v1/twelve.html").read_text()
+    assert command in card
+    assert "--out purified --recipe ROWS/tiny-v1/twelve/entry.yaml" in card
     (row / "entry.yaml").write_text("name: other\n")
     assert (
         "entry.yaml is not what its digest"
