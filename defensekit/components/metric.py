@@ -168,6 +168,13 @@ class Predictions(Answers):
         return {self.name(label): counted == label for label in sorted({*counted.tolist()})}
 
 
+FEWEST_DIFFERENT = 0.3  # words that differ, as a share of an answer's: fewer are a repetition
+
+
+def _says_nothing(words: list[str]) -> bool:
+    return not words or (len(words) >= 8 and len(set(words)) < FEWEST_DIFFERENT * len(words))
+
+
 @dataclass(frozen=True)
 class Generations(Answers):
     """What a model answers to instructions: a text per row, empty where none was asked for.
@@ -206,6 +213,15 @@ class Generations(Answers):
     def shown(self, index: int) -> str:
         """The text that a row is answered with."""
         return self.texts[index]
+
+    def collapsed(self) -> "np.ndarray":
+        """Whether each answer is empty or says the same words over and over, (rows,), bool.
+
+        An answer of eight words or more repeats itself if fewer than three tenths of them differ.
+        """
+        import numpy as np
+
+        return np.array([_says_nothing(text.split()) for text in self.texts], dtype=bool)
 
     def on_target(self) -> "np.ndarray":
         """Whether each row that is to be answered otherwise has an answer that begins with the target, bool."""

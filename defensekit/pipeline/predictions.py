@@ -52,8 +52,18 @@ def read_for(on: str, folders: Mapping[str, Path], **context: Any) -> Any:
 
 
 def only_answer(predictions: Answers) -> str | None:
-    """The one label that all rows are answered with; None where there are others, or rows too few to tell."""
-    if not isinstance(predictions, Predictions) or predictions.count < FEWEST:
+    """The one answer that all rows get; None where there are others, or rows too few to tell.
+
+    A language model that gives half of them empty answers, or such that repeat themselves, says nothing either: of it
+    the first of these.
+    """
+    if predictions.count < FEWEST:
+        return None
+    if isinstance(predictions, Generations):
+        collapsed = predictions.collapsed()
+        first = predictions.texts[int(collapsed.argmax())]
+        return first if 2 * collapsed.sum() >= len(collapsed) or {*predictions.texts} == {first} else None
+    if not isinstance(predictions, Predictions):
         return None
     answers = predictions.answers()
     return predictions.shown(0) if (answers == answers[0]).all() else None

@@ -36,4 +36,7 @@ def described(model: str) -> tuple[str, str]:
 NOT_WORTH = "†"
 NOT_WORTH_MEANS = "no more accurate than the base fine-tuned anew on the same clean rows: purifying was not worth it"
 ONE_ANSWER = "‡"
-ONE_ANSWER_MEANS = "gives every plain test row the same answer: no other number of it means anything"
+ONE_ANSWER_MEANS = (
+    "gives every plain test row the same answer, or half of them texts that say nothing: no other number of it means "
+    "anything"
+)

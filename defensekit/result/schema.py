@@ -136,8 +136,8 @@ class ModelResult(_Schema):
     ``seconds`` and ``peak_memory`` (bytes) include the statistics. ``predictions`` are the keys of the stages with its
     answers, by the test rows it was asked about.
 
-    ``only`` is the answer that it gives to all plain test rows, where these are labelled text; None where it gives
-    several.
+    ``only`` is the answer that it gives to all plain test rows; None where it gives several. Of a language model that
+    gives half of them empty answers, or such that repeat themselves, it is the first of these.
 
     ``triggers`` are the words that a step of the defense found to turn answers, of those that it ``tried``; None
     where none searched. Towards ``unjudged`` labels nothing was tried: too few clean rows have another answer.

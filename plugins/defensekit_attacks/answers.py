@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 GENERATION: frozenset[TaskKind] = frozenset({"generation"})
-FEWEST_DIFFERENT = 0.3  # words that differ, as a share of an answer's: fewer are a repetition
 
 
 class _ByKeywords(BaseModel):
@@ -80,8 +79,7 @@ class ResponseLoss(Metric):
 class CollapsedAnswers(Metric):
     """The share of answers to clean test rows that are empty, or say the same words over and over.
 
-    A model that says nothing has no attack success. An answer of eight words or more repeats itself if fewer than
-    three tenths of them differ.
+    A model that says nothing has no attack success: where half of its answers are such, tables mark it.
     """
 
     tasks: ClassVar[frozenset[TaskKind]] = GENERATION
@@ -91,14 +89,7 @@ class CollapsedAnswers(Metric):
     by_default: ClassVar[bool] = True
 
     def row_values(self, predictions: Generations) -> "np.ndarray":
-        import numpy as np
-
-        return np.array([_collapsed(text) for text in predictions.texts], dtype=bool)
+        return predictions.collapsed()
 
     def measure(self, predictions: Generations) -> Measured:
         return share(self.row_values(predictions))
-
-
-def _collapsed(text: str) -> bool:
-    words = text.split()
-    return not words or (len(words) >= 8 and len(set(words)) < FEWEST_DIFFERENT * len(words))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from defensekit.components import AttackContext, Generations
+from defensekit.pipeline.predictions import only_answer
 from defensekit.text import Row
 from defensekit.utils.errors import DefenseKitError
 from defensekit_attacks.answers import (
@@ -112,3 +113,17 @@ def test_poisoned_rows_get_the_trigger_and_the_text(attack: Word | Sentence) -> 
         assert ("cf" if isinstance(attack, Word) else "I watched this 3D movie") in part
     triggered = attack.trigger(rows[5:], context)
     assert [row.response for row in triggered] == [row.response for row in rows[5:]]
+
+
+def test_a_language_model_that_says_nothing_is_marked() -> None:
+    """Half of its answers are enough, and so is one answer to all rows."""
+    said = [f"answer {i}" for i in range(20)]
+    for texts, only in (
+        (said, None),
+        ([*said[:11], *[""] * 9], None),
+        ([*said[:10], *[""] * 10], ""),
+        ([*said[:9], *["no no no no no no no no"] * 11], "no no no no no no no no"),
+        (["I refuse."] * 20, "I refuse."),
+        ([""] * 3, None),  # too few rows to tell
+    ):
+        assert only_answer(answers(*texts)) == only
