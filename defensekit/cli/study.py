@@ -29,7 +29,6 @@ SHOWN = 40  # runs in a table; more are counted
 Which = Annotated[Path, typer.Argument(metavar="STUDY", help="A study as YAML, or its folder.")]
 Out = Annotated[Path | None, typer.Option(help="Folder to write into.")]
 Names = list[str] | None
-WIDEST = 1000  # characters of a table that is piped somewhere
 
 
 @app.command()
@@ -339,11 +338,9 @@ def show(shown: "Table") -> None:
     from defensekit.studies.report.markup import heading, labels, parted
 
     out = console()
-    if not out.is_terminal:
-        out.width = WIDEST
     drawn = table()
     for head in shown.heads:
-        drawn.add_column(printable_name(head), overflow="fold")
+        drawn.add_column(printable_name(head))
     for column in shown.columns:
         drawn.add_column(f"{printable_name(column.group)}\n{printable_name(heading(column))}".strip(), justify="right")
     for row, apart in zip(shown.rows, parted(shown), strict=True):
