@@ -13,7 +13,7 @@ from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import positions
 from defensekit.models.generation import NEW_TOKENS
-from defensekit.models.manifest import MODEL_MANIFEST
+from defensekit.models.manifest import MODEL_MANIFEST, read_manifest
 from defensekit.models.untrusted import free_space
 from defensekit.pipeline import run_folder
 from defensekit.pipeline.preflight import locating_errors
@@ -160,7 +160,8 @@ def purify_into(
         result = run(recipe, workspace, observers, doubts)
         purified = Path(result.folder) / "purified"
         if (target / MODEL_MANIFEST).is_file():
-            if (target / MODEL_MANIFEST).read_bytes() != (purified / MODEL_MANIFEST).read_bytes():
+            there, made = ({**read_manifest(folder), "files": None} for folder in (target, purified))
+            if there != made:  # the card may be another version's
                 raise UsageError(f"{target} holds another model already; name a new folder")
             return result
         with atomic_folder(target) as part:
