@@ -246,8 +246,9 @@ def report(
         str | None,
         typer.Option(metavar="DEFENSE", help="The defense that others are compared with; the first if not named."),
     ] = None,
-    track: Annotated[
-        str | None, typer.Option(help="The track's file of rows, if it is none of the shipped ones.")
+    tracks: Annotated[
+        list[str] | None,
+        typer.Option("--track", help="The file of a track of rows that is none of the shipped ones; may be repeated."),
     ] = None,
     out: Out = None,
     workspace: Workspace = Path("workspace"),
@@ -280,7 +281,9 @@ def report(
         finished = [
             study
             for i, place in enumerate(folders)
-            for study in (studies_of(place, Path(scratch, str(i)), track) if place in boards else [Finished(place)])
+            for study in (
+                studies_of(place, Path(scratch, str(i)), tracks or ()) if place in boards else [Finished(place)]
+            )
         ]
         tables = joint_report(finished, folders, *options)
         show(tables.main)

@@ -13,18 +13,18 @@ from defensekit.utils.files import data_digest
 DEFENSE = "defense"  # the axis of entries
 
 
-def studies_of(place: Path, scratch: Path, track: str | None = None) -> list[Finished]:
+def studies_of(place: Path, scratch: Path, tracks: Sequence[str] = ()) -> list[Finished]:
     """Check rows, and give those of each track as a study that is called like it.
 
     Args:
         place: a row, or a folder of rows.
         scratch: an empty folder, for as long as the studies are in use.
-        track: the file of a track that is not shipped.
+        tracks: the files of tracks that are not shipped.
 
     Raises:
         DefenseKitError: a row is not right.
     """
-    return [_study(name, list(rows.values()), scratch / name) for name, rows in scores_in([place], track).items()]
+    return [_study(name, list(rows.values()), scratch / name) for name, rows in scores_in([place], tracks).items()]
 
 
 def _study(name: str, rows: Sequence[Scores], path: Path) -> Finished:
