@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Defenses compared on frozen tracks: rows that anyone can run again.", no_args_is_help=True)
 
 Track = Annotated[str, typer.Argument(metavar="TRACK", help="A shipped track's name, or a track's file.")]
-OnTrack = Annotated[str | None, typer.Option("--track", help="The track's file, if it is none of the shipped ones.")]
+OnTracks = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="The file of a track that is none of the shipped ones; may be repeated."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Executor = Annotated[
     str | None, typer.Option(metavar="YAML", help="Where stages run, as in '{name: local, workers: 2, threads: 1}'.")
@@ -144,7 +147,7 @@ def attack(
 @app.command()
 def check(
     rows: Annotated[list[Path], typer.Argument(metavar="ROW...", help="Rows' folders, or folders of rows.")],
-    track: OnTrack = None,
+    tracks: OnTracks = None,
 ) -> None:
     """Check rows without computing: schema, digests, identity, track, budget, cells, and every number.
 
@@ -153,7 +156,7 @@ def check(
     """
     from defensekit.leaderboard.board import checkers, rows_in
 
-    checker_of = checkers(track)
+    checker_of = checkers(tracks or ())
     out, wrong, folders = console(), 0, [folder for place in rows for folder in rows_in(place)]
     for folder in folders:
         try:
@@ -174,7 +177,7 @@ def verify(
     cells: Annotated[int, typer.Option(min=1, help="How many cells are drawn.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
     trust: Trust = None,
-    track: OnTrack = None,
+    tracks: OnTracks = None,
     workspace: Annotated[
         Path | None, typer.Option("--workspace", "-w", help="One with the track's suspects (all is made anew).")
     ] = None,
@@ -188,7 +191,7 @@ def verify(
     """
     from defensekit.leaderboard.board import checkers
 
-    loaded = checkers(track)(row).track
+    loaded = checkers(tracks or ())(row).track
     with _at_work(quiet) as observers:
         from defensekit.leaderboard.verifying import verify as repeat
 
@@ -209,7 +212,7 @@ def verify(
 def compare(
     row: Annotated[Path, typer.Argument(help="A row's folder.")],
     others: Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Rows, or folders of rows.")],
-    track: OnTrack = None,
+    tracks: OnTracks = None,
 ) -> None:
     """Compare a row with others of its track, on the same test rows, as a table in Markdown.
 
@@ -220,11 +223,11 @@ def compare(
     from defensekit.leaderboard.scores import scores_in
     from defensekit.leaderboard.ties import differences
 
-    given = [(name, one) for name, group in scores_in([row], track).items() for one in group.values()]
+    given = [(name, one) for name, group in scores_in([row], tracks or ()).items() for one in group.values()]
     if len(given) != 1:
         raise UsageError(f"{row}: expected the folder of one row, there are {len(given)}")
     [(name, one)] = given
-    board = scores_in(others, track).get(name, {})
+    board = scores_in(others, tracks or ()).get(name, {})
 
     def cell(difference: tuple[float, float, float]) -> str:
         value, low, high = map(shown, difference)
@@ -242,7 +245,7 @@ def compare(
 def build(
     rows: Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Folders of rows, or rows.")],
     out: Annotated[Path, typer.Option(help="The site's folder.")] = Path("site"),
-    track: OnTrack = None,
+    tracks: OnTracks = None,
     host: Annotated[
         str | None, typer.Option(help="The board's keeper: what `verify --by` of that name wrote counts as the host's.")
     ] = None,
@@ -253,7 +256,7 @@ def build(
     """
     from defensekit.leaderboard.page import build as write
 
-    console().print(f"page: {write(rows, out, track, host)}")
+    console().print(f"page: {write(rows, out, tracks or (), host)}")
 
 
 def _at_work(quiet: bool) -> "AbstractContextManager[list[Observer]]":

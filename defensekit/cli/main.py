@@ -108,7 +108,7 @@ def purify(
     suspect: Annotated[Path, typer.Option(help="The folder of the model that is not trusted, or of a PEFT adapter.")],
     out: Annotated[Path, typer.Option(help="The folder to write the purified model into.")],
     clean: Annotated[
-        str | None, typer.Option(help="Clean labelled rows: CSV, TSV, JSONL or Parquet, columns text and label.")
+        str | None, typer.Option(help="Clean labelled rows: CSV, TSV, JSON, JSONL or Parquet, columns text and label.")
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe, or a leaderboard's entry, whose defense to use (purify).")

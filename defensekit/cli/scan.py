@@ -18,14 +18,17 @@ SUSPICIOUS, NO_VERDICT = 3, 1
 
 def scan(
     base: Annotated[
-        str, typer.Option("--base", help="The model it was fine-tuned from: a folder, owner/name@revision.")
+        str,
+        typer.Option(
+            "--base", help="The model it was fine-tuned from: a folder, a source's name, or owner/name@revision."
+        ),
     ],
     suspect: Annotated[
         str, typer.Option("--suspect", help="The model that is not trusted, likewise; or a PEFT adapter on the base.")
     ],
     clean: Annotated[
         str | None,
-        typer.Option("--clean", help="Clean rows of its task (CSV, TSV, JSONL, Parquet); a hundred are enough."),
+        typer.Option("--clean", help="Clean rows of its task (CSV, TSV, JSON, JSONL, Parquet); a hundred are enough."),
     ] = None,
     text: Annotated[str, typer.Option("--text", help="Their column with the text.")] = "text",
     label: Annotated[str, typer.Option("--label", help="Their column with the label.")] = "label",

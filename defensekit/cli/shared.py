@@ -1,5 +1,6 @@
 """What the commands share."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,7 +9,8 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.table import Table
 
@@ -19,6 +21,8 @@ Files = Annotated[list[Path] | None, typer.Argument(help="Local plugin files to 
 
 
 LONGEST = 20_000  # characters of one message that are printed
+FOLDED = 12  # characters of a column of words in a narrow terminal
+WIDEST = 1000  # characters of a line where the output is no terminal, and nobody says how wide it is
 
 
 class _PrintableConsole(Console):
@@ -32,12 +36,31 @@ class _PrintableConsole(Console):
 
 def console(stderr: bool = False) -> Console:
     """The console for results (or progress): no markup, lines never broken inside a path, every text printable."""
-    return _PrintableConsole(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    made = _PrintableConsole(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    if not stderr and not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = WIDEST
+    return made
+
+
+class _WholeTable(Table):
+    """A table that elides nothing: what is too long for its column goes on in the next line, numbers are never broken.
+
+    Where a terminal is too narrow for that, the table is wider.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = 0
+        for column in self.columns:
+            column.overflow = "fold"
+            longest = max((cell_len(word) for cell in column.cells for word in str(cell).split()), default=0)
+            column.min_width = longest if column.justify == "right" else min(longest, FOLDED)
+            needed += column.min_width + 3  # with what is between two columns
+        return super().__rich_console__(console, options.update_width(max(options.max_width, needed)))
 
 
 def table(*columns: str) -> Table:
-    """A table with few lines, readable without colour."""
-    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    """A table with few lines, readable without colour; no cell is cut off."""
+    return _WholeTable(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def checked(path: Path, what: str) -> None:

@@ -29,7 +29,6 @@ SHOWN = 40  # runs in a table; more are counted
 Which = Annotated[Path, typer.Argument(metavar="STUDY", help="A study as YAML, or its folder.")]
 Out = Annotated[Path | None, typer.Option(help="Folder to write into.")]
 Names = list[str] | None
-WIDEST = 1000  # characters of a table that is piped somewhere
 
 
 @app.command()
@@ -247,8 +246,9 @@ def report(
         str | None,
         typer.Option(metavar="DEFENSE", help="The defense that others are compared with; the first if not named."),
     ] = None,
-    track: Annotated[
-        str | None, typer.Option(help="The track's file of rows, if it is none of the shipped ones.")
+    tracks: Annotated[
+        list[str] | None,
+        typer.Option("--track", help="The file of a track of rows that is none of the shipped ones; may be repeated."),
     ] = None,
     out: Out = None,
     workspace: Workspace = Path("workspace"),
@@ -279,7 +279,7 @@ def report(
 
     with TemporaryDirectory() as scratch:
         finished = [Finished(place) for place in folders if place not in boards]
-        finished += studies_of(boards, Path(scratch), track) if boards else []
+        finished += studies_of(boards, Path(scratch), tracks or ()) if boards else []
         tables = joint_report(finished, folders, *options)
         show(tables.main)
         if out:
@@ -336,11 +336,9 @@ def show(shown: "Table") -> None:
     from defensekit.studies.report.markup import heading, labels, parted
 
     out = console()
-    if not out.is_terminal:
-        out.width = WIDEST
     drawn = table()
     for head in shown.heads:
-        drawn.add_column(printable_name(head), overflow="fold")
+        drawn.add_column(printable_name(head))
     for column in shown.columns:
         drawn.add_column(f"{printable_name(column.group)}\n{printable_name(heading(column))}".strip(), justify="right")
     for row, apart in zip(shown.rows, parted(shown), strict=True):

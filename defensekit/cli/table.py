@@ -22,11 +22,11 @@ def show(result: Result, report: Path) -> None:
     names = sorted({name for model in result.models.values() for name in model.metrics})
     out.print(Text(result.name, style="bold"))
     drawn = table()
-    drawn.add_column("model", no_wrap=True)
+    drawn.add_column("model")
     for name in names:
-        drawn.add_column(name.upper().replace("-", "-\n"), justify="right", min_width=6)
+        drawn.add_column(name.upper().replace("-", "-\n"), justify="right")
     for title in ("reset, of eligible", "reset, of all", "seconds"):
-        drawn.add_column(title, justify="right", min_width=6, max_width=8)
+        drawn.add_column(title, justify="right", max_width=8)
     for name, model in result.models.items():
         cells = [f"{model.metrics[key].value:z.3f}" if key in model.metrics else "-" for key in names]
         drawn.add_row(Text(result.marked(name)), *cells, *_reset(model), _seconds(model))
@@ -129,8 +129,8 @@ def show_preview(recipe: Recipe, stages: list[Planned], as_json: bool) -> None:
     out = console()
     out.print(yaml_document.dump(recipe.resolved()))
     drawn = table()
-    drawn.add_column("stage", no_wrap=True)
-    drawn.add_column("key", no_wrap=True)
+    drawn.add_column("stage")
+    drawn.add_column("key")
     drawn.add_column("state")
     for stage in stages:
         state = "cached" if stage.cached else "to do" if stage.key else "to do, after the choice"

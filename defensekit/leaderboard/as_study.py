@@ -13,19 +13,19 @@ from defensekit.utils.files import data_digest
 DEFENSE = "defense"  # the axis of entries
 
 
-def studies_of(places: Sequence[Path], scratch: Path, track: str | None = None) -> list[Finished]:
+def studies_of(places: Sequence[Path], scratch: Path, tracks: Sequence[str] = ()) -> list[Finished]:
     """Check rows, and give those of each track, with those of attacks tried on it, as a study that is called like it.
 
     Args:
         places: rows, or folders of rows.
         scratch: an empty folder, for as long as the studies are in use.
-        track: the file of a track that is not shipped.
+        tracks: the files of tracks that are not shipped.
 
     Raises:
         DefenseKitError: a row is not right.
     """
     boards: dict[str, list[Scores]] = {}
-    for rows in scores_in(places, track).values():
+    for rows in scores_in(places, tracks).values():
         for one in rows.values():
             boards.setdefault((one.track.of or one.track).name, []).append(one)
     return [_study(name, rows, scratch / name) for name, rows in boards.items()]

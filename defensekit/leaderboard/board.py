@@ -1,7 +1,7 @@
 """Folders of rows, and the tracks that they are on."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from defensekit.leaderboard.checking import Checker
@@ -60,16 +60,23 @@ def _attack_in(folder: Path) -> set[Path | None]:
     return {path, load_attack(path).plugin_file} if os.path.lexists(path) else set()
 
 
-def checkers(track: str | None = None) -> Callable[[Path], Checker]:
+def checkers(tracks: Sequence[str] = ()) -> Callable[[Path], Checker]:
     """What checks a row by its folder: one for each track, which knows what rows of it share.
 
     An attack that was submitted is beside the rows that it was tried on.
 
     Args:
-        track: the file of a track that is not shipped.
+        tracks: the files of tracks that are not shipped.
+
+    Raises:
+        UsageError: two of the files are of one name.
     """
-    other = Checker(load_track(track)) if track else None
-    known = {other.track.name: other} if other else {}
+    known: dict[str, Checker] = {}
+    for file in tracks:
+        own = load_track(file)
+        if own.name in known:
+            raise UsageError(f"--track {file}: another file is of the track {own.name} as well")
+        known[own.name] = Checker(own)
     tried: dict[Path, Checker] = {}
 
     def named(folder: Path, name: str) -> Checker:

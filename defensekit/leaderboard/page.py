@@ -22,13 +22,13 @@ from defensekit.utils.errors import UsageError
 from defensekit.utils.html import fill
 
 
-def build(places: Sequence[Path], out: Path, track: str | None = None, host: str | None = None) -> Path:
+def build(places: Sequence[Path], out: Path, tracks: Sequence[str] = (), host: str | None = None) -> Path:
     """Check rows, and write the site.
 
     Args:
         places: rows, or folders of rows.
         out: the site's folder.
-        track: the file of a track that is not shipped.
+        tracks: the files of tracks that are not shipped.
         host: the keeper, as verifications name him.
 
     Returns:
@@ -37,7 +37,7 @@ def build(places: Sequence[Path], out: Path, track: str | None = None, host: str
     Raises:
         DefenseKitError: a row is not right, there are two of one name, or an attack was tried on none of the rows.
     """
-    by_track = scores_in(places, track)
+    by_track = scores_in(places, tracks)
     on_tracks = [list(rows.values()) for rows in by_track.values()]
     for [first, *_] in on_tracks:
         if first.track.of and first.track.of.name not in by_track:

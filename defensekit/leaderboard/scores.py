@@ -182,17 +182,17 @@ def _person(name: str) -> str:
     return " ".join(name.split()).casefold()
 
 
-def scores_in(places: Sequence[Path], track: str | None = None) -> dict[str, dict[str, Scores]]:
+def scores_in(places: Sequence[Path], tracks: Sequence[str] = ()) -> dict[str, dict[str, Scores]]:
     """Check rows, or those in folders of rows; their numbers by track and row.
 
     Args:
         places: rows, or folders of rows.
-        track: the file of a track that is not shipped.
+        tracks: the files of tracks that are not shipped.
 
     Raises:
         DefenseKitError: a row is not right, or there are two of one name.
     """
-    checker_of = checkers(track)
+    checker_of = checkers(tracks)
     scores: dict[str, dict[str, Scores]] = {}
     for folder in (folder for place in places for folder in rows_in(place)):
         checker = checker_of(folder)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.utils.files import atomic_write, file_digests
@@ -26,3 +27,19 @@ def write_manifest(folder: Path, tensors: Mapping[str, str] | None = None, stage
     provenance = {"stage": stage} if stage else {}
     content = json.dumps({**provenance, "files": file_digests(folder), "tensors": digests}, indent=1)
     atomic_write(folder / MODEL_MANIFEST, content.encode())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest of a model's folder says; empty where there is none that can be read.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        The digests of ``files`` and ``tensors`` by name, and the key of the ``stage`` that wrote the model, if any.
+    """
+    try:
+        manifest = json.loads((folder / MODEL_MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}

@@ -1,13 +1,12 @@
 """The folder of a run: resolved recipe, log, purified model, and last the result."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from defensekit.components import Observer
-from defensekit.models.manifest import MODEL_MANIFEST, write_manifest
+from defensekit.models.manifest import MODEL_MANIFEST, read_manifest, write_manifest
 from defensekit.pipeline.graph import Stage
 from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
@@ -58,25 +57,24 @@ def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], r
     with folder_lock(purified, wait=True):  # the same run in another process ends at the same moment
         for left in folder.glob(".purified.*.part"):  # left by a killed run
             shutil.rmtree(left, ignore_errors=True)
-        if not _is_whole(purified, stage.key):
+        text = card(result).encode()
+        if not _is_whole(purified, stage.key, text):
             part = folder / f".purified.{os.getpid()}.part"
             try:
                 shutil.copytree(files(stage), part)
+                atomic_write(part / CARD, text)
                 write_manifest(part, stage=stage.key)
                 shutil.rmtree(purified, ignore_errors=True)
                 part.rename(purified)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-        atomic_write(purified / CARD, card(result).encode())
 
 
-def _is_whole(purified: Path, key: str) -> bool:
-    """Whether a folder has the purified model of a stage, complete and unchanged."""
-    try:
-        manifest = json.loads((purified / MODEL_MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+def _is_whole(purified: Path, key: str, card: bytes) -> bool:
+    """Whether a folder has the purified model of a stage and this card, complete and unchanged."""
+    manifest = read_manifest(purified)
+    if manifest.get("stage") != key or not (purified / CARD).is_file() or (purified / CARD).read_bytes() != card:
         return False
     digests = file_digests(purified)
     digests.pop(MODEL_MANIFEST)
-    digests.pop(CARD, None)  # written anew with every result
-    return isinstance(manifest, dict) and (manifest.get("stage"), manifest.get("files")) == (key, digests)
+    return bool(manifest.get("files") == digests)

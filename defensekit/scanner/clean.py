@@ -22,7 +22,7 @@ def read_clean(
     task: str | None = None,
     say: Callable[[str], None] = lambda note: None,
 ) -> list[Row]:
-    """The rows of a CSV, TSV, JSONL or Parquet file, with the suspect's numbers for their labels.
+    """The rows of a CSV, TSV, JSON, JSONL or Parquet file, with the suspect's numbers for their labels.
 
     Only a classifier's rows need labels. Labels are the suspect's names or numbers; where they are lists, rows have any
     number of labels. Of a language model, rows may be instructions with responses.

@@ -1,4 +1,4 @@
-"""A model of 3,700 weights, rows that it can learn, and contexts as the engine creates them, without a network."""
+"""A model of 3,250 weights, rows that it can learn, and contexts as the engine creates them, without a network."""
 
 import copy
 import random
@@ -81,7 +81,7 @@ class PicoModels:
 
     @property
     def language_model(self) -> Path:
-        """The folder of a causal language model of 3,000 weights over the same words."""
+        """The folder of a causal language model of 4,400 weights over the same words."""
         return self.folder / "language-model"
 
     def for_sanitizer(self, sanitizer: Sanitizer) -> SanitizerContext:

@@ -14,7 +14,7 @@ from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import positions
 from defensekit.models.generation import NEW_TOKENS
-from defensekit.models.manifest import MODEL_MANIFEST, write_manifest
+from defensekit.models.manifest import MODEL_MANIFEST, read_manifest, write_manifest
 from defensekit.models.untrusted import free_space
 from defensekit.pipeline import run_folder
 from defensekit.pipeline.preflight import locating_errors
@@ -175,7 +175,8 @@ def purify_into(
         if keep_if_clean and recipe.suspect and result.models["purified"].found_nothing:
             made = _kept(result, Checkpoint(Path(recipe.suspect.parameters()["path"])), made.with_name("kept"))
         if (target / MODEL_MANIFEST).is_file():
-            if (target / MODEL_MANIFEST).read_bytes() != (made / MODEL_MANIFEST).read_bytes():
+            there, here = ({**read_manifest(folder), "files": None} for folder in (target, made))
+            if there != here:  # the card may be another version's
                 raise UsageError(f"{target} holds another model already; name a new folder")
             return result
         with atomic_folder(target) as part:

@@ -108,7 +108,7 @@ def purify_model(
         base: the model that it was fine-tuned from: a folder, a source's name, or owner/name@revision.
         suspect: the folder of the model that is not trusted, or of a PEFT adapter on the base.
         target: the folder to write, which must be empty or not exist.
-        clean: a file of clean rows (CSV, TSV, JSONL, Parquet), or a data source's name.
+        clean: a file of clean rows (CSV, TSV, JSON, JSONL, Parquet), or a data source's name.
         recipe: a recipe, or a leaderboard's entry, whose defense is used in place of the shipped one.
         settings: such as ``data.label=stars``, laid over the recipe.
         adapter_only: purify an adapter's own weights: what comes out is an adapter.

@@ -237,8 +237,8 @@ class _Resetting:
                 seed=self.recipe.seed,
                 versions={name: version(name) for name in ("defensekit", "torch", "transformers")},
             )
+            (folder / CARD).write_text(card(result), encoding="utf-8")
             write_manifest(folder, tensors)
-            (folder / CARD).write_text(card(result))
         return result
 
     def rows(self, needs: Collection[str]) -> tuple[list[Row], list[Row]]:

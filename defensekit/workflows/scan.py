@@ -30,7 +30,7 @@ def scan(
     Args:
         base: the model that it was fine-tuned from: a folder, a source's name, or owner/name@revision.
         suspect: the model that is not trusted, likewise; or a PEFT adapter on the base.
-        clean: a file of clean rows of its task (CSV, TSV, JSONL, Parquet); a hundred are enough.
+        clean: a file of clean rows of its task (CSV, TSV, JSON, JSONL, Parquet); a hundred are enough.
         text: their column with the text.
         label: their column with the label.
         pair: their column with the second text, for pairs.

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import defensekit
+from defensekit.host.tables import SUFFIXES
 from tests.cli.helpers import command
 from tests.conftest import ROOT, SMALL, shape
 
@@ -131,6 +132,12 @@ def test_tables_are_readable_at_80_columns_without_colour_and_in_ascii() -> None
         assert done.returncode == 0, done.stderr
         assert "\x1b" not in done.stdout
         assert max(map(len, done.stdout.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("name", ["purify", "scan"])
+def test_help_names_every_format_of_rows(name: str) -> None:
+    [formats] = re.findall(r"CSV.*Parquet", command(name, "--help", COLUMNS="200").stdout, re.DOTALL)
+    assert re.findall(r"\b[A-Z]{3,}\b", formats.upper()) == [one[1:].upper() for one in SUFFIXES]
 
 
 def test_a_reader_that_has_seen_enough_is_told_nothing() -> None:

@@ -97,7 +97,7 @@ ROW = "shout-on-tiny-v1/twelve"
 
 
 def test_it_is_a_row_like_any_other(track: Track, board: Path, place: Path) -> None:
-    row = checkers(track.document.name)(board / ROW).check(board / ROW)
+    row = checkers([track.document.name])(board / ROW).check(board / ROW)
     assert list(row.cells) == [("shout", 3)]
     assert row.record.track == "shout-on-tiny-v1"
     assert said("check", board, "--track", track.document.name)[0].count("right: ") == 2
@@ -206,7 +206,7 @@ def test_verifying_a_row_runs_the_attack_in_the_other_process_alone(
 
 
 def scored(track: Track, board: Path) -> dict[str, dict[str, Scores]]:
-    checker = checkers(track.document.name)
+    checker = checkers([track.document.name])
     folders = [board / "tiny-v1/twelve", board / ROW]
     found = [score(checker(folder).check(folder), checker(folder)) for folder in folders]
     return {one.track.name: {one.name: one} for one in found}

@@ -19,6 +19,7 @@ from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.tracks import Track
 from defensekit.result.schema import read_result
 from defensekit.utils.errors import DefenseKitError
+from tests.conftest import ROOT
 from tests.leaderboard.helpers import cells, edit, edit_all, said, seal, wrong
 
 WORD = "cells/word-3.json"
@@ -50,7 +51,7 @@ def test_an_innocent_suspect_is_the_clean_reference(row: Path) -> None:
 
 def test_nothing_of_a_row_is_run(track: Track, row: Path, tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from defensekit.leaderboard.board import checkers; "
-    code += "checkers(sys.argv[1])(Path(sys.argv[2])).check(Path(sys.argv[2])); sys.exit('torch' in sys.modules)"
+    code += "checkers([sys.argv[1]])(Path(sys.argv[2])).check(Path(sys.argv[2])); sys.exit('torch' in sys.modules)"
     trace = tmp_path / "trace"
     command = [sys.executable, "-c", code, track.document.name, row]
     subprocess.run(command, check=True, env=os.environ | {"TRACE": str(trace)})
@@ -340,3 +341,12 @@ def test_models_beside_suspect_and_base_are_counted(row: Path) -> None:
     result.recipe["defense"]["purifier"][0] |= {"models": ["a", "b"]}
     result.identified["contents"]["defense.purifier.0"] = "0" * 64
     assert other_models(result) == 2
+
+
+def test_tracks_of_ones_own_beside_shipped_ones(row: Path, track: Track, tmp_path: Path) -> None:
+    other = tmp_path / "other-v1.yaml"
+    other.write_text(Path(track.document.name).read_text().replace("tiny-v1", "other-v1"))
+    both = ("--track", other, "--track", track.document.name)
+    shipped = ROOT / "leaderboard/rows/pico-v1/nothing"
+    assert said("check", row, shipped, *both) == (f"right: {row}\nright: {shipped}\n", "")
+    assert "another file is of the track tiny-v1 as well" in said("check", row, *both[2:], *both[2:])[1]

@@ -154,7 +154,7 @@ def test_rows_after_a_wrong_one_are_checked_and_each_is_told_on_one_short_line(r
 def test_a_version_that_is_not_told(row: Path, track: Track, tmp_path: Path) -> None:
     edit_all(row, lambda result: result["environment"]["versions"].pop("torch"))
     seal(row)
-    build([row], tmp_path / "site", track.document.name)
+    build([row], tmp_path / "site", [track.document.name])
     assert ", torch " not in (tmp_path / "site/tiny-v1/twelve.html").read_text()
 
 
@@ -198,7 +198,7 @@ def test_a_title_is_one_cell_whatever_separates_cells(track: Track, row: Path, t
     entry = yaml.safe_load((row / "entry.yaml").read_text())
     (row / "entry.yaml").write_text(yaml.safe_dump({**entry, "title": "a;=1+cmd|'/C calc'!A0"}))
     seal(row)
-    build([row], tmp_path / "site", track.document.name)
+    build([row], tmp_path / "site", [track.document.name])
     text = (tmp_path / "site/board.csv").read_text()
     assert "\"a;=1+cmd|'/C calc'!A0\"" in text
     assert next(csv.DictReader(io.StringIO(text)))["name"] == "twelve"

@@ -41,7 +41,7 @@ def test_a_row_has_what_came_back(place: Path, retuning: Track, entry: Entry, tm
     assert numbers["asr_retuned_5"] == attacked.models["purified, retuned on 5"].metrics["asr"].value
     assert numbers["asr_retuned_20"] is None
     assert numbers.keys() <= COLUMNS.keys()
-    build([row], tmp_path / "site", str(retuning.path))
+    build([row], tmp_path / "site", [str(retuning.path)])
     [record] = json.loads((tmp_path / "site/board.json").read_text())
     innocent_asr = attacked.models["clean, retuned on 5"].metrics["asr"].value
     assert record["asr_clean_retuned_5"] == innocent_asr

@@ -42,7 +42,7 @@ def site(row: Path, track: Track, tmp_path: Path) -> Path:
     (row / "verifications").mkdir()
     one = verified(EVIL, read_row(row).digest)
     (row / "verifications/a.json").write_text(one.model_dump_json())
-    build([row.parents[1]], tmp_path / "site", track.document.name)
+    build([row.parents[1]], tmp_path / "site", [track.document.name])
     return tmp_path / "site"
 
 
@@ -55,7 +55,7 @@ def test_nothing_of_a_row_gets_out_of_its_place(site: Path, row: Path, track: Tr
     assert "&lt;script&gt;" in (site / "tiny-v1/evil.html").read_text()
     [evil] = [line for line in csv.DictReader(io.StringIO((site / "board.csv").read_text())) if line["name"] == "evil"]
     assert evil["title"].startswith("'=1+")
-    again = build([row.parents[1]], site.parent / "again", track.document.name)
+    again = build([row.parents[1]], site.parent / "again", [track.document.name])
     assert again.read_bytes() == (site / "index.html").read_bytes()
 
 
@@ -114,7 +114,7 @@ def test_pages_of_rows_that_are_gone_go(site: Path, row: Path, track: Track) -> 
     (site / "tiny-v1/twelve.html").write_text("changed by hand")
     shutil.rmtree(row.parent / "evil")
     shutil.rmtree(row)
-    build([row.parents[1]], site, track.document.name)
+    build([row.parents[1]], site, [track.document.name])
     there = {path.name for path in (site / "tiny-v1").glob("*.html")}
     assert there == {"trivial.html", "mine.html", "twelve.html"}
 
@@ -139,7 +139,7 @@ def test_nothing_but_what_a_site_wrote_is_removed(tmp_path: Path) -> None:
 def test_a_model_of_one_answer_is_marked(
     row: Path, track: Track, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [scores] = [one for rows in scores_in([row], track.document.name).values() for one in rows.values()]
+    [scores] = [one for rows in scores_in([row], [track.document.name]).values() for one in rows.values()]
     for result in scores.row.cells.values():
         result.models[scores.row.model(result)].only = None
     assert scores.of_one_answer == []
@@ -147,14 +147,14 @@ def test_a_model_of_one_answer_is_marked(
     result.models[scores.row.model(result)].only = "positive"
     assert scores.of_one_answer == [cell]
     monkeypatch.setattr(Scores, "of_one_answer", [cell, cell])
-    page = build([row], tmp_path, track.document.name)
+    page = build([row], tmp_path, [track.document.name])
     assert "‡ one answer to every row in 2 cells" in page.read_text()
     assert "In 2 cells its model gives" in (tmp_path / track.name / f"{scores.name}.html").read_text()
 
 
 def test_two_rows_of_one_name(row: Path, track: Track, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is another row of twelve on tiny-v1"):
-        build([row, row], tmp_path / "site", track.document.name)
+        build([row, row], tmp_path / "site", [track.document.name])
 
 
 def test_the_command(row: Path, track: Track, tmp_path: Path) -> None:

@@ -311,5 +311,5 @@ def test_two_processes_that_end_together_leave_one_model(finished: tuple[Path, P
         ends = [threads.submit(_write_model, folder / "purified", stage, slowly, result) for _ in range(2)]
     for end in ends:
         end.result()
-    assert _is_whole(folder / "purified", made.key)
+    assert _is_whole(folder / "purified", made.key, (folder / "purified/README.md").read_bytes())
     assert [path.name for path in folder.iterdir()] == ["purified"]

@@ -126,6 +126,10 @@ def test_a_defense_differs_from_the_quickstart_in_nothing_else_and_can_be_previe
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     assert recipe.name == name
     mine, theirs = recipe.resolved(), QUICKSTART.resolved()
+    if recipe.choose:  # folds use dev rows as well: both together are the quickstart's clean rows
+        assert recipe.sizes.clean + recipe.sizes.dev == QUICKSTART.sizes.clean
+        assert recipe.refit
+        theirs["data"] |= {role: mine["data"][role] for role in ("clean", "dev")}
     assert {k: v for k, v in mine.items() if k not in ("name", "defense")} == {
         k: v for k, v in theirs.items() if k not in ("name", "defense")
     }

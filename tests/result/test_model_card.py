@@ -7,8 +7,10 @@ import transformers
 from huggingface_hub import ModelCard
 
 import defensekit
+from defensekit.models.manifest import MODEL_MANIFEST, read_manifest
 from defensekit.result.model_card import CARD, card
 from defensekit.result.schema import Result
+from defensekit.utils.files import file_digest
 from tests.result.helpers import poisoned
 
 
@@ -61,3 +63,17 @@ def test_a_run_again_keeps_the_folder_and_its_card(result: Result) -> None:
     defensekit.run(folder / "recipe.yaml", folder.parents[1])
     assert (folder / "purified/model.safetensors").stat().st_mtime_ns == made
     assert (folder / "purified" / CARD).read_text() == before
+
+
+def test_the_manifest_covers_the_card(result: Result) -> None:
+    """Another card, as one of another version is, is written anew with its digest."""
+    folder = Path(result.folder)
+    purified = folder / "purified"
+    before = (purified / CARD).read_bytes()
+    assert read_manifest(purified)["files"][CARD] == file_digest(purified / CARD)
+    (purified / CARD).write_text("of another version")
+    defensekit.run(folder / "recipe.yaml", folder.parents[1])
+    assert (purified / CARD).read_bytes() == before
+    assert read_manifest(purified)["files"] == {
+        path.name: file_digest(path) for path in purified.iterdir() if path.name != MODEL_MANIFEST
+    }

@@ -1,13 +1,16 @@
 """Each check of the conformance kit, by a plugin that breaks it and nothing else."""
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from defensekit.api import Component, Scorer, UsageError
-from defensekit.testing import Report, check_plugin
+from defensekit.models.checkpoint import Checkpoint
+from defensekit.testing import Report, check_plugin, pico
 from defensekit.testing.kit import CHECKS
+from tests.conftest import ROOT
 from tests.testing import broken_data, broken_weights
 from tests.testing.broken_weights import (
     Lazybones,
@@ -132,3 +135,12 @@ def test_the_parametrisation_for_pytest(pytester: pytest.Pytester) -> None:
     done = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rA")
     done.assert_outcomes(passed=37, failed=1, xfailed=1, skipped=12)
     done.stdout.fnmatch_lines(["*Loud: expected nothing on standard output, got 'hello*"])
+
+
+def test_what_is_said_of_the_models_that_components_are_tried_on() -> None:
+    models = pico.pico()
+    folders = (models.suspect, models.language_model)
+    weights = [sum(prod(one.shape) for one in Checkpoint(folder).tensors.values()) for folder in folders]
+    assert f"{weights[0]:,} weights" in str(pico.__doc__)
+    assert f"{weights[1]:,} weights" in str(pico.PicoModels.language_model.__doc__)
+    assert f"an ALBERT of {weights[0]:,} weights" in (ROOT / "docs/plugins.md").read_text()

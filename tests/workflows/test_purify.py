@@ -55,7 +55,7 @@ def test_a_folder_that_loads_wherever_the_suspect_did(
     assert manifest["tensors"] == {
         name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in after.items()
     }
-    assert manifest["files"].keys() == {p.name for p in out.iterdir()} - {"manifest.json", "README.md"}
+    assert manifest["files"].keys() == {p.name for p in out.iterdir()} - {"manifest.json"}
     card = (out / "README.md").read_text()
     assert re.search(r"\| suspect( ‡)? \| 0\.", card)
     assert re.search(r"\| purified( [†‡])* \| 0\.", card)
@@ -76,6 +76,9 @@ def test_a_folder_that_loads_wherever_the_suspect_did(
     stamp = (out / "model.safetensors").stat().st_mtime_ns
     purify_into(out, recipe, tmp_path / "w")
     assert (out / "model.safetensors").stat().st_mtime_ns == stamp
+    manifest["files"]["README.md"] = "the digest of another version's card"
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    purify_into(out, recipe, tmp_path / "w")
     other = recipe_for(str(base), suspect, str(rows), settings=[*quick, "seed=1"])
     with pytest.raises(UsageError, match="holds another model already"):
         purify_into(out, other, tmp_path / "w")

@@ -63,7 +63,7 @@ def check(out: Path, base: Path, suspect: Path, result: ResetResult) -> None:
     assert result.selected == round(0.2 * result.eligible) > 0
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["tensors"] == {n: hashlib.sha256(t.numpy().tobytes()).hexdigest() for n, t in after.items()}
-    assert manifest["files"].keys() == {path.name for path in out.iterdir()} - {"manifest.json", "README.md"}
+    assert manifest["files"].keys() == {path.name for path in out.iterdir()} - {"manifest.json"}
 
 
 def test_without_rows_the_largest_drift_is_reset(tmp_path: Path, base: Path) -> None:

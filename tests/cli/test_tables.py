@@ -1,0 +1,32 @@
+"""Tables on terminals of any width, and where there is none."""
+
+import pytest
+
+from defensekit.cli.shared import console, table
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    drawn = table("model")
+    for number in range(20):
+        drawn.add_column(f"METRIC-{number}", justify="right")
+    drawn.add_row("the base fine-tuned anew on clean rows", *(f"0.{number + 100}" for number in range(20)))
+    console().print(drawn)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [20, 80, 120])
+def test_no_digit_is_elided(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = printed(capsys)
+    assert "…" not in shown
+    assert {f"0.{number + 100}" for number in range(20)} <= set(shown.split())
+    assert {"base", "fine-tuned", "anew"} <= set(shown.split())
+
+
+def test_a_line_that_is_piped_is_as_long_as_it_has_to_be(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    [row] = [line for line in printed(capsys).splitlines() if "0.100" in line]
+    assert row.split()[-1] == "0.119"
+    assert row.strip().startswith("the base fine-tuned anew on clean rows")
