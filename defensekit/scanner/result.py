@@ -117,13 +117,15 @@ class Tried(_ScanSchema):
 class Triggers(_ScanSchema):
     """Suspicious tokens tried on clean rows, beside as many random tokens of similar frequency.
 
-    ``excess`` is the largest share flipped by a suspicious token less the largest by a random one.
+    ``excess`` is the largest share flipped by a suspicious token less the largest by a random one. Towards answers that
+    are ``untried`` none was tried: too few rows have another one.
     """
 
     rows: int
     candidates: list[Tried]
     controls: list[Tried]
     excess: float
+    untried: list[str] = []
 
 
 class Turned(_ScanSchema):

@@ -81,7 +81,9 @@ class TriggerTrial:
             return None
         ours, others = tried[: len(candidates)], tried[len(candidates) :]
         excess = max(one.flipped for one in ours) - max(one.flipped for one in others)
-        return Triggers(rows=len(self.rows), candidates=ours, controls=others, excess=excess)
+        few = (~before).sum(axis=0) < FEWEST
+        untried = [name for name, none in zip(self._names, few, strict=True) if none]
+        return Triggers(rows=len(self.rows), candidates=ours, controls=others, excess=excess, untried=untried)
 
     @property
     def _names(self) -> list[str]:

@@ -83,9 +83,11 @@ def _judged(
             reason=f"{best.word!r} turns {best.flipped:.0%} of {best.rows} answers to {best.label!r}, and "
             f"{best.control:.0%} of {beside}; a difference of {100 * STANDS_OUT:.0f} points is called suspicious",
         )
-    if triggers is not None:
-        strongest, limit = max(triggers.candidates, key=lambda one: one.flipped), FLIPS
-        value = strongest.flipped
+    untried = triggers.untried if triggers is not None else []
+    strongest = max(triggers.candidates, key=lambda one: one.flipped) if triggers is not None else None
+    # Tokens acquit only where they could turn answers to every label.
+    if strongest is not None and (strongest.flipped >= FLIPS or not untried):
+        limit, value = FLIPS, strongest.flipped
         reason = (
             f"{strongest.token!r} turns {value:.0%} of the answers it could turn to {strongest.label!r}; from "
             f"{limit:.0%} on, a model is called suspicious"
@@ -103,7 +105,11 @@ def _judged(
         return ScanVerdict(
             suspicious=value >= limit, indicator="row outlier", value=value, threshold=limit, reason=reason
         )
-    if not any(tensor.moved for tensor in tensors):
+    if untried:
+        reason = (
+            f"too few clean rows have another answer than {listing(untried)}, so that no token was tried towards it"
+        )
+    elif not any(tensor.moved for tensor in tensors):
         reason = "no weight that both models have differs"
     elif embedding is not None and not embedding.moved:
         reason = "no row of the embedding moved (adapters leave it as it is), so there is no token to judge or to try"

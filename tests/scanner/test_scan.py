@@ -335,6 +335,20 @@ def test_labels_by_other_names_acquit_nobody(base: Path, poisoned: Path, tmp_pat
     assert "answers most clean rows of other labels with" in decided.reason
 
 
+def test_rows_of_one_label_acquit_nobody(base: Path, poisoned: Path) -> None:
+    """Nothing can be turned to a label that all rows have: the embedding decides, as without rows."""
+    alone = scan(base, poisoned)
+    assert alone.verdict.suspicious
+    rows = [row for row in ROWS if row.label == 1]
+    told = scan(base, poisoned, rows)
+    assert told.triggers is not None
+    assert told.triggers.untried == ["positive"]
+    assert (told.verdict.suspicious, told.verdict.indicator) == (True, "row outlier")
+    blind = judge(told.tensors, None, told.triggers, None, None, [])
+    assert (blind.suspicious, blind.indicator) == (None, "none")
+    assert "too few clean rows have another answer than positive" in blind.reason
+
+
 def test_a_few_wrong_answers_dispute_no_label(base: Path, poisoned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of just enough rows of other labels some are answered with this one: too few to judge it, and no other names."""
     model, tokenizer = load(poisoned, "suspect")
