@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 @ordinary_use(Filter)
 def suspect_rows(component: Filter, pico: PicoModels, handed: Handed) -> Any:
     """Score the training rows."""
-    return component.score(pico.for_filter(handed))
+    return component.score(pico.for_filter(component, handed))
 
 
 def _scores(component: Filter, pico: PicoModels, rows: Sequence[Row] | None = None) -> "np.ndarray":
     try:
-        return filtering.score(component, pico.for_filter(Handed(), rows))
+        return filtering.score(component, pico.for_filter(component, Handed(), rows))
     except DefenseKitError as error:
         raise Mismatch(str(error)) from error
 
