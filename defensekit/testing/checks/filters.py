@@ -54,6 +54,24 @@ def scores_by_its_own_parameters(subject: Subject) -> None:
         expect(same, f"expected the same scores with {changes}, got others")
 
 
+@check(Filter)
+def scores_pairs(subject: Subject) -> None:
+    """A pair of texts has one score, as a single text has."""
+    _sound(subject)
+    _scores(subject.component, subject.pico, [replace(row, pair="the film is long") for row in sentences(24)])
+
+
+@check(Filter)
+def leaves_rows(subject: Subject) -> None:
+    """With its own `fraction` or `threshold` it takes some rows at most: others have to be left to train on."""
+    scores, labels = _sound(subject), [row.label for row in sentences(24)]
+    try:
+        filtering.take(subject.component, scores, labels)
+    except DefenseKitError:
+        hint = "let its `fraction` or `threshold` have another default"
+        raise Mismatch(f"expected rows to be left of {len(labels)}, got none: all are taken ({hint})") from None
+
+
 def _sound(subject: Subject) -> "np.ndarray":
     """The scores, if they are some."""
     try:
