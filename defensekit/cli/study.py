@@ -266,7 +266,8 @@ def report(
         from defensekit.studies.report.page import report as read
 
         tables = read(folders[0], *options, against)
-        show(tables.main)
+        for shown in filter(None, (tables.main, tables.detectors, tables.filters)):
+            show(shown)
         console().print(f"report: {tables.write(out)}")
         return
     if against:
@@ -284,7 +285,8 @@ def report(
             for study in (studies_of(place, Path(scratch, str(i)), track) if place in boards else [Finished(place)])
         ]
         tables = joint_report(finished, folders, *options)
-        show(tables.main)
+        for shown in filter(None, (tables.main, tables.detectors, tables.filters)):
+            show(shown)
         if out:
             console().print(f"report: {tables.write(out)}")
 
