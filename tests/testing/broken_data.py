@@ -287,6 +287,16 @@ class Bare(Right):
         return share
 
 
+class Twinned(Right):
+    """Takes it that every triggered row has a twin."""
+
+    on = "both"
+
+    def measure(self, predictions: Any) -> Measured:
+        assert predictions.paired, "no twins"
+        return super().measure(predictions)
+
+
 class Percent(Right):
     """Counts to a hundred."""
 
@@ -374,6 +384,7 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Vague: ("says-what-it-is-about", "expected on = 'plain', 'triggered' or 'both', got 'clean'"),
     Sideways: ("says-what-it-is-about", "expected better = 'higher', 'lower' or None, got 'up'"),
     Bare: ("gives-a-measured", "expected a Measured for mixed answers, got float"),
+    Twinned: ("works", "beside those to other rows (`predictions.paired` is False): AssertionError: no twins (broken_"),
     Percent: ("stays-within-its-bounds", "outside of its bounds 0 to 1, for mixed answers"),
     Blank: ("stays-within-its-bounds", "it gave the interval [nan, 1], expected ends in order within 0 to 1, for"),
     Beside: ("stays-within-its-bounds", "outside of its interval [0.2, 0.3], for mixed answers"),

@@ -6,8 +6,9 @@ from math import isclose
 from typing import Any
 
 from defensekit.components import Answers, Generations, Measured, Metric, Predictions
+from defensekit.components.base import printable_name
 from defensekit.components.metric import flaw
-from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
+from defensekit.testing.kit import Inapplicable, Mismatch, Subject, check, expect, ordinary_use
 from defensekit.testing.pico import LABELS, PicoModels
 from defensekit.testing.watch import Handed
 
@@ -23,7 +24,8 @@ def _cases(metric: Metric) -> dict[str, Answers]:
         cases |= _generated()
     if metric.on != "both":
         return cases
-    elsewhere = {f"{what}, of other rows": _renumbered(case) for what, case in cases.items()}
+    unpaired = "beside those to other rows (`predictions.paired` is False)"
+    elsewhere = {f"{what} {unpaired}": _renumbered(case) for what, case in cases.items()}
     plain = {_form(case): case for what, case in cases.items() if what.endswith("all right")}
     return {what: case.beside(plain[_form(case)]) for what, case in (cases | elsewhere).items()}
 
@@ -96,7 +98,13 @@ def _generated() -> dict[str, Answers]:
 @ordinary_use(Metric)
 def measure(metric: Metric, pico: PicoModels, handed: Handed) -> Any:
     """Measure various predictions."""
-    return {what: metric.measure(handed.give(what, case)) for what, case in _cases(metric).items()}
+    measured = {}
+    for what, case in _cases(metric).items():
+        try:
+            measured[what] = metric.measure(handed.give(what, case))
+        except Exception as error:
+            raise Mismatch(f"it fails for {what}: {printable_name(error, metric)}") from error
+    return measured
 
 
 @check(Metric, calls=False)
