@@ -122,7 +122,7 @@ def test_a_pair_stays_a_pair(pair: str | None, other: str | None, says: str) -> 
     from defensekit.pipeline.stages.rows import count_changes
 
     before, after = ([Row(i, "word1", 0, second) for i in range(3)] for second in (pair, other))
-    with pytest.raises(DefenseKitError, match=f"Word of .* was given {says}"):
+    with pytest.raises(DefenseKitError, match=f"the attack Word.* was given {says}"):
         count_changes(Word(target=1, rate=0.5), before, [*before[:2], after[2]], Truncation(TOKENIZER, 16))
 
 

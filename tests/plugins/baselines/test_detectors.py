@@ -210,7 +210,7 @@ def test_suspicion_is_that_of_the_most_suspicious_word_of_both_texts(pair: Pair,
 
 
 def test_a_model_that_was_not_asked_for_is_refused(pair: Pair) -> None:
-    with pytest.raises(DefenseKitError, match=r"Mahalanobis of .* without saying so \(`reads_purified`\)"):
+    with pytest.raises(DefenseKitError, match=r"the detector Mahalanobis.* without saying so \(`reads_purified`\)"):
         context(pair).model("purified")
     with pytest.raises(UsageError, match="reads_with_language_model"):
         context(pair).language_model()
