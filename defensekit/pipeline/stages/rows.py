@@ -71,7 +71,7 @@ def count_changes(
     """How many rows carry the attack, how many of them were relabelled or added, and on how many truncation cuts in."""
     original = {row.id: row for row in before}
     given = {row.pair is None for row in before}
-    if any(row.response is None and (row.pair is None) not in given for row in after):
+    if given and any(row.response is None and (row.pair is None) not in given for row in after):
         what = "single texts, and gave pairs" if True in given else "pairs of texts, and gave single ones"
         raise component_error(attack, f"was given {what} (`pair`)")
     rows, added = len(after), sum(row.id < 0 for row in after)
