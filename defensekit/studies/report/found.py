@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from defensekit.result.narrative import DETECTORS_MEAN, FILTERED_MEANS
 from defensekit.studies.frame import AUROC, TPR, Finished, RunRecord
 from defensekit.studies.report.pivot import (
     AxisValues,
@@ -39,7 +40,7 @@ def detectors(study: Finished, where: AxisValues | None = None) -> Table | None:
         "flagged": Column("", "flagged, plain"),
         **{name: Column("", name.upper(), study.metrics[name].better) for name in measured},
     }
-    return _table(study, where, "Detectors", ("detector", "FPR"), columns, values)
+    return _table(study, where, "Detectors", ("detector", "FPR"), columns, values, DETECTORS_MEAN)
 
 
 def filters(study: Finished, where: AxisValues | None = None) -> Table | None:
@@ -60,7 +61,15 @@ def filters(study: Finished, where: AxisValues | None = None) -> Table | None:
     values: Values = {
         (run, (model,), name): float(value) for name in columns for (run, model), value in frame[name].dropna().items()
     }
-    return _table(study, where, "Training rows taken", ("model",), columns, values)
+    return _table(
+        study,
+        where,
+        "Training rows taken",
+        ("model",),
+        columns,
+        values,
+        f"Of the attacker's training rows: {FILTERED_MEANS}.",
+    )
 
 
 def _table(
@@ -70,6 +79,7 @@ def _table(
     heads: Sequence[str],
     columns: Mapping[str, Column],
     values: Values,
+    note: str,
 ) -> Table | None:
     """A row for each thing that was found, at every value of the axes on which runs differ; None without any."""
     runs = selected(study, where or {})
@@ -83,7 +93,7 @@ def _table(
             shown = (shown_label(place[axis]) if axis in place else NO_VALUE for axis in axes)
             rows.append(TableRow((*labels, *shown), tuple(cells)))
     seeds = len({run.seed for run in runs})
-    return Table(title, (*heads, *axes), tuple(columns.values()), tuple(rows), seeds) if rows else None
+    return Table(title, (*heads, *axes), tuple(columns.values()), tuple(rows), seeds, (note,)) if rows else None
 
 
 def _by_seed(runs: Sequence[RunRecord], labels: tuple[str, ...], name: str, values: Values) -> dict[int, float]:

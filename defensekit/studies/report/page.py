@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from defensekit.result.narrative import DETECTORS_MEAN, FILTERED_MEANS
 from defensekit.result.plots import image
 from defensekit.studies.frame import Finished
 from defensekit.studies.joining import STUDY, Joined
@@ -67,8 +66,6 @@ class StudyReport:
             at=self.at,
             floored=[name for name, metric in self.study.metrics.items() if metric.has_floor],
             traded=self.study.traded,
-            detectors_mean=DETECTORS_MEAN,
-            filters_mean=FILTERED_MEANS,
             meanings={name: metric.meaning for name, metric in self.study.metrics.items() if metric.meaning},
             machines=sorted(set(frame["machine"].dropna())),
             failures=[(run, self.study.failures[run.id]) for run in self.study.runs if run.id in self.study.failures],
