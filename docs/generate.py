@@ -104,6 +104,7 @@ def outline(described: type, fields: bool = True) -> str:
     assert isinstance(node, ast.ClassDef)
     first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
     kept = lines[first - 1 : node.body[0].lineno - 1]
+    methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
     for part, after in zip(node.body, [*node.body[1:], None], strict=True):
         target = getattr(part, "target", None) or next(iter(getattr(part, "targets", [])), None)
         name = getattr(part, "name", getattr(target, "id", ""))
@@ -117,10 +118,11 @@ def outline(described: type, fields: bool = True) -> str:
             continue
         head = min([part.lineno, *(one.lineno for one in part.decorator_list)])
         says = part.body[0]
+        kept += [""] if fields or part is not methods[0] else []
         if ast.get_docstring(part):
-            kept += ["", *lines[head - 1 : says.end_lineno]]
+            kept += lines[head - 1 : says.end_lineno]
         else:
-            kept += ["", *lines[head - 1 : says.lineno - 2], f"{lines[says.lineno - 2]} ..."]
+            kept += [*lines[head - 1 : says.lineno - 2], f"{lines[says.lineno - 2]} ..."]
     return "\n".join(kept) + "\n"
 
 
