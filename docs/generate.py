@@ -12,8 +12,9 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import typer
 from pydantic import BaseModel
@@ -23,6 +24,7 @@ import defensekit
 from defensekit import api
 from defensekit.cli.main import app
 from defensekit.components import KINDS, Component
+from defensekit.components.tensors import Scored
 from defensekit.host import hookspecs
 from defensekit.host.discovery import load_plugins
 from defensekit.host.registry import Host
@@ -39,6 +41,7 @@ from defensekit.recipe.keys import (
 from defensekit.result import schema
 from defensekit.testing import checks  # noqa: F401 - the checks register themselves
 from defensekit.testing.kit import CHECKS
+from defensekit.text import Truncation
 from defensekit.training import TrainingSettings
 
 DOCS = Path(__file__).parent
@@ -56,8 +59,7 @@ def refreshed(page: str) -> str:
 def hook(kind: str) -> str:
     """A kind of component: the hook, what to subclass, what it is given, what is checked, what ships."""
     classes = [KINDS[kind], *(other for other in _classes() if other.__base__ is KINDS[kind])]
-    source = re.sub(r'""".*?"""', "", "".join(map(outline, classes)), flags=re.DOTALL)
-    met = [other for other in _classes() if not issubclass(other, Component) and _names(other.__name__, source)]
+    met = _met(classes)
     own = [check for check in CHECKS if any(issubclass(of, KINDS[kind]) for of in check.kinds)]
     return "\n\n".join(
         [
@@ -92,33 +94,52 @@ def _declared(function: Callable[..., object]) -> str:
     return re.sub(r"\s*# type: ignore\S*", "", declared)
 
 
-def outline(described: type) -> str:
-    """A class as its source has it, docstrings included, without methods' bodies and without what is private."""
+def outline(described: type, fields: bool = True) -> str:
+    """A class as its source has it, docstrings included, without methods' bodies and without what is private.
+
+    Without its ``fields`` it has no docstring of its own either.
+    """
     lines = inspect.getsource(described).splitlines()
     [node] = ast.parse("\n".join(lines)).body
     assert isinstance(node, ast.ClassDef)
     first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
     kept = lines[first - 1 : node.body[0].lineno - 1]
+    methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
     for part, after in zip(node.body, [*node.body[1:], None], strict=True):
         target = getattr(part, "target", None) or next(iter(getattr(part, "targets", [])), None)
         name = getattr(part, "name", getattr(target, "id", ""))
         if name.startswith("_") and name not in ("__init__", "__getitem__"):
             continue
         if not isinstance(part, ast.FunctionDef):
+            if not fields:
+                continue
             kept += lines[part.lineno - 1 : part.end_lineno]
             kept += [""] if isinstance(part, ast.Expr) and isinstance(after, ast.Assign | ast.AnnAssign) else []
             continue
         head = min([part.lineno, *(one.lineno for one in part.decorator_list)])
         says = part.body[0]
+        kept += [""] if fields or part is not methods[0] else []
         if ast.get_docstring(part):
-            kept += ["", *lines[head - 1 : says.end_lineno]]
+            kept += lines[head - 1 : says.end_lineno]
         else:
-            kept += ["", *lines[head - 1 : says.lineno - 2], f"{lines[says.lineno - 2]} ..."]
+            kept += [*lines[head - 1 : says.lineno - 2], f"{lines[says.lineno - 2]} ..."]
     return "\n".join(kept) + "\n"
 
 
+def _met(classes: list[type]) -> list[type]:
+    """What is no component of what classes name outside docstrings, of what that names in turn, and so on."""
+    seen = list(classes)
+    for described in seen:
+        source = re.sub(r'""".*?"""', "", outline(described), flags=re.DOTALL)
+        others = (other for other in _classes() if not issubclass(other, Component) and other not in seen)
+        seen += [other for other in others if _names(other.__name__, source)]
+    return seen[len(classes) :]
+
+
 def _classes() -> list[type]:
-    return [exported for name in api.__all__ if isinstance(exported := getattr(api, name), type)]
+    """What authors import, and what they are handed by it."""
+    exported = [getattr(api, name) for name in api.__all__]
+    return [one for one in (*exported, Scored, Truncation, TrainingSettings) if isinstance(one, type)]
 
 
 def _names(name: str, source: str) -> bool:
@@ -216,17 +237,33 @@ def _default(value: ast.expr | None) -> str:
 
 
 def python() -> str:
-    """What `import defensekit as dk` offers: a signature and what its docstring says."""
-    text = []
+    """What `import defensekit as dk` offers: a signature, what its docstring says, and what it returns of ours."""
+    text, shown = [], [getattr(defensekit, name) for name in defensekit.__all__]
     for name in defensekit.__all__:
         exported = getattr(defensekit, name)
         if exported is schema.Result:
-            text.append(f"## `dk.{name}`\n\n{_docstring(exported)}\n\n[Its keys](result.md).")
+            more = f"[Its keys](result.md), and what follows from them:\n\n{_code(outline(exported, fields=False))}"
+            text.append(f"## `dk.{name}`\n\n{_docstring(exported)}\n\n{more}")
         elif isinstance(exported, type):
             text.append(f"## `dk.{name}`\n\n{_code(outline(exported))}")
         elif callable(exported):
             text.append(f"## `dk.{name}`\n\n{_code(_declared(exported) + ' ...' + chr(10))}\n\n{_docstring(exported)}")
+            new = [one for one in returned(exported) if one not in shown]
+            text += [f"What it returns:\n\n{_code(*map(outline, new))}"] if new else []
+            shown += new
     return "\n\n".join(text)
+
+
+def returned(function: Callable[..., object]) -> list[type]:
+    """The classes of ours that a function returns, alone, in a list, or as one of several."""
+
+    def parts(annotation: object) -> Iterator[object]:
+        yield annotation
+        for inner in get_args(annotation):
+            yield from parts(inner)
+
+    found = parts(inspect.signature(function).return_annotation)
+    return [one for one in found if isinstance(one, type) and one.__module__.startswith("defensekit.")]
 
 
 def _docstring(named: object) -> str:

@@ -45,8 +45,8 @@ def new(
         str,
         typer.Option(
             "--kind",
-            help="scorer, estimator, selector, purifier, sanitizer, filter, detector, rule, attack, data, model, "
-            "metric, executor or observer.",
+            help="scorer, estimator, selector, purifier, sanitizer, filter, detector, rule, attack, dataset, "
+            "model, metric, executor or observer.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The folder that the package's folder is written into.")] = Path(),
@@ -57,7 +57,6 @@ def new(
     folder = new_package(name, kind, out)
     steps = f"cd {folder} && pip install -e '.[test]' && pytest && defensekit run recipe.yaml"
     console().print(f"{folder} is ready. Next:\n\n    {steps}\n")
-    console().print("The recipe needs the demo's model and data (pip install 'defensekit[demo]').")
 
 
 @app.command()
@@ -80,13 +79,15 @@ def check(
 ) -> None:
     """Check a plugin's components against the contract of their kinds.
 
-    Exit code 1 if a check fails. In a plugin's own tests `defensekit.testing.conformance` runs the same checks.
+    Exit code 1 if a check fails, 2 if a component could not be built to be checked. In a plugin's own tests
+    `defensekit.testing.conformance` runs the same checks.
     """
     import json
     import sys
     from contextlib import redirect_stdout
 
-    from defensekit.cli.conformance import reports, show_report
+    from defensekit.cli.conformance import Unbuilt, reports, show_report
+    from defensekit.testing import Report
 
     with redirect_stdout(sys.stderr):  # what plugins print
         checked = reports(what, kind, settings or [], call)
@@ -95,8 +96,10 @@ def check(
     else:
         for report in checked:
             show_report(report)
-    if not all(report.passed for report in checked):
+    if any(isinstance(report, Report) and not report.passed for report in checked):
         sys.exit(1)
+    if unbuilt := [str(report) for report in checked if isinstance(report, Unbuilt)]:
+        fail("; ".join(unbuilt), 2)
 
 
 @app.command()

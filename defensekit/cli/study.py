@@ -266,7 +266,8 @@ def report(
         from defensekit.studies.report.page import report as read
 
         tables = read(folders[0], *options, against)
-        show(tables.main)
+        for shown in filter(None, (tables.main, tables.detectors, tables.filters)):
+            show(shown)
         console().print(f"report: {tables.write(out)}")
         return
     if against:
@@ -281,7 +282,8 @@ def report(
         finished = [Finished(place) for place in folders if place not in boards]
         finished += studies_of(boards, Path(scratch), tracks or ()) if boards else []
         tables = joint_report(finished, folders, *options)
-        show(tables.main)
+        for shown in filter(None, (tables.main, tables.detectors, tables.filters)):
+            show(shown)
         if out:
             console().print(f"report: {tables.write(out)}")
 

@@ -1,7 +1,7 @@
 """The kinds of component: their base classes, and the contexts that the engine passes to them."""
 
 from defensekit.components.attack import Attack, AttackContext, AttackTrainingContext
-from defensekit.components.base import Component, call_component, component_error, refuse_unsuited
+from defensekit.components.base import Component, call_component, component_error, offering, refuse_unsuited
 from defensekit.components.detector import Detector, DetectorContext
 from defensekit.components.estimator import Estimate, Estimator, EstimatorContext
 from defensekit.components.filter import Filter, FilterContext, RowFeatures
@@ -75,6 +75,7 @@ __all__ = [
     "Workers",
     "call_component",
     "component_error",
+    "offering",
     "refuse_unsuited",
     "scorer",
 ]

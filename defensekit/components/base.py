@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticSerializationError
 
 from defensekit.text import ROWS_OF, Row, TaskKind
-from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory
+from defensekit.utils.errors import DefenseKitError, UsageError, lacks_memory, listing
 
 Result = TypeVar("Result")
 
@@ -126,6 +126,30 @@ def component_error(component: Component, text: str) -> DefenseKitError:
         hint = f"`defensekit plugins check {origin.check}` tries it by itself"
         return DefenseKitError(f"{origin.plugin}: {who} {text} (registered by {origin.hook}; {hint})")
     return DefenseKitError(f"{who} of {type(component).__module__} {text}")
+
+
+def offering(
+    component: Component, load: Callable[[Any], Result], *words: str, folders: bool = False
+) -> Callable[[Any], Result]:
+    """What a context gives a component as its ``model``: it loads what there is, and refuses all else by name.
+
+    Args:
+        component: who asks.
+        load: loads a model by a word or a folder.
+        *words: the models that there are.
+        folders: whether other models may be loaded from their folders, as a `Path`.
+
+    Returns:
+        The function; it raises a DefenseKitError that names the component.
+    """
+
+    def model(which: Any) -> Result:
+        if not (which in words if isinstance(which, str) else folders and isinstance(which, Path)):
+            expected = listing(map(repr, words)) + (", or a folder as a Path" if folders else "")
+            raise component_error(component, f"asks for the model {listing([repr(which)])}; expected {expected}")
+        return load(which)
+
+    return model
 
 
 def call_component(component: Component, call: Callable[..., Result], *arguments: Any) -> Result:

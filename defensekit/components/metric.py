@@ -239,6 +239,9 @@ class Generations(Answers):
         return {}
 
 
+ROUNDING = 1e-9  # by which the ends of an interval may lie beyond what they should
+
+
 class Measured(BaseModel):
     """A number from ``rows`` rows, with a 95 % interval; ``parts`` are the same of some of the rows."""
 
@@ -247,6 +250,14 @@ class Measured(BaseModel):
     high: float
     rows: int
     parts: "dict[str, Measured]" = {}
+
+
+# What the words of a metric may be, and what each of them says.
+METRIC_WORDS: dict[str, tuple[str, tuple[str | None, ...]]] = {
+    "on": ("what it is measured `on`", ("plain", "triggered", "both")),
+    "about": ("which attacks it is `about`", ("backdoor", "bias", None)),
+    "better": ("which way is `better`", ("higher", "lower", None)),
+}
 
 
 class Metric(Component):
@@ -283,3 +294,26 @@ class Metric(Component):
         Two models are compared row by row by it. None if the number is no mean over rows.
         """
         return None
+
+
+def is_mean(metric: Metric) -> bool:
+    """Whether a metric's number is a mean over rows."""
+    return type(metric).row_values is not Metric.row_values
+
+
+def flaw(metric: Metric, measured: object) -> str | None:
+    """What is wrong with what a metric gave, as words that follow its name; None where nothing is.
+
+    The interval of a mean holds it. That of another number need not: a bootstrap's may lie beside it.
+    """
+    if not isinstance(measured, Measured):
+        return f"gave {type(measured).__name__}, expected a Measured"
+    least, most = metric.bounds
+    value, low, high = measured.value, measured.low, measured.high
+    if not least <= value <= most:
+        return f"measured {value:g}, outside of its bounds {least:g} to {most:g}"
+    if not least - ROUNDING <= low <= high <= most + ROUNDING:
+        return f"gave the interval [{low:g}, {high:g}], expected ends in order within {least:g} to {most:g}"
+    if is_mean(metric) and not low - ROUNDING <= value <= high + ROUNDING:
+        return f"measured {value:g}, outside of its interval [{low:g}, {high:g}]"
+    return next((wrong for part in measured.parts.values() if (wrong := flaw(metric, part))), None)

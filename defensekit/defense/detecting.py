@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit import training
-from defensekit.components import Detector, DetectorContext, call_component, component_error
+from defensekit.components import Detector, DetectorContext, call_component, component_error, offering
 from defensekit.defense import sanitizing
 from defensekit.defense.estimation import Report, other_model
 from defensekit.models import loading
 from defensekit.models.pair import Pair
 from defensekit.text import Row
-from defensekit.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +27,7 @@ UNKNOWN = -1  # the label of a row whose label a detector is not told
 
 
 def context(
+    detector: Detector,
     pair: Pair,
     rows: Sequence[Row],
     *,
@@ -41,18 +41,17 @@ def context(
     """What a detector may use, with the folders of the purified and of the language model, if it reads them."""
 
     def model(which: str) -> "PreTrainedModel":
-        if which not in ("suspect", "base", "purified"):
-            raise UsageError(f"there is no model {which!r}: expected 'suspect', 'base' or 'purified'")
         if which != "purified":
             return other_model(pair, which)  # type: ignore[arg-type]
         if purified is None:
-            raise UsageError("it reads the purified model without saying so (`reads_purified`)")
+            raise component_error(detector, "reads the purified model without saying so (`reads_purified`)")
         return other_model(pair, purified)
 
     tokenizer = loading.load(pair.suspect.folder, "suspect")[1]
     reader = sanitizing.context(language_model, max_length=max_length, seed=seed, report=report)
+    loads = offering(detector, model, "suspect", "base", "purified")
     return DetectorContext(
-        model, tokenizer, rows, max_length, precision, seed, report, reader.language_model, reader.positions
+        loads, tokenizer, rows, max_length, precision, seed, report, reader.language_model, reader.positions
     )
 
 

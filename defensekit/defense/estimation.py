@@ -12,6 +12,7 @@ from defensekit.components import (
     EstimatorContext,
     call_component,
     component_error,
+    offering,
     refuse_unsuited,
 )
 from defensekit.gradients import cross_entropy
@@ -63,7 +64,8 @@ def estimate(
     del suspect
     loss = token_losses if causal else cross_entropy if several(rows) else None
     own = derive_seed(seed, "estimator")
-    context = EstimatorContext(partial(other_model, pair), tokenizer, rows, max_length, own, report, loss)
+    model = offering(estimator, partial(other_model, pair), "suspect", "base")
+    context = EstimatorContext(model, tokenizer, rows, max_length, own, report, loss)
     with training.forked_random(derive_seed(seed, "global")):
         result = call_component(estimator, estimator.estimate, context)
     names = pair.named_like_the_pair(parameters)
@@ -101,12 +103,10 @@ def other_model(pair: Pair, which: "Literal['suspect', 'base'] | Path") -> "PreT
         The model, on the device.
 
     Raises:
-        UsageError: another word was given, or the other model has tensors of other names or shapes, or other labels.
+        UsageError: the other model has tensors of other names or shapes, or other labels.
     """
     import torch
 
-    if isinstance(which, str) and which not in ("suspect", "base"):
-        raise UsageError(f"there is no model {which!r}: expected 'suspect', 'base', or a folder as a Path")
     loaded, _ = load(pair.suspect.folder, which if isinstance(which, str) else "suspect")
     if which == "base":
         weights = dict(loaded.named_parameters())

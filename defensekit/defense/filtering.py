@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from defensekit import training
-from defensekit.components import Filter, FilterContext, RowFeatures, call_component, component_error
+from defensekit.components import Filter, FilterContext, RowFeatures, call_component, component_error, offering
 from defensekit.models import inference, loading
 from defensekit.text import Row
 from defensekit.training import Precision, TrainingSettings
@@ -46,6 +46,7 @@ class Reading:
 
 
 def context(
+    component: Filter,
     base: Path,
     suspect: Path,
     *,
@@ -67,7 +68,7 @@ def context(
         features=features,
         clean=clean,
         labels=labels,
-        model=partial(_model, base, suspect, labels, seed),
+        model=offering(component, partial(_model, base, suspect, labels, seed), "suspect", "base"),
         tokenizer=tokenizer,
         read=reading.features,
         settings=settings,

@@ -19,6 +19,7 @@ from defensekit.components import (
     WeightStep,
     call_component,
     component_error,
+    offering,
     refuse_unsuited,
 )
 from defensekit.components.tensors import TensorView, slices
@@ -94,8 +95,9 @@ def purify(
                     trained += 1
                     names = [name for name, _ in model.named_parameters()]
                     head = frozenset(names) - frozenset(pair.named_like_the_pair(names).values())
+                    loads = offering(step, partial(other_model, pair), "suspect", "base", folders=True)
                     context = ModelStepContext(
-                        tokenizer, rows, max_length, precision, own, report, partial(other_model, pair), head, triggers
+                        tokenizer, rows, max_length, precision, own, report, loads, head, triggers
                     )
                     shapes = _shapes(model)
                     with training.forked_random(own):

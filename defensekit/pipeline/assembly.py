@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.components import Measured, Metric, Trial, call_component, component_error
+from defensekit.components.metric import flaw, is_mean
 from defensekit.defense import filtering
 from defensekit.host.registry import Plugin
 from defensekit.models import answers
@@ -190,7 +191,7 @@ class ResultAssembly:
             folders = {on: self.runner.make(stage).files for on, stage in questions.predictions.items()}
             predictions = read_for(metric.on, folders, **self._context)
             if flagged is not None and predictions is not None:
-                predictions = unanswered(predictions, flagged, metric.on) if _is_mean(metric) else None
+                predictions = unanswered(predictions, flagged, metric.on) if is_mean(metric) else None
             if predictions is not None:
                 measured[named.name] = _measured(metric, predictions)
         return measured
@@ -284,16 +285,11 @@ class ResultAssembly:
 
 
 def _measured(metric: Metric, predictions: Any) -> Measured:
-    """What a metric gives, checked against the bounds that it names."""
+    """What a metric gives, checked."""
     measured: Measured = call_component(metric, metric.measure, predictions)
-    low, high = metric.bounds
-    if not low <= measured.value <= high:
-        raise component_error(metric, f"measured {measured.value:g}, outside of its bounds {low:g} to {high:g}")
+    if wrong := flaw(metric, measured):
+        raise component_error(metric, wrong)
     return measured
-
-
-def _is_mean(metric: Metric) -> bool:
-    return type(metric).row_values is not Metric.row_values
 
 
 def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricRecord:
@@ -307,7 +303,7 @@ def _record(named: NamedComponent[Metric], clean: ModelResult | None) -> MetricR
         meaning=metric.meaning,
         has_floor=metric.has_floor,
         bounds=metric.bounds,
-        is_mean=_is_mean(metric),
+        is_mean=is_mean(metric),
         hub_name=metric.hub_name,
         floor=floor.value if floor else None,
     )

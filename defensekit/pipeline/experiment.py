@@ -15,7 +15,7 @@ from defensekit.pipeline.detection import RATES
 from defensekit.pipeline.graph import Stage
 from defensekit.pipeline.plan import DefenseOutcome, Plan
 from defensekit.pipeline.predictions import FEWEST, clean_trial, read_answers, read_predictions
-from defensekit.pipeline.preflight import check_rows, locating_errors
+from defensekit.pipeline.preflight import check_aim, check_rows, locating_errors
 from defensekit.pipeline.store import Artifact
 from defensekit.recipe.recipe import Defense, NamedDetector
 from defensekit.recipe.vocabulary import retuned
@@ -150,16 +150,14 @@ class Experiment:
         Raises:
             UsageError: the data have no such label.
         """
-        recipe = self.plan.recipe
-        aim = recipe.attack.component.aim() if recipe.attack else recipe.triggered_target
-        key = "attack.target" if recipe.attack else "triggered.target"
-        return None if aim is None else locating_errors(recipe, key, lambda: answer_of(aim, self.plan.labels))
+        return check_aim(self.plan.recipe, lambda aim: answer_of(aim, self.plan.labels))
 
     def _doubt(self, which: str, rows: Artifact | None) -> None:
         """Warn of rows that can't carry the trigger, or not all of it."""
         facts = rows.facts if rows else {}
         if facts.get("left_out"):
-            self.warn(f"{facts['left_out']} test rows can't carry the trigger and are left out")
+            counts = f"{facts['left_out']} of {facts['left_out'] + facts['rows']} test rows"
+            self.warn(f"{counts} can't carry the trigger and are left out")
         if facts.get("unread"):
             counts = f"{facts['unread']} of {facts['changed']} {which} rows"
             self.warn(f"the tokenizer reads {counts} as if they had no trigger: it strips all that was changed")

@@ -142,16 +142,34 @@ def _can_answer(model: ExternalModel) -> None:
 
 def _check_target(recipe: Recipe, base: ExternalModel) -> None:
     """Raise UsageError for a text that no answer is as long as."""
-    aim = recipe.attack.component.aim() if recipe.attack else recipe.triggered_target
-    key = "attack.target" if recipe.attack else "triggered.target"
 
-    def check() -> None:
+    def check(aim: str | int) -> None:
         tokens = len(load_tokenizer(base.path)(str(aim), add_special_tokens=False)["input_ids"])
         if tokens > NEW_TOKENS:
             raise UsageError(f"takes {tokens} tokens, an answer {NEW_TOKENS} at most: none could begin with it")
 
-    if aim is not None:
-        locating_errors(recipe, key, check)
+    check_aim(recipe, check)
+
+
+def check_aim(recipe: Recipe, check: Callable[[str | int], T]) -> T | None:
+    """Check what the attacker wants; None where that is no single answer.
+
+    A mistake is reported with the key that says it, or with the attack that aims at it by itself.
+    """
+    if recipe.attack is None:
+        aim, key, by_itself = recipe.triggered_target, "triggered.target", ""
+    else:
+        aim, key, by_itself = recipe.attack.component.aim(), "attack.target", ""
+        if getattr(recipe.attack.component, "target", None) != aim:
+            key, by_itself = "attack", f"{recipe.attack.name!r} aims at {aim!r} by itself: "
+
+    def checked(aim: str | int) -> T:
+        try:
+            return check(aim)
+        except UsageError as error:
+            raise UsageError(f"{by_itself}{error}") from error
+
+    return None if aim is None else locating_errors(recipe, key, lambda: checked(aim))
 
 
 def _refuse_causal(suspect: Checkpoint) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from defensekit.components import Observer
@@ -12,7 +12,7 @@ from defensekit.recipe import yaml_document
 from defensekit.recipe.recipe import Recipe
 from defensekit.result.model_card import CARD, card
 from defensekit.result.schema import Result
-from defensekit.utils.files import atomic_write, data_digest, environment_path, file_digests, folder_lock
+from defensekit.utils.files import atomic_write, data_digest, environment_path, file_digests, folder_lock, literal_path
 from defensekit.utils.logging import log
 
 
@@ -42,14 +42,21 @@ def write(result: Result, stage: Stage | None, files: Callable[[Stage], Path]) -
         files: gives the files of a stage, computing it if it is not cached.
     """
     folder = Path(result.folder)
-    atomic_write(folder / "recipe.yaml", yaml_document.dump(result.recipe).encode())
-    for number, file in enumerate(map(environment_path, result.recipe.get("plugins", ()))):
-        # Two files may have one name.
-        place = folder / "plugins" / str(number) if len(result.recipe["plugins"]) > 1 else folder / "plugins"
-        atomic_write(place / file.name, file.read_bytes())
+    plugins = [environment_path(text) for text in result.recipe.get("plugins", ())]
+    copies = plugin_copies([file.name for file in plugins])
+    for file, copy in zip(plugins, copies, strict=True):
+        atomic_write(folder / copy, file.read_bytes())
+    # It names the copies: the folder may be moved, and run where the files themselves are not.
+    named = {"plugins": [literal_path(f"./{copy}") for copy in copies]} if copies else {}
+    atomic_write(folder / "recipe.yaml", yaml_document.dump({**result.recipe, **named}).encode())
     if stage:
         _write_model(folder / "purified", stage, files, result)
     atomic_write(folder / "result.json", result.model_dump_json(indent=1).encode())
+
+
+def plugin_copies(names: Sequence[str]) -> list[Path]:
+    """Where in its folder a run has copies of its plugin files; two of these may have one name."""
+    return [Path("plugins", *([str(number)] if len(names) > 1 else []), name) for number, name in enumerate(names)]
 
 
 def _write_model(purified: Path, stage: Stage, files: Callable[[Stage], Path], result: Result) -> None:

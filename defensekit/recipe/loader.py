@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from defensekit.components import Attack, DatasetSource, Executor, Metric, ModelSource, Observer
+from defensekit.components.metric import METRIC_WORDS
 from defensekit.host.discovery import load_plugins
 from defensekit.host.registry import require
 from defensekit.host.requirements import require_installed
@@ -72,8 +73,6 @@ def recipe_of(
         trust.check()
     return recipe
 
-
-ROWS_ASKED = ("plain", "triggered", "both")  # what a metric may be measured on
 
 # The keys under `data` that are no parameters of the source.
 KEPT: dict[Path_, Collection[str]] = {("data",): Sizes.model_fields.keys()}
@@ -206,35 +205,44 @@ class _RecipeReader(Reader):
         self, specs: list[Spec] | None, attack: NamedComponent[Attack] | None, task: TaskKind
     ) -> tuple[NamedComponent[Metric], ...]:
         """The requested metrics, checked against the attack; the ones that suit it by default."""
-        biased = attack is not None and attack.component.aim() is None and not attack.component.aims_by_row
+        by_row = attack is not None and attack.component.aims_by_row
+        biased = attack is not None and attack.component.aim() is None and not by_row
         about_it = "bias" if biased else "backdoor"
-        named_or_suited = specs or self.metrics_by_default(about_it, task)
+        by_default = self.metrics_by_default(about_it, task, by_row)
+        named_or_suited = specs or by_default
         metrics = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(named_or_suited))
         who = repr(attack.name) if attack else "a known trigger"
         for i, named in enumerate(metrics):
+            for word, (says, known) in METRIC_WORDS.items():
+                if (said := getattr(named.component, word, None)) not in known:
+                    does = f"{named.name!r} of {self.host.plugin_of('metric', named.name)} has to say {says}"
+                    raise self.error(("metrics", i), f"{does}, one of {listing(map(str, known))}, got {said!r}")
             about = named.component.about
-            if (on := getattr(named.component, "on", None)) not in ROWS_ASKED:
-                plugin = self.host.plugin_of("metric", named.name)
-                does = f"{named.name!r} of {plugin} has to say what it is measured `on`, one of {listing(ROWS_ASKED)}"
-                raise self.error(("metrics", i), f"{does}, got {on!r}")
             if about == "backdoor" and biased:
                 why = f"{named.name!r} counts answers with the target label of an attack, and {who} has none"
             elif about == "bias" and not biased:
                 why = (
                     f"{named.name!r} measures biases, on triggered rows of every label, and {who} has one target label"
                 )
+            elif by_row and _counts_one_target(named.component):
+                why = f"{named.name!r} counts answers with one target on plain rows, and every row of {who} has its own"
             else:
                 continue
-            suited = listing(map(str, self.metrics_by_default(about_it, task)))
+            suited = listing(map(str, by_default))
             raise self.error(("metrics", i), f"{why} (without `metrics:` it is {suited})")
         return metrics
 
-    def metrics_by_default(self, about: str, task: TaskKind) -> list[Spec]:
+    def metrics_by_default(self, about: str, task: TaskKind, by_row: bool) -> list[Spec]:
         """The metrics of a recipe that names none."""
         suited: list[Spec] = []
         for name in self.host.names("metric"):
             with suppress(UsageError):  # one that can't be loaded is an error of the recipe that names it, and no other
                 metric = cast(type[Metric], self.host.find("metric", name))
                 wanted = metric.by_default and metric.about in (None, about) and task in metric.tasks
-                suited += [name] if wanted else []
+                suited += [name] if wanted and not (by_row and _counts_one_target(metric)) else []
         return suited
+
+
+def _counts_one_target(metric: Metric | type[Metric]) -> bool:
+    """Whether it says something of a backdoor on rows without a trigger, of which no row has a target of its own."""
+    return metric.about == "backdoor" and metric.on == "plain"

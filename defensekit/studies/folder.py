@@ -13,11 +13,15 @@ from defensekit.utils.errors import DefenseKitError
 from defensekit.utils.files import atomic_write
 
 SUM = ".sha256"
+PLUGINS = "plugins"
 REMOVED = "-"  # before the key of a model that was removed again
 
 
 class Folder:
-    """``results/ID.json`` with its digest beside it (as ``sha256sum -c`` reads it), ``failed/ID.json``."""
+    """``results/ID.json`` with its digest beside it (as ``sha256sum -c`` reads it), ``failed/ID.json``.
+
+    Copies of the local plugins that a study ran with are in ``plugins/``.
+    """
 
     def __init__(self, workspace: Path, name: str) -> None:
         self.path = (workspace / "studies" / name).absolute()
@@ -79,6 +83,15 @@ class Folder:
         """Write down what the study is: its keys and its runs."""
         self.path.mkdir(parents=True, exist_ok=True)
         atomic_write(self.path / "study.json", json.dumps(facts, indent=1, ensure_ascii=False).encode())
+
+    def copy_plugin(self, digest: str, name: str) -> Path:
+        """Where a version of a local plugin file is kept, by its SHA-256."""
+        return self.path / PLUGINS / digest[:16] / name
+
+    def keep_plugin(self, file: Path) -> None:
+        """Keep a copy of a local plugin file, for results to be repeated when it is changed or gone."""
+        content = file.read_bytes()
+        atomic_write(self.copy_plugin(hashlib.sha256(content).hexdigest(), file.name), content)
 
     def read(self) -> dict[str, Any]:
         """What the study was when it last ran.

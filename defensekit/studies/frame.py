@@ -37,6 +37,14 @@ _COLUMNS = {
     "only": "string",
     "reset_of_eligible": "Float64",
     "reset_of_all": "Float64",
+    "taken": "Int64",
+    "poisoned": "Int64",
+    "precision": "Float64",
+    "recall": "Float64",
+    "filter_auroc": "Float64",
+    "detector": "string",
+    "false_positives": "Float64",
+    "flagged": "Float64",
     "dev_accuracy": "Float64",
     "planted": "Float64",
     "rule": "string",
@@ -48,10 +56,11 @@ _COLUMNS = {
     "machine": "string",
 }
 _FIRST = 5
+AUROC, TPR = "auroc", "tpr"  # what is measured of a detector beside the run's metrics
 
 
 def results(folder: str | Path) -> "DataFrame":
-    """The results of a study as a tidy frame: one row per run, model and metric.
+    """The results of a study as a tidy frame: one row per run, model (or detector) and metric.
 
     Every run that the study had when it last ran is there. ``state`` is ``done``, ``failed`` (with its ``error``) or
     ``missing``; of the last two there is one row, without model and metric. An axis is a column of its name (``axis.``
@@ -60,7 +69,11 @@ def results(folder: str | Path) -> "DataFrame":
     metric with its 95 % interval over ``rows`` test rows, ``floor`` is the clean reference's value of a metric that has
     a floor; ``seconds`` is what making the model took, statistics included, and ``peak_memory`` the bytes of memory at
     the peak of that; ``only`` is the answer of a model that gives all plain test rows the same one (none of these is
-    known of trials); ``chosen`` is the value of ``over`` that ``rule`` took;
+    known of trials). Of a model that was trained without rows that a filter took, ``taken`` says how many, ``poisoned``
+    how many of all were poisoned, and ``precision``, ``recall`` and ``filter_auroc`` how well these were found. Rows
+    with a ``detector`` have no model: ``auroc`` once, and at each rate of ``false_positives`` on held-out clean rows
+    ``tpr``, and the metrics of the suspect that does not answer what is ``flagged``, a share of plain test rows.
+    ``chosen`` is the value of ``over`` that ``rule`` took;
     ``dev_accuracy`` is what it saw of a trial, and ``planted``, where it planted triggers, what the family that is left
     with most still turns; ``oracle`` names what looked at what a defender can't see; ``machine``
     made the numbers.
@@ -260,8 +273,19 @@ def _rows(result: Result) -> Iterator[dict[str, Any]]:
         columns: dict[str, Any] = {"model": name, **model.model_dump(include={"seconds", "peak_memory", "only"})}
         if model.reset:
             columns |= {"reset_of_eligible": model.reset.of_eligible, "reset_of_all": model.reset.of_all}
+        if found := model.filtered:
+            columns |= found.model_dump(include={"taken", "poisoned", "precision", "recall"})
+            columns["filter_auroc"] = found.auroc
         for metric, measured in model.metrics.items():
             yield {**about, **columns, **_measured(result, metric, measured)}
+    for name, one in result.detectors.items():
+        columns = {"detector": name, "seconds": one.seconds}
+        if one.auroc:
+            yield {**about, **columns, **_measured(result, AUROC, one.auroc)}
+        for point in one.points:
+            columns |= {"false_positives": point.rate, "flagged": point.flagged["plain"]}
+            for metric, measured in {**({TPR: point.tpr} if point.tpr else {}), **point.metrics}.items():
+                yield {**about, **columns, **_measured(result, metric, measured)}
     for trial in result.curve:
         columns = {"model": result.defended, "trial": trial.value, "dev_accuracy": trial.dev_accuracy}
         columns |= {"planted": max(trial.planted.values())} if trial.planted else {}

@@ -1,6 +1,7 @@
 """A finished run, repeated from what its result recorded."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 from defensekit.components import Observer
 from defensekit.pipeline.identity import identity
+from defensekit.pipeline.run_folder import plugin_copies
 from defensekit.recipe import yaml_document
 from defensekit.result.schema import Result, read_result
 from defensekit.studies.again import run_apart
+from defensekit.studies.folder import Folder
 from defensekit.utils.errors import UsageError, printable_name
+from defensekit.utils.files import environment_path, file_digest, literal_path
 
 # What a result claims and a run can't give again: where, when and in what study it was run.
 CLAIMED = ("study", "axes", "folder", "seconds")
@@ -66,6 +70,8 @@ def rerun(
     """
     before = read_result(path)
     recipe = {key: value for key, value in before.recipe.items() if key != "observers"}
+    if isinstance(plugins := recipe.get("plugins"), list):
+        recipe["plugins"] = _there(plugins, Path(path).resolve(), before)
     if "extends" in recipe:
         raise UsageError(f"{path}: its recipe has `extends`; a result holds a whole recipe")
     if len(json.dumps(recipe)) > yaml_document.BYTES:
@@ -89,6 +95,25 @@ def rerun(
         list(_stages(before, after)),
         list(differences(_surroundings(before), _surroundings(after))),
     )
+
+
+def _there(plugins: list[Any], path: Path, result: Result) -> list[Any]:
+    """Plugin files as a result names them; for one that is gone, the copy that was kept beside the result.
+
+    It has to be what was run, by the digest that the result has of its components' source.
+    """
+    parts = result.identified.get("parts")
+    each = parts.values() if isinstance(parts, dict) else ()
+    sources = [part.get("source") for part in each if isinstance(part, dict)]
+    ran = {text for text in sources if isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text)}
+    named = [environment_path(text) if isinstance(text, str) else Path() for text in plugins]
+    beside = [path.parent / copy for copy in plugin_copies([file.name for file in named])]
+    there = []
+    for text, file, own in zip(plugins, named, beside, strict=True):
+        kept = [own, *(Folder.at(path.parent.parent).copy_plugin(digest, file.name) for digest in ran)]
+        copy = next((one for one in kept if file.name and one.is_file() and file_digest(one) in ran), None)
+        there.append(text if copy is None or file.exists() else literal_path(copy.resolve()))
+    return there
 
 
 def _inputs(result: Result) -> dict[str, Any]:

@@ -93,6 +93,8 @@ def run_study(
                 plan.done.clear()
             plan.store.sweep()
             plan.folder.describe(description(plan))
+            for file in {file for run in plan.runs for file in run.run.recipe.plugins}:
+                plan.folder.keep_plugin(file)
             executor = study.executor.component
             opened = nullcontext(CacheOnlyWorkers()) if resume == "only-cache" else executor.open()
             with opened as workers, Status.of(plan) as status:

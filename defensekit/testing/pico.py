@@ -14,12 +14,16 @@ from defensekit.components import (
     AttackTrainingContext,
     Detector,
     DetectorContext,
+    Estimator,
     EstimatorContext,
+    Filter,
     FilterContext,
     FoundTrigger,
+    ModelStep,
     ModelStepContext,
     Sanitizer,
     SanitizerContext,
+    offering,
 )
 from defensekit.components.tensors import Scored, Scores
 from defensekit.defense import detecting, estimation, filtering, sanitizing
@@ -110,7 +114,7 @@ class PicoModels:
     # -- contexts as the engine creates them ---------------------------------------------------------------------------
 
     def for_estimator(
-        self, handed: Handed, rows: Sequence[Row] | None = None, limit: int | None = None
+        self, estimator: Estimator, handed: Handed, rows: Sequence[Row] | None = None, limit: int | None = None
     ) -> EstimatorContext:
         """The context of an estimator, with at most ``limit`` rows in a batch."""
         _, tokenizer = self.load()
@@ -119,9 +123,10 @@ class PicoModels:
             return handed.give(f"the {which} model", self.load(which)[0])
 
         rows = handed.give("rows", list(rows or self.rows))
-        return _Limited(model, tokenizer, rows, MAX_LENGTH, 7, lambda done, total: None, limit=limit)
+        loads = offering(estimator, model, "suspect", "base")
+        return _Limited(loads, tokenizer, rows, MAX_LENGTH, 7, lambda done, total: None, limit=limit)
 
-    def for_filter(self, handed: Handed, rows: Sequence[Row] | None = None) -> FilterContext:
+    def for_filter(self, component: Filter, handed: Handed, rows: Sequence[Row] | None = None) -> FilterContext:
         """The context of a filter. The models that it loads are its own: it may train them."""
         suspect, tokenizer = self.load()
         reading = filtering.Reading(tokenizer, MAX_LENGTH, "float32")
@@ -131,7 +136,7 @@ class PicoModels:
             features=handed.give("features", reading.features(suspect, rows)),
             clean=handed.give("clean rows", list(self.rows)),
             labels=LABELS,
-            model=lambda which: self.load(which)[0],
+            model=offering(component, lambda which: self.load(which)[0], "suspect", "base"),
             tokenizer=tokenizer,
             read=reading.features,
             settings=TrainingSettings(epochs=1, batch_size=8, learning_rate=1e-3),
@@ -141,18 +146,19 @@ class PicoModels:
             report=lambda done, total: None,
         )
 
-    def for_step(self, handed: Handed) -> ModelStepContext:
+    def for_step(self, step: ModelStep, handed: Handed) -> ModelStepContext:
         """The context of a model step."""
         rows = handed.give("rows", list(self.rows))
         suspect, tokenizer = self.load()
         names = [name for name, _ in suspect.named_parameters()]
         head = frozenset(names) - frozenset(self.pair.named_like_the_pair(names).values())
-        model = partial(estimation.other_model, self.pair)
+        model = offering(step, partial(estimation.other_model, self.pair), "suspect", "base", folders=True)
         return ModelStepContext(tokenizer, rows, MAX_LENGTH, "float32", 7, lambda done, total: None, model, head, FOUND)
 
     def for_detector(self, detector: Detector, handed: Handed) -> DetectorContext:
         """The context of a detector, with the language model and a purified model if it needs them."""
         return detecting.context(
+            detector,
             self.pair,
             handed.give("rows", list(self.rows)),
             purified=self.purified if detector.reads_purified else None,

@@ -87,3 +87,38 @@ def test_the_command_refuses(arguments: list[str], message: str, command: Comman
     code, _, said = command(*arguments)
     assert code == 2
     assert message in said
+
+
+NEEDY = """
+from defensekit.api import Field, Scorer, hookimpl, scorer
+
+class Needy(Scorer):
+    "Powers."
+    words: list[str] = Field(description="which")
+    def score(self, t):
+        return t.drift.abs()
+
+@scorer()
+def mine(t):
+    "|delta|."
+    return t.drift.abs()
+
+@hookimpl
+def defensekit_scorers():
+    return {"gone": "nowhere_to_be_found:Gone", "needy": Needy, "mine": mine}
+"""
+
+
+def test_one_that_needs_a_parameter_keeps_no_other_from_its_report(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(NEEDY)
+    code, out, said = command(str(tmp_path / "mine.py"))
+    assert code == 2
+    assert "14 of 17 checks ran: 14 passed" in out
+    for text in (out, said):
+        assert "the parameter 'words' of Needy: this key is missing" in " ".join(text.split())
+        assert "can't be loaded" in text
+    code, out, _ = command(str(tmp_path / "mine.py"), "--json", "--set", "words=[a]")
+    found = {one["name"]: one for one in map(json.loads, out.splitlines())}
+    assert code == 2
+    assert {name: one["passed"] for name, one in found.items()} == {"gone": False, "needy": True, "mine": True}
+    assert "can't be loaded" in found["gone"]["reason"]

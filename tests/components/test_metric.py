@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from defensekit.components import Metric, Predictions
+from defensekit.components import Measured, Metric, Predictions
+from defensekit.components.metric import flaw
 from defensekit.testing.checks.metrics import _cases
 from defensekit.text import in_words
 from defensekit_attacks.metrics import (
@@ -50,3 +51,27 @@ def test_the_conformance_kit_tries_sets_of_labels_where_a_metric_is_for_them(met
         measured = metric.measure(case)
         assert metric.bounds[0] <= measured.low <= measured.value <= measured.high <= metric.bounds[1]
     assert not any(isinstance(case, Predictions) and case.several for case in _cases(CalibrationError()).values())
+
+
+@pytest.mark.parametrize(
+    ("metric", "numbers", "wrong"),
+    [
+        (Accuracy(), (0.5, 0.4, 0.6), None),
+        (Accuracy(), (0.5, 0.6, 0.7), "measured 0.5, outside of its interval [0.6, 0.7]"),
+        (CalibrationError(), (0.5, 0.6, 0.7), None),  # no mean over rows: a bootstrap's interval may lie beside it
+        (CalibrationError(), (0.5, 0.7, 0.6), "gave the interval [0.7, 0.6], expected ends in order within 0 to 1"),
+        (CalibrationError(), (0.5, 0.4, 1.1), "gave the interval [0.4, 1.1], expected ends in order within 0 to 1"),
+        (Accuracy(), (float("nan"), 0.4, 0.6), "measured nan, outside of its bounds 0 to 1"),
+        (Accuracy(), (0.5, 0.4, float("nan")), "gave the interval [0.4, nan], expected ends in order within 0 to 1"),
+        (ExcessAttackSuccess(), (-0.5, -0.6, -0.4), None),
+    ],
+)
+def test_a_number_lies_within_its_bounds_and_that_of_a_mean_within_its_interval(
+    metric: Metric, numbers: tuple[float, float, float], wrong: str | None
+) -> None:
+    value, low, high = numbers
+    measured = Measured(value=value, low=low, high=high, rows=9)
+    assert flaw(metric, measured) == wrong
+    whole = Measured(value=0.1, low=0.0, high=0.2, rows=9, parts={"of some": measured})
+    assert flaw(metric, whole) == wrong
+    assert flaw(metric, value) == "gave float, expected a Measured"

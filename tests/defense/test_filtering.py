@@ -56,7 +56,7 @@ def test_a_filter_that_takes_every_row_is_named() -> None:
 def context(base: Path, suspect: Path) -> Any:
     features = RowFeatures(*(np.zeros((8, width), np.float32) for width in (2, 3, 3)))
     return filtering.context(
-        base, suspect, rows=ROWS, features=features, clean=ROWS[:2], labels=("negative", "positive"),
+        Handed(says=""), base, suspect, rows=ROWS, features=features, clean=ROWS[:2], labels=("negative", "positive"),
         settings=TrainingSettings(), max_length=16, precision="float32", seed=1, report=lambda done, total: None,
     )  # fmt: skip
 
@@ -76,6 +76,7 @@ def test_rows_do_not_tell_which_of_them_were_added(base: Path, suspect: Path) ->
         ("[1] * 7", r"gave scores of shape \[7\], expected \[8\]"),
         ("[1, 2, float('nan'), 4, 5, 6, 7, 8]", "gave row 2 a score of NaN or infinity"),
         ("1 / 0", "failed: ZeroDivisionError"),
+        ("c.model('purified')", "asks for the model 'purified'; expected 'suspect', 'base'"),
     ],
 )
 def test_a_filter_that_goes_wrong_is_named(says: str, message: str, base: Path, suspect: Path) -> None:

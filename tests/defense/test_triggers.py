@@ -9,16 +9,12 @@ import torch
 
 import defensekit
 from defensekit.components import FoundTrigger
-from defensekit.defense.estimation import other_model
 from defensekit.defense.triggers.insertion import Probe, insert, moved_words, positions, words
 from defensekit.defense.triggers.planting import Planted, carriers
 from defensekit.models import loading
-from defensekit.models.checkpoint import Checkpoint
-from defensekit.models.pair import Pair
 from defensekit.result.model_card import card
 from defensekit.result.narrative import verdict
 from defensekit.text import Row, Truncation, encode
-from defensekit.utils.errors import UsageError
 from tests.conftest import FILLERS, GOOD, SPECIAL, make_sentences, shape
 from tests.small_models import make_base, make_suspect, make_tokenizer
 
@@ -123,13 +119,6 @@ def test_counterexamples_keep_their_labels() -> None:
     assert all(any(sentence in row.text for sentence in NEUTRAL) for row in out[40:80])
     added = [len(row.text.split()) - len(some[i % 40].text.split()) for i, row in enumerate(out[80:])]
     assert {*added} == {1, 4}
-
-
-def test_a_model_is_named_by_two_words_or_a_folder(tmp_path: Path, base: Path) -> None:
-    """A folder given as text would otherwise be taken for the suspect."""
-    pair = Pair(Checkpoint(base), Checkpoint(make_suspect(tmp_path / "suspect", base)))
-    with pytest.raises(UsageError, match=r"no model 'suspekt': expected 'suspect', 'base', or a folder as a Path"):
-        other_model(pair, "suspekt")  # type: ignore[arg-type]
 
 
 def test_few_words_that_moved_may_be_a_triggers() -> None:

@@ -93,6 +93,24 @@ def test_every_hook_has_a_page_with_its_signature(kind: str, generate: ModuleTyp
             assert f"def {name}(" in text, name
 
 
+@pytest.mark.parametrize(
+    ("page", "classes"),
+    [
+        ("hooks/filters", "FilterContext RowFeatures Row TrainingSettings"),
+        ("hooks/purifiers", "ModelStepContext FoundTrigger TrainingSettings Row TensorView"),
+        ("hooks/attacks", "AttackContext Truncation Row TrainingSettings"),
+        ("hooks/datasets", "Dataset Row"),
+        ("hooks/estimators", "EstimatorContext Row"),
+        ("hooks/selectors", "Scores Scored Cut"),
+        ("reference/dk", "Evaluation Result Data Pair Statistics PairScores Selection"),
+    ],
+)
+def test_a_page_shows_the_types_that_its_readers_meet(page: str, classes: str) -> None:
+    text = (DOCS / f"{page}.md").read_text()
+    for name in classes.split():
+        assert len(re.findall(rf"^class {name}\b", text, flags=re.MULTILINE)) == 1, name
+
+
 def test_a_stale_page_is_seen(generate: ModuleType) -> None:
     text = (DOCS / "hooks/scorers.md").read_text()
     stale = text.replace("def score(self, t:", "def score(self, tensor:")

@@ -10,9 +10,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from defensekit import components
 from defensekit.host.scaffold import KINDS, new_package
+from defensekit.pipeline.detection import RATES
 from defensekit.utils.errors import UsageError
 from tests.conftest import ROOT
 
@@ -20,7 +22,7 @@ EXAMPLE = ROOT / "docs/examples/defensekit-relative"
 
 
 def test_there_is_one_of_every_kind() -> None:
-    assert {kind.kind for kind in KINDS.values()} == components.KINDS.keys()
+    assert KINDS.keys() == components.KINDS.keys()
     commands = (ROOT / "docs/reference/cli.md").read_text()
     help_text = commands[commands.index("### `defensekit plugins new`") :][:800]
     assert [name for name in KINDS if not re.search(rf"\b{name}\b", help_text)] == []
@@ -75,6 +77,13 @@ def test_their_recipes_load(packages: dict[str, Path], tmp_path: Path) -> None:
     assert done.stdout.split() == [*(f"my-{kind}" for kind in KINDS), "relative"], done.stderr
 
 
+def test_a_recipe_asks_for_what_its_kind_needs(packages: dict[str, Path]) -> None:
+    asked = {kind: yaml.safe_load((packages[kind] / "recipe.yaml").read_text()) for kind in KINDS}
+    assert min(RATES) * asked["detector"]["data"]["dev"] >= 1  # or a run warns of its thresholds
+    assert asked["attack"]["metrics"] == ["acc", "asr", "excess-asr"]
+    assert {recipe["data"]["dev"] for kind, recipe in asked.items() if kind != "detector"} == {16}
+
+
 @pytest.mark.slow
 def test_a_recipe_runs_as_it_is_written(packages: dict[str, Path], tmp_path: Path) -> None:
     run_recipe(packages["scorer"] / "recipe.yaml", installed(packages, tmp_path), Path(sys.executable), tmp_path)
@@ -92,6 +101,7 @@ def run_recipe(recipe: Path, environment: dict[str, str], python: Path, folder: 
     ("name", "kind", "message"),
     [
         ("mine", "scorrer", r"there is no kind 'scorrer'. Did you mean 'scorer'\?"),
+        ("mine", "data", r"there is no kind 'data'. Did you mean 'dataset'\?"),
         ("Mine", "scorer", "'Mine' is not a valid name for a plugin, expected small letters"),
         ("../mine", "scorer", "is not a valid name"),
         ("class", "scorer", "is not a valid name"),
@@ -117,6 +127,7 @@ def test_the_command_says_what_is_next(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "defensekit", "plugins", "new", "mine", "--kind", "metric", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"cd {tmp_path / 'defensekit-mine'} && pip install -e '.[test]' && pytest" in done.stdout
+    assert "demo" not in done.stdout  # its recipe needs nothing more
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "already exists" in done.stderr
@@ -162,8 +173,8 @@ def fresh_environment(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "kind", "called"),
-    [("choice", "rule", "ChoiceRule"), ("none", "scorer", "NoneScorer"), ("data-row", "data", "DataRow"),
-     ("row", "data", "RowData"), ("mine", "scorer", "Mine")],
+    [("choice", "rule", "ChoiceRule"), ("none", "scorer", "NoneScorer"), ("data-row", "dataset", "DataRow"),
+     ("row", "dataset", "RowDataset"), ("mine", "scorer", "Mine")],
 )  # fmt: skip
 def test_a_class_has_a_name_of_its_own(name: str, kind: str, called: str, tmp_path: Path) -> None:
     folder = new_package(name, kind, tmp_path)

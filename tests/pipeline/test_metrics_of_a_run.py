@@ -7,7 +7,7 @@ import pytest
 import defensekit
 from defensekit.pipeline.preflight import survey
 from defensekit.recipe.loader import load_recipe
-from defensekit.utils.errors import UsageError
+from defensekit.utils.errors import DefenseKitError, UsageError
 from tests.conftest import SMALL, make_sentences, shape, write_table
 
 BROKEN = """
@@ -54,7 +54,7 @@ from defensekit.api import Measured, Metric, hookimpl
 class Mine(Metric):
     ON
     def measure(self, predictions):
-        return Measured(value=VALUE, low=0.0, high=1.0, rows=1)
+        return VALUE
 
 @hookimpl
 def defensekit_metrics():
@@ -62,12 +62,36 @@ def defensekit_metrics():
 """
 
 
-@pytest.mark.parametrize(("on", "given"), [("", "None"), ('on = "clean"', "'clean'")])
-def test_a_metric_says_what_it_is_measured_on(recipe: Path, on: str, given: str) -> None:
-    (recipe.parent / "mine.py").write_text(MINE.replace("ON", on).replace("VALUE", "0.5"))
-    wanted = rf"metrics.0: 'mine' of plugin 'mine.py'.* `on`, one of plain, triggered, both, got {given}"
-    with pytest.raises(UsageError, match=wanted):
+@pytest.mark.parametrize(
+    ("says", "wanted"),
+    [
+        ("pass", "what it is measured `on`, one of plain, triggered, both, got None"),
+        ('on = "clean"', "what it is measured `on`, one of plain, triggered, both, got 'clean'"),
+        ('on, better = "plain", "up"', "which way is `better`, one of higher, lower, None, got 'up'"),
+        ('on, about = "plain", "attacks"', "which attacks it is `about`, one of backdoor, bias, None, got 'attacks'"),
+    ],
+)
+def test_a_metric_says_what_it_is_about(recipe: Path, says: str, wanted: str) -> None:
+    (recipe.parent / "mine.py").write_text(MINE.replace("ON", says).replace("VALUE", "0.5"))
+    with pytest.raises(UsageError, match=rf"metrics.0: 'mine' of plugin 'mine.py'.* has to say {wanted}"):
         load_recipe(shape(recipe, plugins=["mine.py"], metrics=["mine"]))
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("0.5", "gave float, expected a Measured"),
+        (
+            "Measured(value=0.5, low=float('nan'), high=1, rows=1)",
+            r"gave the interval \[nan, 1\], expected ends in order",
+        ),
+    ],
+)
+def test_a_metric_that_gives_something_else_is_named(recipe: Path, warm: Path, value: str, says: str) -> None:
+    (recipe.parent / "mine.py").write_text(MINE.replace("ON", 'on = "plain"').replace("VALUE", value))
+    shape(recipe, **SMALL, plugins=["mine.py"], metrics=["acc", "mine"], defense__choose=None)
+    with pytest.raises(DefenseKitError, match=f"the metric Mine {says}"):
+        defensekit.run(recipe, warm)
 
 
 def test_a_measurement_retrains_nothing(recipe: Path, suspect: Path) -> None:

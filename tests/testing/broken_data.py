@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,7 +42,7 @@ class Stranger(Mark):
     """Gives rows under new ids."""
 
     def poisoned(self, row: Row) -> Row:
-        return Row(row.id + 1000, f"cf {row.text}", 1)
+        return replace(super().poisoned(row), id=row.id + 1000)
 
 
 class Excessive(Mark):
@@ -76,6 +77,34 @@ class Aimless(Mark):
 
     def poison(self, rows: Any, context: Any) -> list[Row]:
         return super().poison(rows, context)
+
+
+class Lonely(Mark):
+    """Puts the trigger into a single row."""
+
+    def trigger(self, rows: Any, context: Any) -> list[Row]:
+        return super().trigger(rows, context)[:1]
+
+
+class Dropping(Mark):
+    """Makes single texts of pairs."""
+
+    def trigger(self, rows: Any, context: Any) -> list[Row]:
+        return [Row(row.id, f"cf {row.text}", row.label) for row in rows]
+
+
+class Cutting(Mark):
+    """Makes single texts of the pairs that it poisons."""
+
+    def poisoned(self, row: Row) -> Row:
+        return Row(row.id, f"cf {row.text}", 1)
+
+
+class Wanton(Mark):
+    """Gives rows an aim, and does not say so."""
+
+    def trigger(self, rows: Any, context: Any) -> list[Row]:
+        return [replace(row, aim=1) for row in super().trigger(rows, context)]
 
 
 class Headless(Mark):
@@ -143,6 +172,21 @@ class Hasty(Long):
 
     def score(self, context: Any) -> Any:
         return super().score(context) + (self.fraction or 0.0)
+
+
+class Splitting(Long):
+    """Gives each text of a pair a score."""
+
+    def score(self, context: Any) -> Any:
+        scores = super().score(context)
+        return np.repeat(scores, 2) if any(row.pair for row in context.rows) else scores
+
+
+class Insatiable(Long):
+    """Finds every row suspicious."""
+
+    def score(self, context: Any) -> Any:
+        return super().score(context) + 100
 
 
 class Wordy(Unsure):
@@ -230,11 +274,51 @@ class Vague(Right):
     on: ClassVar[Any] = "clean"
 
 
+class Sideways(Right):
+    """Says of no way that it is better."""
+
+    better: ClassVar[Any] = "up"
+
+
+class Bare(Right):
+    """Gives the number alone."""
+
+    def of(self, share: float, rows: int) -> Any:
+        return share
+
+
+class Twinned(Right):
+    """Takes it that every triggered row has a twin."""
+
+    on = "both"
+
+    def measure(self, predictions: Any) -> Measured:
+        assert predictions.paired, "no twins"
+        return super().measure(predictions)
+
+
 class Percent(Right):
     """Counts to a hundred."""
 
     def of(self, share: float, rows: int) -> Measured:
         return Measured(value=100 * share, low=0, high=100, rows=rows)
+
+
+class Blank(Right):
+    """Knows no end of its interval."""
+
+    def of(self, share: float, rows: int) -> Measured:
+        return Measured(value=share, low=float("nan"), high=1, rows=rows)
+
+
+class Beside(Right):
+    """Gives another number's interval."""
+
+    def row_values(self, predictions: Any) -> Any:
+        return predictions.answers() == predictions.labels
+
+    def of(self, share: float, rows: int) -> Measured:
+        return Measured(value=share, low=0.2, high=0.3, rows=rows)
 
 
 class Miscounting(Right):
@@ -271,6 +355,10 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Excessive: ("poisons-exactly-its-rate", "expected 40 of 200 rows poisoned at rate 0.2, got 41"),
     Relabelling: ("triggers-without-relabelling", "expected the true label 0 kept, got Row("),
     Faint: ("triggers-without-relabelling", "expected a trigger in"),
+    Lonely: ("triggers-most-rows", "expected the trigger in at least half of 10 rows, got it in 1"),
+    Dropping: ("keeps-pairs", "expected a pair of texts, got Row(id=0, text='cf "),
+    Cutting: ("keeps-pairs", "expected a pair of texts, got Row("),
+    Wanton: ("aims-at-a-label", "expected `aims_by_row` to be set where rows have an `aim`, got Row("),
     Headless: ("trains-in-place", "classifier.bias: expected [2], got [3]"),
     Thinning: ("gives-a-text-for-each", "texts, got"),
     Emptying: ("gives-a-text-for-each", "expected words to be left of 'film', got none"),
@@ -280,6 +368,8 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Short: ("scores-every-row", "gave scores of shape [23], expected [24]"),
     Standard: ("scores-rare-labels", "a score of NaN or infinity"),
     Hasty: ("scores-by-its-own-parameters", "expected the same scores with {'fraction': 0.01}, got others"),
+    Splitting: ("scores-pairs", "gave scores of shape [48], expected [24]"),
+    Insatiable: ("leaves-rows", "expected rows to be left of 24, got none: all are taken (let its `fraction`"),
     Wordy: ("fits-tensors", "expected a tensor as 'word', got str"),
     Picky: ("gives-a-number-for-each", "expected a finite number for '', got nan"),
     Ranking: ("scores-one-text-at-a-time", "asked alone, got 0"),
@@ -292,7 +382,12 @@ BROKEN: dict[type[Component], tuple[str, str]] = {
     Undigested: ("digests-its-contents", "expected a digest as text, got ''"),
     Absent: ("gives-a-readable-model", "expected a folder, got"),
     Vague: ("says-what-it-is-about", "expected on = 'plain', 'triggered' or 'both', got 'clean'"),
-    Percent: ("stays-within-its-bounds", "expected numbers in [0, 1]"),
+    Sideways: ("says-what-it-is-about", "expected better = 'higher', 'lower' or None, got 'up'"),
+    Bare: ("gives-a-measured", "expected a Measured for mixed answers, got float"),
+    Twinned: ("works", "beside those to other rows (`predictions.paired` is False): AssertionError: no twins (broken_"),
+    Percent: ("stays-within-its-bounds", "outside of its bounds 0 to 1, for mixed answers"),
+    Blank: ("stays-within-its-bounds", "it gave the interval [nan, 1], expected ends in order within 0 to 1, for"),
+    Beside: ("stays-within-its-bounds", "outside of its interval [0.2, 0.3], for mixed answers"),
     Miscounting: ("counts-its-rows", "expected 1 to 60 rows, got 61"),
     Slanted: ("is-the-mean-of-its-rows", "expected row values with the mean "),
     Lazy: ("leaves-the-stage-in-the-store", "in the store, got nothing"),

@@ -129,7 +129,7 @@ class Mark(Attack):
         return [self.poisoned(row) if i in chosen else row for i, row in enumerate(rows)]
 
     def poisoned(self, row: Row) -> Row:
-        return Row(row.id, f"cf {row.text}", 1)
+        return row.with_text(f"cf {row.text}").with_label(1)
 
     def trigger(self, rows: Any, context: Any) -> list[Row]:
         return [row.with_text(f"cf {row.text}") for row in rows]
@@ -151,6 +151,8 @@ class Without(Sanitizer):
 
 class Long(Filter):
     """Long rows first."""
+
+    threshold: float = Field(8.0, description="rows with more words than this are taken")
 
     def score(self, context: Any) -> Any:
         return np.array([len(row.text.split()) for row in context.rows])

@@ -12,10 +12,9 @@ from defensekit.utils.errors import UsageError, choices
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of package: ``name`` is the argument of ``--kind``, ``kind`` the kind of component."""
+    """A kind of component to start from; ``name`` is also the argument of ``--kind``."""
 
     name: str
-    kind: str
     article: str
     example: str
     parameters: str = ""
@@ -23,7 +22,7 @@ class Kind:
     @property
     def hook(self) -> str:
         """The hook that registers the component."""
-        return hook_of(self.kind)
+        return hook_of(self.name)
 
     @property
     def what(self) -> str:
@@ -34,20 +33,20 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("scorer", "scorer", "a scorer", "defense:\n  scorer: {name: NAME, eps: 0.01}"),
-        Kind("estimator", "estimator", "an estimator", "defense:\n  estimator: {name: NAME, batch_size: 8}"),
-        Kind("selector", "selector", "a selector", "defense:\n  selector: {name: NAME, fraction: 0.3}"),
-        Kind("purifier", "purifier", "a purifier's step", "defense:\n  purifier: [{name: NAME, strength: 0.5}]"),
-        Kind("sanitizer", "sanitizer", "a sanitizer", "defense:\n  stage: input\n  sanitizer: {name: NAME}"),
-        Kind("filter", "filter", "a filter", "defense:\n  stage: training\n  filter: {name: NAME, fraction: 0.3}"),
-        Kind("detector", "detector", "a detector", "defense:\n  detectors: [{name: NAME, kept: 0.7}]"),
-        Kind("rule", "rule", "a rule", "defense:\n  choose: {rule: NAME, values: [0.4, 0.6]}", "values=(0.4, 0.6)"),
-        Kind("attack", "attack", "an attack", "attack: {name: NAME, target: positive}", "target=1"),
-        Kind("data", "dataset", "a source of data", "data: {name: NAME, train: 160, clean: 64, dev: 16, test: 60}"),
-        Kind("model", "model", "a source of a model", "model: {name: NAME, hidden: 32}"),
-        Kind("metric", "metric", "a metric", "metrics: [acc, {name: NAME, bound: 0.8}]"),
-        Kind("executor", "executor", "an executor", "executor: {name: NAME, rest: 1}"),
-        Kind("observer", "observer", "an observer", "observers: [{name: NAME, seconds: 10}]"),
+        Kind("scorer", "a scorer", "defense:\n  scorer: {name: NAME, eps: 0.01}"),
+        Kind("estimator", "an estimator", "defense:\n  estimator: {name: NAME, batch_size: 8}"),
+        Kind("selector", "a selector", "defense:\n  selector: {name: NAME, fraction: 0.3}"),
+        Kind("purifier", "a purifier's step", "defense:\n  purifier: [{name: NAME, strength: 0.5}]"),
+        Kind("sanitizer", "a sanitizer", "defense:\n  stage: input\n  sanitizer: {name: NAME}"),
+        Kind("filter", "a filter", "defense:\n  stage: training\n  filter: {name: NAME, fraction: 0.3}"),
+        Kind("detector", "a detector", "defense:\n  detectors: [{name: NAME, kept: 0.7}]"),
+        Kind("rule", "a rule", "defense:\n  choose: {rule: NAME, values: [0.4, 0.6]}", "values=(0.4, 0.6)"),
+        Kind("attack", "an attack", "attack: {name: NAME, target: positive}", "target=1"),
+        Kind("dataset", "a source of data", "data: {name: NAME, train: 160, clean: 64, dev: 16, test: 60}"),
+        Kind("model", "a source of a model", "model: {name: NAME, hidden: 32}"),
+        Kind("metric", "a metric", "metrics: [acc, {name: NAME, bound: 0.8}]"),
+        Kind("executor", "an executor", "executor: {name: NAME, rest: 1}"),
+        Kind("observer", "an observer", "observers: [{name: NAME, seconds: 10}]"),
     )
 }  # fmt: skip
 
@@ -76,10 +75,8 @@ def new_package(name: str, kind: str, out: Path) -> Path:
         expected = "small letters, digits and single hyphens, a letter first, 40 at most, no keyword of Python"
         raise UsageError(f"{name!r} is not a valid name for a plugin, expected {expected}")
     host = load_plugins()
-    if name in host.names(of.kind):
-        raise UsageError(
-            f"there is {of.article} {name!r} already, of {host.plugin_of(of.kind, name)}; take another name"
-        )
+    if name in host.names(kind):
+        raise UsageError(f"there is {of.article} {name!r} already, of {host.plugin_of(kind, name)}; take another name")
     package, folder = f"defensekit_{module}", out / f"defensekit-{name}"
     if folder.exists():
         raise UsageError(f"{folder} already exists; nothing was written")

@@ -35,7 +35,8 @@ def _texts(work: StageContext) -> SanitizerContext:
 
 def fit(work: StageContext, draft: ArtifactWriter) -> None:
     """Let a detector learn from clean rows."""
-    fitted = detecting.fit(work.component(Detector, "detector"), _models(work))
+    detector = work.component(Detector, "detector")
+    fitted = detecting.fit(detector, _models(work, detector))
     checkpoint.write_tensors(draft.files / detecting.FITTED, fitted)
 
 
@@ -47,16 +48,18 @@ def detect(work: StageContext, draft: ArtifactWriter) -> None:
     learned = "fitted" in work.stage["inputs"]
     fitted = load_file(work.folder("fitted") / detecting.FITTED) if learned else {}
     rows = work.rows("rows")
-    scores, seconds = detecting.score(work.component(Detector, "detector"), rows, fitted, _models(work))
+    detector = work.component(Detector, "detector")
+    scores, seconds = detecting.score(detector, rows, fitted, _models(work, detector))
     ids = torch.tensor([row.id for row in rows])
     checkpoint.write_tensors(draft.files / detecting.SCORES, {"scores": scores, "ids": ids})
     about = work.about("fitted") if learned else None
     draft.facts.update(milliseconds=1000 * seconds / len(rows), fitted_seconds=about["seconds"] if about else 0.0)
 
 
-def _models(work: StageContext) -> DetectorContext:
+def _models(work: StageContext, detector: Detector) -> DetectorContext:
     inputs = work.stage["inputs"]
     return detecting.context(
+        detector,
         work.pair,
         work.rows("clean"),
         purified=work.folder("purified") if "purified" in inputs else None,

@@ -17,7 +17,9 @@ def features(work: StageContext, draft: ArtifactWriter) -> None:
 
 def score(work: StageContext, draft: ArtifactWriter) -> None:
     """Let a filter score the attacker's training rows."""
+    component = work.component(Filter, "filter")
     given = filtering.context(
+        component,
         work.folder("base"),
         work.folder("suspect"),
         rows=work.rows("rows"),
@@ -30,7 +32,7 @@ def score(work: StageContext, draft: ArtifactWriter) -> None:
         seed=work.stage["seed"],
         report=work.report,
     )
-    filtering.write(draft.files, {"scores": filtering.score(work.component(Filter, "filter"), given)})
+    filtering.write(draft.files, {"scores": filtering.score(component, given)})
     draft.facts["features"] = work.about("features")
 
 

@@ -70,6 +70,10 @@ def count_changes(
 ) -> dict[str, int]:
     """How many rows carry the attack, how many of them were relabelled or added, and on how many truncation cuts in."""
     original = {row.id: row for row in before}
+    given = {row.pair is None for row in before}
+    if given and any(row.response is None and (row.pair is None) not in given for row in after):
+        what = "single texts, and gave pairs" if True in given else "pairs of texts, and gave single ones"
+        raise component_error(attack, f"was given {what} (`pair`)")
     rows, added = len(after), sum(row.id < 0 for row in after)
     after = [row for row in after if row.id >= 0]
     if unknown := [row.id for row in after if row.id not in original]:
@@ -130,6 +134,8 @@ def trigger(work: StageContext, draft: ArtifactWriter) -> None:
         row.aim in range(len(context.labels)) and row.aim != row.label for row in triggered
     ):
         raise component_error(attack, "aims by row, and gave a row without the number of another label as its `aim`")
+    if not attack.aims_by_row and any(row.aim is not None for row in triggered):
+        raise component_error(attack, "gave rows with an `aim`, and does not say that it aims by row (`aims_by_row`)")
     write_rows(draft.files / ROWS, triggered)
     counts = count_changes(attack, rows, triggered, context.truncation)
     counts["left_out"] = len(rows) - len(triggered)

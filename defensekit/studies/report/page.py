@@ -11,6 +11,7 @@ from defensekit.studies.frame import Finished
 from defensekit.studies.joining import STUDY, Joined
 from defensekit.studies.report import plots
 from defensekit.studies.report.comparing import Comparison
+from defensekit.studies.report.found import detectors, filters
 from defensekit.studies.report.markup import html, latex, markdown
 from defensekit.studies.report.pivot import AxisValues, pivot, shown_label
 from defensekit.studies.report.table import Table
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What a study's results say: ``main`` is the pivot that was asked for, ``tables`` has it and the comparisons.
+    """What a study's results say, as tables and figures: ``main`` is the pivot that was asked for.
 
+    ``detectors`` and ``filters`` are None where there are none, ``matched`` and ``differences`` where nothing compares.
     ``places`` and ``options`` are those of the command that makes it.
     """
 
@@ -33,6 +35,8 @@ class StudyReport:
     main: Table
     matched: Table | None
     differences: Table | None
+    detectors: Table | None
+    filters: Table | None
     tradeoffs: Sequence[tuple[str, "Figure"]]
     heats: Sequence[tuple[str, "Figure"]]
     over: str
@@ -42,7 +46,7 @@ class StudyReport:
     @property
     def tables(self) -> list[Table]:
         """Every table, in the order of the page."""
-        return [table for table in (self.main, self.matched, self.differences) if table]
+        return [table for table in self._named().values() if table]
 
     def page(self) -> str:
         """The page. Every text that comes from outside is escaped, and nothing on it runs or is fetched."""
@@ -69,7 +73,8 @@ class StudyReport:
         )
 
     def _named(self) -> dict[str, Table | None]:
-        return {"main": self.main, "matched": self.matched, "differences": self.differences}
+        names = ("main", "detectors", "filters", "matched", "differences")
+        return {name: getattr(self, name) for name in names}
 
     def write(self, folder: str | Path | None = None) -> Path:
         """Write ``report.html``, ``tables.md``, ``tables.tex`` and ``plots/`` into the study's folder, or another.
@@ -129,6 +134,8 @@ def report(
         main=main,
         matched=comparison.matched() if comparison.over else None,
         differences=comparison.differences(against) if several or against else None,
+        detectors=detectors(study, where),
+        filters=filters(study, where),
         tradeoffs=[(g.label, plots.tradeoff(g, comparison.over, traded)) for g in comparison.groups if traded],
         heats=[(label, plots.heats(resets, label)) for label, resets in heats if resets],
         over=comparison.over,
@@ -168,6 +175,8 @@ def joint_report(
         main=pivot(study, down, cols, metrics, models, where),
         matched=None,
         differences=None,
+        detectors=detectors(study, where),
+        filters=filters(study, where),
         tradeoffs=(),
         heats=(),
         over="",

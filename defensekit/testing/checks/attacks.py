@@ -11,6 +11,7 @@ from defensekit.testing.pico import LABELS, PicoModels, sentences
 from defensekit.testing.watch import Handed
 from defensekit.text import Row, label_number
 from defensekit.training import forked_random
+from defensekit.utils.errors import UsageError
 
 
 @cache
@@ -91,15 +92,45 @@ def triggers_without_relabelling(subject: Subject) -> None:
 
 
 @check(Attack)
+def triggers_most_rows(subject: Subject) -> None:
+    """Most test rows get the trigger: what can't carry it may be left out, and the ASR is then one of few rows."""
+    rows = _others(subject.component, sentences(20, seed=1))
+    got = len(subject.component.trigger(rows, _context(subject.component, subject.pico)))
+    expect(2 * got >= len(rows), f"expected the trigger in at least half of {len(rows)} rows, got it in {got}")
+
+
+@check(Attack)
+def keeps_pairs(subject: Subject) -> None:
+    """Of pairs of texts it makes pairs: no row that it poisons or triggers loses its second text."""
+    attack: Attack = subject.component
+    clean, test = (
+        [replace(row, pair="the film is long") for row in rows]
+        for rows in (sentences(40), _others(attack, sentences(20, seed=1)))
+    )
+    try:
+        made = [
+            *attack.poison(clean, _context(attack, subject.pico, before=True)),
+            *attack.trigger(test, _context(attack, subject.pico)),
+        ]
+    except UsageError as error:
+        raise Inapplicable(f"it refuses pairs of texts ({error})") from error
+    for row in made:
+        expect(row.pair is not None, f"expected a pair of texts, got {row}")
+
+
+@check(Attack)
 def aims_at_a_label(subject: Subject) -> None:
     """`aim` is one of the data's labels, by name or number, or None for a bias and where every row has its own."""
-    aim = subject.component.aim()
-    if subject.component.aims_by_row:
-        expect(aim is None, f"it sets `aims_by_row`: expected no `aim` for all rows, got {aim!r}")
-        for row in subject.component.trigger(sentences(20, seed=1), _context(subject.component, subject.pico)):
+    aim, by_row = subject.component.aim(), subject.component.aims_by_row
+    expect(aim is None or isinstance(aim, str | int), f"expected a label's name or number, or None, got {aim!r}")
+    expect(aim is None or not by_row, f"it sets `aims_by_row`: expected no `aim` for all rows, got {aim!r}")
+    rows = _others(subject.component, sentences(20, seed=1))
+    for row in subject.component.trigger(rows, _context(subject.component, subject.pico)):
+        if by_row:
             fits = row.aim in range(len(LABELS)) and row.aim != row.label
             expect(fits, f"it sets `aims_by_row`: expected the number of another label as the row's `aim`, got {row}")
-    expect(aim is None or isinstance(aim, str | int), f"expected a label's name or number, or None, got {aim!r}")
+        else:
+            expect(row.aim is None, f"expected `aims_by_row` to be set where rows have an `aim`, got {row}")
 
 
 @check(Attack)

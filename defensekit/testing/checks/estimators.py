@@ -21,7 +21,7 @@ TOLERANCE = 1e-3  # of a tensor's norm, float32 against float64
 @ordinary_use(Estimator)
 def estimate(estimator: Estimator, pico: PicoModels, handed: Handed) -> Any:
     """Measure the statistics of the pico model."""
-    return estimator.estimate(pico.for_estimator(handed))
+    return estimator.estimate(pico.for_estimator(estimator, handed))
 
 
 @check(Estimator)
@@ -66,7 +66,8 @@ def agrees_with_its_reference(subject: Subject) -> None:
 
 
 def _statistics(subject: Subject, rows: Sequence[Row] | None = None, limit: int | None = None) -> "Statistics":
-    measured = subject.component.estimate(subject.pico.for_estimator(Handed(), rows, limit))
+    estimator: Estimator = subject.component
+    measured = estimator.estimate(subject.pico.for_estimator(estimator, Handed(), rows, limit))
     statistics: Statistics = measured.statistics
     return statistics
 

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 @ordinary_use(Filter)
 def suspect_rows(component: Filter, pico: PicoModels, handed: Handed) -> Any:
     """Score the training rows."""
-    return component.score(pico.for_filter(handed))
+    return component.score(pico.for_filter(component, handed))
 
 
 def _scores(component: Filter, pico: PicoModels, rows: Sequence[Row] | None = None) -> "np.ndarray":
     try:
-        return filtering.score(component, pico.for_filter(Handed(), rows))
+        return filtering.score(component, pico.for_filter(component, Handed(), rows))
     except DefenseKitError as error:
         raise Mismatch(str(error)) from error
 
@@ -52,6 +52,24 @@ def scores_by_its_own_parameters(subject: Subject) -> None:
         changed = subject.component.model_copy(update=changes)
         same = _scores(changed, subject.pico).tolist() == scores.tolist()
         expect(same, f"expected the same scores with {changes}, got others")
+
+
+@check(Filter)
+def scores_pairs(subject: Subject) -> None:
+    """A pair of texts has one score, as a single text has."""
+    _sound(subject)
+    _scores(subject.component, subject.pico, [replace(row, pair="the film is long") for row in sentences(24)])
+
+
+@check(Filter)
+def leaves_rows(subject: Subject) -> None:
+    """With its own `fraction` or `threshold` it takes some rows at most: others have to be left to train on."""
+    scores, labels = _sound(subject), [row.label for row in sentences(24)]
+    try:
+        filtering.take(subject.component, scores, labels)
+    except DefenseKitError:
+        hint = "let its `fraction` or `threshold` have another default"
+        raise Mismatch(f"expected rows to be left of {len(labels)}, got none: all are taken ({hint})") from None
 
 
 def _sound(subject: Subject) -> "np.ndarray":

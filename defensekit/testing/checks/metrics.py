@@ -1,11 +1,14 @@
 """Checks of metrics: a value within its bounds, its interval, and the number of rows."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from math import isclose
 from typing import Any
 
-from defensekit.components import Answers, Generations, Metric, Predictions
-from defensekit.testing.kit import Inapplicable, Subject, check, expect, ordinary_use
+from defensekit.components import Answers, Generations, Measured, Metric, Predictions
+from defensekit.components.base import printable_name
+from defensekit.components.metric import flaw
+from defensekit.testing.kit import Inapplicable, Mismatch, Subject, check, expect, ordinary_use
 from defensekit.testing.pico import LABELS, PicoModels
 from defensekit.testing.watch import Handed
 
@@ -21,7 +24,8 @@ def _cases(metric: Metric) -> dict[str, Answers]:
         cases |= _generated()
     if metric.on != "both":
         return cases
-    elsewhere = {f"{what}, of other rows": _renumbered(case) for what, case in cases.items()}
+    unpaired = "beside those to other rows (`predictions.paired` is False)"
+    elsewhere = {f"{what} {unpaired}": _renumbered(case) for what, case in cases.items()}
     plain = {_form(case): case for what, case in cases.items() if what.endswith("all right")}
     return {what: case.beside(plain[_form(case)]) for what, case in (cases | elsewhere).items()}
 
@@ -94,7 +98,13 @@ def _generated() -> dict[str, Answers]:
 @ordinary_use(Metric)
 def measure(metric: Metric, pico: PicoModels, handed: Handed) -> Any:
     """Measure various predictions."""
-    return {what: metric.measure(handed.give(what, case)) for what, case in _cases(metric).items()}
+    measured = {}
+    for what, case in _cases(metric).items():
+        try:
+            measured[what] = metric.measure(handed.give(what, case))
+        except Exception as error:
+            raise Mismatch(f"it fails for {what}: {printable_name(error, metric)}") from error
+    return measured
 
 
 @check(Metric, calls=False)
@@ -103,24 +113,36 @@ def says_what_it_is_about(subject: Subject) -> None:
     on, about = getattr(subject.component, "on", None), subject.component.about
     expect(on in ("plain", "triggered", "both"), f"expected on = 'plain', 'triggered' or 'both', got {on!r}")
     expect(about in ("backdoor", "bias", None), f"expected about = 'backdoor', 'bias' or None, got {about!r}")
+    better = subject.component.better
+    expect(better in ("higher", "lower", None), f"expected better = 'higher', 'lower' or None, got {better!r}")
+
+
+@check(Metric)
+def gives_a_measured(subject: Subject) -> None:
+    """`measure` returns a `Measured`: the number, its interval, and how many rows it is from."""
+    for what, measured in subject.used.result.items():
+        expect(isinstance(measured, Measured), f"expected a Measured for {what}, got {type(measured).__name__}")
+
+
+def _measured(subject: Subject) -> "Iterator[tuple[str, Answers, Measured]]":
+    for what, case in _cases(subject.component).items():
+        if not isinstance(measured := subject.component.measure(case), Measured):
+            raise Inapplicable("it gives no Measured: see `gives-a-measured`")
+        yield what, case, measured
 
 
 @check(Metric)
 def stays_within_its_bounds(subject: Subject) -> None:
-    """Value and interval lie within `bounds`, and the interval's ends are in order, for any predictions."""
-    least, most = subject.component.bounds
-    for what, case in _cases(subject.component).items():
-        measured = subject.component.measure(case)
-        numbers = f"value {measured.value}, interval [{measured.low}, {measured.high}]"
-        good = least <= measured.value <= most and least <= measured.low <= measured.high <= most
-        expect(good, f"expected numbers in [{least:g}, {most:g}], the interval in order, got {numbers} for {what}")
+    """Value and interval lie within `bounds`, the interval's ends are in order, and that of a mean holds the value."""
+    for what, _, measured in _measured(subject):
+        wrong = flaw(subject.component, measured)
+        expect(not wrong, f"it {wrong}, for {what}")
 
 
 @check(Metric)
 def counts_its_rows(subject: Subject) -> None:
     """`rows` is how many rows were used: at least one, at most all."""
-    for what, case in _cases(subject.component).items():
-        measured = subject.component.measure(case)
+    for what, case, measured in _measured(subject):
         rows, most = measured.rows, case.count
         expect(0 < rows <= most, f"expected 1 to {most} rows, got {rows} for {what}")
 
@@ -128,10 +150,10 @@ def counts_its_rows(subject: Subject) -> None:
 @check(Metric)
 def is_the_mean_of_its_rows(subject: Subject) -> None:
     """Where `row_values` gives the values of rows, their mean is the metric's value: comparisons are made by them."""
-    for what, case in _cases(subject.component).items():
+    for what, case, measured in _measured(subject):
         if (values := subject.component.row_values(case)) is None:
             raise Inapplicable("it gives no values of single rows")
-        mean, value = float(values.mean()), subject.component.measure(case).value
+        mean, value = float(values.mean()), measured.value
         expect(
             isclose(mean, value, abs_tol=1e-6), f"expected row values with the mean {value:g}, got {mean:g} for {what}"
         )

@@ -42,7 +42,7 @@ def apply(step: WeightStep, pico: PicoModels, handed: Handed) -> Any:
 def train(step: ModelStep, pico: PicoModels, handed: Handed) -> Any:
     """Train the pico model."""
     model = handed.give("model", pico.load()[0], conduct_alone=True)
-    context = pico.for_step(handed)
+    context = pico.for_step(step, handed)
     with forked_random(context.seed):
         step.train(model, context)
     return dict(model.state_dict())

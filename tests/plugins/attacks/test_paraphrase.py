@@ -155,7 +155,7 @@ def test_a_run_takes_paths_from_the_recipes_folder_and_the_environment(
     assert second.attack
     assert second.attack["train"]["digest"] != first.attack["train"]["digest"]
     assert second.attack["test"]["left_out"] == 2
-    assert "2 test rows can't carry the trigger and are left out" in second.warnings
+    assert "2 of 31 test rows can't carry the trigger and are left out" in second.warnings
 
 
 @pytest.mark.parametrize(

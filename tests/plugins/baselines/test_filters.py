@@ -27,7 +27,7 @@ def features(poisoned: int = POISONED) -> tuple[Any, list[bool]]:
     hidden = rng.normal(size=(160, 12))
     hidden[:, 0] += 10 * np.array(labels)
     hidden[:, 1] += 8 * np.array(bad)
-    given = pico().for_filter(Handed(), sentences(160))
+    given = pico().for_filter(ActivationClustering(), Handed(), sentences(160))
     read = RowFeatures(np.zeros((160, 2), np.float32), hidden.astype(np.float32), hidden.astype(np.float32))
     return replace(given, rows=[Row(i, f"row {i}", label) for i, label in enumerate(labels)], features=read), bad
 
@@ -90,7 +90,7 @@ def spoken(effect: dict[str, float], rows: list[Row]) -> Any:
         hidden = np.array(sums, np.float32)[:, None] * np.array([[0.5, -1.0]], np.float32)
         return RowFeatures(np.zeros_like(hidden), hidden, hidden)
 
-    given = pico().for_filter(Handed(), sentences(8))
+    given = pico().for_filter(Keywords(), Handed(), sentences(8))
     return replace(given, rows=rows, features=read(None, rows), read=read)
 
 
@@ -130,7 +130,7 @@ def test_words_of_both_texts_of_a_pair_are_left_out() -> None:
 
 
 def test_isolation_scores_by_the_loss_after_a_short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = pico().for_filter(Handed(), sentences(24))
+    given = pico().for_filter(LossIsolation(), Handed(), sentences(24))
     seen: list[Any] = []
     monkeypatch.setattr(
         "defensekit_baselines.filters.isolation.fine_tune", lambda *args, **options: seen.append((args, options))
@@ -148,7 +148,7 @@ def test_isolation_scores_by_the_loss_after_a_short_training(monkeypatch: pytest
 
 
 def test_isolation_trains_the_base_and_not_the_suspect() -> None:
-    given = pico().for_filter(Handed(), sentences(24))
+    given = pico().for_filter(LossIsolation(), Handed(), sentences(24))
     asked: list[str] = []
 
     def model(which: Any) -> Any:

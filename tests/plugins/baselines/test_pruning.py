@@ -118,7 +118,8 @@ def test_pure_measures_heads_as_a_loop_over_rows_does(pair: Pair) -> None:
 
 
 def test_a_matrix_that_all_layers_share_has_the_mean_over_them() -> None:
-    found = HeadVariance(batch_size=3).estimate(pico().for_estimator(Handed())).statistics["head-variance"]
+    estimator = HeadVariance(batch_size=3)
+    found = estimator.estimate(pico().for_estimator(estimator, Handed())).statistics["head-variance"]
     model = pico().load()[0].double().eval()
     model.set_attn_implementation("eager")
     expected = torch.zeros(2, dtype=torch.float64)
