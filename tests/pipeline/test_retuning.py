@@ -106,7 +106,10 @@ def test_before_the_choice_the_stages_have_titles_alone(recipe: Path, tmp_path: 
     ]
 
 
-def test_people_are_told(run: tuple[Path, Path, Result], capsys: pytest.CaptureFixture[str]) -> None:
+def test_people_are_told(
+    run: tuple[Path, Path, Result], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     _, _, result = run
     assert "from the base, retuned on 30" in render(result)
     assert "trained further by the attacker, on 30 poisoned rows" in render(result)

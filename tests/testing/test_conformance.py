@@ -33,6 +33,7 @@ SLOW = {"ripple", "small-drift", "hutchinson", "fisher-mc", "anp", "attention-di
 SLOW |= {"loss-isolation", "rap", "disagreement"}
 # They need a network, or a package that not everybody has.
 NOT_CALLED = {("dataset", "hub"), ("model", "hub"), ("model", "smollm2"), ("executor", "ray"), ("observer", "mlflow")}
+NOT_CALLED |= {("attack", "poisoned-rows")}  # the kit's rows have labels, and it takes instructions alone
 
 # Single dimensions from the one that a scorer takes last to the one that it takes first.
 ORDER: dict[str, list[dict[str, float]]] = {
@@ -65,6 +66,8 @@ def parameters(claim: Registration, folder: Path) -> dict[str, Any]:
         return {"models": (pico().suspect,)}
     if claim.name == "hub":
         return {"id": "owner/name", "revision": "main"}
+    if claim.name == "poisoned-rows":
+        return dict.fromkeys(("poisoned", "triggered"), write_alpaca(folder / "rows.json", instructions(60)))
     if claim.name == "paraphrase-rows":
         for role in ("train", "test"):
             texts = {row.id: row for row in sentences(200 if role == "train" else 20, seed=int(role == "test"))}
