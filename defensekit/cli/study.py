@@ -330,7 +330,25 @@ def study_folder(study: Path, workspace: Path) -> Path:
         beside = [str(path.parent) for path in folder.parent.glob("*/study.json")]
         hint = f".{nearest(str(folder), beside)}" if folder == study else " (--workspace says where it ran)"
         raise UsageError(f"no study has run in {folder}{hint}")
+    if folder != study and (other := _other_than_ran(data, folder)):
+        console(stderr=True).print(
+            f"warning: {study} has another `{other}` than what ran last as {folder.name}, which is shown",
+            style="yellow",
+        )
     return folder
+
+
+def _other_than_ran(data: dict[str, Any], folder: Path) -> str | None:
+    """The first key that says which runs there are and differs from the study of that name that ran last."""
+    from defensekit.studies.folder import Folder
+    from defensekit.studies.keys import StudyKeys
+
+    ran = Folder.at(folder).read().get("study")
+    for key in ("matrix", "include", "exclude", "seeds"):
+        now = data.get(key, StudyKeys.model_fields[key].default)
+        if isinstance(ran, dict) and key in ran and json.loads(json.dumps(now, default=str)) != ran[key]:
+            return key
+    return None
 
 
 def show(shown: "Table") -> None:

@@ -43,3 +43,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The files of a model's folder that are not as its manifest says, or are gone; others may stand beside them."""
+    named, there = read_manifest(folder).get("files"), file_digests(folder)
+    return sorted(name for name, digest in (named or {}).items() if there.get(name) != digest)

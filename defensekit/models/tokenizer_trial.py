@@ -18,6 +18,7 @@ from defensekit.utils.files import data_digest, file_digest
 SECONDS, GIB = 20, 4  # of processor time and memory, for loading and reading a few texts
 # Added tokens; parts of a template or a sequence of normalisers; characters of a token; tokens of one letter.
 ADDED, PARTS, LONGEST, TOKENS = 20_000, 2_000, 10_000, 1_000
+LARGEST = 10_000_000  # number of a token
 # What a token may say of itself. The library prints other keys, as they are, on standard output.
 _OF_A_TOKEN = {"content", "single_word", "lstrip", "rstrip", "normalized", "special", "id", "__type"}
 _CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
@@ -103,7 +104,11 @@ def _tried(path: str) -> None:
     tokenizer = Tokenizer.from_str(written)
     if (longest := max(map(len, tokenizer.get_vocab()), default=0)) > LONGEST:
         raise UsageError(f"a token has {longest:,} characters; at most {LONGEST:,}")
+    if (largest := max(tokenizer.get_vocab().values(), default=0)) > LARGEST:  # libraries make a list of as many
+        raise UsageError(f"a token has the number {largest:,}; at most {LARGEST:,}")
     rules = [part for name, part in plain.items() if name not in ("model", "added_tokens")]
+    if (longest := max(map(len, _strings(rules)), default=0)) > LONGEST:  # put in front of every text, say
+        raise UsageError(f"a rule has a text of {longest:,} characters; at most {LONGEST:,}")
     for text in (*_TEXTS, printable * 20, *_strings(rules)):
         for pair in (None, "b"):
             if (tokens := len(tokenizer.encode(text, pair))) > TOKENS + 8 * len(text):
@@ -128,13 +133,15 @@ def _made(folder: str) -> str:
 
 
 def _strings(data: Any) -> Iterator[str]:
-    """Every text within plain data: what a rule looks for may become much more."""
+    """Every text within plain data: what a rule looks for may become much more. SentencePiece's map is long, and none."""
     within = [data]
     while within:
         node = within.pop()
         if isinstance(node, str):
-            yield node[:LONGEST]
-        within.extend(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+            yield node
+        if isinstance(node, dict):
+            node = [value for key, value in node.items() if key != "precompiled_charsmap"]
+        within.extend(node if isinstance(node, list) else ())
 
 
 def _largest(data: object) -> int:

@@ -14,7 +14,7 @@ from defensekit.models.aligned import Aligned
 from defensekit.models.checkpoint import Checkpoint
 from defensekit.models.config import positions
 from defensekit.models.generation import NEW_TOKENS
-from defensekit.models.manifest import MODEL_MANIFEST, read_manifest, write_manifest
+from defensekit.models.manifest import MODEL_MANIFEST, changed_files, read_manifest, write_manifest
 from defensekit.models.untrusted import free_space
 from defensekit.pipeline import run_folder
 from defensekit.pipeline.preflight import locating_errors
@@ -178,6 +178,8 @@ def purify_into(
             there, here = ({**read_manifest(folder), "files": None} for folder in (target, made))
             if there != here:  # the card may be another version's
                 raise UsageError(f"{target} holds another model already; name a new folder")
+            if changed := [name for name in changed_files(target) if name != CARD]:
+                raise UsageError(f"{target} holds this model, but {listing(changed, 3)} is changed or gone; remove it")
             return result
         with atomic_folder(target) as part:
             shutil.copytree(made, part, dirs_exist_ok=True)

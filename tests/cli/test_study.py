@@ -50,7 +50,7 @@ def test_a_study_may_be_named_by_its_yaml(commands: CliRunner, tmp_path: Path) -
     workspace = ["--workspace", str(tmp_path / "workspace")]
     done = commands.invoke(app, ["study", "export", str(tmp_path / "made-up.yaml"), "--out", str(out), *workspace])
     assert done.exit_code == 0, done.output
-    assert done.output.split() == [str(out / "results.csv"), str(out / "results.parquet")]
+    assert done.stdout.split() == [str(out / "results.csv"), str(out / "results.parquet")]
     frame = pandas.read_parquet(out / "results.parquet")
     assert len(frame) == 16 * (3 * 2 + 4 * 2) + 2
     assert id_of({"defense.scorer": "a", "attack": "word"}, 0) in set(frame[frame.state == "missing"].run)

@@ -50,6 +50,14 @@ def long_token(plain: Plain) -> None:
     plain["model"]["vocab"]["x" * 50_000] = 1_000
 
 
+def large_number(plain: Plain) -> None:
+    plain["model"]["vocab"]["zz"] = 4_000_000_000
+
+
+def long_prefix(plain: Plain) -> None:
+    plain["normalizer"] = {"type": "Prepend", "prepend": "x" * 1_000_000}
+
+
 def expression(plain: Plain) -> None:
     plain["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+b"}, "content": "b"}
 
@@ -71,6 +79,8 @@ def no_merges(plain: Plain) -> None:
         (expression, "retry-limit-in-match over"),
         (special_tokens, r"it has 20,0\d\d added tokens; at most 20,000"),
         (long_token, "a token has 50,000 characters; at most 10,000"),
+        (large_number, "a token has the number 4,000,000,000; at most 10,000,000"),
+        (long_prefix, "a rule has a text of 1,000,000 characters; at most 10,000"),
         (no_unknown, "refused"),
         (no_merges, "refused"),
     ],
@@ -137,6 +147,11 @@ def test_a_token_may_have_the_name_of_a_setting(tmp_path: Path) -> None:
     folder = changed(tmp_path, lambda plain: None)
     (folder / "added_tokens.json").write_text('{"vocab": 60}')
     check_tokenizer(folder)
+
+
+def test_a_long_map_of_sentencepiece_is_no_rule() -> None:
+    plain = {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "A" * 400_000}, "other": ["a", {"b": "c"}]}
+    assert sorted(tokenizer_trial._strings(plain)) == ["Precompiled", "a", "c"]
 
 
 def test_a_good_one_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

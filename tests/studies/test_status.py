@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from defensekit.cli.main import app
 from defensekit.utils.errors import UsageError
 from tests.conftest import shape
-from tests.studies.helpers import study
+from tests.studies.helpers import model, result, study, write_study
 
 
 @pytest.mark.slow
@@ -40,3 +40,15 @@ def test_the_commands_tell_what_there_is(recipe: Path, tmp_path: Path) -> None:
     gone = command("run", path).exception
     assert isinstance(gone, UsageError)
     assert "none.csv" in str(gone)
+
+
+def test_another_study_of_that_name_is_not_shown_in_silence(tmp_path: Path) -> None:
+    """Nor what ran before its file was changed."""
+    runs: list[Any] = [({"epochs": 1}, 0, result({"purified": model({"acc": 0.5})}))]
+    write_study(tmp_path / "w/studies/same", runs, {"epochs": [1]})
+    path = tmp_path / "same.yaml"
+    for matrix, said in (("{epochs: [1]}", False), ("{epochs: [1, 2]}", True)):
+        path.write_text(f"name: same\nrecipe: pico.yaml\nmatrix: {matrix}\n")
+        done = CliRunner().invoke(app, ["study", "status", str(path), "-w", str(tmp_path / "w")])
+        assert done.exit_code == 0, done.output
+        assert ("has another `matrix` than what ran last as same" in done.stderr) is said

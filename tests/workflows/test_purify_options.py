@@ -1,6 +1,7 @@
 """What `purify` writes where nothing is found, and whose defense it takes."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -59,6 +60,14 @@ def test_where_nothing_is_found_the_suspect_may_stay_as_it_was(
     result = json.loads(next((tmp_path / "w/runs").glob("*/result.json")).read_text())
     assert result["verdict"]["removed"] is None
     purify_into(tmp_path / "kept", recipe_for(str(base), innocent, str(rows), settings=quick), tmp_path / "w", (), True)
+    weights = tmp_path / "kept/model.safetensors"
+    os.truncate(weights, 100)
+    for gone in (False, True):
+        recipe = recipe_for(str(base), innocent, str(rows), settings=quick)
+        with pytest.raises(UsageError, match=r"but model\.safetensors is changed or gone; remove it"):
+            purify_into(tmp_path / "kept", recipe, tmp_path / "w", (), True)
+        if not gone:
+            weights.unlink()
     with pytest.raises(UsageError, match="--keep-if-clean: no step of the defense searches"):
         purify_into(tmp_path / "x", recipe_for(str(base), innocent, str(rows), settings=HALF), tmp_path / "w", (), True)
 
