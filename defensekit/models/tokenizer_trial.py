@@ -133,7 +133,7 @@ def _made(folder: str) -> str:
 
 
 def _strings(data: Any) -> Iterator[str]:
-    """Every text within plain data: what a rule looks for may become much more. SentencePiece's map is long, and none."""
+    """Every text within plain data: what a rule looks for may become much more. SentencePiece's map is none."""
     within = [data]
     while within:
         node = within.pop()
