@@ -28,7 +28,7 @@ def show(result: Result, report: Path) -> None:
     for title in ("reset, of eligible", "reset, of all", "seconds"):
         drawn.add_column(title, justify="right", max_width=8)
     for name, model in result.models.items():
-        cells = [f"{model.metrics[key].value:z.3f}" if key in model.metrics else "-" for key in names]
+        cells = [_number(model.metrics.get(key), alone=len(names) == 1) for key in names]
         drawn.add_row(Text(result.marked(name)), *cells, *_reset(model), _seconds(model))
     out.print(drawn)
     for mark, (means, _) in result.marks.items():
@@ -101,6 +101,14 @@ def _used(result: Result) -> str:
     if len(parts) < 2:
         return f"{result.clean_budget} clean rows" + (f": all to {'fit' if fit else uses}" if parts else "")
     return f"{result.clean_budget} clean rows: {' and '.join(parts)}{', then all to fit anew' if refit else ''}"
+
+
+def _number(measured: Measured | None, alone: bool) -> str:
+    """A metric's value; of the only metric, where there is room, its interval as well."""
+    if measured is None:
+        return "-"
+    interval = f" ({measured.low:z.3f} to {measured.high:z.3f})" if alone else ""
+    return f"{measured.value:z.3f}{interval}"
 
 
 def _reset(model: ModelResult) -> tuple[str, str]:
