@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from defensekit.cli.shared import Workspace, checked, console, table
+from defensekit.cli.shared import Workspace, checked, console, table, verdict_by_exit_code
 from defensekit.utils.errors import DefenseKitError, UsageError, printable_name
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def attack(
 
 
 @app.command()
+@verdict_by_exit_code()
 def check(
     rows: Annotated[list[Path], typer.Argument(metavar="ROW...", help="Rows' folders, or folders of rows.")],
     tracks: OnTracks = None,
@@ -171,6 +172,7 @@ def check(
 
 
 @app.command()
+@verdict_by_exit_code()
 def verify(
     row: Annotated[Path, typer.Argument(help="A row's folder.")],
     by: Annotated[str, typer.Option(help="Who runs it again.")],
