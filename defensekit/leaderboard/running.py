@@ -31,7 +31,14 @@ from defensekit.studies.folder import Folder
 from defensekit.studies.loading import Study
 from defensekit.studies.running import run_study
 from defensekit.utils.errors import DefenseKitError, UsageError
-from defensekit.utils.files import atomic_write, file_digest, file_digests, folder_lock, scratch_folder
+from defensekit.utils.files import (
+    atomic_write,
+    file_digest,
+    file_digests,
+    folder_lock,
+    refuse_unwritable,
+    scratch_folder,
+)
 
 
 def make_suspects(
@@ -92,6 +99,7 @@ def make_row(
 
 def _refuse_other(target: Path, entry: Entry, cells: Sequence[Cell] | None) -> None:
     """Refuse to replace anything but a whole row of the very same entry, with no more cells than are asked for."""
+    refuse_unwritable(target.parent)
     if not os.path.lexists(target):
         return
     try:

@@ -148,6 +148,10 @@ def test_nothing_but_a_row_of_the_same_entry_is_replaced(
     row.unlink()
     row.symlink_to("nowhere")
     assert "is there and is no row" in again()
+    row.unlink()
+    row.parent.rmdir()
+    row.parent.write_text("mine")
+    assert "tiny-v1 is a file" in again()
 
 
 def test_a_row_is_made_again(track: Track, entry: Entry, place: Path, row: Path, made: Path) -> None:
