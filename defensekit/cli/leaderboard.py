@@ -97,7 +97,8 @@ def run(
 ) -> None:
     """Run entries on every cell of a track, and write a row of each into ROWS/TRACK/ENTRY.
 
-    What was computed before is not computed again: the same command goes on after any interruption.
+    What was computed before is not computed again: the same command goes on after any interruption. Nothing is replaced
+    there but a row of the very same entry.
     """
     for entry in entries:
         checked(entry, "entry")

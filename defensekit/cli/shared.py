@@ -118,7 +118,7 @@ class Lossy:
 
 def prepare_streams() -> None:
     """Let a command end as it would, whatever its streams are: closed, or of an encoding that lacks a character."""
-    out, err = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    out, err = (stream or open(os.devnull, "w", errors=ESCAPED) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     if isinstance(out, TextIOWrapper):
         out.reconfigure(errors=ESCAPED)
     sys.stdout, sys.stderr = out, cast(TextIO, Lossy(err))
