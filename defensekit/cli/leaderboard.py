@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from defensekit.cli.shared import Workspace, checked, console, table
+from defensekit.cli.shared import Workspace, checked, console, table, verdict_by_exit_code
 from defensekit.utils.errors import DefenseKitError, UsageError, printable_name
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def run(
 ) -> None:
     """Run entries on every cell of a track, and write a row of each into ROWS/TRACK/ENTRY.
 
-    What was computed before is not computed again: the same command goes on after any interruption.
+    What was computed before is not computed again: the same command goes on after any interruption. Nothing is replaced
+    there but a row of the very same entry.
     """
     for entry in entries:
         checked(entry, "entry")
@@ -145,6 +146,7 @@ def attack(
 
 
 @app.command()
+@verdict_by_exit_code()
 def check(
     rows: Annotated[list[Path], typer.Argument(metavar="ROW...", help="Rows' folders, or folders of rows.")],
     tracks: OnTracks = None,
@@ -171,6 +173,7 @@ def check(
 
 
 @app.command()
+@verdict_by_exit_code()
 def verify(
     row: Annotated[Path, typer.Argument(help="A row's folder.")],
     by: Annotated[str, typer.Option(help="Who runs it again.")],

@@ -4,13 +4,13 @@ import gc
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import defensekit
 from defensekit.cli import leaderboard, plugins, recipes, scan, store, study
-from defensekit.cli.shared import Files, Lossy, Workspace, checked, console, fail
+from defensekit.cli.shared import Files, Workspace, checked, console, fail, prepare_streams, verdict_by_exit_code
 from defensekit.utils.errors import DefenseKitError, UsageError, is_failure, lacks_memory, one_line, out_of_memory
 from defensekit.utils.files import environment_path, there
 
@@ -103,6 +103,7 @@ def run(
 
 
 @app.command()
+@verdict_by_exit_code()
 def purify(
     base: Annotated[str, typer.Option(help="The pretrained base: a folder, a source's name, or owner/name@revision.")],
     suspect: Annotated[Path, typer.Option(help="The folder of the model that is not trusted, or of a PEFT adapter.")],
@@ -151,21 +152,15 @@ def purify(
         return prepared.recipe
 
     def compute(loaded: "Recipe", observers: "list[Observer]") -> Any:
-        from defensekit.result.page import write
-
         assert prepared
-        result = prepared.run(workspace, observers)
-        if prepared.reset_alone:
-            return result
-        observers[1].message("writing the report")
-        return result, write(cast("Result", result))
+        return prepared.run(workspace, observers)
 
     def resumable() -> bool:
         return prepared is not None and not prepared.reset_alone
 
-    outcome = _compute_with_progress(load, compute, workspace, quiet, report=False, resumable=resumable)[1]
+    outcome = _compute_with_progress(load, compute, workspace, quiet, resumable=resumable)[1]
     if resumable():
-        verdict, clean_as_it_is = outcome[0].verdict, outcome[0].models["purified"].found_nothing
+        verdict, clean_as_it_is = outcome.verdict, outcome.models["purified"].found_nothing
         removed = verdict.removed
         if not json:
             console().print(verdict.text)
@@ -196,7 +191,6 @@ def _compute_with_progress(
     workspace: Path | None,
     quiet: bool,
     strict: bool = False,
-    report: bool = True,
     resumable: "Callable[[], bool]" = lambda: True,
 ) -> "tuple[Recipe, Any]":
     """Load a recipe and compute something from it, with progress.
@@ -214,13 +208,7 @@ def _compute_with_progress(
         with remembered() as interrupt, Progress(quiet=quiet) as progress, redirect_stdout(sys.stderr):
             progress.message("loading libraries")
             loaded = load(progress.message)
-            result = compute(loaded, [interrupt, progress, *([Strict()] if strict else [])])
-            if workspace and report:
-                from defensekit.result.page import write
-
-                progress.message("writing the report")
-                result = result, write(result)
-            return loaded, result
+            return loaded, compute(loaded, [interrupt, progress, *([Strict()] if strict else [])])
     except BaseException as error:
         if interrupted(error):
             fail("stopped" + ("; the same command resumes where it stopped" if workspace and resumable() else ""), 130)
@@ -232,14 +220,17 @@ def _compute_with_progress(
         raise
 
 
-def _show(outcome: "tuple[Result, Path]", json: bool) -> None:
-    result, report = outcome
+def _show(result: "Result", json: bool) -> None:
+    """Print a result, and write its report."""
+    from defensekit.result.page import write
+
     if json:
         sys.stdout.write(result.model_dump_json() + "\n")
+        write(result)
     else:
         from defensekit.cli.table import show
 
-        show(result, report)
+        show(result, write(result))
 
 
 @app.command()
@@ -259,6 +250,7 @@ def schema(files: Files = None) -> None:
 
 
 @app.command()
+@verdict_by_exit_code()
 def doctor(
     model: Annotated[
         Path | None,
@@ -291,7 +283,7 @@ app.add_typer(study.app, name="study")
 
 def main() -> None:
     """The `defensekit` command. Its exit codes are in the epilog of its help."""
-    sys.stderr = cast(TextIO, Lossy(sys.stderr))
+    prepare_streams()
     try:
         app()
     except UsageError as error:

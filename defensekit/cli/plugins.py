@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from defensekit.cli.shared import Files, console, fail, table
+from defensekit.cli.shared import Files, console, fail, table, verdict_by_exit_code
 
 app = typer.Typer(help="The installed components.", no_args_is_help=True)
 
@@ -60,6 +60,7 @@ def new(
 
 
 @app.command()
+@verdict_by_exit_code()
 def check(
     what: Annotated[
         str, typer.Argument(metavar="NAME|FILE.py", help="A component, a plugin, or a local plugin's file.")

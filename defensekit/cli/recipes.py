@@ -1,5 +1,6 @@
 """`defensekit recipes`: the shipped recipes, to read and to start from."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from rich.text import Text
 from defensekit.cli.shared import console, table
 from defensekit.recipe import shipped
 from defensekit.utils.errors import UsageError
+from defensekit.utils.files import atomic_write
 
 app = typer.Typer(help="The shipped recipes.", no_args_is_help=True)
 
@@ -45,9 +47,7 @@ def copy(
     text = shipped.text(name)
     path = target or Path()
     path = path / f"{name}.yaml" if path.is_dir() else path
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise UsageError(f"{path} already exists; name another file") from error
+    if os.path.lexists(path):
+        raise UsageError(f"{path} already exists; name another file")
+    atomic_write(path, text.encode())
     typer.echo(f"copied to {path}; run it with: defensekit run {path}")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defensekit.cli.shared import console, table
-from defensekit.utils.errors import UsageError, printable_name
-from defensekit.utils.files import environment_path, refuse_inside
+from defensekit.cli.shared import console, table, verdict_by_exit_code
+from defensekit.utils.errors import printable_name
+from defensekit.utils.files import environment_path, refuse_inside, refuse_unwritable
 
 if TYPE_CHECKING:
     from defensekit.scanner.result import Scan
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SUSPICIOUS, NO_VERDICT = 3, 1
 
 
+@verdict_by_exit_code()
 def scan(
     base: Annotated[
         str,
@@ -46,8 +47,7 @@ def scan(
     from defensekit.cli.progress import Progress
     from defensekit.pipeline.store import refuse_inside_store
 
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out: expected a folder, {out} is a file")
+    refuse_unwritable(out)
     refuse_inside_store(out)
     for named, folder in (("the suspect", suspect), ("the base", base)):
         if (path := environment_path(folder)).is_dir():
@@ -57,16 +57,18 @@ def scan(
         from defensekit.workflows.scan import scan as run_scan
 
         result = run_scan(base, suspect, clean, text=text, label=label, pair=pair, seed=seed, observers=observers)
-        page = write_scan(result, out)
     if json:
         sys.stdout.write(result.model_dump_json() + "\n")
     else:
-        show(result, page)
+        show(result)
+    page = write_scan(result, out)  # after the verdict, which a full disk shall not take away
+    if not json:
+        console().print(f"{result.seconds:.0f} s; report: {page}")
     sys.exit({True: SUSPICIOUS, False: 0, None: NO_VERDICT}[result.verdict.suspicious])
 
 
-def show(result: "Scan", page: Path) -> None:
-    """Print the summary, the most suspicious tokens, and the path of the report."""
+def show(result: "Scan") -> None:
+    """Print the summary, and the most suspicious tokens."""
     out = console()
     for sentence in result.summary:
         out.print(sentence)
@@ -82,4 +84,3 @@ def show(result: "Scan", page: Path) -> None:
         out.print(tokens)
     for note in result.notes:
         out.print(note)
-    out.print(f"{result.seconds:.0f} s; report: {page}")

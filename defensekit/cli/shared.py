@@ -1,11 +1,14 @@
 """What the commands share."""
 
+import codecs
+import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 from rich import box
@@ -23,6 +26,16 @@ Files = Annotated[list[Path] | None, typer.Argument(help="Local plugin files to 
 LONGEST = 20_000  # characters of one message that are printed
 FOLDED = 12  # characters of a column of words in a narrow terminal
 WIDEST = 1000  # characters of a line where the output is no terminal, and nobody says how wide it is
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks, escaped as in JSON: what is printed as JSON stays the same."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+ESCAPED = "defensekit-escaped"
+codecs.register_error(ESCAPED, _escaped)
 
 
 class _PrintableConsole(Console):
@@ -75,24 +88,56 @@ def checked(path: Path, what: str) -> None:
 
 
 class Lossy:
-    """Standard error whose writes never fail: what a full disk or a closed pipe can't take is lost, no exit code is."""
+    """A stream whose writes never fail: what a full disk or a closed pipe can't take is lost, no exit code is.
+
+    ``lost`` is why something was, if it was.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write what can be written."""
-        with suppress(OSError):
+        try:
             self._stream.write(text)
+        except OSError as error:
+            self.lost = error
         return len(text)
 
     def flush(self) -> None:
         """Hand on what was written, as far as that works."""
-        with suppress(OSError):
+        try:
             self._stream.flush()
+        except OSError as error:
+            self.lost = error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def prepare_streams() -> None:
+    """Let a command end as it would, whatever its streams are: closed, or of an encoding that lacks a character."""
+    out, err = (stream or open(os.devnull, "w", errors=ESCAPED) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    if isinstance(out, TextIOWrapper):
+        out.reconfigure(errors=ESCAPED)
+    sys.stdout, sys.stderr = out, cast(TextIO, Lossy(err))
+
+
+@contextmanager
+def verdict_by_exit_code() -> Iterator[None]:
+    """Around a command whose exit code is a verdict: it stays that, where its standard output is full or closed."""
+    out = Lossy(sys.stdout)
+    try:
+        with redirect_stdout(cast(TextIO, out)):
+            yield
+    finally:
+        out.flush()
+        if out.lost:
+            if not isinstance(out.lost, BrokenPipeError):  # a reader that has seen enough
+                sys.stderr.write(f"defensekit: standard output: {out.lost.strerror or out.lost}\n")
+            with suppress(OSError):  # what is left would be tried again at the end, and fail with another exit code
+                os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 def fail(text: str, code: int) -> NoReturn:

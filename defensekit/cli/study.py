@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from defensekit.cli.shared import Workspace, checked, console, table
+from defensekit.cli.shared import Workspace, checked, console, table, verdict_by_exit_code
 from defensekit.utils.errors import DefenseKitError, UsageError, nearest, printable_name
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def _resumes() -> list[str]:
 
 
 @app.command()
+@verdict_by_exit_code()
 def run(
     study: Study,
     settings: Settings = None,
@@ -166,6 +167,7 @@ def status(study: Which, workspace: Workspace = Path("workspace"), as_json: Json
 
 
 @app.command()
+@verdict_by_exit_code()
 def rerun(
     result: Annotated[Path, typer.Argument(help="A result's file.")],
     workspace: Annotated[

@@ -1,5 +1,6 @@
 """A submitted attack tried on rows of a track: every entry is run anew, with the attack in place of the track's."""
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ def attempts_on(track: Track, scores: Mapping[str, Mapping[str, Scores]]) -> lis
 def _attempt(attack: Attack, tried: Scores, row: Scores) -> Attempt:
     tried_files, given = ({k: v for k, v in one.row.record.files.items() if "/" not in k} for one in (tried, row))
     if tried_files != given:
-        raise DefenseKitError(f"{tried.row.folder}: the entry of {row.row.folder} is another one; run the attack again")
+        raise DefenseKitError(
+            f"{tried.row.folder}: the entry of {row.row.folder} is another one; remove it, and run the attack again"
+        )
     attacks = dict.fromkeys(cell[0] for cell in row.paired[EXCESS])
     worst, of_worst = max((_beyond(row, name) for name in attacks), key=lambda one: one[0])
     left, drawn = _beyond(tried)
@@ -125,7 +128,8 @@ def try_attack(
         The folder.
 
     Raises:
-        UsageError: a file is wrong, a plugin is not trusted, or there is another attack of this name.
+        UsageError: a file is wrong, a plugin is not trusted, or there is another attack of this name, or something
+            else than what is to be written.
         DefenseKitError: a cell failed, or the attack's rows are not those that it was frozen with.
     """
     for entry in entries:
@@ -138,6 +142,8 @@ def try_attack(
         if unfrozen(before.path) != unfrozen(given.path) or plugins[0] != plugins[1]:
             raise UsageError(f"{folder} has another attack of this name: remove it, or name this one otherwise")
         given = before
+    elif os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there and has no {ATTACK} with rows beside it; name other rows by --rows")
     with tempfile.TemporaryDirectory() as scratch:  # for copies, since importing a plugin writes beside it
         attack = load_attack(given.copy_into(Path(scratch) / "attack", ATTACK))
         if attack.keys.digests is None:

@@ -13,12 +13,13 @@ from defensekit.leaderboard.entries import OURS
 from defensekit.leaderboard.figures import curve, tradeoff
 from defensekit.leaderboard.redraw import interval, redrawn
 from defensekit.leaderboard.scores import EXCESS, FAILED, Scores, scores_in
-from defensekit.leaderboard.site import replace_site
+from defensekit.leaderboard.site import refuse_other_than_site, replace_site
 from defensekit.leaderboard.table import TrackTable
 from defensekit.leaderboard.ties import Standing, standings
 from defensekit.leaderboard.tracks import names
 from defensekit.recipe import yaml_document
 from defensekit.utils.errors import UsageError
+from defensekit.utils.files import refuse_inside
 from defensekit.utils.html import fill
 
 
@@ -35,8 +36,12 @@ def build(places: Sequence[Path], out: Path, tracks: Sequence[str] = (), host: s
         The path of the page.
 
     Raises:
+        UsageError: the folder has other files, or lies among the rows.
         DefenseKitError: a row is not right, there are two of one name, or an attack was tried on none of the rows.
     """
+    for place in places:
+        refuse_inside(out, place, "the rows")
+    refuse_other_than_site(out)
     by_track = scores_in(places, tracks)
     on_tracks = [list(rows.values()) for rows in by_track.values()]
     for [first, *_] in on_tracks:

@@ -1,6 +1,7 @@
 """Making the suspects of a track, and a row of it: the engine's studies, and a folder of what they found."""
 
 import copy
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,14 @@ from defensekit.studies.folder import Folder
 from defensekit.studies.loading import Study
 from defensekit.studies.running import run_study
 from defensekit.utils.errors import DefenseKitError, UsageError
-from defensekit.utils.files import atomic_write, file_digests, folder_lock, scratch_folder
+from defensekit.utils.files import (
+    atomic_write,
+    file_digest,
+    file_digests,
+    folder_lock,
+    refuse_unwritable,
+    scratch_folder,
+)
 
 
 def make_suspects(
@@ -74,18 +82,39 @@ def make_row(
         The row's folder.
 
     Raises:
-        UsageError: a key of the entry is wrong, the track is not frozen, or there is a row of more cells.
+        UsageError: a key of the entry is wrong, the track is not frozen, or there is something else than a row of this
+            very entry, or one of more cells.
         DefenseKitError: base, data or rows are not the track's, or a cell failed.
     """
     study = study_for(track, entry, cells, executor)
     target = rows / track.name / entry.name
-    if cells and (target / RECORD).is_file() and read_row(target).cells.keys() - {*cells}:
-        raise UsageError(f"{target} has cells that were not asked for, and would lose them; name other rows by --rows")
+    _refuse_other(target, entry, cells)
     check_frozen(track, cells or track.cells, workspace, observers)
     results = _results(study, workspace, observers)
     with folder_lock(target):
+        _refuse_other(target, entry, cells)  # what was put there meanwhile
         _write(track, entry, results, Store(workspace / "store"), target)
     return target
+
+
+def _refuse_other(target: Path, entry: Entry, cells: Sequence[Cell] | None) -> None:
+    """Refuse to replace anything but a whole row of the very same entry, with no more cells than are asked for."""
+    refuse_unwritable(target.parent)
+    if not os.path.lexists(target):
+        return
+    try:
+        row = read_row(target)
+    except DefenseKitError as error:
+        raise UsageError(f"{target} is there and is no row ({error}); name other rows by --rows") from error
+    files = [file for file in (entry.path, entry.plugin_file) if file]
+    own = {ENTRY if file is entry.path else file.name: file_digest(file) for file in files}
+    if own != {name: digest for name, digest in row.record.files.items() if "/" not in name}:
+        raise UsageError(
+            f"{target} is a row of another entry, or of an older version of this one; remove it, or name other rows by "
+            "--rows"
+        )
+    if cells and row.cells.keys() - {*cells}:
+        raise UsageError(f"{target} has cells that were not asked for, and would lose them; name other rows by --rows")
 
 
 def _results(study: Study, workspace: Path, observers: Sequence[Observer]) -> dict[Cell, Result]:

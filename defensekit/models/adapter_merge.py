@@ -4,6 +4,8 @@ LoRA is W + s BA, DoRA gives the rows of that sum learned lengths, IA3 scales ro
 peft's `merge_and_unload` does, without that library. What can't be merged exactly is refused with a message.
 """
 
+import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from defensekit.models.names import FLOATS, align, is_embedding
 from defensekit.models.untrusted import ADAPTER_CONFIG, BITS, free_space
 from defensekit.models.writer import write_streamed
 from defensekit.utils.errors import UsageError, lacks_memory, listing
-from defensekit.utils.files import atomic_folder, data_digest, folder_lock
+from defensekit.utils.files import atomic_folder, atomic_write, data_digest, file_digests, folder_lock
 from defensekit.utils.logging import quiet
 
 if TYPE_CHECKING:
@@ -328,7 +330,20 @@ def merged(base: Path, suspect: Path, workspace: Path, say: Callable[[str], None
     key = data_digest([model.base.digest(), identity_digests(suspect)])[:12]
     target = workspace / "merged" / f"{suspect.resolve().name}-{key}"
     say(f"adapter {suspect} (it names its base: {model.adapter.names_base}), merged into {base}")
+    made = target.with_name(f"{target.name}.json")  # digests, beside it: they are none of the model's files
     with folder_lock(target, wait=True):
+        if target.is_dir() and not _is_whole(target, made):
+            say(f"{target} is not as it was written: merged anew")
+            shutil.rmtree(target)
         if not target.is_dir():
             model.write(target)
+            atomic_write(made, json.dumps(file_digests(target), indent=1).encode())
     return target
+
+
+def _is_whole(folder: Path, made: Path) -> bool:
+    """Whether a folder has the files that were written, and no other."""
+    try:
+        return bool(json.loads(made.read_bytes()) == file_digests(folder))
+    except (OSError, ValueError, RecursionError):
+        return False

@@ -21,6 +21,7 @@ from defensekit.utils.files import alive, atomic_write, data_digest, file_digest
 FORMAT = 6
 DISTRIBUTIONS = ("defensekit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate")
 MANIFEST = "manifest.json"
+_KEY = re.compile("[0-9a-f]{64}")
 
 
 @cache
@@ -141,10 +142,14 @@ class Store:
 
     def keys(self) -> set[str]:
         """The keys of all artifacts, including half removed ones: opening those fails."""
+        return {folder.name for folder in self._folders()}
+
+    def _folders(self) -> list[Path]:
+        """The folders of all artifacts; what else somebody keeps beside them is none of ours."""
         try:
-            return set(os.listdir(self.root / "artifacts"))
+            return [Path(found) for found in os.scandir(self.root / "artifacts") if _is_artifact(found)]
         except FileNotFoundError:
-            return set()
+            return []
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> "Iterator[None]":
@@ -241,7 +246,7 @@ class Store:
     def entries(self) -> list[tuple[str, dict[str, Any], int]]:
         """Key, manifest and size in bytes of every artifact, oldest first; a damaged manifest is an empty one."""
         artifacts = []
-        for folder in (self.root / "artifacts").glob("*"):
+        for folder in self._folders():
             artifacts.append((folder.name, self._manifest(folder), _size(folder)))
         return sorted(artifacts, key=lambda entry: (str(entry[1].get("created", "")), entry[0]))
 
@@ -249,10 +254,10 @@ class Store:
         """Remove unfinished files of killed runs; returns the bytes freed."""
         freed = 0
         for folder in (self.root / "unfinished").glob(f"*.{_HOST}.*"):
-            if not alive(folder.name.rpartition(".")[2]):
+            if _KEY.fullmatch(folder.name.partition(".")[0]) and not alive(folder.name.rpartition(".")[2]):
                 freed += _size(folder)
                 shutil.rmtree(folder, ignore_errors=True)
-        for folder in (self.root / "artifacts").glob("*"):
+        for folder in self._folders():
             if not (folder / MANIFEST).is_file():
                 freed += _size(folder)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -284,6 +289,10 @@ def _peak() -> int | None:
     except OSError:
         return None
     return int(match[1]) * 1024 if match else None
+
+
+def _is_artifact(found: "os.DirEntry[str]") -> bool:
+    return bool(_KEY.fullmatch(found.name)) and found.is_dir()
 
 
 def _size(folder: Path) -> int:

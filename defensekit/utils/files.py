@@ -10,7 +10,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +214,27 @@ def refuse_inside(path: Path, folder: Path, what: str) -> None:
     """
     if path.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"{path} lies in {what} {folder}; name a folder outside of it")
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder that can't be made or written into, before the work whose results it is for. It isn't made.
+
+    Raises:
+        UsageError: a file, or a link that leads to nothing, is in its way, or the system refuses.
+    """
+    place = folder.absolute()
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            place.lstat()
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            found = "a link that leads to nothing" if place.is_symlink() and not place.exists() else "a file"
+            raise UsageError(f"{folder}: expected a folder, {place} is {found}")
+        tempfile.TemporaryDirectory(prefix=".defensekit.", suffix=PART, dir=place).cleanup()
+    except (OSError, ValueError) as error:
+        refused = getattr(error, "strerror", None) or error
+        raise UsageError(f"{folder}: nothing can be written into {place} ({refused})") from error
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from defensekit.result.model_card import CARD, card
 from defensekit.scanner import tokenizer
 from defensekit.scanner.revision import look
 from defensekit.utils.errors import UsageError, listing
-from defensekit.utils.files import atomic_folder, atomic_write, folder_lock, literal_path
+from defensekit.utils.files import atomic_folder, atomic_write, folder_lock, literal_path, refuse_unwritable
 
 if TYPE_CHECKING:
     from defensekit.recipe.recipe import Recipe
@@ -114,6 +114,18 @@ def _share(recipe: "Recipe") -> int:
     return min(MOST, rows * 4 // 5 if recipe.sizes.test is None else max(rows - recipe.sizes.test, 1))
 
 
+def writable(target: Path) -> Path:
+    """A folder that is to be written, links followed, which needs a place beside it until it is whole.
+
+    Raises:
+        UsageError: something is in its way, or the system refuses.
+    """
+    refuse_unwritable(target)
+    target = target.resolve()
+    refuse_unwritable(target.parent)
+    return target
+
+
 def purify_into(
     target: Path,
     recipe: "Recipe",
@@ -138,7 +150,7 @@ def purify_into(
 
     Raises:
         UsageError: the defense makes no model, or does not search and is to keep what is clean; the folder holds
-            something else, another process is writing it, or the disk is too full.
+            something else or can't be written, another process is writing it, or the disk is too full.
         DefenseKitError: as `defensekit.run`.
     """
     if elsewhere := recipe.defense.sanitizer or recipe.defense.filter:
@@ -151,7 +163,7 @@ def purify_into(
     steps = [step.component for step in recipe.defense.purifier]
     if keep_if_clean and not searching(steps):
         raise UsageError("--keep-if-clean: no step of the defense searches for triggers")
-    target = target.absolute()
+    target = writable(target)
     with folder_lock(target):
         if target.exists() and not (
             target.is_dir() and (not any(target.iterdir()) or (target / MODEL_MANIFEST).is_file())

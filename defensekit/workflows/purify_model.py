@@ -16,7 +16,7 @@ from defensekit.recipe.resolve import model_folder
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import environment_path, refuse_inside, there
-from defensekit.workflows.purify import purify_into, recipe_for
+from defensekit.workflows.purify import purify_into, recipe_for, writable
 from defensekit.workflows.reset import ResetResult, reset_into
 
 
@@ -65,6 +65,7 @@ def prepare(
     for named, folder in (("the suspect", suspect), ("the base", environment_path(base))):
         if folder.is_dir():
             refuse_inside(target, folder, named)
+    writable(target)
     whole = suspect
     if is_adapter(suspect) and not adapter_only:
         whole = merged(model_folder(base), suspect, Path(workspace), say)

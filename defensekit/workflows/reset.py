@@ -37,7 +37,7 @@ from defensekit.training import device_type
 from defensekit.utils.errors import DefenseKitError, UsageError, listing
 from defensekit.utils.files import atomic_folder, folder_lock, scratch_folder
 from defensekit.utils.seeds import Seeds
-from defensekit.workflows.purify import doubts
+from defensekit.workflows.purify import doubts, writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,12 +124,13 @@ def reset_into(
         Counts of what was reset, and the measurements.
 
     Raises:
-        UsageError: the folder is not empty, the defense needs rows that are missing, or base and suspect don't match.
+        UsageError: the folder is not empty or can't be written, the defense needs rows that are missing, or base and
+            suspect don't match.
         DefenseKitError: a component failed.
     """
     assert recipe.suspect is not None
     base, suspect = (Checkpoint(_folder(named.component)) for named in (recipe.model, recipe.suspect))
-    target = target.absolute()
+    target = writable(target)
     with folder_lock(target), scratch_folder(target) as scratch:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UsageError(f"{target} already exists; name a new folder")

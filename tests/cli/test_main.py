@@ -242,7 +242,11 @@ def test_what_failed_names_the_log_that_has_more(recipe: Path, tmp_path: Path) -
 
 
 def test_a_manifest_that_is_none_is_a_damaged_artifact(tmp_path: Path) -> None:
-    for name, text in (("a", "[1]"), ("b", '{"stage": "x"}'), ("c", '{"stage": {"title": "[/x]"}, "created": "[/x]"}')):
+    for name, text in (
+        ("a" * 64, "[1]"),
+        ("b" * 64, '{"stage": "x"}'),
+        ("c" * 64, '{"stage": {"title": "[/x]"}, "created": "[/x]"}'),
+    ):
         (tmp_path / "store/artifacts" / name).mkdir(parents=True)
         (tmp_path / "store/artifacts" / name / "manifest.json").write_text(text)
     done = command("store", "list", "-w", str(tmp_path))

@@ -165,6 +165,13 @@ def test_another_attack_of_that_name(track: Track, file: Path, made: Path, attem
     arguments = (track.document.name, tmp_path / "attack.yaml", made, "--rows", attempted.parent)
     assert "runs twelve.py, code of others" in said("attack", *arguments)[1]
     assert "has another attack of this name" in said("attack", *arguments, "--trust", "twelve.py")[1]
+    for name, written in {"shouting.py": "mine", "notes.txt": "mine"}.items():
+        folder = tmp_path / f"rows-{name}" / "shout-on-tiny-v1"
+        folder.mkdir(parents=True)
+        (folder / name).write_text(written)
+        elsewhere = (*arguments[:-1], folder.parent, "--trust", "twelve.py")
+        assert "is there and has no attack.yaml with rows beside it" in said("attack", *elsewhere)[1]
+        assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(name, written)]
     nothing = said("attack", "pico-v1", *arguments[1:])[1]
     assert nothing == f"{made} has no row on pico-v1"
 
@@ -270,5 +277,5 @@ def test_an_attack_on_another_entry_is_no_mark_on_the_row(track: Track, board: P
     entry.write_text(entry.read_text().replace("MIT", "BSD"))
     seal(board / "tiny-v1/twelve")
     arguments = ("--out", tmp_path / "site", "--track", track.document.name)
-    assert "is another one; run the attack again" in said("build", board, *arguments)[1]
+    assert "is another one; remove it, and run the attack again" in said("build", board, *arguments)[1]
     assert "there is no row of twelve on tiny-v1" in said("build", board / ROW, *arguments)[1]

@@ -10,13 +10,13 @@ import yaml
 from defensekit.leaderboard.checking import Checker
 from defensekit.leaderboard.composition import study_for
 from defensekit.leaderboard.entries import Entry, load_entry
-from defensekit.leaderboard.row import read_row
+from defensekit.leaderboard.row import PACK, RECORD, read_row
 from defensekit.leaderboard.running import make_row
 from defensekit.leaderboard.tracks import Track, load_track
 from defensekit.recipe import shipped, yaml_document
 from defensekit.utils.errors import UsageError
 from tests.conftest import ROOT
-from tests.leaderboard.helpers import ENTRY, said
+from tests.leaderboard.helpers import ENTRY, PLUGIN, said
 
 ENTRIES = ROOT / "leaderboard/entries"
 SHARED = sorted(ENTRIES.glob("*.yaml"))
@@ -123,6 +123,42 @@ def test_some_cells_take_no_others_away(track: Track, entry: Entry, place: Path,
     assert (made / "row.json").read_bytes() == before
 
 
+def test_nothing_but_a_row_of_the_same_entry_is_replaced(
+    track: Track, entry: Entry, place: Path, row: Path, tmp_path: Path
+) -> None:
+    def again(given: Entry = entry) -> str:
+        with pytest.raises(UsageError) as error:
+            make_row(track, given, place / "workspace", row.parents[1])
+        return str(error.value)
+
+    shutil.copyfile(entry.path, tmp_path / "entry.yaml")
+    (tmp_path / "twelve.py").write_text(f"{PLUGIN}# another\n")
+    assert "is a row of another entry, or of an older version of this one" in again(load_entry(tmp_path / "entry.yaml"))
+    (tmp_path / "entry.yaml").write_text(f"{entry.path.read_text()}# another\n")
+    shutil.copyfile(place / "twelve.py", tmp_path / "twelve.py")
+    assert "is a row of another entry, or of an older version of this one" in again(load_entry(tmp_path / "entry.yaml"))
+    (row / "thesis.tex").write_text("mine")
+    assert "is there and is no row" in again()
+    (row / RECORD).unlink()
+    assert "name other rows by --rows" in again()
+    assert (row / "thesis.tex").read_text() == "mine"
+    shutil.rmtree(row)
+    row.write_text("mine")
+    assert "it has no row.json" in again()
+    row.unlink()
+    row.symlink_to("nowhere")
+    assert "is there and is no row" in again()
+    row.unlink()
+    row.parent.rmdir()
+    row.parent.write_text("mine")
+    assert "tiny-v1 is a file" in again()
+
+
+def test_a_row_is_made_again(track: Track, entry: Entry, place: Path, row: Path, made: Path) -> None:
+    make_row(track, entry, place / "workspace", row.parents[1])
+    assert (row / PACK).read_bytes() == (made / PACK).read_bytes()
+
+
 def test_several_entries_are_run_one_after_the_other(place: Path, track: Track, made: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump({**ENTRY, "name": "other"}))
@@ -138,7 +174,7 @@ def test_an_entry_may_do_with_fewer_rows(track: Track, entry: Entry, place: Path
         keys = {**ENTRY, "defense": {**ENTRY["defense"], "refit": refit}}
         (tmp_path / "entry.yaml").write_text(yaml.safe_dump(keys))
         own = load_entry(tmp_path / "entry.yaml")
-        folder = make_row(track, own, place / "workspace", tmp_path / "rows", cells=[("word", 3)])
+        folder = make_row(track, own, place / "workspace", tmp_path / str(budget), cells=[("word", 3)])
         checker, row = Checker(track), read_row(folder)
         assert list(checker.problems(row)) == ["the cell unpoisoned, seed 3 is missing"]
         assert {result.clean_budget for result in row.cells.values()} == {budget}

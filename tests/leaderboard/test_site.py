@@ -13,6 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from defensekit.leaderboard import site as site_module
 from defensekit.leaderboard.page import build
 from defensekit.leaderboard.row import RECORD, read_row
 from defensekit.leaderboard.scores import THIRD, Scores, scores_in
@@ -20,6 +21,7 @@ from defensekit.leaderboard.site import LIST, replace_site
 from defensekit.leaderboard.table import BASELINES
 from defensekit.leaderboard.tracks import Track
 from defensekit.utils.errors import UsageError
+from defensekit.utils.files import atomic_write
 from tests.conftest import ROOT, open_page
 from tests.leaderboard.helpers import said, seal
 from tests.leaderboard.test_page import verified
@@ -136,6 +138,38 @@ def test_nothing_but_what_a_site_wrote_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "site/index.html").read_bytes() == b"e"
 
 
+def test_a_folder_of_other_files_is_left_alone(row: Path, track: Track, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/index.html").write_text("mine")
+    (tmp_path / "rows/link").symlink_to(row)
+    for out, why in {
+        "mine": "has files that no build wrote",
+        "rows": "lies in the rows",
+        "rows/tiny-v1/twelve": "lies in the rows",
+        "rows/link/site": "lies in the rows",
+        "mine/index.html": "is a file",
+    }.items():
+        assert why in said("build", row.parents[1], "--out", tmp_path / out, "--track", track.document.name)[1]
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["mine"]
+
+
+def test_a_site_that_was_interrupted_is_built_again(
+    row: Path, track: Track, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site/.git").mkdir(parents=True)
+
+    def killed(path: Path, content: bytes) -> None:
+        atomic_write(path, content)
+        if path.name == "index.html":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(site_module, "atomic_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build([row], tmp_path / "site", [track.document.name])
+    monkeypatch.undo()
+    build([row], tmp_path / "site", [track.document.name])
+
+
 def test_a_model_of_one_answer_is_marked(
     row: Path, track: Track, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,9 +181,9 @@ def test_a_model_of_one_answer_is_marked(
     result.models[scores.row.model(result)].only = "positive"
     assert scores.of_one_answer == [cell]
     monkeypatch.setattr(Scores, "of_one_answer", [cell, cell])
-    page = build([row], tmp_path, [track.document.name])
+    page = build([row], tmp_path / "site", [track.document.name])
     assert "‡ one answer to every row in 2 cells" in page.read_text()
-    assert "In 2 cells its model gives" in (tmp_path / track.name / f"{scores.name}.html").read_text()
+    assert "In 2 cells its model gives" in (page.parent / track.name / f"{scores.name}.html").read_text()
 
 
 def test_two_rows_of_one_name(row: Path, track: Track, tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_two_who_merge_the_same_wait_for_each_other(adapter: Path, base: Path, m
             second.result(timeout=1)
         proceed.set()
         assert first.result(30) == second.result(30)
-    assert list((workspace / "merged").iterdir()) == [first.result()]
+    assert [path for path in (workspace / "merged").iterdir() if path.is_dir()] == [first.result()]
 
 
 def test_what_a_killed_process_left_is_removed(adapter: Path, base: Path) -> None:
@@ -159,7 +159,27 @@ def test_what_a_killed_process_left_is_removed(adapter: Path, base: Path) -> Non
     folder.rename(left)
     (left / OWNER).write_text("999999999")  # no process has this number
     assert merged(base, adapter, adapter.parent) == folder
-    assert list(folder.parent.iterdir()) == [folder]
+    assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
+
+
+@pytest.mark.parametrize("harm", ["change", "remove", "add", "digests"])
+def test_a_merged_model_that_was_changed_is_made_anew(adapter: Path, base: Path, harm: str) -> None:
+    folder = merged(base, adapter, adapter.parent)
+    weights, said = (folder / "model.safetensors").read_bytes(), list[str]()
+    if harm == "change":
+        (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    elif harm == "remove":
+        (folder / "config.json").unlink()
+    elif harm == "add":
+        (folder / "model.safetensors.index.json").write_text("{}")
+    else:
+        folder.with_name(f"{folder.name}.json").unlink()
+    assert merged(base, adapter, adapter.parent, said.append) == folder
+    assert "is not as it was written: merged anew" in said[1]
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert not (folder / "model.safetensors.index.json").exists()
+    assert merged(base, adapter, adapter.parent, said.append) == folder
+    assert len(said) == 3
 
 
 def test_a_head_for_other_labels_than_the_base_s(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from defensekit.cli.store import app
 from defensekit.pipeline.store import Damaged, Store, key_of
 from defensekit.utils.errors import DefenseKitError
 
@@ -245,3 +249,20 @@ def test_two_processes_that_sweep_the_same_both_end_well(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "walk", gone_meanwhile)
     assert store.sweep() == 0
     assert not left.parents[1].exists()
+
+
+def test_only_what_is_named_by_a_key_is_an_artifact(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    key, host = fill(store), re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+    mine = [
+        tmp_path / "store" / name
+        for name in (".DS_Store", "photos/mine.txt", f"{key[:12]}/mine.txt", f"{key}.txt")
+        for name in (f"artifacts/{name}", f"unfinished/{name}", f"unfinished/mine.{host}.0")
+    ]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    assert (store.keys(), [entry[0] for entry in store.entries()], store.sweep()) == ({key}, [key], 0)
+    done = CliRunner().invoke(app, ["prune", "--all", "-w", str(tmp_path)])
+    assert done.stdout.startswith("removed 1 artifacts")
+    assert [path.read_text() for path in mine] == ["mine"] * len(mine)

@@ -10,7 +10,15 @@ import pytest
 
 from defensekit.pipeline.store import refuse_inside_store
 from defensekit.utils.errors import UsageError
-from defensekit.utils.files import OWNER, atomic_folder, atomic_write, folder_lock, refuse_inside, scratch_folder
+from defensekit.utils.files import (
+    OWNER,
+    atomic_folder,
+    atomic_write,
+    folder_lock,
+    refuse_inside,
+    refuse_unwritable,
+    scratch_folder,
+)
 
 
 @pytest.mark.parametrize("suffix", ["part", "scratch"])
@@ -31,6 +39,29 @@ def test_a_users_own_folder_and_a_link_are_left_alone(suffix: str, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [own.name, f".linked.{suffix}", "elsewhere", "linked", "out"]
     )
+
+
+def test_a_folder_that_nothing_can_be_written_into(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "linked").symlink_to(tmp_path)
+    for name, expected in {
+        "file": "file is a file",
+        "file/x/y": "file is a file",
+        "dangling": "dangling is a link that leads to nothing",
+        "dangling/x": "dangling is a link that leads to nothing",
+        "loop": "loop is a link that leads to nothing",
+        "loop/x": "too many levels",
+        "/proc/nope": r"nothing can be written into /proc \(",
+        "x" * 300: "name too long",
+        "x\0": "null byte",
+    }.items():
+        with pytest.raises(UsageError, match=f"(?i){expected}"):
+            refuse_unwritable(tmp_path / name)
+    for name in ("", "new", "new/er", "linked", "linked/new"):
+        refuse_unwritable(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "dangling", "loop", "linked"}
 
 
 @pytest.mark.parametrize("target", ["/", "//"])

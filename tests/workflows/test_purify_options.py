@@ -12,6 +12,7 @@ from defensekit.cli.main import main
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
 from defensekit.workflows.purify import purify_into, recipe_for
+from defensekit.workflows.purify_model import purify_model
 from tests.conftest import ROOT, make_sentences, write_table
 from tests.workflows.test_purify import HALF
 
@@ -91,3 +92,25 @@ def test_an_entry_of_a_leaderboard_gives_its_defense(tmp_path: Path, base: Path,
     (tmp_path / "entry.yaml").write_text(yaml.safe_dump({**own, "defense": {"scorrer": "mine"}}))
     with pytest.raises(UsageError, match=r"entry.yaml:2: defense.scorrer: unknown key. Did you mean 'scorer'"):
         recipe_for(str(base), suspect, str(rows), tmp_path / "entry.yaml")
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path: Path, base: Path, rows: Path) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name, said in {
+        "dangling": "dangling is a link that leads to nothing",
+        "rows.csv": "rows.csv is a file",
+        "rows.csv/x": "rows.csv is a file",
+        "/proc/nope": "nothing can be written into /proc",
+    }.items():
+        with pytest.raises(UsageError, match=said):  # before anything is read: there is no such suspect
+            purify_model(base, tmp_path / "no suspect", tmp_path / name, rows)
+
+
+def test_a_link_to_an_empty_folder_is_followed(tmp_path: Path, base: Path, suspect: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    purify_model(base, suspect, tmp_path / "link")
+    assert (tmp_path / "real/model.safetensors").is_file()
+    assert (tmp_path / "link").is_symlink()
+    with pytest.raises(UsageError, match="already exists; name a new folder"):
+        purify_model(base, suspect, tmp_path / "link")

@@ -1,6 +1,7 @@
 """`defensekit plugins new`: a package with one working component, to start a plugin from."""
 
 import keyword
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from defensekit.host.discovery import host_version, load_plugins
 from defensekit.host.hookspecs import hook_of
 from defensekit.utils.errors import UsageError, choices
+from defensekit.utils.files import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def new_package(name: str, kind: str, out: Path) -> Path:
     if name in host.names(kind):
         raise UsageError(f"there is {of.article} {name!r} already, of {host.plugin_of(kind, name)}; take another name")
     package, folder = f"defensekit_{module}", out / f"defensekit-{name}"
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UsageError(f"{folder} already exists; nothing was written")
     files = {
         "pyproject.toml": "pyproject.toml",
@@ -108,8 +110,9 @@ def new_package(name: str, kind: str, out: Path) -> Path:
     called = "".join(part.capitalize() for part in name.split("-"))
     taken = keyword.iskeyword(called) or re.search(rf"\b{called}\b", text)
     words["class"] = f"{called}{kind.capitalize()}" if taken else called
-    for relative_path, template in files.items():
-        path = folder / relative_path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(templates.get_template(f"{template}.j2").render(words), encoding="utf-8")
+    with atomic_folder(folder) as part:
+        for relative_path, template in files.items():
+            path = part / relative_path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(templates.get_template(f"{template}.j2").render(words), encoding="utf-8")
     return folder
