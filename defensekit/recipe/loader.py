@@ -212,6 +212,9 @@ class _RecipeReader(Reader):
         metrics = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(named_or_suited))
         who = repr(attack.name) if attack else "a known trigger"
         for i, named in enumerate(metrics):
+            if named.name in [before.name for before in metrics[:i]]:
+                does = f"{named.name!r} stands there twice; its results would have one name"
+                raise self.error(("metrics", i), does)
             about = named.component.about
             if (on := getattr(named.component, "on", None)) not in ROWS_ASKED:
                 plugin = self.host.plugin_of("metric", named.name)

@@ -97,6 +97,7 @@ def test_shipped_recipes_load(monkeypatch: pytest.MonkeyPatch) -> None:
         ("name: pico", "name: [pico", 2, ["not YAML"]),
         ("name: pico", "name: pico\nplugins: [nothing.py]", 2, ["plugins", "no file"]),
         ("name: pico", "name: pico\nmetrics: [accuracy]", 2, ["metrics.0", "no metric 'accuracy'"]),
+        ("name: pico", "name: pico\nmetrics: [acc, asr, acc]", 2, ["metrics.2", "'acc' stands there twice"]),
         ("name: pico", "name: pico\nmetrics: []", 2, ["metrics", "at least 1"]),
         ("name: pico", "name: pico\nseed: 010", 2, ["seed", "integer"]),
         ("name: pico", "name: pico\nplugins: ['~nobody_of_that_name/x.py']", 2, ["plugins.0", "is no path"]),
