@@ -128,12 +128,7 @@ class InFiles(DatasetSource):
                 raise UsageError(f"`splits` names the tables of a folder, but {self.path} is none")
             return {role: self._named(name) for role, name in self.splits.roles().items()}
         if self.path.is_dir():
-            files = {
-                role: path
-                for role in self._roles
-                for suffix in SUFFIXES
-                if (path := self.path / (role + suffix)).is_file()
-            }
+            files = {role: path for role in self._roles if (path := self._table(role))}
             if "train" not in files:
                 names = listing(sorted(p.name for p in self.path.iterdir())) or "nothing"
                 raise UsageError(
@@ -147,14 +142,25 @@ class InFiles(DatasetSource):
 
     def _named(self, name: str) -> Path:
         """A table of the folder, by its name with or without the suffix."""
-        for path in (self.path / name, *(self.path / (name + suffix) for suffix in SUFFIXES)):
-            if path.is_file():
-                return path
+        if (exact := self.path / name).is_file():
+            return exact
+        if path := self._table(name):
+            return path
         beside = sorted(self.path.iterdir())
         close = nearest(name, [path.stem for path in beside])
         raise UsageError(
             f"{self.path} has no table {name!r}.{close} (it holds {listing(path.name for path in beside)})"
         )
+
+    def _table(self, name: str) -> Path | None:
+        """The one table of the folder with a name, without its suffix."""
+        paths = [path for suffix in SUFFIXES if (path := self.path / (name + suffix)).is_file()]
+        if len(paths) > 1:
+            raise UsageError(
+                f"{self.path}: which table is {name!r}, {listing(path.name for path in paths)}? Keep one of them, or "
+                f"name it with its suffix (`splits: {{train: {paths[0].name}}}`)"
+            )
+        return paths[0] if paths else None
 
     def contents(self, say: Callable[[str], None]) -> str:
         """A digest of the files."""
