@@ -180,7 +180,8 @@ class Checkpoint:
         names = list(self.tensors if names is None else names)
         good = concurrently(finite, names, torch.get_num_threads())
         if bad := [name for name, fine in zip(names, good, strict=True) if not fine]:
-            raise DefenseKitError(f"{self.folder}: NaN or infinity in {listing(bad)}")
+            files = listing(sorted({self.tensors[name].file for name in bad}), 3)
+            raise DefenseKitError(f"{self.folder}: NaN or infinity in {listing(bad)} ({files})")
 
     def tensor_digests(self) -> dict[str, str]:
         """SHA-256 over every tensor's bytes in its file, by name."""
