@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from defensekit.cli.shared import Workspace, checked, console, table
+from defensekit.cli.shared import Workspace, checked, console, table, to_write
 from defensekit.utils.errors import DefenseKitError, UsageError, nearest, printable_name
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 SHOWN = 40  # runs in a table; more are counted
 Which = Annotated[Path, typer.Argument(metavar="STUDY", help="A study as YAML, or its folder.")]
-Out = Annotated[Path | None, typer.Option(help="Folder to write into.")]
+Out = Annotated[Path | None, typer.Option(parser=to_write, help="Folder to write into.")]
 Names = list[str] | None
 
 
@@ -169,7 +169,8 @@ def status(study: Which, workspace: Workspace = Path("workspace"), as_json: Json
 def rerun(
     result: Annotated[Path, typer.Argument(help="A result's file.")],
     workspace: Annotated[
-        Path | None, typer.Option("--workspace", "-w", help="Where it is run again (a temporary folder).")
+        Path | None,
+        typer.Option("--workspace", "-w", parser=to_write, help="Where it is run again (a temporary folder)."),
     ] = None,
     trust: Annotated[
         list[str] | None,

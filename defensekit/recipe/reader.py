@@ -15,7 +15,7 @@ from defensekit.recipe.resolve import ResolvePath, Spec, model_source, name_and_
 from defensekit.recipe.trust import Trust
 from defensekit.recipe.yaml_document import Document, Path_
 from defensekit.utils.errors import KeyedError, PlacedError, UsageError
-from defensekit.utils.files import environment_path
+from defensekit.utils.files import environment_path, resolved
 
 Model = TypeVar("Model", bound=BaseModel)
 C = TypeVar("C", bound=Component)
@@ -72,17 +72,13 @@ class Reader:
     def resolve(self, text: str, path: Path_) -> Path:
         """A path, relative to the file that has it, or to the working folder in a setting."""
 
-        def resolved() -> Path:
-            try:
-                absolute = (self.document.place(path).folder / environment_path(text)).resolve()
-                str(absolute).encode()  # what is no text can't be written again
-                if self.trust:
-                    self.trust.ask_path(absolute)
-                return absolute
-            except (ValueError, RuntimeError, OSError) as error:  # a zero byte, a loop of links
-                raise UsageError(f"{text!r} is no path ({error})") from error
+        def absolute() -> Path:
+            found = resolved(self.document.place(path).folder / environment_path(text))
+            if self.trust:
+                self.trust.ask_path(found)
+            return found
 
-        return self.at(path, resolved)
+        return self.at(path, absolute)
 
     def resolver(self, path: Path_) -> ResolvePath:
         """`resolve` for the keys below a key."""

@@ -10,7 +10,15 @@ import pytest
 
 from defensekit.pipeline.store import refuse_inside_store
 from defensekit.utils.errors import UsageError
-from defensekit.utils.files import OWNER, atomic_folder, atomic_write, folder_lock, refuse_inside, scratch_folder
+from defensekit.utils.files import (
+    OWNER,
+    atomic_folder,
+    atomic_write,
+    folder_lock,
+    refuse_inside,
+    resolved,
+    scratch_folder,
+)
 
 
 @pytest.mark.parametrize("suffix", ["part", "scratch"])
@@ -31,6 +39,14 @@ def test_a_users_own_folder_and_a_link_are_left_alone(suffix: str, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [own.name, f".linked.{suffix}", "elsewhere", "linked", "out"]
     )
+
+
+def test_what_is_no_path_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path, why in ((tmp_path / "loop", "[Ll]oop"), (tmp_path / "a\0b", "null"), (tmp_path / "a\udcff", "not UTF-8")):
+        for refuse in (refuse_inside_store, lambda path: refuse_inside(path, tmp_path / "other", "it"), resolved):
+            with pytest.raises(UsageError, match=rf"is no path .*{why}"):
+                refuse(path)
 
 
 @pytest.mark.parametrize("target", ["/", "//"])
