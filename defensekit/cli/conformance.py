@@ -50,7 +50,7 @@ def reports(what: str, kind: str | None, settings: list[str], call: bool) -> lis
         raise UsageError(f"there is no {kind or 'component'} {what!r}.{instead}")
     chosen = [(claim, resolve(claim)) for claim in claims]
     fields = {name for _, component in chosen for name in component.model_fields}
-    for name in given.keys() - fields:
+    for name in sorted(given.keys() - fields):
         raise UsageError(f"--set: {what} has no parameter {name!r}.{choices(name, sorted(fields))}")
     return [_report(claim, component, given, call) for claim, component in chosen]
 
