@@ -1,6 +1,7 @@
 """Labelled text from tables: in files, and from a hub."""
 
 import re
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -70,6 +71,11 @@ class _Labelled(DatasetSource):
         if not labels or (several and len(labels) * sum(map(len, records_by_role.values())) > _MARKS):
             got = f"{len(labels):,} labels in lists" if labels else "no label in any row"
             raise UsageError(f"{whose}: {got}; expected one at least, and at most {_MARKS:,} of labels times rows")
+        if alike := _alike(labels):
+            notes.append(
+                f"{whose}: labels that differ by case, blanks, composition or invisible characters alone are labels of "
+                f"their own: {listing(alike, 3)}"
+            )
         rows_by_role: dict[str, list[Row]] = {}
         count = 0
         for role, records in records_by_role.items():
@@ -262,6 +268,21 @@ def _unreachable(name: str, error: Exception) -> DefenseKitError:
 
 def _each(label: str | tuple[str, ...]) -> tuple[str, ...]:
     return label if isinstance(label, tuple) else (label,)
+
+
+def _alike(labels: Sequence[str]) -> list[str]:
+    """Labels that a reader takes for one, which they may be meant to be; all of each together, quoted."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        seen = "".join(ch for ch in unicodedata.normalize("NFKC", label).casefold() if unicodedata.category(ch) != "Cf")
+        groups.setdefault(" ".join(seen.split()), []).append(label)
+    alike = [group for group in groups.values() if len(group) > 1]
+    return [" and ".join(_quote(group)(label[:60]) for label in group) for group in alike]
+
+
+def _quote(labels: Sequence[str]) -> Callable[[str], str]:
+    """How labels are shown so that they are told apart: by their code points, where they look the same."""
+    return repr if len({unicodedata.normalize("NFC", label) for label in labels}) == len(labels) else ascii
 
 
 def _in_order(labels: set[str]) -> list[str]:

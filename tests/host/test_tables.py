@@ -188,6 +188,24 @@ def test_labels_as_words_or_numbers_with_blanks_around(tmp_path: Path) -> None:
     assert (numbers.labels, [(row.text, row.label) for row in numbers.train]) == (("0", "1"), [("a", 1), ("b", 0)])
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["Positive", "positive"], "'Positive' and 'positive'"),
+        (["caf\u00e9", "cafe\u0301"], r"'cafe\u0301' and 'caf\xe9'"),
+        (["\u0414\u0430", "\u0434\u0430"], "'\u0414\u0430' and '\u0434\u0430'"),
+        (["yes", "y\u200bes"], r"'yes' and 'y\u200bes'"),
+        (["not sure", "not  sure"], "'not  sure' and 'not sure'"),
+        (["Ja", "ja", "JA", "nein"], "'JA' and 'Ja' and 'ja'"),
+        (["positive", "negative", "1", "01"], None),
+    ],
+)
+def test_labels_that_look_alike_are_said(tmp_path: Path, labels: list[str], said: str | None) -> None:
+    got = table(tmp_path, "text,label\n" + "".join(f"t{i},{label}\n" for i, label in enumerate(labels))).load()
+    assert len(got.labels) == len(labels)
+    assert [note.partition("of their own: ")[2] for note in got.notes] == ([said] if said else [])
+
+
 def test_labels_by_name_before_number() -> None:
     assert label_number("1", ("1", "2")) == label_number(1, ("1", "2")) == 0
     assert label_number(2, ("1", "2")) == 1
