@@ -66,7 +66,7 @@ def reports(what: str, kind: str | None, settings: list[str], call: bool) -> "li
         instead = choices(what, known, "defensekit plugins list")
         raise UsageError(f"there is no {kind or 'component'} {what!r}.{instead}")
     fields = {name for claim in claims for name in _fields(claim)}
-    for name in given.keys() - fields:
+    for name in sorted(given.keys() - fields):
         raise UsageError(f"--set: {what} has no parameter {name!r}.{choices(name, sorted(fields))}")
     return [_report(claim, given, call) for claim in claims]
 

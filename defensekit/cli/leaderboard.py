@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from defensekit.cli.shared import Workspace, checked, console, table, verdict_by_exit_code
+from defensekit.cli.shared import Workspace, checked, console, table, to_write, verdict_by_exit_code
 from defensekit.utils.errors import DefenseKitError, UsageError, printable_name
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def suspects(
 def run(
     track: Track,
     entries: Annotated[list[Path], typer.Argument(metavar="ENTRY...", help="Entries, as YAML.")],
-    rows: Annotated[Path, typer.Option(help="The folder that rows go into.")] = Path("rows"),
+    rows: Annotated[Path, typer.Option(parser=to_write, help="The folder that rows go into.")] = Path("rows"),
     only: Only = None,
     workspace: Workspace = Path("workspace"),
     executor: Executor = None,
@@ -122,7 +122,7 @@ def attack(
     tried_on: Annotated[
         list[Path], typer.Argument(metavar="ROW...", help="Rows, folders of rows, or entries, to try it on.")
     ],
-    rows: Annotated[Path, typer.Option(help="The folder that rows go into.")] = Path("rows"),
+    rows: Annotated[Path, typer.Option(parser=to_write, help="The folder that rows go into.")] = Path("rows"),
     only: Only = None,
     trust: Trust = None,
     workspace: Workspace = Path("workspace"),
@@ -182,7 +182,8 @@ def verify(
     trust: Trust = None,
     tracks: OnTracks = None,
     workspace: Annotated[
-        Path | None, typer.Option("--workspace", "-w", help="One with the track's suspects (all is made anew).")
+        Path | None,
+        typer.Option("--workspace", "-w", parser=to_write, help="One with the track's suspects (all is made anew)."),
     ] = None,
     executor: Executor = None,
     quiet: Quiet = False,
@@ -247,7 +248,7 @@ def compare(
 @app.command()
 def build(
     rows: Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Folders of rows, or rows.")],
-    out: Annotated[Path, typer.Option(help="The site's folder.")] = Path("site"),
+    out: Annotated[Path, typer.Option(parser=to_write, help="The site's folder.")] = Path("site"),
     tracks: OnTracks = None,
     host: Annotated[
         str | None, typer.Option(help="The board's keeper: what `verify --by` of that name wrote counts as the host's.")

@@ -10,7 +10,16 @@ import typer
 
 import defensekit
 from defensekit.cli import leaderboard, plugins, recipes, scan, store, study
-from defensekit.cli.shared import Files, Workspace, checked, console, fail, prepare_streams, verdict_by_exit_code
+from defensekit.cli.shared import (
+    Files,
+    Workspace,
+    checked,
+    console,
+    fail,
+    prepare_streams,
+    to_write,
+    verdict_by_exit_code,
+)
 from defensekit.utils.errors import DefenseKitError, UsageError, is_failure, lacks_memory, one_line, out_of_memory
 from defensekit.utils.files import environment_path, there
 
@@ -107,7 +116,7 @@ def run(
 def purify(
     base: Annotated[str, typer.Option(help="The pretrained base: a folder, a source's name, or owner/name@revision.")],
     suspect: Annotated[Path, typer.Option(help="The folder of the model that is not trusted, or of a PEFT adapter.")],
-    out: Annotated[Path, typer.Option(help="The folder to write the purified model into.")],
+    out: Annotated[Path, typer.Option(parser=to_write, help="The folder to write the purified model into.")],
     clean: Annotated[
         str | None, typer.Option(help="Clean labelled rows: CSV, TSV, JSON, JSONL or Parquet, columns text and label.")
     ] = None,

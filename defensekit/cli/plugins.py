@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from defensekit.cli.shared import Files, console, fail, table, verdict_by_exit_code
+from defensekit.cli.shared import Files, console, fail, table, to_write, verdict_by_exit_code
 
 app = typer.Typer(help="The installed components.", no_args_is_help=True)
 
@@ -49,7 +49,9 @@ def new(
             "model, metric, executor or observer.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The folder that the package's folder is written into.")] = Path(),
+    out: Annotated[
+        Path, typer.Option("--out", parser=to_write, help="The folder that the package's folder is written into.")
+    ] = Path(),
 ) -> None:
     """Write a package with one working component, its tests, recipe, README and CI, to start a plugin from."""
     from defensekit.host.scaffold import new_package

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defensekit.cli.shared import console, table, verdict_by_exit_code
+from defensekit.cli.shared import console, table, to_write, verdict_by_exit_code
 from defensekit.utils.errors import printable_name
 from defensekit.utils.files import environment_path, refuse_inside, refuse_unwritable
 
@@ -34,7 +34,9 @@ def scan(
     text: Annotated[str, typer.Option("--text", help="Their column with the text.")] = "text",
     label: Annotated[str, typer.Option("--label", help="Their column with the label.")] = "label",
     pair: Annotated[str | None, typer.Option("--pair", help="Their column with the second text, for pairs.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for scan.html and scan.json.")] = Path("scan"),
+    out: Annotated[Path, typer.Option("--out", parser=to_write, help="Folder for scan.html and scan.json.")] = Path(
+        "scan"
+    ),
     seed: Annotated[int, typer.Option("--seed", help="Seed of every random draw.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,

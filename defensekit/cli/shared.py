@@ -18,8 +18,26 @@ from rich.segment import Segment
 from rich.table import Table
 
 from defensekit.utils.errors import UsageError, nearest, printable
+from defensekit.utils.files import environment_path, resolved
 
-Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the artifacts and of the runs' folders.")]
+
+def to_write(typed: str | Path) -> Path:
+    """The folder that an option names, to be written to; variables and ~ mean what they mean in other paths.
+
+    Raises:
+        UsageError: it can be no folder, or there is no such variable.
+    """
+    if not str(typed).strip():
+        raise UsageError("expected the path of a folder to write to, got an empty one")
+    path = environment_path(str(typed))
+    resolved(path)
+    return path
+
+
+Workspace = Annotated[
+    Path,
+    typer.Option("--workspace", "-w", parser=to_write, help="Folder of the artifacts and of the runs' folders."),
+]
 Files = Annotated[list[Path] | None, typer.Argument(help="Local plugin files to load as well.")]
 
 

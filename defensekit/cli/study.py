@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from defensekit.cli.shared import Workspace, checked, console, table, verdict_by_exit_code
+from defensekit.cli.shared import Workspace, checked, console, table, to_write, verdict_by_exit_code
 from defensekit.utils.errors import DefenseKitError, UsageError, nearest, printable_name
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 SHOWN = 40  # runs in a table; more are counted
 Which = Annotated[Path, typer.Argument(metavar="STUDY", help="A study as YAML, or its folder.")]
-Out = Annotated[Path | None, typer.Option(help="Folder to write into.")]
+Out = Annotated[Path | None, typer.Option(parser=to_write, help="Folder to write into.")]
 Names = list[str] | None
 
 
@@ -171,7 +171,8 @@ def status(study: Which, workspace: Workspace = Path("workspace"), as_json: Json
 def rerun(
     result: Annotated[Path, typer.Argument(help="A result's file.")],
     workspace: Annotated[
-        Path | None, typer.Option("--workspace", "-w", help="Where it is run again (a temporary folder).")
+        Path | None,
+        typer.Option("--workspace", "-w", parser=to_write, help="Where it is run again (a temporary folder)."),
     ] = None,
     trust: Annotated[
         list[str] | None,

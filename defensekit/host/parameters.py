@@ -1,6 +1,7 @@
 """Components built from their parameters, with errors explained."""
 
 import json
+from collections.abc import Collection
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -11,7 +12,7 @@ from defensekit.utils.errors import KeyedError, choices
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def build(model: type[Model], given: Any) -> Model:
+def build(model: type[Model], given: Any, beside: Collection[str] = ()) -> Model:
     """Build a component from its parameters, or a section of a recipe from its keys.
 
     Values are validated strictly, as JSON: 1 is a float, but "1" and true are not.
@@ -19,6 +20,7 @@ def build(model: type[Model], given: Any) -> Model:
     Args:
         model: the class.
         given: the parameters, as plain data.
+        beside: keys that are written beside the parameters and read elsewhere, which a typo may mean as well.
 
     Returns:
         The component or section.
@@ -35,7 +37,7 @@ def build(model: type[Model], given: Any) -> Model:
     except ValidationError as error:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = tuple(part for i, part in enumerate(first["loc"]) if i == 0 or not _is_union_tag(part))
-        raise KeyedError(key, _explain(first, model)) from error
+        raise KeyedError(key, _explain(first, model, beside)) from error
 
 
 def _is_union_tag(part: str | int) -> bool:
@@ -52,11 +54,12 @@ def _section(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseMo
     return model
 
 
-def _explain(error: Any, model: type[BaseModel]) -> str:
+def _explain(error: Any, model: type[BaseModel], beside: Collection[str]) -> str:
     """The message for an error of pydantic: what was expected, what was given, and a similar key."""
     if error["type"] == "extra_forbidden":
-        typed, known = str(error["loc"][-1]), _section(model, error["loc"][:-1]).model_fields
-        return f"unknown key.{choices(typed, known)}"
+        *above, typed = error["loc"]
+        known = [*_section(model, tuple(above)).model_fields, *(() if above else beside)]
+        return f"unknown key.{choices(str(typed), known)}"
     if error["type"] == "missing":
         return "this key is missing"
     text = str(error["msg"]).removeprefix("Value error, ")

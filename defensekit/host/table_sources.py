@@ -1,6 +1,7 @@
 """Labelled text from tables: in files, and from a hub."""
 
 import re
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -70,6 +71,11 @@ class _Labelled(DatasetSource):
         if not labels or (several and len(labels) * sum(map(len, records_by_role.values())) > _MARKS):
             got = f"{len(labels):,} labels in lists" if labels else "no label in any row"
             raise UsageError(f"{whose}: {got}; expected one at least, and at most {_MARKS:,} of labels times rows")
+        if alike := _alike(labels):
+            notes.append(
+                f"{whose}: labels that differ by case, blanks, composition or invisible characters alone are labels of "
+                f"their own: {listing(alike, 3)}"
+            )
         rows_by_role: dict[str, list[Row]] = {}
         count = 0
         for role, records in records_by_role.items():
@@ -128,12 +134,7 @@ class InFiles(DatasetSource):
                 raise UsageError(f"`splits` names the tables of a folder, but {self.path} is none")
             return {role: self._named(name) for role, name in self.splits.roles().items()}
         if self.path.is_dir():
-            files = {
-                role: path
-                for role in self._roles
-                for suffix in SUFFIXES
-                if (path := self.path / (role + suffix)).is_file()
-            }
+            files = {role: path for role in self._roles if (path := self._table(role))}
             if "train" not in files:
                 names = listing(sorted(p.name for p in self.path.iterdir())) or "nothing"
                 raise UsageError(
@@ -147,14 +148,25 @@ class InFiles(DatasetSource):
 
     def _named(self, name: str) -> Path:
         """A table of the folder, by its name with or without the suffix."""
-        for path in (self.path / name, *(self.path / (name + suffix) for suffix in SUFFIXES)):
-            if path.is_file():
-                return path
+        if (exact := self.path / name).is_file():
+            return exact
+        if path := self._table(name):
+            return path
         beside = sorted(self.path.iterdir())
         close = nearest(name, [path.stem for path in beside])
         raise UsageError(
             f"{self.path} has no table {name!r}.{close} (it holds {listing(path.name for path in beside)})"
         )
+
+    def _table(self, name: str) -> Path | None:
+        """The one table of the folder with a name, without its suffix."""
+        paths = [path for suffix in SUFFIXES if (path := self.path / (name + suffix)).is_file()]
+        if len(paths) > 1:
+            raise UsageError(
+                f"{self.path}: which table is {name!r}, {listing(path.name for path in paths)}? Keep one of them, or "
+                f"name it with its suffix (`splits: {{train: {paths[0].name}}}`)"
+            )
+        return paths[0] if paths else None
 
     def contents(self, say: Callable[[str], None]) -> str:
         """A digest of the files."""
@@ -256,6 +268,21 @@ def _unreachable(name: str, error: Exception) -> DefenseKitError:
 
 def _each(label: str | tuple[str, ...]) -> tuple[str, ...]:
     return label if isinstance(label, tuple) else (label,)
+
+
+def _alike(labels: Sequence[str]) -> list[str]:
+    """Labels that a reader takes for one, which they may be meant to be; all of each together, quoted."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        seen = "".join(ch for ch in unicodedata.normalize("NFKC", label).casefold() if unicodedata.category(ch) != "Cf")
+        groups.setdefault(" ".join(seen.split()), []).append(label)
+    alike = [group for group in groups.values() if len(group) > 1]
+    return [" and ".join(_quote(group)(label[:60]) for label in group) for group in alike]
+
+
+def _quote(labels: Sequence[str]) -> Callable[[str], str]:
+    """How labels are shown so that they are told apart: by their code points, where they look the same."""
+    return repr if len({unicodedata.normalize("NFC", label) for label in labels}) == len(labels) else ascii
 
 
 def _in_order(labels: set[str]) -> list[str]:

@@ -153,8 +153,49 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
     """Refuse more columns than any table has, and one name for two."""
     if len(names) > COLUMNS:
         raise UsageError(f"{path}: {len(names):,} columns; at most {COLUMNS:,}")
+    _check_unique(f"{path}, line 1", names)
+
+
+def _check_unique(where: str, names: Sequence[str]) -> None:
+    """Refuse one name for two columns: one of them would be lost."""
     if duplicates := [name for name, count in Counter(names).items() if count > 1]:
-        raise UsageError(f"{path}, line 1: the column {printable_name(min(duplicates))!r} is duplicated")
+        raise UsageError(f"{where}: the column {printable_name(min(duplicates))!r} is duplicated")
+
+
+class _Repeating(dict[str, Any]):
+    """An object of a JSON text with a key that stands there twice, which a dict would take the last of."""
+
+    key: str
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        values = _Repeating(values)
+        values.key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    return values
+
+
+def _repeated(value: Any) -> str | None:
+    """A key that stands twice in one object, anywhere in a value."""
+    within = [value]
+    while within:
+        one = within.pop()
+        if isinstance(one, _Repeating):
+            return one.key
+        within += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return None
+
+
+def _json_row(where: str, values: Any) -> Record:
+    """A row from what a JSON text holds for it."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: expected a JSON object, got {type(values).__name__}")
+    if (twice := _repeated(values)) is not None:
+        raise UsageError(f"{where}: the key {printable_name(twice)!r} is duplicated")
+    names = [name.strip() for name in values]
+    _check_unique(where, names)
+    return Record(where, dict(zip(names, values.values(), strict=True)))
 
 
 def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Iterator[Record]:
@@ -173,7 +214,7 @@ def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Iterator
 
 def _json(path: Path) -> Iterator[Record]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError) as error:
@@ -181,9 +222,7 @@ def _json(path: Path) -> Iterator[Record]:
     if not isinstance(rows, list):
         raise UsageError(f"{path}: expected a JSON array of objects, got {type(rows).__name__}")
     for number, values in enumerate(rows):
-        if not isinstance(values, dict):
-            raise UsageError(f"{path}, row {number}: expected a JSON object, got {type(values).__name__}")
-        yield Record(f"{path}, row {number}", {name.strip(): value for name, value in values.items()})
+        yield _json_row(f"{path}, row {number}", values)
 
 
 def _jsonl(path: Path) -> Iterator[Record]:
@@ -192,12 +231,10 @@ def _jsonl(path: Path) -> Iterator[Record]:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                values = json.loads(line, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
                 raise UsageError(f"{path}, line {number}: not JSON ({error})") from error
-            if not isinstance(values, dict):
-                raise UsageError(f"{path}, line {number}: expected a JSON object, got {type(values).__name__}")
-            yield Record(f"{path}, line {number}", {name.strip(): value for name, value in values.items()})
+            yield _json_row(f"{path}, line {number}", values)
 
 
 def _parquet(path: Path) -> Iterator[Record]:

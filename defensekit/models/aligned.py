@@ -66,6 +66,11 @@ class Aligned:
         base, suspect = self._shapes(name)
         if base == suspect:
             return True
+        if not (base and suspect):  # a head for other labels has another length, but it is a vector still
+            raise UsageError(
+                f"base {self.base.folder} and suspect {self.suspect.folder} don't fit each other: "
+                f"{self.own_name(name)}: base {list(base)}, suspect {list(suspect)}"
+            )
         tokens = (self.base.config.get("vocab_size"), self.suspect.config.get("vocab_size"))
         return base[1:] == suspect[1:] and (base[0], suspect[0]) == tokens
 

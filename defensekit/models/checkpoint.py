@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARDS = "model-*-of-*.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 CLASSIFIER, CAUSAL = "sequence classification", "causal language model"
 # The files that define a model, and any other of these kinds: what a tokenizer reads differs by its class. Weights in
@@ -45,8 +46,8 @@ class Checkpoint:
     """A folder with a model's config and its weights as safetensors, one file or several with an index.
 
     Raises (on first use):
-        UsageError: no such folder, no config, weights only as pickles, a damaged file, an index or link that leaves the
-            folder, an index that does not fit the files, code that the config names.
+        UsageError: no such folder, no config, weights only as pickles or in two sets, a damaged file, an index or link
+            that leaves the folder, an index that does not fit the files, code that the config names.
     """
 
     folder: Path
@@ -85,6 +86,12 @@ class Checkpoint:
         """The weight files, in the order of their names."""
         self.check_config()  # a missing folder is reported before missing weights
         if (self.folder / SINGLE).is_file():
+            shards = sorted(path.name for path in self.folder.glob(SHARDS))
+            if shards and (self.folder / INDEX).is_file():
+                raise UsageError(
+                    f"{self.folder} holds two sets of weights, {SINGLE} and {INDEX} with {listing(shards, 3)}. Remove "
+                    f"the one that is not meant: {SINGLE}, or {INDEX}"
+                )
             return [self.folder / SINGLE]
         if (self.folder / INDEX).is_file():
             names = sorted(set(self._weight_map.values()))
@@ -101,6 +108,11 @@ class Checkpoint:
                 "model.save_pretrained(FOLDER), which writes safetensors"
             )
         raise UsageError(f"{self.folder} holds no weights: expected {SINGLE} or {INDEX}")
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the weight files are those of an index; one beside a single file is not read."""
+        return self.files[0].name != SINGLE
 
     @cached_property
     def _weight_map(self) -> dict[str, str]:
@@ -119,7 +131,7 @@ class Checkpoint:
             if duplicates := sorted(entries.keys() & tensors.keys()):
                 raise UsageError(f"{path}: {listing(duplicates, 3)} is in {tensors[duplicates[0]].file} as well")
             tensors |= entries
-        if self.files[0].name != SINGLE:
+        if self.indexed:
             files = {name: entry.file for name, entry in tensors.items()}
             if unexpected := sorted(
                 name for name in files.keys() | self._weight_map.keys() if files.get(name) != self._weight_map.get(name)
@@ -168,7 +180,8 @@ class Checkpoint:
         names = list(self.tensors if names is None else names)
         good = concurrently(finite, names, torch.get_num_threads())
         if bad := [name for name, fine in zip(names, good, strict=True) if not fine]:
-            raise DefenseKitError(f"{self.folder}: NaN or infinity in {listing(bad)}")
+            files = listing(sorted({self.tensors[name].file for name in bad}), 3)
+            raise DefenseKitError(f"{self.folder}: NaN or infinity in {listing(bad)} ({files})")
 
     def tensor_digests(self) -> dict[str, str]:
         """SHA-256 over every tensor's bytes in its file, by name."""

@@ -132,6 +132,7 @@ def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint, anew: bool = 
 
     Raises:
         UsageError: a tensor of the file, other than the head, is not in the model.
+        DefenseKitError: a tensor holds NaN.
     """
     parameters = dict(model.named_parameters())
     loaded, in_file = align(parameters, checkpoint.tensors)
@@ -140,6 +141,7 @@ def check_loaded(model: "PreTrainedModel", checkpoint: Checkpoint, anew: bool = 
         if anew and tensor.shape != parameters[loaded[name]].shape:
             continue
         if not parameters[loaded[name]].detach().cpu().equal(tensor.to(parameters[loaded[name]].dtype)):
+            checkpoint.check_finite([in_file[name]])  # NaN is not equal to itself
             raise UsageError(
                 f"{checkpoint.folder}: {in_file[name]} was not loaded; the names of its tensors are unusual"
             )
@@ -152,6 +154,7 @@ def load(
 
     Raises:
         UsageError: as `load_model`, `load_tokenizer` and `check_loaded`.
+        DefenseKitError: as `check_loaded`.
     """
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, labels, anew)

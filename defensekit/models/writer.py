@@ -59,7 +59,7 @@ def rewrite(
     by_size = sorted(source.tensors, key=lambda name: source.tensors[name].start - source.tensors[name].stop)
     for _ in concurrently(write, by_size, threads):
         pass
-    if (source.folder / INDEX).is_file():
+    if source.indexed:
         (target / INDEX).write_bytes((source.folder / INDEX).read_bytes())
 
 

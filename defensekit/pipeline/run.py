@@ -22,6 +22,7 @@ from defensekit.recipe.recipe import Recipe
 from defensekit.result.schema import DEFENDED, ModelResult, Result
 from defensekit.training import native_precision
 from defensekit.utils.errors import DefenseKitError
+from defensekit.utils.files import resolved
 from defensekit.utils.logging import log, logged
 
 EXAMPLES = 10  # triggered rows that a result shows
@@ -51,6 +52,7 @@ def run(
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     root = Path(workspace)
     folder = run_folder.folder_of(loaded, root).absolute()
+    resolved(folder)  # the result, which is written last, names it
     try:
         with logged(folder / "run.log"), _opened(loaded, root, [run_folder.Log(), *observers]) as current:
             if doubts and current.plan.given_suspect:

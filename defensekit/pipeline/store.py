@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from defensekit.utils.errors import DefenseKitError, UsageError
-from defensekit.utils.files import alive, atomic_write, data_digest, file_digests
+from defensekit.utils.files import alive, atomic_write, data_digest, file_digests, resolved
 
 # To be raised when the core computes something else from the same stage: older artifacts are then not used again.
 FORMAT = 6
@@ -311,6 +311,7 @@ def refuse_inside_store(path: Path) -> None:
     Raises:
         UsageError: the path lies in a store, links followed.
     """
-    for folder in (path.resolve(), *path.resolve().parents):
+    whole = resolved(path)
+    for folder in (whole, *whole.parents):
         if folder.name == "store" and (folder / "artifacts").is_dir():
             raise UsageError(f"{path} lies in the store {folder}, which holds artifacts alone; name another folder")

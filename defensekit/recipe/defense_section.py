@@ -118,13 +118,15 @@ class DefenseSection:
         """A component that may read with a language model. ``model`` is none of its parameters: it is looked up."""
         given = {"name": spec} if isinstance(spec, str) else dict(spec)
         name, model, host = given.get("name"), None, self.reader.host
+        beside: tuple[str, ...] = ()
         if isinstance(name, str) and name in host.names(kind.kind):
             component = self.reader.at((*path, "name"), lambda: host.find(kind, name))
             reads = component.reads_with_language_model
+            beside = ("model",) if reads else ()
             if reads and not isinstance(model := given.pop("model", None), str | dict):
                 wanted = "a causal language model: a folder, or owner/name@revision"
                 raise self.reader.error((*path, "model"), f"{name!r} needs `model:`, {wanted}")
-        named = self.reader.part(kind, given, path)
+        named = self.reader.part(kind, given, path, beside=beside)
         return named, self.reader.model(model, (*path, "model")) if model else None
 
     def _rule(self, spec: dict[str, Any] | None, refit: bool) -> NamedComponent[Rule] | None:

@@ -157,7 +157,12 @@ class _RecipeReader(Reader):
     def exclusive(self, top: Top) -> None:
         """Refuse keys that exclude each other."""
         if (top.attack is None) == (top.suspect is None):
-            raise self.error((), "expected either `attack:` (to poison a model) or `suspect:` (a folder with one)")
+            file, _, _ = self.document.location(()).rpartition(":")
+            keys: list[Path_] = [key for key in (("attack",), ("suspect",)) if key in self.document.places]
+            # Where a file extends another, the one that took a key back, or added the other.
+            changed = (key for key in keys if self.document.location(key).rpartition(":")[0] != file)
+            wanted = "expected either `attack:` (to poison a model) or `suspect:` (a folder with one)"
+            raise self.error(next(changed, ()), wanted)
         if top.suspect is not None and top.training is not None:
             raise self.error(("training",), "is how the attacker trains; with `suspect:` there is no training")
         if top.attack is not None and top.triggered is not None:
@@ -179,7 +184,7 @@ class _RecipeReader(Reader):
         own = {key: given.pop(key) for key in list(given) if key in Sizes.model_fields}
         sizes = self.keys(Sizes, own, ("data",))
         source = self.at(("data",), lambda: dataset_source(given, self.host, self.resolver(("data",))))
-        return sizes, self.part(DatasetSource, source, ("data",))
+        return sizes, self.part(DatasetSource, source, ("data",), beside=Sizes.model_fields)
 
     def suspect(self, path: str | None) -> NamedComponent[ModelSource] | None:
         """The folder with the suspect, if there is one."""
@@ -199,7 +204,7 @@ class _RecipeReader(Reader):
             "name": "instructions" if task == "generation" else "file",
             "path": keys.path,
         }
-        return keys.target, self.part(DatasetSource, given, ("triggered",))
+        return keys.target, self.part(DatasetSource, given, ("triggered",), beside=("target",))
 
     def metrics(
         self, specs: list[Spec] | None, attack: NamedComponent[Attack] | None, task: TaskKind
@@ -213,6 +218,9 @@ class _RecipeReader(Reader):
         metrics = tuple(self.part(Metric, spec, ("metrics", i)) for i, spec in enumerate(named_or_suited))
         who = repr(attack.name) if attack else "a known trigger"
         for i, named in enumerate(metrics):
+            if named.name in [before.name for before in metrics[:i]]:
+                does = f"{named.name!r} stands there twice; its results would have one name"
+                raise self.error(("metrics", i), does)
             for word, (says, known) in METRIC_WORDS.items():
                 if (said := getattr(named.component, word, None)) not in known:
                     does = f"{named.name!r} of {self.host.plugin_of('metric', named.name)} has to say {says}"

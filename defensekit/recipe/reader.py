@@ -1,7 +1,7 @@
 """Values of a document, checked and built. Errors have file, line and key."""
 
 import json
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,7 +15,7 @@ from defensekit.recipe.resolve import ResolvePath, Spec, model_source, name_and_
 from defensekit.recipe.trust import Trust
 from defensekit.recipe.yaml_document import Document, Path_
 from defensekit.utils.errors import KeyedError, PlacedError, UsageError
-from defensekit.utils.files import environment_path
+from defensekit.utils.files import environment_path, resolved
 
 Model = TypeVar("Model", bound=BaseModel)
 C = TypeVar("C", bound=Component)
@@ -48,12 +48,17 @@ class Reader:
         except OSError as error:  # a name too long, a folder that may not be read
             raise self.error(path, f"{error.strerror or error}: {error.filename}") from error
 
-    def keys(self, model: type[Model], data: Any, path: Path_) -> Model:
+    def keys(self, model: type[Model], data: Any, path: Path_, beside: Collection[str] = ()) -> Model:
         """Check plain data against a model."""
-        return self.at(path, lambda: build(model, data))
+        return self.at(path, lambda: build(model, data, beside))
 
-    def part(self, kind: type[C], spec: Spec, path: Path_, name_key: str = "name") -> NamedComponent[C]:
-        """Build a component of a kind from its name, or from a mapping with its name and parameters."""
+    def part(
+        self, kind: type[C], spec: Spec, path: Path_, name_key: str = "name", beside: Collection[str] = ()
+    ) -> NamedComponent[C]:
+        """Build a component of a kind from its name, or from a mapping with its name and parameters.
+
+        ``beside`` are keys of the mapping that were read before.
+        """
         name, given = self.at(path, lambda: name_and_parameters(spec, name_key))
         component = self.at((*path, name_key), lambda: self.host.find(kind, name))
         given = self.at(path, lambda: resolve_paths(component, given, self.resolver(path)))
@@ -61,7 +66,7 @@ class Reader:
             self.trust.ask("@".join(str(given.get(key)) for key in elsewhere))
         wanted = (component, name, json.dumps(given))
         if wanted not in self.known:
-            self.known[wanted] = NamedComponent(name, self.keys(component, given, path))
+            self.known[wanted] = NamedComponent(name, self.keys(component, given, path, beside))
         return cast(NamedComponent[C], self.known[wanted])
 
     def model(self, spec: Spec, path: Path_) -> NamedComponent[ModelSource]:
@@ -72,17 +77,13 @@ class Reader:
     def resolve(self, text: str, path: Path_) -> Path:
         """A path, relative to the file that has it, or to the working folder in a setting."""
 
-        def resolved() -> Path:
-            try:
-                absolute = (self.document.place(path).folder / environment_path(text)).resolve()
-                str(absolute).encode()  # what is no text can't be written again
-                if self.trust:
-                    self.trust.ask_path(absolute)
-                return absolute
-            except (ValueError, RuntimeError, OSError) as error:  # a zero byte, a loop of links
-                raise UsageError(f"{text!r} is no path ({error})") from error
+        def absolute() -> Path:
+            found = resolved(self.document.place(path).folder / environment_path(text))
+            if self.trust:
+                self.trust.ask_path(found)
+            return found
 
-        return self.at(path, resolved)
+        return self.at(path, absolute)
 
     def resolver(self, path: Path_) -> ResolvePath:
         """`resolve` for the keys below a key."""

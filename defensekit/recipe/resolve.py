@@ -80,10 +80,9 @@ def model_folder(model: Spec | Path) -> Path:
     """The folder of a model: itself, a source's, or a hub's at a revision.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it is none of these, or a source and a folder.
     """
-    spec = str(model) if isinstance(model, Path) else model
-    source = component(ModelSource, model_source(spec))
+    source = component(ModelSource, model_source(written(model)))
     return call_component(source, source.folder)
 
 
@@ -91,12 +90,15 @@ def model_source(spec: Spec, host: Host | None = None, resolve: ResolvePath = he
     """A model as its source with parameters. ``spec`` names a source, a folder or ``owner/name@revision``.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it is none of these, or a source and a folder.
     """
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name, names = given.get("name"), (host or cached_plugins()).names("model")
-    if not isinstance(name, str) or name in names:
+    name, host = given.get("name"), host or cached_plugins()
+    names = host.names("model")
+    if not isinstance(name, str):
         return given
+    if name in names:
+        return _source(given, "model", host, resolve)
     path = there(name, resolve(name, ("name",)))
     if path.exists() or _is_path(name):
         return _instead(given, {"name": "folder", "path": literal_path(path)})
@@ -114,17 +116,38 @@ def dataset_source(spec: Spec, host: Host | None = None, resolve: ResolvePath = 
     ``spec`` names a source, a file or folder, or ``owner/name@revision``; anything else is returned as it is.
 
     Raises:
-        UsageError: the revision is missing, or a parameter is given twice.
+        UsageError: the revision is missing, a parameter is given twice, or it is a source and a path.
     """
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = given.get("name")
-    if not isinstance(name, str) or name in (host or cached_plugins()).names("dataset"):
+    name, host = given.get("name"), host or cached_plugins()
+    if not isinstance(name, str):
         return given
+    if name in host.names("dataset"):
+        return _source(given, "dataset", host, resolve)
     path = resolve(name, ("name",))
     if path.exists() or path.suffix in SUFFIXES or _is_path(name):
         return _instead(given, {"name": "file", "path": literal_path(path)})
     if parameters := hub_parameters(name):
         return _at_revision(_instead(given, parameters), path)
+    return given
+
+
+def written(model: Spec | Path) -> Spec:
+    """A path as a specification of what is there, and of no source of that name; anything else as it is."""
+    if not isinstance(model, Path):
+        return model
+    return str(model) if _is_path(str(model)) else f"./{model}"
+
+
+def _source(given: dict[str, Any], kind: str, host: Host, resolve: ResolvePath) -> dict[str, Any]:
+    """A source with its parameters; its name alone is refused where something of that name is there as well."""
+    name = given["name"]
+    if len(given) == 1 and (path := resolve(name, ("name",))).exists():
+        what = "folder" if path.is_dir() else "file"
+        raise UsageError(
+            f"{name!r} is ambiguous: a source of {host.plugin_of(kind, name)}, and the {what} {path}. Write ./{name} "
+            f"for the {what}; the source is meant where no {what} there has its name"
+        )
     return given
 
 

@@ -92,6 +92,7 @@ class _Scanning:
         findings = [*models.not_compared(), *claims.contradictions(models, self.rows)]
         model = None
         if self.rows and task == CLASSIFIER and skeleton(models.suspect).fits:
+            models.suspect.check_finite()  # before anything is computed with them
             model, tokenizer = load(models.suspect.folder, "suspect")
             model.to(device_type())
         own_loss = contradiction(models.suspect, several(self.rows)) is None

@@ -10,7 +10,7 @@ from typing import Any
 
 from defensekit.result.schema import Result
 from defensekit.utils.errors import DefenseKitError
-from defensekit.utils.files import atomic_write
+from defensekit.utils.files import atomic_write, resolved
 
 SUM = ".sha256"
 PLUGINS = "plugins"
@@ -25,6 +25,7 @@ class Folder:
 
     def __init__(self, workspace: Path, name: str) -> None:
         self.path = (workspace / "studies" / name).absolute()
+        resolved(self.path)  # results name folders in it
         self.results = self.path / "results"
         self.failed = self.path / "failed"
 

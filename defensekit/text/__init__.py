@@ -330,11 +330,14 @@ def encode(
         as floats; of an instruction the response's tokens, at their places.
 
     Raises:
-        UsageError: a row has a token that the model's embedding has no row for, or an instruction fills ``max_length``.
+        UsageError: a row has no token, or one that the model's embedding has no row for, or an instruction fills
+            ``max_length``.
     """
     if not rows:
         return []
     encoded = _encoded(tokenizer, rows, max_length)
+    if (empty := next((row for row, one in zip(rows, encoded, strict=True) if not one["input_ids"]), None)) is not None:
+        raise UsageError(f"row {empty.id} has no token: the tokenizer leaves nothing of {empty.text[:60]!r}")
     if model is not None:
         check_tokens(model, tokenizer, rows, encoded)
     return encoded

@@ -90,8 +90,9 @@ def nearest(typed: str, known: Iterable[str]) -> str:
     Returns:
         ``" Did you mean 'NAME'?"``, with the blank in front, or the empty string where no name is close.
     """
-    close = get_close_matches(typed[:WORD], [name for name in known if len(name) <= WORD], n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    close = get_close_matches(typed[:WORD], [name for name in known if len(name) <= WORD])
+    swapped = [name for name in close if sorted(name) == sorted(typed)]  # `tset` is as close to `text` as to `test`
+    return f" Did you mean {(swapped or close)[0]!r}?" if close else ""
 
 
 def choices(typed: str, known: Iterable[str], command: str = "") -> str:

@@ -103,6 +103,24 @@ def environment_path(text: str) -> Path:
         raise UsageError(f"{text!r} is no path ({error})") from error
 
 
+def resolved(path: Path) -> Path:
+    """An absolute path, links followed, which can be written as text.
+
+    Raises:
+        UsageError: it is no path, has a loop of links, or is not UTF-8.
+    """
+    try:
+        absolute = path.resolve()
+        f"{path.absolute()}{absolute}".encode()
+        return absolute
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{str(path.absolute())!r} is no path that can be written as text (not UTF-8); rename the folder"
+        ) from error
+    except (ValueError, RuntimeError, OSError) as error:  # a zero byte, a loop of links
+        raise UsageError(f"{str(path)!r} is no path ({error})") from error
+
+
 def there(typed: str, path: Path) -> Path:
     """A path; one that is missing and was typed with a variable is reported as typed, without the variable's value.
 
@@ -212,7 +230,7 @@ def refuse_inside(path: Path, folder: Path, what: str) -> None:
     Raises:
         UsageError: the path is the folder, or lies in it, links followed.
     """
-    if path.resolve().is_relative_to(folder.resolve()):
+    if resolved(path).is_relative_to(resolved(folder)):
         raise UsageError(f"{path} lies in {what} {folder}; name a folder outside of it")
 
 

@@ -37,7 +37,7 @@ from defensekit.models.checkpoint import CAUSAL, Checkpoint
 from defensekit.models.config import label_names, refuse_contradiction, relabelled
 from defensekit.models.pair import Pair
 from defensekit.models.skeleton import task_of
-from defensekit.recipe.resolve import Spec, called, component, dataset_source, model_folder, several
+from defensekit.recipe.resolve import Spec, called, component, dataset_source, model_folder, several, written
 from defensekit.result.schema import Histogram, Result
 from defensekit.text import Row, label_number, split
 from defensekit.training import Precision, device_type
@@ -114,7 +114,7 @@ def load_data(
     Raises:
         UsageError: the rows are not what was expected.
     """
-    read = component(DatasetSource, dataset_source(str(source) if isinstance(source, Path) else source))
+    read = component(DatasetSource, dataset_source(written(source)))
     dataset = call_component(read, read.load)
     if pair and task_of(pair.suspect) != CAUSAL:
         dataset = relabelled(dataset, label_names(pair.suspect))

@@ -203,7 +203,7 @@ def _kept(result: "Result", suspect: Checkpoint, folder: Path) -> Path:
     if not folder.exists():
         with atomic_folder(folder) as part:
             checkpoint.copy_companions(suspect.folder, part)
-            for path in [*suspect.files, *suspect.folder.glob(checkpoint.INDEX)]:
+            for path in [*suspect.files, *([suspect.folder / checkpoint.INDEX] if suspect.indexed else [])]:
                 shutil.copyfile(path, part / path.name)
             write_manifest(part)
     atomic_write(folder / CARD, card(result, kept=True).encode())

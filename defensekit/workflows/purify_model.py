@@ -12,7 +12,7 @@ from defensekit.models.checkpoint import CAUSAL, Checkpoint
 from defensekit.models.skeleton import task_of
 from defensekit.pipeline.store import refuse_inside_store
 from defensekit.recipe.recipe import Recipe
-from defensekit.recipe.resolve import model_folder
+from defensekit.recipe.resolve import model_folder, written
 from defensekit.result.schema import Result
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import environment_path, refuse_inside, there
@@ -125,10 +125,10 @@ def purify_model(
         DefenseKitError: a stage failed; what was finished before is kept.
     """
     prepared = prepare(
-        str(base),
+        str(written(base)),
         Path(suspect),
         Path(target),
-        None if clean is None else str(clean),
+        None if clean is None else str(written(clean)),
         recipe=None if recipe is None else Path(recipe),
         settings=settings,
         adapter_only=adapter_only,

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import defensekit
+from defensekit.cli.main import main
+from defensekit.cli.shared import to_write
 from defensekit.host.tables import SUFFIXES
 from tests.cli.helpers import command
 from tests.conftest import ROOT, SMALL, shape
@@ -82,6 +84,25 @@ def test_a_wrong_recipe_is_exit_code_2_with_its_place(recipe: Path, tmp_path: Pa
     assert f"{recipe}:8: defense.scorer" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "command", ["run x.yaml -w", "purify --base b --suspect s --out", "scan --base b --suspect s --out"]
+)
+def test_a_folder_to_write_to_is_expanded_and_is_one(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HERE", str(tmp_path / "store"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "loop").symlink_to("loop")
+    for typed, said in (("", "got an empty one"), ("$HER/a", "HER is not set"), ("loop", "is no path (")):
+        monkeypatch.setattr("sys.argv", ["defensekit", *command.split(), typed])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        assert said in capsys.readouterr().err
+    for typed in ("$HERE/a", "~/store/a"):
+        assert to_write(typed) == tmp_path / "store/a"
 
 
 def test_a_workspace_that_cannot_be_written_is_exit_code_1(recipe: Path, tmp_path: Path) -> None:

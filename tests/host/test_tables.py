@@ -90,6 +90,11 @@ def test_a_cell_of_200_000_characters(tmp_path: Path) -> None:
         ("a.csv", 'text,label\n"a,1\n', "line 2"),
         ("a.csv", b"text,label\n\xff\xfe,1\n", "not UTF-8"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2: not JSON"),
+        ("a.csv", "text, label,label \na,1,0\n", "a.csv, line 1: the column 'label' is duplicated"),
+        ("a.jsonl", '{"text": "a", "label": 1, "label": 0}', "a.jsonl, line 1: the key 'label' is duplicated"),
+        ("a.jsonl", '\n{"text": "a", "label": 1, " label ": 0}', "a.jsonl, line 2: the column 'label' is duplicated"),
+        ("a.json", '[{"text": "a", "more": [{"b": 1, "b": 2}]}]', "a.json, row 0: the key 'b' is duplicated"),
+        ("a.json", '[{"text": "a", "text ": "b"}]', "a.json, row 0: the column 'text' is duplicated"),
         ("a.jsonl", "[1]\n", "line 1: expected a JSON object, got list"),
         ("a.parquet", "PAR1 not really", "not a Parquet file"),
         ("a.xlsx", "x", "is none of .csv, .tsv, .json, .jsonl, .parquet"),
@@ -109,6 +114,13 @@ def test_folders_and_labels_never_seen(tmp_path: Path) -> None:
     write_table(tmp_path / "dev.jsonl", [("x", "neutral")])
     with pytest.raises(UsageError, match=r"dev.jsonl, line 1: the label 'neutral' is unknown.*negative, positive"):
         File(path=tmp_path).load()
+    write_table(tmp_path / "train.jsonl", make_sentences(8))
+    with pytest.raises(UsageError, match=r"which table is 'train', train.csv, train.jsonl\? .*splits: {train: train"):
+        File(path=tmp_path).load()
+    with pytest.raises(UsageError, match=r"which table is 'train', train.csv, train.jsonl\?"):
+        File(path=tmp_path, splits={"train": "train"}).load()  # type: ignore[arg-type]
+    named = File(path=tmp_path, splits={"train": "train.jsonl"})  # type: ignore[arg-type]
+    assert len(named.load().train) == 8
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="has no train file"):
         File(path=tmp_path / "empty").load()
@@ -174,6 +186,24 @@ def test_labels_as_words_or_numbers_with_blanks_around(tmp_path: Path) -> None:
     assert (words.labels, [row.label for row in words.train]) == (("Positive", "negative"), [0, 1, 0])
     numbers = table(tmp_path, '{" text": " a ", "label ": 1}\n{" text": "b", "label ": " 0 "}\n', "x.jsonl").load()
     assert (numbers.labels, [(row.text, row.label) for row in numbers.train]) == (("0", "1"), [("a", 1), ("b", 0)])
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["Positive", "positive"], "'Positive' and 'positive'"),
+        (["caf\u00e9", "cafe\u0301"], r"'cafe\u0301' and 'caf\xe9'"),
+        (["\u0414\u0430", "\u0434\u0430"], "'\u0414\u0430' and '\u0434\u0430'"),
+        (["yes", "y\u200bes"], r"'yes' and 'y\u200bes'"),
+        (["not sure", "not  sure"], "'not  sure' and 'not sure'"),
+        (["Ja", "ja", "JA", "nein"], "'JA' and 'Ja' and 'ja'"),
+        (["positive", "negative", "1", "01"], None),
+    ],
+)
+def test_labels_that_look_alike_are_said(tmp_path: Path, labels: list[str], said: str | None) -> None:
+    got = table(tmp_path, "text,label\n" + "".join(f"t{i},{label}\n" for i, label in enumerate(labels))).load()
+    assert len(got.labels) == len(labels)
+    assert [note.partition("of their own: ")[2] for note in got.notes] == ([said] if said else [])
 
 
 def test_labels_by_name_before_number() -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from defensekit.models.checkpoint import Checkpoint, copy_companions
 from defensekit.models.loading import load_model, load_tokenizer
+from defensekit.models.writer import rewrite
 from defensekit.utils.errors import DefenseKitError, UsageError
 
 
@@ -83,6 +84,13 @@ def test_a_broken_index_is_an_error(copy: Path, index: str) -> None:
     (copy / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UsageError, match=r"index.json"):
         _ = Checkpoint(copy).tensors
+
+
+def test_an_index_that_is_not_read_is_not_written(copy: Path, tmp_path: Path) -> None:
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    (out := tmp_path / "out").mkdir()
+    rewrite(Checkpoint(copy), out, lambda name, values: None)
+    assert [path.name for path in out.iterdir()] == ["model.safetensors"]
 
 
 def test_missing_pieces(tmp_path: Path, copy: Path) -> None:

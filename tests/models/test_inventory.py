@@ -45,6 +45,11 @@ def not_a_number(folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
+def two_sets(folder: Path) -> None:
+    shutil.copy(folder / WEIGHTS, folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a link": (lambda folder: (folder / "vocab.txt").symlink_to("/etc/hosts"), "vocab.txt", "a link that leaves"),
     "a pipe": (lambda folder: os.mkfifo(folder / "merges.txt"), "merges.txt", "no regular file"),
@@ -54,6 +59,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "quantised": (keys("config.json", quantization_config={"quant_method": "awq"}), "config.json", "quantised"),
     "damaged": (lambda folder: os.truncate(folder / WEIGHTS, 9_000), WEIGHTS, "is damaged"),
     "a pickle alone": (lambda folder: (folder / WEIGHTS).rename(folder / "a.bin"), "(model)", "only as a pickle"),
+    "two sets of weights": (two_sets, "(model)", "Remove the one that is not meant: model.safetensors, or"),
     "other names": (renamed, "(model)", "transformers draws it at random"),
     "not a number": (not_a_number, "(model)", "NaN or infinity in classifier.bias"),
     "a tokenizer that fails": (keys("tokenizer.json", normalizer={"type": "No"}), "tokenizer.json", "is refused"),

@@ -18,6 +18,7 @@ import defensekit
 from defensekit.pipeline.run_folder import _is_whole, _write_model
 from defensekit.recipe.loader import load_recipe
 from defensekit.result.schema import Result
+from defensekit.studies.folder import Folder
 from defensekit.utils.errors import UsageError
 from defensekit.utils.files import file_digest
 from tests.cli.helpers import command
@@ -313,3 +314,16 @@ def test_two_processes_that_end_together_leave_one_model(finished: tuple[Path, P
         end.result()
     assert _is_whole(folder / "purified", made.key, (folder / "purified/README.md").read_bytes())
     assert [path.name for path in folder.iterdir()] == ["purified"]
+
+
+def test_a_folder_that_is_no_text_is_said_before_anything_is_computed(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_recipe(recipe)
+    (odd := tmp_path / "odd\udcff").mkdir()
+    monkeypatch.chdir(odd)
+    with pytest.raises(UsageError, match="is no path that can be written as text"):
+        defensekit.run(loaded)
+    with pytest.raises(UsageError, match="is no path that can be written as text"):
+        Folder(Path("workspace"), "study")
+    assert list(odd.iterdir()) == []

@@ -88,6 +88,18 @@ def test_shipped_recipes_load(monkeypatch: pytest.MonkeyPatch) -> None:
         ("name: rows.csv", "name: movie-review", 3, ["data", "Did you mean 'movie-reviews'"]),
         ("target: positive", "target: positiv", 4, ["attack.target", "no label 'positiv'", "Did you mean 'positive'"]),
         ("dev: 32", "dev: 320", 3, ["data", "`clean`", "has 20"]),
+        (
+            "test: 60",
+            "tset: 60",
+            3,
+            ["data.tset: unknown key. Did you mean 'test'?", "(known: ", "test", "path", "label"],
+        ),
+        (
+            "rows.csv, train",
+            "opinions, trian",
+            3,
+            ["data.trian: unknown key. Did you mean 'train'? (known: train, clean"],
+        ),
         ("test: 60", "test: 60, text: texts", 3, ["no column 'texts'", "Did you mean 'text'"]),
         ("train: 240", "train: 240, pair: second", 3, ["no column 'second'"]),
         ("name: pico", "name: ../pico", 1, ["name", "pattern"]),
@@ -97,6 +109,7 @@ def test_shipped_recipes_load(monkeypatch: pytest.MonkeyPatch) -> None:
         ("name: pico", "name: [pico", 2, ["not YAML"]),
         ("name: pico", "name: pico\nplugins: [nothing.py]", 2, ["plugins", "no file"]),
         ("name: pico", "name: pico\nmetrics: [accuracy]", 2, ["metrics.0", "no metric 'accuracy'"]),
+        ("name: pico", "name: pico\nmetrics: [acc, asr, acc]", 2, ["metrics.2", "'acc' stands there twice"]),
         ("name: pico", "name: pico\nmetrics: []", 2, ["metrics", "at least 1"]),
         ("name: pico", "name: pico\nseed: 010", 2, ["seed", "integer"]),
         ("name: pico", "name: pico\nplugins: ['~nobody_of_that_name/x.py']", 2, ["plugins.0", "is no path"]),
@@ -124,6 +137,22 @@ def test_errors_say_where_and_what_is_close(
     assert text.startswith(f"{recipe}:{line}:"), text
     for part in parts:
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("above", "said"),
+    [
+        ("attack: null", "above.yaml:2: attack: expected either"),
+        ("suspect: x", "above.yaml:2: suspect: expected either"),
+    ],
+)
+def test_what_a_file_takes_back_or_adds_is_said_with_its_place(recipe: Path, above: str, said: str) -> None:
+    upper = recipe.with_name("above.yaml")
+    upper.write_text(f"extends: {recipe.name}\n{above}\n")
+    with pytest.raises(UsageError, match=said):
+        load_recipe(upper)
+    with pytest.raises(UsageError, match=r"^--set attack=null: attack: expected either"):
+        load_recipe(recipe, ["attack=null"])
 
 
 def test_model_that_is_nothing_known(recipe: Path, base: Path) -> None:

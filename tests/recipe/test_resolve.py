@@ -36,6 +36,37 @@ def test_data_are_a_source_a_file_or_a_hub_id(tmp_path: Path, monkeypatch: pytes
     assert dataset_source("owner/rows@main") == {"name": "hub", "id": "owner/rows", "revision": "main"}
 
 
+def test_a_source_and_a_folder_of_one_name_are_ambiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pico").mkdir()
+    (tmp_path / "opinions").touch()
+    for spec in ("pico", {"name": "pico"}):
+        with pytest.raises(UsageError, match=r"^'pico' is ambiguous: a source of plugin .*, and the folder .*\./pico"):
+            model_source(spec)
+    with pytest.raises(UsageError, match=r"^'opinions' is ambiguous: .*the file opinions. Write \./opinions for"):
+        dataset_source("opinions")
+    assert model_source("./pico") == {"name": "folder", "path": "pico"}
+    assert model_folder(Path("pico")) == Path("pico")  # a path is no name
+    given = {"name": "pico", "size": 2}  # parameters of the source, which a folder does not have
+    assert model_source(given) == given
+
+
+def test_of_a_recipe_what_lies_beside_it_counts(recipe: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = recipe.parent / "pico"
+    text = recipe.read_text().replace(f"model: {base}", "model: pico")
+    recipe.write_text(text)
+    assert load_recipe(recipe).model.name == "pico"
+    beside.mkdir()
+    with pytest.raises(UsageError, match=rf"^{recipe}:2: model: 'pico' is ambiguous: .*the folder {beside}\."):
+        load_recipe(recipe)
+    recipe.write_text(text.replace("model: pico", "model: ./pico"))
+    assert load_recipe(recipe).model.parameters()["path"] == str(beside)
+    monkeypatch.chdir(recipe.parent)
+    (recipe.parent / "opinions").mkdir()
+    with pytest.raises(UsageError, match="'opinions' is ambiguous"):
+        load_recipe(recipe, ["data.name=opinions"])  # of a setting, what lies in the working folder
+
+
 @pytest.mark.parametrize(
     ("read", "spec", "text"),
     [

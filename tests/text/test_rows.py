@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from defensekit.components import Dataset
 from defensekit.models.loading import load_tokenizer
-from defensekit.text import Row, Truncation, changed, read_rows, split, write_rows
+from defensekit.text import Row, Truncation, changed, encode, read_rows, split, write_rows
 from defensekit.utils.errors import UsageError
 from defensekit_demo.minilm import MiniLM
 
@@ -51,6 +52,13 @@ def test_what_truncation_keeps_is_what_the_tokenizer_says(
                     ends[sequence] = max(ends[sequence], end)
         expected.append(tuple(ends))
     assert Truncation(BERT, max_length).kept(made) == expected
+
+
+def test_a_row_without_any_token_is_named() -> None:
+    tokenizer = load_tokenizer(MiniLM().folder())
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
+    with pytest.raises(UsageError, match=r"^row 7 has no token: the tokenizer leaves nothing of '\\u200b'$"):
+        encode(tokenizer, [Row(3, "fine", 0), Row(7, "\u200b", 1)], 16)
 
 
 SIZES: dict[str, int | None] = {"train": None, "clean": 10, "dev": 10, "test": 10}

@@ -17,6 +17,7 @@ from defensekit.utils.files import (
     folder_lock,
     refuse_inside,
     refuse_unwritable,
+    resolved,
     scratch_folder,
 )
 
@@ -62,6 +63,14 @@ def test_a_folder_that_nothing_can_be_written_into(tmp_path: Path) -> None:
     for name in ("", "new", "new/er", "linked", "linked/new"):
         refuse_unwritable(tmp_path / name)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "dangling", "loop", "linked"}
+
+
+def test_what_is_no_path_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path, why in ((tmp_path / "loop", "[Ll]oop"), (tmp_path / "a\0b", "null"), (tmp_path / "a\udcff", "not UTF-8")):
+        for refuse in (refuse_inside_store, lambda path: refuse_inside(path, tmp_path / "other", "it"), resolved):
+            with pytest.raises(UsageError, match=rf"is no path .*{why}"):
+                refuse(path)
 
 
 @pytest.mark.parametrize("target", ["/", "//"])
