@@ -177,7 +177,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _repeated(value: Any) -> str | None:
-    """A key that stands twice in one object, anywhere in a value."""
+    """A key that occurs twice in one object, anywhere in a value."""
     within = [value]
     while within:
         one = within.pop()

@@ -1,8 +1,8 @@
 """What chance does to a mean over test rows, attacks and seeds: the percentile bootstrap (Efron 1979).
 
 Test rows are drawn anew, a row of several seeds or attacks once for all of them, since it is the same row; and then
-seeds. How often a row is drawn hangs on its id alone, Poisson frequencies (Hanley and MacGibbon 2006): the draws are
-the same for all rows of a board, so that the draws of a difference are the difference of the draws.
+seeds. How often a row is drawn depends on its id alone, by Poisson frequencies (Hanley and MacGibbon 2006): the draws
+are the same for all rows of a board, so that the draws of a difference are the difference of the draws.
 """
 
 import math
@@ -31,7 +31,7 @@ def redrawn(values: "Mapping[Cell, pd.Series]", least: float = -math.inf) -> "np
 
     by_seed = defaultdict(list)
     for cell in sorted(values):
-        counts = _counts(values[cell].index.to_numpy().tobytes())
+        counts = _counts(values[cell].index.to_numpy(np.int64).tobytes())
         # Whole numbers, so that sums are exact. Of one row or two a draw may have none.
         sums = (counts @ values[cell].to_numpy(np.float32)).astype(float)
         by_seed[cell[1]].append(np.maximum(sums / np.maximum(counts.sum(axis=1), 1), least))

@@ -24,7 +24,7 @@ def refuse_other_than_site(out: Path) -> None:
 def replace_site(out: Path, files: Mapping[str, bytes]) -> None:
     """Write a site, and remove what the one that was here before had beyond it.
 
-    What is removed is listed by that one with its digest: a file that somebody else wrote, or changed, stays.
+    Only a file that the earlier site lists, with the digest that it still has, is removed.
     """
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     listed = (out / LIST).read_text(encoding="utf-8", errors="replace").splitlines() if (out / LIST).is_file() else []

@@ -107,9 +107,10 @@ def _tried(path: str) -> None:
     if (largest := max(tokenizer.get_vocab().values(), default=0)) > LARGEST:  # libraries make a list of as many
         raise UsageError(f"a token has the number {largest:,}; at most {LARGEST:,}")
     rules = [part for name, part in plain.items() if name not in ("model", "added_tokens")]
-    if (longest := max(map(len, _strings(rules)), default=0)) > LONGEST:  # put in front of every text, say
+    texts = [*texts_in(rules, but="precompiled_charsmap")]  # SentencePiece's map, which is long and no text
+    if (longest := max(map(len, texts), default=0)) > LONGEST:  # put in front of every text, say
         raise UsageError(f"a rule has a text of {longest:,} characters; at most {LONGEST:,}")
-    for text in (*_TEXTS, printable * 20, *_strings(rules)):
+    for text in (*_TEXTS, printable * 20, *texts):  # what a rule looks for may become much more
         for pair in (None, "b"):
             if (tokens := len(tokenizer.encode(text, pair))) > TOKENS + 8 * len(text):
                 raise UsageError(f"it makes {tokens:,} tokens of {len(text):,} characters")
@@ -132,15 +133,15 @@ def _made(folder: str) -> str:
     return made
 
 
-def _strings(data: Any) -> Iterator[str]:
-    """Every text within plain data: what a rule looks for may become much more. SentencePiece's map is none."""
+def texts_in(data: Any, but: str = "") -> Iterator[str]:
+    """Every text within plain data, except under one key."""
     within = [data]
-    while within:
+    while within:  # no recursion: the depth is untrusted
         node = within.pop()
         if isinstance(node, str):
             yield node
         if isinstance(node, dict):
-            node = [value for key, value in node.items() if key != "precompiled_charsmap"]
+            node = [value for key, value in node.items() if key != but]
         within.extend(node if isinstance(node, list) else ())
 
 

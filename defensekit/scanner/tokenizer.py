@@ -4,13 +4,14 @@ Both are compared as transformers loads them. What the two read differently is t
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defensekit.defense.triggers.insertion import insert, positions, words
 from defensekit.models.answers import names, several
 from defensekit.models.loading import load_tokenizer
+from defensekit.models.tokenizer_trial import texts_in
 from defensekit.scanner.result import TokenizerScan, Tried
 from defensekit.scanner.triggers import answered, flips
 from defensekit.text import Row
@@ -75,7 +76,7 @@ def read_differently(base: "PreTrainedTokenizerBase", suspect: "PreTrainedTokeni
     Returns:
         The texts, and how many strings of the suspect's rules can't be tried: they are blank, or long.
     """
-    ours, theirs = (set(_strings(_rules(tokenizer))) for tokenizer in (base, suspect))
+    ours, theirs = (set(texts_in(_rules(tokenizer))) for tokenizer in (base, suspect))
     own = sorted(theirs - ours)
     fit = [text for text in own if text.strip() and len(text) <= LONGEST]
     texts = list(dict.fromkeys([*fit, *words(base, len(base)).values()]))
@@ -88,15 +89,6 @@ def _rules(tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
     inner = json.loads(tokenizer.backend_tokenizer.to_str())
     added = [token["content"] for token in inner["added_tokens"]]
     return [added, *(inner.get(key) for key in _PARTS if key != "added_tokens"), list(tokenizer.get_vocab())]
-
-
-def _strings(data: Any) -> Iterator[str]:
-    within = [data]
-    while within:
-        node = within.pop()
-        if isinstance(node, str):
-            yield node
-        within.extend(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
 
 
 def attempt(

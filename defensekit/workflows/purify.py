@@ -200,13 +200,13 @@ def purify_into(
 
 def _kept(result: "Result", suspect: Checkpoint, folder: Path) -> Path:
     """The suspect as it was, in a folder with a card and a manifest."""
-    if not folder.exists():
-        with atomic_folder(folder) as part:
-            checkpoint.copy_companions(suspect.folder, part)
-            for path in [*suspect.files, *([suspect.folder / checkpoint.INDEX] if suspect.indexed else [])]:
-                shutil.copyfile(path, part / path.name)
-            write_manifest(part)
-    atomic_write(folder / CARD, card(result, kept=True).encode())
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier run's: the suspect may have been another one
+    with atomic_folder(folder) as part:
+        checkpoint.copy_companions(suspect.folder, part)
+        for path in [*suspect.files, *([suspect.folder / checkpoint.INDEX] if suspect.indexed else [])]:
+            shutil.copyfile(path, part / path.name)
+        atomic_write(part / CARD, card(result, kept=True).encode())
+        write_manifest(part)
     return folder
 
 

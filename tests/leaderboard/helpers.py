@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -73,6 +74,16 @@ def twelve(t):
 def defensekit_scorers():
     return {"twelve": twelve}
 '''
+
+
+def copied(row: Path, name: str) -> Path:
+    """The same row under another name, beside it."""
+    other = shutil.copytree(row, row.parent / name)
+    entry = yaml.safe_load((other / "entry.yaml").read_text())
+    (other / "entry.yaml").write_text(yaml.safe_dump({**entry, "name": name}))
+    (other / RECORD).write_text((other / RECORD).read_text().replace('"entry": "twelve"', f'"entry": "{name}"'))
+    seal(other)
+    return other
 
 
 def wrong(track: Track, row: Path) -> str:

@@ -1,20 +1,18 @@
 """A row compared with others on the same test rows, and beside studies."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from defensekit.cli.main import app as main
 from defensekit.leaderboard.as_study import studies_of
-from defensekit.leaderboard.row import RECORD, read_row
+from defensekit.leaderboard.row import read_row
 from defensekit.leaderboard.ties import differences
 from defensekit.studies.frame import Finished
 from defensekit.studies.report.page import joint_report
-from tests.leaderboard.helpers import said, seal
+from tests.leaderboard.helpers import copied, said
 from tests.leaderboard.test_page import made_up
 from tests.studies.helpers import model, result, write_study
 from tests.studies.report.helpers import texts
@@ -34,11 +32,7 @@ def test_differences() -> None:
 
 
 def test_the_command(row: Path, track: object, place: Path) -> None:
-    other = shutil.copytree(row, row.parent / "other")
-    entry = yaml.safe_load((other / "entry.yaml").read_text())
-    (other / "entry.yaml").write_text(yaml.safe_dump({**entry, "name": "other"}))
-    (other / RECORD).write_text((other / RECORD).read_text().replace('"entry": "twelve"', '"entry": "other"'))
-    seal(other)
+    copied(row, "other")
     options = ("--track", place / "tiny-v1.yaml")
     same = "0.000 (0.000 to 0.000)"
     out, error = said("compare", row, row.parents[1], *options)
@@ -72,11 +66,7 @@ def test_rows_beside_a_study(made: Path, place: Path, tmp_path: Path) -> None:
 
 def test_rows_of_one_track_are_one_board(row: Path, place: Path, tmp_path: Path) -> None:
     """Each alone, and with attacks that were tried on it."""
-    other = shutil.copytree(row, row.parent / "other")
-    entry = yaml.safe_load((other / "entry.yaml").read_text())
-    (other / "entry.yaml").write_text(yaml.safe_dump({**entry, "name": "other"}))
-    (other / RECORD).write_text((other / RECORD).read_text().replace('"entry": "twelve"', '"entry": "other"'))
-    seal(other)
+    other = copied(row, "other")
     [board] = studies_of([row, other], tmp_path / "scratch", [str(place / "tiny-v1.yaml")])
     assert board.name == "tiny-v1"
     table = joint_report([board], [], ["defense"], ["attack"], ["asr"]).main

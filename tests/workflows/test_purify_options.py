@@ -57,6 +57,8 @@ def test_where_nothing_is_found_the_suspect_may_stay_as_it_was(
     same = {path.name: path.read_bytes() == (tmp_path / "kept" / path.name).read_bytes() for path in innocent.iterdir()}
     assert set(same.values()) == {True}
     assert {path.name for path in (tmp_path / "kept").iterdir()} == same.keys() | {"README.md", "manifest.json"}
+    manifest = json.loads((tmp_path / "kept/manifest.json").read_text())
+    assert manifest["files"].keys() == same.keys() | {"README.md"}
     assert "the suspect as it was, byte for byte" in (tmp_path / "kept/README.md").read_text()
     result = json.loads(next((tmp_path / "w/runs").glob("*/result.json")).read_text())
     assert result["verdict"]["removed"] is None
